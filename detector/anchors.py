@@ -1,0 +1,68 @@
+"""Anchors: every size and ratio at every cell of every pyramid level, cached per image shape."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_CACHED_SHAPES = 32  # multi-scale training meets many shapes; the cache must not grow with them
+
+
+class AnchorGenerator:
+    """Anchors of a feature pyramid, as torchvision's AnchorGenerator makes them (rounded to pixels).
+
+    Args:
+        sizes: per level, the anchors' sizes in pixels (square root of the area).
+        ratios: height / width of the anchors, the same for all levels.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
+        self.cells = [_cell_anchors(level, ratios) for level in sizes]
+        self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @property
+    def per_location(self) -> int:
+        return len(self.cells[0])
+
+    def __call__(
+        self, image_size: tuple[int, int], grids: Sequence[tuple[int, int]], device: torch.device
+    ) -> Tensor:
+        """Anchors of all levels, in the order of the head's outputs: level, row, column, anchor.
+
+        Args:
+            image_size: height and width of the padded batch, in pixels.
+            grids: height and width of every level's feature map.
+
+        Returns:
+            float32 [N, 4], xyxy in pixels; not to be written to.
+        """
+        key = (image_size, tuple(grids), device)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+        else:
+            levels = [
+                _level_anchors(cells, grid, image_size)
+                for cells, grid in zip(self.cells, grids, strict=True)
+            ]
+            self._cache[key] = torch.cat(levels).to(device)
+            if len(self._cache) > _CACHED_SHAPES:
+                self._cache.popitem(last=False)
+        return self._cache[key]
+
+
+def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Anchors around the origin, [ratios * sizes, 4]: ratio by ratio, as torchvision orders them."""
+    size = torch.tensor(sizes, dtype=torch.float32)
+    root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
+    width, height = (size / root).flatten(), (root * size).flatten()
+    return (torch.stack((-width, -height, width, height), dim=1) / 2).round()
+
+
+def _level_anchors(cells: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    stride_y, stride_x = image_size[0] // grid[0], image_size[1] // grid[1]
+    y, x = torch.meshgrid(
+        torch.arange(grid[0]) * stride_y, torch.arange(grid[1]) * stride_x, indexing="ij"
+    )
+    shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+    return (shifts + cells).reshape(-1, 4)

@@ -1,0 +1,108 @@
+"""ResNet + feature pyramid: images -> five feature maps, P3 to P7, of strides 8 to 128 px."""
+
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
+
+from errors import InputError
+
+STRIDES = (8, 16, 32, 64, 128)
+Norm = Literal["batch", "frozen", "group"]
+
+
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """A norm layer of `channels` features; group norm has the largest count of groups up to 32."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "frozen":
+        return FrozenBatchNorm2d(channels)
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet without its classifier, giving C3, C4 and C5.
+
+    Args:
+        name: resnet18, resnet34, resnet50 or resnet101.
+        norm: batch (trained), frozen (fixed statistics: pretrained weights only) or group.
+        pretrained: ImageNet weights, fetched by torchvision at first use.
+        frozen_stages: 0 trains all; 1 fixes the stem, 2 the first stage as well, and so on.
+
+    Raises:
+        InputError: the weights cannot be fetched.
+    """
+
+    def __init__(self, name: str, norm: Norm, pretrained: bool, frozen_stages: int) -> None:
+        super().__init__()
+        body = getattr(torchvision.models, name)(weights=None, norm_layer=lambda c: make_norm(norm, c))
+        if pretrained:
+            self._load(body, name)
+        del body.fc, body.avgpool
+        self.body = body
+        self.channels = [body.layer2, body.layer3, body.layer4]
+        self.channels = [stage[-1].conv2.out_channels for stage in self.channels]
+        if hasattr(body.layer4[-1], "conv3"):
+            self.channels = [s[-1].conv3.out_channels for s in (body.layer2, body.layer3, body.layer4)]
+        stages = [(body.conv1, body.bn1), (body.layer1,), (body.layer2,), (body.layer3,), (body.layer4,)]
+        for stage in stages[:frozen_stages]:
+            for module in stage:
+                module.requires_grad_(False)
+
+    @staticmethod
+    def _load(body: nn.Module, name: str) -> None:
+        try:
+            weights = torchvision.models.get_model_weights(name).DEFAULT
+            if name in ("resnet50", "resnet101"):
+                weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+            body.load_state_dict(weights.get_state_dict(progress=True, check_hash=True), strict=False)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"model.pretrained: the ImageNet weights of {name} could not be fetched ({reason}); "
+                f"connect to the internet once, or train from scratch with model.pretrained=false"
+            ) from None
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        b = self.body
+        x = b.layer1(b.maxpool(b.relu(b.bn1(b.conv1(x)))))
+        c3 = b.layer2(x)
+        c4 = b.layer3(c3)
+        return [c3, c4, b.layer4(c4)]
+
+
+class FeaturePyramid(nn.Module):
+    """FPN (Lin et al., CVPR 2017) with RetinaNet's P6 and P7.
+
+    Args:
+        in_channels: of C3, C4, C5.
+        channels: of every level.
+        p6_from: "c5" as in the paper, "p5" as in torchvision.
+    """
+
+    def __init__(self, in_channels: list[int], channels: int, p6_from: Literal["c5", "p5"]) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.p6_from = p6_from
+        p6_in = channels if p6_from == "p5" else in_channels[-1]
+        self.p6 = nn.Conv2d(p6_in, channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """C3, C4, C5 -> P3 to P7, each [B, channels, H / stride, W / stride]."""
+        inner = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
+        for level in (1, 0):
+            size = inner[level].shape[-2:]
+            inner[level] = inner[level] + F.interpolate(inner[level + 1], size=size, mode="nearest")
+        p3, p4, p5 = (conv(x) for conv, x in zip(self.output, inner, strict=True))
+        p6 = self.p6(p5 if self.p6_from == "p5" else features[-1])
+        return [p3, p4, p5, p6, self.p7(torch.relu(p6))]

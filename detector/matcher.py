@@ -1,0 +1,84 @@
+"""Matching anchors with gt boxes by IoU: which anchor is positive, negative, or takes no part."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detector.boxes import area, pairwise_intersection, pairwise_iou
+
+# IoU is computed for at most this many (image, gt, anchor) triples at once: about 100 MB at peak.
+_PAIRS_AT_ONCE = 1 << 22
+
+
+class Matches(NamedTuple):
+    """What every anchor of every image is to learn."""
+
+    status: Tensor  # int8 [B, N]: 1 positive, 0 negative, -1 ignored
+    gt_index: Tensor  # int64 [B, N]: row of the matched gt box in its image; only for positives
+
+
+@torch.no_grad()
+def match(
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    gt_valid: Tensor,
+    gt_ignore: Tensor,
+    positive_iou: float,
+    negative_iou: float,
+    best_anchor: bool = True,
+) -> Matches:
+    """Match the anchors of a batch with its gt boxes.
+
+    An anchor is positive when its best IoU reaches `positive_iou`, negative below `negative_iou`,
+    ignored between. With `best_anchor` each gt keeps its best anchors (ties included) as positives
+    even below the threshold, unless an anchor already belongs to another gt by `positive_iou`, or
+    another gt that it is the best for overlaps it more. A gt that overlaps no anchor has none.
+    An anchor that is not positive, with more than half of its area in an ignored gt (iscrowd), is
+    ignored: nobody knows what is there.
+
+    Args:
+        anchors: float [N, 4] xyxy pixels.
+        gt_boxes: float [B, G, 4] xyxy pixels, padded.
+        gt_valid: bool [B, G], False for padding.
+        gt_ignore: bool [B, G], True for crowd regions.
+
+    Source: Ren et al., "Faster R-CNN" (2015), 3.1.2; Chen et al., "AP-Loss" (2019), 5.1.
+    """
+    batch, gts = gt_valid.shape
+    shape = (batch, len(anchors))
+    best_iou = torch.zeros(shape, device=anchors.device)
+    best_gt = torch.zeros(shape, dtype=torch.int64, device=anchors.device)
+    forced_iou, forced_gt = best_iou.clone(), best_gt.clone()
+    in_crowd = torch.zeros(shape, dtype=torch.bool, device=anchors.device)
+    objects = gt_valid & ~gt_ignore
+    crowds = gt_valid & gt_ignore
+    has_crowds = bool(crowds.any())
+    anchor_area = area(anchors)
+
+    step = max(1, _PAIRS_AT_ONCE // max(1, batch * len(anchors)))
+    for start in range(0, gts, step):  # blocks of gt boxes, to bound the memory
+        block = slice(start, start + step)
+        iou = pairwise_iou(gt_boxes[:, block], anchors)  # [B, g, N]
+        iou.masked_fill_(~objects[:, block, None], -1)
+        iou_of_anchor, gt = iou.max(dim=1)
+        better = iou_of_anchor > best_iou
+        best_iou = torch.where(better, iou_of_anchor, best_iou)
+        best_gt = torch.where(better, gt + start, best_gt)
+        if best_anchor:
+            iou_of_gt = iou.amax(dim=2, keepdim=True)
+            iou.masked_fill_((iou < iou_of_gt) | (iou <= 0), -1)
+            iou_of_anchor, gt = iou.max(dim=1)
+            better = iou_of_anchor > forced_iou
+            forced_iou = torch.where(better, iou_of_anchor, forced_iou)
+            forced_gt = torch.where(better, gt + start, forced_gt)
+        if has_crowds:
+            covered = pairwise_intersection(gt_boxes[:, block], anchors) > 0.5 * anchor_area
+            in_crowd |= (covered & crowds[:, block, None]).any(dim=1)
+
+    status = torch.where(best_iou < negative_iou, 0, -1).to(torch.int8)
+    status[in_crowd] = -1
+    positive = best_iou >= positive_iou
+    forced = (forced_iou > 0) & ~positive
+    status[positive | forced] = 1
+    return Matches(status, torch.where(forced, forced_gt, best_gt))

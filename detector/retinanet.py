@@ -1,0 +1,69 @@
+"""RetinaNet (Lin et al., ICCV 2017): ResNet, feature pyramid, two heads; assembled from plain parts."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detector.anchors import AnchorGenerator
+from detector.backbone import FeaturePyramid, ResNet
+from detector.heads import Head
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SIZE_DIVISOR = 32  # images of a batch are padded to a multiple of this, in pixels
+
+
+class HeadOutputs(NamedTuple):
+    """What the network says of every anchor."""
+
+    logits: Tensor  # [B, N, C]
+    deltas: Tensor  # [B, N, 4]
+    anchors: Tensor  # float32 [N, 4], xyxy pixels of the padded batch
+    level_sizes: tuple[int, ...]  # anchors per pyramid level; sums to N
+
+
+class RetinaNet(nn.Module):
+    """Images -> logits and box deltas for every anchor.
+
+    Args:
+        backbone, pyramid: give P3 to P7.
+        class_head, box_head: give [B, N, C] and [B, N, 4].
+        anchor_generator: must have as many anchors per location as the heads.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        pyramid: FeaturePyramid,
+        class_head: Head,
+        box_head: Head,
+        anchor_generator: AnchorGenerator,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pyramid = pyramid
+        self.class_head = class_head
+        self.box_head = box_head
+        self.anchor_generator = anchor_generator
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> HeadOutputs:
+        """images uint8 [B, 3, H, W] RGB, padded; sizes int64 [B, 2], height and width without padding."""
+        x = self.normalise(images, sizes)
+        features = self.pyramid(self.backbone(x))
+        grids = [(f.shape[-2], f.shape[-1]) for f in features]
+        anchors = self.anchor_generator((x.shape[-2], x.shape[-1]), grids, x.device)
+        per_location = self.anchor_generator.per_location
+        level_sizes = tuple(h * w * per_location for h, w in grids)
+        return HeadOutputs(self.class_head(features), self.box_head(features), anchors, level_sizes)
+
+    def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """uint8 -> float with ImageNet's mean and spread; padding becomes 0, the mean."""
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        height, width = x.shape[-2:]
+        rows = torch.arange(height, device=x.device) < sizes[:, :1]  # [B, H]
+        columns = torch.arange(width, device=x.device) < sizes[:, 1:]  # [B, W]
+        x = x * (rows[:, None, :, None] & columns[:, None, None, :])
+        return x.contiguous(memory_format=torch.channels_last)
