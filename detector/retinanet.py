@@ -11,7 +11,6 @@ from detector.heads import Head
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SIZE_DIVISOR = 32  # images of a batch are padded to a multiple of this, in pixels
 
 
 class HeadOutputs(NamedTuple):

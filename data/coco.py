@@ -1,0 +1,114 @@
+"""COCO instances JSON -> DetectionSet."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
+from data.sample import DetectionSet
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def load_coco(
+    annotations: Path, images: Path, classes: tuple[str, ...] | None = None
+) -> DetectionSet:
+    """Read an instances file. Category ids may have gaps, images may have no boxes.
+
+    Args:
+        annotations: the JSON file.
+        images: the folder that `file_name` is relative to.
+        classes: names of the categories to use, in this order; by default all, by ascending id.
+            Objects of other categories are left out.
+
+    Raises:
+        InputError: whatever is wrong with the file, its images or boxes.
+    """
+    require_folder(images, "data.images")
+    content = read_json(annotations)
+    for section in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(section), list):
+            raise InputError(f"{annotations} has no list '{section}'; a COCO instances file has one")
+    labels, names, category_ids = _categories(content["categories"], classes, annotations)
+    known_categories = {c["id"] for c in content["categories"]}
+    found: dict[int, AnnotatedImage] = {}
+    for record in content["images"]:
+        image = _image(record, images, annotations)
+        if image.id in found:
+            raise InputError(f"{annotations}: image id {image.id} stands twice")
+        found[image.id] = image
+    for record in content["annotations"]:
+        where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {annotations}"
+        image_id = _field(record, "image_id", where)
+        category_id = _field(record, "category_id", where)
+        if image_id not in found:
+            raise InputError(f"{where} belongs to image id {image_id}, which is not listed in 'images'")
+        if category_id not in known_categories:
+            raise InputError(f"{where} has category id {category_id}, which is not listed in 'categories'")
+        if category_id in labels:
+            found[image_id].objects.append(_annotation(record, where, labels[category_id]))
+    return build_set(found.values(), names, category_ids, str(annotations))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises InputError: missing, unreadable or not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"annotation file {path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+def _categories(
+    records: list[Any], classes: tuple[str, ...] | None, source: Path
+) -> tuple[dict[int, int], tuple[str, ...], tuple[int, ...]]:
+    """Label of each category id, and names and ids in the order of the labels."""
+    ids: dict[str, int] = {}
+    for record in records:
+        where = f"a category in {source}"
+        name, number = str(_field(record, "name", where)), _field(record, "id", where)
+        if name in ids or number in ids.values():
+            raise InputError(f"{source}: category '{name}' (id {number}) stands twice")
+        ids[name] = number
+    if classes is None:
+        classes = tuple(sorted(ids, key=lambda name: ids[name]))
+    for name in classes:
+        if name not in ids:
+            raise InputError(f"{source} has no category '{name}'; it has {', '.join(ids) or 'none'}")
+    if not classes:
+        raise InputError(f"{source} lists no categories")
+    return {ids[name]: label for label, name in enumerate(classes)}, classes, tuple(ids[n] for n in classes)
+
+
+def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
+    where = f"an image in {source}"
+    number = _field(record, "id", where)
+    where = f"image id {number} in {source}"
+    path = inside(folder, str(_field(record, "file_name", where)), where)
+    size = (_field(record, "height", where), _field(record, "width", where))
+    if not isinstance(number, int) or not all(isinstance(v, int) and v > 0 for v in size):
+        raise InputError(f"{where}: id, height and width must be positive integers")
+    return AnnotatedImage(number, path, size)
+
+
+def _annotation(record: dict[str, Any], where: str, label: int) -> Annotation:
+    box = _field(record, "bbox", where)
+    numbers = isinstance(box, list) and len(box) == 4
+    if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in box):
+        raise InputError(f"{where}: bbox must be four numbers (x, y, width, height), got {box!r}")
+    x, y, width, height = (float(v) for v in box)
+    area = record.get("area")
+    crowd = bool(record.get("iscrowd", 0))
+    given = float(area) if isinstance(area, int | float) else None
+    return Annotation(where, (x, y, x + width, y + height), label, crowd, given)
+
+
+def _field(record: Any, key: str, where: str) -> Any:
+    if not isinstance(record, dict) or key not in record:
+        raise InputError(f"{where} has no '{key}'")
+    return record[key]

@@ -1,0 +1,92 @@
+"""Image files -> uint8 RGB, whatever the file holds: rotation in EXIF, grey, palette, alpha, 16 bit."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from errors import InputError
+
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSING = (5, 6, 7, 8)  # orientations that swap height and width
+_DECODE_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image, upright and as stored; reads only the header.
+
+    Raises:
+        InputError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING
+    except FileNotFoundError:
+        raise InputError(f"image {path} does not exist") from None
+    except _DECODE_ERRORS as error:
+        raise InputError(f"image {path} cannot be read: {_reason(error)}") from None
+    return ((width, height) if turned else (height, width)), (height, width)
+
+
+def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The pixels of an image, uint8 [H, W, 3] RGB.
+
+    EXIF rotation is applied, unless the annotations were made on the stored pixels: that is when
+    `expected_size` (height, width) fits the stored image and not the upright one. 16-bit images
+    are scaled to 8 bits by their full range; alpha is dropped.
+
+    Raises:
+        InputError: the file is missing, damaged, of an unsupported kind, or of another size.
+    """
+    try:
+        with Image.open(path) as image:
+            if expected_size != _upright_size(image) and expected_size == (image.height, image.width):
+                upright = image
+            else:
+                upright = ImageOps.exif_transpose(image)
+            pixels = _to_rgb(upright)
+    except FileNotFoundError:
+        raise InputError(f"image {path} does not exist") from None
+    except _DECODE_ERRORS as error:
+        raise InputError(f"image {path} cannot be read: {_reason(error)}") from None
+    if pixels.shape[:2] != expected_size:
+        raise InputError(size_mismatch(path, expected_size, pixels.shape[:2]))
+    return pixels
+
+
+def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]) -> str:
+    """The error text for an image whose size is not what its annotation says."""
+    return (
+        f"image {path} is {found[1]} x {found[0]} px, but its annotation says "
+        f"{annotated[1]} x {annotated[0]}; the boxes would be in the wrong place. Correct the annotation."
+    )
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; convert the file to 8 or 16 bit")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit pixels have no defined range; convert the file to 8 or 16 bit")
+        scaled = ((grey + 128) // 257).clip(0, 255).astype(np.uint8)
+        return np.repeat(scaled[:, :, None], 3, axis=2)
+    if image.mode != "RGB":
+        with warnings.catch_warnings():  # Pillow's advice on palettes with transparency
+            warnings.simplefilter("ignore")
+            image = image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+    return np.array(image)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

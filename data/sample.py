@@ -1,0 +1,101 @@
+"""The records that travel: DetectionSet (a split on disk), Sample (one image), Batch."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# A batch is padded to a multiple of the pyramid's coarsest trained stride, as torchvision does.
+SIZE_DIVISOR = 32
+
+
+@dataclass(frozen=True)
+class DetectionSet:
+    """The annotations of a split, in flat arrays (lists of objects would be copied by every worker).
+
+    The boxes of image i are the rows offsets[i] to offsets[i + 1].
+    """
+
+    files: NDArray[np.str_]  # [I] paths of the images
+    image_ids: NDArray[np.int64]  # [I] as in the annotations
+    sizes: NDArray[np.int64]  # [I, 2] height, width in pixels
+    offsets: NDArray[np.int64]  # [I + 1]
+    boxes: NDArray[np.float64]  # [M, 4] xyxy pixels, as annotated
+    labels: NDArray[np.int64]  # [M] index into classes
+    ignore: NDArray[np.bool_]  # [M] crowd regions, difficult objects
+    areas: NDArray[np.float64]  # [M] as annotated (COCO's small / medium / large), else of the box
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]  # of the classes, as in the annotations
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One augmented image and its boxes."""
+
+    index: int  # row in the DetectionSet
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    original_size: tuple[int, int]  # height, width in the file
+    boxes: NDArray[np.float32]  # [M, 4] xyxy pixels of `image`
+    labels: NDArray[np.int64]  # [M]
+    ignore: NDArray[np.bool_]  # [M]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images padded to one size, boxes padded to one count."""
+
+    indices: Tensor  # int64 [B], rows in the DetectionSet
+    images: Tensor  # uint8 [B, 3, H, W] RGB, channels last in memory
+    sizes: Tensor  # int64 [B, 2], height and width without padding
+    original_sizes: Tensor  # int64 [B, 2], height and width in the file
+    boxes: Tensor  # float32 [B, G, 4]
+    labels: Tensor  # int64 [B, G]
+    valid: Tensor  # bool [B, G]
+    ignore: Tensor  # bool [B, G]
+
+    def _map(self, function: Any) -> "Batch":
+        return Batch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; the copy does not block where the memory is pinned."""
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Called by DataLoader(pin_memory=True)."""
+        return self._map(lambda t: t.pin_memory())
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples -> Batch: images padded at the right and bottom with 0, to a multiple of 32 px."""
+    sizes = torch.tensor([s.image.shape[:2] for s in samples])
+    height, width = ((sizes.amax(0) + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR).tolist()
+    images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
+    most = max(len(s.boxes) for s in samples)
+    boxes = torch.zeros(len(samples), most, 4)
+    labels = torch.zeros(len(samples), most, dtype=torch.int64)
+    valid = torch.zeros(len(samples), most, dtype=torch.bool)
+    ignore = torch.zeros(len(samples), most, dtype=torch.bool)
+    for i, sample in enumerate(samples):
+        h, w = sample.image.shape[:2]
+        count = len(sample.boxes)
+        images[i, :h, :w] = torch.from_numpy(sample.image)
+        boxes[i, :count] = torch.from_numpy(sample.boxes)
+        labels[i, :count] = torch.from_numpy(sample.labels)
+        ignore[i, :count] = torch.from_numpy(sample.ignore)
+        valid[i, :count] = True
+    return Batch(
+        indices=torch.tensor([s.index for s in samples]),
+        images=images.permute(0, 3, 1, 2),
+        sizes=sizes,
+        original_sizes=torch.tensor([s.original_size for s in samples]),
+        boxes=boxes,
+        labels=labels,
+        valid=valid,
+        ignore=ignore,
+    )

@@ -1,0 +1,230 @@
+"""albumentations pipelines from the configuration; the only module that imports albumentations.
+
+Besides albumentations' own transforms the YAML may name three of this module: `ResizeWithin`,
+`ZoomOut` and `IoUCrop` (the last two after SSD, Liu et al., ECCV 2016).
+"""
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
+
+import albumentations as A  # noqa: E402
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from errors import InputError  # noqa: E402
+
+# The loader's processes are the parallelism; OpenCV's own threads would fight with them.
+cv2.setNumThreads(0)
+
+
+class ResizeWithin(A.DualTransform):
+    """Scale, keeping the ratio, so that the short side is `short` px but the long one at most `long`.
+
+    Without `short` the long side becomes `long` px. Areas are averaged when shrinking.
+    """
+
+    def __init__(self, long: int, short: int | None = None) -> None:
+        super().__init__(p=1)
+        self.long = long
+        self.short = short
+
+    def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+        height, width = img.shape[:2]
+        scale = self.long / max(height, width)
+        if self.short is not None:
+            scale = min(scale, self.short / min(height, width))
+        return resize(img, max(1, round(height * scale)), max(1, round(width * scale)))
+
+    def apply_to_bboxes(self, bboxes: NDArray[np.float32], **params: Any) -> NDArray[np.float32]:
+        return bboxes  # relative coordinates
+
+
+class ZoomOut(A.DualTransform):
+    """Put the image somewhere on a mean-coloured canvas 1 to `ratio` times its size, then shrink it.
+
+    SSD's "expand" augmentation: makes small objects. The result has the size of the input, so that
+    no canvas of 16 times the pixels is made.
+    """
+
+    def __init__(self, ratio: float = 4.0, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.ratio = ratio
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        ratio = self.py_random.uniform(1, self.ratio)
+        return {
+            "scale": 1 / ratio,
+            "left": self.py_random.uniform(0, 1 - 1 / ratio),
+            "top": self.py_random.uniform(0, 1 - 1 / ratio),
+        }
+
+    def apply(self, img: NDArray[np.uint8], scale: float, left: float, top: float, **params: Any) -> Any:
+        height, width = img.shape[:2]
+        canvas = np.empty_like(img)
+        canvas[:] = (124, 116, 104)  # ImageNet's mean: 0 after normalisation
+        small = resize(img, max(1, round(height * scale)), max(1, round(width * scale)))
+        y = min(round(top * height), height - small.shape[0])
+        x = min(round(left * width), width - small.shape[1])
+        canvas[y : y + small.shape[0], x : x + small.shape[1]] = small
+        return canvas
+
+    def apply_to_bboxes(
+        self, bboxes: NDArray[np.float32], scale: float, left: float, top: float, **params: Any
+    ) -> NDArray[np.float32]:
+        moved = bboxes.copy()
+        moved[:, :4] = bboxes[:, :4] * scale + np.array([left, top, left, top], dtype=bboxes.dtype)
+        return moved
+
+
+class IoUCrop(A.DualTransform):
+    """SSD's random crop: its overlap with some object is at least one of `min_ious`, drawn at random.
+
+    A crop has `min_scale` to 1 of each side, a ratio between 1:2 and 2:1, and the centre of at least
+    one object. One of the draws is "leave the image as it is".
+    """
+
+    def __init__(
+        self,
+        min_ious: Sequence[float] = (0.0, 0.1, 0.3, 0.7, 0.9),
+        min_scale: float = 0.3,
+        trials: int = 50,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(p=p)
+        self.min_ious = tuple(min_ious)
+        self.min_scale = min_scale
+        self.trials = trials
+
+    @property
+    def targets_as_params(self) -> list[str]:
+        return ["bboxes"]
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        whole = {"crop": (0.0, 0.0, 1.0, 1.0)}
+        choice = self.py_random.randrange(len(self.min_ious) + 1)
+        if choice == len(self.min_ious):
+            return whole
+        boxes = np.asarray(data["bboxes"], dtype=np.float64).reshape(len(data["bboxes"]), -1)[:, :4]
+        height, width = params["shape"][:2]
+        for _ in range(self.trials):
+            w, h = (self.py_random.uniform(self.min_scale, 1) for _ in range(2))
+            if not 0.5 <= (h * height) / (w * width) <= 2:
+                continue
+            x, y = self.py_random.uniform(0, 1 - w), self.py_random.uniform(0, 1 - h)
+            crop = np.array([x, y, x + w, y + h])
+            if len(boxes) == 0:
+                return {"crop": tuple(crop)}
+            centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+            kept = ((centre > crop[:2]) & (centre < crop[2:])).all(axis=1)
+            if kept.any() and _iou(crop, boxes).max() >= self.min_ious[choice]:
+                return {"crop": tuple(crop)}
+        return whole
+
+    def apply(self, img: NDArray[np.uint8], crop: tuple[float, ...], **params: Any) -> NDArray[np.uint8]:
+        x0, y0, x1, y1 = _pixels(crop, img.shape)
+        return np.ascontiguousarray(img[y0:y1, x0:x1])
+
+    def apply_to_bboxes(
+        self, bboxes: NDArray[np.float32], crop: tuple[float, ...], **params: Any
+    ) -> NDArray[np.float32]:
+        height, width = params["shape"][:2]
+        x0, y0, x1, y1 = _pixels(crop, (height, width))
+        moved = bboxes.copy()
+        moved[:, [0, 2]] = (bboxes[:, [0, 2]] * width - x0) / (x1 - x0)
+        moved[:, [1, 3]] = (bboxes[:, [1, 3]] * height - y0) / (y1 - y0)
+        return moved
+
+
+_OWN = {"ResizeWithin": ResizeWithin, "ZoomOut": ZoomOut, "IoUCrop": IoUCrop}
+
+
+class Pipeline:
+    """An augmentation pipeline whose result depends on its seed alone.
+
+    Args:
+        transforms: names, or {name: {parameter: value}}, in the order of application.
+        min_visibility: boxes with a smaller part of their area left by a crop are dropped.
+        key: where the list stands in the configuration, for errors.
+
+    Raises:
+        InputError: a transform or a parameter does not exist, or a value does not fit.
+    """
+
+    def __init__(
+        self, transforms: Sequence[str | dict[str, dict[str, Any] | None]], min_visibility: float, key: str
+    ) -> None:
+        steps = [_make(transform, f"{key}[{i}]") for i, transform in enumerate(transforms)]
+        # Both filters are needed: without them albumentations raises on boxes that rounding put
+        # outside the image or left without area.
+        boxes = A.BboxParams(
+            format="pascal_voc",
+            label_fields=["row"],
+            clip=True,
+            filter_invalid_bboxes=True,
+            min_visibility=min_visibility,
+            min_width=1,
+            min_height=1,
+        )
+        self._compose = A.Compose(steps, bbox_params=boxes)
+
+    def __call__(
+        self, image: NDArray[np.uint8], boxes: NDArray[np.float32], seed: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+        """image [H, W, 3], boxes [M, 4] xyxy pixels -> image, the boxes left, and their rows."""
+        # albumentations repeats itself in every worker and epoch unless seeded by hand.
+        self._compose.set_random_seed(seed)
+        done = self._compose(image=image, bboxes=boxes, row=np.arange(len(boxes)))
+        # Without boxes albumentations gives float64 and shape (0,).
+        left = np.asarray(done["bboxes"], dtype=np.float32).reshape(-1, 4)
+        return done["image"], left, np.asarray(done["row"], dtype=np.int64)
+
+
+def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize to height x width px, averaging areas when shrinking (no aliasing)."""
+    if (height, width) == image.shape[:2]:
+        return image
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=method)
+
+
+def _make(transform: str | dict[str, dict[str, Any] | None], where: str) -> Any:
+    if isinstance(transform, str):
+        transform = {transform: {}}
+    if len(transform) != 1:
+        raise InputError(f"{where}: one transform is wanted, got {sorted(transform)}")
+    ((name, parameters),) = transform.items()
+    kind = _OWN.get(name) or getattr(A, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):
+        raise InputError(f"{where}: albumentations has no transform '{name}'")
+    try:
+        # Not an error but a warning in albumentations: a misspelt parameter would be lost.
+        return _strict(kind, parameters or {})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {name}: {' '.join(str(error).split())}") from None
+
+
+def _strict(kind: type, parameters: dict[str, Any]) -> Any:
+    accepted = set(inspect.signature(kind.__init__).parameters) - {"self"}
+    unknown = sorted(set(parameters) - accepted)
+    if unknown:
+        raise ValueError(f"no parameter '{unknown[0]}'; it takes {', '.join(sorted(accepted))}")
+    return kind(**parameters)
+
+
+def _pixels(crop: tuple[float, ...], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    height, width = shape[:2]
+    x0, y0 = round(crop[0] * width), round(crop[1] * height)
+    return x0, y0, max(x0 + 1, round(crop[2] * width)), max(y0 + 1, round(crop[3] * height))
+
+
+def _iou(crop: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    side = np.minimum(crop[2:], boxes[:, 2:]) - np.maximum(crop[:2], boxes[:, :2])
+    intersection = side.clip(min=0).prod(axis=1)
+    union = (crop[2:] - crop[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - intersection
+    return intersection / union

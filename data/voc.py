@@ -1,0 +1,116 @@
+"""Pascal VOC folders (Annotations, ImageSets/Main, JPEGImages) -> DetectionSet."""
+
+import logging
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
+from data.sample import DetectionSet
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def load_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> DetectionSet:
+    """Read one split. Boxes are taken as (xmin, ymin, xmax, ymax), without a one-pixel offset.
+
+    Args:
+        root: folder with Annotations, ImageSets/Main and JPEGImages.
+        split: name of a list in ImageSets/Main; "VOC2007/trainval" is the list trainval below
+            root/VOC2007.
+        classes: names to use, in this order; objects of other classes are left out. By default all
+            names found in root/Annotations, sorted.
+
+    Difficult objects are marked `ignore`. Images are numbered from 1 in the order of the list.
+
+    Raises:
+        InputError: whatever is wrong with the folder, its files or boxes.
+    """
+    folder, _, name = split.rpartition("/")
+    root = root / folder
+    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        require_folder(root / part, "data.root (voc)")
+    names = _read_list(root / "ImageSets" / "Main" / f"{name}.txt")
+    trees = {stem: _read_xml(inside(root / "Annotations", f"{stem}.xml", f"split {split}")) for stem in names}
+    if classes is None:
+        classes = voc_classes(root)
+    labels = {name: label for label, name in enumerate(classes)}
+    left_out: dict[str, int] = {}
+    images = []
+    for number, (stem, tree) in enumerate(trees.items(), start=1):
+        xml = root / "Annotations" / f"{stem}.xml"
+        file_name = _image_name(root, stem, tree, xml)
+        size = tuple(int(_number(tree, f"size/{side}", str(xml))) for side in ("height", "width"))
+        image = AnnotatedImage(number, file_name, (size[0], size[1]))
+        for position, node in enumerate(tree.iter("object"), start=1):
+            where = f"object {position} in {xml}"
+            label = _text(node, "name", where)
+            if label not in labels:
+                left_out[label] = left_out.get(label, 0) + 1
+                continue
+            x0, y0, x1, y1 = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
+            difficult = (node.findtext("difficult") or "0").strip() == "1"
+            image.objects.append(Annotation(where, (x0, y0, x1, y1), labels[label], ignore=difficult))
+        images.append(image)
+    if left_out:
+        counts = ", ".join(f"{count} of '{name}'" for name, count in sorted(left_out.items()))
+        log.warning("%s: objects of classes that are not used left out: %s", split, counts)
+    return build_set(images, classes, tuple(range(1, len(classes) + 1)), f"split {split}")
+
+
+def voc_classes(root: Path) -> tuple[str, ...]:
+    """All class names in root/Annotations, sorted."""
+    found = set()
+    for path in (root / "Annotations").glob("*.xml"):
+        found |= {_text(node, "name", str(path)) for node in _read_xml(path).iter("object")}
+    if not found:
+        raise InputError(f"{root / 'Annotations'} holds no objects")
+    return tuple(sorted(found))
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+        raise InputError(f"split list {path} does not exist; there are: {there}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"split list {path} cannot be read: {error}") from None
+    # "aeroplane_train.txt" style lists carry a second column; the name is the first.
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
+def _read_xml(path: Path) -> ET.Element:
+    try:
+        return ET.parse(path).getroot()
+    except FileNotFoundError:
+        raise InputError(f"annotation file {path} does not exist") from None
+    except (ET.ParseError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not valid XML: {error}") from None
+
+
+def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path) -> Path:
+    """The image beside the XML file: by its own stem, else by the name that the XML gives."""
+    folder = root / "JPEGImages"
+    named = tree.findtext("filename")
+    if named:
+        inside(folder, named, str(xml))
+    for candidate in (f"{stem}.jpg", named or "", f"{stem}.png", f"{stem}.jpeg", f"{stem}.JPG"):
+        if candidate and (folder / candidate).is_file():
+            return folder / candidate
+    return folder / f"{stem}.jpg"
+
+
+def _text(node: ET.Element, tag: str, where: str) -> str:
+    text = node.findtext(tag)
+    if text is None or not text.strip():
+        raise InputError(f"{where} has no <{tag}>")
+    return text.strip()
+
+
+def _number(node: ET.Element, tag: str, where: str) -> float:
+    text = _text(node, tag, where)
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where}: <{tag}> is not a number: '{text}'") from None

@@ -1,0 +1,151 @@
+"""From the configuration to the parts. Only here, and in the doors, is the configuration known."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.annotations import join_sets, require_folder
+from data.coco import load_coco
+from data.sample import DetectionSet
+from data.shapes import ShapesSpec, ensure_shapes
+from data.transforms import Pipeline
+from data.voc import load_voc, voc_classes
+from detector.anchors import AnchorGenerator
+from detector.backbone import FeaturePyramid, ResNet
+from detector.config import Config, DataConfig, LossConfig, ModelConfig
+from detector.criterion import ClassLoss, Criterion
+from detector.heads import Head
+from detector.losses import ap_loss, focal_loss, giou_loss, smooth_l1_loss
+from detector.retinanet import RetinaNet
+from errors import InputError
+
+
+def build_set(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> DetectionSet:
+    """The annotations of one split: "train", "val" or "test".
+
+    Args:
+        classes: the classes of the model, where there is one; they come before `data.classes`.
+
+    Raises:
+        InputError: the split is not configured or empty, or anything in it is wrong.
+    """
+    names = getattr(config.splits, split)
+    if names is None:
+        raise InputError(f"data.splits.{split} is not set; name the split of the data set to use")
+    names = [names] if isinstance(names, str) else names
+    if classes is None and config.classes is not None:
+        classes = tuple(config.classes)
+    root = Path(config.root)
+    if config.format == "shapes":
+        spec = ShapesSpec(
+            train_images=config.shapes_train_images,
+            val_images=config.shapes_val_images,
+            imbalance=config.shapes_imbalance,
+        )
+        ensure_shapes(root, spec)
+    require_folder(root, "data.root")
+    records = join_sets([_load(config, root, name, classes) for name in names], f"data.splits.{split}")
+    if len(records) == 0:
+        raise InputError(f"data.splits.{split} ({', '.join(names)}) of {root} holds no images")
+    if split == "train" and len(records.boxes) == 0:
+        raise InputError(f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from")
+    return records
+
+
+def _load(config: DataConfig, root: Path, name: str, classes: tuple[str, ...] | None) -> DetectionSet:
+    if config.format == "voc":
+        if classes is None and isinstance(config.splits.train, list):
+            # Joined folders must agree on the classes before any of them is read.
+            folders = {root / part.rpartition("/")[0] for part in config.splits.train}
+            classes = tuple(sorted({name for folder in folders for name in voc_classes(folder)}))
+        return load_voc(root, name, classes)
+    annotations, images = config.annotations, config.images
+    if config.format == "shapes":
+        annotations, images = "annotations/{split}.json", "images/{split}"
+    return load_coco(
+        root / annotations.replace("{split}", name), root / images.replace("{split}", name), classes
+    )
+
+
+def build_pipeline(config: DataConfig, training: bool) -> Pipeline:
+    """The augmentation pipeline of training, or the resizing of evaluation."""
+    if training:
+        return Pipeline(
+            config.transforms.train, config.transforms.min_visibility, "data.transforms.train"
+        )
+    return Pipeline(config.transforms.eval, 0.0, "data.transforms.eval")
+
+
+def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNet:
+    """A RetinaNet with fresh weights, or ImageNet's in the backbone where `pretrained`.
+
+    Raises:
+        InputError: the ImageNet weights cannot be fetched.
+    """
+    backbone = ResNet(config.backbone, config.norm, pretrained, config.frozen_stages)
+    anchors = AnchorGenerator(config.anchors.sizes, config.anchors.ratios)
+    head = partial(
+        Head,
+        in_channels=config.pyramid_channels,
+        width=config.head_width,
+        depth=config.head_depth,
+        anchors=anchors.per_location,
+        norm=config.head_norm,
+    )
+    return RetinaNet(
+        backbone,
+        FeaturePyramid(backbone.channels, config.pyramid_channels, config.p6_from),
+        head(outputs=classes, prior=config.prior),
+        head(outputs=4),
+        anchors,
+    )
+
+
+def build_criterion(config: Config, device: torch.device) -> Criterion:
+    """The losses of training."""
+    std = box_std(config, device)
+    if config.loss.box == "giou":
+        box_loss = partial(giou_loss, std=std)
+    else:
+        box_loss = partial(smooth_l1_loss, std=std, beta=config.loss.smooth_l1_beta)
+    return Criterion(
+        class_loss(config.loss),
+        box_loss,
+        config.loss.box_weight,
+        config.matcher.positive_iou,
+        config.matcher.negative_iou,
+        config.matcher.best_anchor,
+    )
+
+
+def class_loss(config: LossConfig) -> ClassLoss:
+    """The classification loss that the configuration names."""
+    if config.name == "focal":
+        return partial(focal_loss, alpha=config.focal_alpha, gamma=config.focal_gamma)
+    return partial(ap_loss, delta=config.delta, interpolated=config.interpolated)
+
+
+def box_std(config: Config, device: torch.device) -> Tensor:
+    """The spread of the four deltas, float32 [4]."""
+    return torch.tensor(config.model.box_std, device=device)
+
+
+def build_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"train.device: '{name}' cannot be used ({reason}); try auto or cpu") from None
+    return device

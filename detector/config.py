@@ -1,0 +1,378 @@
+"""The configuration: one frozen record per section, read from YAML with inheritance and overrides.
+
+docs/configuration.md is generated from this file by `python -m detector.config`.
+"""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from errors import InputError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Transform = str | dict[str, dict[str, Any] | None]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool_for_number(cls, values: Any) -> Any:
+        # pydantic takes `true` for 1; in a configuration that is a slip of the pen.
+        if isinstance(values, dict):
+            for name, value in values.items():
+                field = cls.model_fields.get(name)
+                if isinstance(value, bool) and field and field.annotation in (int, float):
+                    raise ValueError(f"{name}: a number is wanted, not {str(value).lower()}")
+        return values
+
+
+class RunConfig(Section):
+    dir: str | None = Field(None, description="the run folder; by default runs/NAME of the configuration")
+
+
+class SplitsConfig(Section):
+    train: str | list[str] = Field("train", description="what is trained on; a list is joined")
+    val: str | list[str] = Field("val", description="what is evaluated during training and by default")
+    test: str | list[str] | None = Field(None, description="what evaluate.py --split test scores")
+
+
+class TransformsConfig(Section):
+    train: list[Transform] = Field(
+        ["HorizontalFlip"], description="albumentations transforms of the training images, in order"
+    )
+    eval: list[Transform] = Field([], description="the same for evaluation; only resizing makes sense")
+    min_visibility: Fraction = Field(
+        0.3, description="boxes with a smaller part of their area left by a crop are dropped"
+    )
+
+
+class DataConfig(Section):
+    format: Literal["coco", "voc", "shapes"] = Field("shapes", description="layout of the data set on disk")
+    root: str = Field("datasets/shapes", description="folder of the data set")
+    splits: SplitsConfig = SplitsConfig()
+    annotations: str = Field(
+        "annotations/{split}.json", description="coco: the annotation file of a split, below root"
+    )
+    images: str = Field("images", description="coco: the folder of a split's images, below root")
+    classes: list[str] | None = Field(
+        None, description="use only these classes, in this order; by default all that the set has"
+    )
+    transforms: TransformsConfig = TransformsConfig()
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="loading processes; by default one per spare core, 4 at most"
+    )
+    shapes_train_images: Count = Field(400, description="shapes: images to generate for training")
+    shapes_val_images: Count = Field(100, description="shapes: images to generate for validation")
+    shapes_imbalance: NonNegative = Field(
+        1.0, description="shapes: exponent on the class frequencies; 0 makes all classes equally frequent"
+    )
+
+
+class AnchorConfig(Section):
+    sizes: list[list[Positive]] = Field(
+        [[s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)] for s in (32, 64, 128, 256, 512)],
+        description="anchor sizes in pixels, one list per level P3 to P7",
+    )
+    ratios: list[Positive] = Field([0.5, 1.0, 2.0], min_length=1, description="height / width")
+
+    @model_validator(mode="after")
+    def _same_count_per_level(self) -> "AnchorConfig":
+        if len(self.sizes) != 5 or len({len(level) for level in self.sizes}) != 1 or not self.sizes[0]:
+            raise ValueError("sizes: five lists (P3 to P7) of the same length are wanted")
+        return self
+
+
+class ModelConfig(Section):
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    pretrained: bool = Field(True, description="start from torchvision's ImageNet weights")
+    init: str | None = Field(
+        None, description="start from this file: a torchvision RetinaNet state dict or a checkpoint"
+    )
+    norm: Literal["batch", "frozen", "group"] = Field(
+        "frozen", description="norm of the backbone; frozen only makes sense with pretrained weights"
+    )
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(
+        2, description="backbone stages that are not trained: 1 the stem, 2 the first stage as well ..."
+    )
+    pyramid_channels: Count = 256
+    p6_from: Literal["c5", "p5"] = Field("c5", description="what P6 is made from: c5 (paper), p5 (torchvision)")
+    head_width: Count = Field(256, description="channels of the heads' convolutions")
+    head_depth: Annotated[int, Field(ge=0)] = Field(4, description="convolutions before the output")
+    head_norm: Literal["none", "group"] = Field("none", description="norm in the heads")
+    prior: Annotated[float, Field(gt=0, lt=1)] = Field(0.01, description="first score of every anchor")
+    anchors: AnchorConfig = AnchorConfig()
+    box_std: list[Positive] = Field(
+        [0.1, 0.1, 0.2, 0.2], min_length=4, max_length=4, description="spread of dx, dy, dw, dh"
+    )
+
+
+class MatcherConfig(Section):
+    positive_iou: Fraction = Field(0.5, description="anchors from this IoU on are positive")
+    negative_iou: Fraction = Field(0.4, description="anchors below this IoU are negative")
+    best_anchor: bool = Field(True, description="the best anchor of each gt box is positive in any case")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MatcherConfig":
+        if self.negative_iou > self.positive_iou:
+            raise ValueError("negative_iou: must not be above positive_iou")
+        return self
+
+
+class LossConfig(Section):
+    name: Literal["ap", "focal"] = Field("ap", description="loss of the classification")
+    delta: NonNegative = Field(1.0, description="ap: half-width of the soft step between two logits")
+    interpolated: bool = Field(True, description="ap: use the precision envelope")
+    focal_alpha: Fraction = Field(0.25, description="focal: weight of the positives")
+    focal_gamma: NonNegative = Field(2.0, description="focal: focusing exponent")
+    box: Literal["smooth_l1", "giou"] = Field("smooth_l1", description="loss of the boxes")
+    box_weight: NonNegative = Field(1.0, description="weight of the box loss in the sum")
+    smooth_l1_beta: Positive = Field(1.0, description="where smooth-L1 turns from square to line")
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = Field(0.001, description="learning rate after the warm-up")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    weight_decay: NonNegative = 1e-4
+    decay_norm_and_bias: bool = Field(True, description="apply weight_decay to norm layers and biases too")
+    clip_norm: Positive | None = Field(None, description="largest norm of the gradient; off by default")
+
+
+class ScheduleConfig(Section):
+    name: Literal["multistep", "cosine"] = "multistep"
+    milestones: list[Positive] = Field([], description="multistep: epochs after which lr is multiplied")
+    gamma: Positive = Field(0.1, description="multistep: the factor")
+    final_factor: Fraction = Field(0.0, description="cosine: lr at the end, as a part of lr")
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_factor: Fraction = Field(1 / 3, description="lr of the first step, as a part of lr")
+
+
+class TrainConfig(Section):
+    epochs: Count = 12
+    batch_size: Count = Field(16, description="images per optimizer step on one process and micro-batch")
+    accumulate: Count = Field(1, description="micro-batches per optimizer step")
+    amp: Literal["bf16", "fp16", "off"] = Field("bf16", description="precision of the network")
+    channels_last: bool = Field(True, description="memory format of the network")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="keep a moving average of the weights and evaluate that; 0 is off"
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
+    log_every: Count = Field(20, description="steps between log lines")
+
+
+class EvalConfig(Section):
+    batch_size: Count = 8
+    score_threshold: Fraction = Field(
+        0.0, description="detections below are dropped; above 0 costs AP (scores only rank)"
+    )
+    topk_candidates: Count = Field(1000, description="kept per pyramid level before NMS, by rank")
+    nms_threshold: Fraction = Field(0.5, description="IoU above which the lower of two boxes is dropped")
+    detections_per_img: Count = 100
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    matcher: MatcherConfig = MatcherConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file with its bases, apply KEY=VALUE overrides, check everything.
+
+    Raises:
+        InputError: the file is missing or malformed, a key is unknown, a value does not fit.
+    """
+    return parse_config(apply_overrides(_read_with_bases(path, ()), overrides or []), str(path))
+
+
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Check plain values against the schema; `source` names them in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Set dotted keys: apply_overrides({}, ["optimizer.lr=0.005"]).
+
+    Raises:
+        InputError: an override is not KEY=VALUE, or a key is unknown.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"'{override}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005")
+        if key not in _leaf_keys(Config) and key.split(".")[0] != "base":
+            raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"{key}: '{text}' is not a YAML value") from None
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = _merge(values, nested)
+    return values
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve() if path.exists() else path
+    if path in seen:
+        raise InputError(f"{path}: base leads back to the file itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a mapping of sections is wanted, such as 'train: {{epochs: 12}}'")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base must be the name of one file")
+    return _merge(_read_with_bases(path.parent / base, (*seen, path)), values)
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, everything else replaced. An empty section changes nothing."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and value is None:
+            continue
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return {key: {} if value is None and key in Config.model_fields else value for key, value in merged.items()}
+
+
+def _sub_section(annotation: Any) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _leaf_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = _sub_section(field.annotation)
+        keys += _leaf_keys(inner, f"{prefix}{name}.") if inner else [prefix + name]
+    return keys
+
+
+def _nearest(key: str) -> str:
+    keys = _leaf_keys(Config)
+    found = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not found:  # the right name in the wrong section
+        found = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:1]
+    return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    names = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+    # pydantic appends the tried member of a union (str, list, ...) to the path: not a key.
+    parts: list[str] = []
+    section: type[Section] | None = Config
+    for part in names:
+        if isinstance(part, int):
+            parts[-1] += f"[{part}]"
+        elif section is not None:
+            parts.append(part)
+            field = section.model_fields.get(part)
+            section = _sub_section(field.annotation) if field else None
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        return f"unknown configuration key '{key}'{_nearest(key)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}.{message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def reference() -> str:
+    """The configuration reference, as Markdown: every key, its type, default and meaning."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Every key of the YAML files, generated from the schema by `python -m detector.config`.",
+        "On the command line: `python train.py CONFIG optimizer.lr=0.005`.",
+    ]
+    for name, field in Config.model_fields.items():
+        section = _sub_section(field.annotation)
+        assert section is not None
+        lines += ["", f"## {name}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += _reference_rows(section, f"{name}.")
+    return "\n".join(lines) + "\n"
+
+
+def _reference_rows(section: type[Section], prefix: str) -> list[str]:
+    rows = []
+    for name, field in section.model_fields.items():
+        inner = _sub_section(field.annotation)
+        if inner:
+            rows += _reference_rows(inner, f"{prefix}{name}.")
+            continue
+        default = yaml.safe_dump(_rounded(field.get_default()), default_flow_style=True).strip()
+        default = default.removesuffix("...").strip()
+        kind = _type_name(field.annotation).replace("|", "\\|")
+        rows.append(f"| `{prefix}{name}` | {kind} | `{default}` | {field.description or ''} |")
+    return rows
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return round(value, 4) if isinstance(value, float) and value > 0.01 else value
+
+
+def _type_name(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _type_name(typing.get_args(annotation)[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in typing.get_args(annotation))
+    if origin is list:
+        inner = typing.get_args(annotation)[0]
+        return "list of transforms" if inner == Transform else f"list of {_type_name(inner)}"
+    if annotation is type(None):
+        return "null"
+    return {"float": "number", "int": "integer", "str": "text", "bool": "true, false"}.get(
+        getattr(annotation, "__name__", ""), str(annotation)
+    )
+
+
+if __name__ == "__main__":
+    Path("docs/configuration.md").write_text(reference(), encoding="utf-8")
