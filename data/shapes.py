@@ -70,7 +70,7 @@ class Stencil:
 
 
 def _ngon(corners: int, inner: float = 1.0) -> np.ndarray:
-    """A polygon around 0, [corners, 2]; every second corner lies at radius `inner`, the rest at 1."""
+    """A polygon around 0, [corners, 2]; odd corners lie at radius `inner`, even ones at 1."""
     angle = np.arange(corners) * (2 * math.pi / corners)
     radius = np.where(np.arange(corners) % 2 == 0, 1.0, inner)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
@@ -92,7 +92,7 @@ _SPLITS = ("train", "val")
 
 
 def class_frequencies(imbalance: float) -> np.ndarray:
-    """The probability of each class, [len(CLASSES)] float64: geometric, 20**imbalance first to last."""
+    """Probability per class, [len(CLASSES)] float64: geometric, first : last = 20**imbalance."""
     weights = 20.0 ** (-imbalance * np.linspace(0, 1, len(CLASSES)))
     return weights / weights.sum()
 
@@ -238,13 +238,13 @@ def _draw_background(rng: np.random.Generator, size_px: int) -> np.ndarray:
         width, height = height, width
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * math.pi)
-    along = x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))
+    along = math.cos(angle) * x + math.sin(angle) * y
     noise = _noise(rng, height, width, coarsest_px=rng.integers(24, 97))
     kind = rng.choice(("noise", "gradient", "stripes", "blotches"))
     if kind == "noise":
         mix = noise
     elif kind == "gradient":
-        mix = 0.75 * np.ptp(along) ** -1 * (along - along.min()) + 0.25 * noise
+        mix = 0.75 * (along - along.min()) / np.ptp(along) + 0.25 * noise
     elif kind == "stripes":
         wave = np.sin(along * (2 * math.pi / rng.uniform(9, 48)) + rng.uniform(0, 14) * noise)
         mix = 0.5 + 0.5 * np.clip(wave * rng.uniform(0.8, 3), -1, 1)
@@ -252,17 +252,17 @@ def _draw_background(rng: np.random.Generator, size_px: int) -> np.ndarray:
         mix = np.clip((noise - rng.uniform(0.4, 0.6)) * rng.uniform(4, 14) + 0.5, 0, 1)
     ground = _colours(rng, 1, most_saturated=0.65)[0]
     # Two colours not too far apart, or nothing could stand out from both.
-    other = np.clip(ground + rng.normal(0, 28, 3), 8, 247)
+    other = np.clip(ground + rng.normal(0, 28, 3), 8, 247).astype(np.float32)
     canvas = _blend(ground, other, mix)
-    canvas += rng.uniform(4, 22) * (_noise(rng, height, width, coarsest_px=6) - 0.5)[..., None]
-    canvas = canvas.astype(np.float32)
+    grain = _noise(rng, height, width, coarsest_px=6) - 0.5
+    canvas += np.float32(rng.uniform(4, 22)) * grain[..., None]
 
     for _ in range(rng.integers(0, 4)):
         size = math.exp(rng.uniform(math.log(10), math.log(0.3 * size_px)))
         _draw_clutter(canvas, rng, _blob(rng, size), outlined=rng.random() < 0.3)
     for _ in range(rng.integers(0, 5)):
         _draw_clutter(canvas, rng, _stroke(rng, rng.uniform(0.15, 0.7) * size_px))
-    for _ in range(rng.integers(0, 16)):
+    for _ in range(rng.integers(0, 14)):
         _draw_clutter(canvas, rng, _blob(rng, rng.uniform(2, 6)))
     return canvas
 
@@ -388,23 +388,23 @@ def _paint(
 ) -> None:
     """Paint a figure in colours that stand out from what lies below; its shadow falls first."""
     height, width = stencil.alpha.shape
-    if not stencil.alpha.any():
-        return
     below = canvas[stencil.window][stencil.alpha > 0.25]
+    if not len(below):
+        return  # clutter that fell outside
     first, second = _contrasting_colours(rng, below)
     if shadow_strength:
         shade = np.zeros(canvas.shape[:2], np.float32)
         shade[stencil.window] = stencil.alpha
         shift = np.column_stack([np.eye(2), shadow_px])
         shade = cv2.warpAffine(shade, shift, shade.shape[::-1])
-        canvas *= 1 - shadow_strength * cv2.GaussianBlur(shade, (0, 0), 2)[..., None]
+        canvas *= 1 - np.float32(shadow_strength) * cv2.GaussianBlur(shade, (0, 0), 2)[..., None]
     kind = rng.choice(("gradient", "noise", "stripes"))
     if kind == "noise":
         mix = _noise(rng, height, width, coarsest_px=12)
     else:
-        y, x = np.mgrid[:height, :width]
+        y, x = np.mgrid[:height, :width].astype(np.float32)
         angle = rng.uniform(0, 2 * math.pi)
-        along = x * math.cos(angle) + y * math.sin(angle)
+        along = math.cos(angle) * x + math.sin(angle) * y
         if kind == "stripes":
             mix = 0.5 + 0.5 * np.sin(along * (2 * math.pi / rng.uniform(5, 14)))
         else:
@@ -420,11 +420,11 @@ def _contrasting_colours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two related colours that both differ from most of the pixels `below`, [N, 3]."""
     first = _colours(rng, 24, most_saturated=1.0)
-    towards = rng.choice((0.0, 255.0), size=(24, 1))
+    towards = rng.choice(np.float32([0, 255]), size=(24, 1))
     second = _blend(first, towards, rng.uniform(0, 0.4, 24))
-    sample = below[:: max(1, len(below) // 64)]
+    sample = below[:: max(1, len(below) // 32)]
     lab = [
-        cv2.cvtColor(colours[None].astype(np.float32) / 255, cv2.COLOR_BGR2LAB)[0]
+        cv2.cvtColor(colours[None] / 255, cv2.COLOR_BGR2LAB)[0]
         for colours in (first, second, sample)
     ]
     distances = np.linalg.norm(np.stack(lab[:2])[:, :, None] - lab[2], axis=-1)  # [2, 24, N]
@@ -436,13 +436,13 @@ def _contrasting_colours(
 
 def _colours(rng: np.random.Generator, count: int, most_saturated: float) -> np.ndarray:
     """Random colours, [count, 3]."""
-    hsv = rng.uniform((0, 0, 0.15), (360, most_saturated, 1), (count, 3))
-    return 255 * cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2BGR)[0]
+    hsv = rng.uniform((0, 0, 0.15), (360, most_saturated, 1), (count, 3)).astype(np.float32)
+    return 255 * cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0]
 
 
 def _blend(start: np.ndarray, end: np.ndarray, mix: np.ndarray) -> np.ndarray:
     """`start` where `mix` [...] is 0, `end` where it is 1; colours in the last dimension."""
-    return start + (end - start) * mix[..., None]
+    return start + (end - start) * mix[..., None].astype(np.float32)
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, coarsest_px: int) -> np.ndarray:

@@ -13,6 +13,10 @@ from torch import Tensor
 from detector.losses.ranking import BinTotals, SoftSteps, blocks
 
 
+class NonFiniteLogits(ValueError):
+    """A logit that takes part in a ranking is NaN or infinite."""
+
+
 def ap_loss(logits: Tensor, targets: Tensor, delta: float = 1.0, interpolated: bool = True) -> Tensor:
     """One minus the average precision of the ranking of all logits.
 
@@ -28,8 +32,8 @@ def ap_loss(logits: Tensor, targets: Tensor, delta: float = 1.0, interpolated: b
         the gradient is defined, not derived, and sums to zero.
 
     Raises:
-        ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, delta < 0, or a
-            ranked logit is NaN or infinite (the message names the first).
+        ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, or delta < 0.
+        NonFiniteLogits: a ranked logit is NaN or infinite; the message names the first.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
@@ -119,7 +123,7 @@ def _raise_not_finite(logits: Tensor, targets: Tensor) -> None:
     if len(bad):
         first = int(bad[0])
         kind = "positive" if targets[first] == 1 else "negative"
-        raise ValueError(
+        raise NonFiniteLogits(
             f"{len(bad)} of the ranked logits are not finite; the first is {float(logits[first])}, "
             f"a {kind}, at flat index {first}"
         )

@@ -1,0 +1,56 @@
+"""Running a model over a set: detections of all images, in pixels of the files."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.sample import Batch
+from detector.postprocess import detect
+from detector.retinanet import RetinaNet
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Detections of a whole set, in flat arrays; each image's are in descending order of score."""
+
+    rows: NDArray[np.int64]  # [D] row of the image in the DetectionSet
+    boxes: NDArray[np.float64]  # [D, 4] xyxy, pixels of the image file
+    scores: NDArray[np.float64]  # [D]
+    labels: NDArray[np.int64]  # [D]
+
+
+@torch.no_grad()
+def predict(
+    model: RetinaNet,
+    batches: Iterable[Batch],
+    device: torch.device,
+    amp: torch.dtype | None,
+    box_std: Tensor,
+    score_threshold: float,
+    topk_candidates: int,
+    nms_threshold: float,
+    detections_per_img: int,
+) -> Predictions:
+    """Detect in every image of the batches. The model is left in evaluation mode."""
+    model.eval()
+    rows, boxes, scores, labels = [], [], [], []
+    for batch in batches:
+        batch = batch.to(device)
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+            outputs = model(batch.images, batch.sizes)
+        found = detect(
+            outputs, batch.sizes, box_std, score_threshold, topk_candidates, nms_threshold, detections_per_img
+        )
+        factors = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).cpu()  # x, y, x, y
+        for index, factor, image in zip(batch.indices.tolist(), factors, found, strict=True):
+            rows.append(np.full(len(image.labels), index))
+            boxes.append((image.boxes.cpu() * factor).double().numpy())
+            scores.append(image.scores.cpu().numpy())
+            labels.append(image.labels.cpu().numpy())
+    return Predictions(
+        np.concatenate(rows), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
+    )

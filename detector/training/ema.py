@@ -1,0 +1,31 @@
+"""An exponential moving average of the weights: steadier in evaluation than the weights themselves."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """A copy of the model that follows it.
+
+    The decay rises from 0 at the first update towards `decay`, so that the random start is forgotten.
+    Buffers (batch norm's statistics) are averaged like weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take one step towards the model."""
+        self.updates += 1
+        decay = min(self.decay, self.updates / (self.updates + 10))
+        average, current = _floats(self.model), _floats(model)
+        torch._foreach_lerp_(average, current, 1 - decay)
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]

@@ -1,0 +1,124 @@
+"""What a run shows: progress on the terminal, metrics.jsonl, TensorBoard."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import draw_bounding_boxes
+from tqdm import tqdm
+
+from detector.evaluation.coco import COCO_NAMES, CocoResult
+from detector.training.run_folder import append_metrics
+
+_GT_COLOUR, _FOUND_COLOUR = "#ffffff", "#ff5a00"
+
+
+class Monitor:
+    """Writes everything that is worth knowing while a run goes on.
+
+    Args:
+        folder: the run folder.
+        total_steps: of the whole run.
+        first_step: where a resumed run continues; events after it are hidden by TensorBoard.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, first_step: int) -> None:
+        self.folder = folder
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+
+    def config(self, text: str) -> None:
+        """Show the resolved configuration in TensorBoard's Text tab."""
+        self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def step(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Log one training step."""
+        append_metrics(self.folder, {"step": step, "epoch": round(epoch, 4), **values})
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+        short = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar.disable:
+            self.say(f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}")
+        else:
+            self._bar.set_postfix_str(f"loss {values['loss']:.3f}")
+
+    def evaluation(self, step: int, epoch: int, result: CocoResult, extra: dict[str, float]) -> None:
+        """Log the metrics of an evaluation and print its table."""
+        append_metrics(self.folder, {"step": step, "epoch": epoch, **result.as_json(), **extra})
+        for name in COCO_NAMES:
+            self._writer.add_scalar(f"val/{name}", result.summary[name], step)
+        for name, value in extra.items():
+            self._writer.add_scalar(f"val/{name}", value, step)
+        for name, one in result.per_class.items():
+            self._writer.add_scalar(f"val_class_AP/{name}", one.ap, step)
+        self.say(metrics_table(result, extra, f"epoch {epoch}"))
+
+    def images(self, step: int, pictures: list[Tensor]) -> None:
+        """Show validation images, uint8 [3, H, W] each."""
+        for i, picture in enumerate(pictures):
+            self._writer.add_image(f"val/image_{i}", picture, step)
+
+    def say(self, text: str) -> None:
+        """Print lines without breaking the progress bar."""
+        self._bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()
+
+
+def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
+    """The 12 COCO numbers, then one line per class."""
+    names, values = list(COCO_NAMES), [result.summary[name] for name in COCO_NAMES]
+    names, values = names + list(extra), values + list(extra.values())
+    rows = [title, "  ".join(f"{n:>6}" for n in names)]
+    rows.append("  ".join(f"{v:{max(6, len(n))}.3f}" for n, v in zip(names, values, strict=True)))
+    width = max([5, *(len(name) for name in result.per_class)])
+    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'gt':>6}")
+    for name, one in result.per_class.items():
+        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.gt_boxes:6d}")
+    return "\n".join(rows)
+
+
+def draw(
+    image: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    classes: tuple[str, ...],
+) -> Tensor:
+    """gt in white, detections in orange with class and score: uint8 [3, H, W] -> the same, drawn on."""
+    if len(gt_boxes):
+        image = draw_bounding_boxes(image, gt_boxes, colors=_GT_COLOUR, width=1)
+    if len(boxes):
+        names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+        image = draw_bounding_boxes(image, boxes, labels=names, colors=_FOUND_COLOUR, width=2)
+    return image
+
+
+def summary_values(losses: Any, lr: float, gradient_norm: Tensor, images_per_s: float, images: int) -> dict[str, float]:
+    """The scalars of one training step, from tensors to plain numbers at once."""
+    numbers = torch.stack(
+        [losses.total, losses.classification, losses.box, losses.positives.to(losses.box), gradient_norm.to(losses.box)]
+    ).tolist()
+    return {
+        "loss": numbers[0],
+        "loss_classification": numbers[1],
+        "loss_box": numbers[2],
+        "positives_per_image": numbers[3] / images,
+        "gradient_norm": numbers[4],
+        "lr": lr,
+        "images_per_s": images_per_s,
+    }

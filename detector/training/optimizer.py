@@ -1,0 +1,46 @@
+"""Optimizers, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def build_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    decay_norm_and_bias: bool,
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over the trained parameters.
+
+    Args:
+        decay_norm_and_bias: if False, parameters of one dimension are not decayed.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    plain = [] if decay_norm_and_bias else [p for p in trained if p.dim() <= 1]
+    decayed = [p for p in trained if decay_norm_and_bias or p.dim() > 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}]
+    if plain:
+        groups.append({"params": plain, "weight_decay": 0.0})
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+
+
+def warmup_factor(step: int, steps: int, first: float) -> float:
+    """Linear warm-up: `first` at step 0, 1 from step `steps` on."""
+    return 1.0 if step >= steps else first + (1 - first) * step / steps
+
+
+def multistep_factor(epoch: float, milestones: Sequence[float], gamma: float) -> float:
+    """gamma to the power of the milestones (in epochs) that have passed."""
+    return gamma ** sum(epoch >= milestone for milestone in milestones)
+
+
+def cosine_factor(progress: float, final: float) -> float:
+    """Half a cosine from 1 to `final` as progress goes from 0 to 1."""
+    return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -1,0 +1,349 @@
+"""The training loop: one step after another, in the order things happen."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.loader import checked, eval_loader, train_loader
+from data.sample import Batch, DetectionSet
+from detector.build import box_std, build_criterion, build_device, build_model, build_pipeline, build_set
+from detector.config import Config, dump_config, parse_config
+from detector.criterion import GroundTruth, Losses
+from detector.evaluation.coco import CocoResult, evaluate_coco
+from detector.evaluation.inference import Predictions, predict
+from detector.evaluation.voc import evaluate_voc
+from detector.losses import NonFiniteLogits
+from detector.retinanet import RetinaNet
+from detector.training.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
+from detector.training.ema import WeightAverage
+from detector.training.monitor import Monitor, draw, summary_values
+from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
+from detector.training.run_folder import create_run_folder, forget_metrics_after, write_text
+from detector.weights import initialise
+from errors import InputError
+
+log = logging.getLogger(__name__)
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+_PICTURES = 4  # validation images shown in TensorBoard
+
+
+class Trainer:
+    """Everything that one run consists of, from the first step to the last.
+
+    Building it checks the data and the model; nothing is written before `run`.
+
+    Args:
+        config: the resolved configuration.
+        name: of the run folder, where run.dir is not set.
+        resume: the run folder to continue, whose last checkpoint is read.
+
+    Raises:
+        InputError: something in the configuration, data or checkpoint is wrong.
+    """
+
+    def __init__(self, config: Config, name: str, resume: Path | None = None) -> None:
+        self.config = config
+        self.name = name
+        self.folder = resume
+        train = config.train
+        torch.manual_seed(train.seed)
+        self.device = build_device(train.device)
+        self.amp = _AMP[train.amp]
+        self.box_std = box_std(config, self.device)
+
+        state = load_checkpoint(resume / "checkpoints" / "last.pt") if resume else None
+        classes = tuple(state["classes"]) if state else None
+        self.train_set = build_set(config.data, "train", classes)
+        self.val_set = build_set(config.data, "val", self.train_set.classes)
+        pin = self.device.type == "cuda"
+        self.loader, self.batches = train_loader(
+            self.train_set, build_pipeline(config.data, True), train.batch_size, train.seed, config.data.workers, pin
+        )
+        self.val_loader = eval_loader(
+            self.val_set, build_pipeline(config.data, False), config.eval.batch_size, config.data.workers, pin
+        )
+
+        self.model = self._build_model(fresh=state is None)
+        self.criterion = build_criterion(config, self.device)
+        optimizer = config.optimizer
+        self.optimizer = build_optimizer(
+            self.model,
+            optimizer.name,
+            optimizer.lr,
+            optimizer.momentum,
+            optimizer.weight_decay,
+            optimizer.decay_norm_and_bias,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.amp == "fp16")
+        self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
+        self.step = 0
+        self.best = -math.inf
+        self.metrics: dict[str, Any] = {}
+        if state:
+            self._restore(state, str(resume))
+
+        self.steps_per_epoch = max(1, len(self.batches) // train.accumulate)
+        self.total_steps = self.steps_per_epoch * train.epochs
+
+    def _build_model(self, fresh: bool) -> RetinaNet:
+        config = self.config.model
+        model = build_model(config, len(self.train_set.classes), config.pretrained and fresh)
+        if config.init is not None and fresh:
+            state = load_tensors(Path(config.init))
+            initialise(model, state.get("model", state), config.init)
+        elif config.norm == "frozen" and not config.pretrained and fresh:
+            log.warning(
+                "frozen batch norm without pretrained weights hardly trains; from scratch set "
+                "model.norm=batch model.frozen_stages=0"
+            )
+        model = model.to(self.device)
+        # The layout of the weights decides that of the features.
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        return model.to(memory_format=layout)
+
+    # ------------------------------------------------------------------------------ the loop
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the metrics of the last evaluation.
+
+        Raises:
+            InputError: the run folder cannot be written, an image cannot be read, the loss is not finite.
+        """
+        text = dump_config(self.config)
+        if self.folder is None:
+            self.folder = create_run_folder(self.config.run.dir, self.name)
+        else:
+            forget_metrics_after(self.folder, self.step)
+        write_text(self.folder / "config.yaml", text)
+        self.monitor = Monitor(self.folder, self.total_steps, self.step)
+        try:
+            self.monitor.config(text)
+            self.monitor.say(self._introduction())
+            while self.step < self.total_steps:
+                self._train_epoch(self.step // self.steps_per_epoch)
+                epoch = self.step // self.steps_per_epoch
+                last = self.step == self.total_steps
+                if epoch % self.config.train.eval_every == 0 or last:
+                    self._evaluate(epoch)
+                self._save("last.pt")
+        finally:
+            self.monitor.close()
+        return self.metrics
+
+    def _train_epoch(self, epoch: int) -> None:
+        accumulate = self.config.train.accumulate
+        self.batches.start_at(epoch, (self.step % self.steps_per_epoch) * accumulate)
+        self.model.train()
+        started, images = time.perf_counter(), 0
+        for group in _groups(checked(self.loader), accumulate):
+            lr = self._set_lr()
+            parts = [self._backward(batch, len(group)) for batch in group]
+            gradient_norm = self._update()
+            self.step += 1
+            images += sum(len(batch.indices) for batch in group)
+            if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
+                values = summary_values(
+                    _mean(parts), lr, gradient_norm, images / (time.perf_counter() - started), len(group[0].indices)
+                )
+                self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
+                started, images = time.perf_counter(), 0
+            self.monitor.advance()
+            if self.step % self.steps_per_epoch == 0:
+                break
+
+    def _backward(self, batch: Batch, parts: int) -> Losses:
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+            outputs = self.model(batch.images, batch.sizes)
+        gt = GroundTruth(batch.boxes, batch.labels, batch.valid, batch.ignore)
+        try:
+            losses = self.criterion(outputs, gt)
+        except NonFiniteLogits as error:
+            raise InputError(self._not_finite(batch, str(error))) from None
+        if not torch.isfinite(losses.total):
+            detail = f"classification {losses.classification.item():g}, box {losses.box.item():g}"
+            raise InputError(self._not_finite(batch, detail))
+        self.scaler.scale(losses.total / parts).backward()
+        return Losses(losses.classification.detach(), losses.box.detach(), losses.positives)
+
+    def _update(self) -> Tensor:
+        """Clip, step, average; returns the norm of the gradient before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip_norm or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+        return norm
+
+    def _set_lr(self) -> float:
+        schedule = self.config.schedule
+        factor = warmup_factor(self.step, schedule.warmup_steps, schedule.warmup_factor)
+        if schedule.name == "cosine":
+            factor *= cosine_factor(self.step / self.total_steps, schedule.final_factor)
+        else:
+            factor *= multistep_factor(self.step / self.steps_per_epoch, schedule.milestones, schedule.gamma)
+        lr = self.config.optimizer.lr * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    # ------------------------------------------------------------------------ evaluation
+
+    def _evaluate(self, epoch: int) -> None:
+        model = self.average.model if self.average else self.model
+        predictions = predict_set(self.config, model, checked(self.val_loader), self.device)
+        result = evaluate_coco(self.val_set, predictions)
+        extra = voc_metrics(self.config, self.val_set, predictions)
+        self.metrics = {**result.as_json(), **extra}
+        self.monitor.evaluation(self.step, epoch, result, extra)
+        self.monitor.images(self.step, self._pictures(predictions, result))
+        if result.summary["AP"] > self.best:
+            self.best = result.summary["AP"]
+            self._save("best.pt")
+
+    def _pictures(self, predictions: Predictions, result: CocoResult) -> list[Tensor]:
+        """The first validation images with gt and the detections above each class's best threshold."""
+        thresholds = torch.tensor([result.per_class[name].best_threshold for name in self.val_set.classes])
+        pictures = []
+        for row in range(min(_PICTURES, len(self.val_set))):
+            sample = self.val_loader.dataset.sample(0, row)
+            mine = predictions.rows == row
+            labels = torch.from_numpy(predictions.labels[mine])
+            scores = torch.from_numpy(predictions.scores[mine])
+            shown = (scores >= thresholds[labels]) & (thresholds[labels] >= 0)
+            height, width = sample.original_size
+            factor = torch.tensor([sample.image.shape[1] / width, sample.image.shape[0] / height]).repeat(2)
+            pictures.append(
+                draw(
+                    torch.from_numpy(sample.image).permute(2, 0, 1),
+                    torch.from_numpy(sample.boxes),
+                    torch.from_numpy(sample.labels),
+                    (torch.from_numpy(predictions.boxes[mine]) * factor)[shown],
+                    labels[shown],
+                    scores[shown],
+                    self.val_set.classes,
+                )
+            )
+        return pictures
+
+    # ------------------------------------------------------------------------ state
+
+    def _save(self, name: str) -> None:
+        assert self.folder is not None
+        model = self.average.model if self.average else self.model
+        content = {
+            "model": model.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+            "classes": list(self.train_set.classes),
+            "category_ids": list(self.train_set.category_ids),
+            "step": self.step,
+            "epoch": self.step // self.steps_per_epoch,
+            "metrics": self.metrics,
+        }
+        if name == "last.pt":
+            content["training"] = {
+                "model": self.model.state_dict() if self.average else None,
+                "average_updates": self.average.updates if self.average else 0,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "best": self.best,
+            }
+        save_checkpoint(self.folder / "checkpoints" / name, content)
+
+    def _restore(self, state: dict[str, Any], source: str) -> None:
+        training = state.get("training")
+        if not training:
+            raise InputError(f"{source} has no training state to continue from; resume from a run folder")
+        if (training["model"] is not None) != (self.average is not None):
+            raise InputError(f"{source}: train.ema_decay cannot be switched on or off when resuming")
+        load_weights(self.model, training["model"] or state["model"], source)
+        if self.average:
+            load_weights(self.average.model, state["model"], source)
+            self.average.updates = training["average_updates"]
+        try:
+            self.optimizer.load_state_dict(training["optimizer"])
+        except ValueError as error:
+            raise InputError(f"{source}: the optimizer cannot be restored ({error})") from None
+        self.scaler.load_state_dict(training["scaler"])
+        self.step = state["step"]
+        self.best = training["best"]
+        self.metrics = state["metrics"]
+
+    def _introduction(self) -> str:
+        boxes = len(self.train_set.boxes)
+        weights = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"{self.folder}: {len(self.train_set)} training images with {boxes} boxes of "
+            f"{len(self.train_set.classes)} classes, {len(self.val_set)} validation images; "
+            f"{self.config.model.backbone}, {weights / 1e6:.1f} M weights, on {self.device}, "
+            f"{self.total_steps} steps from {self.step}"
+        )
+
+    def _not_finite(self, batch: Batch, detail: str) -> str:
+        names = ", ".join(Path(self.train_set.files[i]).name for i in batch.indices.tolist())
+        return (
+            f"the loss is not finite at step {self.step} ({detail}; images {names}); lower optimizer.lr, "
+            f"set optimizer.clip_norm=10 or train.amp=off, then continue with --resume {self.folder}"
+        )
+
+
+def resume_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder, as plain values.
+
+    Raises:
+        InputError: there is no run to continue.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--resume: the run folder {folder} does not exist")
+    path = folder / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise InputError(f"--resume: {folder} holds no checkpoints/last.pt to continue from")
+    return load_checkpoint(path)["config"]
+
+
+def predict_set(config: Config, model: RetinaNet, batches: Iterator[Batch], device: torch.device) -> Predictions:
+    """Run a model over batches as the configuration says."""
+    e = config.eval
+    return predict(
+        model,
+        batches,
+        device,
+        _AMP[config.train.amp],
+        box_std(config, device),
+        e.score_threshold,
+        e.topk_candidates,
+        e.nms_threshold,
+        e.detections_per_img,
+    )
+
+
+def voc_metrics(config: Config, records: DetectionSet, predictions: Predictions) -> dict[str, float]:
+    """VOC's measures for VOC sets."""
+    if config.data.format != "voc":
+        return {}
+    result = evaluate_voc(records, predictions)
+    return {"VOC07": result.ap07, "VOC12": result.ap12}
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; a shorter rest is only given where there is nothing else."""
+    first = True
+    while group := list(islice(batches, size)):
+        if len(group) == size or first:
+            yield group
+        first = False
+
+
+def _mean(parts: list[Losses]) -> Losses:
+    return Losses(*(torch.stack([getattr(p, f.name).float() for p in parts]).mean() for f in dataclasses.fields(Losses)))

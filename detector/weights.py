@@ -1,0 +1,81 @@
+"""Starting weights from elsewhere: torchvision's RetinaNet, or a checkpoint of this project."""
+
+import logging
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from detector.retinanet import RetinaNet
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+# torchvision's retinanet_resnet50_fpn(_v2) -> ours. The towers differ only by how layers are counted.
+_RENAMED = (
+    (r"backbone\.body\.(.+)", r"backbone.body.\1"),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(weight|bias)", r"pyramid.lateral.\1.\2"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(weight|bias)", r"pyramid.output.\1.\2"),
+    (r"backbone\.fpn\.extra_blocks\.p([67])\.(weight|bias)", r"pyramid.p\1.\2"),
+    (r"head\.classification_head\.cls_logits\.(weight|bias)", r"class_head.output.\1"),
+    (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_head.output.\1"),
+)
+_TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)")
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for the weights of a torchvision RetinaNet (v1 or v2, any ResNet).
+
+    Raises:
+        InputError: a name is not one of torchvision's RetinaNet.
+    """
+    return {_our_name(name, state): tensor for name, tensor in state.items()}
+
+
+def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
+    tower = _TOWER.fullmatch(name)
+    if tower:
+        head = "class_head" if tower[1] == "classification" else "box_head"
+        normed = f"head.{tower[1]}_head.conv.0.1.weight" in state
+        nested = tower[3] is not None  # each layer of its own Sequential: conv, (norm,) relu
+        layer = int(tower[2])
+        if nested:
+            position = layer * (3 if normed else 2) + int(tower[3])
+        else:
+            position = layer
+        return f"{head}.tower.{position}.{tower[4]}"
+    for pattern, ours in _RENAMED:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, ours, name)
+    raise InputError(f"'{name}' is not a weight of torchvision's RetinaNet")
+
+
+def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str) -> None:
+    """Start from the weights of a torchvision RetinaNet or of a checkpoint's `model`.
+
+    The output of the class head is left as it is where the number of classes differs.
+
+    Raises:
+        InputError: the weights are of another architecture; the first difference is named.
+    """
+    if any(name.startswith("head.") for name in state):
+        state = from_torchvision(state)
+    own = model.state_dict()
+    left_out = []
+    for name in ("class_head.output.weight", "class_head.output.bias"):
+        if name in state and state[name].shape != own[name].shape:
+            left_out.append(name)
+    wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
+    for name in wanted:
+        if name not in state or state[name].shape != own[name].shape:
+            has = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
+            raise InputError(
+                f"model.init: {source} has {has} for '{name}', this model wants {tuple(own[name].shape)}; "
+                f"set model.* to the architecture of the file"
+            )
+    if left_out:
+        log.warning("%s has another number of classes: the class head's output starts afresh", source)
+    with torch.no_grad():
+        for name in wanted:
+            own[name].copy_(state[name])

@@ -1,0 +1,43 @@
+"""Train a detector: python train.py [CONFIG] [KEY=VALUE ...], or python train.py --resume RUN_DIR."""
+
+import argparse
+from pathlib import Path
+
+from doors import run_door
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Train a RetinaNet with a ranking loss.",
+        epilog="Example: python train.py configs/bccd.yaml data.root=my_set optimizer.lr=0.0005",
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file (default: configs/demo.yaml)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
+    parser.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue the run in this folder")
+    arguments = parser.parse_intermixed_args()
+    train(arguments.config, arguments.overrides, arguments.resume)
+
+
+def train(config_name: str | None, overrides: list[str], resume: Path | None) -> None:
+    """Build the run that the command line describes, and run it."""
+    from detector.config import apply_overrides, load_config, parse_config
+    from detector.training.trainer import Trainer, resume_config
+    from errors import InputError
+
+    if config_name is not None and "=" in config_name:
+        config_name, overrides = None, [config_name, *overrides]
+    if resume is not None:
+        if config_name is not None:
+            raise InputError("--resume takes the configuration of the run; leave CONFIG out")
+        values = apply_overrides(resume_config(resume), overrides)
+        Trainer(parse_config(values, str(resume)), resume.name, resume).run()
+        print(f"evaluate: python evaluate.py {resume}")
+        return
+    path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
+    trainer = Trainer(load_config(path, overrides), path.stem)
+    trainer.run()
+    print(f"evaluate: python evaluate.py {trainer.folder}\nlook:     tensorboard --logdir {trainer.folder}")
+
+
+if __name__ == "__main__":
+    run_door(main)
