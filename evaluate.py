@@ -9,7 +9,9 @@ from doors import run_door
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="COCO metrics of a checkpoint, or of a COCO results file.")
-    parser.add_argument("model", nargs="?", metavar="RUN_DIR_OR_CHECKPOINT", help="takes best.pt of a run folder")
+    parser.add_argument(
+        "model", nargs="?", metavar="RUN_DIR_OR_CHECKPOINT", help="takes best.pt of a run folder"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the metrics as JSON")

@@ -12,9 +12,7 @@ from errors import InputError
 log = logging.getLogger(__name__)
 
 
-def load_coco(
-    annotations: Path, images: Path, classes: tuple[str, ...] | None = None
-) -> DetectionSet:
+def load_coco(annotations: Path, images: Path, classes: tuple[str, ...] | None = None) -> DetectionSet:
     """Read an instances file. Category ids may have gaps, images may have no boxes.
 
     Args:

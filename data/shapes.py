@@ -415,18 +415,13 @@ def _paint(
     canvas[stencil.window] = _blend(canvas[stencil.window], ink, stencil.alpha)
 
 
-def _contrasting_colours(
-    rng: np.random.Generator, below: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _contrasting_colours(rng: np.random.Generator, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Two related colours that both differ from most of the pixels `below`, [N, 3]."""
     first = _colours(rng, 24, most_saturated=1.0)
     towards = rng.choice(np.float32([0, 255]), size=(24, 1))
     second = _blend(first, towards, rng.uniform(0, 0.4, 24))
     sample = below[:: max(1, len(below) // 32)]
-    lab = [
-        cv2.cvtColor(colours[None] / 255, cv2.COLOR_BGR2LAB)[0]
-        for colours in (first, second, sample)
-    ]
+    lab = [cv2.cvtColor(colours[None] / 255, cv2.COLOR_BGR2LAB)[0] for colours in (first, second, sample)]
     distances = np.linalg.norm(np.stack(lab[:2])[:, :, None] - lab[2], axis=-1)  # [2, 24, N]
     contrast = np.percentile(distances, 15, axis=-1).min(axis=0)  # [24]
     enough = np.flatnonzero(contrast >= _MIN_CONTRAST)

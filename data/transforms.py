@@ -11,12 +11,12 @@ from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import albumentations as A
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
-from errors import InputError  # noqa: E402
+from errors import InputError
 
 # The loader's processes are the parallelism; OpenCV's own threads would fight with them.
 cv2.setNumThreads(0)

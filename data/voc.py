@@ -48,7 +48,9 @@ def load_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
             if label not in labels:
                 left_out[label] = left_out.get(label, 0) + 1
                 continue
-            x0, y0, x1, y1 = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
+            x0, y0, x1, y1 = (
+                _number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax")
+            )
             difficult = (node.findtext("difficult") or "0").strip() == "1"
             image.objects.append(Annotation(where, (x0, y0, x1, y1), labels[label], ignore=difficult))
         images.append(image)

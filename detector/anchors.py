@@ -42,8 +42,7 @@ class AnchorGenerator:
             self._cache.move_to_end(key)
         else:
             levels = [
-                _level_anchors(cells, grid, image_size)
-                for cells, grid in zip(self.cells, grids, strict=True)
+                _level_anchors(cells, grid, image_size) for cells, grid in zip(self.cells, grids, strict=True)
             ]
             self._cache[key] = torch.cat(levels).to(device)
             if len(self._cache) > _CACHED_SHAPES:
@@ -61,8 +60,6 @@ def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
 
 def _level_anchors(cells: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
     stride_y, stride_x = image_size[0] // grid[0], image_size[1] // grid[1]
-    y, x = torch.meshgrid(
-        torch.arange(grid[0]) * stride_y, torch.arange(grid[1]) * stride_x, indexing="ij"
-    )
+    y, x = torch.meshgrid(torch.arange(grid[0]) * stride_y, torch.arange(grid[1]) * stride_x, indexing="ij")
     shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
     return (shifts + cells).reshape(-1, 4)

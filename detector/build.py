@@ -72,9 +72,7 @@ def _load(config: DataConfig, root: Path, name: str, classes: tuple[str, ...] | 
 def build_pipeline(config: DataConfig, training: bool) -> Pipeline:
     """The augmentation pipeline of training, or the resizing of evaluation."""
     if training:
-        return Pipeline(
-            config.transforms.train, config.transforms.min_visibility, "data.transforms.train"
-        )
+        return Pipeline(config.transforms.train, config.transforms.min_visibility, "data.transforms.train")
     return Pipeline(config.transforms.eval, 0.0, "data.transforms.eval")
 
 

@@ -107,7 +107,9 @@ class ModelConfig(Section):
         2, description="backbone stages that are not trained: 1 the stem, 2 the first stage as well ..."
     )
     pyramid_channels: Count = 256
-    p6_from: Literal["c5", "p5"] = Field("c5", description="what P6 is made from: c5 (paper), p5 (torchvision)")
+    p6_from: Literal["c5", "p5"] = Field(
+        "c5", description="what P6 is made from: c5 (paper), p5 (torchvision)"
+    )
     head_width: Count = Field(256, description="channels of the heads' convolutions")
     head_depth: Annotated[int, Field(ge=0)] = Field(4, description="convolutions before the output")
     head_norm: Literal["none", "group"] = Field("none", description="norm in the heads")
@@ -275,7 +277,9 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         if isinstance(old, dict) and value is None:
             continue
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return {key: {} if value is None and key in Config.model_fields else value for key, value in merged.items()}
+    return {
+        key: {} if value is None and key in Config.model_fields else value for key, value in merged.items()
+    }
 
 
 def _sub_section(annotation: Any) -> type[Section] | None:

@@ -99,7 +99,9 @@ def evaluate_files(results_path: Path, annotations_path: Path) -> CocoResult:
         for record in content["annotations"]:
             box = [float(v) for v in record["bbox"]]
             if len(box) != 4:
-                raise InputError(f"{annotations_path}: annotation {record.get('id')}: bbox must be four numbers")
+                raise InputError(
+                    f"{annotations_path}: annotation {record.get('id')}: bbox must be four numbers"
+                )
             crowd = int(record.get("iscrowd", 0))
             area = float(record.get("area", box[2] * box[3]))
             gt.append(_gt_annotation(record["image_id"], record["category_id"], box, area, crowd))
@@ -113,11 +115,17 @@ def evaluate_files(results_path: Path, annotations_path: Path) -> CocoResult:
             image, category = record["image_id"], record["category_id"]
             box, score = [float(v) for v in record["bbox"]], float(record["score"])
             if image not in known_images:
-                raise InputError(f"{results_path}: detection {i} is for image id {image}, which {annotations_path} does not list")
+                raise InputError(
+                    f"{results_path}: detection {i} is for image id {image}, which {annotations_path} does not list"
+                )
             if category not in names:
-                raise InputError(f"{results_path}: detection {i} has category id {category}, which {annotations_path} does not list")
+                raise InputError(
+                    f"{results_path}: detection {i} has category id {category}, which {annotations_path} does not list"
+                )
             if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
-                raise InputError(f"{results_path}: detection {i}: four finite numbers and a finite score are wanted")
+                raise InputError(
+                    f"{results_path}: detection {i}: four finite numbers and a finite score are wanted"
+                )
             checked.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
     return _evaluate(image_ids, names, gt, checked)
 
@@ -142,12 +150,14 @@ def _evaluate(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = COCOeval(_index(images, categories, gt), _index(images, categories, found), "bbox")
         if not gt:
-            return CocoResult(dict.fromkeys(COCO_NAMES, -1.0), {n: ClassResult(-1, -1, 0, -1, -1) for n in names.values()})
+            return CocoResult(
+                dict.fromkeys(COCO_NAMES, -1.0), {n: ClassResult(-1, -1, 0, -1, -1) for n in names.values()}
+            )
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     summary = {name: float(value) for name, value in zip(COCO_NAMES, evaluator.stats, strict=True)}
-    counts = {category: 0 for category in names}
+    counts = dict.fromkeys(names, 0)
     for annotation in gt:
         if not annotation["iscrowd"] and annotation["category_id"] in counts:
             counts[annotation["category_id"]] += 1

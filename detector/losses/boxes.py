@@ -24,4 +24,3 @@ def giou_loss(deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, std: Tensor) ->
     """
     boxes = decode(deltas, anchors, std)
     return generalized_box_iou_loss(boxes, gt_boxes, reduction="sum") / max(1, len(deltas))
-

@@ -110,5 +110,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
             )
     extra = [name for name in state if name not in own]
     if extra:
-        raise InputError(f"{source} has '{extra[0]}', which this model does not; it is of another architecture")
+        raise InputError(
+            f"{source} has '{extra[0]}', which this model does not; it is of another architecture"
+        )
     model.load_state_dict(state)

@@ -29,7 +29,11 @@ class Monitor:
         self.folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
         self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
         )
 
     def config(self, text: str) -> None:
@@ -108,10 +112,18 @@ def draw(
     return image
 
 
-def summary_values(losses: Any, lr: float, gradient_norm: Tensor, images_per_s: float, images: int) -> dict[str, float]:
+def summary_values(
+    losses: Any, lr: float, gradient_norm: Tensor, images_per_s: float, images: int
+) -> dict[str, float]:
     """The scalars of one training step, from tensors to plain numbers at once."""
     numbers = torch.stack(
-        [losses.total, losses.classification, losses.box, losses.positives.to(losses.box), gradient_norm.to(losses.box)]
+        [
+            losses.total,
+            losses.classification,
+            losses.box,
+            losses.positives.to(losses.box),
+            gradient_norm.to(losses.box),
+        ]
     ).tolist()
     return {
         "loss": numbers[0],

@@ -27,8 +27,8 @@ def build_optimizer(
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0})
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
 
 
 def warmup_factor(step: int, steps: int, first: float) -> float:

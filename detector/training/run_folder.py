@@ -39,7 +39,9 @@ def _make(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"run.dir: {folder} cannot be written to ({error.strerror}); choose another") from None
+        raise InputError(
+            f"run.dir: {folder} cannot be written to ({error.strerror}); choose another"
+        ) from None
     return folder
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.loader import checked, eval_loader, train_loader
 from data.sample import Batch, DetectionSet
 from detector.build import box_std, build_criterion, build_device, build_model, build_pipeline, build_set
-from detector.config import Config, dump_config, parse_config
+from detector.config import Config, dump_config
 from detector.criterion import GroundTruth, Losses
 from detector.evaluation.coco import CocoResult, evaluate_coco
 from detector.evaluation.inference import Predictions, predict
@@ -65,7 +65,12 @@ class Trainer:
         self.val_set = build_set(config.data, "val", self.train_set.classes)
         pin = self.device.type == "cuda"
         self.loader, self.batches = train_loader(
-            self.train_set, build_pipeline(config.data, True), train.batch_size, train.seed, config.data.workers, pin
+            self.train_set,
+            build_pipeline(config.data, True),
+            train.batch_size,
+            train.seed,
+            config.data.workers,
+            pin,
         )
         self.val_loader = eval_loader(
             self.val_set, build_pipeline(config.data, False), config.eval.batch_size, config.data.workers, pin
@@ -151,7 +156,11 @@ class Trainer:
             images += sum(len(batch.indices) for batch in group)
             if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
                 values = summary_values(
-                    _mean(parts), lr, gradient_norm, images / (time.perf_counter() - started), len(group[0].indices)
+                    _mean(parts),
+                    lr,
+                    gradient_norm,
+                    images / (time.perf_counter() - started),
+                    len(group[0].indices),
                 )
                 self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
                 started, images = time.perf_counter(), 0
@@ -312,7 +321,9 @@ def resume_config(folder: Path) -> dict[str, Any]:
     return load_checkpoint(path)["config"]
 
 
-def predict_set(config: Config, model: RetinaNet, batches: Iterator[Batch], device: torch.device) -> Predictions:
+def predict_set(
+    config: Config, model: RetinaNet, batches: Iterator[Batch], device: torch.device
+) -> Predictions:
     """Run a model over batches as the configuration says."""
     e = config.eval
     return predict(
@@ -346,4 +357,6 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _mean(parts: list[Losses]) -> Losses:
-    return Losses(*(torch.stack([getattr(p, f.name).float() for p in parts]).mean() for f in dataclasses.fields(Losses)))
+    return Losses(
+        *(torch.stack([getattr(p, f.name).float() for p in parts]).mean() for f in dataclasses.fields(Losses))
+    )

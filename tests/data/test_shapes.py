@@ -69,9 +69,7 @@ def test_pycocotools_reads_what_was_drawn(tmp_path):
         found = np.array([a["bbox"] for a in annotations]).reshape(-1, 4)
         found[:, 2:] += found[:, :2]
         np.testing.assert_allclose(found, drawn.boxes)
-        assert [CLASSES.index(coco.cats[a["category_id"]]["name"]) for a in annotations] == list(
-            drawn.labels
-        )
+        assert [CLASSES.index(coco.cats[a["category_id"]]["name"]) for a in annotations] == list(drawn.labels)
         assert all(a["iscrowd"] == 0 for a in annotations)
         assert all(a["area"] == pytest.approx(a["bbox"][2] * a["bbox"][3]) for a in annotations)
 
