@@ -37,10 +37,11 @@ def evaluate(
 
     if output is not None and not output.absolute().parent.is_dir():
         raise InputError(f"--output: the folder {output.parent} does not exist")
+    extra: dict[str, float] = {}
     if predictions is not None or annotations is not None:
         if predictions is None or annotations is None or model is not None or overrides:
             raise InputError("--predictions and --annotations go together, and without a model")
-        result, extra, title = evaluate_files(predictions, annotations), {}, str(predictions)
+        result, title = evaluate_files(predictions, annotations), str(predictions)
     elif model is None:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
     else:

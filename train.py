@@ -24,8 +24,9 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None) ->
     from detector.training.trainer import Trainer, resume_config
     from errors import InputError
 
-    if config_name is not None and "=" in config_name:
-        config_name, overrides = None, [config_name, *overrides]
+    if config_name and "=" in config_name:  # argparse gives CONFIG the first word, whatever it is
+        overrides = [config_name, *overrides]
+        config_name = None
     if resume is not None:
         if config_name is not None:
             raise InputError("--resume takes the configuration of the run; leave CONFIG out")

@@ -136,7 +136,7 @@ def _loader(
         workers = min(4, max(0, len(os.sched_getaffinity(0)) - 1)) if hasattr(os, "sched_getaffinity") else 2
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=_collate,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -11,10 +11,12 @@ import math
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from data.shapes_paint import Stencil, blend, colours, make_stencil, noise, paint, photograph
 from errors import InputError
 
 
@@ -49,24 +51,6 @@ class Picture:
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Stencil:
-    """Where a figure covers a picture.
-
-    window: rows and columns of the picture.
-    alpha: coverage of each of its pixels, 0..1, [h, w] float32.
-    rim: the outline's part of it, [h, w].
-    box: [4] xyxy, clipped to the picture.
-    inside: the fraction of the figure that lies in the picture.
-    """
-
-    window: tuple[slice, slice]
-    alpha: np.ndarray
-    rim: np.ndarray
-    box: np.ndarray
-    inside: float
 
 
 def _ngon(corners: int, inner: float = 1.0) -> np.ndarray:
@@ -138,7 +122,7 @@ def draw_picture(spec: ShapesSpec, split: str, number: int) -> Picture:
     scenery, things, camera = stream.spawn(3)
     canvas = _draw_background(scenery, spec.size_px)
     boxes, labels = _draw_objects(canvas, things, spec)
-    return Picture(_photograph(canvas, camera), boxes, labels)
+    return Picture(photograph(canvas, camera), boxes, labels)
 
 
 def _check_spec(spec: ShapesSpec) -> None:
@@ -174,7 +158,7 @@ def _is_there(root: Path, spec: ShapesSpec) -> bool:
     return True
 
 
-def _describe(spec: ShapesSpec) -> dict:
+def _describe(spec: ShapesSpec) -> dict[str, Any]:
     return {"format_version": _FORMAT_VERSION, "spec": asdict(spec)}
 
 
@@ -183,7 +167,8 @@ def _write_set(root: Path, spec: ShapesSpec) -> None:
     for split, count in zip(_SPLITS, (spec.train_images, spec.val_images), strict=True):
         folder = root / "images" / split
         folder.mkdir(parents=True)
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
             picture = draw_picture(spec, split, number)
             height, width = picture.image.shape[:2]
@@ -227,8 +212,6 @@ _MAX_OBJECT_FRACTION = 0.4  # of the long side
 _MIN_VISIBLE = 0.55  # of its pixels in the picture, whatever later objects hide
 _MIN_INSIDE = 0.8  # of an object's pixels when it is placed
 _SHADOW_STRENGTH = 0.35
-_MIN_CONTRAST = 40  # CIELAB distance between a figure and what it is painted on
-_SUBPIXELS = 4  # per pixel and side: antialiasing, and boxes to a quarter of a pixel
 
 
 def _draw_background(rng: np.random.Generator, size_px: int) -> np.ndarray:
@@ -239,22 +222,22 @@ def _draw_background(rng: np.random.Generator, size_px: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * math.pi)
     along = math.cos(angle) * x + math.sin(angle) * y
-    noise = _noise(rng, height, width, coarsest_px=rng.integers(24, 97))
+    texture = noise(rng, height, width, coarsest_px=int(rng.integers(24, 97)))
     kind = rng.choice(("noise", "gradient", "stripes", "blotches"))
     if kind == "noise":
-        mix = noise
+        mix = texture
     elif kind == "gradient":
-        mix = 0.75 * (along - along.min()) / np.ptp(along) + 0.25 * noise
+        mix = 0.75 * (along - along.min()) / np.ptp(along) + 0.25 * texture
     elif kind == "stripes":
-        wave = np.sin(along * (2 * math.pi / rng.uniform(9, 48)) + rng.uniform(0, 14) * noise)
+        wave = np.sin(along * (2 * math.pi / rng.uniform(9, 48)) + rng.uniform(0, 14) * texture)
         mix = 0.5 + 0.5 * np.clip(wave * rng.uniform(0.8, 3), -1, 1)
     else:
-        mix = np.clip((noise - rng.uniform(0.4, 0.6)) * rng.uniform(4, 14) + 0.5, 0, 1)
-    ground = _colours(rng, 1, most_saturated=0.65)[0]
+        mix = np.clip((texture - rng.uniform(0.4, 0.6)) * rng.uniform(4, 14) + 0.5, 0, 1)
+    ground = colours(rng, 1, most_saturated=0.65)[0]
     # Two colours not too far apart, or nothing could stand out from both.
     other = np.clip(ground + rng.normal(0, 28, 3), 8, 247).astype(np.float32)
-    canvas = _blend(ground, other, mix)
-    grain = _noise(rng, height, width, coarsest_px=6) - 0.5
+    canvas = blend(ground, other, mix)
+    grain = noise(rng, height, width, coarsest_px=6) - 0.5
     canvas += np.float32(rng.uniform(4, 22)) * grain[..., None]
 
     for _ in range(rng.integers(0, 4)):
@@ -273,7 +256,7 @@ def _draw_clutter(
     height, width = canvas.shape[:2]
     centre = rng.uniform((0, 0), (width, height))
     outline_px = 1.5 if outlined else 0.0
-    _paint(canvas, _stencil([curve + centre], outline_px, width, height), rng)
+    paint(canvas, make_stencil([curve + centre], outline_px, width, height), rng)
 
 
 def _draw_objects(
@@ -286,7 +269,8 @@ def _draw_objects(
     shadow_px = rng.uniform(1, 6) * np.array([math.cos(light), math.sin(light)])
     shadow = (shadow_px, _SHADOW_STRENGTH if rng.random() < 0.6 else 0.0)
     boxes, labels = [], []
-    visible, least = [], []  # per object: its visible pixels [H, W] bool; how many must stay so
+    visible: list[np.ndarray] = []  # per object: its visible pixels [H, W] bool
+    least: list[float] = []  # and how many of them must stay so
     for label in rng.choice(len(CLASSES), size=wanted, p=class_frequencies(spec.imbalance)):
         # The size is drawn once, or crowded pictures would favour small objects.
         largest = _MAX_OBJECT_FRACTION * spec.size_px
@@ -302,7 +286,7 @@ def _draw_objects(
                 break
         else:
             continue  # no room left
-        _paint(canvas, stencil, rng, *shadow)
+        paint(canvas, stencil, rng, *shadow)
         visible = [*left, solid]
         least.append(_MIN_VISIBLE * np.count_nonzero(solid))
         boxes.append(stencil.box)
@@ -320,7 +304,7 @@ def _place(rng: np.random.Generator, name: str, size: float, width: int, height:
     # Thin enough that an outlined circle is no ring.
     outline_px = max(1.0, rng.uniform(0.02, 0.05) * size) if rng.random() < 0.35 else 0.0
     curves = [curve @ transform.T + centre for curve in _CURVES[name]]
-    return _stencil(curves, outline_px, width, height)
+    return make_stencil(curves, outline_px, width, height)
 
 
 def _blob(rng: np.random.Generator, size: float) -> np.ndarray:
@@ -345,120 +329,3 @@ def _stroke(rng: np.random.Generator, length: float) -> np.ndarray:
 def _rotation(angle: float) -> np.ndarray:
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[cos, -sin], [sin, cos]])
-
-
-# --- ink ------------------------------------------------------------------------------------------
-
-
-def _stencil(curves: list[np.ndarray], outline_px: float, width: int, height: int) -> Stencil:
-    """The stencil of closed curves, each [K, 2] xy pixels, on a picture of the given size."""
-    points = np.concatenate(curves)
-    corner = np.floor(points.min(axis=0) - outline_px).astype(int) - 1
-    size = np.ceil(points.max(axis=0) + outline_px).astype(int) + 1 - corner
-    # OpenCV counts from the centre of a pixel, boxes from its edge.
-    fine = [np.rint((curve - corner) * _SUBPIXELS - 0.5).astype(np.int32) for curve in curves]
-    rim = np.zeros(size[::-1] * _SUBPIXELS, np.uint8)
-    if outline_px:
-        cv2.polylines(rim, fine, True, 255, thickness=round(outline_px * _SUBPIXELS))
-    whole = cv2.fillPoly(rim.copy(), fine, 255)
-    x, y = np.flatnonzero(whole.any(axis=0)), np.flatnonzero(whole.any(axis=1))
-    box = np.array([x[0], y[0], x[-1] + 1, y[-1] + 1]) / _SUBPIXELS + np.tile(corner, 2)
-    # From here on only what lies in the picture.
-    (x1, y1), (x2, y2) = np.clip([corner, corner + size], 0, (width, height))
-    inner = (slice(y1 - corner[1], y2 - corner[1]), slice(x1 - corner[0], x2 - corner[0]))
-    alpha, rim = (
-        cv2.resize(mask, size.tolist(), interpolation=cv2.INTER_AREA) / np.float32(255)
-        for mask in (whole, rim)
-    )
-    return Stencil(
-        window=(slice(y1, y2), slice(x1, x2)),
-        alpha=alpha[inner],
-        rim=rim[inner],
-        box=np.clip(box, 0, (width, height, width, height)),
-        inside=float(alpha[inner].sum() / alpha.sum()),
-    )
-
-
-def _paint(
-    canvas: np.ndarray,
-    stencil: Stencil,
-    rng: np.random.Generator,
-    shadow_px: np.ndarray | None = None,
-    shadow_strength: float = 0.0,
-) -> None:
-    """Paint a figure in colours that stand out from what lies below; its shadow falls first."""
-    height, width = stencil.alpha.shape
-    below = canvas[stencil.window][stencil.alpha > 0.25]
-    if not len(below):
-        return  # clutter that fell outside
-    first, second = _contrasting_colours(rng, below)
-    if shadow_strength:
-        shade = np.zeros(canvas.shape[:2], np.float32)
-        shade[stencil.window] = stencil.alpha
-        shift = np.column_stack([np.eye(2), shadow_px])
-        shade = cv2.warpAffine(shade, shift, shade.shape[::-1])
-        canvas *= 1 - np.float32(shadow_strength) * cv2.GaussianBlur(shade, (0, 0), 2)[..., None]
-    kind = rng.choice(("gradient", "noise", "stripes"))
-    if kind == "noise":
-        mix = _noise(rng, height, width, coarsest_px=12)
-    else:
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        angle = rng.uniform(0, 2 * math.pi)
-        along = math.cos(angle) * x + math.sin(angle) * y
-        if kind == "stripes":
-            mix = 0.5 + 0.5 * np.sin(along * (2 * math.pi / rng.uniform(5, 14)))
-        else:
-            mix = (along - along.min()) / max(np.ptp(along), 1)
-    ink = _blend(first, second, mix)
-    outline = first * 0.25 if rng.random() < 0.6 else 255 - 0.25 * (255 - first)
-    ink = _blend(ink, outline, stencil.rim / np.maximum(stencil.alpha, 1e-6))
-    canvas[stencil.window] = _blend(canvas[stencil.window], ink, stencil.alpha)
-
-
-def _contrasting_colours(rng: np.random.Generator, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two related colours that both differ from most of the pixels `below`, [N, 3]."""
-    first = _colours(rng, 24, most_saturated=1.0)
-    towards = rng.choice(np.float32([0, 255]), size=(24, 1))
-    second = _blend(first, towards, rng.uniform(0, 0.4, 24))
-    sample = below[:: max(1, len(below) // 32)]
-    lab = [cv2.cvtColor(colours[None] / 255, cv2.COLOR_BGR2LAB)[0] for colours in (first, second, sample)]
-    distances = np.linalg.norm(np.stack(lab[:2])[:, :, None] - lab[2], axis=-1)  # [2, 24, N]
-    contrast = np.percentile(distances, 15, axis=-1).min(axis=0)  # [24]
-    enough = np.flatnonzero(contrast >= _MIN_CONTRAST)
-    best = enough[0] if len(enough) else contrast.argmax()
-    return first[best], second[best]
-
-
-def _colours(rng: np.random.Generator, count: int, most_saturated: float) -> np.ndarray:
-    """Random colours, [count, 3]."""
-    hsv = rng.uniform((0, 0, 0.15), (360, most_saturated, 1), (count, 3)).astype(np.float32)
-    return 255 * cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0]
-
-
-def _blend(start: np.ndarray, end: np.ndarray, mix: np.ndarray) -> np.ndarray:
-    """`start` where `mix` [...] is 0, `end` where it is 1; colours in the last dimension."""
-    return start + (end - start) * mix[..., None].astype(np.float32)
-
-
-def _noise(rng: np.random.Generator, height: int, width: int, coarsest_px: int) -> np.ndarray:
-    """Smooth noise in octaves from `coarsest_px` down to 2 pixels, [height, width] in 0..1."""
-    field = np.zeros((height, width), np.float32)
-    weight, cell = 1.0, int(coarsest_px)
-    while cell >= 2:
-        rows, columns = -(-height // cell) + 1, -(-width // cell) + 1
-        grid = rng.random((rows, columns), np.float32)
-        grown = cv2.resize(grid, (columns * cell, rows * cell), interpolation=cv2.INTER_CUBIC)
-        field += weight * grown[:height, :width]
-        weight, cell = 0.55 * weight, cell // 2
-    field -= field.min()
-    return field / max(field.max(), 1e-6)
-
-
-def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a modest camera makes of the scene: uneven light, blur, noise; uint8."""
-    height, width = canvas.shape[:2]
-    light = _noise(rng, height, width, coarsest_px=max(height, width))
-    image = canvas * (1 - np.float32(rng.uniform(0, 0.35)) * light)[..., None]
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.8))
-    image += rng.uniform(1, 6) * rng.standard_normal(image.shape, np.float32)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -190,7 +190,7 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
         return image
     shrinks = height < image.shape[0] or width < image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=method)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
 
 
 def _make(transform: str | dict[str, dict[str, Any] | None], where: str) -> Any:
@@ -210,7 +210,7 @@ def _make(transform: str | dict[str, dict[str, Any] | None], where: str) -> Any:
 
 
 def _strict(kind: type, parameters: dict[str, Any]) -> Any:
-    accepted = set(inspect.signature(kind.__init__).parameters) - {"self"}
+    accepted = set(inspect.signature(kind).parameters)
     unknown = sorted(set(parameters) - accepted)
     if unknown:
         raise ValueError(f"no parameter '{unknown[0]}'; it takes {', '.join(sorted(accepted))}")

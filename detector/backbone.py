@@ -44,10 +44,9 @@ class ResNet(nn.Module):
             self._load(body, name)
         del body.fc, body.avgpool
         self.body = body
-        self.channels = [body.layer2, body.layer3, body.layer4]
-        self.channels = [stage[-1].conv2.out_channels for stage in self.channels]
-        if hasattr(body.layer4[-1], "conv3"):
-            self.channels = [s[-1].conv3.out_channels for s in (body.layer2, body.layer3, body.layer4)]
+        # The last convolution of a block is conv3 in bottlenecks (ResNet-50 and up), conv2 otherwise.
+        ends = [stage[-1] for stage in (body.layer2, body.layer3, body.layer4)]
+        self.channels = [getattr(end, "conv3", end.conv2).out_channels for end in ends]
         stages = [(body.conv1, body.bn1), (body.layer1,), (body.layer2,), (body.layer3,), (body.layer4,)]
         for stage in stages[:frozen_stages]:
             for module in stage:
@@ -56,15 +55,15 @@ class ResNet(nn.Module):
     @staticmethod
     def _load(body: nn.Module, name: str) -> None:
         try:
-            weights = torchvision.models.get_model_weights(name).DEFAULT
-            if name in ("resnet50", "resnet101"):
-                weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+            # V1: the weights that published detectors start from.
+            weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
             body.load_state_dict(weights.get_state_dict(progress=True, check_hash=True), strict=False)
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"model.pretrained: the ImageNet weights of {name} could not be fetched ({reason}); "
-                f"connect to the internet once, or train from scratch with model.pretrained=false"
+                "connect to the internet once, or train from scratch with model.pretrained=false "
+                "model.norm=batch model.frozen_stages=0"
             ) from None
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -93,7 +92,7 @@ class FeaturePyramid(nn.Module):
         self.p6 = nn.Conv2d(p6_in, channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
 

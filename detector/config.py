@@ -1,11 +1,9 @@
 """The configuration: one frozen record per section, read from YAML with inheritance and overrides.
 
-docs/configuration.md is generated from this file by `python -m detector.config`.
+docs/configuration.md is generated from it by `python -m detector.config_reference`.
 """
 
 import difflib
-import types
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,9 +105,7 @@ class ModelConfig(Section):
         2, description="backbone stages that are not trained: 1 the stem, 2 the first stage as well ..."
     )
     pyramid_channels: Count = 256
-    p6_from: Literal["c5", "p5"] = Field(
-        "c5", description="what P6 is made from: c5 (paper), p5 (torchvision)"
-    )
+    p6_from: Literal["c5", "p5"] = Field("c5", description="source of P6: c5 (paper), p5 (torchvision)")
     head_width: Count = Field(256, description="channels of the heads' convolutions")
     head_depth: Annotated[int, Field(ge=0)] = Field(4, description="convolutions before the output")
     head_norm: Literal["none", "group"] = Field("none", description="norm in the heads")
@@ -282,14 +278,15 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sub_section(annotation: Any) -> type[Section] | None:
+def sub_section(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, if it holds one."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def _leaf_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
-        inner = _sub_section(field.annotation)
+        inner = sub_section(field.annotation)
         keys += _leaf_keys(inner, f"{prefix}{name}.") if inner else [prefix + name]
     return keys
 
@@ -314,7 +311,7 @@ def _explain(error: ValidationError) -> str:
         elif section is not None:
             parts.append(part)
             field = section.model_fields.get(part)
-            section = _sub_section(field.annotation) if field else None
+            section = sub_section(field.annotation) if field else None
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key '{key}'{_nearest(key)}"
@@ -322,61 +319,3 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"{key}.{message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
-
-
-def reference() -> str:
-    """The configuration reference, as Markdown: every key, its type, default and meaning."""
-    lines = [
-        "# Configuration reference",
-        "",
-        "Every key of the YAML files, generated from the schema by `python -m detector.config`.",
-        "On the command line: `python train.py CONFIG optimizer.lr=0.005`.",
-    ]
-    for name, field in Config.model_fields.items():
-        section = _sub_section(field.annotation)
-        assert section is not None
-        lines += ["", f"## {name}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += _reference_rows(section, f"{name}.")
-    return "\n".join(lines) + "\n"
-
-
-def _reference_rows(section: type[Section], prefix: str) -> list[str]:
-    rows = []
-    for name, field in section.model_fields.items():
-        inner = _sub_section(field.annotation)
-        if inner:
-            rows += _reference_rows(inner, f"{prefix}{name}.")
-            continue
-        default = yaml.safe_dump(_rounded(field.get_default()), default_flow_style=True).strip()
-        default = default.removesuffix("...").strip()
-        kind = _type_name(field.annotation).replace("|", "\\|")
-        rows.append(f"| `{prefix}{name}` | {kind} | `{default}` | {field.description or ''} |")
-    return rows
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    return round(value, 4) if isinstance(value, float) and value > 0.01 else value
-
-
-def _type_name(annotation: Any) -> str:
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _type_name(typing.get_args(annotation)[0])
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(a) for a in typing.get_args(annotation))
-    if origin is list:
-        inner = typing.get_args(annotation)[0]
-        return "list of transforms" if inner == Transform else f"list of {_type_name(inner)}"
-    if annotation is type(None):
-        return "null"
-    return {"float": "number", "int": "integer", "str": "text", "bool": "true, false"}.get(
-        getattr(annotation, "__name__", ""), str(annotation)
-    )
-
-
-if __name__ == "__main__":
-    Path("docs/configuration.md").write_text(reference(), encoding="utf-8")

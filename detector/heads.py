@@ -41,14 +41,14 @@ class Head(nn.Module):
         self.output = nn.Conv2d(width if depth else in_channels, anchors * outputs, 3, padding=1)
         self.outputs = outputs
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
         if norm == "group":  # behind a norm layer a small start only slows the first steps
             for module in self.tower:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if prior is not None:
+        if prior is not None and self.output.bias is not None:
             nn.init.constant_(self.output.bias, -math.log((1 - prior) / prior))
 
     def forward(self, features: list[Tensor]) -> Tensor:

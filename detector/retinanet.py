@@ -45,6 +45,8 @@ class RetinaNet(nn.Module):
         self.class_head = class_head
         self.box_head = box_head
         self.anchor_generator = anchor_generator
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255, persistent=False)
 

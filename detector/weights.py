@@ -40,10 +40,7 @@ def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
         normed = f"head.{tower[1]}_head.conv.0.1.weight" in state
         nested = tower[3] is not None  # each layer of its own Sequential: conv, (norm,) relu
         layer = int(tower[2])
-        if nested:
-            position = layer * (3 if normed else 2) + int(tower[3])
-        else:
-            position = layer
+        position = layer * (3 if normed else 2) + int(tower[3]) if nested else layer
         return f"{head}.tower.{position}.{tower[4]}"
     for pattern, ours in _RENAMED:
         if re.fullmatch(pattern, name):

@@ -7,6 +7,7 @@ Known there: a gt annotation with id 0 never matches, no predictions raise Index
 import contextlib
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,26 +113,21 @@ def evaluate_files(results_path: Path, annotations_path: Path) -> CocoResult:
     checked = []
     with _named_fields(str(results_path)):
         for i, record in enumerate(results):
+            at = f"{results_path}: detection {i}"
             image, category = record["image_id"], record["category_id"]
             box, score = [float(v) for v in record["bbox"]], float(record["score"])
             if image not in known_images:
-                raise InputError(
-                    f"{results_path}: detection {i} is for image id {image}, which {annotations_path} does not list"
-                )
+                raise InputError(f"{at} is for image id {image}, which {annotations_path} does not list")
             if category not in names:
-                raise InputError(
-                    f"{results_path}: detection {i} has category id {category}, which {annotations_path} does not list"
-                )
+                raise InputError(f"{at} has category id {category}, which {annotations_path} does not list")
             if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
-                raise InputError(
-                    f"{results_path}: detection {i}: four finite numbers and a finite score are wanted"
-                )
+                raise InputError(f"{at}: four finite numbers and a finite score are wanted")
             checked.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
     return _evaluate(image_ids, names, gt, checked)
 
 
 @contextlib.contextmanager
-def _named_fields(source: str):
+def _named_fields(source: str) -> Iterator[None]:
     """Turn what a malformed record raises into one line."""
     try:
         yield

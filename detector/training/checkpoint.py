@@ -26,7 +26,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise InputError(
@@ -74,7 +74,10 @@ def load_tensors(path: Path) -> Any:
 
 
 def _damaged(path: Path) -> str:
-    return f"checkpoint {path} is damaged or incomplete; use another one (last.pt and best.pt stand side by side)"
+    return (
+        f"checkpoint {path} is damaged or incomplete; use another one "
+        "(last.pt and best.pt stand side by side)"
+    )
 
 
 def find_checkpoint(path: Path, name: str) -> Path:

@@ -1,19 +1,22 @@
 """An exponential moving average of the weights: steadier in evaluation than the weights themselves."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class WeightAverage:
+
+class WeightAverage(Generic[Model]):
     """A copy of the model that follows it.
 
     The decay rises from 0 at the first update towards `decay`, so that the random start is forgotten.
     Buffers (batch norm's statistics) are averaged like weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.loader import checked, eval_loader, train_loader
+from data.loader import DetectionDataset, checked, eval_loader, train_loader
 from data.sample import Batch, DetectionSet
 from detector.build import box_std, build_criterion, build_device, build_model, build_pipeline, build_set
 from detector.config import Config, dump_config
@@ -224,9 +224,10 @@ class Trainer:
     def _pictures(self, predictions: Predictions, result: CocoResult) -> list[Tensor]:
         """The first validation images with gt and the detections above each class's best threshold."""
         thresholds = torch.tensor([result.per_class[name].best_threshold for name in self.val_set.classes])
+        dataset = DetectionDataset(self.val_set, build_pipeline(self.config.data, False), seed=0)
         pictures = []
         for row in range(min(_PICTURES, len(self.val_set))):
-            sample = self.val_loader.dataset.sample(0, row)
+            sample = dataset.sample(0, row)
             mine = predictions.rows == row
             labels = torch.from_numpy(predictions.labels[mine])
             scores = torch.from_numpy(predictions.scores[mine])

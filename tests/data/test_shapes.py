@@ -108,7 +108,7 @@ def test_boxes_are_tight(monkeypatch):
 
 def test_no_object_hides_too_much_of_an_earlier_one(monkeypatch):
     """Oracle: the stencils that were painted with a shadow, which clutter never has."""
-    painted, paint = [], shapes._paint
+    painted, paint = [], shapes.paint
 
     def record(canvas, stencil, rng, *shadow):
         if shadow:
@@ -116,7 +116,7 @@ def test_no_object_hides_too_much_of_an_earlier_one(monkeypatch):
             painted[-1][stencil.window] = stencil.alpha > 0.5
         paint(canvas, stencil, rng, *shadow)
 
-    monkeypatch.setattr(shapes, "_paint", record)
+    monkeypatch.setattr(shapes, "paint", record)
     fractions = []
     for number in range(1, 41):
         painted.clear()
