@@ -25,17 +25,24 @@ cv2.setNumThreads(0)
 class ResizeWithin(A.DualTransform):
     """Scale, keeping the ratio, so that the short side is `short` px but the long one at most `long`.
 
-    Without `short` the long side becomes `long` px. Areas are averaged when shrinking.
+    Without `short` the long side becomes `long` px. With `long` a pair of numbers it is drawn anew,
+    uniformly, for every image. Areas are averaged when shrinking.
     """
 
-    def __init__(self, long: int, short: int | None = None) -> None:
+    def __init__(self, long: int | Sequence[int], short: int | None = None) -> None:
         super().__init__(p=1)
-        self.long = long
+        least, most = (long, long) if isinstance(long, int) else long
+        if not 0 < least <= most or (short is not None and short <= 0):
+            raise ValueError(f"sides must be positive and in order, got long={long}, short={short}")
+        self.long = (least, most)
         self.short = short
 
-    def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+    def get_params(self) -> dict[str, Any]:
+        return {"long": self.py_random.randint(*self.long)}
+
+    def apply(self, img: NDArray[np.uint8], long: int, **params: Any) -> NDArray[np.uint8]:
         height, width = img.shape[:2]
-        scale = self.long / max(height, width)
+        scale = long / max(height, width)
         if self.short is not None:
             scale = min(scale, self.short / min(height, width))
         return resize(img, max(1, round(height * scale)), max(1, round(width * scale)))

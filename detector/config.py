@@ -228,12 +228,15 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"'{override}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005")
-        if key not in _leaf_keys(Config) and key.split(".")[0] != "base":
+        kinds = _leaf_kinds(Config)
+        if key not in kinds:
             raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise InputError(f"{key}: '{text}' is not a YAML value") from None
+        if kinds[key] in (str, str | None) and value is not None:
+            value = text  # run.dir=2026 and data.images={split} are text, whatever YAML makes of them
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -283,16 +286,17 @@ def sub_section(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _leaf_keys(section: type[Section], prefix: str = "") -> list[str]:
-    keys = []
+def _leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
+    """The dotted name of every value, with its type."""
+    kinds: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         inner = sub_section(field.annotation)
-        keys += _leaf_keys(inner, f"{prefix}{name}.") if inner else [prefix + name]
-    return keys
+        kinds |= _leaf_kinds(inner, f"{prefix}{name}.") if inner else {prefix + name: field.annotation}
+    return kinds
 
 
 def _nearest(key: str) -> str:
-    keys = _leaf_keys(Config)
+    keys = list(_leaf_kinds(Config))
     found = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     if not found:  # the right name in the wrong section
         found = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:1]

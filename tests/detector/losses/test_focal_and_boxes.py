@@ -1,0 +1,100 @@
+"""Focal loss and box losses against torch's and torchvision's."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
+
+from detector.losses import focal_loss, giou_loss, smooth_l1_loss
+
+STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
+CODER = BoxCoder(weights=tuple((1 / STD).tolist()))
+
+
+def positives(count: int = 40, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted deltas, gt boxes and anchors [count, 4]; some predictions near, some far."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes() -> Tensor:
+        corner = torch.rand(count, 2, generator=generator) * 40
+        return torch.cat((corner, corner + 4 + torch.rand(count, 2, generator=generator) * 40), dim=1)
+
+    gt_boxes, anchors = boxes(), boxes()
+    noise = torch.randn(count, 4, generator=generator) * torch.linspace(0.01, 3, count)[:, None]
+    return CODER.encode_single(gt_boxes, anchors) + noise, gt_boxes, anchors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (0.6, 1.5)])
+def test_focal_loss_is_torchvisions_over_the_number_of_positives(
+    alpha: float, gamma: float, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 30, 3, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(-1, 2, logits.shape, generator=generator, dtype=torch.int8)
+    ranked, wanted = logits[targets >= 0].float(), targets[targets >= 0].float()
+    expected = sigmoid_focal_loss(ranked, wanted, alpha, gamma, "sum") / (targets == 1).sum()
+    loss = focal_loss(logits, targets, alpha, gamma)
+    torch.testing.assert_close(loss, expected)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients)
+    assert (gradients[0][targets == -1] == 0).all()
+
+
+def test_focal_loss_without_positives_is_the_sum_over_the_negatives() -> None:
+    """Hand-computed: at logit 0 a negative costs (1 - alpha) (1/2)^gamma log 2."""
+    loss = focal_loss(torch.zeros(5), torch.tensor([0, 0, 0, -1, -1]), alpha=0.25, gamma=2.0)
+    assert loss.item() == pytest.approx(3 * 0.75 * 0.25 * math.log(2))
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_smooth_l1_is_torchs_mean_over_coded_coordinates(beta: float) -> None:
+    """torch's smooth_l1_loss on the deltas of torchvision's BoxCoder."""
+    deltas, gt_boxes, anchors = positives()
+    expected = F.smooth_l1_loss(deltas, CODER.encode_single(gt_boxes, anchors), beta=beta)
+    torch.testing.assert_close(smooth_l1_loss(deltas, gt_boxes, anchors, STD, beta), expected)
+
+
+def test_giou_loss_is_the_mean_over_decoded_boxes() -> None:
+    """torchvision's pairwise generalized_box_iou of the boxes that its BoxCoder decodes."""
+    deltas, gt_boxes, anchors = positives()
+    pairwise = generalized_box_iou(CODER.decode_single(deltas, anchors), gt_boxes)
+    torch.testing.assert_close(
+        giou_loss(deltas, gt_boxes, anchors, STD), 1 - pairwise.diagonal().mean(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_giou_loss_of_boxes_that_touch_at_a_corner() -> None:
+    """Hand-computed: no overlap, union 200 of an enclosing 400, so 1 - (0 - 200 / 400)."""
+    loss = giou_loss(
+        torch.zeros(1, 4), torch.tensor([[10.0, 10, 20, 20]]), torch.tensor([[0.0, 0, 10, 10]]), STD
+    )
+    assert loss.item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "giou"])
+def test_box_losses_are_zero_at_the_wanted_boxes(name: str) -> None:
+    _, gt_boxes, anchors = positives()
+    deltas = CODER.encode_single(gt_boxes, anchors)
+    assert box_loss(name, deltas, gt_boxes, anchors).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "giou"])
+def test_box_losses_without_positives_are_zero_and_reach_the_network(name: str) -> None:
+    """A weight behind the (empty) deltas must get a gradient, or data-parallel training hangs."""
+    weight = torch.ones((), requires_grad=True)
+    nothing = torch.zeros(0, 4)
+    loss = box_loss(name, nothing * weight, nothing, nothing)
+    loss.backward()
+    assert loss.item() == 0
+    assert weight.grad == 0
+
+
+def box_loss(name: str, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
+    if name == "giou":
+        return giou_loss(deltas, gt_boxes, anchors, STD)
+    return smooth_l1_loss(deltas, gt_boxes, anchors, STD, beta=1.0)

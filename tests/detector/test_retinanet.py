@@ -1,0 +1,161 @@
+"""Our RetinaNet against torchvision's: the same weights, the same images, end to end."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+
+from detector.build import build_model
+from detector.config import AnchorConfig, ModelConfig
+from detector.postprocess import detect
+from detector.retinanet import HeadOutputs, RetinaNet
+from detector.weights import initialise
+
+CLASSES = 5
+# torchvision cuts its sizes to whole pixels.
+ANCHORS = AnchorConfig(
+    sizes=[[s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))] for s in (32, 64, 128, 256, 512)]
+)
+ARCHITECTURE = {
+    "v1": ModelConfig(p6_from="p5", norm="batch", frozen_stages=0, anchors=ANCHORS),
+    "v2": ModelConfig(p6_from="c5", norm="frozen", frozen_stages=0, anchors=ANCHORS, head_norm="group"),
+}
+THEIRS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
+SIZES = torch.tensor([[96, 150], [128, 128]])  # height, width: unequal, one no multiple of 32
+POSTPROCESS = {"score_thresh": 0.0, "nms_thresh": 0.5, "topk_candidates": 150, "detections_per_img": 60}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What both models say of the same two images."""
+
+    ours: HeadOutputs
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    detections: list[dict[str, Tensor]]
+
+
+def randomise(model: TorchvisionRetinaNet) -> None:
+    """Weights as if trained: norms with statistics of their own, outputs that spread."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+                uniform(module.weight, 0.4, 0.8)
+                uniform(module.bias, -0.2, 0.2)
+            if isinstance(module, nn.BatchNorm2d):
+                uniform(module.running_mean, -0.2, 0.2)
+                uniform(module.running_var, 0.5, 1.5)
+        for module in [*model.backbone.fpn.modules(), *model.head.modules()]:
+            if isinstance(module, nn.Conv2d):
+                bound = (6 / module.weight[0].numel()) ** 0.5  # keeps the spread through a ReLU
+                uniform(module.weight, -bound, bound)
+                if module.bias is not None:
+                    uniform(module.bias, -0.2, 0.2)
+        model.head.regression_head.bbox_reg.weight.mul_(0.2)
+
+
+def our_model(version: str, theirs: TorchvisionRetinaNet) -> RetinaNet:
+    model = build_model(ARCHITECTURE[version], CLASSES, pretrained=False)
+    initialise(model, theirs.state_dict(), "torchvision")
+    return model.double().eval()
+
+
+def images() -> Tensor:
+    """uint8 [2, 3, 128, 160], padded with 255 to show that padding does not reach the network."""
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.full((2, 3, 128, 160), 255, dtype=torch.uint8)
+    for picture, (height, width) in zip(pictures, SIZES.tolist(), strict=True):
+        noise = torch.randint(0, 256, (3, height // 8 + 1, width // 8 + 1), generator=generator)
+        blocks = noise.repeat_interleave(8, 1).repeat_interleave(8, 2)
+        picture[:, :height, :width] = blocks[:, :height, :width]
+    return pictures
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """Both models in float64, so that only a difference in meaning can show."""
+    theirs = THEIRS[request.param](
+        weights=None, weights_backbone=None, num_classes=CLASSES, _skip_resize=True, **POSTPROCESS
+    )
+    randomise(theirs)
+    ours = our_model(request.param, theirs)
+    heads, anchors = [], []
+    theirs.head.register_forward_hook(lambda module, args, output: heads.append(output))
+    theirs.anchor_generator.register_forward_hook(lambda module, args, output: anchors.append(output[0]))
+    pictures = [
+        picture[:, :height, :width].double() / 255
+        for picture, (height, width) in zip(images(), SIZES.tolist(), strict=True)
+    ]
+    with torch.no_grad():
+        detections = theirs.double().eval()(pictures)
+        outputs = ours(images(), SIZES)
+    return Pair(outputs, heads[0]["cls_logits"], heads[0]["bbox_regression"], anchors[0], detections)
+
+
+def test_head_outputs_equal_torchvisions(pair: Pair) -> None:
+    assert pair.logits.std() > 0.5 and pair.deltas.std() > 0.05  # the comparison says something
+    torch.testing.assert_close(pair.ours.logits, pair.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pair.ours.deltas, pair.deltas, atol=1e-5, rtol=0)
+
+
+def test_anchors_equal_torchvisions(pair: Pair) -> None:
+    torch.testing.assert_close(pair.ours.anchors.double(), pair.anchors.double(), atol=0, rtol=0)
+    assert sum(pair.ours.level_sizes) == len(pair.anchors)
+
+
+def test_detections_equal_torchvisions(pair: Pair) -> None:
+    found = detect(
+        pair.ours,
+        SIZES,
+        box_std=torch.ones(4),
+        score_threshold=POSTPROCESS["score_thresh"],
+        topk_candidates=POSTPROCESS["topk_candidates"],
+        nms_threshold=POSTPROCESS["nms_thresh"],
+        detections_per_img=POSTPROCESS["detections_per_img"],
+    )
+    for mine, theirs in zip(found, pair.detections, strict=True):
+        assert len(theirs["labels"]) == POSTPROCESS["detections_per_img"]
+        assert mine.labels.tolist() == theirs["labels"].tolist()
+        torch.testing.assert_close(mine.boxes.double(), theirs["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(mine.scores, theirs["scores"], atol=1e-5, rtol=0)
+
+
+def small_model() -> RetinaNet:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone="resnet18", norm="batch", pyramid_channels=16, head_width=16, head_depth=1, frozen_stages=0
+    )
+    return build_model(config, CLASSES, pretrained=False).eval()
+
+
+def test_memory_format_does_not_change_the_outputs() -> None:
+    model = small_model().double()
+    with torch.no_grad():
+        plain = model(images(), SIZES)
+        last = model.to(memory_format=torch.channels_last)(images(), SIZES)
+    torch.testing.assert_close(last.logits, plain.logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(last.deltas, plain.deltas, atol=1e-10, rtol=0)
+
+
+def test_an_image_is_told_apart_from_its_neighbours_in_the_batch() -> None:
+    model = small_model().double()
+    with torch.no_grad():
+        together = model(images(), SIZES)
+        alone = model(images()[1:], SIZES[1:])
+    torch.testing.assert_close(alone.logits[0], together.logits[1], atol=1e-10, rtol=0)
+
+
+def test_every_anchor_starts_at_the_prior() -> None:
+    """The output layer's weights are small, so the first scores lie around the prior of 0.01."""
+    with torch.no_grad():
+        scores = small_model()(images(), SIZES).logits.sigmoid()
+    torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=2e-3, rtol=0)
