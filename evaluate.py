@@ -47,7 +47,9 @@ def evaluate(
     else:
         from detector.evaluation.checkpoint import evaluate_checkpoint
 
-        result, extra, title = evaluate_checkpoint(Path(model), overrides, split)
+        done = evaluate_checkpoint(Path(model), overrides, split)
+        result, extra = done.scores.coco, done.scores.voc
+        title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
     print(metrics_table(result, extra, title))
     if output is not None:
         write_text(output, json.dumps({**result.as_json(), **extra}, indent=2) + "\n")

@@ -5,7 +5,7 @@ middle of a run, or another process count changes nothing in what a sample looks
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +117,7 @@ def eval_loader(
     return _loader(DetectionDataset(records, pipeline, seed=0), batches, workers, pin_memory)
 
 
-def checked(loader: DataLoader) -> Iterator[Batch]:
+def checked(loader: Iterable[Batch | InputError]) -> Iterator[Batch]:
     """The loader's batches.
 
     Raises:

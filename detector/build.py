@@ -5,16 +5,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from data.annotations import join_sets, require_folder
 from data.coco import load_coco
+from data.loader import eval_loader
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline
 from data.voc import load_voc, voc_classes
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
-from detector.config import Config, DataConfig, LossConfig, ModelConfig
+from detector.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from detector.criterion import ClassLoss, Criterion
 from detector.heads import Head
 from detector.losses import ap_loss, focal_loss, giou_loss, smooth_l1_loss
@@ -76,6 +78,13 @@ def build_pipeline(config: DataConfig, training: bool) -> Pipeline:
     return Pipeline(config.transforms.eval, 0.0, "data.transforms.eval")
 
 
+def build_eval_loader(config: Config, records: DetectionSet, device: torch.device) -> DataLoader:
+    """Batches for evaluation: every image once."""
+    pipeline = build_pipeline(config.data, training=False)
+    pin_memory = device.type == "cuda"
+    return eval_loader(records, pipeline, config.eval.batch_size, config.data.workers, pin_memory)
+
+
 def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNet:
     """A RetinaNet with fresh weights, or ImageNet's in the backbone where `pretrained`.
 
@@ -128,6 +137,11 @@ def class_loss(config: LossConfig) -> ClassLoss:
 def box_std(config: Config, device: torch.device) -> Tensor:
     """The spread of the four deltas, float32 [4]."""
     return torch.tensor(config.model.box_std, device=device)
+
+
+def build_amp(config: TrainConfig) -> torch.dtype | None:
+    """The dtype of autocast; None is off."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[config.amp]
 
 
 def build_device(name: str) -> torch.device:

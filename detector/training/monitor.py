@@ -7,13 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.training.run_folder import append_metrics
-
-_GT_COLOUR, _FOUND_COLOUR = "#ffffff", "#ff5a00"
 
 
 class Monitor:
@@ -92,24 +89,6 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> st
     for name, one in result.per_class.items():
         rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.gt_boxes:6d}")
     return "\n".join(rows)
-
-
-def draw(
-    image: Tensor,
-    gt_boxes: Tensor,
-    gt_labels: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    scores: Tensor,
-    classes: tuple[str, ...],
-) -> Tensor:
-    """gt in white, detections in orange with class and score: uint8 [3, H, W] -> the same, drawn on."""
-    if len(gt_boxes):
-        image = draw_bounding_boxes(image, gt_boxes, colors=_GT_COLOUR, width=1)
-    if len(boxes):
-        names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-        image = draw_bounding_boxes(image, boxes, labels=names, colors=_FOUND_COLOUR, width=2)
-    return image
 
 
 def summary_values(

@@ -12,26 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.loader import DetectionDataset, checked, eval_loader, train_loader
-from data.sample import Batch, DetectionSet
-from detector.build import box_std, build_criterion, build_device, build_model, build_pipeline, build_set
+from data.loader import DetectionDataset, checked, train_loader
+from data.sample import Batch
+from detector.build import (
+    build_amp,
+    build_criterion,
+    build_device,
+    build_eval_loader,
+    build_model,
+    build_pipeline,
+    build_set,
+)
 from detector.config import Config, dump_config
 from detector.criterion import GroundTruth, Losses
-from detector.evaluation.coco import CocoResult, evaluate_coco
-from detector.evaluation.inference import Predictions, predict
-from detector.evaluation.voc import evaluate_voc
+from detector.evaluation.pictures import pictures
+from detector.evaluation.score import score
 from detector.losses import NonFiniteLogits
 from detector.retinanet import RetinaNet
 from detector.training.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
 from detector.training.ema import WeightAverage
-from detector.training.monitor import Monitor, draw, summary_values
+from detector.training.monitor import Monitor, summary_values
 from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
 from detector.training.run_folder import create_run_folder, forget_metrics_after, write_text
 from detector.weights import initialise
 from errors import InputError
 
 log = logging.getLogger(__name__)
-_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 _PICTURES = 4  # validation images shown in TensorBoard
 
 
@@ -56,25 +62,21 @@ class Trainer:
         train = config.train
         torch.manual_seed(train.seed)
         self.device = build_device(train.device)
-        self.amp = _AMP[train.amp]
-        self.box_std = box_std(config, self.device)
+        self.amp = build_amp(train)
 
         state = load_checkpoint(resume / "checkpoints" / "last.pt") if resume else None
         classes = tuple(state["classes"]) if state else None
         self.train_set = build_set(config.data, "train", classes)
         self.val_set = build_set(config.data, "val", self.train_set.classes)
-        pin = self.device.type == "cuda"
         self.loader, self.batches = train_loader(
             self.train_set,
             build_pipeline(config.data, True),
             train.batch_size,
             train.seed,
             config.data.workers,
-            pin,
+            self.device.type == "cuda",
         )
-        self.val_loader = eval_loader(
-            self.val_set, build_pipeline(config.data, False), config.eval.batch_size, config.data.workers, pin
-        )
+        self.val_loader = build_eval_loader(config, self.val_set, self.device)
 
         self.model = self._build_model(fresh=state is None)
         self.criterion = build_criterion(config, self.device)
@@ -211,41 +213,16 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> None:
         model = self.average.model if self.average else self.model
-        predictions = predict_set(self.config, model, checked(self.val_loader), self.device)
-        result = evaluate_coco(self.val_set, predictions)
-        extra = voc_metrics(self.config, self.val_set, predictions)
-        self.metrics = {**result.as_json(), **extra}
-        self.monitor.evaluation(self.step, epoch, result, extra)
-        self.monitor.images(self.step, self._pictures(predictions, result))
+        scores = score(self.config, self.val_set, model, self.val_loader, self.device)
+        result = scores.coco
+        self.metrics = {**result.as_json(), **scores.voc}
+        self.monitor.evaluation(self.step, epoch, result, scores.voc)
+        shown = range(min(_PICTURES, len(self.val_set)))
+        dataset = DetectionDataset(self.val_set, build_pipeline(self.config.data, False), seed=0)
+        self.monitor.images(self.step, pictures(dataset, shown, scores.predictions, result))
         if result.summary["AP"] > self.best:
             self.best = result.summary["AP"]
             self._save("best.pt")
-
-    def _pictures(self, predictions: Predictions, result: CocoResult) -> list[Tensor]:
-        """The first validation images with gt and the detections above each class's best threshold."""
-        thresholds = torch.tensor([result.per_class[name].best_threshold for name in self.val_set.classes])
-        dataset = DetectionDataset(self.val_set, build_pipeline(self.config.data, False), seed=0)
-        pictures = []
-        for row in range(min(_PICTURES, len(self.val_set))):
-            sample = dataset.sample(0, row)
-            mine = predictions.rows == row
-            labels = torch.from_numpy(predictions.labels[mine])
-            scores = torch.from_numpy(predictions.scores[mine])
-            shown = (scores >= thresholds[labels]) & (thresholds[labels] >= 0)
-            height, width = sample.original_size
-            factor = torch.tensor([sample.image.shape[1] / width, sample.image.shape[0] / height]).repeat(2)
-            pictures.append(
-                draw(
-                    torch.from_numpy(sample.image).permute(2, 0, 1),
-                    torch.from_numpy(sample.boxes),
-                    torch.from_numpy(sample.labels),
-                    (torch.from_numpy(predictions.boxes[mine]) * factor)[shown],
-                    labels[shown],
-                    scores[shown],
-                    self.val_set.classes,
-                )
-            )
-        return pictures
 
     # ------------------------------------------------------------------------ state
 
@@ -320,32 +297,6 @@ def resume_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"--resume: {folder} holds no checkpoints/last.pt to continue from")
     return load_checkpoint(path)["config"]
-
-
-def predict_set(
-    config: Config, model: RetinaNet, batches: Iterator[Batch], device: torch.device
-) -> Predictions:
-    """Run a model over batches as the configuration says."""
-    e = config.eval
-    return predict(
-        model,
-        batches,
-        device,
-        _AMP[config.train.amp],
-        box_std(config, device),
-        e.score_threshold,
-        e.topk_candidates,
-        e.nms_threshold,
-        e.detections_per_img,
-    )
-
-
-def voc_metrics(config: Config, records: DetectionSet, predictions: Predictions) -> dict[str, float]:
-    """VOC's measures for VOC sets."""
-    if config.data.format != "voc":
-        return {}
-    result = evaluate_voc(records, predictions)
-    return {"VOC07": result.ap07, "VOC12": result.ap12}
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

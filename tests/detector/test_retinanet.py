@@ -24,7 +24,8 @@ ARCHITECTURE = {
     "v2": ModelConfig(p6_from="c5", norm="frozen", frozen_stages=0, anchors=ANCHORS, head_norm="group"),
 }
 THEIRS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
-SIZES = torch.tensor([[96, 150], [128, 128]])  # height, width: unequal, one no multiple of 32
+LONG = 160
+SIZES = torch.tensor([[100, LONG], [LONG, 122]])  # height, width: unequal, no multiples of 32
 POSTPROCESS = {"score_thresh": 0.0, "nms_thresh": 0.5, "topk_candidates": 150, "detections_per_img": 60}
 
 
@@ -63,16 +64,10 @@ def randomise(model: TorchvisionRetinaNet) -> None:
         model.head.regression_head.bbox_reg.weight.mul_(0.2)
 
 
-def our_model(version: str, theirs: TorchvisionRetinaNet) -> RetinaNet:
-    model = build_model(ARCHITECTURE[version], CLASSES, pretrained=False)
-    initialise(model, theirs.state_dict(), "torchvision")
-    return model.double().eval()
-
-
 def images() -> Tensor:
-    """uint8 [2, 3, 128, 160], padded with 255 to show that padding does not reach the network."""
+    """uint8 [2, 3, 160, 160], padded with 255 to show that padding does not reach the network."""
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.full((2, 3, 128, 160), 255, dtype=torch.uint8)
+    pictures = torch.full((2, 3, LONG, LONG), 255, dtype=torch.uint8)
     for picture, (height, width) in zip(pictures, SIZES.tolist(), strict=True):
         noise = torch.randint(0, 256, (3, height // 8 + 1, width // 8 + 1), generator=generator)
         blocks = noise.repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -83,11 +78,13 @@ def images() -> Tensor:
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Both models in float64, so that only a difference in meaning can show."""
+    # Both images are max_size long already: torchvision does not resize them.
     theirs = THEIRS[request.param](
-        weights=None, weights_backbone=None, num_classes=CLASSES, _skip_resize=True, **POSTPROCESS
+        weights=None, weights_backbone=None, num_classes=CLASSES, min_size=1000, max_size=LONG, **POSTPROCESS
     )
     randomise(theirs)
-    ours = our_model(request.param, theirs)
+    ours = build_model(ARCHITECTURE[request.param], CLASSES, pretrained=False)
+    initialise(ours, theirs.state_dict(), "torchvision")
     heads, anchors = [], []
     theirs.head.register_forward_hook(lambda module, args, output: heads.append(output))
     theirs.anchor_generator.register_forward_hook(lambda module, args, output: anchors.append(output[0]))
@@ -97,7 +94,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     ]
     with torch.no_grad():
         detections = theirs.double().eval()(pictures)
-        outputs = ours(images(), SIZES)
+        outputs = ours.double().eval()(images(), SIZES)
     return Pair(outputs, heads[0]["cls_logits"], heads[0]["bbox_regression"], anchors[0], detections)
 
 
