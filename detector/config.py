@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from errors import InputError
 
@@ -170,6 +170,11 @@ class TrainConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
     log_every: Count = Field(20, description="steps between log lines")
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a plain `off` as false
 
 
 class EvalConfig(Section):

@@ -14,11 +14,15 @@ _GT_COLOUR, _FOUND_COLOUR = "#ffffff", "#ff5a00"
 
 
 def pictures(
-    dataset: DetectionDataset, rows: Iterable[int], predictions: Predictions, result: CocoResult
+    dataset: DetectionDataset,
+    rows: Iterable[int],
+    predictions: Predictions,
+    result: CocoResult,
+    enlarge: int = 1,
 ) -> list[Tensor]:
     """The images of some rows with gt and the detections above each class's best threshold.
 
-    Returns uint8 [3, H, W] each, as the dataset resizes them.
+    Returns uint8 [3, H, W] each, `enlarge` times the size that the dataset resizes them to.
     """
     classes = dataset.records.classes
     thresholds = torch.tensor([result.per_class[name].best_threshold for name in classes])
@@ -29,11 +33,12 @@ def pictures(
         labels = torch.from_numpy(predictions.labels[mine])
         scores = torch.from_numpy(predictions.scores[mine])
         shown = (scores >= thresholds[labels]) & (thresholds[labels] >= 0)
-        height, width = sample.original_size
-        factor = torch.tensor([sample.image.shape[1] / width, sample.image.shape[0] / height]).repeat(2)
         image = torch.from_numpy(sample.image).permute(2, 0, 1)
+        image = image.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+        height, width = sample.original_size
+        factor = torch.tensor([image.shape[2] / width, image.shape[1] / height]).repeat(2)
         boxes = torch.from_numpy(predictions.boxes[mine]) * factor
-        gt_boxes = torch.from_numpy(sample.boxes)
+        gt_boxes = torch.from_numpy(sample.boxes) * enlarge
         drawn.append(draw(image, gt_boxes, boxes[shown], labels[shown], scores[shown], classes))
     return drawn
 

@@ -1,0 +1,41 @@
+"""The picture of the README: python -m docs.make_picture RUN_DIR docs/detections.png [KEY=VALUE ...]."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import write_png
+from torchvision.utils import make_grid
+
+from data.loader import DetectionDataset
+from detector.build import build_pipeline
+from detector.evaluation.checkpoint import evaluate_checkpoint
+from detector.evaluation.pictures import pictures
+from doors import run_door
+
+_ROWS, _COLUMNS = 2, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw gt and detections of validation images into one PNG.")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR_OR_CHECKPOINT")
+    parser.add_argument("output", type=Path, metavar="FILE.png")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    a = parser.parse_intermixed_args()
+    done = evaluate_checkpoint(a.run, a.overrides, "val")
+    dataset = DetectionDataset(done.records, build_pipeline(done.config.data, training=False), seed=0)
+    # Evenly spread over the split: neither the best nor the worst.
+    rows = np.linspace(0, len(done.records) - 1, _ROWS * _COLUMNS + 2).round().astype(int)[1:-1]
+    drawn = pictures(dataset, rows, done.scores.predictions, done.scores.coco, enlarge=2)
+    write_png(make_grid(_same_size(drawn), nrow=_COLUMNS, padding=4, pad_value=255), str(a.output))
+
+
+def _same_size(images: list[Tensor]) -> list[Tensor]:
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    return [F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1]), value=255) for i in images]
+
+
+if __name__ == "__main__":
+    run_door(main)
