@@ -138,6 +138,13 @@ class LossConfig(Section):
     box_weight: NonNegative = Field(1.0, description="weight of the box loss in the sum")
     smooth_l1_beta: Positive = Field(1.0, description="where smooth-L1 turns from square to line")
 
+    @field_validator("delta")
+    @classmethod
+    def _not_tiny(cls, value: float) -> float:
+        if 0 < value < 1e-6:
+            raise ValueError("0 (the plain step) or at least 1e-6 is wanted")
+        return value
+
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
@@ -326,5 +333,7 @@ def _explain(error: ValidationError) -> str:
         return f"unknown configuration key '{key}'{_nearest(key)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{key}.{message}" if key else message
+        if key in _leaf_kinds(Config):
+            return f"{key}: {message}"
+        return f"{key}.{message}" if key else message  # the message of a section begins with the key
     return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

@@ -13,6 +13,10 @@ from torch import Tensor
 from detector.losses.ranking import BinTotals, SoftSteps, blocks
 
 
+# A narrower step would drown in the rounding of the break points.
+MIN_DELTA = 1e-6
+
+
 class NonFiniteLogits(ValueError):
     """A logit that takes part in a ranking is NaN or infinite."""
 
@@ -32,7 +36,8 @@ def ap_loss(logits: Tensor, targets: Tensor, delta: float = 1.0, interpolated: b
         the gradient is defined, not derived, and sums to zero.
 
     Raises:
-        ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, or delta < 0.
+        ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, or delta
+            is neither 0 nor at least 1e-6.
         NonFiniteLogits: a ranked logit is NaN or infinite; the message names the first.
     """
     if logits.shape != targets.shape:
@@ -41,8 +46,8 @@ def ap_loss(logits: Tensor, targets: Tensor, delta: float = 1.0, interpolated: b
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}")
-    if delta < 0:
-        raise ValueError(f"delta must not be negative, got {delta}")
+    if delta != 0 and not delta >= MIN_DELTA:
+        raise ValueError(f"delta must be 0 or at least {MIN_DELTA:g}, got {delta}")
     if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need
         return ap_loss(logits.cpu(), targets.cpu(), delta, interpolated).to(logits.device)
     return _APLoss.apply(logits, targets, delta, interpolated)
@@ -53,18 +58,23 @@ class _APLoss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor, delta: float, interpolated: bool) -> Tensor:
         loss, gradient = _loss_and_gradient(logits.reshape(-1), targets.reshape(-1), delta, interpolated)
         ctx.save_for_backward(gradient.view(logits.shape))
+        ctx.dtype = logits.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].to(gradient.dtype), None, None, None
+        return (gradient * grad_outputs[0].to(gradient.dtype)).to(ctx.dtype), None, None, None
 
 
 def _loss_and_gradient(
     logits: Tensor, targets: Tensor, delta: float, interpolated: bool
 ) -> tuple[Tensor, Tensor]:
-    """logits [M], targets [M] -> scalar loss and the error-driven gradient [M]."""
+    """logits [M], targets [M] -> scalar loss and the error-driven gradient [M].
+
+    The gradient of float16 logits stays in float32 until it is multiplied by the loss scale: a
+    negative's share is often too small for float16, and the scale itself too large.
+    """
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if targets.numel():
         low, high = torch.aminmax(targets)
@@ -88,16 +98,16 @@ def _loss_and_gradient(
         precision = precision.cummax(0).values  # f ascends: the best precision at or below
     error = 1 - precision
     p = len(positives)
-    # 1 - precision, written as b / (a + b) where no envelope lifts it, keeps its digits near 0.
     weights = torch.where(b > 0, error / b, 0) / p
     offset, slope = steps.lines(weights)
 
-    gradient = torch.empty_like(logits)
+    gradient = torch.empty_like(logits, dtype=exact if logits.dtype == torch.float16 else None)
     for block in blocks(len(logits), logits.device):
         at = bins[block]
         slopes = slope.index_select(0, at)  # index_select takes int32 and is the fastest gather
         pull = slopes.mul_(logits[block]).add_(offset.index_select(0, at))
-        gradient[block] = pull.clamp_min_(0)
+        # Bin 0 has no pull, but an ignored logit may be NaN, and NaN times 0 is NaN.
+        gradient[block] = pull.clamp_min_(0).masked_fill_(targets[block] != 0, 0)
     gradient[positives[order]] = (-error / p).to(gradient.dtype)
     return error.mean().to(exact), gradient
 

@@ -115,10 +115,12 @@ def test_forced_anchor_learns_the_gt_that_forced_it() -> None:
 
 
 def test_an_anchor_that_reaches_the_threshold_is_not_taken_away_by_force() -> None:
-    """Both gts have the anchor for their best; it belongs to the one it fits."""
-    image = [((0, 0, 10, 10), "object"), ((8, 8, 30, 30), "object")]
-    matches = run([(0, 0, 10, 10)], [image], (0.5, 0.4), best=True)
-    assert (matches.status.item(), matches.gt_index.item()) == (1, 0)
+    """Gt 1 has anchor 1 for its best, but anchor 1 fits gt 0 (IoU 2/3), although gt 0 has a better one."""
+    anchors = [(0, 0, 10, 10), (2, 0, 12, 10)]
+    image = [((0, 0, 10, 10), "object"), ((11, 0, 20, 10), "object")]
+    matches = run(anchors, [image], (0.5, 0.4), best=True)
+    assert matches.status.tolist() == [[1, 1]]
+    assert matches.gt_index.tolist() == [[0, 0]]
 
 
 def test_all_anchors_that_are_equally_best_are_positive() -> None:

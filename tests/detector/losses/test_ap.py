@@ -263,7 +263,12 @@ def test_non_finite_logit_is_named(value: float, target: int, kind: str, dtype: 
         (torch.zeros(3), torch.zeros(3), 1.0, "targets must be integers.*float32"),
         (torch.zeros(3), torch.zeros(3, dtype=torch.bool), 1.0, "targets must be integers.*bool"),
         (torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int8), 1.0, "logits must be floating"),
-        (torch.zeros(3), torch.zeros(3, dtype=torch.int8), -0.1, "delta must not be negative, got -0.1"),
+        (
+            torch.zeros(3),
+            torch.zeros(3, dtype=torch.int8),
+            -0.1,
+            "delta must be 0 or at least 1e-06, got -0.1",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(logits: Tensor, targets: Tensor, delta: float, message: str) -> None:

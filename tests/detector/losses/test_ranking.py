@@ -70,6 +70,13 @@ def test_a_long_soft_rank_sum_far_from_zero_keeps_its_digits() -> None:
     torch.testing.assert_close(soft_rank_sum(values, thresholds, 1.0), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("delta", DELTAS)
+def test_values_very_far_above_do_not_drown_the_near_ones(delta: float) -> None:
+    """Hand-computed: each far value counts one, the tie a half, whatever lies far below nothing."""
+    values = torch.tensor([3e38, 1e30, 0.0, -1e30])
+    assert soft_rank_sum(values, torch.tensor([0.0]), delta).tolist() == [2.5]
+
+
 def neighbourhood(edges: Tensor) -> Tensor:
     """Every edge, its two neighbours among the numbers of its dtype, and points far and between."""
     infinity = torch.full_like(edges, math.inf)
