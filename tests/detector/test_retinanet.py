@@ -155,4 +155,4 @@ def test_every_anchor_starts_at_the_prior() -> None:
     """The output layer's weights are small, so the first scores lie around the prior of 0.01."""
     with torch.no_grad():
         scores = small_model()(images(), SIZES).logits.sigmoid()
-    torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=2e-3, rtol=0)
+    torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=5e-3, rtol=0)

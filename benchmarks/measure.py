@@ -1,0 +1,177 @@
+"""Paired timing, peak memory and reports: what the benchmarks share.
+
+Things that are compared run in turns in one process, so that whatever else the machine does falls on
+all of them. A ratio is the median over the turns of the ratio within a turn, not a ratio of two runs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+
+Call = Callable[[], object]
+_LEAST_S = 1.0  # quick calls get more turns: at least this many seconds in all
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The wall-clock seconds of one call, turn by turn."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range, as a part of the median; 0 for a single turn."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / 2 / self.median_s
+
+    def ratio_to(self, other: "Timing") -> float:
+        """How many times longer than `other`, which ran in the same turns."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+    def __str__(self) -> str:
+        """Milliseconds: median and spread."""
+        median_ms = self.median_s * 1e3
+        if len(self.seconds) < 2:
+            return f"{_digits(median_ms)} (once)"
+        return f"{_digits(median_ms)} ± {100 * self.spread:.0f} %"
+
+
+def in_turns(
+    calls: Mapping[str, Call], repeats: int, device: torch.device, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Time the calls in alternation, `repeats` times or more.
+
+    Every second turn goes backwards, so that none is always first.
+    """
+    for _ in range(warm_up):
+        for call in calls.values():
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    started, turn = time.perf_counter(), 0
+    while turn < repeats or time.perf_counter() - started < _LEAST_S:
+        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
+            seconds[name].append(timed(calls[name], device))
+        turn += 1
+    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+
+
+def timed(call: Call, device: torch.device) -> float:
+    """Wall-clock seconds of one call, the device's queue included."""
+    _synchronise(device)
+    started = time.perf_counter()
+    call()
+    _synchronise(device)
+    return time.perf_counter() - started
+
+
+def peak_extra_bytes(call: Call, device: torch.device) -> int:
+    """The most memory that the tensors made during the call take at one time.
+
+    What the call leaves behind (gradients) counts, what existed before does not. On a CPU this is the
+    running sum of the allocator's events, and so does not see the scratch memory of libraries.
+    """
+    if device.type == "cuda":
+        _synchronise(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        _synchronise(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty on stderr
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    held, peak = 0, 0
+    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+def parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--repeats", type=int, default=repeats, help="measured turns (%(default)s)")
+    result.add_argument("--device", default="auto", help="cpu, cuda, or auto: both where there is a GPU")
+    result.add_argument("--output", type=Path, metavar="FILE", help="write the report there as well")
+    return result
+
+
+def devices(name: str) -> list[torch.device]:
+    """The devices that --device asks for."""
+    if name == "auto":
+        names = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        return [torch.device(n) for n in names]
+    return [torch.device(name)]
+
+
+def progress(text: str) -> None:
+    """A line for whoever waits; the report itself goes to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    """A Markdown section: title, table, and what its columns mean."""
+    widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
+    cells = [
+        " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (header, *rows)
+    ]
+    rule = " | ".join("-" * (w - 1) + ":" for w in widths)
+    table = "\n".join(f"| {line} |" for line in (cells[0], rule, *cells[1:]))
+    return f"## {title}\n\n{table}\n\n{note}\n"
+
+
+def report(sections: Sequence[str], output: Path | None) -> None:
+    """Print the sections below the machine, date and command that they are from."""
+    module = f"benchmarks.{Path(sys.argv[0]).stem}"
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    text = "\n".join((f"`{command}`, {date.today().isoformat()}, {_machine()}.\n", *sections))
+    print(text)
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _machine() -> str:
+    parts = [f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join([*parts, f"PyTorch {torch.__version__}"])
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

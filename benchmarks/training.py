@@ -1,0 +1,260 @@
+"""Claim: training is at least as fast as torchvision's RetinaNet on equal terms, and faster as shipped.
+
+Whole optimizer steps (forward, loss, backward, update) of ResNet-50 detectors of 80 classes on random
+pixels that are in memory already. torchvision's network is `retinanet_resnet50_fpn` as it is built with
+ImageNet weights (frozen batch norm, three trained stages), only that the weights are random; it gets its
+images as float32 in [0, 1] at no charge. Ours gets uint8 and does all that the trainer does in a step.
+On equal terms both have the same architecture, anchors, weights and optimizer; the outputs are compared
+before anything is timed. Run from the root of the repository: python -m benchmarks.training
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/training.py`
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from benchmarks.measure import devices, in_turns, parser, progress, report, section
+from detector.build import build_criterion, build_model
+from detector.config import Config, load_config
+from detector.criterion import GroundTruth
+from detector.retinanet import RetinaNet
+from detector.training.optimizer import build_optimizer
+from detector.weights import initialise
+
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "coco_r50_aploss.yaml"
+CLASSES = 80
+BOXES = 7  # per image: COCO's mean
+LR = 1e-6  # noise is nothing to learn from; the time of a step does not depend on it
+
+SHIPPED = ["model.pretrained=false", f"optimizer.lr={LR}"]
+# What makes our network the one that torchvision builds.
+EQUAL = [
+    *SHIPPED,
+    "model.p6_from=p5",
+    "model.anchors.sizes=[[32, 40, 50], [64, 80, 101], [128, 161, 203], [256, 322, 406], [512, 645, 812]]",
+]
+HEADER = ("terms", "precision", "layout", "ours, images/s", "torchvision, images/s", "ours / torchvision")
+NOTE = (
+    "{batch} images of {size} x {size} px and {boxes} gt boxes each. Images per second by the median step, "
+    "and half the interquartile range in per cent; the two run in turns and the ratio is the median over "
+    "the turns. Layout: the memory format that the backbone's features were found in, ours / torchvision's "
+    "where they differ. 'equal': the same architecture, weights and optimizer, torchvision's resizing left "
+    "out; the losses are each one's own (AP-loss, focal). 'as shipped': configs/coco_r50_aploss.yaml "
+    "against torchvision's defaults."
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """One batch of noise."""
+
+    images: Tensor  # uint8 [B, 3, H, W], channels last in memory as the loader gives it
+    sizes: Tensor  # int64 [B, 2]
+    gt: GroundTruth
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network and its training step."""
+
+    network: nn.Module
+    step: Callable[[], None]
+
+    def layout(self) -> str:
+        """The memory format of the backbone's last features, in a training step."""
+        found = []
+        body = self.network.get_submodule("backbone.body.layer4")
+        hook = body.register_forward_hook(lambda module, given, features: found.append(features))
+        self.step()
+        hook.remove()
+        return "channels_last" if found[0].is_contiguous(memory_format=torch.channels_last) else "contiguous"
+
+
+def make_data(batch: int, size: int, device: torch.device) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)
+    sides = size / 16 + torch.rand(batch, BOXES, 2, generator=generator) * size * 7 / 16
+    corner = torch.rand(batch, BOXES, 2, generator=generator) * (size - sides)
+    valid = torch.ones(batch, BOXES, dtype=torch.bool, device=device)
+    return Data(
+        pixels.permute(0, 3, 1, 2).to(device),
+        torch.full((batch, 2), size, device=device),
+        GroundTruth(
+            torch.cat((corner, corner + sides), dim=-1).to(device),
+            torch.randint(0, CLASSES, (batch, BOXES), generator=generator).to(device),
+            valid,
+            ~valid,
+        ),
+    )
+
+
+def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
+    """Our model and the step of the trainer."""
+    torch.manual_seed(0)
+    model = build_model(config.model, CLASSES, pretrained=False).to(device)
+    _level(model)
+    model = model.to(memory_format=_layout(config.train.channels_last)).train()
+    criterion = build_criterion(config, device)
+    optimizer = _optimizer(model, config)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.amp == "bf16"):
+            outputs = model(data.images, data.sizes)
+        losses = criterion(outputs, data.gt)
+        _check_finite(losses.total)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return Contestant(model, step)
+
+
+def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) -> Contestant:
+    """torchvision's model and the step of its reference scripts.
+
+    Args:
+        config: precision, layout and optimizer are taken from it, unless `shipped`.
+        shipped: torchvision's defaults: float32, contiguous, SGD as torch builds it.
+    """
+    torch.manual_seed(0)
+    size = data.images.shape[-1]
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50",
+        weights=None,
+        trainable_layers=3,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    model = TorchvisionRetinaNet(backbone, CLASSES, min_size=size, max_size=size, _skip_resize=not shipped)
+    _level(model)
+    model = model.to(device).to(memory_format=_layout(config.train.channels_last and not shipped)).train()
+    if shipped:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, LR, momentum=0.9, weight_decay=1e-4)
+    else:
+        optimizer = _optimizer(model, config)
+    images = _as_floats(data)
+    targets = [
+        {"boxes": boxes, "labels": labels}
+        for boxes, labels in zip(data.gt.boxes, data.gt.labels, strict=True)
+    ]
+    amp = config.train.amp == "bf16" and not shipped
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            total = sum(model(images, targets).values())
+        _check_finite(total)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return Contestant(model, step)
+
+
+def make_equal(ours: RetinaNet, peer: TorchvisionRetinaNet, data: Data) -> None:
+    """Give ours the peer's weights, and see that the two are the same network then.
+
+    Raises:
+        SystemExit: they are not.
+    """
+    initialise(ours, peer.state_dict(), "torchvision")
+    with torch.no_grad():
+        mine = ours(data.images, data.sizes)
+        images, _ = peer.transform(_as_floats(data))
+        features = list(peer.backbone(images.tensors).values())
+        theirs = peer.head(features)
+        anchors = peer.anchor_generator(images, features)[0]
+    scale = theirs["cls_logits"].std()
+    error = float((mine.logits - theirs["cls_logits"]).abs().max() / scale)
+    trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, peer)]
+    if error > 1e-2 or trained[0] != trained[1] or not torch.equal(mine.anchors, anchors):
+        sys.exit(f"error: not the same network: logits differ by {error:.1e} of their spread, {trained=}")
+
+
+def _level(model: nn.Module) -> None:
+    """Keep the features at one scale, as ImageNet's norms do; random weights would let each block add."""
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenBatchNorm2d) and name.endswith("bn3"):
+            module.weight.fill_(0.2)
+
+
+def _as_floats(data: Data) -> list[Tensor]:
+    return [image.contiguous().float() / 255 for image in data.images]
+
+
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    o = config.optimizer
+    return build_optimizer(model, o.name, o.lr, o.momentum, o.weight_decay, o.decay_norm_and_bias)
+
+
+def _check_finite(loss: Tensor) -> None:
+    if not torch.isfinite(loss):
+        sys.exit("error: the loss is not finite, so the time of a step means nothing")
+
+
+def measure(
+    terms: str, overrides: list[str], data: Data, steps: int, device: torch.device, shipped: bool = False
+) -> list[str]:
+    """One row of the table."""
+    config = load_config(RECIPE, overrides)
+    ours = build_ours(config, data, device)
+    peer = build_peer(config, data, device, shipped)
+    if not shipped:
+        assert isinstance(ours.network, RetinaNet)
+        assert isinstance(peer.network, TorchvisionRetinaNet)
+        make_equal(ours.network, peer.network, data)
+    layouts = [ours.layout(), peer.layout()]
+    timings = in_turns({"ours": ours.step, "peer": peer.step}, steps, device)
+    speeds = [f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()]
+    precision = {"off": "fp32", "bf16": "bf16"}[config.train.amp]
+    row = [
+        terms,
+        f"{precision} / fp32" if shipped else precision,
+        " / ".join(dict.fromkeys(layouts)),
+        *speeds,
+        f"{timings['peer'].ratio_to(timings['ours']):.2f}",
+    ]
+    progress(f"{device}: " + "  ".join(row))
+    return row
+
+
+def main() -> None:
+    options = parser("Training throughput against torchvision's RetinaNet.", repeats=10)
+    options.add_argument("--steps", type=int, dest="repeats", help="the same as --repeats")
+    options.add_argument("--size", type=int, default=512, help="height and width in px (%(default)s)")
+    options.add_argument("--batch", type=int, default=2, help="images per step (%(default)s)")
+    arguments = options.parse_args()
+    note = NOTE.format(batch=arguments.batch, size=arguments.size, boxes=BOXES)
+    sections = []
+    for device in devices(arguments.device):
+        data = make_data(arguments.batch, arguments.size, device)
+        contiguous, channels_last = "train.channels_last=false", "train.channels_last=true"
+        steps = arguments.repeats
+        rows = [
+            measure("equal", [*EQUAL, "train.amp='off'", contiguous], data, steps, device),
+            measure("equal", [*EQUAL, "train.amp='off'", channels_last], data, steps, device),
+            measure("equal", [*EQUAL, "train.amp=bf16", channels_last], data, steps, device),
+            measure("as shipped", SHIPPED, data, steps, device, shipped=True),
+        ]
+        sections.append(section(f"Training: {device}", HEADER, rows, note))
+    report(sections, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

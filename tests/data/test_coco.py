@@ -1,0 +1,281 @@
+"""COCO instances files: what they say arrives, what is wrong with them is said in one line."""
+
+import json
+import logging
+import math
+import re
+
+import numpy as np
+import pytest
+
+from data.coco import load_coco
+from errors import InputError
+from tests.builders import coco_dict, write_image
+
+
+@pytest.fixture
+def content(tmp_path):
+    """Two images of 64 x 48 px: a dog (annotation 1) and a cat (2) in 0.png, a dog (3) in 1.png."""
+    for name in ("0.png", "1.png"):
+        write_image(tmp_path / "images" / name)
+    return coco_dict([[[4, 5, 20, 18], [30, 10, 24, 20]], [[1, 2, 3, 4]]])
+
+
+def load(root, content, classes=None):
+    path = root / "set.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return load_coco(path, root / "images", classes)
+
+
+def error_of(root, content, classes=None) -> str:
+    with pytest.raises(InputError) as raised:
+        load(root, content, classes)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_records_arrive_as_they_are_written(tmp_path, content):
+    content["annotations"][1]["area"] = 123.5
+    del content["annotations"][2]["area"]
+    records = load(tmp_path, content)
+    assert records.classes == ("cat", "dog")
+    assert records.category_ids == (3, 7)
+    assert records.image_ids.tolist() == [10, 11]
+    assert records.files.tolist() == [str(tmp_path / "images" / name) for name in ("0.png", "1.png")]
+    assert records.sizes.tolist() == [[48, 64], [48, 64]]
+    assert records.offsets.tolist() == [0, 2, 3]
+    assert records.boxes.tolist() == [[4, 5, 24, 23], [30, 10, 54, 30], [1, 2, 4, 6]]
+    assert records.labels.tolist() == [1, 0, 1]
+    assert records.ignore.tolist() == [False, False, False]
+    assert records.areas.tolist() == [20 * 18, 123.5, 3 * 4]
+
+
+def test_boxes_go_to_their_image_in_any_order_of_the_file(tmp_path, content):
+    content["annotations"].reverse()
+    records = load(tmp_path, content)
+    assert records.offsets.tolist() == [0, 2, 3]
+    assert records.boxes.tolist() == [[30, 10, 54, 30], [4, 5, 24, 23], [1, 2, 4, 6]]
+    assert records.labels.tolist() == [0, 1, 1]
+
+
+def test_crowds_are_ignored(tmp_path, content):
+    content["annotations"][1]["iscrowd"] = 1
+    del content["annotations"][2]["iscrowd"]
+    assert load(tmp_path, content).ignore.tolist() == [False, True, False]
+
+
+def test_images_without_boxes_stay(tmp_path, content):
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 11]
+    records = load(tmp_path, content)
+    assert records.offsets.tolist() == [0, 0, 1]
+    content["annotations"] = []
+    records = load(tmp_path, content)
+    assert records.offsets.tolist() == [0, 0, 0]
+    assert records.boxes.shape == (0, 4)
+
+
+def test_classes_choose_and_order_the_labels(tmp_path, content):
+    records = load(tmp_path, content, ("dog", "cat"))
+    assert (records.classes, records.category_ids) == (("dog", "cat"), (7, 3))
+    assert records.labels.tolist() == [0, 1, 0]
+    records = load(tmp_path, content, ("cat",))
+    assert (records.classes, records.category_ids) == (("cat",), (3,))
+    assert records.offsets.tolist() == [0, 1, 1]
+    assert records.boxes.tolist() == [[30, 10, 54, 30]]
+    assert records.labels.tolist() == [0]
+
+
+def test_labels_follow_the_ids_not_the_order_in_the_file(tmp_path, content):
+    content["categories"].reverse()
+    records = load(tmp_path, content)
+    assert (records.classes, records.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
+
+
+def test_unknown_class_is_named_with_those_there_are(tmp_path, content):
+    message = error_of(tmp_path, content, ("cat", "horse"))
+    assert "'horse'" in message
+    assert "cat, dog" in message
+    assert "set.json" in message
+
+
+def test_boxes_without_area_are_dropped_with_one_warning(tmp_path, content, caplog):
+    flat, thin, outside = (dict(content["annotations"][2], id=k) for k in (4, 5, 6))
+    flat["bbox"], thin["bbox"], outside["bbox"] = [5, 5, 9, 0], [5, 5, 0, 9], [64, 5, 10, 10]
+    outside["image_id"] = 10
+    content["annotations"] += [flat, thin, outside]
+    with caplog.at_level(logging.WARNING):
+        records = load(tmp_path, content)
+    assert records.offsets.tolist() == [0, 2, 3]
+    assert records.boxes.tolist() == [[4, 5, 24, 23], [30, 10, 54, 30], [1, 2, 4, 6]]
+    (warning,) = caplog.messages
+    for part in ("set.json", "3 boxes", "0.png", "1.png"):
+        assert part in warning
+
+
+def test_sound_set_warns_of_nothing(tmp_path, content, caplog):
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path, content)
+    assert caplog.messages == []
+
+
+WRONG_ANNOTATIONS = {  # what is wrong with annotation 2, in image 0.png -> what the message says
+    "negative width": ({"bbox": [30, 10, -4, 9]}, "negative width"),
+    "negative height": ({"bbox": [30, 10, 4, -9]}, "negative height"),
+    "NaN": ({"bbox": [30, 10, math.nan, 9]}, "NaN"),
+    "infinite": ({"bbox": [30, 10, math.inf, 9]}, "infinite"),
+    "three numbers": ({"bbox": [30, 10, 4]}, "bbox must be four numbers"),
+    "null": ({"bbox": None}, "bbox must be four numbers"),
+    "null inside": ({"bbox": [30, None, 4, 9]}, "bbox must be four numbers"),
+    "text": ({"bbox": [30, 10, "4", 9]}, "bbox must be four numbers"),
+    "unlisted category": ({"category_id": 4}, "category id 4.*not listed"),
+    "category as list": ({"category_id": [7]}, "category id.*not listed"),
+    "NaN area": ({"area": math.nan}, "area"),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), WRONG_ANNOTATIONS.values(), ids=WRONG_ANNOTATIONS)
+def test_wrong_annotation_is_named_with_file_and_image(tmp_path, content, change, problem):
+    content["annotations"][1] |= change
+    message = error_of(tmp_path, content)
+    assert re.search(problem, message)
+    for part in ("annotation 2 ", str(tmp_path / "set.json"), "0.png"):
+        assert part in message
+
+
+@pytest.mark.parametrize("key", ["bbox", "category_id", "image_id"])
+def test_missing_field_of_an_annotation_is_named(tmp_path, content, key):
+    del content["annotations"][1][key]
+    message = error_of(tmp_path, content)
+    for part in ("annotation 2 ", str(tmp_path / "set.json"), f"'{key}'"):
+        assert part in message
+
+
+@pytest.mark.parametrize("image_id", [99, None, [10]])
+def test_annotation_of_an_unlisted_image_is_named(tmp_path, content, image_id):
+    content["annotations"][1]["image_id"] = image_id
+    message = error_of(tmp_path, content)
+    for part in ("annotation 2 ", str(tmp_path / "set.json"), f"image id {image_id}"):
+        assert part in message
+
+
+WRONG_IMAGES = {  # what is wrong with image 10 -> what the message says
+    "climbs out": ({"file_name": "../outside.png"}, r"'\.\./outside\.png'.*outside"),
+    "climbs out later": ({"file_name": "a/../../outside.png"}, "outside"),
+    "climbs out with backslashes": ({"file_name": "..\\outside.png"}, "outside"),
+    "drive": ({"file_name": "C:\\outside.png"}, "outside"),
+    "empty name": ({"file_name": ""}, "image id 10"),
+    "height as text": ({"height": "48"}, "image id 10.*positive integers"),
+    "no width": ({"width": 0}, "image id 10.*positive integers"),
+    "id as text": ({"id": "10"}, "positive integers"),
+    "id as list": ({"id": [10]}, "positive integers"),
+    "id beyond 64 bits": ({"id": 2**64}, "id"),
+    "duplicate id": ({"id": 11}, "image id 11 stands twice"),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+def test_wrong_image_is_named(tmp_path, content, change, problem):
+    write_image(tmp_path / "outside.png")
+    content["images"][0] |= change
+    content["annotations"] = []
+    message = error_of(tmp_path, content)
+    assert re.search(problem, message)
+    assert str(tmp_path / "set.json") in message
+
+
+def test_absolute_path_is_refused_even_into_the_folder(tmp_path, content):
+    content["images"][0]["file_name"] = str(tmp_path / "images" / "0.png")
+    assert "outside" in error_of(tmp_path, content)
+
+
+def test_link_out_of_the_folder_is_refused(tmp_path, content):
+    write_image(tmp_path / "elsewhere" / "secret.png")
+    (tmp_path / "images" / "0.png").unlink()
+    (tmp_path / "images" / "0.png").symlink_to(tmp_path / "elsewhere" / "secret.png")
+    message = error_of(tmp_path, content)
+    assert "outside" in message
+    assert "0.png" in message
+
+
+def test_folder_may_itself_be_a_link(tmp_path, content):
+    (tmp_path / "images").rename(tmp_path / "disk")
+    (tmp_path / "images").symlink_to(tmp_path / "disk")
+    assert len(load(tmp_path, content)) == 2
+
+
+def test_images_may_lie_in_folders_below(tmp_path, content):
+    write_image(tmp_path / "images" / "deep" / "down" / "x.png")
+    content["images"][0]["file_name"] = "deep/down/x.png"
+    assert load(tmp_path, content).files[0] == str(tmp_path / "images" / "deep" / "down" / "x.png")
+
+
+def test_missing_image_is_named_and_the_others_counted(tmp_path, content):
+    (tmp_path / "images" / "1.png").unlink()
+    message = error_of(tmp_path, content)
+    assert str(tmp_path / "images" / "1.png") in message
+    assert "more" not in message
+    (tmp_path / "images" / "0.png").unlink()
+    assert re.search(r"0\.png does not exist.*1 more image", error_of(tmp_path, content))
+
+
+def test_size_disagreeing_with_the_file_is_named(tmp_path, content):
+    content["images"][1] |= {"width": 48, "height": 64}
+    message = error_of(tmp_path, content)
+    for part in (str(tmp_path / "images" / "1.png"), "64 x 48", "48 x 64"):
+        assert part in message
+
+
+@pytest.mark.parametrize("text", ["{torn", "", "\x00", "[" * 100_000])
+def test_what_is_not_json_is_named(tmp_path, content, text):
+    assert re.search(r"set\.json is not valid JSON", error_of(tmp_path, text))
+
+
+@pytest.mark.parametrize("section", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, {}, "text"])
+def test_missing_section_is_named(tmp_path, content, section, value):
+    content[section] = value
+    message = error_of(tmp_path, content)
+    assert re.search(rf"set\.json has no list '{section}'", message)
+    del content[section]
+    assert error_of(tmp_path, content) == message
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "7"])
+def test_json_of_another_shape_is_refused(tmp_path, content, text):
+    assert "has no list 'images'" in error_of(tmp_path, text)
+
+
+WRONG_CATEGORIES = {
+    "none": ([], "no categories"),
+    "same name": ([{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}], "'cat'.*twice"),
+    "same id": ([{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}], "id 3.*twice"),
+    "no name": ([{"id": 3}], "no 'name'"),
+    "no record": (["cat"], "no 'name'"),
+    "text and number": ([{"id": 3, "name": "cat"}, {"id": "7", "name": "dog"}], "id.*integer"),
+    "list as id": ([{"id": [3], "name": "cat"}], "id.*integer"),
+}
+
+
+@pytest.mark.parametrize(("categories", "problem"), WRONG_CATEGORIES.values(), ids=WRONG_CATEGORIES)
+def test_wrong_categories_are_refused(tmp_path, content, categories, problem):
+    content["categories"] = categories
+    content["annotations"] = []
+    message = error_of(tmp_path, content)
+    assert re.search(problem, message)
+    assert str(tmp_path / "set.json") in message
+
+
+def test_missing_file_and_folder_are_named(tmp_path, content):
+    with pytest.raises(InputError, match=r"none\.json does not exist"):
+        load_coco(tmp_path / "none.json", tmp_path / "images")
+    with pytest.raises(InputError, match=r"data\.images.*pictures does not exist"):
+        load_coco(tmp_path / "none.json", tmp_path / "pictures")
+
+
+def test_boxes_reaching_over_the_edge_are_kept_as_annotated(tmp_path, content, caplog):
+    """Scoring uses the box as annotated; it is clipped where it is trained on."""
+    content["annotations"][2]["bbox"] = [-5, 40, 20, 30]
+    records = load(tmp_path, content)
+    np.testing.assert_array_equal(records.boxes[2], [-5, 40, 15, 70])
+    assert caplog.messages == []

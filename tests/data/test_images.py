@@ -1,0 +1,195 @@
+"""Whatever an image file holds comes out as upright 8-bit RGB, or as an error that names the file."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from data.images import read_image, read_size
+from errors import InputError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+# The EXIF standard: where the stored first row and first column lie in the upright picture.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+def save(path, image: Image.Image, orientation: int | None = None, **options):
+    if orientation is not None:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = orientation
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_exif_orientation_is_applied(tmp_path, orientation, ending):
+    """Oracles: the definition of the eight orientations, and Pillow's own exif_transpose."""
+    path = save(tmp_path / f"a.{ending}", Image.fromarray(NOISE), orientation)
+    with Image.open(path) as image:
+        stored, turned = np.array(image), np.array(ImageOps.exif_transpose(image))
+    expected = UPRIGHT[orientation](stored)
+    np.testing.assert_array_equal(expected, turned)
+    np.testing.assert_array_equal(read_image(path, expected.shape[:2]), expected)
+    assert read_size(path) == (expected.shape[:2], (5, 7))
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_image_annotated_on_its_stored_pixels_is_not_turned(tmp_path, orientation):
+    path = save(tmp_path / "a.png", Image.fromarray(NOISE), orientation)
+    np.testing.assert_array_equal(read_image(path, (5, 7)), NOISE)
+
+
+def test_orientation_out_of_range_is_no_rotation(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(NOISE), 9)
+    np.testing.assert_array_equal(read_image(path, (5, 7)), NOISE)
+
+
+def check(path, expected):
+    pixels = read_image(path, expected.shape[:2])
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_grey_is_repeated_in_three_channels(tmp_path, alpha):
+    image = Image.fromarray(NOISE[:, :, 0])
+    if alpha:
+        image = Image.merge("LA", [image, Image.fromarray(NOISE[:, :, 1])])
+    check(save(tmp_path / "a.png", image), np.dstack([NOISE[:, :, 0]] * 3))
+
+
+def test_black_and_white_becomes_0_and_255(tmp_path):
+    bits = NOISE[:, :, 0] > 127
+    check(save(tmp_path / "a.png", Image.fromarray(bits)), np.dstack([bits * np.uint8(255)] * 3))
+
+
+@pytest.mark.parametrize("transparency", [None, 2, bytes([0, 128, 255, 7])])
+def test_palette_is_looked_up_whatever_its_transparency(tmp_path, transparency):
+    palette = np.array([[10, 20, 30], [200, 0, 1], [0, 255, 9], [77, 78, 79]], dtype=np.uint8)
+    rows = NOISE[:, :, 0] % 4
+    image = Image.fromarray(rows)
+    image.putpalette(palette.tobytes())
+    options = {} if transparency is None else {"transparency": transparency}
+    path = save(tmp_path / "a.png", image, **options)
+    with Image.open(path) as stored:
+        assert stored.mode == "P"
+        assert ("transparency" in stored.info) == (transparency is not None)
+    check(path, palette[rows])
+
+
+def test_alpha_is_dropped_not_blended(tmp_path):
+    alpha = np.resize(np.array([0, 1, 128, 255], dtype=np.uint8), (5, 7))
+    check(save(tmp_path / "a.png", Image.fromarray(np.dstack([NOISE, alpha]))), NOISE)
+
+
+def test_16_bit_grey_is_scaled_by_its_full_range(tmp_path):
+    """Oracle: v / 257 rounded, by hand."""
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), values)
+    check(tmp_path / "a.png", np.repeat(np.array([[0, 0, 1, 1, 128, 255]], np.uint8)[:, :, None], 3, axis=2))
+
+
+def test_16_bit_grey_is_turned_too(tmp_path):
+    values = np.arange(35, dtype=np.uint16).reshape(5, 7) * 257
+    path = save(tmp_path / "a.png", Image.fromarray(values), 6)
+    check(path, np.dstack([UPRIGHT[6](values // 257).astype(np.uint8)] * 3))
+
+
+def test_16_bit_colour_is_scaled_by_its_full_range(tmp_path):
+    values = np.random.default_rng(1).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), values[:, :, ::-1])
+    pixels = read_image(tmp_path / "a.png", (5, 7))
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels - values / 257).max() <= 1
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    """Oracles: no ink is white, full cyan and full black by hand; noise by Pillow's conversion."""
+    for ink, colour in [
+        ((0, 0, 0, 0), (255, 255, 255)),
+        ((255, 0, 0, 0), (0, 255, 255)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+    ]:
+        path = save(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), ink), quality=100)
+        assert np.abs(read_image(path, (8, 8)).astype(int) - colour).max() <= 2
+    noise = Image.frombytes("CMYK", (9, 8), np.random.default_rng(2).bytes(8 * 9 * 4))
+    path = save(tmp_path / "noise.jpg", noise)
+    with Image.open(path) as image:
+        assert image.mode == "CMYK"
+        check(path, np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("values", [[[0.5, 3.0]], [[0, 70_000]], [[-1, 5]]])
+def test_pixels_without_a_defined_range_are_refused(tmp_path, values):
+    pixels = np.array(values)
+    pixels = pixels.astype(np.float32 if pixels.dtype.kind == "f" else np.int32)
+    path = save(tmp_path / "a.tif", Image.fromarray(pixels))
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*no defined range"):
+        read_image(path, (1, 2))
+
+
+def damage(data: bytes, kind: str) -> bytes:
+    return {"truncated": data[: len(data) // 2], "text": b"no image at all", "empty": b""}[kind]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty"])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_damaged_file_is_named(tmp_path, kind, ending):
+    path = tmp_path / f"a.{ending}"
+    cv2.imwrite(str(path), np.resize(NOISE, (40, 50, 3)))
+    path.write_bytes(damage(path.read_bytes(), kind))
+    with pytest.raises(InputError, match=rf"image {re.escape(str(path))} cannot be read") as raised:
+        read_image(path, (40, 50))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("read", [lambda path: read_image(path, (5, 7)), read_size])
+def test_what_is_no_file_is_named(tmp_path, read):
+    with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path))}/a\.png does not exist"):
+        read(tmp_path / "a.png")
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path))}/a\.png cannot be read"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow comments on some of the damage
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp", "gif"])
+def test_no_damage_raises_anything_but_input_errors(tmp_path, ending):
+    """Bytes cut off or overwritten at random: pixels of the right size, or an InputError."""
+    path = save(tmp_path / f"a.{ending}", Image.fromarray(np.resize(NOISE, (16, 16, 3))), 6)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(3), 0
+    for trial in range(150):
+        data = bytearray(whole)
+        for position in rng.integers(0, len(whole), size=3):
+            data[position] = rng.integers(0, 256)
+        path.write_bytes(data if trial % 3 else data[: rng.integers(0, len(whole))])
+        for read in (read_size, lambda path: read_image(path, (16, 16))):
+            try:
+                read(path)
+            except InputError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_size_mismatch_names_file_and_both_sizes(tmp_path, orientation):
+    path = save(tmp_path / "a.png", Image.fromarray(NOISE), orientation)
+    found = "7 x 5" if orientation == 1 else "5 x 7"
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))} is {found} px.*says 70 x 50"):
+        read_image(path, (50, 70))
+    if orientation == 1:
+        with pytest.raises(InputError, match="5 x 7"):
+            read_image(path, (7, 5))  # only EXIF makes height and width change places

@@ -1,0 +1,227 @@
+"""Batches: the same for any number of workers and any restart, different in every epoch."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from data.annotations import AnnotatedImage, Annotation, build_set
+from data.loader import DetectionDataset, EpochBatches, checked, eval_loader, train_loader
+from data.sample import Batch, Sample, collate
+from data.transforms import Pipeline
+from errors import InputError
+from tests.builders import write_image
+
+AUGMENT = ["HorizontalFlip", "IoUCrop", {"RandomBrightnessContrast": {"p": 1.0}}]
+
+
+def make_set(folder, count=7, sizes=((48, 64), (64, 48), (40, 40))):
+    """Images of several sizes; image i has i % 3 boxes."""
+    images = []
+    for i in range(count):
+        path, size = folder / f"{i}.png", sizes[i % len(sizes)]
+        write_image(path, *size, seed=i)
+        boxes = [(2.0 + k, 3.0, 30.0 + k, 33.0 + i) for k in range(i % 3)]
+        objects = [Annotation("", box, label=k, ignore=k > 0) for k, box in enumerate(boxes)]
+        images.append(AnnotatedImage(100 + i, path, size, objects))
+    return build_set(images, ("cat", "dog"), (1, 2), "the split")
+
+
+def train(records, workers=0, batch_size=2, seed=0, transforms=AUGMENT):
+    return train_loader(records, Pipeline(transforms, 0.3, "train"), batch_size, seed, workers, False)
+
+
+def epoch_of(loader, batches, epoch, first=0) -> list[Batch]:
+    batches.start_at(epoch, first)
+    return list(checked(loader))
+
+
+def content(batch: Batch):
+    """All of a batch, byte for byte."""
+    return [
+        (f.name, getattr(batch, f.name).shape, getattr(batch, f.name).numpy().tobytes())
+        for f in fields(batch)
+    ]
+
+
+def test_worker_count_and_global_seeds_change_nothing(tmp_path):
+    """albumentations left to itself repeats its draws in every worker and every epoch."""
+    records, seen = make_set(tmp_path), []
+    for workers in (0, 1, 2):
+        torch.manual_seed(workers)
+        np.random.seed(workers)  # noqa: NPY002 - the global state must not matter
+        loader, batches = train(records, workers)
+        seen.append([[content(b) for b in epoch_of(loader, batches, epoch)] for epoch in (0, 1)])
+    assert len(seen[0][0]) == 3
+    assert seen[1] == seen[0]
+    assert seen[2] == seen[0]
+    assert seen[0][0] != seen[0][1]
+
+
+def test_restart_continues_exactly(tmp_path):
+    records = make_set(tmp_path, 9)
+    straight = [content(b) for b in epoch_of(*train(records), epoch=3)]
+    assert len(straight) == 4
+    for first in range(5):
+        assert [content(b) for b in epoch_of(*train(records), 3, first)] == straight[first:]
+
+
+def test_every_epoch_augments_anew(tmp_path):
+    """One image, so that the order cannot be the difference."""
+    loader, batches = train(make_set(tmp_path, 1))
+    images = {epoch_of(loader, batches, epoch)[0].images.numpy().tobytes() for epoch in range(6)}
+    assert len(images) == 6
+
+
+def test_every_image_and_seed_augments_on_its_own(tmp_path):
+    """One file that is listed four times."""
+    write_image(tmp_path / "0.png")
+    images = [AnnotatedImage(k, tmp_path / "0.png", (48, 64)) for k in range(4)]
+    records = build_set(images, ("cat",), (1,), "the split")
+    pipeline = Pipeline(AUGMENT, 0.3, "train")
+    samples = [
+        DetectionDataset(records, pipeline, seed).sample(0, row) for seed in (0, 1) for row in range(4)
+    ]
+    assert len({s.image.tobytes() for s in samples}) == 8
+
+
+@pytest.mark.parametrize(("length", "batch_size", "count"), [(10, 3, 3), (9, 3, 3), (4, 4, 1), (100, 1, 100)])
+def test_epoch_is_a_permutation_without_its_incomplete_batch(length, batch_size, count):
+    batches, orders = EpochBatches(length, batch_size, seed=5), []
+    for epoch in (0, 1, 2):
+        batches.start_at(epoch)
+        keys = list(batches)
+        assert len(keys) == len(batches) == count
+        assert all(len(batch) == batch_size for batch in keys)
+        assert {key[0] for batch in keys for key in batch} == {epoch}
+        orders.append([row for batch in keys for _, row in batch])
+        assert len(set(orders[-1])) == count * batch_size
+        assert set(orders[-1]) <= set(range(length))
+    assert length == batch_size == 4 or len({tuple(order) for order in orders}) == 3
+
+
+def test_order_depends_on_the_seed_alone():
+    first, again, other = (list(EpochBatches(50, 5, seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_every_image_is_left_out_in_turn():
+    batches, left_out = EpochBatches(5, 4, seed=0), set()
+    for epoch in range(60):
+        batches.start_at(epoch)
+        left_out |= set(range(5)) - {row for batch in batches for _, row in batch}
+    assert left_out == set(range(5))
+
+
+def test_set_smaller_than_a_batch_gives_one_batch(tmp_path):
+    loader, batches = train(make_set(tmp_path, 3), batch_size=8)
+    (batch,) = epoch_of(loader, batches, 0)
+    assert len(loader) == 1
+    assert sorted(batch.indices.tolist()) == [0, 1, 2]
+
+
+def test_sample_carries_what_is_annotated(tmp_path):
+    records = make_set(tmp_path, 6)
+    sample = DetectionDataset(records, Pipeline([], 0.0, "eval"), 0).sample(0, 5)
+    assert (sample.index, sample.original_size, sample.image.shape) == (5, (40, 40), (40, 40, 3))
+    np.testing.assert_allclose(sample.boxes, [[2, 3, 30, 38], [3, 3, 31, 38]], atol=1e-4)
+    assert sample.labels.tolist() == [0, 1]
+    assert sample.ignore.tolist() == [False, True]
+
+
+def test_boxes_are_clipped_to_the_image_for_training(tmp_path):
+    write_image(tmp_path / "0.png")
+    boxes = [(-5.0, -6.0, 10.0, 12.0), (50.0, 40.0, 99.0, 98.0)]
+    image = AnnotatedImage(1, tmp_path / "0.png", (48, 64), [Annotation("", box, 0) for box in boxes])
+    records = build_set([image], ("cat",), (1,), "the split")
+    sample = DetectionDataset(records, Pipeline([], 0.9, "train"), 0).sample(0, 0)
+    np.testing.assert_allclose(sample.boxes, [[0, 0, 10, 12], [50, 40, 64, 48]], atol=1e-4)
+    assert records.boxes.tolist() == [list(box) for box in boxes]
+
+
+def test_evaluation_gives_each_image_once_and_like_shapes_together(tmp_path):
+    records = make_set(tmp_path, 7)
+    loader = eval_loader(records, Pipeline([], 0.0, "eval"), 3, 0, False)
+    batches = list(checked(loader))
+    assert [len(b.indices) for b in batches] == [3, 3, 1]
+    assert len(loader) == 3
+    indices = torch.cat([b.indices for b in batches]).tolist()
+    assert sorted(indices) == list(range(7))
+    sizes = torch.cat([b.original_sizes for b in batches]).tolist()
+    assert sizes == sorted(sizes) == [records.sizes[i].tolist() for i in indices]
+    assert [content(b) for b in checked(loader)] == [content(b) for b in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_image_arrives_as_the_error_that_names_it(tmp_path, workers):
+    records = make_set(tmp_path, 4)
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:500])
+    loader, batches = train(records, workers)
+    with pytest.raises(InputError, match=r"2\.png cannot be read") as raised:
+        epoch_of(loader, batches, 0)
+    assert "Traceback" not in str(raised.value)
+
+
+def test_image_that_changed_since_the_start_is_named(tmp_path):
+    """Large sets are not read up front: the size is checked on decoding as well."""
+    records = make_set(tmp_path, 2)
+    write_image(tmp_path / "1.png", 64, 64)
+    with pytest.raises(InputError, match=r"1\.png is 64 x 64 px.*48 x 64"):
+        epoch_of(*train(records), epoch=0)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(InputError, match=r"1\.png does not exist"):
+        epoch_of(*train(records), epoch=0)
+
+
+def sample(index, height, width, boxes, labels=(), ignore=()):
+    pixels = np.random.default_rng(index).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return Sample(
+        index, pixels, (2 * height, 2 * width), boxes, np.array(labels, np.int64), np.array(ignore, bool)
+    )
+
+
+def test_collate_pads_images_and_boxes():
+    """By hand: 33 x 20 and 32 x 50 px need 64 x 64; one and two boxes need two places."""
+    one = sample(4, 33, 20, [[1, 2, 3, 4]], [7], [True])
+    two = sample(9, 32, 50, [[5, 6, 7, 8], [0, 1, 9, 9]], [2, 3], [False, True])
+    batch = collate([one, two])
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    for got, given in zip(batch.images, (one.image, two.image), strict=True):
+        expected = np.zeros((64, 64, 3), np.uint8)
+        expected[: given.shape[0], : given.shape[1]] = given
+        np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), expected)
+    assert batch.indices.tolist() == [4, 9]
+    assert batch.sizes.tolist() == [[33, 20], [32, 50]]
+    assert batch.original_sizes.tolist() == [[66, 40], [64, 100]]
+    assert batch.boxes.tolist() == [[[1, 2, 3, 4], [0, 0, 0, 0]], [[5, 6, 7, 8], [0, 1, 9, 9]]]
+    assert batch.labels.tolist() == [[7, 0], [2, 3]]
+    assert batch.valid.tolist() == [[True, False], [True, True]]
+    assert batch.ignore.tolist() == [[True, False], [False, True]]
+
+
+def test_multiples_of_32_are_not_padded():
+    assert collate([sample(0, 32, 64, [])]).images.shape == (1, 3, 32, 64)
+
+
+def test_batch_without_any_box_has_no_places():
+    batch = collate([sample(0, 32, 32, []), sample(1, 32, 32, [])])
+    assert batch.boxes.shape == (2, 0, 4)
+    assert batch.labels.shape == batch.valid.shape == batch.ignore.shape == (2, 0)
+    assert (batch.boxes.dtype, batch.labels.dtype, batch.valid.dtype) == (
+        torch.float32,
+        torch.int64,
+        torch.bool,
+    )
+
+
+def test_empty_images_go_through_training(tmp_path):
+    write_image(tmp_path / "0.png")
+    records = build_set([AnnotatedImage(1, tmp_path / "0.png", (48, 64))], ("cat",), (1,), "the split")
+    loader, batches = train(records, transforms=["IoUCrop", {"ZoomOut": {"p": 1.0}}, "HorizontalFlip"])
+    (batch,) = epoch_of(loader, batches, 0)
+    assert batch.boxes.shape == (1, 0, 4)
+    assert not batch.valid.any()

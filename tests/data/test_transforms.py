@@ -1,0 +1,274 @@
+"""Augmentation: boxes follow the pixels, the seed decides everything, the configuration is checked."""
+
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+
+from data.transforms import Pipeline
+from errors import InputError
+
+SEEDS = range(40)
+BOXES = np.array([[10, 20, 50, 60], [70, 15, 150, 45], [60, 70, 120, 110]], dtype=np.float32)
+KEY = "data.transforms.train"
+
+
+def pipeline(*transforms, min_visibility=0.0):
+    return Pipeline(transforms, min_visibility, KEY)
+
+
+def painted(height=120, width=160):
+    """A black picture with BOXES in red, green and blue."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for channel, (x0, y0, x1, y1) in enumerate(BOXES.astype(int)):
+        image[y0:y1, x0:x1, channel] = 255
+    return image
+
+
+def extent(image, channel):
+    """The box of a colour's pixels; half-tones of resized edges count from the middle."""
+    others = [c for c in range(3) if c != channel]
+    mask = (image[:, :, channel] > 127) & (image[:, :, others] < 90).all(axis=2)
+    y, x = np.nonzero(mask)
+    return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) if len(x) else None
+
+
+def map_of_positions(height=200, width=240):
+    """A picture whose pixels say where they are: red is x, green is y."""
+    y, x = np.mgrid[:height, :width]
+    return np.dstack([x, y, np.zeros_like(x)]).astype(np.uint8)
+
+
+def crop_of(image):
+    (x0, y0, _), (x1, y1, _) = image[0, 0].astype(int), image[-1, -1].astype(int) + 1
+    return x0, y0, x1, y1
+
+
+def iou(a, b):
+    sides = [max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]), 0) for i in range(2)]
+    common = sides[0] * sides[1]
+    return common / (sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)) - common)
+
+
+GEOMETRIC = {  # transforms -> tolerance in pixels: half a pixel for each rounding of a resize
+    "flip": (["HorizontalFlip"], 1e-3),
+    "resize": ([{"ResizeWithin": {"long": [80, 300]}}], 1.0),
+    "short side": ([{"ResizeWithin": {"long": 200, "short": 90}}], 1.0),
+    "zoom out": ([{"ZoomOut": {"ratio": 3.0, "p": 1.0}}], 1.5),
+    "crop": (["IoUCrop"], 1e-3),
+    "all": (
+        [{"ZoomOut": {"ratio": 2.0}}, "IoUCrop", "HorizontalFlip", {"ResizeWithin": {"long": 240}}],
+        5.0,  # a crop to a third of the side, enlarged, makes three pixels of one
+    ),
+}
+
+
+@pytest.mark.parametrize(("transforms", "tolerance"), GEOMETRIC.values(), ids=GEOMETRIC)
+def test_boxes_follow_the_pixels(transforms, tolerance):
+    """Oracle: where the colour of each box lies in the transformed picture."""
+    apply, seen, results = pipeline(*transforms), 0, set()
+    for seed in SEEDS:
+        image, boxes, rows = apply(painted(), BOXES, seed)
+        results.add(image.tobytes())
+        assert boxes.dtype == np.float32
+        assert image.dtype == np.uint8
+        for row in range(len(BOXES)):
+            found = extent(image, row)
+            if row in rows:
+                np.testing.assert_allclose(boxes[list(rows).index(row)], found, atol=tolerance)
+                seen += 1
+            else:  # gone, or a sliver
+                assert found is None or min(found[2:] - found[:2]) <= 1 + tolerance
+    assert seen > len(SEEDS)
+    assert (len(results) == 1) == (transforms == GEOMETRIC["short side"][0])  # the others are random
+
+
+@pytest.mark.parametrize(
+    ("parameters", "before", "after"),
+    [
+        ({"long": 800}, (480, 640), (600, 800)),
+        ({"long": 320}, (480, 640), (240, 320)),
+        ({"long": 800}, (1000, 10), (800, 8)),
+        ({"long": 100}, (1000, 2), (100, 1)),
+        ({"long": 1333, "short": 800}, (480, 640), (800, 1067)),
+        ({"long": 1333, "short": 800}, (300, 1000), (400, 1333)),
+        ({"long": 1333, "short": 800}, (1600, 1600), (800, 800)),
+        ({"long": 640}, (640, 480), (640, 480)),
+    ],
+)
+def test_resize_within_keeps_the_ratio_and_both_limits(parameters, before, after):
+    image, boxes, _ = pipeline({"ResizeWithin": parameters})(
+        np.zeros((*before, 3), np.uint8), np.array([[0, 0, before[1], before[0]]], np.float32), 0
+    )
+    assert image.shape == (*after, 3)
+    np.testing.assert_allclose(boxes, [[0, 0, after[1], after[0]]], rtol=1e-5)
+
+
+def test_resize_within_draws_sizes_up_to_both_ends():
+    apply = pipeline({"ResizeWithin": {"long": [60, 63]}})
+    drawn = {apply(painted(), BOXES, seed)[0].shape[1] for seed in SEEDS}
+    assert drawn == {60, 61, 62, 63}
+
+
+def test_shrinking_averages():
+    """Columns of 0 and 255 in turn become grey, not a moire."""
+    stripes = np.zeros((40, 80, 3), np.uint8)
+    stripes[:, ::2] = 255
+    image, _, _ = pipeline({"ResizeWithin": {"long": 20}})(stripes, BOXES[:0], 0)
+    assert set(np.unique(image)) <= {127, 128}
+
+
+def test_zoom_out_puts_the_picture_on_a_mean_coloured_canvas():
+    """Oracle: all pixels that are not ImageNet's mean colour are the one small copy."""
+    apply = pipeline({"ZoomOut": {"ratio": 4.0, "p": 1.0}})
+    white, ratios, corners = np.full((120, 160, 3), 255, np.uint8), [], set()
+    for seed in SEEDS:
+        image, boxes, _ = apply(white, np.array([[0, 0, 160, 120]], np.float32), seed)
+        assert image.shape == white.shape
+        small = (image == 255).all(axis=2)
+        assert (image[~small] == (124, 116, 104)).all()
+        y, x = np.nonzero(small)
+        assert small[y.min() : y.max() + 1, x.min() : x.max() + 1].all()
+        np.testing.assert_allclose(boxes[0], [x.min(), y.min(), x.max() + 1, y.max() + 1], atol=1.0)
+        ratios.append(160 / (x.max() + 1 - x.min()))
+        corners.add((x.min(), y.min()))
+    assert 1 <= min(ratios) < 1.5
+    assert 3 < max(ratios) <= 4.05
+    assert len(corners) > 30
+
+
+@pytest.mark.parametrize("min_iou", [0.0, 0.3, 0.7])
+def test_iou_crop_keeps_overlap_centre_ratio_and_scale(min_iou):
+    """Oracle: the crop as read from a picture of positions. Slack: whole pixels."""
+    box = np.array([60, 40, 190, 160])
+    apply, cropped = pipeline({"IoUCrop": {"min_ious": [min_iou], "min_scale": 0.4}}), 0
+    for seed in SEEDS:
+        image, _, _ = apply(map_of_positions(), box[None].astype(np.float32), seed)
+        x0, y0, x1, y1 = crop = crop_of(image)
+        np.testing.assert_array_equal(image, map_of_positions()[y0:y1, x0:x1])
+        if (x1 - x0, y1 - y0) == (240, 200):
+            continue
+        cropped += 1
+        assert iou(crop, box) >= min_iou - 0.02
+        assert x0 - 1 <= 125 <= x1 + 1
+        assert y0 - 1 <= 100 <= y1 + 1
+        assert (x1 - x0) >= 0.4 * 240 - 1
+        assert (y1 - y0) >= 0.4 * 200 - 1
+        assert 0.48 <= (y1 - y0) / (x1 - x0) <= 2.08
+    assert 10 <= cropped < len(SEEDS)  # about half of the draws leave the image as it is
+
+
+def test_iou_crop_leaves_the_image_where_no_crop_fits():
+    apply, speck = pipeline({"IoUCrop": {"min_ious": [0.9]}}), np.array([[7, 7, 9, 9]], np.float32)
+    for seed in range(10):
+        image, boxes, _ = apply(map_of_positions(), speck, seed)
+        np.testing.assert_array_equal(image, map_of_positions())
+        np.testing.assert_allclose(boxes, speck, atol=1e-3)
+
+
+@pytest.mark.parametrize("transform", ["IoUCrop", {"ZoomOut": {"p": 1.0}}, "HorizontalFlip"])
+def test_image_without_boxes_is_augmented_too(transform):
+    apply = pipeline(transform)
+    results = {apply(map_of_positions(), BOXES[:0], seed)[0].tobytes() for seed in SEEDS}
+    assert len(results) > 1
+    _, boxes, rows = apply(map_of_positions(), BOXES[:0], 0)
+    assert (boxes.shape, boxes.dtype) == ((0, 4), np.float32)
+    assert (rows.shape, rows.dtype) == ((0,), np.int64)
+
+
+def test_no_transforms_leave_image_and_boxes_of_a_pixel_alone():
+    rng = np.random.default_rng(0)
+    corner = rng.integers(0, (159, 119), size=(500, 2))
+    boxes = np.hstack([corner, corner + 1]).astype(np.float32)
+    image, left, rows = pipeline()(painted(), boxes, 0)
+    np.testing.assert_array_equal(image, painted())
+    np.testing.assert_array_equal(rows, np.arange(500))
+    np.testing.assert_allclose(left, boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("transforms", [[], ["Blur"]])
+def test_pipeline_that_moves_no_boxes_warns_of_nothing(transforms):
+    """The default of evaluation; albumentations finds it odd."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, _, rows = pipeline(*transforms)(painted(), BOXES, 0)
+    assert rows.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"RandomBrightnessContrast": {"p": 1.0}},
+        {"HueSaturationValue": {"p": 1.0}},
+        {"GaussNoise": {"p": 1.0}},
+        {"Blur": {"p": 1.0}},
+    ],
+)
+def test_photometric_transforms_leave_boxes_alone(transform):
+    image, boxes, rows = pipeline(transform)(painted(), BOXES, 1)
+    assert image.shape == painted().shape
+    assert not np.array_equal(image, painted())
+    np.testing.assert_allclose(boxes, BOXES, atol=1e-3)
+    assert rows.tolist() == [0, 1, 2]
+
+
+def test_boxes_of_less_visibility_than_wanted_are_dropped():
+    """By hand: of boxes 0 and 1 the crop leaves half and a quarter, of box 2 all, of box 3 nothing."""
+    boxes = np.array([[40, 10, 60, 20], [45, 30, 65, 40], [10, 50, 20, 60], [51, 70, 60, 80]], np.float32)
+    crop = {"Crop": {"x_min": 0, "y_min": 0, "x_max": 50, "y_max": 100}}
+    for least, expected in [(0.0, [0, 1, 2]), (0.24, [0, 1, 2]), (0.26, [0, 2]), (0.51, [2])]:
+        _, left, rows = pipeline(crop, min_visibility=least)(painted(), boxes, 0)
+        assert rows.tolist() == expected
+        np.testing.assert_allclose(left, boxes[expected].clip(max=(50, 100, 50, 100)), atol=1e-3)
+
+
+def test_seed_decides_whatever_came_before():
+    transforms = ["IoUCrop", "HorizontalFlip", {"ZoomOut": {}}, {"RandomBrightnessContrast": {"p": 1.0}}]
+    one, other = pipeline(*transforms), pipeline(*transforms)
+    image = map_of_positions(120, 160)
+    forward = {seed: one(image, BOXES, seed) for seed in SEEDS}
+    for seed in reversed(SEEDS):
+        cv2.setRNGSeed(seed + 1)
+        np.random.seed(seed + 1)  # noqa: NPY002 - the global state must not matter
+        for expected, found in zip(forward[seed], other(image, BOXES, seed), strict=True):
+            np.testing.assert_array_equal(expected, found)
+    assert len({result[0].tobytes() for result in forward.values()}) == len(SEEDS)
+
+
+def test_given_image_and_boxes_are_not_changed():
+    image, boxes = painted(), BOXES.copy()
+    for seed in range(5):
+        pipeline("IoUCrop", {"ZoomOut": {"p": 1.0}}, "HorizontalFlip")(image, boxes, seed)
+    np.testing.assert_array_equal(image, painted())
+    np.testing.assert_array_equal(boxes, BOXES)
+
+
+WRONG = {
+    "misspelt": ("HorizontlFlip", "'HorizontlFlip'.*HorizontalFlip"),
+    "misspelt, own": ("ResizeWithn", "'ResizeWithn'.*ResizeWithin"),
+    "no transform": ("Compose", "'Compose'"),
+    "no transform at all": ("__name__", "'__name__'"),
+    "two in one": ({"HorizontalFlip": {}, "VerticalFlip": {}}, "one transform"),
+    "none": ({}, "one transform"),
+    "unknown parameter": ({"HorizontalFlip": {"prob": 0.5}}, "HorizontalFlip: no parameter 'prob'.* p"),
+    "unknown parameter, own": ({"IoUCrop": {"min_iou": 0.5}}, "IoUCrop: no parameter 'min_iou'.*min_ious"),
+    "probability": ({"HorizontalFlip": {"p": 2}}, "HorizontalFlip: .*"),
+    "probability, own": ({"ZoomOut": {"p": 2}}, "ZoomOut: .*"),
+    "missing": ("ResizeWithin", "ResizeWithin: .*long"),
+    "no side": ({"ResizeWithin": {"long": 0}}, "ResizeWithin: .*long=0"),
+    "negative": ({"ResizeWithin": {"long": 9, "short": -1}}, "ResizeWithin: .*short=-1"),
+    "out of order": ({"ResizeWithin": {"long": [800, 600]}}, "ResizeWithin: .*800, 600"),
+    "text": ({"ResizeWithin": {"long": "big"}}, "ResizeWithin: .*"),
+    "fractions": ({"ResizeWithin": {"long": [0.5, 0.9]}}, "ResizeWithin: .*"),
+    "zoom in": ({"ZoomOut": {"ratio": 0.5}}, "ZoomOut: .*ratio"),
+    "no scale": ({"IoUCrop": {"min_scale": 0}}, "IoUCrop: .*min_scale"),
+    "scale above 1": ({"IoUCrop": {"min_scale": 2}}, "IoUCrop: .*min_scale"),
+    "number for list": ({"IoUCrop": {"min_ious": 0.5}}, "IoUCrop: .*"),
+}
+
+
+@pytest.mark.parametrize(("transform", "problem"), WRONG.values(), ids=WRONG)
+def test_wrong_transform_is_named_with_its_place(transform, problem):
+    with pytest.raises(InputError, match=rf"^data\.transforms\.train\[1\]: .*{problem}"):
+        pipeline("HorizontalFlip", transform)

@@ -1,0 +1,192 @@
+"""Pascal VOC folders: what they say arrives, what is wrong with them is said in one line."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+
+from data.voc import load_voc
+from detector.build import build_set
+from detector.config import DataConfig
+from errors import InputError
+from tests.builders import voc_xml, write_image, write_voc
+
+FIRST = voc_xml([("dog", (1, 2, 30, 40), 0), ("cat", (5.5, 6.25, 20, 21), 1)], name="a.jpg")
+SECOND = voc_xml([("cat", (1, 1, 64, 48), 0)], name="b.jpg")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_voc(tmp_path / "voc", {"a": FIRST, "b": SECOND}, {"train": ["b", "a"], "val": ["b"]})
+
+
+def error_of(root, split="train", classes=None) -> str:
+    with pytest.raises(InputError) as raised:
+        load_voc(root, split, classes)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def rewrite(root, old: str, new: str) -> None:
+    """Change the annotation of image a, whose objects are a dog (1) and a cat (2)."""
+    assert old in FIRST
+    (root / "Annotations" / "a.xml").write_text(FIRST.replace(old, new))
+
+
+def test_records_arrive_as_they_are_written(root):
+    """Boxes are not shifted by one pixel; images are numbered in the order of the list."""
+    records = load_voc(root, "train")
+    assert records.classes == ("cat", "dog")
+    assert records.category_ids == (1, 2)
+    assert records.image_ids.tolist() == [1, 2]
+    assert records.files.tolist() == [str(root / "JPEGImages" / name) for name in ("b.jpg", "a.jpg")]
+    assert records.sizes.tolist() == [[48, 64], [48, 64]]
+    assert records.offsets.tolist() == [0, 1, 3]
+    assert records.boxes.tolist() == [[1, 1, 64, 48], [1, 2, 30, 40], [5.5, 6.25, 20, 21]]
+    assert records.labels.tolist() == [0, 1, 0]
+    assert records.areas.tolist() == [63 * 47, 29 * 38, 14.5 * 14.75]
+
+
+def test_difficult_objects_are_ignored(root):
+    assert load_voc(root, "train").ignore.tolist() == [False, False, True]
+    rewrite(root, "<difficult>0</difficult>", "")
+    assert load_voc(root, "train").ignore.tolist() == [False, False, True]
+
+
+def test_classes_of_a_split_include_those_of_the_others(root):
+    records = load_voc(root, "val")
+    assert records.classes == ("cat", "dog")
+    assert records.labels.tolist() == [0]
+
+
+def test_classes_choose_and_order_the_labels(root, caplog):
+    assert load_voc(root, "train", ("dog", "cat")).labels.tolist() == [1, 0, 1]
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING):
+        records = load_voc(root, "train", ("dog",))
+    assert (records.classes, records.offsets.tolist(), records.labels.tolist()) == (("dog",), [0, 0, 1], [0])
+    (warning,) = caplog.messages
+    assert "2 of 'cat'" in warning
+
+
+def test_class_that_no_training_annotation_has_is_refused(root):
+    """A misspelt name in data.classes would otherwise train on nothing."""
+    config = DataConfig(format="voc", root=str(root), classes=["cat", "hrose"])
+    with pytest.raises(InputError, match="'hrose'"):
+        build_set(config, "train")
+
+
+def test_images_without_objects_stay(root):
+    (root / "Annotations" / "b.xml").write_text(voc_xml([], name="b.jpg"))
+    assert load_voc(root, "train").offsets.tolist() == [0, 0, 2]
+
+
+def test_box_without_area_is_dropped_with_one_warning(root, caplog):
+    rewrite(root, "<ymax>40</ymax>", "<ymax>2</ymax>")
+    with caplog.at_level(logging.WARNING):
+        assert load_voc(root, "train").offsets.tolist() == [0, 1, 2]
+    (warning,) = caplog.messages
+    assert "1 box " in warning
+    assert "a.jpg" in warning
+
+
+def test_list_with_a_second_column_gives_its_first(root):
+    (root / "ImageSets" / "Main" / "cat_train.txt").write_text("b  1\na -1\n\n")
+    assert load_voc(root, "cat_train").files.tolist() == load_voc(root, "train").files.tolist()
+
+
+def test_split_may_lie_in_a_folder_below(root):
+    records = load_voc(root.parent, "voc/train")
+    assert records.files.tolist() == load_voc(root, "train").files.tolist()
+    np.testing.assert_array_equal(records.boxes, load_voc(root, "train").boxes)
+
+
+def test_image_is_found_by_its_stem_or_else_by_the_name_in_the_xml(root):
+    (root / "JPEGImages" / "a.jpg").unlink()
+    write_image(root / "JPEGImages" / "a.png")
+    assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.png")
+    write_image(root / "JPEGImages" / "other.jpg")
+    rewrite(root, "a.jpg", "other.jpg")
+    assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "other.jpg")
+
+
+WRONG_XML = {  # old text, new text -> what the message says
+    "torn": (("</annotation>", ""), "not valid XML"),
+    "no box": (("bndbox>", "box>"), "has no <bndbox/xmin>"),
+    "side missing": (("<xmin>1</xmin>", ""), "has no <bndbox/xmin>"),
+    "side empty": (("<xmin>1</xmin>", "<xmin/>"), "has no <bndbox/xmin>"),
+    "side as text": (("<xmin>1</xmin>", "<xmin>one</xmin>"), "not a number: 'one'"),
+    "NaN": (("<xmin>1</xmin>", "<xmin>nan</xmin>"), "NaN"),
+    "infinite": (("<xmax>30</xmax>", "<xmax>inf</xmax>"), "infinite"),
+    "reversed x": (("<xmax>30</xmax>", "<xmax>0</xmax>"), "negative width"),
+    "reversed y": (("<ymax>40</ymax>", "<ymax>0</ymax>"), "negative height"),
+    "no name": (("<name>dog</name>", ""), "has no <name>"),
+    "no size": (("size>", "extent>"), "has no <size/height>"),
+    "size NaN": (("<width>64</width>", "<width>nan</width>"), "size/width"),
+    "size infinite": (("<width>64</width>", "<width>inf</width>"), "size/width"),
+    "size zero": (("<width>64</width>", "<width>0</width>"), "a.jpg is 64 x 48 px.*0 x 48"),
+    "other size": (("<width>64</width>", "<width>46</width>"), "a.jpg is 64 x 48 px.*46 x 48"),
+    "name climbs out": (("a.jpg", "../a.jpg"), "outside"),
+    "name absolute": (("a.jpg", "/tmp/a.jpg"), "outside"),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), WRONG_XML.values(), ids=WRONG_XML)
+def test_wrong_annotation_is_named(root, change, problem):
+    rewrite(root, *change)
+    message = error_of(root)
+    assert re.search(problem, message)
+    assert "a.xml" in message or str(root / "JPEGImages" / "a.jpg") in message
+
+
+def test_wrong_box_is_named_by_its_place_in_the_file(root):
+    rewrite(root, "<xmax>20</xmax>", "<xmax>2</xmax>")
+    message = error_of(root)
+    assert f"object 2 in {root / 'Annotations' / 'a.xml'}" in message
+    assert "'a.jpg'" in message
+
+
+@pytest.mark.parametrize("stem", ["../a", "../../outside", "/tmp/a"])
+def test_list_does_not_lead_out_of_the_folder(root, stem):
+    (root.parent / "outside.xml").write_text(FIRST)
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"b\n{stem}\n")
+    message = error_of(root)
+    assert f"{stem}.xml" in message
+    assert "outside" in message
+
+
+def test_missing_files_are_named(root):
+    assert "there are: train, val" in error_of(root, "test")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("b\nc\n")
+    assert f"{root / 'Annotations' / 'c.xml'} does not exist" in error_of(root)
+    (root / "JPEGImages" / "b.jpg").unlink()
+    assert f"{root / 'JPEGImages' / 'b.jpg'} does not exist" in error_of(root, "val")
+    (root / "JPEGImages").rename(root / "Pictures")
+    assert f"{root / 'JPEGImages'} does not exist" in error_of(root)
+
+
+def test_empty_list_is_refused_by_name(root):
+    (root / "ImageSets" / "Main" / "train.txt").write_text("\n")
+    config = DataConfig(format="voc", root=str(root))
+    with pytest.raises(InputError, match=r"data\.splits\.train.*holds no images"):
+        build_set(config, "train")
+    assert len(build_set(config, "val")) == 1
+
+
+def test_list_that_is_no_text_is_named(root):
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\x00")
+    assert "train.txt cannot be read" in error_of(root)
+
+
+def test_joined_folders_share_the_classes_of_both(tmp_path):
+    """VOC2007 + VOC2012: neither folder need hold all classes."""
+    write_voc(tmp_path / "old", {"a": voc_xml([("dog", (1, 2, 30, 40), 0)], name="a.jpg")}, {"train": ["a"]})
+    write_voc(tmp_path / "new", {"a": voc_xml([("cat", (3, 4, 5, 6), 0)], name="a.jpg")}, {"train": ["a"]})
+    config = DataConfig(format="voc", root=str(tmp_path), splits={"train": ["old/train", "new/train"]})
+    records = build_set(config, "train")
+    assert records.classes == ("cat", "dog")
+    assert records.labels.tolist() == [1, 0]
+    assert records.boxes.tolist() == [[1, 2, 30, 40], [3, 4, 5, 6]]
+    assert len(set(records.image_ids.tolist())) == 2

@@ -1,0 +1,290 @@
+"""COCO metrics: equal to pycocotools where it can answer, right where it cannot."""
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from data.sample import DetectionSet
+from detector.evaluation.coco import COCO_NAMES, CocoResult, evaluate_coco, evaluate_files
+from detector.evaluation.inference import Predictions
+from errors import InputError
+
+CATEGORIES = (4, 90, 17)  # not contiguous, not in order
+NAMES = ("car", "cow", "cup")
+IMAGES = (7, 100, 3, 55)
+
+Content = dict[str, Any]
+
+
+def random_case(seed: int, without_gt: int | None = None) -> tuple[Content, list[Content]]:
+    """Gt boxes of all sizes, some of them crowds, and detections: jittered copies and false alarms."""
+    rng = np.random.default_rng(seed)
+    annotations, results = [], []
+    for image in IMAGES:
+        for _ in range(12):
+            x, y = rng.uniform(0, 300, 2)
+            w, h = np.exp(rng.uniform(2, 5.2, 2))
+            category = int(rng.choice(CATEGORIES))
+            box = [float(v) for v in (x, y, w, h)]
+            if category != without_gt:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image,
+                        "category_id": category,
+                        "bbox": box,
+                        "area": w * h * rng.uniform(0.4, 1),  # of the mask, as in COCO
+                        "iscrowd": int(rng.random() < 0.15),
+                    }
+                )
+            for _ in range(rng.integers(0, 4)):
+                jitter = rng.normal(0, 0.12, 4) * (w, h, w, h)
+                moved = [x + jitter[0], y + jitter[1], w * math.exp(jitter[2] / w), h]
+                results.append(
+                    {
+                        "image_id": image,
+                        "category_id": category if rng.random() < 0.8 else int(rng.choice(CATEGORIES)),
+                        "bbox": [float(v) for v in moved],
+                        "score": float(rng.random()),
+                    }
+                )
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in IMAGES]
+    categories = [{"id": c, "name": n} for c, n in zip(CATEGORIES, NAMES, strict=True)]
+    return {
+        "info": {},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }, results
+
+
+def plain_pycocotools(content: Content, results: list[Content], tmp_path: Path) -> list[float]:
+    """The 12 numbers as pycocotools' own example computes them, from a file."""
+    path = tmp_path / "plain.json"
+    path.write_text(json.dumps(content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO(str(path))
+        evaluator = COCOeval(gt, gt.loadRes(results), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return [float(v) for v in evaluator.stats]
+
+
+def evaluate(content: Any, results: Any, tmp_path: Path) -> CocoResult:
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return evaluate_files(tmp_path / "results.json", tmp_path / "gt.json")
+
+
+@pytest.mark.parametrize(("seed", "without_gt"), [(0, None), (1, None), (2, 90)])
+def test_the_12_numbers_equal_pycocotools(seed: int, without_gt: int | None, tmp_path: Path) -> None:
+    content, results = random_case(seed, without_gt)
+    expected = plain_pycocotools(content, results, tmp_path)
+    assert len(set(expected)) > 8 and 0.1 < expected[0] < 0.9
+    summary = evaluate(content, results, tmp_path).summary
+    assert tuple(summary) == COCO_NAMES
+    assert list(summary.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_annotation_id_zero_counts_like_any_other(tmp_path: Path) -> None:
+    """pycocotools takes the id 0 for "no match"; numbering from 1 must change nothing."""
+    content, results = random_case(3)
+    first = content["annotations"][0]
+    first["iscrowd"] = 0
+    results.append({k: first[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.99})
+    expected = plain_pycocotools(content, results, tmp_path)
+    shifted = {**content, "annotations": [{**a, "id": a["id"] - 1} for a in content["annotations"]]}
+    assert plain_pycocotools(shifted, results, tmp_path) != expected  # the trap is real
+    assert list(evaluate(shifted, results, tmp_path).summary.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_missing_area_iscrowd_and_info_mean_box_area_and_no_crowd(tmp_path: Path) -> None:
+    content, results = random_case(4)
+    full = [{**a, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0} for a in content["annotations"]]
+    bare = [{k: a[k] for k in ("id", "image_id", "category_id", "bbox")} for a in full]
+    expected = plain_pycocotools({**content, "annotations": full}, results, tmp_path)
+    content = {"images": content["images"], "annotations": bare, "categories": content["categories"]}
+    assert list(evaluate(content, results, tmp_path).summary.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_predictions_score_zero(tmp_path: Path) -> None:
+    content, _ = random_case(0)
+    result = evaluate(content, [], tmp_path)
+    assert set(result.summary.values()) == {0.0}
+    assert {c.ap for c in result.per_class.values()} == {0.0}
+
+
+def test_no_gt_scores_minus_one(tmp_path: Path) -> None:
+    content, results = random_case(0)
+    result = evaluate({**content, "annotations": []}, results, tmp_path)
+    assert set(result.summary.values()) == {-1.0}
+    assert {c.ap for c in result.per_class.values()} == {-1}
+
+
+def test_class_ap_averages_to_ap(tmp_path: Path) -> None:
+    result = evaluate(*random_case(0), tmp_path)
+    mine = result.per_class.values()
+    assert len({c.ap for c in mine}) == 3
+    assert np.mean([c.ap for c in mine]) == pytest.approx(result.summary["AP"], abs=1e-12)
+    assert np.mean([c.ap50 for c in mine]) == pytest.approx(result.summary["AP50"], abs=1e-12)
+
+
+def test_class_without_gt_is_named_and_left_out_of_the_mean(tmp_path: Path) -> None:
+    content, results = random_case(2, without_gt=90)
+    result = evaluate(content, results, tmp_path)
+    assert set(result.per_class) == set(NAMES)
+    assert (result.per_class["cow"].ap, result.per_class["cow"].gt_boxes) == (-1, 0)
+    others = [result.per_class[name].ap for name in ("car", "cup")]
+    assert np.mean(others) == pytest.approx(result.summary["AP"], abs=1e-12)
+    crowds = sum(a["iscrowd"] for a in content["annotations"])
+    assert crowds > 0
+    assert sum(c.gt_boxes for c in result.per_class.values()) == len(content["annotations"]) - crowds
+
+
+def test_gt_of_images_or_categories_that_are_not_listed_counts_for_nothing(tmp_path: Path) -> None:
+    """As in pycocotools: lists cut down to a few images or classes keep the annotations of the rest."""
+    content, results = random_case(6)
+    cut = {**content, "images": content["images"][:2], "categories": content["categories"][:2]}
+    left = [r for r in results if r["image_id"] in IMAGES[:2] and r["category_id"] in CATEGORIES[:2]]
+    result = evaluate(cut, left, tmp_path)
+    expected = plain_pycocotools(cut, left, tmp_path)
+    assert list(result.summary.values()) == pytest.approx(expected, abs=1e-12)
+    for category, name in zip(CATEGORIES[:2], NAMES, strict=False):
+        wanted = [a for a in content["annotations"] if a["category_id"] == category and not a["iscrowd"]]
+        assert result.per_class[name].gt_boxes == sum(a["image_id"] in IMAGES[:2] for a in wanted)
+
+
+def row(found: list[tuple[float, bool]], gt: int) -> tuple[Content, list[Content]]:
+    """One class; each detection (score, right) lies on a gt box of its own or on none."""
+    boxes = [[20.0 * i, 0.0, 10.0, 10.0] for i in range(gt + len(found))]
+    content = {
+        "images": [{"id": 1}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "bbox": boxes[i]} for i in range(gt)],
+        "categories": [{"id": 1, "name": "car"}],
+    }
+    hits, misses = iter(boxes[:gt]), iter(boxes[gt:])
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": next(hits if right else misses), "score": score}
+        for score, right in found
+    ]
+    return content, results
+
+
+def test_best_threshold_is_where_f1_peaks(tmp_path: Path) -> None:
+    """Of 4 gt, after each detection: F1 = 2/5, 2/6, 4/7, 6/8, 6/9, 6/10; the peak is at score 0.6."""
+    case = row([(0.9, True), (0.8, False), (0.7, True), (0.6, True), (0.5, False), (0.4, False)], gt=4)
+    car = evaluate(*case, tmp_path).per_class["car"]
+    assert car.best_f1 == pytest.approx(6 / 8)
+    assert car.best_threshold == pytest.approx(0.6)
+
+
+def test_best_f1_is_right_between_the_points_of_the_recall_grid(tmp_path: Path) -> None:
+    """One of 3 gt is found, first: precision 1, recall 1/3, F1 = 1/2."""
+    car = evaluate(*row([(0.9, True), (0.3, False)], gt=3), tmp_path).per_class["car"]
+    assert car.best_f1 == pytest.approx(1 / 2, abs=5e-3)  # recall is read off in steps of 0.01
+    assert car.best_threshold == pytest.approx(0.9)
+
+
+def test_predictions_of_a_set_score_as_their_results_file(tmp_path: Path) -> None:
+    """The two ways in: arrays of a training run, and files; crowds are the ignored boxes."""
+    content, results = random_case(5)
+    order = {image: k for k, image in enumerate(IMAGES)}
+    gt = sorted(content["annotations"], key=lambda a: order[a["image_id"]])
+
+    def xyxy(records: list[Content]) -> np.ndarray:
+        return np.array([[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in records)])
+
+    counts = [sum(a["image_id"] == image for a in gt) for image in IMAGES]
+    records = DetectionSet(
+        files=np.array([f"{i}.jpg" for i in IMAGES]),
+        image_ids=np.array(IMAGES),
+        sizes=np.full((len(IMAGES), 2), 480),
+        offsets=np.array([0, *np.cumsum(counts)]),
+        boxes=xyxy(gt),
+        labels=np.array([CATEGORIES.index(a["category_id"]) for a in gt]),
+        ignore=np.array([bool(a["iscrowd"]) for a in gt]),
+        areas=np.array([a["area"] for a in gt]),
+        classes=NAMES,
+        category_ids=CATEGORIES,
+    )
+    predictions = Predictions(
+        rows=np.array([order[r["image_id"]] for r in results]),
+        boxes=xyxy(results),
+        scores=np.array([r["score"] for r in results]),
+        labels=np.array([CATEGORIES.index(r["category_id"]) for r in results]),
+    )
+    expected = plain_pycocotools(content, results, tmp_path)
+    result = evaluate_coco(records, predictions)
+    assert list(result.summary.values()) == pytest.approx(expected, abs=1e-9)
+    assert result.per_class == pytest.approx(evaluate(content, results, tmp_path).per_class)
+
+
+GOOD = {"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({**GOOD, "image_id": 12345}, "12345"),
+        ({**GOOD, "category_id": 5}, "category id 5"),
+        ({**GOOD, "bbox": [1, 2, 3]}, "detection 1"),
+        ({**GOOD, "bbox": [1, 2, 3, math.inf]}, "detection 1"),
+        ({**GOOD, "bbox": 3}, "results.json"),
+        ({**GOOD, "score": math.nan}, "detection 1"),
+        ({**GOOD, "score": None}, "results.json"),
+        ({"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4]}, "score"),
+        ({**GOOD, "image_id": [7]}, "results.json"),
+        ("text", "results.json"),
+    ],
+)
+def test_malformed_detection_is_named_in_one_line(entry: Any, named: str, tmp_path: Path) -> None:
+    content, _ = random_case(0)
+    with pytest.raises(InputError, match=named) as caught:
+        evaluate(content, [GOOD, entry], tmp_path)
+    assert "\n" not in str(caught.value) and "results.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"images": None}, "images"),
+        ({"annotations": None}, "annotations"),
+        ({"categories": {}}, "categories"),
+        ({"annotations": [{"id": 8, "image_id": 7, "category_id": 4, "bbox": [1, 2, 3]}]}, "annotation 8"),
+        ({"annotations": [{"id": 8, "image_id": 7, "category_id": 4}]}, "bbox"),
+        ({"annotations": ["text"]}, "malformed"),
+        ({"annotations": [{**GOOD, "id": 8, "bbox": [1, 2, math.nan, 4]}]}, "annotation 8"),
+        ({"categories": [{"id": 4}]}, "name"),
+    ],
+)
+def test_malformed_annotations_are_named_in_one_line(change: Content, named: str, tmp_path: Path) -> None:
+    content, _ = random_case(0)
+    with pytest.raises(InputError, match=named) as caught:
+        evaluate({**content, **change}, [GOOD], tmp_path)
+    assert "\n" not in str(caught.value) and "gt.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "", "\xff", '{"a": 1}', "3"])
+@pytest.mark.parametrize("name", ["gt.json", "results.json"])
+def test_files_of_another_kind_are_refused(name: str, text: str, tmp_path: Path) -> None:
+    content, results = random_case(0)
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=name) as caught:
+        evaluate_files(tmp_path / "results.json", tmp_path / "gt.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.json"):
+        evaluate_files(tmp_path / "results.json", tmp_path / "nothing.json")

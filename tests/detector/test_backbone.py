@@ -1,0 +1,141 @@
+"""ResNet and feature pyramid: pretrained weights, norms, frozen stages."""
+
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from detector.backbone import STRIDES, FeaturePyramid, ResNet, make_norm
+from errors import InputError
+
+# Where every one of torchvision's get_state_dict ends.
+DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
+
+
+def picture(seed: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 64, 96, generator=torch.Generator().manual_seed(seed))
+
+
+def imagenet_resnet18() -> nn.Module:
+    """torchvision's classifier with weights that no other initialisation would give."""
+    torch.manual_seed(5)
+    model = torchvision.models.resnet18(weights=None)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_pretrained_features_equal_torchvisions(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
+    theirs = imagenet_resnet18()
+    monkeypatch.setattr(DOWNLOAD, lambda url, **kwargs: theirs.state_dict())
+    ours = ResNet("resnet18", norm, pretrained=True, frozen_stages=0).eval()
+    layers = create_feature_extractor(theirs, ["layer2", "layer3", "layer4"])
+    with torch.no_grad():
+        for mine, expected in zip(ours(picture(0)), layers(picture(0)).values(), strict=True):
+            torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        URLError("Name or service not known"),
+        RuntimeError('invalid hash value (expected "f37072fd", got "00")\nsecond line'),
+        TimeoutError(),
+    ],
+    ids=["offline", "damaged", "silent"],
+)
+def test_failed_download_ends_in_one_line_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def refuse(url: str, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(DOWNLOAD, refuse)
+    with pytest.raises(InputError, match=r"model\.pretrained=false") as caught:
+        ResNet("resnet18", "frozen", pretrained=True, frozen_stages=2)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "model.norm=batch" in message and "model.frozen_stages=0" in message
+
+
+def test_no_download_without_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, **kwargs: object) -> None:
+        raise URLError("offline")
+
+    monkeypatch.setattr(DOWNLOAD, refuse)
+    assert ResNet("resnet18", "batch", pretrained=False, frozen_stages=0).channels == [128, 256, 512]
+
+
+STAGES = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+@pytest.mark.parametrize("count", range(6))
+def test_frozen_stages_are_fixed_from_the_stem_on(count: int, norm: str) -> None:
+    body = ResNet("resnet18", norm, pretrained=False, frozen_stages=count).body
+    fixed = {part for stage in STAGES[:count] for part in stage}
+    names = dict(body.named_parameters())
+    assert "conv1.weight" in names and "layer4.1.conv2.weight" in names
+    for name, parameter in names.items():
+        assert parameter.requires_grad == (name.split(".")[0] not in fixed), name
+
+
+def test_frozen_statistics_stay_while_batch_statistics_move() -> None:
+    """One training step on images whose statistics are not those of the norm layers."""
+    moved = {}
+    for norm in ("frozen", "batch"):
+        torch.manual_seed(0)
+        model = ResNet("resnet18", norm, pretrained=False, frozen_stages=0).train()
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sum(x.mean() for x in model(picture(0) + 3)).backward()
+        optimizer.step()
+        moved[norm] = [name for name, buffer in model.named_buffers() if not buffer.equal(before[name])]
+        if norm == "frozen":
+            assert {"body.bn1.weight", "body.bn1.bias", "body.bn1.running_var"} <= before.keys()
+    assert moved["frozen"] == []
+    assert "body.bn1.running_mean" in moved["batch"] and "body.bn1.running_var" in moved["batch"]
+
+
+def test_group_norm_keeps_images_of_a_training_batch_apart() -> None:
+    torch.manual_seed(0)
+    model = ResNet("resnet18", "group", pretrained=False, frozen_stages=0).double().train()
+    images = picture(0).double()
+    with torch.no_grad():
+        together, alone = model(images), model(images[:1])
+    for one, both in zip(alone, together, strict=True):
+        assert one.std() > 0
+        torch.testing.assert_close(one[0], both[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (48, 16), (24, 8), (6, 2), (7, 1)])
+def test_group_norm_takes_the_most_groups_that_fit(channels: int, groups: int) -> None:
+    assert make_norm("group", channels).num_groups == groups
+
+
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+def test_pyramid_has_five_levels_each_half_the_one_before(p6_from: str) -> None:
+    pyramid = FeaturePyramid([8, 12, 20], 16, p6_from)
+    height, width = 256, 384
+    features = [
+        torch.randn(1, c, height // s, width // s) for c, s in zip((8, 12, 20), STRIDES, strict=False)
+    ]
+    shapes = [tuple(level.shape) for level in pyramid(features)]
+    assert shapes == [(1, 16, height // stride, width // stride) for stride in STRIDES]
+
+
+@pytest.mark.parametrize(("p6_from", "reached"), [("c5", False), ("p5", True)])
+def test_p6_is_made_from_where_the_configuration_says(p6_from: str, reached: bool) -> None:
+    """From P5 the gradient of P6 passes through the pyramid's last convolution; from C5 it does not."""
+    pyramid = FeaturePyramid([8, 12, 20], 16, p6_from)
+    features = [torch.randn(1, c, 32 // s, 32 // s) for c, s in ((8, 1), (12, 2), (20, 4))]
+    pyramid(features)[3].sum().backward()
+    assert (pyramid.output[2].weight.grad is not None) == reached

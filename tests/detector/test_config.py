@@ -1,0 +1,231 @@
+"""The configuration: errors that name the key and the remedy, inheritance, overrides, the shipped files."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from detector.config import Config, apply_overrides, dump_config, load_config, parse_config
+from errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def refusal(values: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_config(values, "my.yaml")
+    message = str(caught.value)
+    assert message.startswith("my.yaml: ") and "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------------------ unknown keys
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong", "nearest"),
+    [
+        ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate", None),
+        ({"optimizer": {"momentun": 0.9}}, "optimizer.momentun", "optimizer.momentum"),
+        ({"train": {"batchsize": 4}}, "train.batchsize", "train.batch_size"),
+        ({"model": {"anchors": {"size": []}}}, "model.anchors.size", "model.anchors.sizes"),
+        ({"train": {"lr": 0.1}}, "train.lr", "optimizer.lr"),
+        ({"model": {"lr": 0.1}}, "model.lr", "optimizer.lr"),
+        ({"train": {"nms_threshold": 0.5}}, "train.nms_threshold", "eval.nms_threshold"),
+        ({"loss": {"positive_iou": 0.5}}, "loss.positive_iou", "matcher.positive_iou"),
+        ({"lr": 0.1}, "lr", "optimizer.lr"),
+    ],
+)
+def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, nearest: str | None) -> None:
+    message = refusal(values)
+    assert f"unknown configuration key '{wrong}'" in message
+    if nearest:
+        assert f"did you mean '{nearest}'" in message
+
+
+def test_unknown_section_is_refused() -> None:
+    assert "'trian'" in refusal({"trian": {"epochs": 3}})
+
+
+def test_unknown_override_names_the_nearest_valid_one() -> None:
+    with pytest.raises(InputError, match=r"'optimizer\.lrr'.*did you mean 'optimizer\.lr'"):
+        apply_overrides({}, ["optimizer.lrr=0.1"])
+
+
+# ------------------------------------------------------------------------------ wrong values
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"train": {"epochs": "many"}}, "train.epochs"),
+        ({"train": {"epochs": 0}}, "train.epochs"),
+        ({"train": {"epochs": 1.5}}, "train.epochs"),
+        ({"train": {"batch_size": [4]}}, "train.batch_size"),
+        ({"optimizer": {"lr": -0.1}}, "optimizer.lr"),
+        ({"optimizer": {"lr": float("nan")}}, "optimizer.lr"),
+        ({"optimizer": {"lr": None}}, "optimizer.lr"),
+        ({"optimizer": {"clip_norm": "x"}}, "optimizer.clip_norm"),
+        ({"model": {"backbone": "resnet51"}}, "model.backbone"),
+        ({"model": {"box_std": [0.1, 0.1, 0.2]}}, "model.box_std"),
+        ({"model": {"box_std": [0.1, 0.1, 0.2, "x"]}}, "model.box_std[3]"),
+        ({"model": {"anchors": {"ratios": "x"}}}, "model.anchors.ratios"),
+        ({"model": {"anchors": {"sizes": [[1], [2]]}}}, "model.anchors.sizes"),
+        ({"model": {"anchors": {"sizes": [[1], [2], [3], [4], [5, 6]]}}}, "model.anchors.sizes"),
+        ({"data": {"splits": {"train": 5}}}, "data.splits.train"),
+        ({"data": {"transforms": {"train": "HorizontalFlip"}}}, "data.transforms.train"),
+        ({"data": {"transforms": {"train": [5]}}}, "data.transforms.train[0]"),
+        ({"matcher": {"negative_iou": 0.6, "positive_iou": 0.5}}, "matcher.negative_iou"),
+        ({"train": 5}, "train"),
+        ({"train": [1]}, "train"),
+    ],
+)
+def test_wrong_value_names_the_path_of_its_key(values: Any, key: str) -> None:
+    assert refusal(values).startswith(f"my.yaml: {key}: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"optimizer": {"lr": True}}, "optimizer.lr"),
+        ({"train": {"epochs": True}}, "train.epochs"),
+        ({"optimizer": {"clip_norm": True}}, "optimizer.clip_norm"),
+        ({"data": {"workers": False}}, "data.workers"),
+        ({"model": {"anchors": {"ratios": [True]}}}, "model.anchors.ratios"),
+    ],
+)
+def test_bool_is_no_number(values: Any, key: str) -> None:
+    assert refusal(values).startswith(f"my.yaml: {key}")
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-4, without a point, as text."""
+    assert yaml.safe_load("1e-4") == "1e-4"
+    path = write(tmp_path, "a.yaml", "optimizer: {lr: 1e-4, clip_norm: 1e+1}\n")
+    config = load_config(path, ["optimizer.weight_decay=5e-5"])
+    assert (config.optimizer.lr, config.optimizer.clip_norm) == (1e-4, 10.0)
+    assert config.optimizer.weight_decay == 5e-5
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_amp_can_be_named_on_the_command_line_and_in_a_file(amp: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads a plain `off` as false."""
+    assert parse_config(apply_overrides({}, [f"train.amp={amp}"]), "x").train.amp == amp
+    assert load_config(write(tmp_path, "a.yaml", f"train: {{amp: {amp}}}\n")).train.amp == amp
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "- 1", "text", "1: 2", "train: {1: 2}", "base: [a.yaml]", "a: b: c"]
+)
+def test_malformed_file_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "bad.yaml", text)
+    with pytest.raises(InputError, match=r"bad\.yaml") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml does not exist"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+        load_config(tmp_path)
+
+
+def test_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "a.yaml", "")) == Config()
+
+
+# ------------------------------------------------------------------------------ inheritance
+
+
+def test_child_is_merged_into_its_bases_and_lists_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, "root.yaml", "train: {epochs: 7, seed: 1}\nschedule: {milestones: [4, 6], gamma: 0.5}\n")
+    write(tmp_path, "middle.yaml", "base: root.yaml\ntrain: {seed: 2}\nloss: {name: focal}\n")
+    path = write(tmp_path / "sub", "leaf.yaml", "base: ../middle.yaml\nschedule: {milestones: [9]}\ntrain:\n")
+    config = load_config(path, ["train.seed=3"])
+    assert (config.train.epochs, config.train.seed, config.loss.name) == (7, 3, "focal")
+    assert (config.schedule.milestones, config.schedule.gamma) == ([9.0], 0.5)
+
+
+def test_null_in_a_child_replaces_a_value_of_its_base(tmp_path: Path) -> None:
+    write(tmp_path, "root.yaml", "optimizer: {clip_norm: 3.0}\ndata: {splits: {test: test}}\n")
+    path = write(
+        tmp_path, "leaf.yaml", "base: root.yaml\noptimizer: {clip_norm: null}\ndata: {splits: {test: null}}\n"
+    )
+    config = load_config(path)
+    assert config.optimizer.clip_norm is None and config.data.splits.test is None
+
+
+@pytest.mark.parametrize("files", [{"a": "a"}, {"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "b"}])
+def test_circular_base_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    for name, base in files.items():
+        write(tmp_path, f"{name}.yaml", f"base: {base}.yaml\n")
+    with pytest.raises(InputError, match="base"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_missing_base_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "base: gone.yaml\n")
+    with pytest.raises(InputError, match=r"gone\.yaml does not exist"):
+        load_config(path)
+
+
+# ------------------------------------------------------------------------------ overrides
+
+
+def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "train: {epochs: 7, seed: 1}\n")
+    overrides = ["train.epochs=3", "train.epochs=4", "data.splits.val=[a, b]", "model.pretrained=false"]
+    config = load_config(path, [*overrides, "model.anchors.ratios=[1, 2]", "data.root=a=b"])
+    assert (config.train.epochs, config.train.seed, config.data.splits.val) == (4, 1, ["a", "b"])
+    assert (config.model.pretrained, config.model.anchors.ratios) == (False, [1.0, 2.0])
+    assert config.data.root == "a=b"
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs 3", "run.dir=[", ""])
+def test_malformed_override_is_refused_and_quoted(override: str) -> None:
+    with pytest.raises(InputError) as caught:
+        apply_overrides({}, [override])
+    assert override.split("=[")[0] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_applying_overrides_leaves_the_values_given_as_they_are() -> None:
+    values = {"train": {"epochs": 7}}
+    assert apply_overrides(values, ["train.epochs=3"]) == {"train": {"epochs": 3}}
+    assert values == {"train": {"epochs": 7}}
+
+
+# ------------------------------------------------------------------------------ round trip, shipped files
+
+
+def test_dump_loads_as_the_same_configuration(tmp_path: Path) -> None:
+    changes = [
+        "optimizer.clip_norm=0.5",
+        "data.classes=['no', 'true', '1e3']",
+        "train.amp=fp16",
+        "run.dir=null",
+    ]
+    config = parse_config(apply_overrides({}, changes), "x")
+    assert load_config(write(tmp_path, "dumped.yaml", dump_config(config))) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_file_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert load_config(write(tmp_path, "dumped.yaml", dump_config(config))) == config
+
+
+def test_focal_recipe_differs_from_the_ap_recipe_in_the_loss_alone() -> None:
+    by_name = {path.stem: path for path in CONFIGS}
+    ap, focal = (load_config(by_name[f"coco_r50_{name}"]) for name in ("aploss", "focal"))
+    assert (ap.loss.name, focal.loss.name) == ("ap", "focal")
+    assert focal.model_copy(update={"loss": ap.loss}) == ap
+    assert focal.loss.model_copy(update={"name": "ap"}) == ap.loss

@@ -1,0 +1,150 @@
+"""Head outputs -> detections, against a loop written from the definition."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from detector.postprocess import Detections, detect
+from detector.retinanet import HeadOutputs
+from tests.oracles import iou
+
+CLASSES = 3
+LEVELS = (40, 12, 3)
+SIZES = torch.tensor([[60, 90], [80, 50]])  # height, width
+STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
+
+
+def outputs(seed: int = 0) -> HeadOutputs:
+    """Random heads over overlapping anchors, some beyond the border.
+
+    Logits are distinct multiples of 1/64: ties cannot occur, and adding a whole number is exact.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(LEVELS)
+    steps = torch.stack([torch.randperm(total * CLASSES, generator=generator) for _ in SIZES])
+    logits = (steps - 80).reshape(len(SIZES), total, CLASSES) / 64
+    deltas = torch.randn(len(SIZES), total, 4, generator=generator)
+    centres = torch.rand(total, 2, generator=generator) * 80
+    half = 6 + torch.rand(total, 2, generator=generator) * 12
+    return HeadOutputs(logits, deltas, torch.cat((centres - half, centres + half), 1), LEVELS)
+
+
+def detect_by_loops(
+    heads: HeadOutputs, image: int, threshold: float, k: int, nms: float, most: int
+) -> list[tuple[float, int, list[float]]]:
+    """(score, label, box), best first: each step in float64, as the definition says it."""
+    height, width = SIZES[image].tolist()
+    candidates, first = [], 0
+    for count in heads.level_sizes:
+        pairs = [(n, c) for n in range(first, first + count) for c in range(CLASSES)]
+        pairs.sort(key=lambda pair: -heads.logits[image, pair[0], pair[1]].item())
+        candidates += pairs[:k]
+        first += count
+    found = []
+    for n, label in candidates:
+        score = 1 / (1 + math.exp(-heads.logits[image, n, label].item()))
+        x0, y0, x1, y1 = heads.anchors[n].tolist()
+        d = [delta * std for delta, std in zip(heads.deltas[image, n].tolist(), STD.tolist(), strict=True)]
+        cx, cy = (x0 + x1) / 2 + d[0] * (x1 - x0), (y0 + y1) / 2 + d[1] * (y1 - y0)
+        w, h = (x1 - x0) * math.exp(d[2]), (y1 - y0) * math.exp(d[3])
+        box = [
+            min(max(v, 0.0), limit)
+            for v, limit in (
+                (cx - w / 2, width), (cy - h / 2, height), (cx + w / 2, width), (cy + h / 2, height)
+            )
+        ]  # fmt: skip
+        if score > threshold:
+            found.append((score, label, box))
+    found.sort(key=lambda item: -item[0])
+    kept: list[tuple[float, int, list[float]]] = []
+    for item in found:
+        if all(item[1] != other[1] or iou(item[2], other[2]) <= nms for other in kept):
+            kept.append(item)
+    return kept[:most]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("threshold", "k", "nms", "most"), [(0, 1000, 0.5, 1000), (0.3, 25, 0.3, 12)])
+def test_detections_equal_the_definition(seed: int, threshold: float, k: int, nms: float, most: int) -> None:
+    heads = outputs(seed)
+    for image, found in enumerate(detect(heads, SIZES, STD, threshold, k, nms, most)):
+        expected = detect_by_loops(heads, image, threshold, k, nms, most)
+        assert len(expected) > 10
+        assert found.labels.tolist() == [label for _, label, _ in expected]
+        assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-12)
+        torch.testing.assert_close(
+            found.boxes, torch.tensor([box for _, _, box in expected]), atol=1e-3, rtol=0
+        )
+
+
+def equal(one: Detections, other: Detections) -> bool:
+    return one.boxes.equal(other.boxes) and one.labels.equal(other.labels)
+
+
+@pytest.mark.parametrize("shift", [-1000.0, -20.0, 50.0, 1000.0])
+def test_a_constant_on_all_logits_changes_no_selection(shift: float) -> None:
+    """A ranking loss leaves the scale free: even where all scores round to 0 or 1, the rank decides."""
+    heads = outputs()
+    expected = detect(heads, SIZES, STD, topk_candidates=20, detections_per_img=15)
+    found = detect(
+        heads._replace(logits=heads.logits + shift), SIZES, STD, topk_candidates=20, detections_per_img=15
+    )
+    assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_threshold_zero_loses_nothing() -> None:
+    """Without NMS and limits, every pair of anchor and class comes back, whatever its score."""
+    heads = outputs()
+    heads = heads._replace(logits=heads.logits - 2000)
+    for found in detect(heads, SIZES, STD, 0.0, 10**6, 1.0, 10**6):
+        assert len(found.labels) == sum(LEVELS) * CLASSES
+        assert found.labels.bincount().tolist() == [sum(LEVELS)] * CLASSES
+
+
+def test_nms_is_per_class_and_per_image_as_torchvisions() -> None:
+    heads = outputs()
+    everything = detect(heads, SIZES, STD, 0.0, 10**6, 1.0, 10**6)
+    for raw, found in zip(everything, detect(heads, SIZES, STD, 0.0, 10**6, 0.5, 10**6), strict=True):
+        keep = batched_nms(raw.boxes, raw.scores.float(), raw.labels, 0.5)
+        assert len(keep) < len(raw.labels)
+        assert found.boxes.equal(raw.boxes[keep]) and found.labels.equal(raw.labels[keep])
+
+
+def test_detections_per_image_keeps_the_best() -> None:
+    heads = outputs()
+    for few, many in zip(
+        detect(heads, SIZES, STD, detections_per_img=4), detect(heads, SIZES, STD), strict=True
+    ):
+        assert len(few.labels) == 4 and few.scores.equal(many.scores[:4])
+        assert (many.scores.diff() < 0).all()
+
+
+def test_boxes_are_clipped_to_their_own_image() -> None:
+    heads = outputs()
+    for found, (height, width) in zip(detect(heads, SIZES, STD), SIZES.tolist(), strict=True):
+        limit = torch.tensor([width, height, width, height])
+        assert (found.boxes >= 0).all() and (found.boxes <= limit).all()
+        assert (found.boxes == limit).any() and (found.boxes == 0).any()
+
+
+def one_box(logits: list[float]) -> Tensor:
+    return torch.tensor(logits)[:, None, None]  # [B, 1, 1]
+
+
+def test_images_without_detections_give_empty_tensors() -> None:
+    """The first image has one anchor above the threshold, the second none."""
+    heads = HeadOutputs(one_box([2.0, -2.0]), torch.zeros(2, 1, 4), torch.tensor([[5.0, 6, 25, 36]]), (1,))
+    first, second = detect(heads, SIZES, STD, score_threshold=0.5)
+    assert first.boxes.tolist() == [[5.0, 6.0, 25.0, 36.0]] and first.labels.tolist() == [0]
+    assert second.boxes.shape == (0, 4) and second.scores.shape == (0,) and second.labels.shape == (0,)
+
+
+def test_half_precision_heads_give_float32_boxes() -> None:
+    heads = outputs()
+    half = heads._replace(logits=heads.logits.bfloat16(), deltas=heads.deltas.bfloat16())
+    rounded = half._replace(logits=half.logits.float(), deltas=half.deltas.float())
+    for one, other in zip(detect(half, SIZES, STD), detect(rounded, SIZES, STD), strict=True):
+        assert one.boxes.dtype == torch.float32 and equal(one, other)

@@ -1,0 +1,133 @@
+"""model.init: weights of a torchvision RetinaNet and of this project's checkpoints."""
+
+import logging
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection import retinanet_resnet50_fpn
+
+from detector.build import build_model
+from detector.config import ModelConfig, load_config
+from detector.retinanet import RetinaNet
+from detector.training.trainer import Trainer
+from detector.weights import from_torchvision, initialise
+from errors import InputError
+from tests.builders import TINY_MODEL, small_coco
+
+TINY = {
+    "backbone": "resnet18",
+    "norm": "batch",
+    "frozen_stages": 0,
+    "pyramid_channels": 16,
+    "head_width": 16,
+    "head_depth": 1,
+}
+OUTPUT = {"class_head.output.weight", "class_head.output.bias"}
+
+
+def tiny(seed: int, classes: int = 3, **changes: object) -> RetinaNet:
+    torch.manual_seed(seed)
+    return build_model(ModelConfig(**{**TINY, **changes}), classes, pretrained=False)
+
+
+@cache
+def torchvision_state() -> dict[str, Tensor]:
+    return retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
+
+
+def weights(model: RetinaNet) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+
+
+def test_own_weights_load_completely() -> None:
+    source, model = tiny(0), tiny(1)
+    source.backbone.body.bn1.running_mean.fill_(0.25)
+    initialise(model, source.state_dict(), "source.pt")
+    for name, tensor in weights(model).items():
+        assert tensor.equal(source.state_dict()[name]), name
+
+
+def test_torchvision_names_map_one_to_one() -> None:
+    """Every weight of the file lands on a weight of ours with the same shape, and none is left over."""
+    mapped = from_torchvision(torchvision_state())
+    with torch.device("meta"):
+        own = build_model(ModelConfig(p6_from="p5", norm="batch"), 4, pretrained=False).state_dict()
+    assert {n: t.shape for n, t in mapped.items()} == {n: t.shape for n, t in own.items()}
+
+
+def test_names_that_torchvision_does_not_have_are_refused() -> None:
+    with pytest.raises(InputError, match=r"head\.mask_head\.weight"):
+        from_torchvision({"head.mask_head.weight": torch.zeros(1)})
+
+
+def test_another_number_of_classes_leaves_the_class_output_out(caplog: pytest.LogCaptureFixture) -> None:
+    source, model = tiny(0, classes=3), tiny(1, classes=5)
+    before = weights(model)
+    with caplog.at_level(logging.WARNING):
+        initialise(model, source.state_dict(), "source.pt")
+    assert len(caplog.records) == 1 and "source.pt" in caplog.text and "classes" in caplog.text
+    for name, tensor in weights(model).items():
+        assert tensor.equal(before[name] if name in OUTPUT else source.state_dict()[name]), name
+
+
+def test_equal_number_of_classes_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        initialise(tiny(1), tiny(0).state_dict(), "source.pt")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"head_width": 24}, "class_head.tower.0.weight"),
+        ({"head_depth": 2}, "class_head.tower.2.weight"),
+        ({"pyramid_channels": 24}, "pyramid.lateral.0.weight"),
+        ({"p6_from": "p5"}, "pyramid.p6.weight"),
+        ({"backbone": "resnet34"}, "backbone.body.layer1.2.conv1.weight"),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True], ids=["model differs", "file differs"])
+def test_another_architecture_is_refused_at_its_first_difference(
+    changes: dict[str, object], first: str, swapped: bool
+) -> None:
+    """Both ways round: weights that are missing in the file, and weights that the model has no place for."""
+    model, source = tiny(1, **changes), tiny(0)
+    if swapped:
+        model, source = source, model
+    before = weights(model)
+    with pytest.raises(InputError, match=first.replace(".", r"\.")) as caught:
+        initialise(model, source.state_dict(), "source.pt")
+    assert "source.pt" in str(caught.value) and "\n" not in str(caught.value)
+    assert all(tensor.equal(before[name]) for name, tensor in weights(model).items())
+
+
+def test_torchvision_weights_of_another_depth_are_refused() -> None:
+    with pytest.raises(InputError, match="backbone"):
+        initialise(tiny(0), torchvision_state(), "torchvision.pth")
+
+
+def trainer(tmp_path: Path, init: Path) -> Trainer:
+    """What train.py builds; the set has two classes."""
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {format: coco}\n")
+    root = f"data.root={small_coco(tmp_path / 'set')}"
+    return Trainer(load_config(config, [*TINY_MODEL, root, f"model.init={init}"]), "test")
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["state dict", "checkpoint"])
+def test_model_init_reads_a_file(tmp_path: Path, wrapped: bool) -> None:
+    source = tiny(3, classes=2).state_dict()
+    torch.save({"model": source, "epoch": 1} if wrapped else source, tmp_path / "start.pt")
+    model = trainer(tmp_path, tmp_path / "start.pt").model
+    assert model.pyramid.p7.weight.equal(source["pyramid.p7.weight"])
+    assert model.class_head.output.weight.equal(source["class_head.output.weight"])
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(3)], torch.zeros(3), {"a": 1}, {}, {"model": None}])
+def test_model_init_refuses_what_is_no_state_dict(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "start.pt")
+    with pytest.raises(InputError, match=r"start\.pt"):
+        trainer(tmp_path, tmp_path / "start.pt")

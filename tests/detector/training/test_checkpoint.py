@@ -1,0 +1,159 @@
+"""Checkpoints: whole or not at all, and nothing in them is run."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detector.training.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    load_tensors,
+    load_weights,
+    save_checkpoint,
+)
+from errors import InputError
+from tests.runs import no_file_larger_than
+
+
+def content(seed: int = 0, size: int = 1000) -> dict[str, Any]:
+    weights = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    return {
+        "model": {"w": weights},
+        "config": {"train": {"epochs": 1}},
+        "classes": ["cat"],
+        "category_ids": [3],
+        "step": 7,
+        "epoch": 1,
+    }
+
+
+class MakesFile:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content())
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded["model"].pop("w"), content()["model"]["w"])
+    assert loaded == {**content(), "model": {}, "format": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_checkpoint_is_replaced_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content(0))
+    save_checkpoint(path, content(1))
+    assert torch.equal(load_checkpoint(path)["model"]["w"], content(1)["model"]["w"])
+
+
+@pytest.mark.parametrize("room", [0, 100, 5_000, 3_000_000])
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content(0))
+    with no_file_larger_than(room), pytest.raises(InputError, match=r"cannot write .*last\.pt.*--resume"):
+        save_checkpoint(path, content(1, size=1_000_000))
+    assert torch.equal(load_checkpoint(path)["model"]["w"], content(0)["model"]["w"])
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write .*gone/last\.pt"):
+        save_checkpoint(tmp_path / "gone" / "last.pt", content())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
+    path, marker = tmp_path / "evil.pt", tmp_path / "marker"
+    torch.save({**content(), "extra": MakesFile(marker)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(InputError, match=r"evil\.pt holds Python objects .* not loaded"):
+        load_checkpoint(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the case is real: a reader less careful runs it
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_damaged(tmp_path: Path, part: float) -> None:
+    path = tmp_path / "half.pt"
+    save_checkpoint(path, content())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(InputError, match=r"half\.pt is damaged or incomplete"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("start", [b"", b"PK\x03\x04", b"\x80\x02", b"garbage\n", b"\x89PNG\r\n"])
+def test_garbage_is_damaged(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "garbage.pt"
+    path.write_bytes(start + bytes(range(256)) * 8)
+    with pytest.raises(InputError, match=r"garbage\.pt is damaged or incomplete"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.pt does not exist"):
+        load_checkpoint(tmp_path / "nowhere.pt")
+    with pytest.raises(InputError, match="is a folder"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["model", "config", "classes", "category_ids", "step", "epoch"])
+def test_a_file_that_lacks_a_part_is_no_checkpoint(tmp_path: Path, missing: str) -> None:
+    path = tmp_path / "part.pt"
+    save_checkpoint(path, {key: value for key, value in content().items() if key != missing})
+    with pytest.raises(InputError, match=r"part\.pt is not a checkpoint of this project"):
+        load_checkpoint(path)
+
+
+def test_a_plain_state_dict_can_be_read_as_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "plain.pt"
+    torch.save(nn.Linear(2, 3).state_dict(), path)
+    assert set(load_tensors(path)) == {"weight", "bias"}
+    with pytest.raises(InputError, match=r"model\.init"):
+        load_checkpoint(path)
+
+
+def test_the_file_holds_no_more_than_tensors_and_plain_values(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content())
+    assert torch.load(io.BytesIO(path.read_bytes()), weights_only=True)["step"] == 7
+
+
+def test_find_checkpoint_takes_a_run_folder_or_a_file(tmp_path: Path) -> None:
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    assert find_checkpoint(tmp_path / "run", "best.pt") == best
+    assert find_checkpoint(best, "last.pt") == best
+    with pytest.raises(InputError, match=r"run holds no checkpoints/last\.pt"):
+        find_checkpoint(tmp_path / "run", "last.pt")
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        find_checkpoint(tmp_path / "nowhere", "best.pt")
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [(nn.Linear(2, 4), "'weight' has shape"), (nn.Linear(2, 3, bias=False), "has no 'bias'")],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(other: nn.Module, named: str) -> None:
+    model = nn.Linear(2, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=f"that.pt.*{named}"):
+        load_weights(model, other.state_dict(), "that.pt")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_weights_too_many_are_named() -> None:
+    with pytest.raises(InputError, match=r"that\.pt has 'bias', which this model does not"):
+        load_weights(nn.Linear(2, 3, bias=False), nn.Linear(2, 3).state_dict(), "that.pt")

@@ -1,0 +1,114 @@
+"""Learning rate, weight decay and the moving average, by hand and by loops."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from detector.training.ema import WeightAverage
+from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 0.1), (1, 0.325), (2, 0.55), (3, 0.775), (4, 1.0), (5, 1.0), (10**6, 1.0)]
+)
+def test_warmup_rises_in_a_line_to_one(step: int, factor: float) -> None:
+    assert warmup_factor(step, steps=4, first=0.1) == pytest.approx(factor)
+
+
+def test_no_warmup_starts_at_one() -> None:
+    assert warmup_factor(0, steps=0, first=0.1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("epoch", "factor"), [(0, 1), (7.999, 1), (8, 0.1), (10.5, 0.1), (11, 0.01), (99, 0.01)]
+)
+def test_multistep_falls_at_every_milestone(epoch: float, factor: float) -> None:
+    assert multistep_factor(epoch, milestones=[8, 11], gamma=0.1) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"),
+    [(0, 1), (1 / 3, 0.2 + 0.8 * 0.75), (0.5, 0.6), (2 / 3, 0.2 + 0.8 * 0.25), (1, 0.2), (1.5, 0.2)],
+)
+def test_cosine_falls_to_the_final_factor_and_stays(progress: float, factor: float) -> None:
+    assert cosine_factor(progress, final=0.2) == pytest.approx(factor)
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    for parameter in net.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    return net
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("everything", [True, False])
+def test_weight_decay_shrinks_what_the_configuration_says(name: str, everything: bool) -> None:
+    """Without a gradient, one step of SGD and of AdamW multiplies a decayed weight by 1 - lr * decay."""
+    net = small_net()
+    net[2].requires_grad_(False)
+    before = {key: tensor.detach().clone() for key, tensor in net.named_parameters()}
+    optimizer = build_optimizer(net, name, 0.1, 0.9, weight_decay=0.5, decay_norm_and_bias=everything)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = {"0.weight", "0.bias", "1.weight", "1.bias"} if everything else {"0.weight"}
+    for key, tensor in net.named_parameters():
+        factor = 1 - 0.1 * 0.5 if key in decayed else 1
+        torch.testing.assert_close(tensor.detach(), before[key] * factor, msg=key)
+
+
+def test_momentum_reaches_sgd() -> None:
+    """Two steps with gradient 1: lr, then lr * (1 + momentum)."""
+    net = nn.Linear(1, 1, bias=False)
+    start = net.weight.item()
+    optimizer = build_optimizer(net, "sgd", 0.1, 0.9, weight_decay=0.0, decay_norm_and_bias=True)
+    for _ in range(2):
+        net.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    assert net.weight.item() == pytest.approx(start - 0.1 - 0.19, abs=1e-6)
+
+
+def test_average_equals_an_explicit_loop_over_weights_and_statistics() -> None:
+    """a <- d a + (1 - d) w, with d = min(decay, n / (n + 10)) at update n, in Python floats."""
+    net = small_net()
+    average = WeightAverage(net, decay=0.25)
+    watched = ["0.weight", "2.bias", "1.running_mean", "1.running_var"]
+    expected = {key: net.state_dict()[key].flatten().tolist() for key in watched}
+    generator = torch.Generator().manual_seed(0)
+    for n in range(1, 8):  # 3 / 13 < 0.25 < 4 / 14: the decay rises, then stays
+        for tensor in net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        average.update(net)
+        decay = min(0.25, n / (n + 10))
+        for key in watched:
+            new = net.state_dict()[key].flatten().tolist()
+            expected[key] = [decay * a + (1 - decay) * w for a, w in zip(expected[key], new, strict=True)]
+    for key in watched:
+        assert average.model.state_dict()[key].flatten().tolist() == pytest.approx(expected[key], abs=1e-5)
+
+
+def test_average_is_a_copy_that_is_not_trained() -> None:
+    net = small_net()
+    average = WeightAverage(net, decay=0.9)
+    assert not average.model.training and net.training
+    assert not any(p.requires_grad for p in average.model.parameters())
+    assert all(p.requires_grad for p in net.parameters())
+    before = net[0].weight.detach().clone()
+    with torch.no_grad():
+        average.model[0].weight.zero_()
+    assert net[0].weight.equal(before)
+
+
+def test_average_of_a_constant_is_the_constant() -> None:
+    net = small_net()
+    average = WeightAverage(net, decay=0.999)
+    for _ in range(50):
+        average.update(net)
+    for one, other in zip(average.model.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert math.isfinite(average.model[1].running_var.sum().item())

@@ -1,0 +1,156 @@
+"""The run folder: what a run leaves behind, and that nothing in it is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detector.config import parse_config
+from detector.training.run_folder import (
+    append_metrics,
+    create_run_folder,
+    forget_metrics_after,
+    write_text,
+)
+from detector.training.trainer import Trainer
+from errors import InputError
+from tests.builders import small_coco
+from tests.runs import listing, no_file_larger_than, read_metrics, tiny_config
+
+COCO_NAMES = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}
+STEP_VALUES = {
+    "loss",
+    "loss_classification",
+    "loss_box",
+    "positives_per_image",
+    "gradient_norm",
+    "lr",
+    "images_per_s",
+}
+STEPS, EPOCHS = 3, 2  # 6 images in batches of 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny_config(
+        small_coco(folder / "set"), folder / "run", f"train.epochs={EPOCHS}", "train.log_every=1"
+    )
+    Trainer(config, "demo").run()
+    return folder / "run"
+
+
+def events(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
+def test_the_configuration_of_a_run_reads_back_as_it_was(run: Path) -> None:
+    written = parse_config(yaml.safe_load((run / "config.yaml").read_text()), "config.yaml")
+    assert written == tiny_config(run.parent / "set", run, f"train.epochs={EPOCHS}", "train.log_every=1")
+
+
+def test_every_step_has_a_line_of_metrics(run: Path) -> None:
+    lines = [line for line in read_metrics(run) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines] == pytest.approx([k / STEPS for k in range(1, 7)], abs=1e-4)
+    for line in lines:
+        assert set(line) == STEP_VALUES | {"step", "epoch"}
+        assert line["loss"] == pytest.approx(line["loss_classification"] + line["loss_box"])
+        assert line["gradient_norm"] > 0
+        assert line["images_per_s"] > 0
+
+
+def test_every_evaluation_has_a_line_with_the_twelve_coco_names(run: Path) -> None:
+    lines = [line for line in read_metrics(run) if "AP" in line]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (6, 2)]
+    for line in lines:
+        assert set(line) == COCO_NAMES | {"step", "epoch", "per_class"}
+        assert {name: one["gt_boxes"] for name, one in line["per_class"].items()} == {"cat": 5, "dog": 5}
+
+
+def test_best_holds_the_evaluation_with_the_highest_ap(run: Path) -> None:
+    evaluations = [line for line in read_metrics(run) if "AP" in line]
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    highest = max(evaluations, key=lambda line: line["AP"])
+    assert best["step"] == highest["step"]
+    assert best["metrics"] == {key: highest[key] for key in best["metrics"]}
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_checkpoint_carries_weights_and_what_is_needed_to_use_them(run: Path, name: str) -> None:
+    content = torch.load(run / "checkpoints" / name, weights_only=True)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in content["model"].values())
+    assert (content["classes"], content["category_ids"]) == (["cat", "dog"], [3, 7])
+    parse_config(content["config"], name)
+
+
+def test_tensorboard_shows_the_scalars_of_metrics_jsonl(run: Path) -> None:
+    """The oracle is metrics.jsonl, written apart from the events; these hold float32."""
+    board = events(run)
+    for line in read_metrics(run):
+        values = {f"train/{name}": line[name] for name in STEP_VALUES & set(line)}
+        values |= {f"val/{name}": line[name] for name in COCO_NAMES & set(line)}
+        for name, one in line.get("per_class", {}).items():
+            values[f"val_class_AP/{name}"] = one["AP"]
+        for tag, value in values.items():
+            shown = [event.value for event in board.Scalars(tag) if event.step == line["step"]]
+            assert shown == pytest.approx([value]), tag
+
+
+def test_tensorboard_shows_images_and_the_configuration(run: Path) -> None:
+    board = events(run)
+    assert board.Tags()["images"] == [f"val/image_{i}" for i in range(4)]
+    assert [event.step for event in board.Images("val/image_0")] == [3, 6]
+    (text,) = board.Tensors("config/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert shown.split() == (run / "config.yaml").read_text().split()
+
+
+def test_runs_of_one_name_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [str(create_run_folder(None, name)) for name in ("bccd", "bccd", "other", "bccd")]
+    assert made == ["runs/bccd", "runs/bccd-2", "runs/other", "runs/bccd-3"]
+
+
+def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert create_run_folder(str(tmp_path / "empty"), "x") == tmp_path / "empty"
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "notes.txt").write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(InputError, match=r"run\.dir: .*used holds something already"):
+        create_run_folder(str(used), "x")
+    assert listing(tmp_path) == before
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write_text(path, "old\n")
+    with no_file_larger_than(1000), pytest.raises(InputError, match=r"cannot write .*config\.yaml: "):
+        write_text(path, "new\n" * 1000)
+    assert path.read_text() == "old\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    append_metrics(tmp_path, {"step": 1, "AP": 0.5})
+    append_metrics(tmp_path, {"step": 2, "AP": 1 / 3})
+    assert read_metrics(tmp_path) == [{"step": 1, "AP": 0.5}, {"step": 2, "AP": 1 / 3}]
+    with no_file_larger_than(0), pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl: "):
+        append_metrics(tmp_path, {"step": 3, "AP": 0.5})
+
+
+def test_metrics_after_a_step_and_lines_cut_off_are_forgotten(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 0.1}) for step in (1, 2, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 2, "lo']))
+    forget_metrics_after(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:3]) + "\n"
+
+
+def test_a_folder_without_metrics_has_none_to_forget(tmp_path: Path) -> None:
+    forget_metrics_after(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == []

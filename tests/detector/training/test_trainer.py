@@ -1,0 +1,235 @@
+"""The training loop: what it learns, and that stopping and resuming changes nothing."""
+
+import contextlib
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detector.training.monitor import Monitor
+from detector.training.trainer import Trainer, resume_config
+from errors import InputError
+from tests.builders import coco_dict, small_coco, write_coco
+from tests.runs import no_file_larger_than, read_metrics, tiny_config
+
+AUGMENTED = "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]"
+PLAIN = "data.transforms.train=[]"
+BOX = [4.0, 5.0, 30.0, 28.0]
+
+
+def train(root: Path, run: Path, *overrides: str) -> Trainer:
+    trainer = Trainer(tiny_config(root, run, "train.log_every=1", *overrides), "test")
+    trainer.run()
+    return trainer
+
+
+def last(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+
+
+def difference(one: Any, other: Any, at: str = "") -> str | None:
+    """Where two nests of tensors and values first differ."""
+    if isinstance(one, Tensor):
+        return None if torch.equal(one, other) else at
+    if isinstance(one, dict | list):
+        keys = list(one) if isinstance(one, dict) else range(len(one))
+        if len(one) != len(other):
+            return at
+        found = (difference(one[key], other[key], f"{at}.{key}") for key in keys)
+        return next((place for place in found if place), None)
+    return None if one == other else at
+
+
+def at_step(patch: pytest.MonkeyPatch, step: int, happens: Callable[[], Any]) -> None:
+    """Let something happen when that many steps are done and logged."""
+    advance, count = Monitor.advance, itertools.count(1)
+
+    def advance_and_happen(monitor: Monitor) -> None:
+        advance(monitor)
+        if next(count) == step:
+            happens()
+
+    patch.setattr(Monitor, "advance", advance_and_happen)
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("accumulate", "optimizer"), [(1, "adamw"), (2, "sgd")])
+def test_resume_equals_straight_run(tmp_path: Path, accumulate: int, optimizer: str) -> None:
+    """Stopped in the middle of the third epoch, after logging steps that the resumed run takes again."""
+    root, straight, stopped = small_coco(tmp_path / "set", 8), tmp_path / "straight", tmp_path / "stopped"
+    steps_per_epoch = 4 // accumulate
+    words = [
+        AUGMENTED,
+        "train.epochs=4",
+        f"train.accumulate={accumulate}",
+        "train.ema_decay=0.9",
+        "train.eval_every=2",
+        f"optimizer.name={optimizer}",
+        "optimizer.clip_norm=10",
+        "schedule.name=cosine",
+    ]
+    train(root, straight, *words)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_step(patch, 2 * steps_per_epoch + 1, ctrl_c)
+        train(root, stopped, *words)
+    assert last(stopped)["step"] == 2 * steps_per_epoch
+    assert read_metrics(stopped)[-1]["step"] == 2 * steps_per_epoch + 1
+
+    Trainer(tiny_config(root, stopped, "train.log_every=1", *words), "test", resume=stopped).run()
+
+    one, other = last(straight), last(stopped)
+    one["config"]["run"]["dir"] = other["config"]["run"]["dir"]
+    assert difference(one, other) is None
+    assert difference(one["model"], one["training"]["model"]) is not None  # the average is on
+    lines = [
+        [{key: v for key, v in line.items() if key != "images_per_s"} for line in read_metrics(run)]
+        for run in (straight, stopped)
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 4 * steps_per_epoch + 2
+
+
+def test_the_seed_alone_decides(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set", 3)
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        train(root, tmp_path / name, AUGMENTED, f"train.seed={seed}", "train.epochs=1")
+    one, two, three = (last(tmp_path / name)["model"] for name in ("one", "two", "three"))
+    assert difference(one, two) is None
+    assert difference(one, three) is not None
+
+
+def test_accumulation_steps_along_the_mean_gradient_of_its_batches(tmp_path: Path) -> None:
+    """Oracle: the steps of plain SGD that each image alone would have made, from the same start."""
+    contents = {
+        "both": coco_dict([[BOX], [[20.0, 10.0, 40.0, 30.0]]]),
+        "first": coco_dict([[BOX]]),
+        "second": coco_dict([[], [[20.0, 10.0, 40.0, 30.0]]]),
+    }
+    contents["second"]["images"].pop(0)
+    contents["second"]["annotations"][0]["category_id"] = 3  # "cat", as in "both"
+    words = [PLAIN, "model.norm=frozen", "train.batch_size=1", "train.epochs=1", "schedule.warmup_steps=0"]
+    words += ["optimizer.momentum=0", "optimizer.weight_decay=0", "optimizer.lr=0.1"]
+    moved = {}
+    for name, content in contents.items():
+        root = write_coco(tmp_path / name, content, content)
+        if name == "second":  # `write_coco` numbers its noise; the picture must be that of "both"
+            (root / "images" / "1.png").write_bytes((tmp_path / "both" / "images" / "1.png").read_bytes())
+        accumulate = f"train.accumulate={len(content['images'])}"
+        trainer = Trainer(tiny_config(root, tmp_path / f"run_{name}", accumulate, *words), "test")
+        start = {key: p.detach().clone() for key, p in trainer.model.named_parameters()}
+        trainer.run()
+        moved[name] = {key: p.detach() - start[key] for key, p in trainer.model.named_parameters()}
+        assert trainer.step == 1
+        rounding = {key: 1e-7 * p.norm() for key, p in start.items()}  # of the weights that are subtracted
+    for key, step in moved["both"].items():
+        expected = (moved["first"][key] + moved["second"][key]) / 2
+        assert (step - expected).norm() <= 1e-3 * expected.norm() + rounding[key], key
+
+
+def test_micro_batches_that_fill_no_step_are_left_out(tmp_path: Path) -> None:
+    words = ["train.batch_size=1", "train.accumulate=2", "train.epochs=2"]
+    trainer = train(small_coco(tmp_path / "set", 3), tmp_path / "run", *words, "model.norm=group")
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 2]
+    assert trainer.total_steps == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("loss.name=ap", "loss.box=smooth_l1"), ("loss.name=focal", "loss.box=giou")]
+)
+def test_a_few_images_are_learned(tmp_path: Path, words: tuple[str, ...]) -> None:
+    root = small_coco(tmp_path / "set", 5)
+    repeated = "data.splits.train=[" + ",".join(["train"] * 20) + "]"
+    common = [PLAIN, repeated, "train.batch_size=4", "train.epochs=1", "optimizer.name=adamw"]
+    trainer = train(root, tmp_path / "run", *common, *words)
+    lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    for part in ("loss_classification", "loss_box"):
+        first, final = (sum(line[part] for line in some) / 5 for some in (lines[:5], lines[-5:]))
+        assert final < 0.5 * first, part
+    assert trainer.metrics["AP50"] > 0.5
+
+
+@pytest.mark.parametrize("name", ["ap", "focal"])
+def test_a_batch_without_boxes_trains(tmp_path: Path, name: str) -> None:
+    content = coco_dict([[BOX], []])
+    root = write_coco(tmp_path / "set", content, content)
+    words = [PLAIN, f"loss.name={name}", "train.batch_size=1", "train.epochs=1", "model.norm=frozen"]
+    trainer = train(root, tmp_path / "run", *words)
+    lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    (empty,) = [line for line in lines if line["positives_per_image"] == 0]
+    assert empty["loss_box"] == 0
+    assert (empty["loss_classification"] > 0) == (name == "focal")
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
+    """Oracle: float32, which the first loss must be near without being equal."""
+    root = small_coco(tmp_path / "set", 3)
+    losses = []
+    for amp in ("bf16", "off"):
+        train(root, tmp_path / amp, PLAIN, f"train.amp={amp}", "train.epochs=1")
+        losses.append(read_metrics(tmp_path / amp)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+def diverge(trainer: Trainer) -> None:
+    for group in trainer.optimizer.param_groups:
+        group["params"][0].data.fill_(torch.nan)
+
+
+def overflow(trainer: Trainer) -> None:
+    trainer.model.box_head.output.bias.data.fill_(3e38)
+
+
+@pytest.mark.parametrize(("spoil", "named"), [(diverge, "logit|classification"), (overflow, "box inf")])
+def test_a_loss_that_is_not_finite_stops_and_is_explained(
+    tmp_path: Path, spoil: Callable[[Trainer], None], named: str
+) -> None:
+    content = coco_dict([[BOX], [BOX]])
+    trainer = Trainer(tiny_config(write_coco(tmp_path / "set", content, content), tmp_path / "run"), "test")
+    spoil(trainer)
+    with pytest.raises(InputError) as caught:
+        trainer.run()
+    for word in ("not finite at step 0", "0.png", "1.png", "optimizer.lr"):
+        assert word in str(caught.value)
+    assert any(word in str(caught.value) for word in named.split("|"))
+
+
+def test_a_learning_rate_far_too_high_stops(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not finite at step [1-9].*images \d\.png, \d\.png"):
+        train(small_coco(tmp_path / "set"), tmp_path / "run", "optimizer.lr=1e30")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_damaged_after_the_start_is_named(tmp_path: Path, workers: int) -> None:
+    root = small_coco(tmp_path / "set")
+    trainer = Trainer(tiny_config(root, tmp_path / "run", f"data.workers={workers}"), "test")
+    (root / "images" / "2.png").write_bytes(b"no longer a picture")
+    with pytest.raises(InputError, match=r"image .*2\.png cannot be read"):
+        trainer.run()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    """From the middle of the second epoch on, nothing can be written: events, metrics, checkpoint."""
+    root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
+    config = tiny_config(root, run, AUGMENTED, "train.epochs=2", "train.log_every=1", "train.eval_every=2")
+    with contextlib.ExitStack() as end, pytest.raises(InputError, match=f"cannot write .*{run.name}"):
+        end.enter_context(contextlib.redirect_stdout(io.StringIO()))  # pytest's own is a file
+        patch = end.enter_context(pytest.MonkeyPatch.context())
+        at_step(patch, 3, lambda: end.enter_context(no_file_larger_than(0)))
+        Trainer(config, "test").run()
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["last.pt"]
+    assert last(run)["step"] == 2
+    assert resume_config(run) == config.model_dump(mode="json")
+    resumed = Trainer(config, "test", resume=run)
+    resumed.run()
+    assert resumed.step == 4

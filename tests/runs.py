@@ -1,0 +1,87 @@
+"""Training runs of a second or two, and the command line called in the test's own process."""
+
+import contextlib
+import io
+import json
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detector.config import Config, apply_overrides, parse_config
+from doors import run_door
+from tests.builders import TINY_MODEL
+
+
+def tiny_config(root: Path, run: Path, *overrides: str) -> Config:
+    """A run on the COCO set at `root`, into the folder `run`."""
+    words = [f"data.root={root}", f"run.dir={run}", *TINY_MODEL, *overrides]
+    return parse_config(apply_overrides({"data": {"format": "coco"}}, words), "the test")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(main: Callable[[], None], *words: str, cwd: Path) -> Outcome:
+    """Run a door in `cwd`, as `python DOOR.py WORDS` would. What the door does not catch comes through."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr("sys.argv", ["door.py", *words])
+        patch.chdir(cwd)
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        try:
+            run_door(main)
+        except SystemExit as end:
+            code = end.code
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, each parsed on its own."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int] | None]:
+    """Everything below a folder; files with size and time of the last change."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        if path.is_file()
+        else None
+        for path in folder.rglob("*")
+    }
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Writing past `size` bytes fails in the operating system, as on a full disk (EFBIG for ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def assert_one_line(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def assert_refused(door: Callable[[], None], words: tuple[str, ...], cwd: Path, *named: str) -> None:
+    before = listing(cwd)
+    assert_one_line(call(door, *words, cwd=cwd), *named)
+    assert listing(cwd) == before

@@ -1,0 +1,167 @@
+"""Runs and checkpoints that cannot be used: exit code 2, one line that names them, nothing left behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import evaluate
+import train
+from tests.builders import TINY_MODEL, coco_dict, small_coco
+from tests.runs import assert_refused, call
+
+YAML = "data: {format: coco, root: set}\ntrain: {epochs: 1}\n"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a finished run in run/. Only to be read."""
+    folder = tmp_path_factory.mktemp("finished")
+    small_coco(folder / "set", 4)
+    (folder / "tiny.yaml").write_text(YAML)
+    assert call(train.main, "tiny.yaml", "run.dir=run", *TINY_MODEL, cwd=folder).code == 0
+    return folder
+
+
+# ------------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--resume", "nowhere"), ("--resume", "nowhere", "does not exist")),
+        (("--resume", "set"), ("--resume", "set", "checkpoints/last.pt")),
+        (("tiny.yaml", "--resume", "run"), ("--resume", "CONFIG")),
+        (("--resume", "run", "train.epoch=3"), ("'train.epoch'", "'train.epochs'")),
+        (("--resume", "run", "model.backbone=resnet34"), ("run", "another architecture")),
+        (("--resume", "run", "model.head_width=32"), ("run", "'class_head", "shape")),
+        (("--resume", "run", "train.ema_decay=0.9"), ("run", "train.ema_decay")),
+        (("--resume", "run", "optimizer.name=adamw", "train.epochs=2"), ("run", "optimizer")),
+        (("--resume", "run", "data.root=nowhere"), ("data.root", "nowhere")),
+        (
+            ("tiny.yaml", "run.dir=run", *TINY_MODEL),
+            ("run.dir", "run", "holds something already", "--resume run"),
+        ),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_left_as_it_is(
+    finished: Path, words: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    assert_refused(train.main, words, finished, *named)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no training state"])
+def test_a_damaged_last_checkpoint_does_not_resume(finished: Path, tmp_path: Path, damage: str) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    whole = finished / "run" / "checkpoints" / "best.pt"  # which holds no training state
+    part = whole.read_bytes() if damage == "no training state" else whole.read_bytes()[:9999]
+    (checkpoints / "last.pt").write_bytes(part)
+    words = ("--resume", "run", f"data.root={finished / 'set'}")
+    assert_refused(train.main, words, tmp_path, "run", damage if damage[0] == "n" else "damaged")
+
+
+# ------------------------------------------------------------------------ evaluating
+
+CHECKPOINT = "run/checkpoints/best.pt"
+DETECTION = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), ("run folder", "--predictions")),
+        (("--predictions", "found.json"), ("--annotations",)),
+        (("--annotations", "found.json"), ("--predictions",)),
+        (("run", "--predictions", "a.json", "--annotations", "b.json"), ("--predictions", "model")),
+        (("run", "--output", "nowhere/scores.json"), ("--output", "nowhere", "does not exist")),
+        (("run", "--split", "test"), ("data.splits.test",)),
+        (("nowhere",), ("nowhere", "does not exist")),
+        (("set",), ("set", "checkpoints/best.pt")),
+        (("tiny.yaml",), ("tiny.yaml", "damaged")),
+        (("run", "model.backbone=resnet34"), (CHECKPOINT, "another architecture")),
+        (("run", "model.head_width=32"), (CHECKPOINT, "'class_head", "shape")),
+        (("run", "eval.nms=0.5"), ("'eval.nms'",)),
+        (("run", "data.root=nowhere"), ("data.root", "nowhere")),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(
+    finished: Path, words: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    assert_refused(evaluate.main, words, finished, *named)
+
+
+def drop(content: dict[str, Any]) -> None:
+    del content["model"]["box_head.output.bias"]
+
+
+def add(content: dict[str, Any]) -> None:
+    content["model"]["extra.weight"] = torch.ones(1)
+
+
+def third_class(content: dict[str, Any]) -> None:
+    content["classes"].append("cow")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "named"),
+    [
+        (drop, ("has no 'box_head.output.bias'", "another architecture")),
+        (add, ("'extra.weight'", "another architecture")),
+        (third_class, ("'class_head.output.weight'", "number of classes")),
+        (lambda content: content.pop("config"), ("not a checkpoint of this project",)),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    finished: Path, tmp_path: Path, tamper: Callable[[dict[str, Any]], Any], named: tuple[str, ...]
+) -> None:
+    content = torch.load(finished / CHECKPOINT, weights_only=True)
+    tamper(content)
+    torch.save(content, tmp_path / "odd.pt")
+    assert_refused(evaluate.main, ("odd.pt",), tmp_path, "odd.pt", *named)
+
+
+class MakesFile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("marker"),)
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        (evaluate.main, ("evil.pt",)),
+        (train.main, ("--resume", "evil")),
+        (train.main, ("tiny.yaml", "run.dir=new", *TINY_MODEL, "model.init=evil.pt")),
+    ],
+)
+def test_code_in_a_checkpoint_is_not_run(
+    tmp_path: Path, door: Callable[[], None], words: tuple[str, ...]
+) -> None:
+    small_coco(tmp_path / "set", 4)
+    (tmp_path / "tiny.yaml").write_text(YAML)
+    (tmp_path / "evil" / "checkpoints").mkdir(parents=True)
+    for path in (tmp_path / "evil.pt", tmp_path / "evil" / "checkpoints" / "last.pt"):
+        torch.save({"model": MakesFile()}, path)
+    assert_refused(door, words, tmp_path, ".pt", "could run code")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("results", "named"),
+    [
+        ("{", ("found.json", "not valid JSON")),
+        ("{}", ("found.json", "list")),
+        ([{**DETECTION, "image_id": 99}], ("found.json", "detection 0", "image id 99")),
+        ([DETECTION, {**DETECTION, "category_id": 99}], ("found.json", "detection 1", "category id 99")),
+        ([{**DETECTION, "score": float("nan")}], ("found.json", "detection 0", "finite")),
+        ([{"image_id": 10}], ("found.json", "'category_id'")),
+    ],
+)
+def test_wrong_results_are_refused(tmp_path: Path, results: Any, named: tuple[str, ...]) -> None:
+    (tmp_path / "found.json").write_text(results if isinstance(results, str) else json.dumps(results))
+    (tmp_path / "truth.json").write_text(json.dumps(coco_dict([[[1.0, 2.0, 3.0, 4.0]]])))
+    words = ("--predictions", "found.json", "--annotations", "truth.json", "--output", "scores.json")
+    assert_refused(evaluate.main, words, tmp_path, *named)

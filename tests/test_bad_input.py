@@ -1,0 +1,203 @@
+"""Bad input ends in exit code 2 and one line that names what is at fault, and leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from tests.builders import TINY_MODEL, small_coco
+from tests.runs import Outcome, assert_one_line, assert_refused, call, listing, no_file_larger_than
+
+PROJECT = Path(train.__file__).parent
+YAML = "data: {format: coco, root: set}\ntrain: {epochs: 1}\n"
+RUN = ("tiny.yaml", "run.dir=new", *TINY_MODEL)
+Case = tuple[Any, tuple[str, ...]]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a data set and tiny.yaml, which would train as they are."""
+    small_coco(tmp_path / "set", 4)
+    (tmp_path / "tiny.yaml").write_text(YAML)
+    (tmp_path / "elsewhere.png").write_bytes((tmp_path / "set/images/2.png").read_bytes())
+    return tmp_path
+
+
+# ------------------------------------------------------------------------ configuration
+
+FILES: dict[str, Case] = {
+    "malformed": ("train: {epochs: 1", ("bad.yaml", "not valid YAML")),
+    "binary": (b"\xff\xfe\x00\x01", ("bad.yaml",)),
+    "a list": ("- train\n- data", ("bad.yaml", "mapping")),
+    "unknown key": ("train: {epoch: 3}", ("bad.yaml", "train.epoch", "did you mean 'train.epochs'?")),
+    "unknown section": ("trainer: {epochs: 3}", ("bad.yaml", "'trainer'")),
+    "scalar for a section": ("train: 3", ("bad.yaml", "train")),
+    "wrong type": ("model: {pyramid_channels: wide}", ("bad.yaml", "model.pyramid_channels", "'wide'")),
+    "bad element": ("model: {anchors: {ratios: [1, x]}}", ("bad.yaml", "model.anchors.ratios[1]", "'x'")),
+    "base missing": ("base: nowhere.yaml", ("nowhere.yaml", "does not exist")),
+    "base in a circle": ("base: bad.yaml", ("bad.yaml", "base")),
+    "unknown transform": ("data: {transforms: {eval: [Nope]}}", ("data.transforms.eval[0]", "'Nope'")),
+}
+OVERRIDES: dict[str, tuple[str, ...]] = {
+    "optimizer.momentom=0.5": ("'optimizer.momentom'", "did you mean 'optimizer.momentum'?"),
+    "epochs=3": ("'epochs'", "did you mean 'train.epochs'?"),
+    "train=3": ("'train'",),
+    "train.epochs": ("'train.epochs'", "KEY=VALUE"),
+    "=3": ("'=3'", "KEY=VALUE"),
+    "train.epochs=[1": ("train.epochs", "[1"),
+    "train.epochs=": ("train.epochs",),
+    "train.epochs=many": ("train.epochs", "'many'"),
+    "train.epochs=1.5": ("train.epochs", "1.5"),
+    "train.epochs=true": ("train.epochs", "true"),
+    "train.epochs=0": ("train.epochs", "0"),
+    "optimizer.lr=-1": ("optimizer.lr", "-1"),
+    "optimizer.lr=.nan": ("optimizer.lr", "nan"),
+    "loss.name=apx": ("loss.name", "'ap'", "'focal'", "'apx'"),
+    "matcher.negative_iou=0.9": ("matcher.negative_iou", "positive_iou"),
+    "train.device=abacus": ("train.device", "'abacus'"),
+    "model.init=nowhere.pt": ("nowhere.pt", "does not exist"),
+    "model.init=set/images/0.png": ("0.png",),
+    "model.init=list.pt": ("list.pt",),
+    "data.root=nowhere": ("data.root", "nowhere", "does not exist"),
+    "data.images=nowhere": ("data.images", "nowhere", "does not exist"),
+    "data.splits.val=nowhere": ("annotations/nowhere.json", "does not exist"),
+    "data.classes=[cat, cow]": ("train.json", "'cow'"),
+    "run.dir=tiny.yaml/run": ("run.dir", "tiny.yaml/run"),
+    "run.dir=set": ("run.dir", "set", "holds something already"),
+} | ({"run.dir=locked/run": ("run.dir", "locked/run")} if os.geteuid() else {})
+
+
+def test_a_missing_configuration_file_is_named(place: Path) -> None:
+    assert_refused(train.main, ("nowhere.yaml",), place, "configuration file nowhere.yaml", "does not exist")
+    assert_refused(train.main, ("set",), place, "configuration file", "set", "cannot be read")
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_wrong_configuration_file_is_refused(place: Path, case: str) -> None:
+    text, named = FILES[case]
+    (place / "bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    words = ["data.format=coco", "data.root=set", "run.dir=new"]
+    if case != "wrong type" and case != "scalar for a section":
+        words += TINY_MODEL
+    assert_refused(train.main, ("bad.yaml", *words), place, *named)
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_a_wrong_override_is_refused(place: Path, override: str) -> None:
+    torch.save([1, 2], place / "list.pt")
+    (place / "locked").mkdir(mode=0o500)
+    assert_refused(train.main, (*RUN, override), place, *OVERRIDES[override])
+
+
+# ------------------------------------------------------------------------ data
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Damage done to the content of train.json."""
+
+    def damage(root: Path) -> None:
+        path = root / "annotations" / "train.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def annotation(**values: Any) -> Callable[[Path], None]:
+    """Annotation 3, of image id 11 in 1.png, is changed."""
+    return edited(lambda content: content["annotations"][2].update(values))
+
+
+def image(**values: Any) -> Callable[[Path], None]:
+    """Image id 12, in 2.png, is changed."""
+    return edited(lambda content: content["images"][2].update(values))
+
+
+def written(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_bytes(content) and None
+
+
+THREE = ("annotation 3", "train.json")
+DATA: dict[str, Case] = {
+    "annotations missing": (lambda root: (root / "annotations/train.json").unlink(), ("train.json",)),
+    "not JSON": (written("annotations/train.json", b'{"images": ['), ("train.json", "not valid JSON")),
+    "a list": (written("annotations/train.json", b"[]"), ("train.json", "'images'")),
+    "no annotations": (edited(lambda c: c.pop("annotations")), ("train.json", "'annotations'")),
+    "no categories": (edited(lambda c: c.pop("categories")), ("train.json", "'categories'")),
+    "image missing": (lambda root: (root / "images/2.png").unlink(), ("2.png", "does not exist")),
+    "image is garbage": (written("images/2.png", b"garbage" * 99), ("2.png", "not an image")),
+    "image is empty": (lambda root: (root / "images/2.png").write_bytes(b""), ("2.png",)),
+    "image cut in its header": (written("images/2.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), ("2.png",)),
+    "image outside": (
+        image(file_name="../../elsewhere.png"),
+        ("image id 12", "../../elsewhere.png", "outside"),
+    ),
+    "image absolute": (image(file_name=str(Path("/elsewhere.png"))), ("image id 12", "/elsewhere.png")),
+    "image of another size": (image(width=640), ("2.png", "64 x 48", "640 x 48")),
+    "image without a size": (edited(lambda c: c["images"][2].pop("height")), ("image id 12", "'height'")),
+    "negative width": (annotation(bbox=[30, 5, -4, 9]), (*THREE, "1.png", "negative width")),
+    "negative height": (annotation(bbox=[30, 20, 4, -9]), (*THREE, "1.png", "negative height")),
+    "NaN": (annotation(bbox=[30, float("nan"), 4, 9]), (*THREE, "1.png", "NaN")),
+    "infinite": (annotation(bbox=[30, 5, float("inf"), 9]), (*THREE, "1.png", "infinite")),
+    "three numbers": (annotation(bbox=[30, 5, 4]), (*THREE, "bbox", "[30, 5, 4]")),
+    "text for a number": (annotation(bbox=[30, 5, 4, "9"]), (*THREE, "bbox", "'9'")),
+    "category unknown": (annotation(category_id=99), (*THREE, "category id 99")),
+    "image unknown": (annotation(image_id=99), (*THREE, "image id 99")),
+    "no images": (edited(lambda c: c.update(images=[], annotations=[])), ("data.splits.train", "no images")),
+    "no boxes": (edited(lambda c: c.update(annotations=[])), ("data.splits.train", "no boxes")),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_wrong_data_are_refused(place: Path, case: str) -> None:
+    damage, named = DATA[case]
+    damage(place / "set")
+    assert_refused(train.main, RUN, place, *named)
+
+
+def test_a_truncated_image_ends_the_run_and_is_named(place: Path) -> None:
+    """Its header is whole: found when it is decoded, in the middle of training."""
+    path = place / "set" / "images" / "2.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    assert_one_line(call(train.main, *RUN, cwd=place), "set/images/2.png", "cannot be read")
+
+
+# ------------------------------------------------------------------------ as processes of their own
+
+
+def run_program(*words: str, cwd: Path, largest_file: str = "unlimited") -> Outcome:
+    """A true process; the size of a file is in the shell's blocks of 512 or 1024 bytes."""
+    limited = ["sh", "-c", f'ulimit -f {largest_file}; exec "$@"', "sh", sys.executable, "-u"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*limited, *words], cwd=cwd, capture_output=True, text=True, env=environment)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_run_folder_that_cannot_be_made_costs_one_line(place: Path) -> None:
+    """The model and the loaders are built by then: nothing else may have been said."""
+    before = listing(place)
+    words = [str(PROJECT / "train.py"), *RUN, "run.dir=tiny.yaml/run"]
+    assert_one_line(run_program(*words, cwd=place), "run.dir", "tiny.yaml/run")
+    assert listing(place) == before
+
+
+def test_a_disk_too_full_for_checkpoint_and_events_costs_one_line(place: Path) -> None:
+    """TensorBoard writes from a thread of its own, which must not print its traceback either."""
+    words = [str(PROJECT / "train.py"), *RUN]
+    assert_one_line(run_program(*words, cwd=place, largest_file="16"), "cannot write", "new/")
+    assert not [path for path in (place / "new").rglob("*") if path.suffix in (".tmp", ".pt")]
+
+
+def test_a_disk_too_full_for_the_configuration_costs_one_line(place: Path) -> None:
+    with no_file_larger_than(1000):
+        outcome = call(train.main, *RUN, cwd=place)
+    assert_one_line(outcome, "cannot write new/config.yaml")
+    assert not [path for path in (place / "new").rglob("*") if path.is_file()]

@@ -1,0 +1,107 @@
+"""train.py and evaluate.py as they are meant to be used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evaluate
+import train
+from tests.builders import TINY_MODEL, coco_dict, small_coco
+from tests.runs import call, read_metrics
+
+PROJECT = Path(train.__file__).parent
+COCO_NAMES = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set, tiny.yaml, and run/, a training of two epochs."""
+    folder = tmp_path_factory.mktemp("workplace")
+    small_coco(folder / "set")
+    values = {"format": "coco", "root": str(folder / "set"), "splits": {"test": "val"}}
+    (folder / "tiny.yaml").write_text(json.dumps({"data": values, "train": {"epochs": 2}}))
+    assert call(train.main, "tiny.yaml", "run.dir=run", *TINY_MODEL, cwd=folder).code == 0
+    return folder
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    """What the trainer logged, without the time of the evaluation."""
+    lines = [line for line in read_metrics(run) if "AP" in line]
+    return [{key: v for key, v in line.items() if key not in ("step", "epoch")} for line in lines]
+
+
+def test_train_leaves_a_run_and_says_how_to_go_on(tmp_path: Path) -> None:
+    small_coco(tmp_path / "set", 3)
+    (tmp_path / "mine.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 1}")
+    outcomes = [call(train.main, "mine.yaml", *TINY_MODEL, cwd=tmp_path) for _ in range(2)]
+    for outcome, run in zip(outcomes, ("runs/mine", "runs/mine-2"), strict=True):
+        assert (outcome.code, outcome.err) == (0, "")
+        assert f"evaluate: python evaluate.py {run}\n" in outcome.out
+        assert f"tensorboard --logdir {run}" in outcome.out
+        names = {path.name.split(".")[0] for path in (tmp_path / run).rglob("*")}
+        assert names == {"config", "metrics", "checkpoints", "last", "best", "events"}
+
+
+def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path) -> None:
+    outcome = call(evaluate.main, "run", "--output", "scores.json", cwd=workplace)
+    assert (outcome.code, outcome.err) == (0, "")
+    best = max(evaluations(workplace / "run"), key=lambda line: line["AP"])
+    scores = json.loads((workplace / "scores.json").read_text())
+    assert scores == best
+    assert set(scores) == COCO_NAMES | {"per_class"}
+    for word in (*COCO_NAMES, "cat", "dog", f"{scores['AP50']:.3f}"):
+        assert word in outcome.out
+
+
+def test_evaluate_needs_nothing_but_the_checkpoint_file(workplace: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.pt"
+    alone.write_bytes((workplace / "run" / "checkpoints" / "last.pt").read_bytes())
+    outcome = call(evaluate.main, "alone.pt", "--output", "scores.json", cwd=tmp_path)
+    assert outcome.code == 0
+    assert json.loads((tmp_path / "scores.json").read_text()) == evaluations(workplace / "run")[-1]
+
+
+def test_evaluate_takes_a_split_and_overrides(workplace: Path, tmp_path: Path) -> None:
+    """The test split is the val split here; at most one detection per image makes AR100 equal AR1."""
+    words = [str(workplace / "run"), "--split", "test"]
+    call(evaluate.main, *words, "--output", "all.json", cwd=tmp_path)
+    call(evaluate.main, *words, "eval.detections_per_img=1", "--output", "one.json", cwd=tmp_path)
+    every, one = (json.loads((tmp_path / name).read_text()) for name in ("all.json", "one.json"))
+    assert every == max(evaluations(workplace / "run"), key=lambda line: line["AP"])
+    assert one["AR1"] == one["AR100"]
+
+
+def test_a_finished_run_is_continued_with_more_epochs(workplace: Path, tmp_path: Path) -> None:
+    words = ["tiny.yaml", f"run.dir={tmp_path / 'run'}", *TINY_MODEL, "train.epochs=1"]
+    call(train.main, *words, cwd=workplace)
+    outcome = call(train.main, "--resume", str(tmp_path / "run"), "train.epochs=2", cwd=tmp_path)
+    assert outcome.code == 0
+    assert evaluations(tmp_path / "run") == evaluations(workplace / "run")
+
+
+def test_perfect_predictions_score_one(tmp_path: Path) -> None:
+    truth = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]], [[1.5, 2.5, 30.0, 12.0]], []])
+    found = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for a in truth["annotations"]
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    words = ["--predictions", "found.json", "--annotations", "truth.json", "--output", "scores.json"]
+    outcome = call(evaluate.main, *words, cwd=tmp_path)
+    assert outcome.code == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [scores[name] for name in ("AP", "AP50", "AP75", "APs", "AR100")] == [1.0] * 5
+    assert {name: one["gt_boxes"] for name, one in scores["per_class"].items()} == {"cat": 1, "dog": 2}
+
+
+def test_help_comes_at_once_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, PROJECT / "train.py", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--resume RUN_DIR" in done.stdout
