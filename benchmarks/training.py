@@ -240,6 +240,9 @@ def main() -> None:
     options.add_argument("--size", type=int, default=512, help="height and width in px (%(default)s)")
     options.add_argument("--batch", type=int, default=2, help="images per step (%(default)s)")
     arguments = options.parse_args()
+    if arguments.size < 96 or arguments.size % 32:
+        # Up to 64 px P6 is a single cell, where oneDNN's bf16 gradients of P7's weights are wrong.
+        options.error("--size: a multiple of 32 px from 96 on is wanted")
     note = NOTE.format(batch=arguments.batch, size=arguments.size, boxes=BOXES)
     sections = []
     for device in devices(arguments.device):

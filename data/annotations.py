@@ -42,10 +42,11 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """folder / name, refused if it leads out of the folder.
 
     Raises:
-        InputError: the name is absolute or climbs out with '..'.
+        InputError: the name is absolute or climbs out with '..'. Symbolic links are the user's own
+            arrangement and may lead anywhere.
     """
     parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
-    if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
+    if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise InputError(f"{where} names the image '{name}', which points outside {folder}")
     return folder / name
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load_coco(annotations: Path, images: Path, classes: tuple[str, ...] | None =
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{annotations} has no list '{section}'; a COCO instances file has one")
     labels, names, category_ids = _categories(content["categories"], classes, annotations)
-    known_categories = {c["id"] for c in content["categories"]}
+    known_categories = {c["id"] for c in content["categories"]}  # ids are integers from here on
     found: dict[int, AnnotatedImage] = {}
     for record in content["images"]:
         image = _image(record, images, annotations)
@@ -41,12 +42,14 @@ def load_coco(annotations: Path, images: Path, classes: tuple[str, ...] | None =
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {annotations}"
         image_id = _field(record, "image_id", where)
         category_id = _field(record, "category_id", where)
-        if image_id not in found:
+        if not isinstance(image_id, int) or image_id not in found:
             raise InputError(f"{where} belongs to image id {image_id}, which is not listed in 'images'")
-        if category_id not in known_categories:
+        image = found[image_id]
+        if not isinstance(category_id, int) or category_id not in known_categories:
+            where = f"{where} (image '{image.path.name}')"
             raise InputError(f"{where} has category id {category_id}, which is not listed in 'categories'")
         if category_id in labels:
-            found[image_id].objects.append(_annotation(record, where, labels[category_id]))
+            image.objects.append(_annotation(record, where, labels[category_id], image.path.name))
     return build_set(found.values(), names, category_ids, str(annotations))
 
 
@@ -70,6 +73,8 @@ def _categories(
     for record in records:
         where = f"a category in {source}"
         name, number = str(_field(record, "name", where)), _field(record, "id", where)
+        if not isinstance(number, int):
+            raise InputError(f"{where}: the id of '{name}' must be an integer, got {number!r}")
         if name in ids or number in ids.values():
             raise InputError(f"{source}: category '{name}' (id {number}) stands twice")
         ids[name] = number
@@ -89,20 +94,28 @@ def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     where = f"image id {number} in {source}"
     path = inside(folder, str(_field(record, "file_name", where)), where)
     size = (_field(record, "height", where), _field(record, "width", where))
-    if not isinstance(number, int) or not all(isinstance(v, int) and v > 0 for v in size):
+    if (
+        not isinstance(number, int)
+        or abs(number) >= 2**63
+        or not all(isinstance(v, int) and v > 0 for v in size)
+    ):
         raise InputError(f"{where}: id, height and width must be positive integers")
     return AnnotatedImage(number, path, size)
 
 
-def _annotation(record: dict[str, Any], where: str, label: int) -> Annotation:
+def _annotation(record: dict[str, Any], where: str, label: int, image: str) -> Annotation:
     box = _field(record, "bbox", where)
     numbers = isinstance(box, list) and len(box) == 4
     if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in box):
-        raise InputError(f"{where}: bbox must be four numbers (x, y, width, height), got {box!r}")
+        raise InputError(
+            f"{where}: bbox must be four numbers (x, y, width, height), got {box!r} (image '{image}')"
+        )
     x, y, width, height = (float(v) for v in box)
     area = record.get("area")
     crowd = bool(record.get("iscrowd", 0))
     given = float(area) if isinstance(area, int | float) else None
+    if given is not None and not math.isfinite(given):
+        raise InputError(f"{where}: area {area} is not a finite number (image '{image}')")
     return Annotation(where, (x, y, x + width, y + height), label, crowd, given)
 
 

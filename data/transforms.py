@@ -4,8 +4,10 @@ Besides albumentations' own transforms the YAML may name three of this module: `
 `ZoomOut` and `IoUCrop` (the last two after SSD, Liu et al., ECCV 2016).
 """
 
+import difflib
 import inspect
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +34,12 @@ class ResizeWithin(A.DualTransform):
     def __init__(self, long: int | Sequence[int], short: int | None = None) -> None:
         super().__init__(p=1)
         least, most = (long, long) if isinstance(long, int) else long
-        if not 0 < least <= most or (short is not None and short <= 0):
-            raise ValueError(f"sides must be positive and in order, got long={long}, short={short}")
+        if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most) or (
+            short is not None and short <= 0
+        ):
+            raise ValueError(
+                f"sides must be whole numbers of pixels, in order, got long={long}, short={short}"
+            )
         self.long = (least, most)
         self.short = short
 
@@ -60,6 +66,8 @@ class ZoomOut(A.DualTransform):
 
     def __init__(self, ratio: float = 4.0, p: float = 0.5) -> None:
         super().__init__(p=p)
+        if not ratio >= 1:
+            raise ValueError(f"ratio must be at least 1, got {ratio}")
         self.ratio = ratio
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +111,8 @@ class IoUCrop(A.DualTransform):
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
+        if not 0 < min_scale <= 1:
+            raise ValueError(f"min_scale must be above 0 and at most 1, got {min_scale}")
         self.min_ious = tuple(min_ious)
         self.min_scale = min_scale
         self.trials = trials
@@ -116,7 +126,8 @@ class IoUCrop(A.DualTransform):
         choice = self.py_random.randrange(len(self.min_ious) + 1)
         if choice == len(self.min_ious):
             return whole
-        boxes = np.asarray(data["bboxes"], dtype=np.float64).reshape(len(data["bboxes"]), -1)[:, :4]
+        boxes = np.asarray(data["bboxes"], dtype=np.float64)  # [K, 4 + labels], relative
+        boxes = boxes.reshape(len(boxes), -1)[:, :4] if len(boxes) else np.zeros((0, 4))
         height, width = params["shape"][:2]
         for _ in range(self.trials):
             w, h = (self.py_random.uniform(self.min_scale, 1) for _ in range(2))
@@ -174,10 +185,12 @@ class Pipeline:
             clip=True,
             filter_invalid_bboxes=True,
             min_visibility=min_visibility,
-            min_width=1,
-            min_height=1,
+            min_width=0.5,
+            min_height=0.5,
         )
-        self._compose = A.Compose(steps, bbox_params=boxes)
+        with warnings.catch_warnings():  # a pipeline that moves no boxes is nothing to warn of
+            warnings.filterwarnings("ignore", "Got processor for bboxes")
+            self._compose = A.Compose(steps, bbox_params=boxes)
 
     def __call__(
         self, image: NDArray[np.uint8], boxes: NDArray[np.float32], seed: int
@@ -208,7 +221,9 @@ def _make(transform: str | dict[str, dict[str, Any] | None], where: str) -> Any:
     ((name, parameters),) = transform.items()
     kind = _OWN.get(name) or getattr(A, name, None)
     if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):
-        raise InputError(f"{where}: albumentations has no transform '{name}'")
+        nearest = difflib.get_close_matches(str(name), [*_OWN, *dir(A)], n=1)
+        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+        raise InputError(f"{where}: albumentations has no transform '{name}'{hint}")
     try:
         # Not an error but a warning in albumentations: a misspelt parameter would be lost.
         return _strict(kind, parameters or {})

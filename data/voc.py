@@ -1,6 +1,7 @@
 """Pascal VOC folders (Annotations, ImageSets/Main, JPEGImages) -> DetectionSet."""
 
 import logging
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -40,8 +41,7 @@ def load_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     for number, (stem, tree) in enumerate(trees.items(), start=1):
         xml = root / "Annotations" / f"{stem}.xml"
         file_name = _image_name(root, stem, tree, xml)
-        size = tuple(int(_number(tree, f"size/{side}", str(xml))) for side in ("height", "width"))
-        image = AnnotatedImage(number, file_name, (size[0], size[1]))
+        image = AnnotatedImage(number, file_name, (_side(tree, "height", xml), _side(tree, "width", xml)))
         for position, node in enumerate(tree.iter("object"), start=1):
             where = f"object {position} in {xml}"
             label = _text(node, "name", where)
@@ -101,6 +101,13 @@ def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path) -> Path:
         if candidate and (folder / candidate).is_file():
             return folder / candidate
     return folder / f"{stem}.jpg"
+
+
+def _side(tree: ET.Element, side: str, xml: Path) -> int:
+    value = _number(tree, f"size/{side}", str(xml))
+    if not math.isfinite(value):
+        raise InputError(f"{xml}: size/{side} is {value:g}, not a number of pixels")
+    return int(value)
 
 
 def _text(node: ET.Element, tag: str, where: str) -> str:

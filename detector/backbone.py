@@ -1,5 +1,6 @@
 """ResNet + feature pyramid: images -> five feature maps, P3 to P7, of strides 8 to 128 px."""
 
+import http.client
 from typing import Literal
 
 import torch
@@ -58,8 +59,8 @@ class ResNet(nn.Module):
             # V1: the weights that published detectors start from.
             weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
             body.load_state_dict(weights.get_state_dict(progress=True, check_hash=True), strict=False)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"model.pretrained: the ImageNet weights of {name} could not be fetched ({reason}); "
                 "connect to the internet once, or train from scratch with model.pretrained=false "

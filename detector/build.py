@@ -53,6 +53,10 @@ def build_set(config: DataConfig, split: str, classes: tuple[str, ...] | None = 
         raise InputError(f"data.splits.{split} ({', '.join(names)}) of {root} holds no images")
     if split == "train" and len(records.boxes) == 0:
         raise InputError(f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from")
+    if split == "train" and config.classes is not None:
+        unseen = [name for label, name in enumerate(records.classes) if label not in records.labels]
+        if unseen:
+            raise InputError(f"data.classes: data.splits.train holds no box of class '{unseen[0]}'")
     return records
 
 

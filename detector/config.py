@@ -8,14 +8,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from errors import InputError
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_bool(value: Any) -> Any:
+    # pydantic takes `true` for 1; in a configuration that is a slip of the pen.
+    if isinstance(value, bool):
+        raise ValueError(f"a number is wanted, not {str(value).lower()}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Integer = Annotated[int, BeforeValidator(_no_bool)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Integer, Field(ge=1)]
 Transform = str | dict[str, dict[str, Any] | None]
 
 
@@ -23,17 +41,6 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_bool_for_number(cls, values: Any) -> Any:
-        # pydantic takes `true` for 1; in a configuration that is a slip of the pen.
-        if isinstance(values, dict):
-            for name, value in values.items():
-                field = cls.model_fields.get(name)
-                if isinstance(value, bool) and field and field.annotation in (int, float):
-                    raise ValueError(f"{name}: a number is wanted, not {str(value).lower()}")
-        return values
 
 
 class RunConfig(Section):
@@ -68,7 +75,7 @@ class DataConfig(Section):
         None, description="use only these classes, in this order; by default all that the set has"
     )
     transforms: TransformsConfig = TransformsConfig()
-    workers: Annotated[int, Field(ge=0)] | None = Field(
+    workers: Annotated[Integer, Field(ge=0)] | None = Field(
         None, description="loading processes; by default one per spare core, 4 at most"
     )
     shapes_train_images: Count = Field(400, description="shapes: images to generate for training")
@@ -101,15 +108,15 @@ class ModelConfig(Section):
     norm: Literal["batch", "frozen", "group"] = Field(
         "frozen", description="norm of the backbone; frozen only makes sense with pretrained weights"
     )
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(
+    frozen_stages: Annotated[Integer, Field(ge=0, le=5)] = Field(
         2, description="backbone stages that are not trained: 1 the stem, 2 the first stage as well ..."
     )
     pyramid_channels: Count = 256
     p6_from: Literal["c5", "p5"] = Field("c5", description="source of P6: c5 (paper), p5 (torchvision)")
     head_width: Count = Field(256, description="channels of the heads' convolutions")
-    head_depth: Annotated[int, Field(ge=0)] = Field(4, description="convolutions before the output")
+    head_depth: Annotated[Integer, Field(ge=0)] = Field(4, description="convolutions before the output")
     head_norm: Literal["none", "group"] = Field("none", description="norm in the heads")
-    prior: Annotated[float, Field(gt=0, lt=1)] = Field(0.01, description="first score of every anchor")
+    prior: Annotated[Number, Field(gt=0, lt=1)] = Field(0.01, description="first score of every anchor")
     anchors: AnchorConfig = AnchorConfig()
     box_std: list[Positive] = Field(
         [0.1, 0.1, 0.2, 0.2], min_length=4, max_length=4, description="spread of dx, dy, dw, dh"
@@ -160,7 +167,7 @@ class ScheduleConfig(Section):
     milestones: list[Positive] = Field([], description="multistep: epochs after which lr is multiplied")
     gamma: Positive = Field(0.1, description="multistep: the factor")
     final_factor: Fraction = Field(0.0, description="cosine: lr at the end, as a part of lr")
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 500
     warmup_factor: Fraction = Field(1 / 3, description="lr of the first step, as a part of lr")
 
 
@@ -170,10 +177,10 @@ class TrainConfig(Section):
     accumulate: Count = Field(1, description="micro-batches per optimizer step")
     amp: Literal["bf16", "fp16", "off"] = Field("bf16", description="precision of the network")
     channels_last: bool = Field(True, description="memory format of the network")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="keep a moving average of the weights and evaluate that; 0 is off"
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[Integer, Field(ge=0)] = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
     log_every: Count = Field(20, description="steps between log lines")
@@ -219,6 +226,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Check plain values against the schema; `source` names them in errors."""
+    # `train:` with nothing below it is an empty section.
+    values = {k: {} if v is None and k in Config.model_fields else v for k, v in values.items()}
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -288,9 +297,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         if isinstance(old, dict) and value is None:
             continue
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return {
-        key: {} if value is None and key in Config.model_fields else value for key, value in merged.items()
-    }
+    return merged
 
 
 def sub_section(annotation: Any) -> type[Section] | None:
@@ -309,9 +316,9 @@ def _leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
 
 def _nearest(key: str) -> str:
     keys = list(_leaf_kinds(Config))
-    found = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if not found:  # the right name in the wrong section
-        found = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:1]
+    # The right name in the wrong section, else a slip of the pen.
+    found = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+    found = found if len(found) == 1 else difflib.get_close_matches(key, found or keys, n=1, cutoff=0.6)
     return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
 
 
@@ -323,7 +330,7 @@ def _explain(error: ValidationError) -> str:
     section: type[Section] | None = Config
     for part in names:
         if isinstance(part, int):
-            parts[-1] += f"[{part}]"
+            parts = [*parts[:-1], f"{parts[-1]}[{part}]"] if parts else [str(part)]
         elif section is not None:
             parts.append(part)
             field = section.model_fields.get(part)

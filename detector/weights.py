@@ -30,7 +30,13 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         InputError: a name is not one of torchvision's RetinaNet.
     """
-    return {_our_name(name, state): tensor for name, tensor in state.items()}
+    ours = {_our_name(name, state): tensor for name, tensor in state.items()}
+    # Version 2 has group norm behind the towers' convolutions, which have no bias of their own there.
+    for name, tensor in list(ours.items()):
+        bias = name.removesuffix("weight") + "bias"
+        if ".tower." in name and tensor.dim() == 4 and bias not in ours:
+            ours[bias] = tensor.new_zeros(len(tensor))
+    return ours
 
 
 def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
@@ -56,6 +62,8 @@ def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str) -> No
     Raises:
         InputError: the weights are of another architecture; the first difference is named.
     """
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"model.init: {source} holds no state dict (names with tensors)")
     if any(name.startswith("head.") for name in state):
         state = from_torchvision(state)
     own = model.state_dict()
@@ -71,6 +79,12 @@ def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str) -> No
                 f"model.init: {source} has {has} for '{name}', this model wants {tuple(own[name].shape)}; "
                 f"set model.* to the architecture of the file"
             )
+    extra = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
+    if extra:
+        raise InputError(
+            f"model.init: {source} has '{extra[0]}', which this model does not; "
+            f"set model.* to the architecture of the file"
+        )
     if left_out:
         log.warning("%s has another number of classes: the class head's output starts afresh", source)
     with torch.no_grad():

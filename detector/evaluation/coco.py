@@ -31,7 +31,7 @@ class ClassResult:
     ap: float
     ap50: float
     gt_boxes: int
-    best_f1: float  # over all thresholds, at IoU 0.5
+    best_f1: float  # over COCO's 101 recall levels, at IoU 0.5
     best_threshold: float  # the score at which it is reached
 
 
@@ -99,9 +99,9 @@ def evaluate_files(results_path: Path, annotations_path: Path) -> CocoResult:
         gt = []
         for record in content["annotations"]:
             box = [float(v) for v in record["bbox"]]
-            if len(box) != 4:
+            if len(box) != 4 or not all(map(math.isfinite, box)):
                 raise InputError(
-                    f"{annotations_path}: annotation {record.get('id')}: bbox must be four numbers"
+                    f"{annotations_path}: annotation {record.get('id')}: bbox must be four finite numbers"
                 )
             crowd = int(record.get("iscrowd", 0))
             area = float(record.get("area", box[2] * box[3]))
@@ -153,9 +153,10 @@ def _evaluate(
         evaluator.accumulate()
         evaluator.summarize()
     summary = {name: float(value) for name, value in zip(COCO_NAMES, evaluator.stats, strict=True)}
-    counts = dict.fromkeys(names, 0)
+    counts, listed = dict.fromkeys(names, 0), set(image_ids)
     for annotation in gt:
-        if not annotation["iscrowd"] and annotation["category_id"] in counts:
+        known = annotation["category_id"] in counts and annotation["image_id"] in listed
+        if known and not annotation["iscrowd"]:
             counts[annotation["category_id"]] += 1
     return CocoResult(summary, _per_class(evaluator, names, counts))
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from detector.losses.ranking import BinTotals, SoftSteps, blocks
 
-
 # A narrower step would drown in the rounding of the break points.
 MIN_DELTA = 1e-6
 

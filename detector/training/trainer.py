@@ -105,7 +105,8 @@ class Trainer:
         model = build_model(config, len(self.train_set.classes), config.pretrained and fresh)
         if config.init is not None and fresh:
             state = load_tensors(Path(config.init))
-            initialise(model, state.get("model", state), config.init)
+            state = state.get("model", state) if isinstance(state, dict) else state
+            initialise(model, state, config.init)
         elif config.norm == "frozen" and not config.pretrained and fresh:
             log.warning(
                 "frozen batch norm without pretrained weights hardly trains; from scratch set "
