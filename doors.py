@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 
 from errors import InputError
@@ -12,11 +13,18 @@ class _OneLine(logging.Formatter):
         return f"{record.levelname.lower()}: {record.getMessage()}"
 
 
+def _silent_where_raised_again(arguments: threading.ExceptHookArgs) -> None:
+    # A full disk kills TensorBoard's writing thread, which then raises the error in the main thread too.
+    if not issubclass(arguments.exc_type, OSError):
+        threading.__excepthook__(arguments)
+
+
 def run_door(main: Callable[[], None]) -> None:
     """Run a program: bad input ends in one line and exit code 2, Ctrl-C in 130."""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    threading.excepthook = _silent_where_raised_again
     try:
         main()
     except InputError as error:

@@ -8,7 +8,6 @@ On equal terms both have the same architecture, anchors, weights and optimizer; 
 before anything is timed. Run from the root of the repository: python -m benchmarks.training
 """
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,14 +108,14 @@ def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
     trained = [p for p in model.parameters() if p.requires_grad]
 
     def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.amp == "bf16"):
             outputs = model(data.images, data.sizes)
         losses = criterion(outputs, data.gt)
         _check_finite(losses.total)
         losses.total.backward()
-        nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm or math.inf)
+        nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])  # which is logged
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     return Contestant(model, step)
 

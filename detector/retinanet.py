@@ -67,4 +67,5 @@ class RetinaNet(nn.Module):
         rows = torch.arange(height, device=x.device) < sizes[:, :1]  # [B, H]
         columns = torch.arange(width, device=x.device) < sizes[:, 1:]  # [B, W]
         x = x * (rows[:, None, :, None] & columns[:, None, None, :])
-        return x.contiguous(memory_format=torch.channels_last)
+        # Plain layout: channels_last weights make the first convolution give channels_last by itself.
+        return x.contiguous()

@@ -1,6 +1,8 @@
 """What a run shows: progress on the terminal, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tqdm import tqdm
 
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.training.run_folder import append_metrics
+from errors import InputError
 
 
 class Monitor:
@@ -35,7 +38,8 @@ class Monitor:
 
     def config(self, text: str) -> None:
         """Show the resolved configuration in TensorBoard's Text tab."""
-        self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))
+        with self._writing_events():
+            self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))
 
     def advance(self) -> None:
         """One step is done."""
@@ -44,8 +48,7 @@ class Monitor:
     def step(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Log one training step."""
         append_metrics(self.folder, {"step": step, "epoch": round(epoch, 4), **values})
-        for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+        self._scalars({f"train/{name}": value for name, value in values.items()}, step)
         short = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar.disable:
             self.say(f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}")
@@ -55,18 +58,15 @@ class Monitor:
     def evaluation(self, step: int, epoch: int, result: CocoResult, extra: dict[str, float]) -> None:
         """Log the metrics of an evaluation and print its table."""
         append_metrics(self.folder, {"step": step, "epoch": epoch, **result.as_json(), **extra})
-        for name in COCO_NAMES:
-            self._writer.add_scalar(f"val/{name}", result.summary[name], step)
-        for name, value in extra.items():
-            self._writer.add_scalar(f"val/{name}", value, step)
-        for name, one in result.per_class.items():
-            self._writer.add_scalar(f"val_class_AP/{name}", one.ap, step)
+        self._scalars({f"val/{name}": value for name, value in {**result.summary, **extra}.items()}, step)
+        self._scalars({f"val_class_AP/{name}": one.ap for name, one in result.per_class.items()}, step)
         self.say(metrics_table(result, extra, f"epoch {epoch}"))
 
     def images(self, step: int, pictures: list[Tensor]) -> None:
         """Show validation images, uint8 [3, H, W] each."""
-        for i, picture in enumerate(pictures):
-            self._writer.add_image(f"val/image_{i}", picture, step)
+        with self._writing_events():
+            for i, picture in enumerate(pictures):
+                self._writer.add_image(f"val/image_{i}", picture, step)
 
     def say(self, text: str) -> None:
         """Print lines without breaking the progress bar."""
@@ -74,8 +74,29 @@ class Monitor:
         sys.stdout.flush()
 
     def close(self) -> None:
+        """Write what is left.
+
+        Raises:
+            InputError: no permission or no space.
+        """
         self._bar.close()
-        self._writer.close()
+        with self._writing_events():
+            self._writer.close()
+
+    def _scalars(self, values: dict[str, float], step: int) -> None:
+        with self._writing_events():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    @contextlib.contextmanager
+    def _writing_events(self) -> Iterator[None]:
+        # TensorBoard writes in a thread of its own and raises here, later, what went wrong there.
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.folder}/events.* of TensorBoard: {error.strerror}"
+            ) from None
 
 
 def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:

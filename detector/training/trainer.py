@@ -153,6 +153,8 @@ class Trainer:
         started, images = time.perf_counter(), 0
         for group in _groups(checked(self.loader), accumulate):
             lr = self._set_lr()
+            # Freed as late as possible: the next gradients then find their memory warm.
+            self.optimizer.zero_grad(set_to_none=True)
             parts = [self._backward(batch, len(group)) for batch in group]
             gradient_norm = self._update()
             self.step += 1
@@ -190,10 +192,12 @@ class Trainer:
         """Clip, step, average; returns the norm of the gradient before clipping."""
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip_norm or math.inf)
+        gradients = [p.grad for p in trained if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.optimizer.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.config.optimizer.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model)
         return norm
@@ -259,6 +263,9 @@ class Trainer:
         if self.average:
             load_weights(self.average.model, state["model"], source)
             self.average.updates = training["average_updates"]
+        name = state["config"]["optimizer"]["name"]
+        if name != self.config.optimizer.name:
+            raise InputError(f"{source}: optimizer.name is {name} there and cannot be changed when resuming")
         try:
             self.optimizer.load_state_dict(training["optimizer"])
         except ValueError as error:
