@@ -73,12 +73,12 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 
 def assert_one_line(outcome: Outcome, *words: str) -> None:
-    assert outcome.code == 2
+    assert outcome.code == 2, outcome.err
     lines = outcome.err.splitlines()
     assert len(lines) == 1, outcome.err
-    assert lines[0].startswith("error: ")
+    assert lines[0].startswith("error: "), outcome.err
     for word in words:
-        assert word in lines[0]
+        assert word in lines[0], outcome.err
 
 
 def assert_refused(door: Callable[[], None], words: tuple[str, ...], cwd: Path, *named: str) -> None:

@@ -86,7 +86,7 @@ def _loss_and_gradient(
     f, order = logits[positives].to(exact).sort()
     if not torch.isfinite(f).all():
         _raise_not_finite(logits, targets)
-    steps = SoftSteps(f, delta)
+    steps = SoftSteps(f, delta, len(logits))
     a = 0.5 + steps.counts_above(steps.totals(f, steps.bins_of(f)))  # [P] positives above, itself as 1
     bins, totals = _bin_negatives(steps, logits, targets, exact)
     if not torch.isfinite(totals.sums).all():

@@ -45,9 +45,10 @@ class SoftSteps:
         thresholds: float [P], sorted ascending, P >= 1. float32 or float64: values given to
             `bins_of` must have the same dtype.
         delta: half-width of the step, >= 0, in units of the values.
+        searches: about how many values `bins_of` will be asked for; a large table for few is a waste.
     """
 
-    def __init__(self, thresholds: Tensor, delta: float) -> None:
+    def __init__(self, thresholds: Tensor, delta: float, searches: int = 1 << 20) -> None:
         if delta < 0:
             raise ValueError(f"delta must not be negative, got {delta}")
         self.delta = float(delta)
@@ -65,13 +66,14 @@ class SoftSteps:
         where[order] = torch.arange(2 * p, device=order.device)
         self._start_bin, self._end_bin = where[:p], where[p:]
         self._grid: _Grid | None = None
+        self._searches = searches
 
     def bins_of(self, values: Tensor) -> Tensor:
         """The bin of each value [M]: int32 [M]. A value on a break point is in the bin it begins."""
         if values.device.type != "cpu":  # a GPU's parallel search needs no help
             return torch.bucketize(values, self._search_edges, out_int32=True, right=True)
         if self._grid is None:
-            self._grid = _Grid(self._search_edges)
+            self._grid = _Grid(self._search_edges, self._searches)
         return self._grid.bins_of(values)
 
     def totals(self, values: Tensor, bins: Tensor) -> BinTotals:
@@ -132,10 +134,10 @@ class _Grid:
 
     _CELLS_PER_EDGE = 32
 
-    def __init__(self, edges: Tensor) -> None:
+    def __init__(self, edges: Tensor, searches: int) -> None:
         self._edges = edges  # [E] sorted
         self._low = float(edges[0])
-        self._cells = max(1024, self._CELLS_PER_EDGE * len(edges))
+        self._cells = max(1024, min(self._CELLS_PER_EDGE * len(edges), 2 * searches))
         span = float(edges[-1]) - self._low
         self._scale = (self._cells - 2) / span if span > 0 else 1.0
         occupied = torch.bincount(self._cell_of(edges), minlength=self._cells + 1)
@@ -172,7 +174,7 @@ def soft_rank_sum(values: Tensor, thresholds: Tensor, delta: float) -> Tensor:
     if len(thresholds) == 0:
         return thresholds.double()
     ascending, order = thresholds.sort()
-    steps = SoftSteps(ascending, delta)
+    steps = SoftSteps(ascending, delta, len(values))
     result = torch.empty(len(thresholds), dtype=torch.float64, device=values.device)
     result[order] = steps.counts_above(steps.totals(values, steps.bins_of(values)))
     return result
