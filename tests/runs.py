@@ -84,4 +84,5 @@ def assert_one_line(outcome: Outcome, *words: str) -> None:
 def assert_refused(door: Callable[[], None], words: tuple[str, ...], cwd: Path, *named: str) -> None:
     before = listing(cwd)
     assert_one_line(call(door, *words, cwd=cwd), *named)
-    assert listing(cwd) == before
+    changed = before.items() ^ listing(cwd).items()
+    assert not changed, changed

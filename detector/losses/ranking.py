@@ -140,9 +140,9 @@ class _Grid:
         self._cells = max(1024, min(self._CELLS_PER_EDGE * len(edges), 2 * searches))
         span = float(edges[-1]) - self._low
         self._scale = (self._cells - 2) / span if span > 0 else 1.0
-        occupied = torch.bincount(self._cell_of(edges), minlength=self._cells + 1)
-        below = occupied.cumsum(0) - occupied
-        self._table = torch.where(occupied > 0, -1, below).int()
+        occupied = torch.bincount(self._cell_of(edges), minlength=self._cells + 1).int()
+        below = occupied.cumsum(0, dtype=torch.int32).sub_(occupied)
+        self._table = below.masked_fill_(occupied > 0, -1)
 
     def _cell_of(self, values: Tensor) -> Tensor:
         # Cell 0 is for whatever lies below the first edge. The last clamp catches NaN.
