@@ -1,4 +1,4 @@
-"""The picture of the README: python -m docs.make_picture RUN_DIR docs/detections.png [KEY=VALUE ...]."""
+"""The picture of the README: python -m docs.make_picture RUN_DIR docs/detections.jpg [KEY=VALUE ...]."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import write_png
+from torchvision.io import write_jpeg
 from torchvision.utils import make_grid
 
 from data.loader import DetectionDataset
@@ -19,9 +19,9 @@ _ROWS, _COLUMNS = 2, 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw gt and detections of validation images into one PNG.")
+    parser = argparse.ArgumentParser(description="Draw gt and detections of validation images into one JPEG.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR_OR_CHECKPOINT")
-    parser.add_argument("output", type=Path, metavar="FILE.png")
+    parser.add_argument("output", type=Path, metavar="FILE.jpg")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     a = parser.parse_intermixed_args()
     done = evaluate_checkpoint(a.run, a.overrides, "val")
@@ -29,7 +29,8 @@ def main() -> None:
     # Evenly spread over the split: neither the best nor the worst.
     rows = np.linspace(0, len(done.records) - 1, _ROWS * _COLUMNS + 2).round().astype(int)[1:-1]
     drawn = pictures(dataset, rows, done.scores.predictions, done.scores.coco, enlarge=2)
-    write_png(make_grid(_same_size(drawn), nrow=_COLUMNS, padding=4, pad_value=255), str(a.output))
+    grid = make_grid(_same_size(drawn), nrow=_COLUMNS, padding=4, pad_value=255)
+    write_jpeg(grid, str(a.output), quality=85)
 
 
 def _same_size(images: list[Tensor]) -> list[Tensor]:
