@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from detector.config import Config, apply_overrides, parse_config
+from detector.training.trainer import Trainer
 from doors import run_door
 from tests.builders import TINY_MODEL
 
@@ -44,6 +47,22 @@ def call(main: Callable[[], None], *words: str, cwd: Path) -> Outcome:
         except SystemExit as end:
             code = end.code
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def boxes_lost_at(step: int) -> Iterator[None]:
+    """The boxes shrink to nothing once that many steps are done: the next evaluation has an AP of 0."""
+    update = Trainer._update
+
+    def update_and_lose(trainer: Trainer) -> Tensor:
+        norm = update(trainer)
+        if trainer.step + 1 == step:
+            torch.nn.init.constant_(trainer.model.box_head.output.bias, -1000)
+        return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_update", update_and_lose)
+        yield
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

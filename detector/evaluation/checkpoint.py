@@ -5,9 +5,9 @@ from pathlib import Path
 
 from data.sample import DetectionSet
 from detector.build import build_device, build_eval_loader, build_model, build_set
+from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, apply_overrides, parse_config
 from detector.evaluation.score import Scores, score
-from detector.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
 
 
 @dataclass(frozen=True)

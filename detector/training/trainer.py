@@ -23,13 +23,13 @@ from detector.build import (
     build_pipeline,
     build_set,
 )
+from detector.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
 from detector.config import Config, dump_config
 from detector.criterion import GroundTruth, Losses
 from detector.evaluation.pictures import pictures
 from detector.evaluation.score import score
 from detector.losses import NonFiniteLogits
 from detector.retinanet import RetinaNet
-from detector.training.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
 from detector.training.ema import WeightAverage
 from detector.training.monitor import Monitor, summary_values
 from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.training.checkpoint import (
+from detector.checkpoint import (
     find_checkpoint,
     load_checkpoint,
     load_tensors,
