@@ -104,7 +104,7 @@ class FeaturePyramid(nn.Module):
             size = inner[level].shape[-2:]
             inner[level] = inner[level] + F.interpolate(inner[level + 1], size=size, mode="nearest")
         p3, p4, p5 = (conv(x) for conv, x in zip(self.output, inner, strict=True))
-        # In the weights' float32 even under autocast, which costs nothing here: in bf16 the gradient of a strided
+        # In float32 even under autocast, which costs nothing here: in bf16 the gradient of a strided
         # convolution over a map of a single cell is garbage on CPUs (oneDNN 3.13).
         with torch.autocast(p5.device.type, enabled=False):
             source = p5 if self.p6_from == "p5" else features[-1]
