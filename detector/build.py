@@ -114,6 +114,12 @@ def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNe
     )
 
 
+def place(model: RetinaNet, config: TrainConfig, device: torch.device) -> RetinaNet:
+    """Move a model to its device and memory format; the layout of the weights decides the features'."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=layout)
+
+
 def build_criterion(config: Config, device: torch.device) -> Criterion:
     """The losses of training."""
     std = box_std(config, device)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.sample import DetectionSet
-from detector.build import build_device, build_eval_loader, build_model, build_set
+from detector.build import build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, apply_overrides, parse_config
 from detector.evaluation.score import Scores, score
@@ -34,4 +34,5 @@ def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> Checkpo
     load_weights(model, content["model"], str(file))
     records = build_set(config.data, split, tuple(content["classes"]))
     loader = build_eval_loader(config, records, device)
-    return CheckpointScores(file, config, records, score(config, records, model.to(device), loader, device))
+    model = place(model, config.train, device)
+    return CheckpointScores(file, config, records, score(config, records, model, loader, device))

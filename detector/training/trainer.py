@@ -22,6 +22,7 @@ from detector.build import (
     build_model,
     build_pipeline,
     build_set,
+    place,
 )
 from detector.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
 from detector.config import Config, dump_config
@@ -112,10 +113,7 @@ class Trainer:
                 "frozen batch norm without pretrained weights hardly trains; from scratch set "
                 "model.norm=batch model.frozen_stages=0"
             )
-        model = model.to(self.device)
-        # The layout of the weights decides that of the features.
-        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        return model.to(memory_format=layout)
+        return place(model, self.config.train, self.device)
 
     # ------------------------------------------------------------------------------ the loop
 
