@@ -287,7 +287,7 @@ class Trainer:
         names = ", ".join(Path(self.train_set.files[i]).name for i in batch.indices.tolist())
         return (
             f"the loss is not finite at step {self.step} ({detail}; images {names}); lower optimizer.lr, "
-            f"set optimizer.clip_norm=10 or train.amp=off, then continue with --resume {self.folder}"
+            f"set optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
         )
 
 
