@@ -67,5 +67,7 @@ class RetinaNet(nn.Module):
         rows = torch.arange(height, device=x.device) < sizes[:, :1]  # [B, H]
         columns = torch.arange(width, device=x.device) < sizes[:, 1:]  # [B, W]
         x = x * (rows[:, None, :, None] & columns[:, None, None, :])
-        # Plain layout: channels_last weights make the first convolution give channels_last by itself.
-        return x.contiguous()
+        # In the layout of the stem's weights, or the first convolution would convert it.
+        stem: Tensor = self.backbone.body.conv1.weight
+        last = stem.is_contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
