@@ -51,7 +51,7 @@ class DetectionDataset(Dataset):
         height, width = (int(v) for v in r.sizes[index])
         image = read_image(Path(r.files[index]), (height, width))
         rows = slice(r.offsets[index], r.offsets[index + 1])
-        boxes = r.boxes[rows].astype(np.float32).clip(0, [width, height, width, height])
+        boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed)
         return Sample(

@@ -245,11 +245,11 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     Raises:
         InputError: an override is not KEY=VALUE, or a key is unknown.
     """
+    kinds = _leaf_kinds(Config)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"'{override}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005")
-        kinds = _leaf_kinds(Config)
         if key not in kinds:
             raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
         try:
