@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from benchmarks.measure import devices, in_turns, parser, progress, report, section
-from detector.build import build_criterion, build_model
+from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16
 from detector.config import Config, load_config
 from detector.criterion import GroundTruth
 from detector.retinanet import RetinaNet
@@ -106,10 +106,11 @@ def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
     criterion = build_criterion(config, device)
     optimizer = _optimizer(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]
+    amp = build_amp(config.train, device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.amp == "bf16"):
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
             outputs = model(data.images, data.sizes)
         losses = criterion(outputs, data.gt)
         _check_finite(losses.total)
@@ -149,10 +150,10 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
         {"boxes": boxes, "labels": labels}
         for boxes, labels in zip(data.gt.boxes, data.gt.labels, strict=True)
     ]
-    amp = config.train.amp == "bf16" and not shipped
+    amp = None if shipped else build_amp(config.train, device)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
             total = sum(model(images, targets).values())
         _check_finite(total)
         optimizer.zero_grad()
@@ -221,7 +222,7 @@ def measure(
     layouts = [ours.layout(), peer.layout()]
     timings = in_turns({"ours": ours.step, "peer": peer.step}, steps, device)
     speeds = [f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()]
-    precision = {"off": "fp32", "bf16": "bf16"}[config.train.amp]
+    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[build_amp(config.train, device)]
     row = [
         terms,
         f"{precision} / fp32" if shipped else precision,
@@ -251,7 +252,11 @@ def main() -> None:
         rows = [
             measure("equal", [*EQUAL, "train.amp='off'", contiguous], data, steps, device),
             measure("equal", [*EQUAL, "train.amp='off'", channels_last], data, steps, device),
-            measure("equal", [*EQUAL, "train.amp=bf16", channels_last], data, steps, device),
+            *(
+                [measure("equal", [*EQUAL, "train.amp=bf16", channels_last], data, steps, device)]
+                if device.type != "cpu" or cpu_is_fast_in_bf16()
+                else []
+            ),
             measure("as shipped", SHIPPED, data, steps, device, shipped=True),
         ]
         sections.append(section(f"Training: {device}", HEADER, rows, note))

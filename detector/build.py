@@ -1,5 +1,6 @@
 """From the configuration to the parts. Only here, and in the doors, is the configuration known."""
 
+import platform
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def build_set(config: DataConfig, split: str, classes: tuple[str, ...] | None = 
         spec = ShapesSpec(
             train_images=config.shapes_train_images,
             val_images=config.shapes_val_images,
+            size_px=config.shapes_size_px,
             imbalance=config.shapes_imbalance,
         )
         ensure_shapes(root, spec)
@@ -149,9 +151,22 @@ def box_std(config: Config, device: torch.device) -> Tensor:
     return torch.tensor(config.model.box_std, device=device)
 
 
-def build_amp(config: TrainConfig) -> torch.dtype | None:
+def build_amp(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast; None is off."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[config.amp]
+    if config.amp != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[config.amp]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_is_fast_in_bf16() else None
+
+
+def cpu_is_fast_in_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; without, it is 40 times slower than in float32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        # oneDNN calls every CPU with AVX-512 fit for bf16; many of these only emulate it.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def build_device(name: str) -> torch.device:

@@ -78,10 +78,13 @@ class DataConfig(Section):
     workers: Annotated[Integer, Field(ge=0)] | None = Field(
         None, description="loading processes; by default one per spare core, 4 at most"
     )
-    shapes_train_images: Count = Field(400, description="shapes: images to generate for training")
-    shapes_val_images: Count = Field(100, description="shapes: images to generate for validation")
+    shapes_train_images: Count = Field(1500, description="shapes: images to generate for training")
+    shapes_val_images: Count = Field(200, description="shapes: images to generate for validation")
+    shapes_size_px: Annotated[Integer, Field(ge=64)] = Field(160, description="shapes: width of an image")
     shapes_imbalance: NonNegative = Field(
-        1.0, description="shapes: exponent on the class frequencies; 0 makes all classes equally frequent"
+        0.5,
+        description="shapes: exponent on the class frequencies: 0 makes all classes equally frequent, "
+        "0.5 the first 4.5 times as frequent as the last, 1 20 times",
     )
 
 
@@ -175,7 +178,9 @@ class TrainConfig(Section):
     epochs: Count = 12
     batch_size: Count = Field(16, description="images per optimizer step on one process and micro-batch")
     accumulate: Count = Field(1, description="micro-batches per optimizer step")
-    amp: Literal["bf16", "fp16", "off"] = Field("bf16", description="precision of the network")
+    amp: Literal["auto", "bf16", "fp16", "off"] = Field(
+        "auto", description="precision of the network; auto takes bf16 or fp16 where the device is fast in it"
+    )
     channels_last: bool = Field(True, description="memory format of the network")
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="keep a moving average of the weights and evaluate that; 0 is off"

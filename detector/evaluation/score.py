@@ -42,7 +42,7 @@ def score(
         model,
         checked(loader),
         device,
-        build_amp(config.train),
+        build_amp(config.train, device),
         box_std(config, device),
         e.score_threshold,
         e.topk_candidates,

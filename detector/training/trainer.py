@@ -22,6 +22,7 @@ from detector.build import (
     build_model,
     build_pipeline,
     build_set,
+    cpu_is_fast_in_bf16,
     place,
 )
 from detector.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
@@ -63,7 +64,12 @@ class Trainer:
         train = config.train
         torch.manual_seed(train.seed)
         self.device = build_device(train.device)
-        self.amp = build_amp(train)
+        self.amp = build_amp(train, self.device)
+        if train.amp == "bf16" and self.device.type == "cpu" and not cpu_is_fast_in_bf16():
+            log.warning(
+                "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
+                "in float32; set train.amp=auto"
+            )
 
         state = load_checkpoint(resume / "checkpoints" / "last.pt") if resume else None
         classes = tuple(state["classes"]) if state else None
@@ -90,7 +96,7 @@ class Trainer:
             optimizer.weight_decay,
             optimizer.decay_norm_and_bias,
         )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
         self.step = 0
         self.best = -math.inf
@@ -268,7 +274,8 @@ class Trainer:
             self.optimizer.load_state_dict(training["optimizer"])
         except ValueError as error:
             raise InputError(f"{source}: the optimizer cannot be restored ({error})") from None
-        self.scaler.load_state_dict(training["scaler"])
+        if training["scaler"]:  # empty where the run was not in fp16 so far
+            self.scaler.load_state_dict(training["scaler"])
         self.step = state["step"]
         self.best = training["best"]
         self.metrics = state["metrics"]
@@ -276,10 +283,11 @@ class Trainer:
     def _introduction(self) -> str:
         boxes = len(self.train_set.boxes)
         weights = sum(p.numel() for p in self.model.parameters())
+        precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[self.amp]
         return (
             f"{self.folder}: {len(self.train_set)} training images with {boxes} boxes of "
             f"{len(self.train_set.classes)} classes, {len(self.val_set)} validation images; "
-            f"{self.config.model.backbone}, {weights / 1e6:.1f} M weights, on {self.device}, "
+            f"{self.config.model.backbone}, {weights / 1e6:.1f} M weights, on {self.device} in {precision}, "
             f"{self.total_steps} steps from {self.step}"
         )
 

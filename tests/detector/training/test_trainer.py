@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from detector.build import build_amp
+from detector.config import TrainConfig
 from detector.training.monitor import Monitor
 from detector.training.trainer import Trainer, resume_config
 from errors import InputError
@@ -178,6 +180,19 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
         losses.append(read_metrics(tmp_path / amp)[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_automatic_precision_is_bf16_only_on_a_cpu_that_computes_in_it(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    automatic = TrainConfig(amp="auto")
+    assert build_amp(automatic, torch.device("cpu")) == (torch.bfloat16 if fast else None)
+    assert build_amp(automatic, torch.device("mps")) is None
+    assert build_amp(TrainConfig(amp="bf16"), torch.device("cpu")) == torch.bfloat16
 
 
 def diverge(trainer: Trainer) -> None:
