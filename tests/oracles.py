@@ -52,6 +52,88 @@ def ap_loss(
     return math.fsum(errors) / len(f), [next(entries[t]) for t in targets]
 
 
+def alrp_loss(
+    logits: Sequence[float], targets: Sequence[int], errors: Sequence[float], delta: float
+) -> tuple[float, float, list[float], list[float]]:
+    """The two parts of aLRP, the update of the logits, the gradient of the regression losses.
+
+    rank_i = 1 + sum_{k != i} H(f_k - f_i) + b_i; ranking part mean b_i / rank_i, localisation part
+    mean (E_i + sum_{k != i} H(f_k - f_i) E_k) / rank_i. Each pair (i, j) of a positive and a negative
+    above it moves both by (l_i - l*_i) H(n_j - f_i) / b_i / P, l_i the sum of both parts of i and
+    l*_i = E_i / rank_i what is left of it with no negative above.
+    """
+    f = [x for x, t in zip(logits, targets, strict=True) if t == 1]
+    n = [x for x, t in zip(logits, targets, strict=True) if t == 0]
+    count = len(f)
+    ranking = localisation = 0.0
+    of_positives, of_negatives, of_errors = [0.0] * count, [0.0] * len(n), [0.0] * count
+    for i in range(count):
+        above = [soft_step(f[k] - f[i], delta) if k != i else 0.0 for k in range(count)]
+        negatives = [soft_step(x - f[i], delta) for x in n]
+        b = math.fsum(negatives)
+        rank = 1 + math.fsum(above) + b
+        own = [1.0 if k == i else above[k] for k in range(count)]
+        error = math.fsum(h * e for h, e in zip(own, errors, strict=True)) / rank
+        ranking += b / rank / count
+        localisation += error / count
+        for k in range(count):
+            of_errors[k] += own[k] / rank / count
+        if b > 0:
+            excess = b / rank + error - errors[i] / rank
+            of_positives[i] -= excess / count
+            for j, h in enumerate(negatives):
+                of_negatives[j] += excess * h / b / count
+    entries = {1: iter(of_positives), 0: iter(of_negatives), -1: iter([0.0] * len(logits))}
+    return ranking, localisation, [next(entries[t]) for t in targets], of_errors
+
+
+def rank_sort_loss(
+    logits: Sequence[float], quality: Sequence[float], delta: float
+) -> tuple[float, float, list[float], list[float]]:
+    """Ranking and sorting error of Rank & Sort, and the update of the logits that each makes.
+
+    Ranking: b_i / (sum_k H(f_k - f_i) + b_i), shared by the negatives. Sorting: the H-weighted mean
+    of 1 - q_k over all positives minus that over those with q_k >= q_i, shared by the others.
+    """
+    f = [(x, q) for x, q in zip(logits, quality, strict=True) if q > 0]
+    n = [x for x, q in zip(logits, quality, strict=True) if q == 0]
+    count = len(f)
+    ranking = sorting = 0.0
+    rank_p, rank_n, sort_p = [0.0] * count, [0.0] * len(n), [0.0] * count
+    for i, (f_i, q_i) in enumerate(f):
+        above = [soft_step(f_k - f_i, delta) for f_k, _ in f]
+        negatives = [soft_step(x - f_i, delta) for x in n]
+        b = math.fsum(negatives)
+        error = b / (math.fsum(above) + b)
+        ranking += error / count
+        rank_p[i] -= error / count
+        for j, h in enumerate(negatives):
+            rank_n[j] += error * h / b / count if b > 0 else 0.0
+        better = [h if q_k >= q_i else 0.0 for h, (_, q_k) in zip(above, f, strict=True)]
+        worse = [h - g for h, g in zip(above, better, strict=True)]
+        error = math.fsum(h * (1 - q) for h, (_, q) in zip(above, f, strict=True)) / math.fsum(above)
+        error -= math.fsum(h * (1 - q) for h, (_, q) in zip(better, f, strict=True)) / math.fsum(better)
+        sorting += error / count
+        if math.fsum(worse) > 0:
+            sort_p[i] -= error / count
+            for k, h in enumerate(worse):
+                sort_p[k] += error * h / math.fsum(worse) / count
+    signs = [(q > 0) - (q < 0) for q in quality]
+    ranked = {1: iter(rank_p), 0: iter(rank_n), -1: iter([0.0] * len(logits))}
+    sorted_ = {1: iter(sort_p), 0: iter([0.0] * len(logits)), -1: iter([0.0] * len(logits))}
+    return ranking, sorting, [next(ranked[t]) for t in signs], [next(sorted_[t]) for t in signs]
+
+
+def ce_ohem_loss(logits: Sequence[float], targets: Sequence[int], ratio: float) -> float:
+    """-log of the right side's probability over the positives and the hardest negatives, over P."""
+    positives = [x for x, t in zip(logits, targets, strict=True) if t == 1]
+    negatives = sorted((x for x, t in zip(logits, targets, strict=True) if t == 0), reverse=True)
+    count = max(1, len(positives))
+    hardest = negatives[: round(ratio * count)]
+    terms = [math.log1p(math.exp(-x)) for x in positives] + [math.log1p(math.exp(x)) for x in hardest]
+    return math.fsum(terms) / count
+
+
 def intersection(one: Box, other: Box) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])

@@ -1,7 +1,23 @@
-"""Losses for the classification of anchors (ranking and focal) and for their boxes."""
+"""Losses for the classification of anchors (ranking and not) and for their boxes."""
 
-from detector.losses.ap import NonFiniteLogits, ap_loss
-from detector.losses.boxes import giou_loss, smooth_l1_loss
+from detector.losses.alrp import alrp_loss
+from detector.losses.ap import ap_loss
+from detector.losses.batch_ranking import NonFiniteLogits
+from detector.losses.boxes import giou_errors, giou_loss, smooth_l1_loss
+from detector.losses.exchange import Exchange
 from detector.losses.focal import focal_loss
+from detector.losses.ohem import ce_ohem_loss
+from detector.losses.rank_sort import rank_sort_loss
 
-__all__ = ["NonFiniteLogits", "ap_loss", "focal_loss", "giou_loss", "smooth_l1_loss"]
+__all__ = [
+    "Exchange",
+    "NonFiniteLogits",
+    "alrp_loss",
+    "ap_loss",
+    "ce_ohem_loss",
+    "focal_loss",
+    "giou_errors",
+    "giou_loss",
+    "rank_sort_loss",
+    "smooth_l1_loss",
+]

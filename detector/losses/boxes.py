@@ -22,5 +22,9 @@ def giou_loss(deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, std: Tensor) ->
 
     deltas, gt_boxes, anchors [P, 4], std [4] -> scalar; 0 for P = 0.
     """
-    boxes = decode(deltas, anchors, std)
-    return generalized_box_iou_loss(boxes, gt_boxes, reduction="sum") / max(1, len(deltas))
+    return giou_errors(deltas, gt_boxes, anchors, std).sum() / max(1, len(deltas))
+
+
+def giou_errors(deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, std: Tensor) -> Tensor:
+    """1 - GIoU of each positive, in [0, 2]: deltas, gt_boxes, anchors [P, 4], std [4] -> [P]."""
+    return generalized_box_iou_loss(decode(deltas, anchors, std), gt_boxes)

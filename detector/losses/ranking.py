@@ -76,13 +76,18 @@ class SoftSteps:
             self._grid = _Grid(self._search_edges, self._searches)
         return self._grid.bins_of(values)
 
-    def totals(self, values: Tensor, bins: Tensor) -> BinTotals:
-        """Counts and sums of one block of values [M] over the bins."""
-        size = len(self.edges) + 1
-        counts = torch.bincount(bins, minlength=size).double()
+    def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> BinTotals:
+        """Counts and sums of one block of values [M] over the bins.
+
+        weights: float64 [M], non-negative: what each value counts for, instead of 1.
+        """
+        zeros = torch.zeros(len(self.edges) + 1, dtype=torch.float64, device=values.device)
         # index_add_ rather than bincount's weights: it has a deterministic form on CUDA.
-        sums = torch.zeros(size, dtype=torch.float64, device=values.device)
-        return BinTotals(counts, sums.index_add_(0, bins, values.double()))
+        if weights is not None:
+            counts = zeros.index_add(0, bins, weights)
+            return BinTotals(counts, zeros.index_add_(0, bins, weights * values))
+        counts = torch.bincount(bins, minlength=len(zeros)).double()
+        return BinTotals(counts, zeros.index_add_(0, bins, values.double()))
 
     def counts_above(self, totals: BinTotals) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P].

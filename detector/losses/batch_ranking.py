@@ -1,0 +1,152 @@
+"""The ranking of a batch: where each positive stands among all positives and all negatives.
+
+All ranking losses are made of this. They differ in the error that they read off a positive's
+standing, and share how it is given back: a negative takes from each positive the part it has in
+the positive's error.
+"""
+
+import torch
+from torch import Tensor
+
+from detector.losses.exchange import Exchange
+from detector.losses.ranking import BinTotals, SoftSteps, blocks
+
+# A narrower step would drown in the rounding of the break points.
+MIN_DELTA = 1e-6
+
+
+class NonFiniteLogits(ValueError):
+    """A logit that takes part in a ranking is NaN or infinite."""
+
+
+class BatchRanking:
+    """Positives and negatives of a batch, counted with the soft step H of half-width delta.
+
+    "Positive i" runs over the P positives of all processes in ascending order of their logits f_i.
+    Everything per positive is float64 [P].
+
+    Args:
+        logits: float [M].
+        targets: integer [M]: 1 positive, 0 negative, -1 takes no part.
+        delta: 0 or at least MIN_DELTA.
+        exchange: the processes that rank together.
+
+    Attributes:
+        positives: int64 [p], flat indices of this process's positives, ascending.
+        above_positives: sum_k H(f_k - f_i), over all positives; i itself counts 1/2.
+        above_negatives: sum_j H(n_j - f_i), over all negatives.
+
+    Raises:
+        NonFiniteLogits: a ranked logit is NaN or infinite; the message names the first.
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> None:
+        self._logits, self._targets, self._exchange = logits, targets, exchange
+        self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.positives = (targets == 1).nonzero().squeeze(1)  # [p]
+        f, self._own = exchange.gather(logits[self.positives].to(self._dtype))
+        self.f, self._order = f.sort()
+        if len(f) == 0:
+            self.above_positives = self.above_negatives = f.double()
+            return
+        if not torch.isfinite(f).all():
+            self._refuse_not_finite()
+        self._steps = SoftSteps(self.f, delta, len(logits))
+        self._positive_bins = self._steps.bins_of(self.f)
+        self.above_positives = self.sum_above_positives()
+        totals = self._bin_negatives()
+        if not torch.isfinite(totals.sums).all():
+            self._refuse_not_finite()
+        self.above_negatives = self._steps.counts_above(totals)
+
+    def __len__(self) -> int:
+        """P, the number of positives of all processes."""
+        return len(self.f)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """values [p], in the order of `positives` -> float64 [P] of all processes, in ascending order of f."""
+        return self._exchange.gather(values.double()).values[self._order]
+
+    def own(self, values: Tensor) -> Tensor:
+        """The reverse: [P] in ascending order of f -> [p] in the order of `positives`."""
+        unsorted = torch.empty_like(values)
+        unsorted[self._order] = values
+        return unsorted[self._own]
+
+    def sum_above_positives(self, values: Tensor | None = None) -> Tensor:
+        """sum_k v_k H(f_k - f_i) for non-negative values v [P] (default 1), i itself as v_i / 2."""
+        return self._steps.counts_above(self._steps.totals(self.f, self._positive_bins, values))
+
+    def pull_on_positives(self, weights: Tensor) -> Tensor:
+        """sum_i w_i H(f_k - f_i) for each positive k, k itself as w_k / 2; non-negative weights [P]."""
+        offset, slope = self._steps.lines(weights)
+        bins = self._positive_bins.long()
+        return (offset[bins] + slope[bins] * self.f.double()).clamp_min(0)
+
+    def gradient(self, on_positives: Tensor, weights: Tensor) -> Tensor:
+        """The error-driven gradient of this process's logits, [M].
+
+        on_positives: float64 [P], the entries of the positives.
+        weights: float64 [P], non-negative; negative j gets sum_i w_i H(n_j - f_i).
+
+        float16 logits get a float32 gradient: a negative's share is often too small for float16.
+        """
+        logits, targets = self._logits, self._targets
+        offset, slope = self._steps.lines(weights)
+        gradient = torch.empty_like(logits, dtype=self._dtype if logits.dtype == torch.float16 else None)
+        for block in blocks(len(logits), logits.device):
+            at = self._bins[block]
+            slopes = slope.index_select(0, at)  # index_select takes int32 and is the fastest gather
+            pull = slopes.mul_(logits[block]).add_(offset.index_select(0, at))
+            # Bin 0 has no pull, but an ignored logit may be NaN, and NaN times 0 is NaN.
+            gradient[block] = pull.clamp_min_(0).masked_fill_(targets[block] != 0, 0)
+        gradient[self.positives] = self.own(on_positives).to(gradient.dtype)
+        return gradient
+
+    def _bin_negatives(self) -> BinTotals:
+        """Find the bin of every element (0 for whatever is not a negative); the negatives' totals."""
+        logits, targets, steps = self._logits, self._targets, self._steps
+        self._bins = torch.empty(logits.shape, dtype=torch.int32, device=logits.device)
+        totals = steps.totals(self.f[:0], self._positive_bins[:0])
+        for block in blocks(len(logits), logits.device):
+            values = logits[block].to(self._dtype)
+            self._bins[block] = steps.bins_of(values).masked_fill_(targets[block] != 0, 0)
+            part = steps.totals(values, self._bins[block])
+            totals = BinTotals(totals.counts + part.counts, totals.sums + part.sums)
+        return BinTotals(*self._exchange.sum(torch.stack(totals)))
+
+    def _refuse_not_finite(self) -> None:
+        """Raise if a ranked logit of any process is not finite; an ignored one may be anything."""
+        bad = (~torch.isfinite(self._logits) & (self._targets >= 0)).nonzero().squeeze(1)
+        count = torch.tensor([len(bad)], device=bad.device)
+        if not self._exchange.sum(count):
+            return
+        if not len(bad):
+            raise NonFiniteLogits("a ranked logit of another process is not finite")
+        first = int(bad[0])
+        kind = "positive" if self._targets[first] == 1 else "negative"
+        raise NonFiniteLogits(
+            f"{len(bad)} of the ranked logits are not finite; the first is {float(self._logits[first])}, "
+            f"a {kind}, at flat index {first}"
+        )
+
+
+def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
+    """The checks that the ranking losses share.
+
+    Raises:
+        ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, or delta
+            is neither 0 nor at least 1e-6.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
+    if not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point, got {logits.dtype}")
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise ValueError(f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}")
+    if delta != 0 and not delta >= MIN_DELTA:
+        raise ValueError(f"delta must be 0 or at least {MIN_DELTA:g}, got {delta}")
+    if targets.numel():
+        low, high = torch.aminmax(targets)
+        if low < -1 or high > 1:
+            raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {int(low)} to {int(high)}")

@@ -1,0 +1,22 @@
+"""Cross-entropy with hard negatives: a baseline of the ranking losses' papers."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def ce_ohem_loss(logits: Tensor, targets: Tensor, negatives_per_positive: float = 3.0) -> Tensor:
+    """Sigmoid cross-entropy of the positives and of the hardest negatives, over the number of positives.
+
+    Online hard example mining as in SSD (Liu et al., ECCV 2016) and the AP-loss papers' "CE-Loss +
+    OHEM": of all negatives of the batch only the highest logits count, `negatives_per_positive` for
+    each positive (for at least one, so that images without objects teach as well).
+
+    logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar.
+    """
+    logits, targets = logits.float().reshape(-1), targets.reshape(-1)
+    positives = logits[targets == 1]
+    negatives = logits[targets == 0]
+    count = max(1, len(positives))
+    hardest = negatives.topk(min(len(negatives), round(negatives_per_positive * count)), sorted=False).values
+    return (F.softplus(-positives).sum() + F.softplus(hardest).sum()) / count

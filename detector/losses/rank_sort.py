@@ -1,0 +1,118 @@
+"""Rank & Sort loss: positives above negatives, and among themselves in the order of their quality.
+
+Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation" (ICCV 2021). The
+ranking part is exact in O((N + P) log P); the sorting part compares the positives with each other
+only, P x P, in blocks.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detector.losses.batch_ranking import BatchRanking, check_ranking
+from detector.losses.error_driven import error_driven
+from detector.losses.exchange import Exchange
+
+_PAIRS_AT_ONCE = 1 << 20  # 8 MB per float64 block of pairs
+
+
+class RankSort(NamedTuple):
+    """The two parts of the loss, scalars in [0, 1], each with a gradient of its own."""
+
+    ranking_error: Tensor  # what negatives above positives cost
+    sorting_error: Tensor  # what positives of low quality above those of high quality cost
+
+
+def rank_sort_loss(
+    logits: Tensor, quality: Tensor, delta: float = 0.5, exchange: Exchange | None = None
+) -> RankSort:
+    """Mean ranking error and mean sorting error over the positives.
+
+    With b_i negatives and a_i = sum_k H(f_k - f_i) positives above positive i (itself as 1/2), q its
+    quality and B_i the positives k with q_k >= q_i:
+
+        ranking error   r_i = b_i / (a_i + b_i)
+        sorting error   s_i = mean of 1 - q_k over the positives above i, weighted by H(f_k - f_i),
+                              minus the same over those of them in B_i
+
+    Error-driven update: positive i gets -r_i / P, shared by the negatives in proportion to
+    H(n_j - f_i), and -s_i / P, shared in proportion to H(f_k - f_i) by the positives k outside B_i,
+    which have no business above it.
+
+    Args:
+        logits: any floating dtype and shape. All elements are ranked together.
+        quality: float, same shape: the wanted score of a positive in (0, 1], e.g. the IoU of its
+            box; 0 for negatives, -1 for what takes no part.
+        delta: half-width of the soft step between two logits; 0 counts plainly, ties as a half.
+        exchange: as for `ap_loss`.
+
+    Returns:
+        The two parts, float32 (float64 for float64 logits); 0 when there is no positive. Their
+        gradients sum to zero each.
+
+    Raises:
+        ValueError: as `ap_loss`, or a quality is neither -1 nor in [0, 1].
+        NonFiniteLogits: a ranked logit is NaN or infinite.
+
+    Source: the paper's eqs. 5 to 9; that i itself counts 1/2 is its published code's.
+    """
+    if not quality.is_floating_point():
+        raise ValueError(f"quality must be floating point, got {quality.dtype}")
+    if not bool(((quality == -1) | ((quality >= 0) & (quality <= 1))).all()):
+        raise ValueError("quality must be -1 or in [0, 1]")
+    targets = quality.sign().to(torch.int8)
+    check_ranking(logits, targets, delta)
+    if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need
+        parts = rank_sort_loss(logits.cpu(), quality.cpu(), delta, exchange)
+        return RankSort(*(part.to(logits.device) for part in parts))
+    quality = quality.detach().reshape(-1)
+    ranking, on_logits, sorting, positives, on_positives = _errors_and_gradients(
+        logits, targets, quality, delta, exchange or Exchange()
+    )
+    return RankSort(
+        error_driven(logits, ranking, on_logits),
+        error_driven(logits.reshape(-1)[positives], sorting, on_positives),
+    )
+
+
+@torch.no_grad()
+def _errors_and_gradients(
+    logits: Tensor, targets: Tensor, quality: Tensor, delta: float, exchange: Exchange
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Ranking error and its gradient, sorting error, flat index of the positives and their gradient."""
+    ranking = BatchRanking(logits.reshape(-1), targets.reshape(-1), delta, exchange)
+    exact = ranking.f.dtype
+    p = len(ranking)
+    if p == 0:
+        zero = logits.new_zeros((), dtype=exact)
+        return zero, torch.zeros_like(logits), zero, ranking.positives, ranking.f
+    b = ranking.above_negatives
+    error = b / (ranking.above_positives + b)
+    weights = torch.where(b > 0, error / b, 0)
+    on_logits = ranking.gradient(-error / p, weights / p).view(logits.shape)
+    sorting, update = _sorting(ranking.f.double(), ranking.gather(quality[ranking.positives]), delta)
+    on_positives = ranking.own(update / p).to(exact)
+    return error.mean().to(exact), on_logits, sorting.mean().to(exact), ranking.positives, on_positives
+
+
+def _sorting(f: Tensor, quality: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+    """Sorting error of every positive, and the update of all that they amount to; float64 [P] each."""
+    errors = torch.empty_like(f)
+    update = torch.zeros_like(f)
+    step = max(1, _PAIRS_AT_ONCE // len(f))
+    for start in range(0, len(f), step):
+        rows = slice(start, start + step)
+        above = f - f[rows, None]  # [rows, P]
+        above = above.sign() / 2 + 0.5 if delta == 0 else (above / (2 * delta) + 0.5).clamp_(0, 1)
+        lacking = 1 - quality
+        better = quality >= quality[rows, None]
+        rightly = above * better
+        error = above @ lacking / above.sum(1) - rightly @ lacking / rightly.sum(1)
+        error = error.clamp_min_(0)  # whoever is left out lacks more than i: below 0 it is rounding
+        wrongly = above.sub_(rightly)
+        total = wrongly.sum(1)
+        errors[rows] = error = torch.where(total > 0, error, 0)
+        update[rows] -= error
+        update += torch.where(total > 0, error / total, 0) @ wrongly
+    return errors, update
