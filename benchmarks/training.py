@@ -26,6 +26,7 @@ from benchmarks.measure import devices, in_turns, parser, progress, report, sect
 from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16
 from detector.config import Config, load_config
 from detector.criterion import GroundTruth
+from detector.losses import Exchange
 from detector.retinanet import RetinaNet
 from detector.training.optimizer import build_optimizer
 from detector.weights import initialise
@@ -103,7 +104,7 @@ def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
     model = build_model(config.model, CLASSES, pretrained=False).to(device)
     _level(model)
     model = model.to(memory_format=_layout(config.train.channels_last)).train()
-    criterion = build_criterion(config, device)
+    criterion = build_criterion(config, device, Exchange())
     optimizer = _optimizer(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]
     amp = build_amp(config.train, device)

@@ -30,6 +30,11 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
+def paired_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU of boxes1 [P, 4] with boxes2 [P, 4], row by row: [P]."""
+    return pairwise_iou(boxes1[:, None], boxes2[:, None]).flatten()
+
+
 def encode(boxes: Tensor, anchors: Tensor, std: Tensor) -> Tensor:
     """Deltas (dx, dy, dw, dh) that turn anchors into boxes, each divided by its std (R-CNN coding).
 

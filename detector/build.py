@@ -18,9 +18,10 @@ from data.voc import load_voc, voc_classes
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
 from detector.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
-from detector.criterion import ClassLoss, Criterion
+from detector.criterion import Criterion
 from detector.heads import Head
-from detector.losses import ap_loss, focal_loss, giou_loss, smooth_l1_loss
+from detector.losses import Exchange, ap_loss, ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
+from detector.objectives import BoxErrors, ClassLoss, Objective, alrp, rank_sort, separate
 from detector.retinanet import RetinaNet
 from errors import InputError
 
@@ -122,28 +123,65 @@ def place(model: RetinaNet, config: TrainConfig, device: torch.device) -> Retina
     return model.to(device).to(memory_format=layout)
 
 
-def build_criterion(config: Config, device: torch.device) -> Criterion:
-    """The losses of training."""
-    std = box_std(config, device)
-    if config.loss.box == "giou":
-        box_loss = partial(giou_loss, std=std)
-    else:
-        box_loss = partial(smooth_l1_loss, std=std, beta=config.loss.smooth_l1_beta)
-    return Criterion(
-        class_loss(config.loss),
-        box_loss,
-        config.loss.box_weight,
-        config.matcher.positive_iou,
-        config.matcher.negative_iou,
-        config.matcher.best_anchor,
+def build_criterion(config: Config, device: torch.device, exchange: Exchange) -> Criterion:
+    """The losses of training, taken together with the processes of the exchange."""
+    matcher = config.matcher
+    objective = build_objective(config.loss, box_std(config, device), exchange)
+    return Criterion(objective, matcher.positive_iou, matcher.negative_iou, matcher.best_anchor)
+
+
+def build_exchange(config: LossConfig) -> Exchange:
+    """All processes of the training where there are several and loss.global_ranking is on."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return Exchange(torch.distributed.group.WORLD if several and config.global_ranking else None)
+
+
+def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Objective:
+    """The losses that the configuration names."""
+    box_errors: BoxErrors = (
+        partial(giou_errors, std=std)
+        if config.box == "giou"
+        else partial(smooth_l1_errors, std=std, beta=config.smooth_l1_beta)
     )
-
-
-def class_loss(config: LossConfig) -> ClassLoss:
-    """The classification loss that the configuration names."""
+    published = 0.5 if config.name == "rank_sort" else 1.0
+    delta = published if config.delta is None else config.delta
+    if config.name == "alrp":
+        return partial(
+            alrp,
+            box_std=std,
+            delta=delta,
+            box_weight=config.box_weight,
+            self_balance=config.self_balance,
+            exchange=exchange,
+        )
+    if config.name == "rank_sort":
+        return partial(
+            rank_sort,
+            box_errors=box_errors,
+            box_std=std,
+            delta=delta,
+            box_weight=config.box_weight,
+            self_balance=config.self_balance,
+            exchange=exchange,
+        )
+    class_loss: ClassLoss
     if config.name == "focal":
-        return partial(focal_loss, alpha=config.focal_alpha, gamma=config.focal_gamma)
-    return partial(ap_loss, delta=config.delta, interpolated=config.interpolated)
+        class_loss = partial(
+            focal_loss, alpha=config.focal_alpha, gamma=config.focal_gamma, exchange=exchange
+        )
+    elif config.name == "ce_ohem":
+        class_loss = partial(
+            ce_ohem_loss, negatives_per_positive=config.negatives_per_positive, exchange=exchange
+        )
+    else:
+        class_loss = partial(ap_loss, delta=delta, interpolated=config.interpolated, exchange=exchange)
+    return partial(
+        separate,
+        class_loss=class_loss,
+        box_errors=box_errors,
+        box_weight=config.box_weight,
+        exchange=exchange,
+    )
 
 
 def box_std(config: Config, device: torch.device) -> Tensor:

@@ -139,9 +139,20 @@ class MatcherConfig(Section):
 
 
 class LossConfig(Section):
-    name: Literal["ap", "focal"] = Field("ap", description="loss of the classification")
-    delta: NonNegative = Field(1.0, description="ap: half-width of the soft step between two logits")
+    name: Literal["ap", "alrp", "rank_sort", "focal", "ce_ohem"] = Field(
+        "ap", description="loss of the classification; alrp and rank_sort look at the boxes as well"
+    )
+    delta: NonNegative | None = Field(
+        None,
+        description="ap, alrp, rank_sort: half-width of the soft step between two logits; by default the "
+        "published one, 1 for ap and alrp, 0.5 for rank_sort",
+    )
     interpolated: bool = Field(True, description="ap: use the precision envelope")
+    self_balance: bool = Field(
+        True, description="alrp, rank_sort: scale the box loss to the classification's at every step"
+    )
+    global_ranking: bool = Field(True, description="with several processes: rank and count over all of them")
+    negatives_per_positive: Positive = Field(3.0, description="ce_ohem: hard negatives for each positive")
     focal_alpha: Fraction = Field(0.25, description="focal: weight of the positives")
     focal_gamma: NonNegative = Field(2.0, description="focal: focusing exponent")
     box: Literal["smooth_l1", "giou"] = Field("smooth_l1", description="loss of the boxes")
@@ -150,10 +161,16 @@ class LossConfig(Section):
 
     @field_validator("delta")
     @classmethod
-    def _not_tiny(cls, value: float) -> float:
-        if 0 < value < 1e-6:
+    def _not_tiny(cls, value: float | None) -> float | None:
+        if value is not None and 0 < value < 1e-6:
             raise ValueError("0 (the plain step) or at least 1e-6 is wanted")
         return value
+
+    @model_validator(mode="after")
+    def _alrp_measures_boxes_by_giou(self) -> "LossConfig":
+        if self.name == "alrp" and self.box != "giou":
+            raise ValueError("box: alrp measures boxes by GIoU; set loss.box=giou")
+        return self
 
 
 class OptimizerConfig(Section):

@@ -1,16 +1,13 @@
 """Head outputs + gt boxes -> named losses."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from detector.matcher import Matches, match
+from detector.objectives import Objective, Positives
 from detector.retinanet import HeadOutputs
-
-ClassLoss = Callable[[Tensor, Tensor], Tensor]  # logits, targets in {-1, 0, 1} -> scalar
-BoxLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # deltas, gt boxes, anchors [P, 4] -> scalar
 
 
 @dataclass(frozen=True)
@@ -25,39 +22,28 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Losses:
-    """The parts of the loss, each already weighted, and what they were taken over."""
+    """The parts of the loss by name, each already weighted, and what they were taken over."""
 
-    classification: Tensor
-    box: Tensor
+    parts: dict[str, Tensor]
     positives: Tensor  # number of positive anchors in the batch
 
     @property
     def total(self) -> Tensor:
-        return self.classification + self.box
+        return torch.stack(list(self.parts.values())).sum()
 
 
 class Criterion:
-    """Matches anchors with gt boxes and takes the two losses.
+    """Matches anchors with gt boxes and takes the losses.
 
     Args:
-        class_loss: of logits [B, N, C] and targets int8 [B, N, C].
-        box_loss: of the positives' deltas, gt boxes and anchors, each float32 [P, 4].
-        box_weight: factor of the box loss.
+        objective: of logits [B, N, C], targets int8 [B, N, C] and the positives' boxes.
         positive_iou, negative_iou, best_anchor: see `matcher.match`.
     """
 
     def __init__(
-        self,
-        class_loss: ClassLoss,
-        box_loss: BoxLoss,
-        box_weight: float,
-        positive_iou: float,
-        negative_iou: float,
-        best_anchor: bool,
+        self, objective: Objective, positive_iou: float, negative_iou: float, best_anchor: bool
     ) -> None:
-        self.class_loss = class_loss
-        self.box_loss = box_loss
-        self.box_weight = box_weight
+        self.objective = objective
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
         self.best_anchor = best_anchor
@@ -73,13 +59,13 @@ class Criterion:
             self.best_anchor,
         )
         targets, image, anchor = class_targets(matches, gt.labels, outputs.logits.shape[2])
-        gt_boxes = gt.boxes[image, matches.gt_index[image, anchor]]  # [P, 4]
-        deltas = outputs.deltas[image, anchor].float()
-        # With no positive this is still a sum over deltas: every parameter gets a gradient.
-        box = self.box_weight * self.box_loss(deltas, gt_boxes, outputs.anchors[anchor])
-        classification = self.class_loss(outputs.logits, targets)
-        positives = torch.tensor(len(image), device=image.device)
-        return Losses(classification, box, positives)
+        positives = Positives(
+            outputs.deltas[image, anchor].float(),
+            gt.boxes[image, matches.gt_index[image, anchor]],
+            outputs.anchors[anchor],
+        )
+        parts = self.objective(outputs.logits, targets, positives)
+        return Losses(parts, torch.tensor(len(image), device=image.device))
 
 
 def class_targets(matches: Matches, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:

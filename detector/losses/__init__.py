@@ -3,7 +3,7 @@
 from detector.losses.alrp import alrp_loss
 from detector.losses.ap import ap_loss
 from detector.losses.batch_ranking import NonFiniteLogits
-from detector.losses.boxes import giou_errors, giou_loss, smooth_l1_loss
+from detector.losses.boxes import giou_errors, smooth_l1_errors
 from detector.losses.exchange import Exchange
 from detector.losses.focal import focal_loss
 from detector.losses.ohem import ce_ohem_loss
@@ -17,7 +17,6 @@ __all__ = [
     "ce_ohem_loss",
     "focal_loss",
     "giou_errors",
-    "giou_loss",
     "rank_sort_loss",
-    "smooth_l1_loss",
+    "smooth_l1_errors",
 ]

@@ -64,7 +64,7 @@ class BatchRanking:
         return len(self.f)
 
     def gather(self, values: Tensor) -> Tensor:
-        """values [p], in the order of `positives` -> float64 [P] of all processes, in ascending order of f."""
+        """values [p], in the order of `positives` -> float64 [P] of all processes, as f is ordered."""
         return self._exchange.gather(values.double()).values[self._order]
 
     def own(self, values: Tensor) -> Tensor:

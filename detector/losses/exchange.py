@@ -56,3 +56,10 @@ class Exchange:
         dist.all_reduce(values, group=self._group)
         self.bytes_sent += values.nbytes
         return values
+
+    def total(self, share: Tensor) -> Tensor:
+        """The sum of the processes' shares of a loss; its gradient is that of this process's share."""
+        if self._group is None:
+            return share
+        detached = share.detach()
+        return share + (self.sum(detached) - detached)

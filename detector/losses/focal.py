@@ -3,12 +3,22 @@
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from detector.losses.exchange import Exchange
 
-def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    exchange: Exchange | None = None,
+) -> Tensor:
     """Sigmoid focal loss (Lin et al., ICCV 2017), summed and divided by the number of positives.
 
     logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar.
+    With `exchange` the sum and the number are those of all processes.
     """
     positive = targets == 1
     loss = sigmoid_focal_loss(logits.float(), positive.float(), alpha, gamma)
-    return loss.masked_fill(targets < 0, 0).sum() / positive.sum().clamp(min=1)
+    exchange = exchange or Exchange()
+    return exchange.total(loss.masked_fill(targets < 0, 0).sum() / exchange.sum(positive.sum()).clamp(min=1))

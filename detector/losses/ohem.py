@@ -4,8 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detector.losses.exchange import Exchange
 
-def ce_ohem_loss(logits: Tensor, targets: Tensor, negatives_per_positive: float = 3.0) -> Tensor:
+
+def ce_ohem_loss(
+    logits: Tensor, targets: Tensor, negatives_per_positive: float = 3.0, exchange: Exchange | None = None
+) -> Tensor:
     """Sigmoid cross-entropy of the positives and of the hardest negatives, over the number of positives.
 
     Online hard example mining as in SSD (Liu et al., ECCV 2016) and the AP-loss papers' "CE-Loss +
@@ -13,10 +17,14 @@ def ce_ohem_loss(logits: Tensor, targets: Tensor, negatives_per_positive: float 
     each positive (for at least one, so that images without objects teach as well).
 
     logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar.
+    With `exchange` the sum and the number are those of all processes, each of which looks for hard
+    negatives among its own.
     """
     logits, targets = logits.float().reshape(-1), targets.reshape(-1)
     positives = logits[targets == 1]
     negatives = logits[targets == 0]
-    count = max(1, len(positives))
-    hardest = negatives.topk(min(len(negatives), round(negatives_per_positive * count)), sorted=False).values
-    return (F.softplus(-positives).sum() + F.softplus(hardest).sum()) / count
+    wanted = round(negatives_per_positive * max(1, len(positives)))
+    hardest = negatives.topk(min(len(negatives), wanted), sorted=False).values
+    exchange = exchange or Exchange()
+    count = exchange.sum(torch.tensor(len(positives), device=logits.device))
+    return exchange.total((F.softplus(-positives).sum() + F.softplus(hardest).sum()) / count.clamp(min=1))

@@ -4,13 +4,13 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from detector.criterion import Losses
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.training.run_folder import append_metrics
 from errors import InputError
@@ -113,24 +113,10 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> st
 
 
 def summary_values(
-    losses: Any, lr: float, gradient_norm: Tensor, images_per_s: float, images: int
+    losses: Losses, lr: float, gradient_norm: Tensor, images_per_s: float, images: int
 ) -> dict[str, float]:
     """The scalars of one training step, from tensors to plain numbers at once."""
-    numbers = torch.stack(
-        [
-            losses.total,
-            losses.classification,
-            losses.box,
-            losses.positives.to(losses.box),
-            gradient_norm.to(losses.box),
-        ]
-    ).tolist()
-    return {
-        "loss": numbers[0],
-        "loss_classification": numbers[1],
-        "loss_box": numbers[2],
-        "positives_per_image": numbers[3] / images,
-        "gradient_norm": numbers[4],
-        "lr": lr,
-        "images_per_s": images_per_s,
-    }
+    values = {"loss": losses.total, **{f"loss_{name}": value for name, value in losses.parts.items()}}
+    values |= {"positives_per_image": losses.positives / images, "gradient_norm": gradient_norm}
+    numbers = torch.stack([value.float() for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True)) | {"lr": lr, "images_per_s": images_per_s}

@@ -1,6 +1,5 @@
 """The training loop: one step after another, in the order things happen."""
 
-import dataclasses
 import logging
 import math
 import time
@@ -19,6 +18,7 @@ from detector.build import (
     build_criterion,
     build_device,
     build_eval_loader,
+    build_exchange,
     build_model,
     build_pipeline,
     build_set,
@@ -86,7 +86,8 @@ class Trainer:
         self.val_loader = build_eval_loader(config, self.val_set, self.device)
 
         self.model = self._build_model(fresh=state is None)
-        self.criterion = build_criterion(config, self.device)
+        self.exchange = build_exchange(config.loss)
+        self.criterion = build_criterion(config, self.device, self.exchange)
         optimizer = config.optimizer
         self.optimizer = build_optimizer(
             self.model,
@@ -187,10 +188,10 @@ class Trainer:
         except NonFiniteLogits as error:
             raise InputError(self._not_finite(batch, str(error))) from None
         if not torch.isfinite(losses.total):
-            detail = f"classification {losses.classification.item():g}, box {losses.box.item():g}"
+            detail = ", ".join(f"{name} {value.item():g}" for name, value in losses.parts.items())
             raise InputError(self._not_finite(batch, detail))
         self.scaler.scale(losses.total / parts).backward()
-        return Losses(losses.classification.detach(), losses.box.detach(), losses.positives)
+        return Losses({name: value.detach() for name, value in losses.parts.items()}, losses.positives)
 
     def _update(self) -> Tensor:
         """Clip, step, average; returns the norm of the gradient before clipping."""
@@ -322,7 +323,7 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         first = False
 
 
-def _mean(parts: list[Losses]) -> Losses:
-    return Losses(
-        *(torch.stack([getattr(p, f.name).float() for p in parts]).mean() for f in dataclasses.fields(Losses))
-    )
+def _mean(losses: list[Losses]) -> Losses:
+    names = losses[0].parts
+    parts = {name: torch.stack([one.parts[name] for one in losses]).mean() for name in names}
+    return Losses(parts, torch.stack([one.positives.float() for one in losses]).mean())

@@ -1,5 +1,6 @@
 """From head outputs and gt boxes to losses: hand-computed targets, weights, and batches without boxes."""
 
+import math
 from functools import partial
 
 import pytest
@@ -8,21 +9,49 @@ from torch import Tensor
 
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
-from detector.criterion import BoxLoss, ClassLoss, Criterion, GroundTruth, class_targets
+from detector.criterion import Criterion, GroundTruth, class_targets
 from detector.heads import Head
-from detector.losses import ap_loss, focal_loss, giou_loss, smooth_l1_loss
+from detector.losses import Exchange, ap_loss, ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
 from detector.matcher import Matches
+from detector.objectives import BoxErrors, ClassLoss, Objective, Positives, alrp, rank_sort, separate
 from detector.retinanet import HeadOutputs, RetinaNet
 
 STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
-SMOOTH_L1: BoxLoss = partial(smooth_l1_loss, std=STD, beta=1.0)
+SMOOTH_L1: BoxErrors = partial(smooth_l1_errors, std=STD, beta=1.0)
+GIOU: BoxErrors = partial(giou_errors, std=STD)
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 6], [40, 40, 50, 50]])
 
 
-def criterion(
-    class_loss: ClassLoss = ap_loss, box_loss: BoxLoss = SMOOTH_L1, box_weight: float = 1.0
-) -> Criterion:
-    return Criterion(class_loss, box_loss, box_weight, 0.7, 0.4, best_anchor=True)
+def criterion(objective: Objective) -> Criterion:
+    return Criterion(objective, 0.7, 0.4, best_anchor=True)
+
+
+def two_parts(
+    class_loss: ClassLoss = ap_loss, box_errors: BoxErrors = SMOOTH_L1, box_weight: float = 1.0
+) -> Objective:
+    return partial(
+        separate, class_loss=class_loss, box_errors=box_errors, box_weight=box_weight, exchange=Exchange()
+    )
+
+
+# One objective for each loss.name and loss.box of the configuration.
+OBJECTIVES: dict[str, Objective] = {
+    **{
+        f"{loss.__name__} {name}": two_parts(loss, errors)
+        for loss in (ap_loss, focal_loss, ce_ohem_loss)
+        for name, errors in (("smooth_l1", SMOOTH_L1), ("giou", GIOU))
+    },
+    "alrp": partial(alrp, box_std=STD, delta=1.0, box_weight=1.0, self_balance=True, exchange=Exchange()),
+    "rank_sort": partial(
+        rank_sort,
+        box_errors=GIOU,
+        box_std=STD,
+        delta=0.5,
+        box_weight=1.0,
+        self_balance=True,
+        exchange=Exchange(),
+    ),
+}
 
 
 def two_images() -> GroundTruth:
@@ -59,16 +88,13 @@ def test_losses_see_the_targets_and_the_positives() -> None:
     """Anchor 2 lies 6/10 in the box of anchor 0 (ignored between 0.4 and 0.7); anchor 3 is in the crowd."""
     seen: dict[str, list] = {}
 
-    def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    def spy(logits: Tensor, targets: Tensor, positives: Positives) -> dict[str, Tensor]:
         seen["targets"] = targets.tolist()
-        return logits.sum()
-
-    def box_loss(deltas: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
-        seen.update(deltas=deltas.tolist(), gt_boxes=gt_boxes.tolist(), anchors=anchors.tolist())
-        return deltas.sum()
+        seen.update({name: value.tolist() for name, value in positives._asdict().items()})
+        return {"classification": logits.sum(), "box": positives.deltas.sum()}
 
     deltas = torch.arange(32.0).view(2, 4, 4)
-    losses = criterion(class_loss, box_loss)(outputs(torch.ones(2, 4, 3), deltas), two_images())
+    losses = criterion(spy)(outputs(torch.ones(2, 4, 3), deltas), two_images())
     out, off, on = [-1] * 3, [0] * 3, {0: [1, 0, 0], 2: [0, 0, 1]}
     assert seen["targets"] == [[on[2], off, out, off], [off, on[0], off, out]]
     assert seen["deltas"] == [deltas[0, 0].tolist(), deltas[1, 1].tolist()]
@@ -80,21 +106,63 @@ def test_box_loss_is_weighted_and_total_is_the_sum() -> None:
     """Hand-computed: deltas of 1 where 0 is wanted cost 1/2 in smooth-L1; half precision is widened."""
     logits = torch.zeros(2, 4, 3)
     heads = outputs(logits, torch.ones(2, 4, 4, dtype=torch.bfloat16))
-    losses = criterion(focal_loss, box_weight=3.0)(heads, two_images())
-    assert losses.box.item() == pytest.approx(1.5)
-    assert losses.box.dtype == torch.float32
-    assert losses.total.item() == pytest.approx(losses.classification.item() + 1.5)
+    losses = criterion(two_parts(focal_loss, box_weight=3.0))(heads, two_images())
+    assert losses.parts["box"].item() == pytest.approx(1.5)
+    assert losses.parts["box"].dtype == torch.float32
+    assert losses.total.item() == pytest.approx(losses.parts["classification"].item() + 1.5)
 
 
-def test_only_positives_move_boxes_and_only_ranked_anchors_move_logits() -> None:
+def test_rank_sort_sorts_by_iou_and_balances_the_boxes() -> None:
+    """Hand-computed. Box 0 is perfect, box 1 half as wide: IoU 1 and 1/2, 1 - GIoU 0 and 1/2.
+
+    The worse is ranked far above the better, both above the negatives: the sorting error is that of
+    `test_sorted_positives...`, 1/6, and the box part is scaled to it.
+    """
+    deltas = torch.zeros(2, 4, 4)
+    deltas[1, 1, 2] = math.log(0.5) / 0.2
+    deltas[1, 1, 0] = -0.25 / 0.1
+    logits = torch.full((2, 4, 3), -9.0)
+    logits[0, 0, 2], logits[1, 1, 0] = 9.0, 18.0
+    parts = criterion(OBJECTIVES["rank_sort"])(outputs(logits, deltas), two_images()).parts
+    assert parts["classification"].item() == 0
+    assert parts["sorting"].item() == pytest.approx(1 / 6)
+    assert parts["box"].item() == pytest.approx(1 / 6)
+
+
+def test_alrp_brings_the_boxes_up_to_the_total() -> None:
+    """Hand-computed. Separated positives: ranking error 0, so the box part stays itself.
+
+    Of the boxes above, (1 - GIoU) / 2 is 0 and 1/4. The worse one (rank 1) has an error of 1/4, the
+    better one below it (rank 2) half of that: 3/16 in the mean.
+    """
+    deltas = torch.zeros(2, 4, 4)
+    deltas[1, 1, 2] = math.log(0.5) / 0.2
+    deltas[1, 1, 0] = -0.25 / 0.1
+    logits = torch.full((2, 4, 3), -9.0)
+    logits[0, 0, 2], logits[1, 1, 0] = 9.0, 18.0
+    parts = criterion(OBJECTIVES["alrp"])(outputs(logits, deltas), two_images()).parts
+    assert parts["classification"].item() == 0
+    assert parts["box"].item() == pytest.approx(3 / 16)
+    logits[0, 3] = 12.0  # three negatives above the better one: rank 5 with an error of 3/5
+    parts = criterion(OBJECTIVES["alrp"])(outputs(logits, deltas), two_images()).parts
+    assert parts["classification"].item() == pytest.approx(3 / 10)
+    assert parts["box"].item() == pytest.approx(3 / 10 + (1 / 4 + 1 / 20) / 2)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_only_positives_move_boxes_and_only_ranked_anchors_move_logits(name: str) -> None:
     logits = torch.zeros(2, 4, 3, requires_grad=True)
     deltas = torch.ones(2, 4, 4, requires_grad=True)
-    criterion()(outputs(logits, deltas), two_images()).total.backward()
+    criterion(OBJECTIVES[name])(outputs(logits, deltas), two_images()).total.backward()
     assert deltas.grad is not None and logits.grad is not None
     moved_boxes = deltas.grad.abs().sum(2) > 0
     assert moved_boxes.tolist() == [[True, False, False, False], [False, True, False, False]]
     moved_logits = logits.grad.abs().sum(2) > 0
-    assert moved_logits.tolist() == [[True, True, False, True], [True, True, True, False]]
+    ranked = torch.tensor([[True, True, False, True], [True, True, True, False]])
+    if name.startswith("ce_ohem"):  # only the hardest negatives
+        assert not (moved_logits & ~ranked).any()
+    else:
+        assert moved_logits.tolist() == ranked.tolist()
 
 
 def small_network() -> RetinaNet:
@@ -107,17 +175,16 @@ def small_network() -> RetinaNet:
 
 
 @pytest.mark.parametrize("gts", [0, 2])
-@pytest.mark.parametrize("class_loss", [ap_loss, focal_loss])
-@pytest.mark.parametrize("box_loss", [SMOOTH_L1, partial(giou_loss, std=STD)])
-def test_a_batch_without_boxes_trains(class_loss: ClassLoss, box_loss: BoxLoss, gts: int) -> None:
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_batch_without_boxes_trains(name: str, gts: int) -> None:
     """Every parameter gets a finite gradient: one without would stall data-parallel training."""
     network = small_network()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     heads = network(images, torch.full((2, 2), 64))
-    losses = criterion(class_loss, box_loss)(heads, no_boxes(2, gts))
+    losses = criterion(OBJECTIVES[name])(heads, no_boxes(2, gts))
     losses.total.backward()
     assert torch.isfinite(losses.total)
-    assert losses.box.item() == 0
+    assert losses.parts["box"].item() == 0
     assert losses.positives.item() == 0
     without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []

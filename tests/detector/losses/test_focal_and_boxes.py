@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
-from detector.losses import focal_loss, giou_loss, smooth_l1_loss
+from detector.losses import focal_loss, giou_errors, smooth_l1_errors
 
 STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
 CODER = BoxCoder(weights=tuple((1 / STD).tolist()))
@@ -56,21 +56,20 @@ def test_smooth_l1_is_torchs_mean_over_coded_coordinates(beta: float) -> None:
     """torch's smooth_l1_loss on the deltas of torchvision's BoxCoder."""
     deltas, gt_boxes, anchors = positives()
     expected = F.smooth_l1_loss(deltas, CODER.encode_single(gt_boxes, anchors), beta=beta)
-    torch.testing.assert_close(smooth_l1_loss(deltas, gt_boxes, anchors, STD, beta), expected)
+    torch.testing.assert_close(smooth_l1_errors(deltas, gt_boxes, anchors, STD, beta).mean(), expected)
 
 
-def test_giou_loss_is_the_mean_over_decoded_boxes() -> None:
+def test_giou_errors_are_those_of_decoded_boxes() -> None:
     """torchvision's pairwise generalized_box_iou of the boxes that its BoxCoder decodes."""
     deltas, gt_boxes, anchors = positives()
     pairwise = generalized_box_iou(CODER.decode_single(deltas, anchors), gt_boxes)
-    torch.testing.assert_close(
-        giou_loss(deltas, gt_boxes, anchors, STD), 1 - pairwise.diagonal().mean(), rtol=1e-5, atol=1e-6
-    )
+    errors = giou_errors(deltas, gt_boxes, anchors, STD)
+    torch.testing.assert_close(errors, 1 - pairwise.diagonal(), rtol=1e-5, atol=1e-5)
 
 
 def test_giou_loss_of_boxes_that_touch_at_a_corner() -> None:
     """Hand-computed: no overlap, union 200 of an enclosing 400, so 1 - (0 - 200 / 400)."""
-    loss = giou_loss(
+    loss = giou_errors(
         torch.zeros(1, 4), torch.tensor([[10.0, 10, 20, 20]]), torch.tensor([[0.0, 0, 10, 10]]), STD
     )
     assert loss.item() == pytest.approx(1.5)
@@ -96,5 +95,5 @@ def test_box_losses_without_positives_are_zero_and_reach_the_network(name: str) 
 
 def box_loss(name: str, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
     if name == "giou":
-        return giou_loss(deltas, gt_boxes, anchors, STD)
-    return smooth_l1_loss(deltas, gt_boxes, anchors, STD, beta=1.0)
+        return giou_errors(deltas, gt_boxes, anchors, STD).sum() / max(1, len(deltas))
+    return smooth_l1_errors(deltas, gt_boxes, anchors, STD, beta=1.0).sum() / max(1, len(deltas))

@@ -1,0 +1,104 @@
+"""Classification and boxes together: what each family of losses makes the total from."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detector.boxes import decode, paired_iou
+from detector.losses import Exchange, alrp_loss, giou_errors, rank_sort_loss
+
+ClassLoss = Callable[[Tensor, Tensor], Tensor]  # logits, targets in {-1, 0, 1} -> scalar
+BoxErrors = Callable[[Tensor, Tensor, Tensor], Tensor]  # deltas, gt boxes, anchors [p, 4] -> [p]
+# logits [B, N, C], targets int8 [B, N, C], positives -> named parts of the loss, already weighted
+Objective = Callable[[Tensor, Tensor, "Positives"], dict[str, Tensor]]
+
+# A positive whose box misses its object altogether is a positive all the same.
+_LEAST_QUALITY = 1e-3
+
+
+class Positives(NamedTuple):
+    """The positive anchors of a batch, in the order of the flattened targets; float32 [p, 4] each."""
+
+    deltas: Tensor
+    gt_boxes: Tensor
+    anchors: Tensor
+
+
+def separate(
+    logits: Tensor,
+    targets: Tensor,
+    positives: Positives,
+    *,
+    class_loss: ClassLoss,
+    box_errors: BoxErrors,
+    box_weight: float,
+    exchange: Exchange,
+) -> dict[str, Tensor]:
+    """A classification loss and a mean box error, neither of which knows the other."""
+    box = mean_over_all(box_errors(*positives), exchange)
+    return {"classification": class_loss(logits, targets), "box": box_weight * box}
+
+
+def alrp(
+    logits: Tensor,
+    targets: Tensor,
+    positives: Positives,
+    *,
+    box_std: Tensor,
+    delta: float,
+    box_weight: float,
+    self_balance: bool,
+    exchange: Exchange,
+) -> dict[str, Tensor]:
+    """aLRP with (1 - GIoU) / 2 as localisation error.
+
+    Self-balancing (section 5 of its paper) brings the box part up to the total of both. The paper
+    takes the factor from the last epoch and guesses the first one; here it is that of the step.
+    """
+    errors = giou_errors(*positives, std=box_std) / 2
+    loss = alrp_loss(logits, targets, errors.clamp(0, 1), delta, exchange)
+    ranking, box = loss
+    factor = _balance(ranking + box, box) if self_balance else 1.0
+    return {"classification": ranking, "box": box_weight * factor * box}
+
+
+def rank_sort(
+    logits: Tensor,
+    targets: Tensor,
+    positives: Positives,
+    *,
+    box_errors: BoxErrors,
+    box_std: Tensor,
+    delta: float,
+    box_weight: float,
+    self_balance: bool,
+    exchange: Exchange,
+) -> dict[str, Tensor]:
+    """Rank & Sort, the quality of a positive being the IoU of its box.
+
+    Self-balancing (section 4 of its paper) brings the box part up to the ranking and sorting parts.
+    """
+    boxes = decode(positives.deltas.detach(), positives.anchors, box_std)
+    iou = paired_iou(boxes, positives.gt_boxes).clamp(_LEAST_QUALITY, 1)
+    quality = targets.float()
+    quality[targets == 1] = iou.to(quality.dtype)
+    ranking, sorting = rank_sort_loss(logits, quality, delta, exchange)
+    box = mean_over_all(box_errors(*positives), exchange)
+    factor = _balance(ranking + sorting, box) if self_balance else 1.0
+    return {"classification": ranking, "sorting": sorting, "box": box_weight * factor * box}
+
+
+def mean_over_all(errors: Tensor, exchange: Exchange) -> Tensor:
+    """The mean of the errors [p] of all processes; 0 without any.
+
+    With no positive this is still a sum over the network's output: every parameter gets a gradient.
+    """
+    count = exchange.sum(torch.tensor(len(errors), device=errors.device))
+    return exchange.total(errors.sum() / count.clamp(min=1))
+
+
+def _balance(wanted: Tensor, box: Tensor) -> Tensor:
+    wanted, box = wanted.detach(), box.detach()
+    return torch.where(box > 0, wanted / box, 1)

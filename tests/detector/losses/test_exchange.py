@@ -1,0 +1,122 @@
+"""Losses over several processes against one process that has the whole batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from detector.build import build_objective
+from detector.config import LossConfig
+from detector.losses import Exchange, NonFiniteLogits, ap_loss
+from detector.objectives import Positives
+from tests.processes import run_processes
+
+NAMES = ("ap", "alrp", "rank_sort", "focal", "ce_ohem")
+STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
+IMAGES, ANCHORS, CLASSES = 8, 50, 3
+Share = tuple[Tensor, Tensor, Positives]
+
+
+def batch(anchors: int = ANCHORS) -> Share:
+    """Eight images: the last two hold no positive at all, images 2 and 3 nothing but ignored anchors."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(IMAGES, anchors, CLASSES, generator=generator) * 2
+    targets = torch.zeros(logits.shape, dtype=torch.int8)
+    targets[:6, :4, 1], targets[:6, 5:8], targets[2:4] = 1, -1, -1
+    targets[0, 10, 2] = 1  # the processes have different numbers of positives
+    count = int((targets == 1).sum())
+    corner = torch.rand(2, count, 2, generator=generator) * 30
+    gt_boxes, boxes = torch.cat((corner, corner + 10 + corner.flip(0) / 3), dim=2)
+    deltas = torch.randn(count, 4, generator=generator)
+    return logits, targets, Positives(deltas, gt_boxes, boxes)
+
+
+def share_of(rank: int, count: int, whole: Share) -> Share:
+    """The images of one process, with their positives."""
+    logits, targets, positives = whole
+    images = slice(rank * IMAGES // count, (rank + 1) * IMAGES // count)
+    image_of_positive = (targets == 1).nonzero()[:, 0]
+    mine = (image_of_positive >= images.start) & (image_of_positive < images.stop)
+    return logits[images], targets[images], Positives(*(part[mine] for part in positives))
+
+
+def losses_and_gradients(share: Share, name: str, exchange: Exchange) -> dict[str, Tensor]:
+    logits, targets, positives = share
+    logits, deltas = logits.clone().requires_grad_(), positives.deltas.clone().requires_grad_()
+    objective = build_objective(LossConfig(name=name, box="giou"), STD, exchange)
+    parts = objective(logits, targets, positives._replace(deltas=deltas))
+    torch.stack(list(parts.values())).sum().backward()
+    assert logits.grad is not None and deltas.grad is not None
+    values = {name: value.detach() for name, value in parts.items()}
+    return {**values, "logits.grad": logits.grad, "deltas.grad": deltas.grad}
+
+
+def work(rank: int, count: int) -> dict[str, Any]:
+    """In every process: all losses over its share, the traffic, and what a bad logit elsewhere does."""
+    group = dist.group.WORLD
+    result: dict[str, Any] = {
+        name: losses_and_gradients(share_of(rank, count, batch()), name, Exchange(group)) for name in NAMES
+    }
+    nothing = torch.zeros(2, 5, 3)
+    result["empty"] = losses_and_gradients(
+        (nothing, nothing.to(torch.int8), Positives(*torch.zeros(3, 0, 4))), "rank_sort", Exchange(group)
+    )
+    for anchors in (ANCHORS, 20 * ANCHORS):
+        exchange = Exchange(group)
+        logits, targets, _ = share_of(rank, count, batch(anchors))
+        ap_loss(logits, targets, exchange=exchange)
+        result[f"bytes {anchors}"] = exchange.bytes_sent
+    logits, targets, _ = share_of(rank, count, batch())
+    if rank == count - 1:
+        logits[-1, -1, -1] = torch.nan
+    with pytest.raises(NonFiniteLogits) as caught:
+        ap_loss(logits, targets, exchange=Exchange(group))
+    result["not finite"] = str(caught.value)
+    return result
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_compute_what_one_does_on_the_whole_batch(count: int, tmp_path: Path) -> None:
+    """With 4 processes one has only ignored anchors, and one negatives and no positive."""
+    results = run_processes(work, count, tmp_path)
+    for name in NAMES:
+        if name == "ce_ohem":
+            continue  # each process has its own hard negatives; see the next test
+        expected = losses_and_gradients(batch(), name, Exchange())
+        for key, value in expected.items():
+            found = [result[name][key] for result in results]
+            if not key.endswith(".grad"):
+                for one in found:
+                    torch.testing.assert_close(one, value, rtol=1e-6, atol=1e-7)
+            else:
+                torch.testing.assert_close(torch.cat(found), value, rtol=1e-6, atol=1e-8)
+    for result in results:
+        assert all((value == 0).all() for value in result["empty"].values())
+        # What is sent depends on the positives alone: 20 times the anchors, the same bytes.
+        assert result[f"bytes {ANCHORS}"] == result[f"bytes {20 * ANCHORS}"]
+        assert "not finite" in result["not finite"]
+    assert "negative, at flat index" in results[-1]["not finite"]
+    assert "another process" in results[0]["not finite"]
+    print(f"{count} processes: {results[0][f'bytes {ANCHORS}']} bytes sent by each, per step")
+
+
+def test_hard_negatives_of_shares_are_normalised_together() -> None:
+    """Oracle: each share's own loss times its positives, over those of both."""
+    shares = [share_of(rank, 2, batch()) for rank in range(2)]
+    counts = [len(share[2].deltas) for share in shares]
+    alone = [losses_and_gradients(share, "ce_ohem", Exchange())["classification"] for share in shares]
+
+    class Other(Exchange):
+        """The exchange as the first of two processes sees it."""
+
+        def sum(self, values: Tensor) -> Tensor:
+            return values + counts[1] if not values.is_floating_point() else values
+
+        def total(self, share: Tensor) -> Tensor:
+            return share
+
+    together = losses_and_gradients(shares[0], "ce_ohem", Other())["classification"]
+    torch.testing.assert_close(together, alone[0] * counts[0] / sum(counts))

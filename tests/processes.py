@@ -1,0 +1,26 @@
+"""Several processes on one machine, each with a share of a batch: what the tests of collectives run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+Work = Callable[[int, int], Any]  # rank, number of processes -> what torch.save can write
+
+
+def run_processes(work: Work, count: int, folder: Path) -> list[Any]:
+    """Run `work` in `count` gloo processes; returns what each gave back, by rank."""
+    mp.start_processes(_enter, args=(work, count, str(folder)), nprocs=count, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def _enter(rank: int, work: Work, count: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    try:
+        torch.save(work(rank, count), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()
