@@ -195,6 +195,11 @@ class TrainConfig(Section):
     epochs: Count = 12
     batch_size: Count = Field(16, description="images per optimizer step on one process and micro-batch")
     accumulate: Count = Field(1, description="micro-batches per optimizer step")
+    rank_accumulated: bool = Field(
+        False,
+        description="with accumulate: rank over all micro-batches of a step as over one batch, for a "
+        "second forward pass of each",
+    )
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         "auto", description="precision of the network; auto takes bf16 or fp16 where the device is fast in it"
     )

@@ -1,5 +1,6 @@
 """Head outputs + gt boxes -> named losses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,12 +32,15 @@ class Losses:
     def total(self) -> Tensor:
         return torch.stack(list(self.parts.values())).sum()
 
+    def detach(self) -> "Losses":
+        return Losses({name: value.detach() for name, value in self.parts.items()}, self.positives)
+
 
 class Criterion:
     """Matches anchors with gt boxes and takes the losses.
 
     Args:
-        objective: of logits [B, N, C], targets int8 [B, N, C] and the positives' boxes.
+        objective: of logits, targets in {-1, 0, 1} and the positives' boxes.
         positive_iou, negative_iou, best_anchor: see `matcher.match`.
     """
 
@@ -49,6 +53,25 @@ class Criterion:
         self.best_anchor = best_anchor
 
     def __call__(self, outputs: HeadOutputs, gt: GroundTruth) -> Losses:
+        targets, positives = self._targets(outputs, gt)
+        return self._losses(outputs.logits, targets, positives)
+
+    def over_micro_batches(self, outputs: Sequence[HeadOutputs], gts: Sequence[GroundTruth]) -> Losses:
+        """The losses of several batches as if they were one; their images may differ in size."""
+        pairs = zip(outputs, gts, strict=True)
+        targets, positives = zip(*(self._targets(output, gt) for output, gt in pairs), strict=True)
+        return self._losses(
+            torch.cat([one.logits.flatten() for one in outputs]),
+            torch.cat([one.flatten() for one in targets]),
+            Positives(*(torch.cat(part) for part in zip(*positives, strict=True))),
+        )
+
+    def _losses(self, logits: Tensor, targets: Tensor, positives: Positives) -> Losses:
+        parts = self.objective(logits, targets, positives)
+        return Losses(parts, torch.tensor(len(positives.deltas), device=logits.device))
+
+    def _targets(self, outputs: HeadOutputs, gt: GroundTruth) -> tuple[Tensor, Positives]:
+        """Class targets int8 [B, N, C], and the positives with their gt boxes and anchors."""
         matches = match(
             outputs.anchors,
             gt.boxes,
@@ -64,8 +87,7 @@ class Criterion:
             gt.boxes[image, matches.gt_index[image, anchor]],
             outputs.anchors[anchor],
         )
-        parts = self.objective(outputs.logits, targets, positives)
-        return Losses(parts, torch.tensor(len(image), device=image.device))
+        return targets, positives
 
 
 def class_targets(matches: Matches, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from detector.criterion import GroundTruth, Losses
 from detector.evaluation.pictures import pictures
 from detector.evaluation.score import score
 from detector.losses import NonFiniteLogits
-from detector.retinanet import RetinaNet
+from detector.retinanet import HeadOutputs, RetinaNet
 from detector.training.ema import WeightAverage
 from detector.training.monitor import Monitor, summary_values
 from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
@@ -160,7 +160,10 @@ class Trainer:
             lr = self._set_lr()
             # Freed as late as possible: the next gradients then find their memory warm.
             self.optimizer.zero_grad(set_to_none=True)
-            parts = [self._backward(batch, len(group)) for batch in group]
+            if self.config.train.rank_accumulated and len(group) > 1:
+                parts = [self._backward_together(group)]
+            else:
+                parts = [self._backward(batch, len(group)) for batch in group]
             gradient_norm = self._update()
             self.step += 1
             images += sum(len(batch.indices) for batch in group)
@@ -179,19 +182,54 @@ class Trainer:
                 break
 
     def _backward(self, batch: Batch, parts: int) -> Losses:
+        """Backpropagate the losses of one of `parts` micro-batches."""
         batch = batch.to(self.device)
+        losses = self._checked(lambda: self.criterion(self._forward(batch), _ground_truth(batch)), [batch])
+        self._scaled(losses.total / parts).backward()
+        return losses.detach()
+
+    def _backward_together(self, group: list[Batch]) -> Losses:
+        """Backpropagate the losses of all micro-batches as of one batch, which memory would not hold.
+
+        The first pass keeps of each micro-batch only its head outputs; the losses over all of them
+        give these their gradients; the second pass carries each one's share into the network.
+        """
+        group = [batch.to(self.device) for batch in group]
+        with torch.no_grad():
+            buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+            outputs = [self._forward(batch) for batch in group]
+            for buffer, before in buffers:  # batch norm is to see every image once
+                buffer.copy_(before)
+        for output in outputs:
+            output.logits.requires_grad_()
+            output.deltas.requires_grad_()
+        gts = [_ground_truth(batch) for batch in group]
+        losses = self._checked(lambda: self.criterion.over_micro_batches(outputs, gts), group)
+        self._scaled(losses.total).backward()
+        for batch, first in zip(group, outputs, strict=True):
+            second = self._forward(batch)
+            torch.autograd.backward([second.logits, second.deltas], [first.logits.grad, first.deltas.grad])
+        return losses.detach()
+
+    def _forward(self, batch: Batch) -> HeadOutputs:
         with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
-            outputs = self.model(batch.images, batch.sizes)
-        gt = GroundTruth(batch.boxes, batch.labels, batch.valid, batch.ignore)
+            return self.model(batch.images, batch.sizes)
+
+    def _checked(self, take: Callable[[], Losses], batches: list[Batch]) -> Losses:
+        """The losses, if they are finite."""
         try:
-            losses = self.criterion(outputs, gt)
+            losses = take()
         except NonFiniteLogits as error:
-            raise InputError(self._not_finite(batch, str(error))) from None
+            raise InputError(self._not_finite(batches, str(error))) from None
         if not torch.isfinite(losses.total):
             detail = ", ".join(f"{name} {value.item():g}" for name, value in losses.parts.items())
-            raise InputError(self._not_finite(batch, detail))
-        self.scaler.scale(losses.total / parts).backward()
-        return Losses({name: value.detach() for name, value in losses.parts.items()}, losses.positives)
+            raise InputError(self._not_finite(batches, detail))
+        return losses
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        # Where several processes share one loss, each has its part of the gradient, and the average
+        # over them that follows must be their sum.
+        return self.scaler.scale(loss * self.exchange.size)
 
     def _update(self) -> Tensor:
         """Clip, step, average; returns the norm of the gradient before clipping."""
@@ -292,8 +330,9 @@ class Trainer:
             f"{self.total_steps} steps from {self.step}"
         )
 
-    def _not_finite(self, batch: Batch, detail: str) -> str:
-        names = ", ".join(Path(self.train_set.files[i]).name for i in batch.indices.tolist())
+    def _not_finite(self, batches: list[Batch], detail: str) -> str:
+        rows = torch.cat([batch.indices for batch in batches]).tolist()
+        names = ", ".join(Path(self.train_set.files[i]).name for i in rows)
         return (
             f"the loss is not finite at step {self.step} ({detail}; images {names}); lower optimizer.lr, "
             f"set optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
@@ -321,6 +360,10 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         if len(group) == size or first:
             yield group
         first = False
+
+
+def _ground_truth(batch: Batch) -> GroundTruth:
+    return GroundTruth(batch.boxes, batch.labels, batch.valid, batch.ignore)
 
 
 def _mean(losses: list[Losses]) -> Losses:

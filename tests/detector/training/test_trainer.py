@@ -182,6 +182,38 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
+def first_step(root: Path, run: Path, *overrides: str) -> dict[str, Tensor]:
+    """The weights and statistics after one step of plain SGD."""
+    sgd = ("optimizer.momentum=0", "optimizer.lr=1", "schedule.warmup_steps=0", "train.epochs=1")
+    return train(root, run, PLAIN, *sgd, *overrides).model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["ap", "alrp", "rank_sort", "focal"])
+def test_ranking_over_micro_batches_equals_one_large_batch(tmp_path: Path, name: str) -> None:
+    """Without batch statistics: the same weights after a step as from one batch of all four images."""
+    root, words = small_coco(tmp_path / "set", 4), ("model.norm=group", f"loss.name={name}", "loss.box=giou")
+    whole = first_step(root, tmp_path / "whole", "train.batch_size=4", *words)
+    parts = ("train.batch_size=1", "train.accumulate=4")
+    exact = first_step(root, tmp_path / "exact", *parts, "train.rank_accumulated=true", *words)
+    apart = first_step(root, tmp_path / "apart", *parts, *words)
+    for key, value in whole.items():
+        torch.testing.assert_close(exact[key], value, rtol=1e-4, atol=1e-5)
+    # The case can tell: each micro-batch ranked by itself goes elsewhere.
+    assert max(float((apart[key] - value).abs().max()) for key, value in whole.items()) > 1e-3
+
+
+def test_ranking_over_micro_batches_shows_batch_norm_each_image_once(tmp_path: Path) -> None:
+    """Oracle: plain accumulation, whose statistics do not depend on the loss."""
+    root = small_coco(tmp_path / "set", 4)
+    parts = ("train.batch_size=2", "train.accumulate=2")
+    exact = first_step(root, tmp_path / "exact", *parts, "train.rank_accumulated=true")
+    plain = first_step(root, tmp_path / "plain", *parts)
+    statistics = [key for key in plain if "running" in key or "tracked" in key]
+    assert len(statistics) > 20
+    for key in statistics:
+        torch.testing.assert_close(exact[key], plain[key])
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_automatic_precision_is_bf16_only_on_a_cpu_that_computes_in_it(
     fast: bool, monkeypatch: pytest.MonkeyPatch
