@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-_MIN_CONTRAST = 40  # CIELAB distance between a figure and what it is painted on
+_MIN_CONTRAST = 50  # CIELAB distance between a figure and what it is painted on
 _SUBPIXELS = 4  # per pixel and side: antialiasing, and boxes to a quarter of a pixel
 
 

@@ -78,7 +78,7 @@ class DataConfig(Section):
     workers: Annotated[Integer, Field(ge=0)] | None = Field(
         None, description="loading processes; by default one per spare core, 4 at most"
     )
-    shapes_train_images: Count = Field(1500, description="shapes: images to generate for training")
+    shapes_train_images: Count = Field(1300, description="shapes: images to generate for training")
     shapes_val_images: Count = Field(200, description="shapes: images to generate for validation")
     shapes_size_px: Annotated[Integer, Field(ge=64)] = Field(160, description="shapes: width of an image")
     shapes_imbalance: NonNegative = Field(
@@ -226,6 +226,9 @@ class EvalConfig(Section):
     topk_candidates: Count = Field(1000, description="kept per pyramid level before NMS, by rank")
     nms_threshold: Fraction = Field(0.5, description="IoU above which the lower of two boxes is dropped")
     detections_per_img: Count = 100
+    calibrate: bool = Field(
+        True, description="turn scores into the probabilities fitted on the validation split; keeps AP"
+    )
 
 
 class Config(Section):
