@@ -48,7 +48,7 @@ def evaluate(
         from detector.evaluation.checkpoint import evaluate_checkpoint
 
         done = evaluate_checkpoint(Path(model), overrides, split)
-        result, extra = done.scores.coco, done.scores.voc
+        result, extra = done.scores.coco, done.scores.extra
         title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
     print(metrics_table(result, extra, title))
     if output is not None:

@@ -7,6 +7,7 @@ from data.sample import DetectionSet
 from detector.build import build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, apply_overrides, parse_config
+from detector.evaluation.calibration import Calibration
 from detector.evaluation.score import Scores, score
 
 
@@ -35,4 +36,8 @@ def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> Checkpo
     records = build_set(config.data, split, tuple(content["classes"]))
     loader = build_eval_loader(config, records, device)
     model = place(model, config.train, device)
-    return CheckpointScores(file, config, records, score(config, records, model, loader, device))
+    scores = score(config, records, model, loader, device)
+    fitted = content.get("calibration")
+    if fitted and config.eval.calibrate:
+        scores = scores.calibrated(Calibration.from_plain(fitted))
+    return CheckpointScores(file, config, records, scores)

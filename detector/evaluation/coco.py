@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from data.coco import read_json
 from data.sample import DetectionSet
+from detector.evaluation.calibration import Matched
 from detector.evaluation.inference import Predictions
 from errors import InputError
 
@@ -41,6 +42,7 @@ class CocoResult:
 
     summary: dict[str, float]
     per_class: dict[str, ClassResult]
+    matched: Matched  # the detections, without those matched to ignored gt
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values: COCO names at the top level."""
@@ -147,7 +149,9 @@ def _evaluate(
         evaluator = COCOeval(_index(images, categories, gt), _index(images, categories, found), "bbox")
         if not gt:
             return CocoResult(
-                dict.fromkeys(COCO_NAMES, -1.0), {n: ClassResult(-1, -1, 0, -1, -1) for n in names.values()}
+                dict.fromkeys(COCO_NAMES, -1.0),
+                {n: ClassResult(-1, -1, 0, -1, -1) for n in names.values()},
+                _all_wrong(results),
             )
         evaluator.evaluate()
         evaluator.accumulate()
@@ -158,7 +162,27 @@ def _evaluate(
         known = annotation["category_id"] in counts and annotation["image_id"] in listed
         if known and not annotation["iscrowd"]:
             counts[annotation["category_id"]] += 1
-    return CocoResult(summary, _per_class(evaluator, names, counts))
+    return CocoResult(summary, _per_class(evaluator, names, counts), _matched(evaluator))
+
+
+def _matched(evaluator: COCOeval) -> Matched:
+    """What the evaluation at IoU 0.5 and all areas made of every detection."""
+    everywhere = evaluator.params.areaRng[0]
+    parts = [e for e in evaluator.evalImgs if e is not None and e["aRng"] == everywhere and e["dtScores"]]
+    if not parts:
+        return _all_wrong([])
+    counts = [~np.asarray(e["dtIgnore"][0], dtype=bool) for e in parts]
+    return Matched(
+        np.concatenate([np.asarray(e["dtScores"])[c] for e, c in zip(parts, counts, strict=True)]),
+        np.concatenate([e["dtMatches"][0][c] > 0 for e, c in zip(parts, counts, strict=True)]),
+        np.concatenate([np.full(c.sum(), e["image_id"]) for e, c in zip(parts, counts, strict=True)]),
+    )
+
+
+def _all_wrong(results: list[dict[str, Any]]) -> Matched:
+    scores = np.array([r["score"] for r in results], dtype=np.float64)
+    images = np.array([r["image_id"] for r in results], dtype=np.int64)
+    return Matched(scores, np.zeros(len(results), dtype=bool), images)
 
 
 def _per_class(evaluator: COCOeval, names: dict[int, str], counts: dict[int, int]) -> dict[str, ClassResult]:

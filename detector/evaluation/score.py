@@ -1,14 +1,16 @@
 """A model on a split of a data set: predictions and all metrics."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from data.loader import checked
 from data.sample import Batch, DetectionSet
 from detector.build import box_std, build_amp
 from detector.config import Config
+from detector.evaluation.calibration import Calibration, calibration_error
 from detector.evaluation.coco import CocoResult, evaluate_coco
 from detector.evaluation.inference import Predictions, predict
 from detector.evaluation.voc import evaluate_voc
@@ -23,6 +25,30 @@ class Scores:
     predictions: Predictions
     coco: CocoResult
     voc: dict[str, float]  # VOC07 and VOC12 for VOC sets, else empty
+    calibration: dict[str, float]  # calibration errors, by name
+
+    @property
+    def extra(self) -> dict[str, float]:
+        """What there is beside COCO's numbers."""
+        return {**self.voc, **self.calibration}
+
+    def calibrated(self, calibration: Calibration | None) -> "Scores":
+        """The same with scores that are probabilities: no AP changes, since their order does not."""
+        if calibration is None:
+            return self
+        matched = replace(self.coco.matched, scores=calibration(self.coco.matched.scores))
+        per_class = {
+            name: replace(one, best_threshold=float(calibration(np.array([one.best_threshold]))[0]))
+            if one.best_threshold >= 0
+            else one
+            for name, one in self.coco.per_class.items()
+        }
+        return Scores(
+            replace(self.predictions, scores=calibration(self.predictions.scores)),
+            replace(self.coco, matched=matched, per_class=per_class),
+            self.voc,
+            {**self.calibration, "calibration_error": calibration_error(matched.scores, matched.correct)},
+        )
 
 
 def score(
@@ -53,4 +79,6 @@ def score(
     if config.data.format == "voc":
         result = evaluate_voc(records, predictions)
         voc = {"VOC07": result.ap07, "VOC12": result.ap12}
-    return Scores(predictions, evaluate_coco(records, predictions), voc)
+    coco = evaluate_coco(records, predictions)
+    raw = calibration_error(coco.matched.scores, coco.matched.correct)
+    return Scores(predictions, coco, voc, {"calibration_error_raw": raw})

@@ -100,11 +100,11 @@ class Monitor:
 
 
 def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
-    """The 12 COCO numbers, then one line per class."""
-    names, values = list(COCO_NAMES), [result.summary[name] for name in COCO_NAMES]
-    names, values = names + list(extra), values + list(extra.values())
-    rows = [title, "  ".join(f"{n:>6}" for n in names)]
-    rows.append("  ".join(f"{v:{max(6, len(n))}.3f}" for n, v in zip(names, values, strict=True)))
+    """The 12 COCO numbers, what there is beside them, then one line per class."""
+    rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
+    rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
+    if extra:
+        rows.append("  ".join(f"{name} {value:.3f}" for name, value in extra.items()))
     width = max([5, *(len(name) for name in result.per_class)])
     rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'gt':>6}")
     for name, one in result.per_class.items():

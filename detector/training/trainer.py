@@ -28,6 +28,7 @@ from detector.build import (
 from detector.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
 from detector.config import Config, dump_config
 from detector.criterion import GroundTruth, Losses
+from detector.evaluation.calibration import Calibration, fit_calibration, held_out_error
 from detector.evaluation.pictures import pictures
 from detector.evaluation.score import score
 from detector.losses import NonFiniteLogits
@@ -102,6 +103,7 @@ class Trainer:
         self.step = 0
         self.best = -math.inf
         self.metrics: dict[str, Any] = {}
+        self.calibration: Calibration | None = None
         if state:
             self._restore(state, str(resume))
 
@@ -262,9 +264,14 @@ class Trainer:
     def _evaluate(self, epoch: int) -> None:
         model = self.average.model if self.average else self.model
         scores = score(self.config, self.val_set, model, self.val_loader, self.device)
+        self.calibration = fit_calibration(scores.coco.matched)
+        # On the images that it was fitted to it would look better than it is.
+        extra = {**scores.extra, "calibration_error": held_out_error(scores.coco.matched)}
+        if self.config.eval.calibrate:
+            scores = scores.calibrated(self.calibration)
         result = scores.coco
-        self.metrics = {**result.as_json(), **scores.voc}
-        self.monitor.evaluation(self.step, epoch, result, scores.voc)
+        self.metrics = {**result.as_json(), **extra}
+        self.monitor.evaluation(self.step, epoch, result, extra)
         shown = range(min(_PICTURES, len(self.val_set)))
         dataset = DetectionDataset(self.val_set, build_pipeline(self.config.data, False), seed=0)
         self.monitor.images(self.step, pictures(dataset, shown, scores.predictions, result))
@@ -285,6 +292,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "metrics": self.metrics,
+            "calibration": self.calibration.as_plain() if self.calibration else None,
         }
         if name == "last.pt":
             content["training"] = {
@@ -318,6 +326,8 @@ class Trainer:
         self.step = state["step"]
         self.best = training["best"]
         self.metrics = state["metrics"]
+        if state.get("calibration"):
+            self.calibration = Calibration.from_plain(state["calibration"])
 
     def _introduction(self) -> str:
         boxes = len(self.train_set.boxes)

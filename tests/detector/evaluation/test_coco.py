@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.sample import DetectionSet
+from detector.evaluation.calibration import fit_calibration
 from detector.evaluation.coco import COCO_NAMES, CocoResult, evaluate_coco, evaluate_files
 from detector.evaluation.inference import Predictions
+from detector.evaluation.score import Scores
 from errors import InputError
 
 CATEGORIES = (4, 90, 17)  # not contiguous, not in order
@@ -197,6 +200,53 @@ def test_best_f1_is_right_between_the_points_of_the_recall_grid(tmp_path: Path) 
 def test_predictions_of_a_set_score_as_their_results_file(tmp_path: Path) -> None:
     """The two ways in: arrays of a training run, and files; crowds are the ignored boxes."""
     content, results = random_case(5)
+    records, predictions = as_arrays(content, results)
+    expected = plain_pycocotools(content, results, tmp_path)
+    result = evaluate_coco(records, predictions)
+    assert list(result.summary.values()) == pytest.approx(expected, abs=1e-9)
+    assert result.per_class == pytest.approx(evaluate(content, results, tmp_path).per_class)
+
+
+def test_calibration_changes_scores_and_no_metric() -> None:
+    """Oracle: pycocotools, which sees nothing but the order of the scores."""
+    records, predictions = as_arrays(*random_case(5))
+    plain = evaluate_coco(records, predictions)
+    calibration = fit_calibration(plain.matched)
+    assert calibration is not None
+    probabilities = calibration(predictions.scores)
+    assert np.abs(probabilities - predictions.scores).max() > 0.1
+    assert evaluate_coco(records, replace(predictions, scores=probabilities)).summary == plain.summary
+    scores = Scores(predictions, plain, {}, {}).calibrated(calibration)
+    assert scores.coco.summary == plain.summary
+    assert (scores.predictions.scores == probabilities).all()
+
+
+def test_matched_tells_right_from_wrong_and_leaves_out_what_counts_for_nothing(tmp_path: Path) -> None:
+    """By hand: a hit, a second box on the same object, a miss, a box of another class, one on a crowd."""
+    objects = [[0.0, 0, 20, 20], [50, 50, 30, 30]]
+    gt = [
+        {"id": k, "image_id": 7, "category_id": 4, "bbox": box, "area": 400, "iscrowd": k}
+        for k, box in enumerate(objects)
+    ]
+    found = [(4, objects[0]), (4, [1.0, 1, 20, 20]), (4, [90.0, 90, 5, 5]), (9, objects[0]), (4, objects[1])]
+    results = [
+        {"image_id": 7, "category_id": category, "bbox": box, "score": 0.9 - k / 10}
+        for k, (category, box) in enumerate(found)
+    ]
+    content = {
+        "images": [{"id": 7}],
+        "annotations": gt,
+        "categories": [{"id": 4, "name": "a"}, {"id": 9, "name": "b"}],
+    }
+    matched = evaluate(content, results, tmp_path).matched
+    order = np.argsort(-matched.scores)
+    assert matched.scores[order].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
+    assert matched.correct[order].tolist() == [True, False, False, False]
+    assert set(matched.images.tolist()) == {7}
+
+
+def as_arrays(content: Content, results: list[Content]) -> tuple[DetectionSet, Predictions]:
+    """A COCO set and its results as training has them."""
     order = {image: k for k, image in enumerate(IMAGES)}
     gt = sorted(content["annotations"], key=lambda a: order[a["image_id"]])
 
@@ -222,10 +272,7 @@ def test_predictions_of_a_set_score_as_their_results_file(tmp_path: Path) -> Non
         scores=np.array([r["score"] for r in results]),
         labels=np.array([CATEGORIES.index(r["category_id"]) for r in results]),
     )
-    expected = plain_pycocotools(content, results, tmp_path)
-    result = evaluate_coco(records, predictions)
-    assert list(result.summary.values()) == pytest.approx(expected, abs=1e-9)
-    assert result.per_class == pytest.approx(evaluate(content, results, tmp_path).per_class)
+    return records, predictions
 
 
 GOOD = {"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.5}

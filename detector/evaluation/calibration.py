@@ -1,0 +1,111 @@
+"""What a score is worth: a monotone map from scores to the probability that a detection is correct.
+
+A ranking loss leaves the scale of the scores free. The map is fitted on validation detections, keeps
+their order (so no AP changes), and makes a score of 0.5 mean that every other such detection is right.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+Floats = NDArray[np.float64]
+
+_BINS = 32  # of equal count; a handful of detections in each would be learnt by heart
+_FEWEST = 20  # detections per bin
+_LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # whose logits are finite
+
+
+@dataclass(frozen=True)
+class Matched:
+    """All detections of a set that count, and whether each is correct at IoU 0.5."""
+
+    scores: Floats  # [D]
+    correct: NDArray[np.bool_]  # [D]
+    images: NDArray[np.int64]  # [D], image ids
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Rises strictly: linear in the logit of the score between knots, bending towards 0 and 1 outside.
+
+    logits, probabilities: the knots, ascending both, at least one.
+    """
+
+    logits: tuple[float, ...]
+    probabilities: tuple[float, ...]
+
+    def __call__(self, scores: Floats) -> Floats:
+        """scores [D] in [0, 1] -> probabilities [D] in the same order."""
+        x = _logit(scores)
+        first, last = self.logits[0], self.logits[-1]
+        inside = np.interp(x, self.logits, self.probabilities)
+        below = self.probabilities[0] * np.exp(np.minimum(x - first, 0))
+        above = 1 - (1 - self.probabilities[-1]) * np.exp(np.minimum(last - x, 0))
+        return np.where(x < first, below, np.where(x > last, above, inside))
+
+    def as_plain(self) -> dict[str, list[float]]:
+        """Plain values, for a checkpoint."""
+        return {"logits": list(self.logits), "probabilities": list(self.probabilities)}
+
+    @staticmethod
+    def from_plain(values: dict[str, Any]) -> "Calibration":
+        """The reverse of `as_plain`."""
+        return Calibration(tuple(values["logits"]), tuple(values["probabilities"]))
+
+
+def fit_calibration(matched: Matched) -> Calibration | None:
+    """The map that fits detections best; None where there is none to fit it to.
+
+    Isotonic regression (Zadrozny & Elkan, KDD 2002) over bins of equal count. Each level of its
+    stairs becomes one knot, in the middle of its detections, so that the line between rises.
+    """
+    count = len(matched.scores)
+    if count == 0:
+        return None
+    order = np.argsort(matched.scores, kind="stable")
+    bins = np.array_split(order, min(_BINS, max(1, count // _FEWEST)))
+    sizes = np.array([len(rows) for rows in bins], dtype=np.float64)
+    x = np.array([_logit(matched.scores[rows]).mean() for rows in bins])
+    # Half a success and half a failure more: nothing is certain after a few detections.
+    rate = np.array([(matched.correct[rows].sum() + 0.5) / (len(rows) + 1) for rows in bins])
+    stairs = isotonic_regression(rate, weights=sizes)
+    starts = stairs.blocks[:-1]
+    middle = np.add.reduceat(x * sizes, starts) / np.add.reduceat(sizes, starts)
+    height = stairs.x[starts]
+    # Knots may coincide where many scores are equal, and stairs differ by no more than rounding.
+    distinct = np.concatenate(([True], (np.diff(middle) > 0) & (np.diff(height) > 1e-6)))
+    return Calibration(tuple(middle[distinct].tolist()), tuple(height[distinct].tolist()))
+
+
+def calibration_error(scores: Floats, correct: NDArray[np.bool_], bins: int = 20) -> float:
+    """Detection calibration error: the mean gap between score and precision, in bins of the score.
+
+    scores, correct [D] -> the gap of each bin of equal width, weighted by its detections; 0 without
+    any. Source: D-ECE, Kueppers et al. (CVPR workshops 2020), eq. 4, of the confidence alone.
+    """
+    if len(scores) == 0:
+        return 0.0
+    at = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(at, scores, bins) - np.bincount(at, correct.astype(np.float64), bins)
+    return float(np.abs(gaps).sum() / len(scores))
+
+
+def held_out_error(matched: Matched) -> float:
+    """The calibration error of detections whose map was fitted on the other half of the images."""
+    half = np.unique(matched.images)[::2]
+    first = np.isin(matched.images, half)
+    probabilities = matched.scores.copy()
+    for one, other in ((first, ~first), (~first, first)):
+        parts = (matched.scores[other], matched.correct[other], matched.images[other])
+        fitted = fit_calibration(Matched(*parts))
+        if fitted is not None:
+            probabilities[one] = fitted(matched.scores[one])
+    return calibration_error(probabilities, matched.correct)
+
+
+def _logit(scores: Floats) -> Floats:
+    scores = np.clip(scores, _LEAST, _MOST)
+    return np.log(scores) - np.log1p(-scores)

@@ -1,0 +1,80 @@
+"""Calibration against scores whose worth is known, and against a case computed by hand."""
+
+import numpy as np
+import pytest
+
+from detector.evaluation.calibration import (
+    Calibration,
+    Matched,
+    calibration_error,
+    fit_calibration,
+    held_out_error,
+)
+
+
+def overconfident(count: int = 20_000, scale: float = 3.0, shift: float = -4.0) -> tuple[Matched, np.ndarray]:
+    """Detections whose logits are a line away from the truth, and the true probabilities."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-1, 2, count)
+    truth = 1 / (1 + np.exp(-logits))
+    scores = 1 / (1 + np.exp(-(scale * logits + shift)))
+    return Matched(scores, rng.random(count) < truth, np.arange(count) // 10), truth
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(3.0, -4.0), (0.1, 6.0), (1.0, -20.0)])
+def test_the_probabilities_behind_the_scores_are_found_again(scale: float, shift: float) -> None:
+    """A ranking loss may stretch and shift its logits as it likes."""
+    matched, truth = overconfident(scale=scale, shift=shift)
+    calibration = fit_calibration(matched)
+    assert calibration is not None
+    found = calibration(matched.scores)
+    assert np.abs(found - truth).mean() < 0.02
+    assert calibration_error(matched.scores, matched.correct) > 0.1
+    assert calibration_error(found, matched.correct) < 0.02
+    assert held_out_error(matched) < 0.02
+
+
+def test_held_out_error_sees_what_was_learnt_by_heart() -> None:
+    """Scores that say nothing, and few of them: fitted on themselves they look better than they are."""
+    rng = np.random.default_rng(0)
+    matched = Matched(rng.random(400), rng.random(400) < 0.5, np.arange(400))
+    calibration = fit_calibration(matched)
+    assert calibration is not None
+    on_itself = calibration_error(calibration(matched.scores), matched.correct)
+    assert held_out_error(matched) > on_itself
+
+
+@pytest.mark.parametrize("correct", [[False] * 500, [True] * 500, [k % 3 == 0 for k in range(500)]])
+def test_order_is_kept_where_scores_are_dense_and_where_they_are_extreme(correct: list[bool]) -> None:
+    rng = np.random.default_rng(0)
+    scores = np.unique(np.concatenate([rng.random(490), 10.0 ** -np.arange(1, 11), [1e-60]]))[:500]
+    calibration = fit_calibration(Matched(scores, np.array(correct[: len(scores)]), np.zeros(len(scores))))
+    assert calibration is not None
+    dense = np.unique(np.concatenate([scores, np.linspace(1e-6, 1 - 1e-6, 10_001), [0.0, 1e-200]]))
+    probabilities = calibration(dense)
+    assert (np.diff(probabilities) > 0).all()
+    assert probabilities.min() >= 0 and probabilities.max() <= 1
+
+
+def test_equal_scores_and_none_at_all() -> None:
+    same = Matched(np.full(100, 0.7), np.arange(100) < 20, np.arange(100))
+    calibration = fit_calibration(same)
+    assert calibration is not None
+    assert calibration(same.scores) == pytest.approx(np.full(100, 0.2), abs=0.05)
+    nothing = Matched(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
+    assert fit_calibration(nothing) is None
+    assert held_out_error(nothing) == 0
+
+
+def test_calibration_error_by_hand() -> None:
+    """Bins of width 1/2: scores 0.1 and 0.3, one right, gap 0.3; scores 0.9, 1 and 1, two right, gap 0.3."""
+    scores = np.array([0.1, 0.3, 0.9, 1.0, 1.0])
+    correct = np.array([True, False, True, True, False])
+    assert calibration_error(scores, correct, bins=2) == pytest.approx((2 * 0.3 + 3 * 0.3) / 5)
+
+
+def test_plain_values_give_the_same_map() -> None:
+    matched, _ = overconfident(2000)
+    calibration = fit_calibration(matched)
+    assert calibration is not None
+    assert Calibration.from_plain(calibration.as_plain()) == calibration
