@@ -42,7 +42,10 @@ format: setup
 # What stands in docs/benchmarks.md; takes about half an hour on two cores.
 bench: setup
 	$(RUN) -m benchmarks.losses
+	$(RUN) -m benchmarks.losses --loss alrp --loop-limit 0
+	$(RUN) -m benchmarks.losses --loss rank_sort --loop-limit 0
 	$(RUN) -m benchmarks.matcher
+	$(RUN) -m benchmarks.accumulation
 	$(RUN) -m benchmarks.training
 
 docs: setup

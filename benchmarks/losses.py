@@ -1,8 +1,8 @@
-"""Claim: the exact AP-loss costs about as much as focal loss, however many positives there are.
+"""Claim: the exact ranking losses cost about as much as focal loss, however many positives there are.
 
-Forward and backward of three losses on the same float32 logits: `ap_loss`, torchvision's
-`sigmoid_focal_loss` (summed, divided by the positives), and the AP-loss as published, which loops over
-the positives. Run from the root of the repository: python -m benchmarks.losses
+Forward and backward on the same logits: one of ours (--loss), torchvision's `sigmoid_focal_loss`
+(summed, divided by the positives), the AP-loss as published, which loops over the positives, and the
+bucketed one, an approximation. Run from the root of the repository: python -m benchmarks.losses
 """
 
 import argparse
@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/losses.py`
 
@@ -20,78 +19,31 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from benchmarks.measure import Timing, devices, in_turns, parser, peak_extra_bytes, progress, report, section
-from detector.losses import ap_loss
+from benchmarks.peers import BucketedAPLoss, LoopAPLoss, TooSlow
+from detector.losses import alrp_loss, ap_loss, rank_sort_loss
 
 DELTA = 1.0
 HEADER = (
     "logits",
     "positives",
-    "AP-loss, ms",
+    "ours, ms",
     "focal, ms",
+    "bucketed, ms",
     "loop, ms",
-    "AP-loss / focal",
-    "loop / AP-loss",
-    "memory AP-loss",
+    "ours / focal",
+    "bucketed / ours",
+    "loop / ours",
+    "memory ours",
     "memory focal",
 )
 NOTE = (
     "Milliseconds of forward and backward: median, and half the interquartile range in per cent. "
-    "AP-loss and focal loss run in turns and their ratio is the median over the turns; the loop runs by "
+    "All but the loop run in turns and a ratio is the median over the turns; the loop runs by "
     "itself, and '-' stands where one pass takes longer than {limit:g} s. Memory: the most that tensors "
-    "take beyond logits and targets, in multiples of the logits tensor, the gradient included. Focal loss "
-    "and the loop get the logits as float32 whatever the dtype, focal loss its targets as float32. "
+    "take beyond logits and targets, in multiples of the logits tensor, the gradient included. The peers "
+    "get the logits as float32 whatever the dtype, focal loss its targets as float32. "
     "Where the loop finished, the AP-loss and its gradient agree with it in float64 to {tolerance:g}."
 )
-
-
-class TooSlow(Exception):
-    """The loop was abandoned."""
-
-
-class LoopAPLoss(torch.autograd.Function):
-    """AP-loss as published: for each positive in turn, its relations to all relevant negatives.
-
-    Algorithm 1 of Chen et al. (CVPR 2019) in its vectorised form, with interpolated precision and the
-    published implementation's shortcut: negatives further than delta below every positive are dropped.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, delta: float, give_up_at: float) -> Tensor:
-        positives = (targets == 1).nonzero().squeeze(1)
-        f, order = logits[positives].sort()
-        relevant = ((targets == 0) & (logits >= f[0] - delta)).nonzero().squeeze(1)
-        n = logits[relevant]
-        pulls = torch.zeros_like(n)
-        errors = torch.empty_like(f)
-        best = f.new_zeros(())
-        for i, threshold in enumerate(f):
-            if time.perf_counter() > give_up_at:
-                raise TooSlow
-            a = 0.5 + _soft_step(f - threshold, delta).sum()  # positives above, itself as 1
-            pull = _soft_step(n - threshold, delta)
-            b = pull.sum()
-            precision = a / (a + b)
-            share = 1 / (a + b)
-            if best <= precision:  # on a GPU this waits for the result, as the published code does
-                best = precision
-            else:
-                share = share * (1 - best) / (1 - precision)
-            pulls += pull.mul_(share)
-            errors[i] = 1 - best
-        gradient = torch.zeros_like(logits)
-        gradient[relevant] = pulls / len(f)
-        gradient[positives[order]] = -errors / len(f)
-        ctx.save_for_backward(gradient)
-        return errors.mean()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0], None, None, None
-
-
-def _soft_step(u: Tensor, delta: float) -> Tensor:
-    return u.div_(2 * delta).add_(0.5).clamp_(0, 1)
 
 
 def make_logits(distribution: str, size: int, positives: int) -> tuple[Tensor, Tensor]:
@@ -105,6 +57,18 @@ def make_logits(distribution: str, size: int, positives: int) -> tuple[Tensor, T
     if distribution == "trained":
         return torch.where(targets == 1, 1.5 * noise, noise - 5), targets
     return noise, targets
+
+
+def make_loss(name: str, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    """One of our losses as a function of the logits, with random box errors where it wants them."""
+    positives = (targets == 1).nonzero().squeeze(1)
+    errors = torch.rand(len(positives), generator=torch.Generator().manual_seed(1)).to(targets.device)
+    if name == "alrp":
+        return lambda x: alrp_loss(x, targets, errors, DELTA).ranking_error
+    if name == "rank_sort":
+        quality = targets.float().index_copy_(0, positives, (1 - errors).clamp_min(1e-3))
+        return lambda x: torch.stack(rank_sort_loss(x, quality, DELTA)).sum()
+    return lambda x: ap_loss(x, targets, DELTA)
 
 
 def loop_timing(logits: Tensor, targets: Tensor, limit_s: float, repeats: int) -> Timing | None:
@@ -150,8 +114,13 @@ def measure(arguments: argparse.Namespace, size: int, positives: int, device: to
     logits = values.to(arguments.dtype).requires_grad_()
     focal_logits, focal_targets = logits.detach().float().requires_grad_(), (targets == 1).float()
 
+    chosen = make_loss(arguments.loss, targets)
+
     def ours() -> Tensor:
-        return _step(lambda x: ap_loss(x, targets, DELTA), logits)
+        return _step(chosen, logits)
+
+    def bucketed() -> Tensor:
+        return _step(lambda x: BucketedAPLoss.apply(x, targets, DELTA), focal_logits)
 
     def focal() -> Tensor:
         return _step(
@@ -163,7 +132,7 @@ def measure(arguments: argparse.Namespace, size: int, positives: int, device: to
         error = disagreement(logits, targets)
         if not error <= _tolerance(arguments.dtype):
             sys.exit(f"error: AP-loss and loop differ by {error:.1e} ({size} logits, {positives} positives)")
-    timings = in_turns({"ours": ours, "focal": focal}, arguments.repeats, device)
+    timings = in_turns({"ours": ours, "focal": focal, "bucketed": bucketed}, arguments.repeats, device)
     memory = []
     for call, leaf in ((ours, logits), (focal, focal_logits)):
         leaf.grad = None
@@ -174,8 +143,10 @@ def measure(arguments: argparse.Namespace, size: int, positives: int, device: to
         f"{positives:,}",
         str(mine),
         str(timings["focal"]),
+        str(timings["bucketed"]),
         str(loop or "-"),
         f"{mine.ratio_to(timings['focal']):.2f}",
+        f"{timings['bucketed'].ratio_to(mine):.1f}",
         f"{loop.median_s / mine.median_s:,.1f}" if loop else "-",
         *memory,
     ]
@@ -191,11 +162,12 @@ def _count(text: str) -> int:
 
 
 def main() -> None:
-    options = parser("Time and memory of the AP-loss against focal loss and the published loop.", repeats=10)
+    options = parser("Time and memory of a ranking loss against its peers.", repeats=10)
     options.add_argument("--sizes", type=_count, nargs="+", default=[10**5, 10**6, 8 * 10**6])
     options.add_argument("--positives", type=_count, nargs="+", default=[10, 100, 1000, 10**4])
     options.add_argument("--distribution", choices=("randn", "start", "trained"), default="randn")
     options.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    options.add_argument("--loss", choices=("ap", "alrp", "rank_sort"), default="ap")
     options.add_argument("--loop-limit", type=float, default=60, help="seconds the loop may take (60)")
     arguments = options.parse_args()
     arguments.dtype = getattr(torch, arguments.dtype)
@@ -208,7 +180,7 @@ def main() -> None:
                 rows.append(measure(arguments, size, positives, device))
                 progress(f"{device}: " + "  ".join(rows[-1]))
         dtype = str(arguments.dtype).removeprefix("torch.")
-        title = f"Losses: {device}, {dtype}, logits '{arguments.distribution}'"
+        title = f"{arguments.loss} loss: {device}, {dtype}, logits '{arguments.distribution}'"
         sections.append(section(title, HEADER, rows, note))
     report(sections, arguments.output)
 

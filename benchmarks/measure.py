@@ -164,7 +164,8 @@ def _digits(value: float) -> str:
 
 
 def _machine() -> str:
-    parts = [f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    simd = torch.backends.cpu.get_cpu_capability()
+    parts = [f"{_processor()} ({simd}), {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join([*parts, f"PyTorch {torch.__version__}"])

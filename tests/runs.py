@@ -52,7 +52,7 @@ def call(main: Callable[[], None], *words: str, cwd: Path) -> Outcome:
 @contextlib.contextmanager
 def boxes_lost_at(step: int) -> Iterator[None]:
     """The boxes shrink to nothing once that many steps are done: the next evaluation has an AP of 0."""
-    update = Trainer._update
+    update = Trainer.update
 
     def update_and_lose(trainer: Trainer) -> Tensor:
         norm = update(trainer)
@@ -61,7 +61,7 @@ def boxes_lost_at(step: int) -> Iterator[None]:
         return norm
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_update", update_and_lose)
+        patch.setattr(Trainer, "update", update_and_lose)
         yield
 
 

@@ -162,26 +162,25 @@ class Trainer:
             lr = self._set_lr()
             # Freed as late as possible: the next gradients then find their memory warm.
             self.optimizer.zero_grad(set_to_none=True)
-            if self.config.train.rank_accumulated and len(group) > 1:
-                parts = [self._backward_together(group)]
-            else:
-                parts = [self._backward(batch, len(group)) for batch in group]
-            gradient_norm = self._update()
+            losses = self.backward(group)
+            gradient_norm = self.update()
             self.step += 1
             images += sum(len(batch.indices) for batch in group)
             if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
-                values = summary_values(
-                    _mean(parts),
-                    lr,
-                    gradient_norm,
-                    images / (time.perf_counter() - started),
-                    len(group[0].indices),
-                )
+                speed = images / (time.perf_counter() - started)
+                in_step = sum(len(batch.indices) for batch in group)
+                values = summary_values(losses, lr, gradient_norm, speed, in_step)
                 self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
                 started, images = time.perf_counter(), 0
             self.monitor.advance()
             if self.step % self.steps_per_epoch == 0:
                 break
+
+    def backward(self, group: list[Batch]) -> Losses:
+        """Leave the gradients of one optimizer step's micro-batches in the weights."""
+        if self.config.train.rank_accumulated and len(group) > 1:
+            return self._backward_together(group)
+        return _mean([self._backward(batch, len(group)) for batch in group])
 
     def _backward(self, batch: Batch, parts: int) -> Losses:
         """Backpropagate the losses of one of `parts` micro-batches."""
@@ -233,7 +232,7 @@ class Trainer:
         # over them that follows must be their sum.
         return self.scaler.scale(loss * self.exchange.size)
 
-    def _update(self) -> Tensor:
+    def update(self) -> Tensor:
         """Clip, step, average; returns the norm of the gradient before clipping."""
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -377,6 +376,7 @@ def _ground_truth(batch: Batch) -> GroundTruth:
 
 
 def _mean(losses: list[Losses]) -> Losses:
+    """The mean of the parts, over the positives of all."""
     names = losses[0].parts
     parts = {name: torch.stack([one.parts[name] for one in losses]).mean() for name in names}
-    return Losses(parts, torch.stack([one.positives.float() for one in losses]).mean())
+    return Losses(parts, torch.stack([one.positives for one in losses]).sum())

@@ -1,0 +1,91 @@
+"""Other ways to compute the AP-loss, written for comparison: the published loop, and buckets."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TooSlow(Exception):
+    """The loop was abandoned."""
+
+
+class LoopAPLoss(torch.autograd.Function):
+    """AP-loss as published: for each positive in turn, its relations to all relevant negatives.
+
+    Algorithm 1 of Chen et al. (CVPR 2019) in its vectorised form, with interpolated precision and the
+    published implementation's shortcut: negatives further than delta below every positive are dropped.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, delta: float, give_up_at: float) -> Tensor:
+        positives = (targets == 1).nonzero().squeeze(1)
+        f, order = logits[positives].sort()
+        relevant = ((targets == 0) & (logits >= f[0] - delta)).nonzero().squeeze(1)
+        n = logits[relevant]
+        pulls = torch.zeros_like(n)
+        errors = torch.empty_like(f)
+        best = f.new_zeros(())
+        for i, threshold in enumerate(f):
+            if time.perf_counter() > give_up_at:
+                raise TooSlow
+            a = 0.5 + _soft_step(f - threshold, delta).sum()  # positives above, itself as 1
+            pull = _soft_step(n - threshold, delta)
+            b = pull.sum()
+            precision = a / (a + b)
+            share = 1 / (a + b)
+            if best <= precision:  # on a GPU this waits for the result, as the published code does
+                best = precision
+            else:
+                share = share * (1 - best) / (1 - precision)
+            pulls += pull.mul_(share)
+            errors[i] = 1 - best
+        gradient = torch.zeros_like(logits)
+        gradient[relevant] = pulls / len(f)
+        gradient[positives[order]] = -errors / len(f)
+        ctx.save_for_backward(gradient)
+        return errors.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0], None, None, None
+
+
+def _soft_step(u: Tensor, delta: float) -> Tensor:
+    return u.div_(2 * delta).add_(0.5).clamp_(0, 1)
+
+
+class BucketedAPLoss(torch.autograd.Function):
+    """The bucketed AP-loss (Yavuz et al., ECCV 2024), without interpolation as there: O(N log N + P^2).
+
+    All logits are sorted. The negatives between two neighbouring positives become one bucket, which
+    stands at its mean logit and counts as often as it has members; a P x B matrix relates positives
+    and buckets. Members of a bucket share its gradient. Exact for delta = 0 only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, delta: float) -> Tensor:
+        positives = (targets == 1).nonzero().squeeze(1)
+        f = logits[positives]
+        relevant = ((targets == 0) & (logits >= f.min() - delta)).nonzero().squeeze(1)
+        n, order = logits[relevant].sort()
+        bucket = torch.searchsorted(f.sort().values, n)  # [N] ascending, one for each gap
+        present, bucket, size = bucket.unique_consecutive(return_inverse=True, return_counts=True)
+        mean = torch.zeros(len(present), device=n.device).index_add_(0, bucket, n) / size
+        a = 0.5 + _soft_step(f - f[:, None], delta).sum(1)
+        relations = _soft_step(mean - f[:, None], delta)  # [P, B]
+        b = relations @ size.to(n.dtype)
+        weights = torch.where(b > 0, 1 / (a + b), 0) / len(f)
+        gradient = torch.zeros_like(logits)
+        gradient[relevant[order]] = (weights @ relations)[bucket]
+        error = b / (a + b)
+        gradient[positives] = -error / len(f)
+        ctx.save_for_backward(gradient)
+        return error.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0], None, None
