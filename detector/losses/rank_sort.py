@@ -1,8 +1,7 @@
 """Rank & Sort loss: positives above negatives, and among themselves in the order of their quality.
 
 Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation" (ICCV 2021). The
-ranking part is exact in O((N + P) log P); the sorting part compares the positives with each other
-only, P x P, in blocks.
+ranking part is exact in O((N + P) log P), the sorting part in O(P log^2 P).
 """
 
 from typing import NamedTuple
@@ -13,8 +12,7 @@ from torch import Tensor
 from detector.losses.batch_ranking import BatchRanking, check_ranking
 from detector.losses.error_driven import error_driven
 from detector.losses.exchange import Exchange
-
-_PAIRS_AT_ONCE = 1 << 20  # 8 MB per float64 block of pairs
+from detector.losses.sorting import SortedPositives
 
 
 class RankSort(NamedTuple):
@@ -97,22 +95,25 @@ def _errors_and_gradients(
 
 
 def _sorting(f: Tensor, quality: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-    """Sorting error of every positive, and the update of all that they amount to; float64 [P] each."""
-    errors = torch.empty_like(f)
-    update = torch.zeros_like(f)
-    step = max(1, _PAIRS_AT_ONCE // len(f))
-    for start in range(0, len(f), step):
-        rows = slice(start, start + step)
-        above = f - f[rows, None]  # [rows, P]
-        above = above.sign() / 2 + 0.5 if delta == 0 else (above / (2 * delta) + 0.5).clamp_(0, 1)
-        lacking = 1 - quality
-        better = quality >= quality[rows, None]
-        rightly = above * better
-        error = above @ lacking / above.sum(1) - rightly @ lacking / rightly.sum(1)
-        error = error.clamp_min_(0)  # whoever is left out lacks more than i: below 0 it is rounding
-        wrongly = above.sub_(rightly)
-        total = wrongly.sum(1)
-        errors[rows] = error = torch.where(total > 0, error, 0)
-        update[rows] -= error
-        update += torch.where(total > 0, error / total, 0) @ wrongly
-    return errors, update
+    """Sorting error of every positive, and the update of all that they amount to; float64 [P] each.
+
+    f ascending. With A the sums over positives above i that are no worse and W over those that are
+    worse, of 1 (A_0, W_0) and of 1 - q (A_1, W_1), the error is
+
+        (A_1 + W_1) / (A_0 + W_0) - A_1 / A_0  =  W_0 / (A_0 + W_0) (W_1 / W_0 - A_1 / A_0)
+
+    in whose second form nothing cancels where it is small.
+    """
+    positives = SortedPositives(f, quality, delta)
+    lacking = torch.stack((torch.ones_like(quality), 1 - quality), dim=1)  # [P, 2]
+    no_worse, worse = positives.sums_of_no_worse(lacking), positives.sums_of_worse(lacking)
+    total = worse[:, 0]
+    part = total / (total + no_worse[:, 0])
+    gap = worse[:, 1] / total - no_worse[:, 1] / no_worse[:, 0]
+    errors = torch.where(total > 0, part * gap.clamp_min(0), 0)
+    # Each worse positive k takes from i the part that it has in i's error. Seen from k, those it
+    # takes from lie below it and are better: the same sum with logits and qualities turned round.
+    shares = torch.where(total > 0, errors / total, 0)
+    mirrored = SortedPositives(-f.flip(0), -quality.flip(0), delta)
+    taken = mirrored.sums_of_worse(shares.flip(0)[:, None]).flip(0).squeeze(1)
+    return errors, taken - errors

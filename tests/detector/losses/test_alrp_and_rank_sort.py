@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detector.losses import NonFiniteLogits, alrp_loss, ap_loss, ce_ohem_loss, rank_sort_loss
-from detector.losses import rank_sort as rank_sort_module
 from tests import oracles
 
 DELTAS = (0.0, 0.5, 1.0, 3.0)
@@ -114,8 +113,7 @@ def test_half_precision_is_exact_up_to_the_rounding_of_the_gradient(
 
 
 @pytest.mark.parametrize("offset", [0.0, 50.0, 1e4])
-def test_long_rankings_follow_the_definitions(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_sort_module, "_PAIRS_AT_ONCE", 400)  # several blocks of pairs
+def test_long_rankings_follow_the_definitions(offset: float) -> None:
     logits, quality = random_case(800, 60)
     logits = (logits.detach() + offset).requires_grad_()
     assert_rank_sort(logits, quality, 0.5)
