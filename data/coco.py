@@ -110,13 +110,20 @@ def _annotation(record: dict[str, Any], where: str, label: int, image: str) -> A
         raise InputError(
             f"{where}: bbox must be four numbers (x, y, width, height), got {box!r} (image '{image}')"
         )
-    x, y, width, height = (float(v) for v in box)
+    x, y, width, height = (_float(v) for v in box)
     area = record.get("area")
     crowd = bool(record.get("iscrowd", 0))
-    given = float(area) if isinstance(area, int | float) else None
+    given = _float(area) if isinstance(area, int | float) else None
     if given is not None and not math.isfinite(given):
         raise InputError(f"{where}: area {area} is not a finite number (image '{image}')")
     return Annotation(where, (x, y, x + width, y + height), label, crowd, given)
+
+
+def _float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # JSON's integers know no bounds
+        return math.inf if number > 0 else -math.inf
 
 
 def _field(record: Any, key: str, where: str) -> Any:

@@ -16,6 +16,7 @@ from tests.runs import boxes_lost_at, call, read_metrics
 STEPS = 6  # two epochs of 6 images in batches of 2
 PROJECT = Path(train.__file__).parent
 COCO_NAMES = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}
+CALIBRATION = {"calibration_error_raw", "calibration_error", "calibration_error_held_out"}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,20 @@ def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path
     assert best["AP"] > last["AP"] == 0
     scores = json.loads((workplace / "scores.json").read_text())
     assert scores == best
-    assert set(scores) == COCO_NAMES | {"per_class"}
+    assert set(scores) == COCO_NAMES | CALIBRATION | {"per_class"}
     for word in (*COCO_NAMES, "cat", "dog", f"{scores['AP50']:.3f}"):
         assert word in outcome.out
+
+
+def test_evaluate_gives_raw_scores_where_they_are_wanted(workplace: Path) -> None:
+    """Calibration is off: the same metrics, and no error of a map that was not used."""
+    words = ("run", "eval.calibrate=false", "--output", "raw.json")
+    assert call(evaluate.main, *words, cwd=workplace).code == 0
+    raw, (best, _) = json.loads((workplace / "raw.json").read_text()), evaluations(workplace / "run")
+    assert {name: raw[name] for name in COCO_NAMES} == {name: best[name] for name in COCO_NAMES}
+    assert "calibration_error" not in raw
+    thresholds = [raw["per_class"]["cat"]["best_f1_threshold"], best["per_class"]["cat"]["best_f1_threshold"]]
+    assert thresholds[0] != thresholds[1]
 
 
 def test_evaluate_needs_nothing_but_the_checkpoint_file(workplace: Path, tmp_path: Path) -> None:

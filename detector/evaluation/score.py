@@ -10,7 +10,7 @@ from data.loader import checked
 from data.sample import Batch, DetectionSet
 from detector.build import box_std, build_amp
 from detector.config import Config
-from detector.evaluation.calibration import Calibration, calibration_error
+from detector.evaluation.calibration import Calibration, calibration_error, held_out_error
 from detector.evaluation.coco import CocoResult, evaluate_coco
 from detector.evaluation.inference import Predictions, predict
 from detector.evaluation.voc import evaluate_voc
@@ -80,5 +80,9 @@ def score(
         result = evaluate_voc(records, predictions)
         voc = {"VOC07": result.ap07, "VOC12": result.ap12}
     coco = evaluate_coco(records, predictions)
-    raw = calibration_error(coco.matched.scores, coco.matched.correct)
-    return Scores(predictions, coco, voc, {"calibration_error_raw": raw})
+    errors = {
+        "calibration_error_raw": calibration_error(coco.matched.scores, coco.matched.correct),
+        # What a map is worth on images that it was not fitted to, as those of validation are.
+        "calibration_error_held_out": held_out_error(coco.matched),
+    }
+    return Scores(predictions, coco, voc, errors)

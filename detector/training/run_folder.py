@@ -1,5 +1,6 @@
 """The run folder: configuration, metrics, checkpoints and TensorBoard events of one training."""
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -10,11 +11,14 @@ from errors import InputError
 METRICS = "metrics.jsonl"
 
 
-def create_run_folder(wanted: str | None, name: str) -> Path:
+def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
     """A new folder: `wanted`, or runs/NAME, runs/NAME-2 and so on. A run never overwrites another.
 
+    Args:
+        config: the text of its config.yaml.
+
     Raises:
-        InputError: the wanted folder holds something already, or cannot be made.
+        InputError: the wanted folder holds something already, or cannot be made; nothing is left then.
     """
     if wanted is not None:
         folder = Path(wanted)
@@ -23,25 +27,35 @@ def create_run_folder(wanted: str | None, name: str) -> Path:
                 f"run.dir: {folder} holds something already; choose another, or continue that run with "
                 f"--resume {folder}"
             )
-        return _make(folder)
+        return _make(folder, config)
     for number in itertools.count(1):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
         if not folder.exists():
-            return _make(folder)
+            return _make(folder, config)
     raise AssertionError("unreachable")
 
 
-def _make(folder: Path) -> Path:
+def _make(folder: Path, config: str) -> Path:
+    checkpoints = folder / "checkpoints"
+    made = [path for path in (checkpoints, folder, *folder.parents) if not path.exists()]
     try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", config)
     except OSError as error:
+        _remove(made)
         raise InputError(
             f"run.dir: {folder} cannot be written to ({error.strerror}); choose another"
         ) from None
+    except InputError:
+        _remove(made)
+        raise
     return folder
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # some were not made yet
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ from detector.build import (
 from detector.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
 from detector.config import Config, dump_config
 from detector.criterion import GroundTruth, Losses
-from detector.evaluation.calibration import Calibration, fit_calibration, held_out_error
+from detector.evaluation.calibration import Calibration, fit_calibration
 from detector.evaluation.pictures import pictures
 from detector.evaluation.score import score
 from detector.losses import NonFiniteLogits
@@ -134,10 +134,10 @@ class Trainer:
         """
         text = dump_config(self.config)
         if self.folder is None:
-            self.folder = create_run_folder(self.config.run.dir, self.name)
+            self.folder = create_run_folder(self.config.run.dir, self.name, text)
         else:
             forget_metrics_after(self.folder, self.step)
-        write_text(self.folder / "config.yaml", text)
+            write_text(self.folder / "config.yaml", text)
         self.monitor = Monitor(self.folder, self.total_steps, self.step)
         try:
             self.monitor.config(text)
@@ -264,13 +264,11 @@ class Trainer:
         model = self.average.model if self.average else self.model
         scores = score(self.config, self.val_set, model, self.val_loader, self.device)
         self.calibration = fit_calibration(scores.coco.matched)
-        # On the images that it was fitted to it would look better than it is.
-        extra = {**scores.extra, "calibration_error": held_out_error(scores.coco.matched)}
         if self.config.eval.calibrate:
             scores = scores.calibrated(self.calibration)
         result = scores.coco
-        self.metrics = {**result.as_json(), **extra}
-        self.monitor.evaluation(self.step, epoch, result, extra)
+        self.metrics = {**result.as_json(), **scores.extra}
+        self.monitor.evaluation(self.step, epoch, result, scores.extra)
         shown = range(min(_PICTURES, len(self.val_set)))
         dataset = DetectionDataset(self.val_set, build_pipeline(self.config.data, False), seed=0)
         self.monitor.images(self.step, pictures(dataset, shown, scores.predictions, result))
@@ -316,10 +314,13 @@ class Trainer:
         name = state["config"]["optimizer"]["name"]
         if name != self.config.optimizer.name:
             raise InputError(f"{source}: optimizer.name is {name} there and cannot be changed when resuming")
+        wanted = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(training["optimizer"])
         except ValueError as error:
             raise InputError(f"{source}: the optimizer cannot be restored ({error})") from None
+        for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
+            group.update(settings)  # what was asked for with --resume, not what was saved
         if training["scaler"]:  # empty where the run was not in fp16 so far
             self.scaler.load_state_dict(training["scaler"])
         self.step = state["step"]

@@ -124,6 +124,7 @@ WRONG_ANNOTATIONS = {  # what is wrong with annotation 2, in image 0.png -> what
     "negative height": ({"bbox": [30, 10, 4, -9]}, "negative height"),
     "NaN": ({"bbox": [30, 10, math.nan, 9]}, "NaN"),
     "infinite": ({"bbox": [30, 10, math.inf, 9]}, "infinite"),
+    "beyond all floats": ({"bbox": [30, 10, 10**400, 9]}, "infinite"),
     "three numbers": ({"bbox": [30, 10, 4]}, "bbox must be four numbers"),
     "null": ({"bbox": None}, "bbox must be four numbers"),
     "null inside": ({"bbox": [30, None, 4, 9]}, "bbox must be four numbers"),

@@ -21,6 +21,7 @@ from tests.builders import small_coco
 from tests.runs import boxes_lost_at, listing, no_file_larger_than, read_metrics, tiny_config
 
 COCO_NAMES = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}
+CALIBRATION = {"calibration_error_raw", "calibration_error", "calibration_error_held_out"}
 STEP_VALUES = {
     "loss",
     "loss_classification",
@@ -68,7 +69,7 @@ def test_every_evaluation_has_a_line_with_the_twelve_coco_names(run: Path) -> No
     lines = [line for line in read_metrics(run) if "AP" in line]
     assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (6, 2)]
     for line in lines:
-        assert set(line) == COCO_NAMES | {"step", "epoch", "per_class"}
+        assert set(line) == COCO_NAMES | CALIBRATION | {"step", "epoch", "per_class"}
         assert {name: one["gt_boxes"] for name, one in line["per_class"].items()} == {"cat": 5, "dog": 5}
 
 
@@ -113,19 +114,19 @@ def test_tensorboard_shows_images_and_the_configuration(run: Path) -> None:
 
 def test_runs_of_one_name_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [str(create_run_folder(None, name)) for name in ("bccd", "bccd", "other", "bccd")]
+    made = [str(create_run_folder(None, name, "a: 1\n")) for name in ("bccd", "bccd", "other", "bccd")]
     assert made == ["runs/bccd", "runs/bccd-2", "runs/other", "runs/bccd-3"]
 
 
 def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert create_run_folder(str(tmp_path / "empty"), "x") == tmp_path / "empty"
+    assert create_run_folder(str(tmp_path / "empty"), "x", "a: 1\n") == tmp_path / "empty"
     used = tmp_path / "used"
     used.mkdir()
     (used / "notes.txt").write_text("mine")
     before = listing(tmp_path)
     with pytest.raises(InputError, match=r"run\.dir: .*used holds something already"):
-        create_run_folder(str(used), "x")
+        create_run_folder(str(used), "x", "a: 1\n")
     assert listing(tmp_path) == before
 
 

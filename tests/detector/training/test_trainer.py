@@ -182,6 +182,14 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
+def test_resume_takes_the_optimizer_settings_it_is_given(tmp_path: Path) -> None:
+    root, run = small_coco(tmp_path / "set", 2), tmp_path / "run"
+    momentum = train(root, run, PLAIN, "train.epochs=1").optimizer.state_dict()["state"]
+    resumed = Trainer(tiny_config(root, run, "optimizer.weight_decay=0.5"), "test", resume=run).optimizer
+    assert [group["weight_decay"] for group in resumed.param_groups] == [0.5]
+    assert difference(resumed.state_dict()["state"], momentum) is None
+
+
 def first_step(root: Path, run: Path, *overrides: str) -> dict[str, Tensor]:
     """The weights and statistics after one step of plain SGD."""
     sgd = ("optimizer.momentum=0", "optimizer.lr=1", "schedule.warmup_steps=0", "train.epochs=1")
