@@ -45,7 +45,7 @@ def build_step(root: str, overrides: tuple[str, ...]) -> Callable[[], object]:
 
     def step() -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.backward(batches)
+        trainer.gradients(batches)
         trainer.update()
 
     return step

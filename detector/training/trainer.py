@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,12 @@ from detector.build import (
 )
 from detector.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
 from detector.config import Config, dump_config
-from detector.criterion import GroundTruth, Losses
 from detector.evaluation.calibration import Calibration, fit_calibration
 from detector.evaluation.pictures import pictures
 from detector.evaluation.score import score
-from detector.losses import NonFiniteLogits
-from detector.retinanet import HeadOutputs, RetinaNet
+from detector.retinanet import RetinaNet
 from detector.training.ema import WeightAverage
+from detector.training.gradients import Gradients, NonFiniteLoss
 from detector.training.monitor import Monitor, summary_values
 from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
 from detector.training.run_folder import create_run_folder, forget_metrics_after, write_text
@@ -87,8 +86,7 @@ class Trainer:
         self.val_loader = build_eval_loader(config, self.val_set, self.device)
 
         self.model = self._build_model(fresh=state is None)
-        self.exchange = build_exchange(config.loss)
-        self.criterion = build_criterion(config, self.device, self.exchange)
+        exchange = build_exchange(config.loss)
         optimizer = config.optimizer
         self.optimizer = build_optimizer(
             self.model,
@@ -99,6 +97,15 @@ class Trainer:
             optimizer.decay_norm_and_bias,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
+        self.gradients = Gradients(
+            self.model,
+            build_criterion(config, self.device, exchange),
+            self.scaler,
+            self.amp,
+            self.device,
+            exchange.size,
+            train.rank_accumulated,
+        )
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
         self.step = 0
         self.best = -math.inf
@@ -162,7 +169,10 @@ class Trainer:
             lr = self._set_lr()
             # Freed as late as possible: the next gradients then find their memory warm.
             self.optimizer.zero_grad(set_to_none=True)
-            losses = self.backward(group)
+            try:
+                losses = self.gradients(group)
+            except NonFiniteLoss as error:
+                raise InputError(self._not_finite(error)) from None
             gradient_norm = self.update()
             self.step += 1
             images += sum(len(batch.indices) for batch in group)
@@ -175,62 +185,6 @@ class Trainer:
             self.monitor.advance()
             if self.step % self.steps_per_epoch == 0:
                 break
-
-    def backward(self, group: list[Batch]) -> Losses:
-        """Leave the gradients of one optimizer step's micro-batches in the weights."""
-        if self.config.train.rank_accumulated and len(group) > 1:
-            return self._backward_together(group)
-        return _mean([self._backward(batch, len(group)) for batch in group])
-
-    def _backward(self, batch: Batch, parts: int) -> Losses:
-        """Backpropagate the losses of one of `parts` micro-batches."""
-        batch = batch.to(self.device)
-        losses = self._checked(lambda: self.criterion(self._forward(batch), _ground_truth(batch)), [batch])
-        self._scaled(losses.total / parts).backward()
-        return losses.detach()
-
-    def _backward_together(self, group: list[Batch]) -> Losses:
-        """Backpropagate the losses of all micro-batches as of one batch, which memory would not hold.
-
-        The first pass keeps of each micro-batch only its head outputs; the losses over all of them
-        give these their gradients; the second pass carries each one's share into the network.
-        """
-        group = [batch.to(self.device) for batch in group]
-        with torch.no_grad():
-            buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-            outputs = [self._forward(batch) for batch in group]
-            for buffer, before in buffers:  # batch norm is to see every image once
-                buffer.copy_(before)
-        for output in outputs:
-            output.logits.requires_grad_()
-            output.deltas.requires_grad_()
-        gts = [_ground_truth(batch) for batch in group]
-        losses = self._checked(lambda: self.criterion.over_micro_batches(outputs, gts), group)
-        self._scaled(losses.total).backward()
-        for batch, first in zip(group, outputs, strict=True):
-            second = self._forward(batch)
-            torch.autograd.backward([second.logits, second.deltas], [first.logits.grad, first.deltas.grad])
-        return losses.detach()
-
-    def _forward(self, batch: Batch) -> HeadOutputs:
-        with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
-            return self.model(batch.images, batch.sizes)
-
-    def _checked(self, take: Callable[[], Losses], batches: list[Batch]) -> Losses:
-        """The losses, if they are finite."""
-        try:
-            losses = take()
-        except NonFiniteLogits as error:
-            raise InputError(self._not_finite(batches, str(error))) from None
-        if not torch.isfinite(losses.total):
-            detail = ", ".join(f"{name} {value.item():g}" for name, value in losses.parts.items())
-            raise InputError(self._not_finite(batches, detail))
-        return losses
-
-    def _scaled(self, loss: Tensor) -> Tensor:
-        # Where several processes share one loss, each has its part of the gradient, and the average
-        # over them that follows must be their sum.
-        return self.scaler.scale(loss * self.exchange.size)
 
     def update(self) -> Tensor:
         """Clip, step, average; returns the norm of the gradient before clipping."""
@@ -340,11 +294,10 @@ class Trainer:
             f"{self.total_steps} steps from {self.step}"
         )
 
-    def _not_finite(self, batches: list[Batch], detail: str) -> str:
-        rows = torch.cat([batch.indices for batch in batches]).tolist()
-        names = ", ".join(Path(self.train_set.files[i]).name for i in rows)
+    def _not_finite(self, error: NonFiniteLoss) -> str:
+        names = ", ".join(Path(self.train_set.files[i]).name for i in error.rows)
         return (
-            f"the loss is not finite at step {self.step} ({detail}; images {names}); lower optimizer.lr, "
+            f"the loss is not finite at step {self.step} ({error}; images {names}); lower optimizer.lr, "
             f"set optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
         )
 
@@ -370,14 +323,3 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         if len(group) == size or first:
             yield group
         first = False
-
-
-def _ground_truth(batch: Batch) -> GroundTruth:
-    return GroundTruth(batch.boxes, batch.labels, batch.valid, batch.ignore)
-
-
-def _mean(losses: list[Losses]) -> Losses:
-    """The mean of the parts, over the positives of all."""
-    names = losses[0].parts
-    parts = {name: torch.stack([one.parts[name] for one in losses]).mean() for name in names}
-    return Losses(parts, torch.stack([one.positives for one in losses]).sum())
