@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from benchmarks.measure import devices, in_turns, parser, progress, report, section
-from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16
+from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16, memory_format
 from detector.config import Config, load_config
 from detector.criterion import GroundTruth
 from detector.losses import Exchange
@@ -103,7 +103,7 @@ def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, pretrained=False).to(device)
     _level(model)
-    model = model.to(memory_format=_layout(config.train.channels_last)).train()
+    model = model.to(memory_format=memory_format(config.train, device)).train()
     criterion = build_criterion(config, device, Exchange())
     optimizer = _optimizer(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -140,7 +140,8 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
     )
     model = TorchvisionRetinaNet(backbone, CLASSES, min_size=size, max_size=size, _skip_resize=not shipped)
     _level(model)
-    model = model.to(device).to(memory_format=_layout(config.train.channels_last and not shipped)).train()
+    layout = torch.contiguous_format if shipped else memory_format(config.train, device)
+    model = model.to(device).to(memory_format=layout).train()
     if shipped:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, LR, momentum=0.9, weight_decay=1e-4)
@@ -193,10 +194,6 @@ def _level(model: nn.Module) -> None:
 
 def _as_floats(data: Data) -> list[Tensor]:
     return [image.contiguous().float() / 255 for image in data.images]
-
-
-def _layout(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:

@@ -119,8 +119,15 @@ def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNe
 
 def place(model: RetinaNet, config: TrainConfig, device: torch.device) -> RetinaNet:
     """Move a model to its device and memory format; the layout of the weights decides the features'."""
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(device).to(memory_format=layout)
+    return model.to(device).to(memory_format=memory_format(config, device))
+
+
+def memory_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
+    """The layout of weights and features."""
+    last = config.channels_last
+    if last == "auto":
+        last = device.type != "cpu" or build_amp(config, device) is not None
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def build_criterion(config: Config, device: torch.device, exchange: Exchange) -> Criterion:

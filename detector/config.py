@@ -203,7 +203,9 @@ class TrainConfig(Section):
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         "auto", description="precision of the network; auto takes bf16 or fp16 where the device is fast in it"
     )
-    channels_last: bool = Field(True, description="memory format of the network")
+    channels_last: bool | Literal["auto"] = Field(
+        "auto", description="memory format of the network; auto: not in float32 on a CPU, where it is slower"
+    )
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="keep a moving average of the weights and evaluate that; 0 is off"
     )

@@ -112,17 +112,23 @@ def test_box_loss_is_weighted_and_total_is_the_sum() -> None:
     assert losses.total.item() == pytest.approx(losses.parts["classification"].item() + 1.5)
 
 
+def worse_above_better() -> tuple[Tensor, Tensor]:
+    """Logits and deltas: the box of `two_images` that is half as wide as wanted is ranked first."""
+    deltas = torch.zeros(2, 4, 4)
+    deltas[1, 1, 2] = math.log(0.5) / 0.2
+    deltas[1, 1, 0] = -0.25 / 0.1
+    logits = torch.full((2, 4, 3), -9.0)
+    logits[0, 0, 2], logits[1, 1, 0] = 9.0, 18.0
+    return logits, deltas
+
+
 def test_rank_sort_sorts_by_iou_and_balances_the_boxes() -> None:
     """Hand-computed. Box 0 is perfect, box 1 half as wide: IoU 1 and 1/2, 1 - GIoU 0 and 1/2.
 
     The worse is ranked far above the better, both above the negatives: the sorting error is that of
     `test_sorted_positives...`, 1/6, and the box part is scaled to it.
     """
-    deltas = torch.zeros(2, 4, 4)
-    deltas[1, 1, 2] = math.log(0.5) / 0.2
-    deltas[1, 1, 0] = -0.25 / 0.1
-    logits = torch.full((2, 4, 3), -9.0)
-    logits[0, 0, 2], logits[1, 1, 0] = 9.0, 18.0
+    logits, deltas = worse_above_better()
     parts = criterion(OBJECTIVES["rank_sort"])(outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == 0
     assert parts["sorting"].item() == pytest.approx(1 / 6)
@@ -135,11 +141,7 @@ def test_alrp_brings_the_boxes_up_to_the_total() -> None:
     Of the boxes above, (1 - GIoU) / 2 is 0 and 1/4. The worse one (rank 1) has an error of 1/4, the
     better one below it (rank 2) half of that: 3/16 in the mean.
     """
-    deltas = torch.zeros(2, 4, 4)
-    deltas[1, 1, 2] = math.log(0.5) / 0.2
-    deltas[1, 1, 0] = -0.25 / 0.1
-    logits = torch.full((2, 4, 3), -9.0)
-    logits[0, 0, 2], logits[1, 1, 0] = 9.0, 18.0
+    logits, deltas = worse_above_better()
     parts = criterion(OBJECTIVES["alrp"])(outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == 0
     assert parts["box"].item() == pytest.approx(3 / 16)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.build import build_amp
+from detector.build import build_amp, memory_format
 from detector.config import TrainConfig
 from detector.training.monitor import Monitor
 from detector.training.trainer import Trainer, resume_config
@@ -144,11 +144,15 @@ def test_micro_batches_that_fill_no_step_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("loss.name=ap", "loss.box=smooth_l1"), ("loss.name=focal", "loss.box=giou")]
+    "words",
+    [
+        ("loss.name=ap", "loss.box=smooth_l1"),
+        *((f"loss.name={name}", "loss.box=giou") for name in ("focal", "alrp", "rank_sort", "ce_ohem")),
+    ],
 )
 def test_a_few_images_are_learned(tmp_path: Path, words: tuple[str, ...]) -> None:
     root = small_coco(tmp_path / "set", 5)
-    repeated = "data.splits.train=[" + ",".join(["train"] * 20) + "]"
+    repeated = "data.splits.train=[" + ",".join(["train"] * 32) + "]"
     common = [PLAIN, repeated, "train.batch_size=4", "train.epochs=1", "optimizer.name=adamw"]
     trainer = train(root, tmp_path / "run", *common, *words)
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
@@ -233,6 +237,9 @@ def test_automatic_precision_is_bf16_only_on_a_cpu_that_computes_in_it(
     assert build_amp(automatic, torch.device("cpu")) == (torch.bfloat16 if fast else None)
     assert build_amp(automatic, torch.device("mps")) is None
     assert build_amp(TrainConfig(amp="bf16"), torch.device("cpu")) == torch.bfloat16
+    layout = torch.channels_last if fast else torch.contiguous_format
+    assert memory_format(automatic, torch.device("cpu")) == layout
+    assert memory_format(automatic, torch.device("cuda")) == torch.channels_last
 
 
 def diverge(trainer: Trainer) -> None:
