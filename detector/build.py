@@ -20,7 +20,15 @@ from detector.backbone import FeaturePyramid, ResNet
 from detector.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from detector.criterion import Criterion
 from detector.heads import Head
-from detector.losses import Exchange, ap_loss, ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
+from detector.losses import (
+    Exchange,
+    ap_loss,
+    ce_ohem_loss,
+    class_ap_loss,
+    focal_loss,
+    giou_errors,
+    smooth_l1_errors,
+)
 from detector.objectives import BoxErrors, ClassLoss, Objective, alrp, rank_sort, separate
 from detector.retinanet import RetinaNet
 from errors import InputError
@@ -181,7 +189,8 @@ def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Obje
             ce_ohem_loss, negatives_per_positive=config.negatives_per_positive, exchange=exchange
         )
     else:
-        class_loss = partial(ap_loss, delta=delta, interpolated=config.interpolated, exchange=exchange)
+        rank = class_ap_loss if config.class_by_class else ap_loss
+        class_loss = partial(rank, delta=delta, interpolated=config.interpolated, exchange=exchange)
     return partial(
         separate,
         class_loss=class_loss,

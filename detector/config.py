@@ -148,6 +148,11 @@ class LossConfig(Section):
         "published one, 1 for ap and alrp, 0.5 for rank_sort",
     )
     interpolated: bool = Field(True, description="ap: use the precision envelope")
+    class_by_class: bool = Field(
+        False,
+        description="ap: rank each class by itself and take the mean, as mean AP does, instead of all "
+        "classes together as published",
+    )
     self_balance: bool = Field(
         True, description="alrp, rank_sort: scale the box loss to the classification's at every step"
     )

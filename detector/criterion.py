@@ -61,8 +61,8 @@ class Criterion:
         pairs = zip(outputs, gts, strict=True)
         targets, positives = zip(*(self._targets(output, gt) for output, gt in pairs), strict=True)
         return self._losses(
-            torch.cat([one.logits.flatten() for one in outputs]),
-            torch.cat([one.flatten() for one in targets]),
+            torch.cat([one.logits.flatten(0, 1) for one in outputs]),  # [M, C]
+            torch.cat([one.flatten(0, 1) for one in targets]),
             Positives(*(torch.cat(part) for part in zip(*positives, strict=True))),
         )
 

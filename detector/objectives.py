@@ -11,7 +11,7 @@ from detector.losses import Exchange, alrp_loss, giou_errors, rank_sort_loss
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]  # logits, targets in {-1, 0, 1} -> scalar
 BoxErrors = Callable[[Tensor, Tensor, Tensor], Tensor]  # deltas, gt boxes, anchors [p, 4] -> [p]
-# logits of any shape, targets int8 alike, positives -> named parts of the loss, already weighted
+# logits [..., C], targets int8 alike, positives -> named parts of the loss, already weighted
 Objective = Callable[[Tensor, Tensor, "Positives"], dict[str, Tensor]]
 
 # A positive whose box misses its object altogether is a positive all the same.

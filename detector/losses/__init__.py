@@ -1,7 +1,7 @@
 """Losses for the classification of anchors (ranking and not) and for their boxes."""
 
 from detector.losses.alrp import alrp_loss
-from detector.losses.ap import ap_loss
+from detector.losses.ap import ap_loss, class_ap_loss
 from detector.losses.batch_ranking import NonFiniteLogits
 from detector.losses.boxes import giou_errors, smooth_l1_errors
 from detector.losses.exchange import Exchange
@@ -15,6 +15,7 @@ __all__ = [
     "alrp_loss",
     "ap_loss",
     "ce_ohem_loss",
+    "class_ap_loss",
     "focal_loss",
     "giou_errors",
     "rank_sort_loss",

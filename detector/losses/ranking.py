@@ -176,7 +176,7 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     """values [P] sorted, and the int64 order that sorts them."""
     if values.device.type != "cpu":
         return values.sort()
-    order = torch.from_numpy(values.numpy().argsort())  # vectorised, unlike torch's
+    order = torch.from_numpy(values.detach().numpy().argsort())  # vectorised, unlike torch's
     return values[order], order
 
 

@@ -14,7 +14,10 @@ from detector.losses import Exchange, NonFiniteLogits, ap_loss
 from detector.objectives import Positives
 from tests.processes import run_processes
 
-NAMES = ("ap", "alrp", "rank_sort", "focal", "ce_ohem")
+CONFIGS = {
+    **{name: LossConfig(name=name, box="giou") for name in ("ap", "alrp", "rank_sort", "focal", "ce_ohem")},
+    "class by class": LossConfig(name="ap", box="giou", class_by_class=True),
+}
 STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
 IMAGES, ANCHORS, CLASSES = 8, 50, 3
 Share = tuple[Tensor, Tensor, Positives]
@@ -46,7 +49,7 @@ def share_of(rank: int, count: int, whole: Share) -> Share:
 def losses_and_gradients(share: Share, name: str, exchange: Exchange) -> dict[str, Tensor]:
     logits, targets, positives = share
     logits, deltas = logits.clone().requires_grad_(), positives.deltas.clone().requires_grad_()
-    objective = build_objective(LossConfig(name=name, box="giou"), STD, exchange)
+    objective = build_objective(CONFIGS[name], STD, exchange)
     parts = objective(logits, targets, positives._replace(deltas=deltas))
     torch.stack(list(parts.values())).sum().backward()
     assert logits.grad is not None and deltas.grad is not None
@@ -58,7 +61,7 @@ def work(rank: int, count: int) -> dict[str, Any]:
     """In every process: all losses over its share, the traffic, and what a bad logit elsewhere does."""
     group = dist.group.WORLD
     result: dict[str, Any] = {
-        name: losses_and_gradients(share_of(rank, count, batch()), name, Exchange(group)) for name in NAMES
+        name: losses_and_gradients(share_of(rank, count, batch()), name, Exchange(group)) for name in CONFIGS
     }
     nothing = torch.zeros(2, 5, 3)
     result["empty"] = losses_and_gradients(
@@ -82,7 +85,7 @@ def work(rank: int, count: int) -> dict[str, Any]:
 def test_processes_together_compute_what_one_does_on_the_whole_batch(count: int, tmp_path: Path) -> None:
     """With 4 processes one has only ignored anchors, and one negatives and no positive."""
     results = run_processes(work, count, tmp_path)
-    for name in NAMES:
+    for name in CONFIGS:
         if name == "ce_ohem":
             continue  # each process has its own hard negatives; see the next test
         expected = losses_and_gradients(batch(), name, Exchange())
