@@ -58,9 +58,11 @@ class BatchRanking:
             self.above_positives = self.above_negatives = f.double()
             return
         self._steps = SoftSteps(self.f, delta, len(logits))
+        negatives = self._bin_negatives()
         self._positive_bins = self._steps.bins_of(self.f)
-        self.above_positives = self.sum_above_positives()
-        self.above_negatives = self._steps.counts_above(self._bin_negatives())
+        positives = self._steps.totals(self.f, self._positive_bins)
+        both = BinTotals(*map(torch.stack, zip(positives, negatives, strict=True)))
+        self.above_positives, self.above_negatives = self._steps.counts_above(both)
 
     def __len__(self) -> int:
         """P, the number of positives of all processes."""
@@ -76,8 +78,8 @@ class BatchRanking:
         unsorted[self._order] = values
         return unsorted[self._own]
 
-    def sum_above_positives(self, values: Tensor | None = None) -> Tensor:
-        """sum_k v_k H(f_k - f_i) for non-negative values v [P] (default 1), i itself as v_i / 2."""
+    def sum_above_positives(self, values: Tensor) -> Tensor:
+        """sum_k v_k H(f_k - f_i) for non-negative values v [P], i itself as v_i / 2."""
         return self._steps.counts_above(self._steps.totals(self.f, self._positive_bins, values))
 
     def pull_on_positives(self, weights: Tensor) -> Tensor:
@@ -115,8 +117,8 @@ class BatchRanking:
     def _bin_negatives(self) -> BinTotals:
         """Find the bin of every element, 0 for what is not a negative; the negatives' totals."""
         steps = self._steps
-        totals = steps.totals(self.f[:0], self._positive_bins[:0])
         self._binned: list[_BinnedBlock] = []
+        totals = torch.zeros(2, 2 * len(self.f) + 1, dtype=torch.float64, device=self.f.device)
         parts = list(blocks(len(self._logits), self._logits.device))
         ends = torch.tensor([part.stop for part in parts], device=self._special.device)
         first = 0
@@ -134,9 +136,8 @@ class BatchRanking:
             else:
                 bins = steps.bins_of(values).index_fill_(0, special, 0)
             self._binned.append(_BinnedBlock(block, picked, bins))
-            part = steps.totals(values, bins)
-            totals = BinTotals(totals.counts + part.counts, totals.sums + part.sums)
-        return BinTotals(*self._exchange.sum(torch.stack(totals)))
+            totals += torch.stack(steps.totals(values, bins))
+        return BinTotals(*self._exchange.sum(totals))
 
     def _without_ignored_infinities(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The logits, zeros in the place of those that take no part if any logit is not finite.
@@ -146,7 +147,9 @@ class BatchRanking:
         """
         finite = logits.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(logits))).all())
         bad = [] if finite else (~torch.isfinite(logits) & (targets >= 0)).nonzero().squeeze(1).tolist()
-        everywhere = self._exchange.sum(torch.tensor(len(bad), device=logits.device))
+        everywhere = len(bad)
+        if self._exchange.size > 1:
+            everywhere = int(self._exchange.sum(torch.tensor(len(bad), device=logits.device)))
         if bad:
             kind = "positive" if targets[bad[0]] == 1 else "negative"
             raise NonFiniteLogits(

@@ -20,6 +20,7 @@ from torch import Tensor
 # Values are visited in blocks so that the float64 temporaries stay small whatever N is, and stay in
 # the cache on a CPU; a GPU wants few, large launches.
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}
+_FEW = 512
 
 
 def blocks(n: int, device: torch.device) -> Iterator[slice]:
@@ -31,8 +32,8 @@ def blocks(n: int, device: torch.device) -> Iterator[slice]:
 class BinTotals(NamedTuple):
     """What the values of each bin add up to; totals of separate shares of values simply add."""
 
-    counts: Tensor  # float64 [2P + 1]
-    sums: Tensor  # float64 [2P + 1]
+    counts: Tensor  # float64 [..., 2P + 1]
+    sums: Tensor  # float64 [..., 2P + 1]
 
 
 class SoftSteps:
@@ -52,16 +53,15 @@ class SoftSteps:
         if delta < 0:
             raise ValueError(f"delta must not be negative, got {delta}")
         self.delta = float(delta)
-        dtype, centre = thresholds.dtype, thresholds.double()
-        starts, ends = centre - self.delta, centre + self.delta
-        search_starts, search_ends = _smallest_at_or_above(starts, dtype), _smallest_at_or_above(ends, dtype)
+        p, centre = len(thresholds), thresholds.double()
+        edges = torch.cat((centre - self.delta, centre + self.delta))
+        searched = _smallest_at_or_above(edges, thresholds.dtype)
         if self.delta == 0:
             # A tie with the threshold counts half: give it a bin of its own, [t, next number).
-            search_ends = torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf))
+            searched[p:] = torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf))
         # Order by what the search sees, so that bins and tables agree to the last bit.
-        self._search_edges, order = torch.cat((search_starts, search_ends)).sort(stable=True)
-        self.edges = torch.cat((starts, ends))[order]  # [2P]
-        p = len(thresholds)
+        self._search_edges, order = searched.sort(stable=True)
+        self.edges = edges[order]  # [2P]
         where = torch.empty_like(order)
         where[order] = torch.arange(2 * p, device=order.device)
         self._start_bin, self._end_bin = where[:p], where[p:]
@@ -71,7 +71,8 @@ class SoftSteps:
 
     def bins_of(self, values: Tensor) -> Tensor:
         """The bin of each value [M]: int32 [M]. A value on a break point is in the bin it begins."""
-        if values.device.type != "cpu":  # a GPU's parallel search needs no help
+        # A GPU's parallel search needs no help, and for a few values a grid is a waste.
+        if values.device.type != "cpu" or len(values) < _FEW:
             return torch.bucketize(values, self._search_edges, out_int32=True, right=True)
         if self._grid is None:
             self._grid = _Grid(self._search_edges, self._searches)
@@ -93,23 +94,24 @@ class SoftSteps:
         return BinTotals(counts, zeros.index_add_(0, bins, values.double()))
 
     def counts_above(self, totals: BinTotals) -> Tensor:
-        """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P].
+        """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [..., P].
 
         H is the mean of the plain step over [t - delta, t + delta], so the sum is an integral of
         C(s) = #{x > s}. Integrating from the top down adds only non-negative terms that are no
         larger than the answer: the result is accurate relative to itself, wherever the values lie.
         """
-        above = totals.counts[1:].flip(0).cumsum(0).flip(0)  # values at or above each edge, [2P]
+        counts, sums = totals.counts[..., 1:], totals.sums[..., 1:]
+        above = counts.flip(-1).cumsum(-1).flip(-1)  # values at or above each edge, [..., 2P]
         if self.delta == 0:
-            return (above[self._start_bin] + above[self._end_bin]) / 2
-        beyond = above - totals.counts[1:]
+            return (above[..., self._start_bin] + above[..., self._end_bin]) / 2
+        beyond = above - counts
         width = torch.diff(self.edges, append=self.edges[-1:])
         # In its own bin a value reaches from the edge up to itself, in the bins below all the way.
         # Above the last edge no step changes, so the integral ends there.
-        inside = (totals.sums[1:] - totals.counts[1:] * self.edges).clamp_min(0)
-        inside[-1] = 0
-        area = (beyond * width + inside).flip(0).cumsum(0).flip(0)
-        return (area[self._start_bin] - area[self._end_bin]) / (2 * self.delta)
+        inside = (sums - counts * self.edges).clamp_min(0)
+        inside[..., -1] = 0
+        area = (beyond * width + inside).flip(-1).cumsum(-1).flip(-1)
+        return (area[..., self._start_bin] - area[..., self._end_bin]) / (2 * self.delta)
 
     def lines(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: two float64 [2P + 1].

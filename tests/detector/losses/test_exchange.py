@@ -67,6 +67,9 @@ def work(rank: int, count: int) -> dict[str, Any]:
     result["empty"] = losses_and_gradients(
         (nothing, nothing.to(torch.int8), Positives(*torch.zeros(3, 0, 4))), "rank_sort", Exchange(group)
     )
+    logits, targets, _ = share_of(rank, count, batch())
+    some = slice(0, 0) if rank == 0 else slice(None)
+    result["one process idle"] = ap_loss(logits[some], targets[some], exchange=Exchange(group))
     for anchors in (ANCHORS, 20 * ANCHORS):
         exchange = Exchange(group)
         logits, targets, _ = share_of(rank, count, batch(anchors))
@@ -96,7 +99,11 @@ def test_processes_together_compute_what_one_does_on_the_whole_batch(count: int,
                     torch.testing.assert_close(one, value, rtol=1e-6, atol=1e-7)
             else:
                 torch.testing.assert_close(torch.cat(found), value, rtol=1e-6, atol=1e-8)
+    logits, targets, _ = batch()
+    idle = IMAGES // count
+    rest = ap_loss(logits[idle:], targets[idle:])
     for result in results:
+        torch.testing.assert_close(result["one process idle"], rest)
         assert all((value == 0).all() for value in result["empty"].values())
         # What is sent depends on the positives alone: 20 times the anchors, the same bytes.
         assert result[f"bytes {ANCHORS}"] == result[f"bytes {20 * ANCHORS}"]
