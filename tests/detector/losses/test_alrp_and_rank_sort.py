@@ -201,5 +201,5 @@ def test_hard_negative_cross_entropy_follows_the_definition(case: Case, ratio: f
     logits, targets, _ = tensors((finite, case[1]), torch.float64)
     loss = ce_ohem_loss(logits, targets, ratio)
     expected = oracles.ce_ohem_loss(logits.tolist(), targets.tolist(), ratio)
-    assert float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     loss.backward()  # also where nothing takes part
