@@ -58,8 +58,7 @@ def alrp(
     takes the factor from the last epoch and guesses the first one; here it is that of the step.
     """
     errors = giou_errors(*positives, std=box_std) / 2
-    loss = alrp_loss(logits, targets, errors.clamp(0, 1), delta, exchange)
-    ranking, box = loss
+    ranking, box = alrp_loss(logits, targets, errors.clamp(0, 1), delta, exchange)
     factor = _balance(ranking + box, box) if self_balance else 1.0
     return {"classification": ranking, "box": box_weight * factor * box}
 

@@ -92,8 +92,7 @@ def _errors_and_gradients(
     rank = 0.5 + ranking.above_positives + b  # itself as 1
     errors_above = (ranking.sum_above_positives(errors) - errors / 2).clamp_min(0)
     update = torch.where(b > 0, (b + errors_above) / rank, 0)
-    weights = torch.where(b > 0, update / b, 0)
-    on_logits = ranking.gradient(-update / p, weights / p).view(logits.shape)
+    on_logits = ranking.gradient(update).view(logits.shape)
     # k has a part in its own error (1 / rank_k) and in that of every positive below it.
     part = 1 / rank
     on_errors = ranking.own((part / 2 + ranking.pull_on_positives(part)) / p)

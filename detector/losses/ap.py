@@ -89,6 +89,4 @@ def _loss_and_gradient(
     if interpolated:
         precision = precision.cummax(0).values  # f ascends: the best precision at or below
     error = 1 - precision
-    weights = torch.where(b > 0, error / b, 0)
-    gradient = ranking.gradient(-error / len(error), weights / len(error))
-    return error.mean().to(exact), gradient.view(logits.shape)
+    return error.mean().to(exact), ranking.gradient(error).view(logits.shape)

@@ -88,16 +88,16 @@ class BatchRanking:
         bins = self._positive_bins.long()
         return (offset[bins] + slope[bins] * self.f.double()).clamp_min(0)
 
-    def gradient(self, on_positives: Tensor, weights: Tensor) -> Tensor:
+    def gradient(self, errors: Tensor) -> Tensor:
         """The error-driven gradient of this process's logits, [M].
 
-        on_positives: float64 [P], the entries of the positives.
-        weights: float64 [P], non-negative; negative j gets sum_i w_i H(n_j - f_i).
+        errors: float64 [P], non-negative, 0 where no negative is above. Positive i gets -e_i / P, which
+        the negatives share in proportion to H(n_j - f_i).
 
         float16 logits get a float32 gradient: a negative's share is often too small for float16.
         """
-        logits = self._logits
-        offset, slope = self._steps.lines(weights)
+        logits, errors, above = self._logits, errors / len(self), self.above_negatives
+        offset, slope = self._steps.lines(torch.where(above > 0, errors / above, 0))
         gradient = torch.empty_like(logits, dtype=self._dtype if logits.dtype == torch.float16 else None)
         for block, picked, bins in self._binned:
             values = logits[block]
@@ -111,7 +111,7 @@ class BatchRanking:
             else:
                 gradient[block].zero_().index_copy_(0, picked, pull.to(gradient.dtype))
         gradient.index_fill_(0, self._special, 0)
-        gradient[self.positives] = self.own(on_positives).to(gradient.dtype)
+        gradient[self.positives] = self.own(-errors).to(gradient.dtype)
         return gradient
 
     def _bin_negatives(self) -> BinTotals:

@@ -87,8 +87,7 @@ def _errors_and_gradients(
         return zero, torch.zeros_like(logits), zero, ranking.positives, ranking.f
     b = ranking.above_negatives
     error = b / (ranking.above_positives + b)
-    weights = torch.where(b > 0, error / b, 0)
-    on_logits = ranking.gradient(-error / p, weights / p).view(logits.shape)
+    on_logits = ranking.gradient(error).view(logits.shape)
     sorting, update = _sorting(ranking.f.double(), ranking.gather(quality[ranking.positives]), delta)
     on_positives = ranking.own(update / p).to(exact)
     return error.mean().to(exact), on_logits, sorting.mean().to(exact), ranking.positives, on_positives

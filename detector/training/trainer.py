@@ -175,10 +175,10 @@ class Trainer:
                 raise InputError(self._not_finite(error)) from None
             gradient_norm = self.update()
             self.step += 1
-            images += sum(len(batch.indices) for batch in group)
+            in_step = sum(len(batch.indices) for batch in group)
+            images += in_step
             if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
                 speed = images / (time.perf_counter() - started)
-                in_step = sum(len(batch.indices) for batch in group)
                 values = summary_values(losses, lr, gradient_norm, speed, in_step)
                 self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
                 started, images = time.perf_counter(), 0
