@@ -5,7 +5,11 @@ import sys
 import threading
 from collections.abc import Callable
 
-from errors import InputError
+from errors import Bystander, InputError, Stopped
+
+BAD_INPUT = 2
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
+INTERRUPTED = 130
 
 
 class _OneLine(logging.Formatter):
@@ -20,7 +24,8 @@ def _silent_where_raised_again(arguments: threading.ExceptHookArgs) -> None:
 
 
 def run_door(main: Callable[[], None]) -> None:
-    """Run a program: bad input ends in one line and exit code 2, Ctrl-C in 130."""
+    """Run a program: bad input ends in one line and exit code 2, a training that was stopped and has
+    saved its state in 75, Ctrl-C elsewhere in 130."""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -29,7 +34,12 @@ def run_door(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
+    except Bystander:
+        sys.exit(BAD_INPUT)
+    except Stopped as reason:
+        print(reason, file=sys.stderr)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
-        print("interrupted; a training run continues with --resume", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

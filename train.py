@@ -1,6 +1,10 @@
-"""Train a detector: python train.py [CONFIG] [KEY=VALUE ...], or python train.py --resume RUN_DIR."""
+"""Train a detector: python train.py [CONFIG] [KEY=VALUE ...], or python train.py --resume RUN_DIR.
+
+With several processes: torchrun --nproc-per-node N train.py ...
+"""
 
 import argparse
+import logging
 from pathlib import Path
 
 from doors import run_door
@@ -21,7 +25,9 @@ def main() -> None:
 def train(config_name: str | None, overrides: list[str], resume: Path | None) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.config import apply_overrides, load_config, parse_config
-    from detector.training.trainer import Trainer, resume_config
+    from detector.training.processes import is_restart, join_processes, launch_id, leave_processes
+    from detector.training.run_folder import resume_config, run_of_launch
+    from detector.training.trainer import Trainer
     from errors import InputError
 
     if config_name and "=" in config_name:  # argparse gives CONFIG the first word, whatever it is
@@ -30,14 +36,28 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None) ->
     if resume is not None:
         if config_name is not None:
             raise InputError("--resume takes the configuration of the run; leave CONFIG out")
-        values = apply_overrides(resume_config(resume), overrides)
-        Trainer(parse_config(values, str(resume)), resume.name, resume).run()
-        print(f"evaluate: python evaluate.py {resume}")
-        return
-    path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
-    trainer = Trainer(load_config(path, overrides), path.stem)
-    trainer.run()
-    print(f"evaluate: python evaluate.py {trainer.folder}\nlook:     tensorboard --logdir {trainer.folder}")
+        config, name = (
+            parse_config(apply_overrides(resume_config(resume), overrides), str(resume)),
+            resume.name,
+        )
+    else:
+        path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
+        config, name = load_config(path, overrides), path.stem
+        launch = launch_id()
+        if launch is not None and is_restart():
+            # torchrun has restarted the processes after one was lost: what they had is in their folder.
+            resume = run_of_launch(config.run.dir, name, launch)
+    processes = join_processes(config.train.device)
+    if not processes.main:
+        logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
+    try:
+        trainer = Trainer(config, name, resume, processes)
+        trainer.run()
+    finally:
+        leave_processes()
+    if processes.main:
+        folder = trainer.folder
+        print(f"evaluate: python evaluate.py {folder}\nlook:     tensorboard --logdir {folder}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 import torch
 
 from benchmarks.measure import in_turns, parser, peak_extra_bytes, report, section
-from data.loader import checked
+from data.feed import checked
 from detector.config import load_config
 from detector.training.trainer import Trainer
 
@@ -28,9 +28,9 @@ NOTE = (
 )
 VARIANTS = {
     "one batch": ("train.batch_size=8",),
-    "4 micro-batches, each ranked by itself": ("train.batch_size=2", "train.accumulate=4"),
+    "4 micro-batches, each ranked by itself": ("train.batch_size=8", "train.accumulate=4"),
     "4 micro-batches, ranked together": (
-        "train.batch_size=2",
+        "train.batch_size=8",
         "train.accumulate=4",
         "train.rank_accumulated=true",
     ),
@@ -41,12 +41,11 @@ def build_step(root: str, overrides: tuple[str, ...]) -> Callable[[], object]:
     """What the trainer does between two optimizer steps."""
     small = (f"data.root={root}", "data.shapes_train_images=8", "data.shapes_val_images=1", "data.workers=0")
     trainer = Trainer(load_config(RECIPE, [*small, "train.device=cpu", *overrides]), "benchmark")
-    batches = list(checked(trainer.loader))
+    batches = list(checked(trainer.parts.loader))
 
     def step() -> None:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.gradients(batches)
-        trainer.update()
+        trainer.learner.begin(lr=1e-3)
+        trainer.learner.update(trainer.gradients(batches))
 
     return step
 

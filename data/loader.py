@@ -5,12 +5,15 @@ middle of a run, or another process count changes nothing in what a sample looks
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.images import read_image
 from data.sample import Batch, DetectionSet, Sample, collate
@@ -27,19 +30,53 @@ class DetectionDataset(Dataset):
     the worker's traceback.
     """
 
-    def __init__(self, records: DetectionSet, pipeline: Pipeline, seed: int) -> None:
+    def __init__(
+        self, records: DetectionSet, pipeline: Pipeline, seed: int, substitute: bool = False, workers: int = 0
+    ) -> None:
+        """
+        Args:
+            substitute: let the next image that can be read stand in for one that cannot.
+            workers: how many processes will share the dataset.
+        """
         self.records = records
         self.pipeline = pipeline
         self.seed = seed
+        self.substitute = substitute
+        # What each worker is at, its process id and row, for the case that it dies of it.
+        self.reading = torch.full((workers, 2), -1).share_memory_()
+        self.closing = torch.zeros(1, dtype=torch.bool).share_memory_()  # the workers may go
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: Key) -> Sample | InputError:
-        try:
-            return self.sample(*key)
-        except InputError as error:
-            return error
+        epoch, wanted = key
+        length = len(self.records)
+        rows = [(wanted + k) % length for k in range(length if self.substitute else 1)]
+        failure: InputError | None = None
+        for row in rows:
+            self._mark(row)
+            try:
+                sample = self.sample(epoch, row)
+                return replace(sample, wanted=wanted)
+            except InputError as error:
+                failure = failure or error
+        assert failure is not None
+        return failure
+
+    def _mark(self, row: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and worker.id < len(self.reading):
+            self.reading[worker.id] = torch.tensor([os.getpid(), row])
+
+    def file_read_by(self, process: int) -> str | None:
+        """The file that a loading process was at, where that is known."""
+        rows = [row for pid, row in self.reading.tolist() if pid == process]
+        return str(self.records.files[rows[0]]) if rows else None
+
+    def let_workers_go(self) -> None:
+        """Let the loading processes end when they are told to; before, they ignore it."""
+        self.closing.fill_(True)
 
     def sample(self, epoch: int, index: int) -> Sample:
         """The sample that training sees at this epoch and row.
@@ -56,6 +93,7 @@ class DetectionDataset(Dataset):
         image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed)
         return Sample(
             index=index,
+            wanted=index,
             image=image,
             original_size=(height, width),
             boxes=boxes,
@@ -65,75 +103,128 @@ class DetectionDataset(Dataset):
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys, reshuffled every epoch; a set smaller than a batch gives one batch.
+    """The rows of each step, reshuffled every epoch; a set smaller than a batch gives one batch.
 
     The last, incomplete batch of an epoch is left out: batch norm on one or two images does harm,
-    and another shuffle leaves out other images.
+    and another shuffle leaves out other images. A batch is that of one optimizer step. It is dealt
+    out in equal parts, first to the processes, then to their micro-batches, so that the order of the
+    samples does not depend on how many there are.
+
+    Args:
+        length: of the set.
+        batch_size: images per step.
+        micro_batches: that each process makes of its part.
+        rank, processes: this one, and how many.
+
+    Raises:
+        InputError: a batch cannot be dealt out.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        micro_batches: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        parts = micro_batches * processes
+        if batch_size % parts:
+            raise InputError(
+                f"train.batch_size={batch_size} cannot be dealt out evenly to {processes} processes of "
+                f"{micro_batches} micro-batches (train.accumulate); choose a multiple of {parts}"
+            )
+        if length < parts:
+            raise InputError(
+                f"data.splits.train holds {length} images, too few for the {parts} parts of a batch"
+            )
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
+        self.micro_batches = micro_batches
+        self.rank = rank
+        self.parts = parts
         self.epoch = 0
         self.first = 0
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
+        """In an epoch."""
         return max(1, self.length // self.batch_size)
 
-    def start_at(self, epoch: int, batch: int = 0) -> None:
-        """Go to a batch of an epoch; the batches before it cost nothing."""
+    def __len__(self) -> int:
+        return self.steps * self.micro_batches
+
+    def start_at(self, epoch: int, step: int = 0) -> None:
+        """Go to a step of an epoch; the steps before it cost nothing."""
         self.epoch = epoch
-        self.first = batch
+        self.first = step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
-        for batch in range(self.first, len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, row) for row in rows]
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        for step in range(self.first, self.steps):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            parts = np.array_split(rows, self.parts)  # only a set smaller than a batch makes them uneven
+            for part in parts[self.rank * self.micro_batches : (self.rank + 1) * self.micro_batches]:
+                yield [(self.epoch, row) for row in part.tolist()]
 
 
 def train_loader(
     records: DetectionSet,
     pipeline: Pipeline,
-    batch_size: int,
+    batches: EpochBatches,
     seed: int,
+    substitute: bool,
     workers: int | None,
     pin_memory: bool,
-) -> tuple[DataLoader, EpochBatches]:
-    """Shuffled, augmented batches, and the sampler that says where to start."""
-    batches = EpochBatches(len(records), batch_size, seed)
-    dataset = DetectionDataset(records, pipeline, seed)
-    return _loader(dataset, batches, workers, pin_memory), batches
+) -> DataLoader:
+    """Shuffled, augmented batches.
+
+    Args:
+        substitute: see `DetectionDataset`.
+        workers: loading processes; None for one per spare core, 4 at most.
+    """
+    workers = _worker_count(workers)
+    dataset = DetectionDataset(records, pipeline, seed, substitute, workers)
+    return _loader(dataset, batches, workers, pin_memory)
 
 
 def eval_loader(
-    records: DetectionSet, pipeline: Pipeline, batch_size: int, workers: int | None, pin_memory: bool
+    records: DetectionSet,
+    pipeline: Pipeline,
+    batch_size: int,
+    workers: int | None,
+    pin_memory: bool,
+    rank: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
-    """Every image once, images of like shape together so that little is padded."""
+    """Every image once, images of like shape together so that little is padded.
+
+    Of several processes the one of a rank has every so-manieth batch. What is in a batch does not
+    depend on them.
+    """
     order = np.lexsort((np.arange(len(records)), records.sizes[:, 1], records.sizes[:, 0]))
     keys = [(0, int(row)) for row in order]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    return _loader(DetectionDataset(records, pipeline, seed=0), batches, workers, pin_memory)
+    workers = _worker_count(workers)
+    return _loader(
+        DetectionDataset(records, pipeline, seed=0, workers=workers),
+        batches[rank::processes],
+        workers,
+        pin_memory,
+    )
 
 
-def checked(loader: Iterable[Batch | InputError]) -> Iterator[Batch]:
-    """The loader's batches.
-
-    Raises:
-        InputError: an image of the batch could not be used.
-    """
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+def _worker_count(wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    return min(4, max(0, len(os.sched_getaffinity(0)) - 1)) if hasattr(os, "sched_getaffinity") else 2
 
 
 def _loader(
-    dataset: DetectionDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int | None, pin: bool
+    dataset: DetectionDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int, pin: bool
 ) -> DataLoader:
-    if workers is None:
-        workers = min(4, max(0, len(os.sched_getaffinity(0)) - 1)) if hasattr(os, "sched_getaffinity") else 2
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -156,3 +247,15 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # The training answers to a signal that asks it to stop, and needs its workers until it has.
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_if_closing)
+
+
+def _leave_if_closing(number: int, frame: FrameType | None) -> None:
+    # The end of the program terminates what is left of its workers by this signal.
+    worker = get_worker_info()
+    if worker is None or worker.dataset.closing:
+        os._exit(0)

@@ -39,6 +39,7 @@ class Sample:
     """One augmented image and its boxes."""
 
     index: int  # row in the DetectionSet
+    wanted: int  # the row that was asked for: another one if its image could not be read
     image: NDArray[np.uint8]  # [H, W, 3] RGB
     original_size: tuple[int, int]  # height, width in the file
     boxes: NDArray[np.float32]  # [M, 4] xyxy pixels of `image`
@@ -51,6 +52,7 @@ class Batch:
     """Images padded to one size, boxes padded to one count."""
 
     indices: Tensor  # int64 [B], rows in the DetectionSet
+    wanted: Tensor  # int64 [B], the rows that were asked for
     images: Tensor  # uint8 [B, 3, H, W] RGB, channels last in memory
     sizes: Tensor  # int64 [B, 2], height and width without padding
     original_sizes: Tensor  # int64 [B, 2], height and width in the file
@@ -91,6 +93,7 @@ def collate(samples: list[Sample]) -> Batch:
         valid[i, :count] = True
     return Batch(
         indices=torch.tensor([s.index for s in samples]),
+        wanted=torch.tensor([s.wanted for s in samples]),
         images=images.permute(0, 3, 1, 2),
         sizes=sizes,
         original_sizes=torch.tensor([s.original_size for s in samples]),

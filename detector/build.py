@@ -93,11 +93,14 @@ def build_pipeline(config: DataConfig, training: bool) -> Pipeline:
     return Pipeline(config.transforms.eval, 0.0, "data.transforms.eval")
 
 
-def build_eval_loader(config: Config, records: DetectionSet, device: torch.device) -> DataLoader:
-    """Batches for evaluation: every image once."""
+def build_eval_loader(
+    config: Config, records: DetectionSet, device: torch.device, rank: int = 0, processes: int = 1
+) -> DataLoader:
+    """Batches for evaluation: every image once, a share of the batches for each process."""
     pipeline = build_pipeline(config.data, training=False)
     pin_memory = device.type == "cuda"
-    return eval_loader(records, pipeline, config.eval.batch_size, config.data.workers, pin_memory)
+    workers = config.data.workers
+    return eval_loader(records, pipeline, config.eval.batch_size, workers, pin_memory, rank, processes)
 
 
 def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNet:
@@ -223,15 +226,18 @@ def cpu_is_fast_in_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def build_device(name: str) -> torch.device:
+def build_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of that name; "auto" takes a GPU where there is one.
+
+    Args:
+        local_rank: of several processes on this machine, each takes the GPU of its number.
 
     Raises:
         InputError: there is no such device.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

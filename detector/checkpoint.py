@@ -1,5 +1,11 @@
-"""Checkpoints: written atomically, holding only tensors and plain values, read without running code."""
+"""Checkpoints: written atomically, holding only tensors and plain values, read without running code.
 
+The newest two are kept. A checkpoint is a zip file whose every record has a CRC-32, which torch does
+not look at when it reads; here it is checked, so that a flipped bit is found and not trained with.
+"""
+
+import contextlib
+import logging
 import os
 import pickle
 import re
@@ -12,13 +18,19 @@ from torch import Tensor, nn
 
 from errors import InputError
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 # What torch's restricted unpickler says of a file that would call something.
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|Can only (create|build)", re.IGNORECASE)
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint so that `path` always holds a whole one: temporary file, then rename.
+def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint so that `path` holds a whole one at all times: temporary file, then rename.
+
+    Args:
+        previous: where to keep what `path` held before.
 
     Raises:
         InputError: no permission or no space; what was at `path` is still there.
@@ -29,13 +41,65 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            # Stopped between the two renames a run has no `path`; it then goes on from `previous`.
+            path.replace(previous)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path} ({str(error).splitlines()[0]}); free some space or choose another "
-            f"run.dir, then continue with --resume"
+            f"cannot write {path} ({str(error).splitlines()[0]}); the checkpoint before it is kept: free "
+            f"some space, then continue with --resume"
         ) from None
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the renames outlive a power failure, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load_newest(run: Path) -> dict[str, Any]:
+    """The newest whole checkpoint of a run folder; says so where that is not last.pt.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = run / "checkpoints"
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
+    if not found:
+        raise InputError(f"--resume: {run} holds no checkpoints/{LAST} to continue from")
+    for path, other in zip(found, [*found[1:], None], strict=True):
+        try:
+            content = load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            if other is None:
+                raise InputError(
+                    f"{error.path} is damaged or incomplete, and there is no older checkpoint to continue "
+                    f"from; start a new run (model.init={folder / BEST} takes the best weights)"
+                ) from None
+            log.warning(f"{path} is damaged or incomplete; the run goes on from {other.name}, the one before")
+            continue
+        if path.name != LAST:
+            log.warning(f"{path} is used: it is the newest whole checkpoint, of step {content['step']}")
+        return content
+    raise AssertionError("unreachable")
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint that does not read back as it was written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"checkpoint {path} is damaged or incomplete; use another one "
+            f"({LAST}, {PREVIOUS} and {BEST} stand side by side)"
+        )
+        self.path = path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,9 +122,14 @@ def load_tensors(path: Path) -> Any:
     """What torch.save wrote into a file, if it is tensors and plain values.
 
     Raises:
-        InputError: the file is missing, damaged, or holds anything else.
+        DamagedCheckpoint: the file is cut off or altered.
+        InputError: the file is missing, or holds anything else.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise DamagedCheckpoint(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist") from None
@@ -71,16 +140,9 @@ def load_tensors(path: Path) -> Any:
             raise InputError(
                 f"{path} holds Python objects beside tensors, which could run code; it is not loaded"
             ) from None
-        raise InputError(_damaged(path)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile):
-        raise InputError(_damaged(path)) from None
-
-
-def _damaged(path: Path) -> str:
-    return (
-        f"checkpoint {path} is damaged or incomplete; use another one "
-        "(last.pt and best.pt stand side by side)"
-    )
+        raise DamagedCheckpoint(path) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile):
+        raise DamagedCheckpoint(path) from None
 
 
 def find_checkpoint(path: Path, name: str) -> Path:

@@ -78,6 +78,13 @@ class DataConfig(Section):
     workers: Annotated[Integer, Field(ge=0)] | None = Field(
         None, description="loading processes; by default one per spare core, 4 at most"
     )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise",
+        description="a training image that cannot be read: stop, or let the next of the set stand in for it",
+    )
+    max_skipped: Annotated[Integer, Field(ge=0)] = Field(
+        20, description="on_error=skip: so many different images on one process, then stop all the same"
+    )
     shapes_train_images: Count = Field(1300, description="shapes: images to generate for training")
     shapes_val_images: Count = Field(200, description="shapes: images to generate for validation")
     shapes_size_px: Annotated[Integer, Field(ge=64)] = Field(160, description="shapes: width of an image")
@@ -181,6 +188,11 @@ class LossConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(0.001, description="learning rate after the warm-up")
+    lr_for_batch: Count | None = Field(
+        None,
+        description="the train.batch_size that lr is meant for; another one scales it in proportion (by "
+        "default lr is taken as it stands)",
+    )
     momentum: Fraction = Field(0.9, description="sgd only")
     weight_decay: NonNegative = 1e-4
     decay_norm_and_bias: bool = Field(True, description="apply weight_decay to norm layers and biases too")
@@ -198,8 +210,12 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     epochs: Count = 12
-    batch_size: Count = Field(16, description="images per optimizer step on one process and micro-batch")
-    accumulate: Count = Field(1, description="micro-batches per optimizer step")
+    batch_size: Count = Field(
+        16, description="images per optimizer step, over all processes and micro-batches together"
+    )
+    accumulate: Count = Field(
+        1, description="micro-batches that each process makes of its part of a batch, to save memory"
+    )
     rank_accumulated: bool = Field(
         False,
         description="with accumulate: rank over all micro-batches of a step as over one batch, for a "
@@ -214,6 +230,22 @@ class TrainConfig(Section):
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="keep a moving average of the weights and evaluate that; 0 is off"
     )
+    sync_batch_norm: bool = Field(
+        False, description="with several processes: batch norm takes its statistics over all of them"
+    )
+    on_nonfinite: Literal["raise", "skip", "rollback"] = Field(
+        "raise",
+        description="a step whose loss or gradient is not finite never reaches the weights; then: stop, go on "
+        "without it, or go on from the weights of the last checkpoint",
+    )
+    max_nonfinite: Count = Field(
+        10,
+        description="on_nonfinite=skip, rollback: so many such steps within an epoch, then stop all the same",
+    )
+    save_every_steps: Count | None = Field(
+        None, description="steps between checkpoints; the end of an epoch always has one"
+    )
+    save_every_minutes: Positive | None = Field(10.0, description="minutes between checkpoints; null is off")
     seed: Annotated[Integer, Field(ge=0)] = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")

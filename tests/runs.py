@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import resource
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from detector.config import Config, apply_overrides, parse_config
-from detector.training.trainer import Trainer
+from detector.criterion import Losses
+from detector.training.learner import Learner
 from doors import run_door
 from tests.builders import TINY_MODEL
 
@@ -51,17 +53,17 @@ def call(main: Callable[[], None], *words: str, cwd: Path) -> Outcome:
 
 @contextlib.contextmanager
 def boxes_lost_at(step: int) -> Iterator[None]:
-    """The boxes shrink to nothing once that many steps are done: the next evaluation has an AP of 0."""
-    update = Trainer.update
+    """The boxes shrink to nothing once that many steps have been made: the next evaluation has an AP of 0."""
+    update, count = Learner.update, itertools.count(1)
 
-    def update_and_lose(trainer: Trainer) -> Tensor:
-        norm = update(trainer)
-        if trainer.step + 1 == step:
-            torch.nn.init.constant_(trainer.model.box_head.output.bias, -1000)
-        return norm
+    def update_and_lose(learner: Learner, losses: Losses) -> tuple[Tensor, Tensor]:
+        done = update(learner, losses)
+        if next(count) == step:
+            torch.nn.init.constant_(learner.model.box_head.output.bias, -1000)
+        return done
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "update", update_and_lose)
+        patch.setattr(Learner, "update", update_and_lose)
         yield
 
 

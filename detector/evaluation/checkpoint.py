@@ -8,7 +8,8 @@ from detector.build import build_device, build_eval_loader, build_model, build_s
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
-from detector.evaluation.score import Scores, score
+from detector.evaluation.inference import join_predictions
+from detector.evaluation.score import Scores, predictions_of, score
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> Checkpo
     records = build_set(config.data, split, tuple(content["classes"]))
     loader = build_eval_loader(config, records, device)
     model = place(model, config.train, device)
-    scores = score(config, records, model, loader, device)
+    scores = score(config, records, join_predictions(list(predictions_of(config, model, loader, device))))
     fitted = content.get("calibration")
     if fitted and config.eval.calibrate:
         scores = scores.calibrated(Calibration.from_plain(fitted))

@@ -1,6 +1,6 @@
 """Running a model over a set: detections of all images, in pixels of the files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +23,18 @@ class Predictions:
     labels: NDArray[np.int64]  # [D]
 
 
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Those of several batches as one."""
+    return Predictions(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
+
+
 @torch.no_grad()
-def predict(
+def predict_batches(
     model: RetinaNet,
     batches: Iterable[Batch],
     device: torch.device,
@@ -34,10 +44,9 @@ def predict(
     topk_candidates: int,
     nms_threshold: float,
     detections_per_img: int,
-) -> Predictions:
-    """Detect in every image of the batches. The model is left in evaluation mode."""
+) -> Iterator[Predictions]:
+    """Detect in every image, a batch at a time. The model is left in evaluation mode."""
     model.eval()
-    rows, boxes, scores, labels = [], [], [], []
     for batch in batches:
         batch = batch.to(device)
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
@@ -46,11 +55,12 @@ def predict(
             outputs, batch.sizes, box_std, score_threshold, topk_candidates, nms_threshold, detections_per_img
         )
         factors = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).cpu()  # x, y, x, y
+        rows, boxes, scores, labels = [], [], [], []
         for index, factor, image in zip(batch.indices.tolist(), factors, found, strict=True):
             rows.append(np.full(len(image.labels), index))
             boxes.append((image.boxes.cpu() * factor).double().numpy())
             scores.append(image.scores.cpu().numpy())
             labels.append(image.labels.cpu().numpy())
-    return Predictions(
-        np.concatenate(rows), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
-    )
+        yield Predictions(
+            np.concatenate(rows), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
+        )

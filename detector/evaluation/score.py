@@ -1,21 +1,21 @@
 """A model on a split of a data set: predictions and all metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
-from data.loader import checked
-from data.sample import Batch, DetectionSet
+from data.feed import checked
+from data.sample import DetectionSet
 from detector.build import box_std, build_amp
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, calibration_error, held_out_error
 from detector.evaluation.coco import CocoResult, evaluate_coco
-from detector.evaluation.inference import Predictions, predict
+from detector.evaluation.inference import Predictions, predict_batches
 from detector.evaluation.voc import evaluate_voc
 from detector.retinanet import RetinaNet
-from errors import InputError
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,16 @@ class Scores:
         )
 
 
-def score(
-    config: Config,
-    records: DetectionSet,
-    model: RetinaNet,
-    loader: Iterable[Batch | InputError],
-    device: torch.device,
-) -> Scores:
-    """Run a model over the batches of a set and score it.
+def predictions_of(
+    config: Config, model: RetinaNet, loader: DataLoader, device: torch.device
+) -> Iterator[Predictions]:
+    """What a model finds in the batches of a loader, one after another.
 
     Raises:
         InputError: an image cannot be used.
     """
     e = config.eval
-    predictions = predict(
+    return predict_batches(
         model,
         checked(loader),
         device,
@@ -75,6 +71,10 @@ def score(
         e.nms_threshold,
         e.detections_per_img,
     )
+
+
+def score(config: Config, records: DetectionSet, predictions: Predictions) -> Scores:
+    """What predictions for all images of a set are worth."""
     voc = {}
     if config.data.format == "voc":
         result = evaluate_voc(records, predictions)

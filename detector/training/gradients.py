@@ -1,9 +1,12 @@
 """From the micro-batches of one optimizer step to gradients in the weights."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from data.sample import Batch
 from detector.criterion import Criterion, GroundTruth, Losses
@@ -11,22 +14,16 @@ from detector.losses import NonFiniteLogits
 from detector.retinanet import HeadOutputs, RetinaNet
 
 
-class NonFiniteLoss(ValueError):
-    """The loss is NaN or infinite; the message says which part.
-
-    rows: of the images that it was taken over, in their DetectionSet.
-    """
-
-    def __init__(self, detail: str, batches: Sequence[Batch]) -> None:
-        super().__init__(detail)
-        self.rows = torch.cat([batch.indices for batch in batches]).tolist()
-
-
 class Gradients:
     """Takes the losses of micro-batches and backpropagates them.
 
+    A loss that is not finite gives gradients that are not finite, in all processes: none of them can
+    go on while the others wait.
+
     Args:
-        model, criterion: what is trained, and on what.
+        model: what is trained.
+        network: the model as it is called: itself, or within DistributedDataParallel.
+        criterion: on what.
         scaler: of the loss, in fp16; switched off otherwise.
         amp: dtype of autocast, or None.
         device: where the model is.
@@ -37,6 +34,7 @@ class Gradients:
     def __init__(
         self,
         model: RetinaNet,
+        network: nn.Module,
         criterion: Criterion,
         scaler: torch.amp.GradScaler,
         amp: torch.dtype | None,
@@ -45,6 +43,7 @@ class Gradients:
         rank_together: bool,
     ) -> None:
         self.model = model
+        self.network = network
         self.criterion = criterion
         self.scaler = scaler
         self.amp = amp
@@ -53,20 +52,18 @@ class Gradients:
         self.rank_together = rank_together
 
     def __call__(self, group: Sequence[Batch]) -> Losses:
-        """Add the gradients of the micro-batches to those in the weights.
-
-        Raises:
-            NonFiniteLoss: a loss is NaN or infinite.
-        """
+        """Add the gradients of the micro-batches to those in the weights."""
         group = [batch.to(self.device) for batch in group]
         if self.rank_together and len(group) > 1:
             return self._together(group)
-        return _mean([self._alone(batch, len(group)) for batch in group])
+        return _mean([self._alone(batch, len(group), i == len(group) - 1) for i, batch in enumerate(group)])
 
-    def _alone(self, batch: Batch, parts: int) -> Losses:
+    def _alone(self, batch: Batch, parts: int, last: bool) -> Losses:
         """One of `parts` micro-batches."""
-        losses = _checked(lambda: self.criterion(self._forward(batch), _ground_truth(batch)), [batch])
-        self._scaled(losses.total / parts).backward()
+        with self._exchanging(last):
+            outputs = self._forward(self.network, batch)
+            losses, total = _checked(lambda: self.criterion(outputs, _ground_truth(batch)), [outputs])
+            self._scaled(total / parts).backward()
         return losses.detach()
 
     def _together(self, group: Sequence[Batch]) -> Losses:
@@ -77,23 +74,32 @@ class Gradients:
         """
         with torch.no_grad():
             buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-            outputs = [self._forward(batch) for batch in group]
+            outputs = [self._forward(self.model, batch) for batch in group]
             for buffer, before in buffers:  # batch norm is to see every image once
                 buffer.copy_(before)
         for output in outputs:
             output.logits.requires_grad_()
             output.deltas.requires_grad_()
         gts = [_ground_truth(batch) for batch in group]
-        losses = _checked(lambda: self.criterion.over_micro_batches(outputs, gts), group)
-        self._scaled(losses.total).backward()
-        for batch, first in zip(group, outputs, strict=True):
-            second = self._forward(batch)
-            torch.autograd.backward([second.logits, second.deltas], [first.logits.grad, first.deltas.grad])
+        losses, total = _checked(lambda: self.criterion.over_micro_batches(outputs, gts), outputs)
+        self._scaled(total).backward()
+        for i, (batch, first) in enumerate(zip(group, outputs, strict=True)):
+            with self._exchanging(i == len(group) - 1):
+                second = self._forward(self.network, batch)
+                torch.autograd.backward(
+                    [second.logits, second.deltas], [first.logits.grad, first.deltas.grad]
+                )
         return losses.detach()
 
-    def _forward(self, batch: Batch) -> HeadOutputs:
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients travel between the processes once, with the last micro-batch."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.network.no_sync()
+
+    def _forward(self, network: nn.Module, batch: Batch) -> HeadOutputs:
         with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
-            return self.model(batch.images, batch.sizes)
+            return network(batch.images, batch.sizes)
 
     def _scaled(self, loss: Tensor) -> Tensor:
         # Each process has its part of a shared loss's gradient, and the average over the processes
@@ -101,16 +107,18 @@ class Gradients:
         return self.scaler.scale(loss * self.processes)
 
 
-def _checked(take: Callable[[], Losses], batches: Sequence[Batch]) -> Losses:
-    """The losses, if they are finite."""
+def _checked(take: Callable[[], Losses], outputs: Sequence[HeadOutputs]) -> tuple[Losses, Tensor]:
+    """The losses, and their total to backpropagate: NaN with a gradient of NaN if it is not finite."""
     try:
         losses = take()
-    except NonFiniteLogits as error:
-        raise NonFiniteLoss(str(error), batches) from None
-    if not torch.isfinite(losses.total):
-        detail = ", ".join(f"{name} {value.item():g}" for name, value in losses.parts.items())
-        raise NonFiniteLoss(detail, batches)
-    return losses
+    except NonFiniteLogits:
+        every = torch.stack([output.logits.sum() + output.deltas.sum() for output in outputs]).sum()
+        total = every * torch.nan
+        return Losses({"ranked_logits": total}, torch.zeros((), device=total.device)), total
+    # inf has a gradient of its own, which may well be finite. No value is looked at here: the device
+    # would have to be waited for.
+    total = losses.total
+    return losses, total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan)
 
 
 def _ground_truth(batch: Batch) -> GroundTruth:
@@ -119,6 +127,8 @@ def _ground_truth(batch: Batch) -> GroundTruth:
 
 def _mean(losses: Sequence[Losses]) -> Losses:
     """The mean of the parts, over the positives of all."""
-    names = losses[0].parts
-    parts = {name: torch.stack([one.parts[name] for one in losses]).mean() for name in names}
+    names = {name: None for one in losses for name in one.parts}  # a set in order
+    parts = {
+        name: torch.stack([one.parts[name] for one in losses if name in one.parts]).mean() for name in names
+    }
     return Losses(parts, torch.stack([one.positives for one in losses]).sum())

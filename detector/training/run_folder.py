@@ -3,12 +3,21 @@
 import contextlib
 import itertools
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+from filelock import FileLock, Timeout
+
+from detector.checkpoint import LAST, PREVIOUS, load_newest
 from errors import InputError
 
+log = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
+_LOCK, _LAUNCH = ".lock", ".launch"
 
 
 def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
@@ -28,11 +37,63 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
                 f"--resume {folder}"
             )
         return _make(folder, config)
-    for number in itertools.count(1):
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+    for folder in _numbered(name):
         if not folder.exists():
             return _make(folder, config)
     raise AssertionError("unreachable")
+
+
+def _numbered(name: str) -> Iterator[Path]:
+    return (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep a run folder for this process. The system frees it however the process ends.
+
+    Raises:
+        InputError: another live process has it, or it cannot be written to.
+    """
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{folder} is in use by another training that is still running; stop that one first, or "
+            "start a new run with another run.dir"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"run.dir: {folder} cannot be written to ({error.strerror}); choose another"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def mark_launch(folder: Path, launch: str) -> None:
+    """Remember which launch of several processes a run belongs to."""
+    write_text(folder / _LAUNCH, launch)
+
+
+def run_of_launch(wanted: str | None, name: str, launch: str) -> Path | None:
+    """The run folder that a launch has made before it was restarted.
+
+    Args:
+        wanted, name: as for `create_run_folder`.
+    """
+    folders = [Path(wanted)] if wanted is not None else itertools.takewhile(Path.exists, _numbered(name))
+    for folder in folders:
+        mark = folder / _LAUNCH
+        if mark.is_file() and mark.read_text(encoding="utf-8") == launch:
+            return folder
+    return None
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is anything to continue from."""
+    return any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def _make(folder: Path, config: str) -> Path:
@@ -99,3 +160,23 @@ def forget_metrics_after(folder: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue  # a line cut off when the run was stopped
     write_text(path, "".join(line + "\n" for line in kept))
+
+
+def resume_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder, as plain values.
+
+    Raises:
+        InputError: there is no run to continue.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--resume: the run folder {folder} does not exist")
+    if has_checkpoint(folder):
+        return load_newest(folder)["config"]
+    written = folder / "config.yaml"
+    if not written.is_file():
+        raise InputError(f"--resume: {folder} holds no checkpoints/{LAST} to continue from")
+    log.warning(f"{folder} holds no checkpoint yet; the run begins at its first step")
+    try:
+        return yaml.safe_load(written.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise InputError(f"--resume: {written} cannot be read, and there is no checkpoint") from None

@@ -1,46 +1,48 @@
 """The training loop: one step after another, in the order things happen."""
 
-import logging
+import enum
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from data.loader import DetectionDataset, checked, train_loader
+from data.feed import checked
 from data.sample import Batch
-from detector.build import (
-    build_amp,
-    build_criterion,
-    build_device,
-    build_eval_loader,
-    build_exchange,
-    build_model,
-    build_pipeline,
-    build_set,
-    cpu_is_fast_in_bf16,
-    place,
-)
-from detector.checkpoint import load_checkpoint, load_tensors, load_weights, save_checkpoint
+from detector.checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint
 from detector.config import Config, dump_config
-from detector.evaluation.calibration import Calibration, fit_calibration
-from detector.evaluation.pictures import pictures
-from detector.evaluation.score import score
-from detector.retinanet import RetinaNet
-from detector.training.ema import WeightAverage
-from detector.training.gradients import Gradients, NonFiniteLoss
+from detector.evaluation.calibration import Calibration
+from detector.evaluation.inference import Predictions
+from detector.training.assembly import assemble
+from detector.training.faults import Fault, FaultWatch, memory_explained
 from detector.training.monitor import Monitor, summary_values
-from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
-from detector.training.run_folder import create_run_folder, forget_metrics_after, write_text
-from detector.weights import initialise
-from errors import InputError
+from detector.training.optimizer import cosine_factor, multistep_factor, warmup_factor
+from detector.training.processes import Processes, launch_id
+from detector.training.run_folder import (
+    create_run_folder,
+    forget_metrics_after,
+    has_checkpoint,
+    in_use,
+    mark_launch,
+    write_text,
+)
+from detector.training.stop import StopRequest
+from errors import Bystander, InputError, Stopped
 
-log = logging.getLogger(__name__)
-_PICTURES = 4  # validation images shown in TensorBoard
+
+class Need(enum.IntEnum):
+    """What a process needs between two steps; the worst of all is what happens to all."""
+
+    NOTHING = 0
+    SAVE = 1
+    JUDGE = 2  # a step was not finite
+    STOP = 3
+    FAIL = 4
 
 
 class Trainer:
@@ -51,85 +53,36 @@ class Trainer:
     Args:
         config: the resolved configuration.
         name: of the run folder, where run.dir is not set.
-        resume: the run folder to continue, whose last checkpoint is read.
+        resume: the run folder to continue from its newest checkpoint, or from the start if it has none.
+        processes: those that train together.
 
     Raises:
         InputError: something in the configuration, data or checkpoint is wrong.
     """
 
-    def __init__(self, config: Config, name: str, resume: Path | None = None) -> None:
+    def __init__(
+        self, config: Config, name: str, resume: Path | None = None, processes: Processes | None = None
+    ) -> None:
         self.config = config
         self.name = name
         self.folder = resume
-        train = config.train
-        torch.manual_seed(train.seed)
-        self.device = build_device(train.device)
-        self.amp = build_amp(train, self.device)
-        if train.amp == "bf16" and self.device.type == "cpu" and not cpu_is_fast_in_bf16():
-            log.warning(
-                "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
-                "in float32; set train.amp=auto"
-            )
-
-        state = load_checkpoint(resume / "checkpoints" / "last.pt") if resume else None
+        self.processes = processes or Processes()
+        state = load_newest(resume) if resume is not None and has_checkpoint(resume) else None
         classes = tuple(state["classes"]) if state else None
-        self.train_set = build_set(config.data, "train", classes)
-        self.val_set = build_set(config.data, "val", self.train_set.classes)
-        self.loader, self.batches = train_loader(
-            self.train_set,
-            build_pipeline(config.data, True),
-            train.batch_size,
-            train.seed,
-            config.data.workers,
-            self.device.type == "cuda",
-        )
-        self.val_loader = build_eval_loader(config, self.val_set, self.device)
-
-        self.model = self._build_model(fresh=state is None)
-        exchange = build_exchange(config.loss)
-        optimizer = config.optimizer
-        self.optimizer = build_optimizer(
-            self.model,
-            optimizer.name,
-            optimizer.lr,
-            optimizer.momentum,
-            optimizer.weight_decay,
-            optimizer.decay_norm_and_bias,
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
-        self.gradients = Gradients(
-            self.model,
-            build_criterion(config, self.device, exchange),
-            self.scaler,
-            self.amp,
-            self.device,
-            exchange.size,
-            train.rank_accumulated,
-        )
-        self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay else None
+        parts = assemble(config, self.processes, classes, fresh=state is None)
+        self.parts = parts
+        self.learner = parts.learner
+        self.gradients = parts.gradients
         self.step = 0
+        self.evaluated = 0  # the step of the last evaluation
         self.best = -math.inf
         self.metrics: dict[str, Any] = {}
         self.calibration: Calibration | None = None
+        self.steps_per_epoch = parts.batches.steps
+        self.total_steps = self.steps_per_epoch * config.train.epochs
+        self.watch = FaultWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
         if state:
             self._restore(state, str(resume))
-
-        self.steps_per_epoch = max(1, len(self.batches) // train.accumulate)
-        self.total_steps = self.steps_per_epoch * train.epochs
-
-    def _build_model(self, fresh: bool) -> RetinaNet:
-        config = self.config.model
-        model = build_model(config, len(self.train_set.classes), config.pretrained and fresh)
-        if config.init is not None and fresh:
-            state = load_tensors(Path(config.init))
-            state = state.get("model", state) if isinstance(state, dict) else state
-            initialise(model, state, config.init)
-        elif config.norm == "frozen" and not config.pretrained and fresh:
-            log.warning(
-                "frozen batch norm without pretrained weights hardly trains; from scratch set "
-                "model.norm=batch model.frozen_stages=0"
-            )
-        return place(model, self.config.train, self.device)
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -137,189 +90,284 @@ class Trainer:
         """Train to the end; returns the metrics of the last evaluation.
 
         Raises:
-            InputError: the run folder cannot be written, an image cannot be read, the loss is not finite.
+            InputError: the run folder cannot be written or is in use, an image cannot be read, a loading
+                process died, the loss is not finite.
+            Stopped: a signal asked for it; the state is saved.
+            Bystander: another process failed.
         """
+        main = self.processes.main
         text = dump_config(self.config)
-        if self.folder is None:
-            self.folder = create_run_folder(self.config.run.dir, self.name, text)
-        else:
-            forget_metrics_after(self.folder, self.step)
-            write_text(self.folder / "config.yaml", text)
-        self.monitor = Monitor(self.folder, self.total_steps, self.step)
-        try:
-            self.monitor.config(text)
-            self.monitor.say(self._introduction())
-            while self.step < self.total_steps:
-                self._train_epoch(self.step // self.steps_per_epoch)
-                epoch = self.step // self.steps_per_epoch
-                last = self.step == self.total_steps
-                if epoch % self.config.train.eval_every == 0 or last:
-                    self._evaluate(epoch)
-                self._save("last.pt")
-        finally:
-            self.monitor.close()
+        with ExitStack() as end:
+            self.folder = self.processes.from_main(lambda: self._claim_folder(text, end))
+            self.monitor = Monitor(self.folder, self.total_steps, self.step) if main else None
+            if self.monitor:
+                end.callback(self.monitor.close)
+                self.monitor.config(text)
+                self.monitor.say(self._introduction())
+            self.stop = end.enter_context(StopRequest(speak=main))
+            self._saved_at = time.monotonic()
+            with memory_explained(self.parts.device):
+                while True:
+                    self._evaluate_if_due()
+                    if self.step >= self.total_steps:
+                        break
+                    self._train_epoch()
         return self.metrics
 
-    def _train_epoch(self, epoch: int) -> None:
-        accumulate = self.config.train.accumulate
-        self.batches.start_at(epoch, (self.step % self.steps_per_epoch) * accumulate)
-        self.model.train()
+    def _claim_folder(self, text: str, end: ExitStack) -> Path:
+        """The run folder, kept for this process until the end."""
+        fresh = self.folder is None
+        folder = create_run_folder(self.config.run.dir, self.name, text) if fresh else self.folder
+        assert folder is not None
+        end.enter_context(in_use(folder))
+        if not fresh:
+            forget_metrics_after(folder, self.step)
+            write_text(folder / "config.yaml", text)
+        launch = launch_id()
+        if launch is not None:
+            mark_launch(folder, launch)
+        return folder
+
+    def _train_epoch(self) -> None:
+        """From this step to the end of its epoch."""
+        epoch, first = divmod(self.step, self.steps_per_epoch)
+        self.parts.batches.start_at(epoch, first)
+        groups = _groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
         started, images = time.perf_counter(), 0
-        for group in _groups(checked(self.loader), accumulate):
-            lr = self._set_lr()
-            # Freed as late as possible: the next gradients then find their memory warm.
-            self.optimizer.zero_grad(set_to_none=True)
-            try:
-                losses = self.gradients(group)
-            except NonFiniteLoss as error:
-                raise InputError(self._not_finite(error)) from None
-            gradient_norm = self.update()
+        while self.step < (epoch + 1) * self.steps_per_epoch:
+            group, failure = _next(groups)
+            self._settle(failure)
+            # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
+            torch.manual_seed(self._seed_of_step())
+            lr = self.parts.lr * self._lr_factor()
+            self.learner.begin(lr)
+            losses = self.gradients(group)
+            gradient_norm, fault = self.learner.update(losses)
             self.step += 1
-            in_step = sum(len(batch.indices) for batch in group)
+            rows = [row for batch in group for row in batch.indices.tolist()]
+            self.watch.note(fault, self.step, losses, rows)
+            in_step = len(rows) * self.processes.size
             images += in_step
-            if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
-                speed = images / (time.perf_counter() - started)
-                values = summary_values(losses, lr, gradient_norm, speed, in_step)
-                self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
-                started, images = time.perf_counter(), 0
-            self.monitor.advance()
-            if self.step % self.steps_per_epoch == 0:
-                break
+            if self.monitor:
+                if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
+                    speed = images / (time.perf_counter() - started)
+                    values = summary_values(losses, lr, gradient_norm, speed, len(rows)) | self._counts()
+                    self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
+                    started, images = time.perf_counter(), 0
+                self.monitor.advance()
+        self._settle(None, wait=True)
+        self._save(LAST)
 
-    def update(self) -> Tensor:
-        """Clip, step, average; returns the norm of the gradient before clipping."""
-        self.scaler.unscale_(self.optimizer)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in trained if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.config.optimizer.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(trained, self.config.optimizer.clip_norm, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average:
-            self.average.update(self.model)
-        return norm
+    # -------------------------------------------------------------------- between two steps
 
-    def _set_lr(self) -> float:
+    def _settle(self, failure: InputError | None, wait: bool = False) -> None:
+        """Do what any of the processes needs: save, judge steps that were not finite, stop, fail.
+
+        Args:
+            failure: of this process, which cannot go on.
+            wait: for the device to have done all steps.
+        """
+        faults = self.watch.found(wait)
+        need = Need.NOTHING
+        if failure is not None:
+            need = Need.FAIL
+        elif self.stop:
+            need = Need.STOP
+        elif faults:
+            need = Need.JUDGE
+        elif self._save_is_due():
+            need = Need.SAVE
+        need = Need(self.processes.worst(need))
+        if need == Need.NOTHING:
+            return
+        faults += self.watch.found(wait=True)
+        if faults:
+            self._judge(faults)
+        if need != Need.JUDGE:
+            self._save(LAST)
+        if failure is not None:
+            raise failure
+        if need == Need.FAIL:
+            raise Bystander
+        if need == Need.STOP:
+            raise self._stopped()
+
+    def _save_is_due(self) -> bool:
+        train = self.config.train
+        if not self.processes.main or self.step % self.steps_per_epoch == 0:  # the epoch's end has its own
+            return False
+        if train.save_every_steps is not None and self.step % train.save_every_steps == 0:
+            return True
+        minutes = train.save_every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+
+    def _judge(self, faults: list[Fault]) -> None:
+        """Steps were not finite. They have changed nothing; what now?
+
+        Raises:
+            InputError: not allowed, or too often (Bystander beside the main process).
+        """
+        policy, folder = self.config.train.on_nonfinite, self.folder
+        assert folder is not None
+        too_many = self.watch.too_many(faults, self.step)
+        if policy == "raise" or too_many or (policy == "rollback" and not has_checkpoint(folder)):
+            raise InputError(self._not_finite(faults[0])) if self.processes.main else Bystander
+        then = "left out"
+        if policy == "rollback":
+            state = load_newest(folder)
+            self.learner.restore(state["training"], state["model"], str(folder))
+            then = f"back to the weights of step {state['step']}"
+        if self.monitor:
+            steps = ", ".join(str(fault.step) for fault in faults)
+            self.monitor.say(f"warning: the loss is not finite at step {steps} ({faults[0]}): {then}")
+
+    def _counts(self) -> dict[str, float]:
+        """How often something had to be passed over, where that is allowed."""
+        counts: dict[str, float] = {}
+        if self.config.train.on_nonfinite != "raise":
+            counts["steps_not_finite"] = self.watch.count
+        if self.parts.skipped is not None:
+            counts["images_skipped"] = len(self.parts.skipped)
+        return counts
+
+    def _seed_of_step(self) -> int:
+        parts = (self.config.train.seed, self.step, self.processes.rank)
+        return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+    def _lr_factor(self) -> float:
         schedule = self.config.schedule
         factor = warmup_factor(self.step, schedule.warmup_steps, schedule.warmup_factor)
         if schedule.name == "cosine":
-            factor *= cosine_factor(self.step / self.total_steps, schedule.final_factor)
-        else:
-            factor *= multistep_factor(self.step / self.steps_per_epoch, schedule.milestones, schedule.gamma)
-        lr = self.config.optimizer.lr * factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+            return factor * cosine_factor(self.step / self.total_steps, schedule.final_factor)
+        return factor * multistep_factor(
+            self.step / self.steps_per_epoch, schedule.milestones, schedule.gamma
+        )
 
     # ------------------------------------------------------------------------ evaluation
 
+    def _evaluate_if_due(self) -> None:
+        epoch, rest = divmod(self.step, self.steps_per_epoch)
+        last = self.step >= self.total_steps
+        if rest or not self.step or self.evaluated == self.step:
+            return
+        if epoch % self.config.train.eval_every == 0 or last:
+            self._evaluate(epoch)
+            self._save(LAST)
+
     def _evaluate(self, epoch: int) -> None:
-        model = self.average.model if self.average else self.model
-        scores = score(self.config, self.val_set, model, self.val_loader, self.device)
-        self.calibration = fit_calibration(scores.coco.matched)
-        if self.config.eval.calibrate:
-            scores = scores.calibrated(self.calibration)
+        """Every process looks at its part of the validation set; the main one judges all.
+
+        Raises:
+            Stopped: a signal asked for it; the evaluation will be made again.
+        """
+        model = self.learner.evaluated
+        self.processes.share_state(model)
+        share = self.parts.validation.detect(model, self.stop)
+        if share is None:
+            raise self._stopped()
+        shares = self.processes.gather(share)
+        self.metrics, self.best = self.processes.from_main(lambda: self._report(epoch, shares))
+        self.evaluated = self.step
+
+    def _report(self, epoch: int, shares: list[list[Predictions]] | None) -> tuple[dict[str, Any], float]:
+        """Write down and show what was found; returns the metrics, and the best AP so far."""
+        assert shares is not None and self.monitor is not None
+        scores, self.calibration = self.parts.validation.judge(shares)
         result = scores.coco
         self.metrics = {**result.as_json(), **scores.extra}
         self.monitor.evaluation(self.step, epoch, result, scores.extra)
-        shown = range(min(_PICTURES, len(self.val_set)))
-        dataset = DetectionDataset(self.val_set, build_pipeline(self.config.data, False), seed=0)
-        self.monitor.images(self.step, pictures(dataset, shown, scores.predictions, result))
+        self.monitor.images(self.step, self.parts.validation.pictures(scores))
         if result.summary["AP"] > self.best:
             self.best = result.summary["AP"]
-            self._save("best.pt")
+            self._save(BEST)
+        return self.metrics, self.best
 
     # ------------------------------------------------------------------------ state
 
     def _save(self, name: str) -> None:
+        if not self.processes.main:
+            return
         assert self.folder is not None
-        model = self.average.model if self.average else self.model
         content = {
-            "model": model.state_dict(),
+            "model": self.learner.evaluated.state_dict(),
             "config": self.config.model_dump(mode="json"),
-            "classes": list(self.train_set.classes),
-            "category_ids": list(self.train_set.category_ids),
+            "classes": list(self.parts.train_set.classes),
+            "category_ids": list(self.parts.train_set.category_ids),
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "metrics": self.metrics,
             "calibration": self.calibration.as_plain() if self.calibration else None,
         }
-        if name == "last.pt":
+        if name == LAST:
             content["training"] = {
-                "model": self.model.state_dict() if self.average else None,
-                "average_updates": self.average.updates if self.average else 0,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                **self.learner.state(),
                 "best": self.best,
+                "evaluated": self.evaluated,
+                "not_finite": self.watch.count,
             }
-        save_checkpoint(self.folder / "checkpoints" / name, content)
+        checkpoints = self.folder / "checkpoints"
+        save_checkpoint(checkpoints / name, content, checkpoints / PREVIOUS if name == LAST else None)
+        self._saved_at = time.monotonic()
 
     def _restore(self, state: dict[str, Any], source: str) -> None:
         training = state.get("training")
         if not training:
             raise InputError(f"{source} has no training state to continue from; resume from a run folder")
-        if (training["model"] is not None) != (self.average is not None):
-            raise InputError(f"{source}: train.ema_decay cannot be switched on or off when resuming")
-        load_weights(self.model, training["model"] or state["model"], source)
-        if self.average:
-            load_weights(self.average.model, state["model"], source)
-            self.average.updates = training["average_updates"]
         name = state["config"]["optimizer"]["name"]
         if name != self.config.optimizer.name:
             raise InputError(f"{source}: optimizer.name is {name} there and cannot be changed when resuming")
-        wanted = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(training["optimizer"])
-        except ValueError as error:
-            raise InputError(f"{source}: the optimizer cannot be restored ({error})") from None
-        for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
-            group.update(settings)  # what was asked for with --resume, not what was saved
-        if training["scaler"]:  # empty where the run was not in fp16 so far
-            self.scaler.load_state_dict(training["scaler"])
+        # What was asked for with --resume stays, not what was saved.
+        self.learner.restore(training, state["model"], source)
         self.step = state["step"]
         self.best = training["best"]
+        self.evaluated = training.get("evaluated", self.step)
+        self.watch.count = training.get("not_finite", 0)
         self.metrics = state["metrics"]
         if state.get("calibration"):
             self.calibration = Calibration.from_plain(state["calibration"])
 
+    # ------------------------------------------------------------------------ in words
+
     def _introduction(self) -> str:
-        boxes = len(self.train_set.boxes)
-        weights = sum(p.numel() for p in self.model.parameters())
-        precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[self.amp]
+        parts, size, config = self.parts, self.processes.size, self.config
+        records = parts.train_set
+        weights = sum(p.numel() for p in self.learner.model.parameters())
+        precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[parts.amp]
+        where = f"{parts.device}" if size == 1 else f"{size} x {parts.device.type}"
+        lr = ""
+        if parts.lr != config.optimizer.lr:
+            lr = f"; lr {parts.lr:g} = {config.optimizer.lr:g} x {config.train.batch_size}"
+            lr += f" / {config.optimizer.lr_for_batch}"
         return (
-            f"{self.folder}: {len(self.train_set)} training images with {boxes} boxes of "
-            f"{len(self.train_set.classes)} classes, {len(self.val_set)} validation images; "
-            f"{self.config.model.backbone}, {weights / 1e6:.1f} M weights, on {self.device} in {precision}, "
-            f"{self.total_steps} steps from {self.step}"
+            f"{self.folder}: {len(records)} training images with {len(records.boxes)} boxes of "
+            f"{len(records.classes)} classes, {len(parts.validation.records)} validation images; "
+            f"{config.model.backbone}, {weights / 1e6:.1f} M weights, on {where} in {precision}, "
+            f"{self.total_steps} steps from {self.step}{lr}"
         )
 
-    def _not_finite(self, error: NonFiniteLoss) -> str:
-        names = ", ".join(Path(self.train_set.files[i]).name for i in error.rows)
-        return (
-            f"the loss is not finite at step {self.step} ({error}; images {names}); lower optimizer.lr, "
-            f"set optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
+    def _stopped(self) -> Stopped:
+        return Stopped(
+            f"stopped by {self.stop.signal or 'another process'} at step {self.step} of {self.total_steps}; "
+            f"saved: continue with --resume {self.folder}"
         )
 
-
-def resume_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder, as plain values.
-
-    Raises:
-        InputError: there is no run to continue.
-    """
-    if not folder.is_dir():
-        raise InputError(f"--resume: the run folder {folder} does not exist")
-    path = folder / "checkpoints" / "last.pt"
-    if not path.is_file():
-        raise InputError(f"--resume: {folder} holds no checkpoints/last.pt to continue from")
-    return load_checkpoint(path)["config"]
+    def _not_finite(self, fault: Fault) -> str:
+        names = ", ".join(Path(self.parts.train_set.files[row]).name for row in fault.rows)
+        return (
+            f"the loss is not finite at step {fault.step} ({fault}; images {names}); lower optimizer.lr, set "
+            f"optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
+        )
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of `size` batches; a shorter rest is only given where there is nothing else."""
-    first = True
+    """Lists of `size` batches."""
     while group := list(islice(batches, size)):
-        if len(group) == size or first:
-            yield group
-        first = False
+        yield group
+
+
+def _next(groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError | None]:
+    """The batches of the next step, or why there are none."""
+    try:
+        return next(groups), None
+    except InputError as error:
+        return [], error

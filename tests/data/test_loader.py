@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from data.annotations import AnnotatedImage, Annotation, build_set
-from data.loader import DetectionDataset, EpochBatches, checked, eval_loader, train_loader
+from data.feed import checked
+from data.loader import DetectionDataset, EpochBatches, eval_loader, train_loader
 from data.sample import Batch, Sample, collate
 from data.transforms import Pipeline
 from errors import InputError
@@ -29,7 +30,9 @@ def make_set(folder, count=7, sizes=((48, 64), (64, 48), (40, 40))):
 
 
 def train(records, workers=0, batch_size=2, seed=0, transforms=AUGMENT):
-    return train_loader(records, Pipeline(transforms, 0.3, "train"), batch_size, seed, workers, False)
+    batches = EpochBatches(len(records), batch_size, seed)
+    pipeline = Pipeline(transforms, 0.3, "train")
+    return train_loader(records, pipeline, batches, seed, False, workers, False), batches
 
 
 def epoch_of(loader, batches, epoch, first=0) -> list[Batch]:
@@ -178,7 +181,13 @@ def sample(index, height, width, boxes, labels=(), ignore=()):
     pixels = np.random.default_rng(index).integers(1, 256, (height, width, 3), dtype=np.uint8)
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     return Sample(
-        index, pixels, (2 * height, 2 * width), boxes, np.array(labels, np.int64), np.array(ignore, bool)
+        index,
+        index,
+        pixels,
+        (2 * height, 2 * width),
+        boxes,
+        np.array(labels, np.int64),
+        np.array(ignore, bool),
     )
 
 

@@ -121,7 +121,7 @@ def trainer(tmp_path: Path, init: Path) -> Trainer:
 def test_model_init_reads_a_file(tmp_path: Path, wrapped: bool) -> None:
     source = tiny(3, classes=2).state_dict()
     torch.save({"model": source, "epoch": 1} if wrapped else source, tmp_path / "start.pt")
-    model = trainer(tmp_path, tmp_path / "start.pt").model
+    model = trainer(tmp_path, tmp_path / "start.pt").learner.model
     assert model.pyramid.p7.weight.equal(source["pyramid.p7.weight"])
     assert model.class_head.output.weight.equal(source["class_head.output.weight"])
 

@@ -1,0 +1,112 @@
+"""From a DataLoader to batches that can be used: images that cannot be read, loading processes that die."""
+
+import atexit
+import logging
+import re
+import signal
+import threading
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader, Dataset
+
+from data.loader import DetectionDataset
+from data.sample import Batch, DetectionSet
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+# What DataLoader says of a loading process that is no more.
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+
+
+class SkippedImages:
+    """The images that could not be read and that another stood in for.
+
+    Args:
+        records: the set that they are of.
+        limit: how many different ones there may be.
+    """
+
+    def __init__(self, records: DetectionSet, limit: int) -> None:
+        self._records = records
+        self._limit = limit
+        self._rows: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def note(self, batch: Batch) -> None:
+        """Say of each that is new which it is.
+
+        Raises:
+            InputError: they are too many.
+        """
+        for row in batch.wanted[batch.wanted != batch.indices].tolist():
+            if row in self._rows:
+                continue
+            self._rows.add(row)
+            file = self._records.files[row]
+            if len(self._rows) > self._limit:
+                raise InputError(
+                    f"more than data.max_skipped={self._limit} training images cannot be read, lastly "
+                    f"{file}; mend the data set, or raise the limit"
+                )
+            log.warning(f"image {file} cannot be read; the next one of the set stands in for it")
+
+
+def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterator[Batch]:
+    """The loader's batches.
+
+    Args:
+        skipped: told of the images that others stand in for.
+
+    Raises:
+        InputError: an image of the batch could not be used, too many could not be read, or a loading
+            process died.
+    """
+    batches = _begun(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            dead = _DEAD_WORKER.search(str(error))
+            if dead is None:
+                raise
+            raise InputError(_death(loader.dataset, dead[1])) from None
+        if batch is None:
+            return
+        if isinstance(batch, InputError):
+            raise batch
+        if skipped is not None:
+            skipped.note(batch)
+        yield batch
+
+
+def _begun(loader: DataLoader) -> Iterator[Batch | InputError]:
+    """An iterator whose dead workers are found out when it next waits for them.
+
+    DataLoader has a signal handler that would raise in the middle of whatever the training does;
+    between two steps nothing is lost.
+    """
+    dataset = loader.dataset
+    assert isinstance(dataset, DetectionDataset)
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
+    # Registered after DataLoader's own, and so called before it waits for the workers.
+    atexit.unregister(dataset.let_workers_go)
+    atexit.register(dataset.let_workers_go)
+    return batches
+
+
+def _death(dataset: Dataset, processes: str) -> str:
+    assert isinstance(dataset, DetectionDataset)
+    files = [dataset.file_read_by(int(process)) for process in processes.split(",")]
+    known = [file for file in files if file is not None]
+    while_reading = f" while it read {known[0]}" if known else ""
+    return (
+        f"a loading process died{while_reading}: killed for its memory, or by a fault in decoding; look at "
+        "that file, or set data.workers=0 to see the fault itself"
+    )

@@ -1,0 +1,156 @@
+"""From the configuration to the parts of a training."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from data.feed import SkippedImages
+from data.loader import EpochBatches, train_loader
+from data.sample import DetectionSet
+from detector.build import (
+    build_amp,
+    build_criterion,
+    build_device,
+    build_exchange,
+    build_model,
+    build_pipeline,
+    build_set,
+    cpu_is_fast_in_bf16,
+    place,
+)
+from detector.checkpoint import load_tensors
+from detector.config import Config, ModelConfig
+from detector.retinanet import RetinaNet
+from detector.training.gradients import Gradients
+from detector.training.learner import Learner
+from detector.training.optimizer import build_optimizer
+from detector.training.processes import Processes
+from detector.training.sync_norm import synchronise_norms
+from detector.training.validation import Validation
+from detector.weights import initialise
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of."""
+
+    device: torch.device
+    amp: torch.dtype | None
+    lr: float  # before the schedule
+    train_set: DetectionSet
+    batches: EpochBatches
+    loader: DataLoader
+    skipped: SkippedImages | None  # where images that cannot be read are passed over
+    validation: Validation
+    learner: Learner
+    gradients: Gradients
+
+
+def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | None, fresh: bool) -> Parts:
+    """Build everything; nothing is written.
+
+    Args:
+        classes: of the checkpoint that is continued.
+        fresh: take the initial weights; False if those of a checkpoint will follow.
+
+    Raises:
+        InputError: something in the configuration or the data is wrong.
+    """
+    train, data = config.train, config.data
+    torch.manual_seed(train.seed)
+    device = build_device(train.device, processes.local_rank)
+    amp = build_amp(train, device)
+    if train.amp == "bf16" and device.type == "cpu" and not cpu_is_fast_in_bf16():
+        log.warning(
+            "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
+            "in float32; set train.amp=auto"
+        )
+
+    # The main process first: it may have to generate the set.
+    processes.from_main(lambda: build_set(data, "train", classes) and None)
+    train_set = build_set(data, "train", classes)
+    val_set = build_set(data, "val", train_set.classes)
+    batches = EpochBatches(
+        len(train_set), train.batch_size, train.seed, train.accumulate, processes.rank, processes.size
+    )
+    skip = data.on_error == "skip"
+    pin_memory = device.type == "cuda"
+    pipeline = build_pipeline(data, training=True)
+    loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory)
+
+    model = _build_model(config.model, len(train_set.classes), fresh)
+    if train.sync_batch_norm and processes.size > 1:
+        synchronise_norms(model)
+    model = place(model, train, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    lr = scaled_lr(config)
+    exchange = build_exchange(config.loss)
+    return Parts(
+        device=device,
+        amp=amp,
+        lr=lr,
+        train_set=train_set,
+        batches=batches,
+        loader=loader,
+        skipped=SkippedImages(train_set, data.max_skipped) if skip else None,
+        validation=Validation(config, val_set, device, processes),
+        learner=Learner(
+            model,
+            build_optimizer(
+                model,
+                config.optimizer.name,
+                lr,
+                config.optimizer.momentum,
+                config.optimizer.weight_decay,
+                config.optimizer.decay_norm_and_bias,
+            ),
+            scaler,
+            config.optimizer.clip_norm,
+            train.ema_decay,
+        ),
+        gradients=Gradients(
+            model,
+            _shared(model, device, processes),
+            build_criterion(config, device, exchange),
+            scaler,
+            amp,
+            device,
+            exchange.size,
+            train.rank_accumulated,
+        ),
+    )
+
+
+def scaled_lr(config: Config) -> float:
+    """Linear scaling (Goyal et al. 2017): k times the batch, k times the learning rate."""
+    meant_for = config.optimizer.lr_for_batch
+    return config.optimizer.lr * (config.train.batch_size / meant_for if meant_for else 1)
+
+
+def _build_model(config: ModelConfig, classes: int, fresh: bool) -> RetinaNet:
+    model = build_model(config, classes, config.pretrained and fresh)
+    if config.init is not None and fresh:
+        state = load_tensors(Path(config.init))
+        state = state.get("model", state) if isinstance(state, dict) else state
+        initialise(model, state, config.init)
+    elif config.norm == "frozen" and not config.pretrained and fresh:
+        log.warning(
+            "frozen batch norm without pretrained weights hardly trains; from scratch set "
+            "model.norm=batch model.frozen_stages=0"
+        )
+    return model
+
+
+def _shared(model: RetinaNet, device: torch.device, processes: Processes) -> nn.Module:
+    """The model as it is called: its gradients are the mean over all processes."""
+    if processes.size == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)

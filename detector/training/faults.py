@@ -1,0 +1,130 @@
+"""Steps that go wrong: what is not finite is kept from the weights at once, and noticed without waiting.
+
+Out of memory is told with what to lower.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from detector.criterion import Losses
+from errors import InputError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A step that did not count."""
+
+    step: int
+    losses: Losses
+    rows: list[int]  # of this process's images, in their DetectionSet
+
+    def __str__(self) -> str:
+        """Which parts of the loss were not finite; the gradient alone if all of them were."""
+        values = {name: float(value) for name, value in self.losses.parts.items()}
+        bad = [
+            f"{name} {value:g}" for name, value in values.items() if not torch.isfinite(torch.tensor(value))
+        ]
+        return ", ".join(bad) or "the gradient"
+
+
+class FaultWatch:
+    """Collects what the device says of each step, and looks at it when it is there.
+
+    Args:
+        device: where the steps run. On the CPU each is looked at at once.
+        limit: how many faults there may be within one epoch.
+        steps_per_epoch: how long that is.
+
+    Attributes:
+        count: of the faults, so far.
+    """
+
+    def __init__(self, device: torch.device, limit: int, steps_per_epoch: int) -> None:
+        self.count = 0
+        self._device = device
+        self._limit = limit
+        self._steps_per_epoch = steps_per_epoch
+        self._recent: list[int] = []
+        self._open: deque[tuple[Fault, Tensor, torch.cuda.Event | None]] = deque()
+
+    def note(self, fault: Tensor, step: int, losses: Losses, rows: Sequence[int]) -> None:
+        """One step: `fault` says, on the device, whether it was one."""
+        event = None
+        if self._device.type == "cuda":
+            fault = fault.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._open.append((Fault(step, losses, list(rows)), fault, event))
+
+    def found(self, wait: bool) -> list[Fault]:
+        """The faults that have come to light since the last call.
+
+        Args:
+            wait: for the device to have done all steps.
+        """
+        faults = []
+        while self._open:
+            fault, flag, event = self._open[0]
+            if event is not None and not event.query():
+                if not wait:
+                    break
+                event.synchronize()
+            self._open.popleft()
+            if bool(flag):
+                faults.append(fault)
+        return faults
+
+    def too_many(self, faults: list[Fault], step: int) -> bool:
+        """Count the faults that were found before `step`; whether that is more than there may be."""
+        self.count += len(faults)
+        self._recent += [fault.step for fault in faults]
+        self._recent = [at for at in self._recent if at > step - self._steps_per_epoch]
+        return len(self._recent) > self._limit
+
+
+class Statistics:
+    """Batch norm's running statistics, which a forward pass changes before its loss is known."""
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember them as they are."""
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+
+    @torch.no_grad()
+    def restore_where(self, fault: Tensor) -> None:
+        """Go back to what was kept if `fault` is true, which only the device knows."""
+        if fault.device.type == "cpu":
+            if fault and self._buffers:
+                torch._foreach_copy_(self._buffers, self._kept)
+            return
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
+            torch.where(fault, kept, buffer, out=buffer)
+
+
+@contextlib.contextmanager
+def memory_explained(device: torch.device) -> Iterator[None]:
+    """Say what to lower where a GPU's memory does not suffice.
+
+    Raises:
+        InputError: it did not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise InputError(
+            f"{device} has too little memory ({reason}); raise train.accumulate (the same batch in smaller "
+            "parts), lower train.batch_size or eval.batch_size, or the image size in data.transforms; then "
+            "continue with --resume"
+        ) from None

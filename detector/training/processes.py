@@ -1,0 +1,189 @@
+"""The processes of one training, as torchrun starts them, and what they tell each other beside gradients.
+
+What may take long (an evaluation, the metric on one process while the others wait) goes over the key
+store of the launch, which never times out. What happens at every step is one small reduction.
+"""
+
+import itertools
+import os
+import pickle
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from errors import Bystander, InputError
+
+Value = TypeVar("Value")
+_POLL_S = 0.05
+
+
+class Processes:
+    """This process among those of the training; the only one where there is no launcher.
+
+    Every process must make the same calls in the same order.
+
+    Attributes:
+        rank: 0 is the main process, which alone writes and speaks.
+        size: how many there are.
+        local_rank: among those of this machine, which says its GPU.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, store: dist.Store | None = None):
+        self.rank = rank
+        self.size = size
+        self.local_rank = local_rank
+        self._store = store
+        self._meetings = itertools.count()
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def worst(self, severity: int) -> int:
+        """The largest of the processes' values: one small reduction on the CPU."""
+        if self.size == 1:
+            return severity
+        values = torch.tensor([severity])
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
+    def agreed(self, value: Value) -> Value:
+        """What the main process has."""
+        return self.from_main(lambda: value)
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """What the main process makes while the others wait, for as long as it takes.
+
+        Raises:
+            Bystander: the main process failed; there its own error is raised.
+        """
+        if self._store is None:
+            return make()
+        key = f"from_main/{next(self._meetings)}"
+        if not self.main:
+            self._wait_for(key)
+            done, value = pickle.loads(self._store.get(key))  # our own bytes
+            if not done:
+                raise Bystander
+            return value
+        answer = pickle.dumps((False, None))
+        try:
+            value = make()
+            answer = pickle.dumps((True, value))
+        finally:
+            self._store.set(key, answer)  # type: ignore[arg-type] # takes bytes as well
+        return value
+
+    def gather(self, value: Value) -> list[Value] | None:
+        """The values of all, in order of rank, at the main process; None elsewhere."""
+        if self.size == 1:
+            return [value]
+        self.meet(False)  # the collective is entered by all at once, so that none waits in it
+        values: list[Value | None] | None = [None] * self.size if self.main else None
+        dist.gather_object(value, values)
+        return values  # type: ignore[return-value]
+
+    def announce_stop(self) -> None:
+        """Let the others know, between steps, that this process was asked to stop."""
+        if self._store is not None:
+            self._store.set("stop", "1")
+
+    def stop_announced(self) -> bool:
+        """Whether any process has announced it."""
+        return self._store is not None and self._store.check(["stop"])
+
+    def meet(self, stopping: bool) -> bool:
+        """Wait until all have come here; whether any of them came because it is stopping."""
+        if self._store is None:
+            return stopping
+        key = f"meeting/{next(self._meetings)}"
+        if stopping:
+            self._store.add(f"{key}/stopping", 1)
+        if self._store.add(key, 1) == self.size:
+            self._store.set(f"{key}/all", "1")
+        self._wait_for(f"{key}/all")
+        return self._store.add(f"{key}/stopping", 0) > 0
+
+    def share_state(self, model: nn.Module) -> None:
+        """Give all processes the main one's weights and statistics, to the bit."""
+        if self.size > 1:
+            for tensor in _tensors(model):
+                dist.broadcast(tensor, src=0)
+
+    def _wait_for(self, key: str) -> None:
+        assert self._store is not None
+        while not self._store.check([key]):
+            time.sleep(_POLL_S)
+
+
+def join_processes(device: str) -> Processes:
+    """Join the training that torchrun started this process for; alone if nothing did.
+
+    Args:
+        device: the configured device; decides how gradients travel.
+
+    Raises:
+        InputError: the launch cannot be joined, or there are fewer GPUs than processes.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return Processes()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if cuda:
+        if ":" in device:
+            raise InputError(
+                f"train.device={device} names one GPU, but torchrun started several processes; use cuda"
+            )
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} here); lower "
+                "torchrun's --nproc-per-node, or set train.device=cpu"
+            )
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        try:
+            store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=dist.PrefixStore("group", store),
+                rank=rank,
+                world_size=size,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the processes of the training cannot be joined ({reason}); start with torchrun"
+            ) from None
+        return Processes(rank, size, local_rank, dist.PrefixStore("training", store))
+    store = dist.distributed_c10d._get_default_store()
+    return Processes(dist.get_rank(), dist.get_world_size(), local_rank, dist.PrefixStore("training", store))
+
+
+def leave_processes() -> None:
+    """End the membership of a launch, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def launch_id() -> str | None:
+    """What tells this launch of torchrun from others and outlives its restarts; None without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    run_id = os.environ["TORCHELASTIC_RUN_ID"]
+    # Without --rdzv-id every launch is called "none": its agent, our parent, is then what stays.
+    return run_id if run_id != "none" else f"agent {os.getppid()} of {os.uname().nodename}"
+
+
+def is_restart() -> bool:
+    """Whether torchrun has restarted the processes of this launch."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]

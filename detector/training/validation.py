@@ -1,0 +1,63 @@
+"""Evaluation in the course of training: each process looks at a part of the validation set."""
+
+import torch
+from torch import Tensor
+
+from data.loader import DetectionDataset
+from data.sample import DetectionSet
+from detector.build import build_eval_loader, build_pipeline
+from detector.config import Config
+from detector.evaluation.calibration import Calibration, fit_calibration
+from detector.evaluation.inference import Predictions, join_predictions
+from detector.evaluation.pictures import pictures
+from detector.evaluation.score import Scores, predictions_of, score
+from detector.retinanet import RetinaNet
+from detector.training.processes import Processes
+from detector.training.stop import StopRequest
+
+_PICTURES = 4  # images shown in TensorBoard
+
+
+class Validation:
+    """The validation set, shared out to the processes: none of its images twice, none left out.
+
+    The batches are those of a single process, dealt out in turns, so that the result is the same to
+    the last digit.
+    """
+
+    def __init__(
+        self, config: Config, records: DetectionSet, device: torch.device, processes: Processes
+    ) -> None:
+        self.records = records
+        self._config = config
+        self._device = device
+        self._processes = processes
+        self._loader = build_eval_loader(config, records, device, processes.rank, processes.size)
+
+    def detect(self, model: RetinaNet, stop: StopRequest) -> list[Predictions] | None:
+        """What the model finds in this process's batches; None if any process was asked to stop."""
+        processes = self._processes
+        found: list[Predictions] = []
+        for predictions in predictions_of(self._config, model, self._loader, self._device):
+            found.append(predictions)
+            if stop:
+                processes.announce_stop()
+            if stop or processes.stop_announced():
+                break
+        # Agreed on by all: none is left waiting for one that has gone.
+        stopping = processes.meet(stopping=bool(stop) or processes.stop_announced())
+        return None if stopping else found
+
+    def judge(self, shares: list[list[Predictions]]) -> tuple[Scores, Calibration | None]:
+        """Scores of what all processes have found, by rank; and the calibration fitted to it."""
+        batches = sum(len(share) for share in shares)
+        in_order = [shares[i % len(shares)][i // len(shares)] for i in range(batches)]
+        scores = score(self._config, self.records, join_predictions(in_order))
+        calibration = fit_calibration(scores.coco.matched)
+        return (scores.calibrated(calibration) if self._config.eval.calibrate else scores), calibration
+
+    def pictures(self, scores: Scores) -> list[Tensor]:
+        """The first images with what was found, uint8 [3, H, W] each."""
+        shown = range(min(_PICTURES, len(self.records)))
+        dataset = DetectionDataset(self.records, build_pipeline(self._config.data, False), seed=0)
+        return pictures(dataset, shown, scores.predictions, scores.coco)
