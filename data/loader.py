@@ -257,5 +257,5 @@ def _start_worker(_: int) -> None:
 def _leave_if_closing(number: int, frame: FrameType | None) -> None:
     # The end of the program terminates what is left of its workers by this signal.
     worker = get_worker_info()
-    if worker is None or worker.dataset.closing:
+    if worker is None or (isinstance(worker.dataset, DetectionDataset) and worker.dataset.closing):
         os._exit(0)

@@ -235,8 +235,8 @@ class TrainConfig(Section):
     )
     on_nonfinite: Literal["raise", "skip", "rollback"] = Field(
         "raise",
-        description="a step whose loss or gradient is not finite never reaches the weights; then: stop, go on "
-        "without it, or go on from the weights of the last checkpoint",
+        description="a step whose loss or gradient is not finite never reaches the weights; then: stop, go "
+        "on without it, or go on from the weights of the last checkpoint",
     )
     max_nonfinite: Count = Field(
         10,

@@ -87,7 +87,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
 
     model = _build_model(config.model, len(train_set.classes), fresh)
     if train.sync_batch_norm and processes.size > 1:
-        synchronise_norms(model)
+        synchronise_norms(model, device)
     model = place(model, train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     lr = scaled_lr(config)

@@ -1,0 +1,271 @@
+"""Several gloo processes: what they tell each other, and that they train as one does."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data.loader import EpochBatches
+from detector.checkpoint import load_checkpoint
+from detector.training.learner import Learner
+from detector.training.processes import Processes, join_processes
+from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
+from detector.training.trainer import Trainer
+from errors import Bystander, InputError, Stopped
+from tests.builders import small_coco
+from tests.processes import run_processes
+from tests.runs import read_metrics, tiny_config
+
+# Of each: the loss curve and the evaluation must not depend on the number of processes.
+RECIPES = {
+    "group": ("model.norm=group",),
+    "sync": ("model.norm=batch", "train.sync_batch_norm=true", "train.ema_decay=0.9"),
+    "frozen": ("model.norm=frozen", "loss.name=focal"),
+    "parts": ("model.norm=group", "train.accumulate=2", "train.rank_accumulated=true"),
+}
+COMMON = ("train.batch_size=8", "train.epochs=2", "train.log_every=1", "loss.box=giou", "eval.batch_size=3")
+
+
+def joined() -> Processes:
+    rank, size = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
+    return join_processes("cpu")
+
+
+def train(root: Path, run: Path, recipe: str, processes: Processes) -> None:
+    config = tiny_config(root, run, *COMMON, *RECIPES[recipe])
+    Trainer(config, "test", processes=processes).run()
+
+
+def train_all(rank: int, size: int, folder: str) -> None:
+    processes = joined()
+    for recipe in RECIPES:
+        train(Path(folder, "set"), Path(folder, f"{recipe}_{size}"), recipe, processes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes on 1, 2 and 4 processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    small_coco(folder / "set", 17)
+    for recipe in RECIPES:
+        train(folder / "set", folder / f"{recipe}_1", recipe, Processes())
+    for size in (2, 4):
+        (folder / f"store_{size}").mkdir()
+        run_processes(_Bound(str(folder)), size, folder / f"store_{size}")
+    return folder
+
+
+class _Bound:
+    """`train_all` in a folder; a closure could not be sent to a new process."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self, rank: int, size: int) -> None:
+        train_all(rank, size, self.folder)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_loss_curve_is_that_of_one_process(runs: Path, recipe: str, size: int) -> None:
+    one, several = (
+        [line["loss"] for line in read_metrics(runs / f"{recipe}_{n}") if "loss" in line] for n in (1, size)
+    )
+    assert len(one) == 4
+    assert several == pytest.approx(one, rel=2e-4)
+    weights = [
+        load_checkpoint(runs / f"{recipe}_{n}" / "checkpoints" / "last.pt")["model"] for n in (1, size)
+    ]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def evaluate_only(rank: int, size: int) -> Any:
+    """Shards of a validation set on which one process has the most to do."""
+    processes = joined()
+    folder = Path(os.environ["TEST_FOLDER"])
+    trainer = Trainer(resumed_config(folder), "test", folder / "group_1", processes)
+    trainer.evaluated = 0
+    trainer.run()
+    return trainer.metrics
+
+
+def resumed_config(folder: Path) -> Any:
+    return tiny_config(folder / "set", folder / "group_1", *COMMON, *RECIPES["group"])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_evaluation_is_that_of_one_process_to_the_last_digit(
+    runs: Path, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """17 images in batches of 3 are shared unevenly; the same weights are evaluated."""
+    monkeypatch.setenv("TEST_FOLDER", str(runs))
+    expected = [line for line in read_metrics(runs / "group_1") if "AP" in line][-1]
+    results = run_processes(evaluate_only, size, tmp_path)
+    for metrics in results:
+        assert json.dumps(metrics) == json.dumps({key: expected[key] for key in metrics})
+
+
+def talk(rank: int, size: int) -> dict[str, Any]:
+    processes = joined()
+    told = {
+        "worst": processes.worst([3, 1, 7, 5][rank]),
+        "agreed": processes.agreed(f"of {rank}"),
+        "gathered": processes.gather({"rank": rank, "large": torch.full((3_000_000,), rank)}),
+        "met": processes.meet(stopping=False),
+        "met_stopping": processes.meet(stopping=rank == size - 1),
+    }
+    model = nn.BatchNorm1d(4)
+    nn.init.constant_(model.weight, rank + 1)
+    model.running_mean.fill_(rank + 1)
+    processes.share_state(model)
+    told["state"] = [model.weight.detach(), model.running_mean]
+
+    def fail() -> None:
+        raise InputError("only here")
+
+    try:
+        processes.from_main(fail)
+    except (InputError, Bystander) as error:
+        told["failure"] = type(error).__name__
+    return told
+
+
+def test_what_processes_tell_each_other(tmp_path: Path) -> None:
+    """Also what is too large for a value of the store."""
+    told = run_processes(_talk_and_count, 4, tmp_path)
+    for rank, one in enumerate(told):
+        assert one["worst"] == 7
+        assert one["agreed"] == "of 0"
+        assert (one["met"], one["met_stopping"]) == (False, True)
+        assert all(torch.equal(value, torch.ones(4)) for value in one["state"])
+        assert one["failure"] == ("InputError" if rank == 0 else "Bystander")
+        assert one["gathered"] == ([(k, 3_000_000 * k) for k in range(4)] if rank == 0 else None)
+
+
+def _talk_and_count(rank: int, size: int) -> dict[str, Any]:
+    told = talk(rank, size)
+    if told["gathered"] is not None:
+        told["gathered"] = [(one["rank"], int(one["large"].sum())) for one in told["gathered"]]
+    return told
+
+
+def test_one_process_needs_no_group() -> None:
+    alone = Processes()
+    assert alone.main
+    assert (alone.worst(3), alone.agreed("a"), alone.gather(1)) == (3, "a", [1])
+    assert (alone.meet(True), alone.meet(False), alone.stop_announced()) == (True, False, False)
+
+
+def normalise(rank: int, size: int) -> dict[str, Tensor]:
+    """One process's part of `whole`, of its own size, through a synchronised norm."""
+    x = parts()[rank].requires_grad_()
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    synchronise_norms(norm, x.device)
+    assert isinstance(norm[0], SyncBatchNorm)
+    weights = torch.linspace(0, 1, x.numel()).view_as(x)
+    y = norm(x)
+    (y * weights).sum().backward()
+    grads = [norm[0].weight.grad, norm[0].bias.grad]
+    return {"y": y.detach(), "x": x.grad, "state": norm.state_dict(), "grads": grads}
+
+
+def parts() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, 3, 5, 4, generator=generator) * 3 + 20 for n in (1, 4)]
+
+
+def test_a_synchronised_norm_is_batch_norm_of_all_batches(tmp_path: Path) -> None:
+    """Oracle: torch's batch norm of the joined batch, in float64."""
+    results = run_processes(normalise, 2, tmp_path)
+    whole = torch.cat(parts()).double().requires_grad_()
+    norm = nn.BatchNorm2d(3).double()
+    weights = torch.cat([torch.linspace(0, 1, x.numel()).view_as(x) for x in parts()])
+    y = norm(whole)
+    (y * weights).sum().backward()
+    for name, oracle in (("y", y.detach()), ("x", whole.grad)):
+        found = torch.cat([one[name] for one in results]).double()
+        torch.testing.assert_close(found, oracle, rtol=1e-4, atol=2e-5)
+    for one in results:
+        for key, value in norm.state_dict().items():
+            torch.testing.assert_close(
+                one["state"]["0." + key].double(), value.double(), rtol=1e-5, atol=1e-5
+            )
+    summed = [sum(one["grads"][i] for one in results).double() for i in range(2)]
+    torch.testing.assert_close(summed[0], norm.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(summed[1], norm.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_the_samples_does_not_depend_on_processes_and_micro_batches() -> None:
+    """Oracle: one process that takes whole batches."""
+    whole = list(EpochBatches(70, 12, seed=3))
+    assert len(whole) == 5
+    for micro_batches, processes in ((1, 2), (2, 1), (3, 2), (2, 6), (1, 12)):
+        shares = [list(EpochBatches(70, 12, 3, micro_batches, rank, processes)) for rank in range(processes)]
+        for step, batch in enumerate(whole):
+            parts = [s[step * micro_batches + m] for s in shares for m in range(micro_batches)]
+            assert [key for part in parts for key in part] == batch
+            assert {len(part) for part in parts} == {12 // (micro_batches * processes)}
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
+    with pytest.raises(InputError, match=r"train\.batch_size=16 .* 3 processes of 2 .* a multiple of 6"):
+        EpochBatches(70, 16, 0, micro_batches=2, processes=3)
+    with pytest.raises(InputError, match="holds 3 images, too few for the 4 parts"):
+        EpochBatches(3, 8, 0, micro_batches=1, processes=4)
+
+
+def stop_one(rank: int, size: int) -> Any:
+    """The second process alone gets a signal, in its third step; or, later, in the evaluation."""
+    processes = joined()
+    folder, when = Path(os.environ["TEST_FOLDER"]), os.environ["TEST_WHEN"]
+    config = tiny_config(
+        folder / "set", folder / "run", "model.norm=group", "train.epochs=2", "eval.batch_size=1"
+    )
+    resume = folder / "run" if (folder / "run").exists() else None
+    dist.barrier()
+    trainer = Trainer(config, "test", resume, processes)
+    update, detect = Learner.update, type(trainer.parts.validation).detect
+
+    def update_and_signal(learner: Learner, losses: Any) -> Any:
+        if rank == 1 and when == "step" and trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(learner, losses)
+
+    def signal_and_detect(*arguments: Any) -> Any:
+        if rank == 1 and when == "evaluation":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return detect(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "update", update_and_signal)
+        patch.setattr(type(trainer.parts.validation), "detect", signal_and_detect)
+        try:
+            trainer.run()
+        except Stopped as reason:
+            return str(reason)
+    return trainer.step
+
+
+def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_coco(tmp_path / "set", 8)
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    for when, step, named in (("step", 3, "SIGTERM"), ("evaluation", 4, "SIGUSR1")):
+        monkeypatch.setenv("TEST_WHEN", when)
+        (tmp_path / when).mkdir()
+        main, other = run_processes(stop_one, 2, tmp_path / when)
+        assert f"stopped by another process at step {step} of 8" in main
+        assert f"stopped by {named} at step {step} of 8" in other
+        assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == step
+    monkeypatch.setenv("TEST_WHEN", "never")
+    (tmp_path / "never").mkdir()
+    assert run_processes(stop_one, 2, tmp_path / "never") == [8, 8]
+    evaluations = [line["step"] for line in read_metrics(tmp_path / "run") if "AP" in line]
+    assert evaluations == [4, 8]
