@@ -72,6 +72,24 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def last(run: Path) -> dict[str, Any]:
+    """The checkpoint that a run would continue from."""
+    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+
+
+def difference(one: Any, other: Any, at: str = "") -> str | None:
+    """Where two nests of tensors and values first differ."""
+    if isinstance(one, Tensor):
+        return None if torch.equal(one, other) else at
+    if isinstance(one, dict | list):
+        keys = list(one) if isinstance(one, dict) else range(len(one))
+        if len(one) != len(other):
+            return at
+        found = (difference(one[key], other[key], f"{at}.{key}") for key in keys)
+        return next((place for place in found if place), None)
+    return None if one == other else at
+
+
 def listing(folder: Path) -> dict[str, tuple[int, int] | None]:
     """Everything below a folder; files with size and time of the last change."""
     return {

@@ -18,7 +18,7 @@ from detector.training.run_folder import resume_config
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import coco_dict, small_coco, write_coco
-from tests.runs import no_file_larger_than, read_metrics, tiny_config
+from tests.runs import difference, last, no_file_larger_than, read_metrics, tiny_config
 
 AUGMENTED = "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]"
 PLAIN = "data.transforms.train=[]"
@@ -29,23 +29,6 @@ def train(root: Path, run: Path, *overrides: str) -> Trainer:
     trainer = Trainer(tiny_config(root, run, "train.log_every=1", *overrides), "test")
     trainer.run()
     return trainer
-
-
-def last(run: Path) -> dict[str, Any]:
-    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-
-
-def difference(one: Any, other: Any, at: str = "") -> str | None:
-    """Where two nests of tensors and values first differ."""
-    if isinstance(one, Tensor):
-        return None if torch.equal(one, other) else at
-    if isinstance(one, dict | list):
-        keys = list(one) if isinstance(one, dict) else range(len(one))
-        if len(one) != len(other):
-            return at
-        found = (difference(one[key], other[key], f"{at}.{key}") for key in keys)
-        return next((place for place in found if place), None)
-    return None if one == other else at
 
 
 def at_step(patch: pytest.MonkeyPatch, step: int, happens: Callable[[], Any]) -> None:

@@ -1,0 +1,251 @@
+"""Signals, run folders in use, and everything else that interrupts a training without losing it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+import train as door
+from detector.training.learner import Learner
+from detector.training.run_folder import in_use, resume_config
+from detector.training.stop import StopRequest
+from detector.training.trainer import Trainer
+from detector.training.validation import Validation
+from errors import InputError, Stopped
+from tests.builders import TINY_MODEL, small_coco
+from tests.runs import assert_one_line, call, difference, last, read_metrics, tiny_config
+
+ROOT = Path(__file__).resolve().parents[3]
+WORDS = (
+    "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]",
+    "train.epochs=3",
+    "train.eval_every=2",
+    "train.ema_decay=0.9",
+    "optimizer.name=adamw",
+    "train.log_every=1",
+    "schedule.name=cosine",
+)
+
+
+def signal_at_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal in the middle of a step, counted from 1."""
+    update, done = Learner.update, []
+
+    def update_and_signal(learner: Learner, losses: Any) -> Any:
+        done.append(1)
+        if len(done) == step:
+            os.kill(os.getpid(), number)
+        return update(learner, losses)
+
+    patch.setattr(Learner, "update", update_and_signal)
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    ends = [last(run) for run in (one, other)]
+    for end in ends:
+        del end["config"]["run"], end["config"]["data"]["workers"]
+    assert difference(*ends) is None
+    lines = [
+        [{key: v for key, v in line.items() if key != "images_per_s"} for line in read_metrics(run)]
+        for run in (one, other)
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(("workers", "step"), [(0, 1), (1, 5), (4, 6)])
+def test_a_stop_in_mid_epoch_and_resumption_equal_a_straight_run(
+    tmp_path: Path, workers: int, step: int
+) -> None:
+    """In the first step, in mid-epoch, and at the end of an epoch; 4 steps each."""
+    root = small_coco(tmp_path / "set", 8)
+    Trainer(tiny_config(root, tmp_path / "straight", *WORDS), "test").run()
+    config = tiny_config(root, tmp_path / "stopped", *WORDS, f"data.workers={workers}")
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at_step(patch, step)
+        with pytest.raises(Stopped, match=rf"SIGTERM at step {step} of 12; saved: continue with --resume"):
+            Trainer(config, "test").run()
+    assert last(tmp_path / "stopped")["step"] == step
+    Trainer(config, "test", resume=tmp_path / "stopped").run()
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_an_evaluation_that_was_broken_off_is_made_again(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set", 8)
+    Trainer(tiny_config(root, tmp_path / "straight", *WORDS), "test").run()
+    config = tiny_config(root, tmp_path / "stopped", *WORDS)
+    detect = Validation.detect
+
+    def signal_and_detect(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return detect(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="SIGUSR1 at step 8"):
+        patch.setattr(Validation, "detect", signal_and_detect)
+        Trainer(config, "test").run()
+    assert not [line for line in read_metrics(tmp_path / "stopped") if "AP" in line]
+    Trainer(config, "test", resume=tmp_path / "stopped").run()
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_stopped_training_has_an_exit_code_of_its_own(tmp_path: Path, number: int) -> None:
+    small_coco(tmp_path / "set", 8)
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
+    handler = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at_step(patch, 2, number)
+        outcome = call(door.main, "tiny.yaml", *TINY_MODEL, "run.dir=run", cwd=tmp_path)
+    assert outcome.code == 75
+    assert outcome.err.splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name} at step 2")
+    assert signal.getsignal(number) is handler  # given back
+
+
+SLEEPER = """
+import sys, time
+from detector.training.stop import StopRequest
+with StopRequest(speak=True) as stop:
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
+    """A launcher repeats a signal that the terminal has sent to all processes."""
+    command = [sys.executable, "-c", SLEEPER]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        said = process.stderr.read().decode()
+    assert "SIGINT: the state is saved after this step" in said
+    assert "SIGTERM: ended without saving" in said
+
+
+def test_a_stop_request_is_false_until_asked() -> None:
+    with StopRequest(speak=False) as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop and stop.signal == "SIGUSR1"
+
+
+def test_a_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
+    config = tiny_config(root, run, "train.epochs=1")
+    Trainer(config, "test").run()
+    before = read_metrics(run)
+    with in_use(run), pytest.raises(InputError, match="in use by another training"):
+        Trainer(config, "test", resume=run).run()
+    assert read_metrics(run) == before
+    with in_use(run):  # free again
+        pass
+
+
+def test_a_lock_of_a_process_that_was_killed_is_no_hindrance(tmp_path: Path) -> None:
+    path = str(tmp_path / ".lock")
+    script = f"import time, filelock; lock = filelock.FileLock({path!r}); lock.acquire()"
+    script += "; print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(InputError, match="in use"), in_use(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with in_use(tmp_path):
+            assert not FileLock(tmp_path / ".lock").is_locked
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    """Killed before its first checkpoint: nothing but the configuration is there."""
+    small_coco(tmp_path / "set", 4)
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 1}")
+    for name in ("whole", "cut"):
+        assert call(door.main, "tiny.yaml", *TINY_MODEL, f"run.dir={name}", cwd=tmp_path).code == 0
+    for path in (tmp_path / "cut" / "checkpoints").iterdir():
+        path.unlink()
+    outcome = call(door.main, "--resume", "cut", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert torch.equal(*(last(tmp_path / name)["model"]["pyramid.p7.weight"] for name in ("whole", "cut")))
+    assert [line["step"] for line in read_metrics(tmp_path / "cut") if "AP" in line] == [2]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped", "missing"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = small_coco(tmp_path / "set", 8)
+    Trainer(tiny_config(root, tmp_path / "straight", *WORDS), "test").run()
+    config = tiny_config(root, tmp_path / "run", *WORDS, "train.save_every_steps=1")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        signal_at_step(patch, 6)
+        Trainer(config, "test").run()
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if damage == "truncated":
+        content = content[:middle]
+    elif damage == "zeroed":
+        content = bytearray(len(content))
+    elif damage == "flipped":
+        content[middle] ^= 0x10
+    path.unlink() if damage == "missing" else path.write_bytes(content)
+    resume_config(tmp_path / "run")
+    assert "previous.pt" in caplog.text
+    resumed = Trainer(config, "test", resume=tmp_path / "run")
+    assert resumed.step == 5
+    resumed.run()
+    end = last(tmp_path / "run")
+    straight = last(tmp_path / "straight")
+    for one in (end, straight):
+        del one["config"]
+    assert difference(end, straight) is None
+
+
+def test_two_damaged_checkpoints_are_one_line(tmp_path: Path) -> None:
+    root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
+    Trainer(tiny_config(root, run, "train.epochs=2"), "test").run()
+    for name in ("last.pt", "previous.pt"):
+        (run / "checkpoints" / name).write_bytes(b"PK\x03\x04")
+    outcome = call(door.main, "--resume", str(run), cwd=tmp_path)
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error")]
+    assert outcome.code == 2
+    assert len(errors) == 1 and "no older checkpoint" in errors[0] and "best.pt" in errors[0]
+
+
+@pytest.mark.parametrize("when", ["train.save_every_steps=3", "train.save_every_minutes=10"])
+def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every so many steps, or minutes; each step takes four minutes of a clock that is turned."""
+    words = ("train.epochs=1", "train.batch_size=2", "model.norm=group", when)
+    config = tiny_config(small_coco(tmp_path / "set", 16), tmp_path / "run", *words)
+    saved: list[int] = []
+    steps: list[int] = []
+    update = Learner.update
+
+    def slow_update(*arguments: Any) -> Any:
+        steps.append(1)
+        return update(*arguments)
+
+    monkeypatch.setattr("detector.training.trainer.save_checkpoint", lambda *a: saved.append(a[1]["step"]))
+    monkeypatch.setattr("detector.training.trainer.time.monotonic", lambda: 240.0 * len(steps))
+    monkeypatch.setattr(Learner, "update", slow_update)
+    Trainer(config, "test").run()
+    assert list(dict.fromkeys(saved)) == [3, 6, 8]
+
+
+def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_one_line(call(door.main, "--resume", "empty", cwd=tmp_path), "empty", "checkpoints/last.pt")
