@@ -1,0 +1,129 @@
+"""What reaches the training from the loader: images that cannot be read, loading processes that die."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.coco import load_coco
+from data.feed import SkippedImages, checked
+from data.images import read_image
+from data.loader import DetectionDataset, EpochBatches, train_loader
+from data.sample import Batch, DetectionSet
+from data.transforms import Pipeline
+from errors import InputError
+from tests.builders import small_coco
+
+IMAGES = 8
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> DetectionSet:
+    root = small_coco(tmp_path / "set", IMAGES)
+    return load_coco(root / "annotations" / "train.json", root / "images", None)
+
+
+def epoch(
+    records: DetectionSet, workers: int, skipped: SkippedImages | None = None, substitute: bool = True
+) -> list[Batch]:
+    batches = EpochBatches(len(records), 2, seed=3)
+    pipeline = Pipeline(["HorizontalFlip"], 0.3, "train")
+    return list(checked(train_loader(records, pipeline, batches, 3, substitute, workers, False), skipped))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_image_stands_in_for_one_that_cannot_be_read(
+    records: DetectionSet, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two neighbours are damaged, one of them the last of the set: row 0 follows it."""
+    whole = epoch(records, workers)
+    for row in (6, 7):
+        Path(records.files[row]).write_bytes(b"no picture")
+    skipped = SkippedImages(records, 2)
+    mended = epoch(records, workers, skipped)
+    assert len(skipped) == 2
+    assert [row for batch in mended for row in batch.wanted.tolist()] == [
+        row for batch in whole for row in batch.indices.tolist()
+    ]
+    stands_in = dict(enumerate([0, 1, 2, 3, 4, 5, 0, 0]))
+    dataset = DetectionDataset(records, Pipeline(["HorizontalFlip"], 0.3, "train"), seed=3)
+    for batch in mended:
+        assert batch.indices.tolist() == [stands_in[row] for row in batch.wanted.tolist()]
+        for place, row in enumerate(batch.indices.tolist()):
+            image = dataset.sample(0, row).image
+            assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy()[: image.shape[0]], image)
+    for row in (6, 7):  # said once each, though row 0 stood in for both
+        assert caplog.text.count(str(records.files[row])) == 1
+
+
+def test_too_many_images_that_cannot_be_read_stop(records: DetectionSet) -> None:
+    for row in range(3):
+        Path(records.files[row]).write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"data\.max_skipped=2 .*lastly .*\.png"):
+        epoch(records, 0, SkippedImages(records, 2))
+
+
+def test_a_set_without_any_image_that_can_be_read_is_an_error(records: DetectionSet) -> None:
+    for file in records.files:
+        Path(file).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="cannot be read"):
+        epoch(records, 0, SkippedImages(records, 100))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_loading_process_that_dies_names_its_file(
+    records: DetectionSet, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deadly(path: Path, size: Any) -> Any:
+        if path.name == "5.png":
+            signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+            os.kill(os.getpid(), number)
+        return read_image(path, size)
+
+    monkeypatch.setattr("data.loader.read_image", deadly)
+    with pytest.raises(InputError, match=r"a loading process died while it read .*5\.png.*data\.workers=0"):
+        epoch(records, 2)
+
+
+LOADING = """
+import os, signal, sys
+from pathlib import Path
+from data.coco import load_coco
+from data.feed import checked
+from data.loader import EpochBatches, train_loader
+from data.transforms import Pipeline
+
+root = Path(sys.argv[1])
+records = load_coco(root / "annotations" / "train.json", root / "images", None)
+batches = EpochBatches(len(records), 1, 0)
+loader = train_loader(records, Pipeline([], 0.3, "train"), batches, 0, False, 2, False)
+feed = checked(loader)
+next(feed)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+    os.killpg(0, number)
+print(1 + sum(1 for _ in feed))
+if sys.argv[2] == "error":
+    kept = iter(loader)
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("plain", 0), ("error", 3)])
+def test_loading_processes_outlive_signals_and_leave_quietly(tmp_path: Path, end: str, code: int) -> None:
+    """The signals go to the whole process group, as from a terminal or a scheduler."""
+    root = small_coco(tmp_path / "set", IMAGES)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, str(root), end],
+        cwd=Path(__file__).resolve().parents[2],
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, f"{IMAGES}\n", "")

@@ -1,0 +1,156 @@
+"""Steps that are not finite: nothing of them reaches weights, statistics or the average."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detector.checkpoint import load_checkpoint
+from detector.criterion import Criterion, Losses
+from detector.training.faults import FaultWatch, Statistics, memory_explained
+from detector.training.learner import Learner
+from detector.training.trainer import Trainer
+from errors import InputError
+from tests.builders import small_coco
+from tests.runs import difference, read_metrics, tiny_config
+
+WORDS = ("train.epochs=2", "train.log_every=1", "train.ema_decay=0.9", "optimizer.name=adamw")
+
+
+def spoil_steps(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
+    """The box loss of some steps, counted from 1, is `value`; NaN also passes through batch norm."""
+    call, update = Criterion.__call__, Learner.update
+    done: list[int] = []
+
+    def spoiled(criterion: Criterion, outputs: Any, gt: Any) -> Losses:
+        losses = call(criterion, outputs, gt)
+        if len(done) + 1 in steps:
+            return Losses({**losses.parts, "box": losses.parts["box"] * 0 + value}, losses.positives)
+        return losses
+
+    def counted(learner: Learner, losses: Losses) -> Any:
+        if len(done) + 1 in steps:
+            for module in learner.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.running_mean.fill_(torch.nan)
+        done.append(1)
+        return update(learner, losses)
+
+    patch.setattr(Criterion, "__call__", spoiled)
+    patch.setattr(Learner, "update", counted)
+
+
+def states(trainer: Trainer) -> dict[str, Any]:
+    """Everything that a step may change, copied."""
+    learner = trainer.learner
+    moments = [
+        value.clone() if isinstance(value, Tensor) else value
+        for state in learner.optimizer.state_dict()["state"].values()
+        for value in state.values()
+    ]
+    model = {key: value.clone() for key, value in learner.model.state_dict().items()}
+    return {"model": model, "moments": moments}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, value: float, optimizer: str) -> None:
+    root = small_coco(tmp_path / "set", 8)
+    words = (*WORDS, "train.on_nonfinite=skip", f"optimizer.name={optimizer}", "optimizer.clip_norm=1")
+    trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+    seen: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_steps(patch, {3, 4}, value)
+        begin = Learner.begin
+
+        def begin_and_look(learner: Learner, lr: float) -> None:
+            seen.append(states(trainer))
+            begin(learner, lr)
+
+        patch.setattr(Learner, "begin", begin_and_look)
+        trainer.run()
+    assert difference(seen[2], seen[3]) is None
+    assert difference(seen[2], seen[4]) is None
+    assert difference(seen[1], seen[2]) is not None
+    assert difference(seen[4], seen[5]) is not None
+    average = trainer.learner.average
+    assert average is not None
+    assert all(torch.isfinite(t).all() for t in average.model.state_dict().values())
+    lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert [line["steps_not_finite"] for line in lines] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert trainer.step == 8
+
+
+def test_too_many_of_them_stop(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set", 16)
+    words = (*WORDS, "train.on_nonfinite=skip", "train.max_nonfinite=2", "train.epochs=1")
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_steps(patch, {2, 4, 5}, float("nan"))
+        with pytest.raises(InputError, match=r"not finite at step 5 \(box nan; images \d+\.png"):
+            Trainer(tiny_config(root, tmp_path / "run", *words), "test").run()
+
+
+def test_rollback_takes_the_weights_of_the_last_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set", 8)
+    words = (*WORDS, "train.on_nonfinite=rollback", "train.eval_every=2")
+    trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+    seen: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_steps(patch, {7}, float("nan"))
+        begin = Learner.begin
+
+        def begin_and_look(learner: Learner, lr: float) -> None:
+            seen.append(states(trainer))
+            begin(learner, lr)
+
+        patch.setattr(Learner, "begin", begin_and_look)
+        trainer.run()
+    # The checkpoint is that of the first epoch's end, four steps; seen[k] is the state before step k + 1.
+    assert difference(seen[7], seen[4]) is None
+    assert difference(seen[7], seen[6]) is not None
+    assert trainer.step == 8
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["training"]["not_finite"] == 1
+
+
+def test_rollback_without_a_checkpoint_stops(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set", 8)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="not finite at step 2"):
+        spoil_steps(patch, {2}, float("nan"))
+        Trainer(tiny_config(root, tmp_path / "run", *WORDS, "train.on_nonfinite=rollback"), "test").run()
+
+
+def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:
+    watch = FaultWatch(torch.device("cpu"), limit=2, steps_per_epoch=10)
+    losses = Losses({"box": torch.tensor(torch.inf), "classification": torch.tensor(1.0)}, torch.tensor(3))
+    for step in range(1, 31):
+        watch.note(torch.tensor(step in (1, 2, 15, 16, 17)), step, losses, [step, step + 1])
+        faults = watch.found(wait=False)
+        assert [(fault.step, fault.rows) for fault in faults] == (
+            [(step, [step, step + 1])] if step in (1, 2, 15, 16, 17) else []
+        )
+        if faults:
+            assert str(faults[0]) == "box inf"
+            assert watch.too_many(faults, step) == (step == 17)
+    assert watch.count == 5
+
+
+def test_statistics_go_back_where_a_fault_says_so() -> None:
+    norm = nn.BatchNorm2d(2)
+    statistics = Statistics(nn.Sequential(norm))
+    statistics.keep()
+    norm(torch.full((1, 2, 3, 3), torch.nan))
+    statistics.restore_where(torch.tensor(True))
+    assert norm.running_mean.tolist() == [0, 0] and int(norm.num_batches_tracked) == 0
+    norm(torch.ones(1, 2, 3, 3))
+    statistics.restore_where(torch.tensor(False))
+    assert norm.running_mean.tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_out_of_memory_says_what_to_lower() -> None:
+    with pytest.raises(InputError) as caught, memory_explained(torch.device("cuda")):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nmore")
+    for word in ("cuda has too little memory", "train.accumulate", "train.batch_size", "--resume"):
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
