@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, and nothing in them is run."""
 
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from detector.checkpoint import (
     find_checkpoint,
     load_checkpoint,
+    load_newest,
     load_tensors,
     load_weights,
     save_checkpoint,
@@ -91,6 +93,39 @@ def test_a_truncated_checkpoint_is_damaged(tmp_path: Path, part: float) -> None:
     path.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(InputError, match=r"half\.pt is damaged or incomplete"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path, seed: int) -> None:
+    """Anywhere in the file: what loads is what was saved."""
+    path = tmp_path / "flipped.pt"
+    save_checkpoint(path, content())
+    whole = path.read_bytes()
+    rng = random.Random(seed)
+    found = 0
+    for _ in range(60):
+        altered = bytearray(whole)
+        altered[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(altered)
+        try:
+            loaded = load_checkpoint(path)
+        except InputError:
+            found += 1
+            continue
+        assert torch.equal(loaded["model"].pop("w"), content()["model"]["w"])
+        assert loaded == {**content(), "model": {}, "format": 1}
+    assert found > 30  # most of the file is weights
+
+
+def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
+    path, previous = tmp_path / "checkpoints" / "last.pt", tmp_path / "checkpoints" / "previous.pt"
+    path.parent.mkdir()
+    for seed in range(3):
+        save_checkpoint(path, {**content(seed), "step": seed}, previous)
+    assert (load_checkpoint(path)["step"], load_checkpoint(previous)["step"]) == (2, 1)
+    assert load_newest(tmp_path)["step"] == 2
+    path.unlink()  # as between the two renames
+    assert load_newest(tmp_path)["step"] == 1
 
 
 @pytest.mark.parametrize("start", [b"", b"PK\x03\x04", b"\x80\x02", b"garbage\n", b"\x89PNG\r\n"])

@@ -1,0 +1,109 @@
+"""Killed, again and again: nothing is lost. The short form of benchmarks/faults.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import campaign, same_weights, start, steps_done
+from tests.builders import TINY_MODEL, small_coco
+from tests.runs import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = (
+    *(word for word in TINY_MODEL if not word.startswith("data.workers")),
+    "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]",
+    "train.epochs=3",
+    "train.log_every=1",
+    "train.save_every_steps=2",
+    "train.ema_decay=0.9",
+    "optimizer.name=adamw",
+    "schedule.name=cosine",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the order of float additions is the same in every process that the tests start."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def words(root: Path, *more: str) -> list[str]:
+    config = root / "tiny.yaml"
+    config.write_text(f"data: {{format: coco, root: {root / 'set'}}}\n")
+    return [str(config), *WORDS, *more]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_killed_runs_end_with_the_weights_of_an_undisturbed_one(tmp_path: Path, workers: int) -> None:
+    small_coco(tmp_path / "set", 40)
+    log = tmp_path / "log.txt"
+    assert start([*words(tmp_path, "data.workers=0"), f"run.dir={tmp_path / 'straight'}"], log).wait() == 0
+    mine = words(tmp_path, f"data.workers={workers}")
+    done = campaign(mine, tmp_path / "killed", kills=3, while_saving=1, seed=workers, log=log)
+    assert (done.kills, done.resumed, done.damaged) == (3, 3, 0)
+    assert same_weights(tmp_path / "straight", tmp_path / "killed"), log.read_text()
+    lines = [
+        [{k: v for k, v in line.items() if k != "images_per_s"} for line in read_metrics(tmp_path / name)]
+        for name in ("straight", "killed")
+    ]
+    assert lines[0] == lines[1]
+
+
+def launch(words: list[str], log: Path, restarts: int = 0) -> subprocess.Popen:
+    """train.py in two processes of torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command = [
+        *torchrun,
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.2",
+        str(ROOT / "train.py"),
+        *words,
+    ]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def workers_of(launcher: subprocess.Popen) -> list[int]:
+    """The process ids of the training's processes."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return [int(child) for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_a_launch_that_loses_a_process_restarts_and_continues(tmp_path: Path) -> None:
+    """Oracle: the same launch undisturbed, weight for weight; the run folder is the default one."""
+    small_coco(tmp_path / "set", 40)
+    log = tmp_path / "log.txt"
+    mine = words(tmp_path, "model.norm=group", "train.batch_size=4", "data.workers=1")
+    assert launch([*mine, f"run.dir={tmp_path / 'straight'}"], log).wait(timeout=200) == 0, log.read_text()
+
+    run = tmp_path / "killed"
+    launcher = launch([*mine, f"run.dir={run}"], log, restarts=1)
+    while launcher.poll() is None and steps_done(run) < 13:
+        time.sleep(0.02)
+    os.kill(workers_of(launcher)[1], signal.SIGKILL)
+    assert launcher.wait(timeout=200) == 0, log.read_text()
+    assert log.read_text().count(f"{run}: 40 training images") == 2  # the second from its checkpoint
+    assert same_weights(tmp_path / "straight", run), log.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_a_launch_stopped_by_its_scheduler_saves_and_continues_on_one_process(tmp_path: Path) -> None:
+    """SIGTERM to the launcher; then another number of processes, the same global batch."""
+    small_coco(tmp_path / "set", 40)
+    log, run = tmp_path / "log.txt", tmp_path / "run"
+    mine = words(tmp_path, "model.norm=group", "train.batch_size=4", "data.workers=1")
+    launcher = launch([*mine, f"run.dir={run}"], log)
+    while launcher.poll() is None and steps_done(run) < 5:
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=100) != 0
+    assert f"continue with --resume {run}" in log.read_text()
+    assert start(["--resume", str(run)], log).wait() == 0, log.read_text()
+    steps = [line["step"] for line in read_metrics(run) if "loss" in line]
+    assert steps == list(range(1, 31))
