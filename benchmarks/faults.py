@@ -164,8 +164,8 @@ def main() -> None:
         "bit for bit" if equal else "NO",
     ]
     note = (
-        f"The demo ({arguments.images} images, {arguments.epochs} epochs, a checkpoint every 4 steps) in one "
-        'process with loading processes as configured. SIGKILL after a random number of steps; "while saving" '
+        f"The demo ({arguments.images} images, {arguments.epochs} epochs, saved every 4 steps) in one "
+        'process, loading processes as configured. SIGKILL after a random number of steps; "while saving" '
         "waits for the temporary file of a checkpoint and kills up to 45 ms later."
     )
     report([section("Killed over and over: cpu", HEADER, [row], note)], arguments.output)

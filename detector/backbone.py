@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FrozenBatchNorm2d
 
+from detector.folding import BatchNorm, FrozenNorm, fold_norms
 from errors import InputError
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -18,9 +18,9 @@ Norm = Literal["batch", "frozen", "group"]
 def make_norm(kind: Norm, channels: int) -> nn.Module:
     """A norm layer of `channels` features; group norm has the largest count of groups up to 32."""
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm(channels)
     if kind == "frozen":
-        return FrozenBatchNorm2d(channels)
+        return FrozenNorm(channels)
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
@@ -44,6 +44,7 @@ class ResNet(nn.Module):
         if pretrained:
             self._load(body, name)
         del body.fc, body.avgpool
+        fold_norms(body)
         self.body = body
         # The last convolution of a block is conv3 in bottlenecks (ResNet-50 and up), conv2 otherwise.
         ends = [stage[-1] for stage in (body.layer2, body.layer3, body.layer4)]

@@ -6,12 +6,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from detector.folding import unfold_norms
+
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> None:
     """Let every batch norm of a model that will train on a device take its statistics over all processes.
 
     The state dict keeps its names and shapes.
     """
+    unfold_norms(model)
     kind = nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):

@@ -1,5 +1,6 @@
 """ResNet and feature pyramid: pretrained weights, norms, frozen stages."""
 
+import copy
 from urllib.error import URLError
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from detector.backbone import STRIDES, FeaturePyramid, ResNet, make_norm
+from detector.folding import unfold_norms
 from errors import InputError
 
 # Where every one of torchvision's get_state_dict ends.
@@ -64,6 +66,51 @@ def test_failed_download_ends_in_one_line_with_the_way_out(
     message = str(caught.value)
     assert "\n" not in message
     assert "model.norm=batch" in message and "model.frozen_stages=0" in message
+
+
+def unfolded(network: ResNet, x: Tensor) -> list[Tensor]:
+    """The oracle: convolution and norm one after the other, as torchvision has them."""
+    plain = copy.deepcopy(network)
+    unfold_norms(plain)
+    return plain(x)
+
+
+@pytest.mark.parametrize(("norm", "training"), [("frozen", True), ("frozen", False), ("batch", False)])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_folded_norms_give_the_same_features_and_gradients(name: str, norm: str, training: bool) -> None:
+    torch.manual_seed(1)
+    network = ResNet(name, norm, pretrained=False, frozen_stages=0).double().train(training)
+    for key, value in network.state_dict().items():
+        if "bn" in key or "downsample.1" in key:
+            value.copy_(torch.rand(value.shape) + 0.5 if value.dim() else value)
+    plain = copy.deepcopy(network)
+    unfold_norms(plain)
+    results = []
+    for one in (network, plain):
+        x = picture(0).double().requires_grad_()
+        features = one(x)
+        sum(f.square().sum() for f in features).backward()
+        results.append([*features, x.grad, *(p.grad for p in one.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 20
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    assert list(network.state_dict()) == list(plain.state_dict())
+
+
+def test_batch_norm_is_not_folded_in_training() -> None:
+    torch.manual_seed(1)
+    network = ResNet("resnet18", "batch", pretrained=False, frozen_stages=0)
+    plain = copy.deepcopy(network)
+    unfold_norms(plain)
+    for mine, expected in zip(network(picture(0)), plain(picture(0)), strict=True):
+        assert torch.equal(mine, expected)
+    for mine, expected in zip(network.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, expected)
+    copied = copy.deepcopy(network).eval()  # as the moving average is: it must follow its own norms
+    for buffer in network.buffers():
+        buffer.zero_()
+    assert torch.equal(copied(picture(0))[0], copy.deepcopy(copied)(picture(0))[0])
+    torch.testing.assert_close(copied(picture(0))[2], unfolded(copied, picture(0))[2])
 
 
 def test_no_download_without_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:

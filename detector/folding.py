@@ -1,0 +1,96 @@
+"""Convolution and norm in one, where the norm does not look at the batch.
+
+Frozen batch norm, and any batch norm in evaluation, is y = a x + b with fixed a and b per channel. After a
+convolution with weights W that is a convolution with weights a W and bias b: the features are written once
+instead of three times, and gone through once less on the way back.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's frozen batch norm, which leaves its work to a convolution that has folded it in."""
+
+    folded = False
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, [C] each."""
+        return _line(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.folded else super().forward(x)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm, which in evaluation leaves its work to a convolution that has folded it in."""
+
+    folded = False
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift, [C] each; None in training, when the batch decides."""
+        if self.training:
+            return None
+        assert self.running_mean is not None and self.running_var is not None
+        return _line(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.folded and not self.training else super().forward(x)
+
+
+class FoldingConv2d(nn.Conv2d):
+    """A convolution that does the work of the norm behind it where that is possible."""
+
+    def __init__(self, conv: nn.Conv2d, norm: FrozenNorm | BatchNorm) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            bias=False,
+            device="meta",
+        )
+        self.weight = conv.weight
+        self._norm = [norm]  # in a list, or it would be a part of this module and twice in the state dict
+
+    def forward(self, x: Tensor) -> Tensor:
+        line = self._norm[0].scale_and_shift() if self._norm else None
+        if line is None:
+            return super().forward(x)
+        scale, shift = line
+        return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+
+    def unfold(self) -> None:
+        """Be a plain convolution again."""
+        for norm in self._norm:
+            norm.folded = False
+        self._norm = []
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Fold every norm that stands right behind a convolution without bias; the state dict keeps its names."""
+    for module in list(network.modules()):
+        for (name, conv), (_, norm) in pairwise(list(module.named_children())):
+            if not isinstance(norm, FrozenNorm | BatchNorm):
+                continue
+            if isinstance(conv, nn.Conv2d) and conv.bias is None:
+                setattr(module, name, FoldingConv2d(conv, norm))
+                norm.folded = True
+
+
+def unfold_norms(network: nn.Module) -> None:
+    """Undo `fold_norms`, for norms that are to be replaced."""
+    for module in network.modules():
+        if isinstance(module, FoldingConv2d):
+            module.unfold()
+
+
+def _line(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    scale = weight * torch.rsqrt(var + eps)
+    return scale, bias - mean * scale
