@@ -18,11 +18,12 @@ def main() -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file (default: configs/demo.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
     parser.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue the run in this folder")
+    parser.add_argument("--dry-run", action="store_true", help="build all, make a few steps, write nothing")
     arguments = parser.parse_intermixed_args()
-    train(arguments.config, arguments.overrides, arguments.resume)
+    train(arguments.config, arguments.overrides, arguments.resume, arguments.dry_run)
 
 
-def train(config_name: str | None, overrides: list[str], resume: Path | None) -> None:
+def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.config import apply_overrides, load_config, parse_config
     from detector.training.processes import is_restart, join_processes, launch_id, leave_processes
@@ -47,6 +48,12 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None) ->
         if launch is not None and is_restart():
             # torchrun has restarted the processes after one was lost: what they had is in their folder.
             resume = run_of_launch(config.run.dir, name, launch)
+    if dry_run:
+        from detector.training.rehearsal import rehearse
+
+        for line in rehearse(config):
+            print(line, flush=True)
+        return
     processes = join_processes(config.train.device)
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all

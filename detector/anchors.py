@@ -50,6 +50,14 @@ class AnchorGenerator:
         return self._cache[key]
 
 
+def pyramid_grids(height: int, width: int) -> list[tuple[int, int]]:
+    """Height and width of the feature maps P3 to P7 of an image padded to a multiple of 32 px."""
+    grids = [(height // 8, width // 8)]
+    for _ in range(4):
+        grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
+    return grids
+
+
 def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """Anchors around the origin, [ratios * sizes, 4]: ratio by ratio, as torchvision orders them."""
     size = torch.tensor(sizes, dtype=torch.float32)

@@ -1,12 +1,15 @@
 """ResNet + feature pyramid: images -> five feature maps, P3 to P7, of strides 8 to 128 px."""
 
+import contextlib
 import http.client
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from detector.folding import BatchNorm, FrozenNorm, fold_norms
 from errors import InputError
@@ -44,6 +47,7 @@ class ResNet(nn.Module):
         if pretrained:
             self._load(body, name)
         del body.fc, body.avgpool
+        self.checkpoint_activations = False  # keep only the stages' outputs for the backward pass
         fold_norms(body)
         self.body = body
         # The last convolution of a block is conv3 in bottlenecks (ResNet-50 and up), conv2 otherwise.
@@ -70,10 +74,32 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         b = self.body
-        x = b.layer1(b.maxpool(b.relu(b.bn1(b.conv1(x)))))
-        c3 = b.layer2(x)
-        c4 = b.layer3(c3)
-        return [c3, c4, b.layer4(c4)]
+        x = self._stage(b.layer1, b.maxpool(b.relu(b.bn1(b.conv1(x)))))
+        c3 = self._stage(b.layer2, x)
+        c4 = self._stage(b.layer3, c3)
+        return [c3, c4, self._stage(b.layer4, c4)]
+
+    def _stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
+            return stage(x)
+        contexts = (contextlib.nullcontext(), _without_statistics(stage))
+        return checkpoint(stage, x, use_reentrant=False, context_fn=lambda: contexts)
+
+
+@contextlib.contextmanager
+def _without_statistics(network: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch norms alone: a second forward pass must not count twice."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = torch.tensor(0)  # a stand-in
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
 
 
 class FeaturePyramid(nn.Module):

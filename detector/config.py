@@ -227,6 +227,14 @@ class TrainConfig(Section):
     channels_last: bool | Literal["auto"] = Field(
         "auto", description="memory format of the network; auto: not in float32 on a CPU, where it is slower"
     )
+    checkpoint_activations: bool = Field(
+        False,
+        description="keep only the outputs of the backbone's stages and compute the rest again on the way "
+        "back: less memory for more time",
+    )
+    compile: bool = Field(
+        False, description="compile the network with torch.compile, for each shape of images"
+    )
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="keep a moving average of the weights and evaluate that; 0 is off"
     )
@@ -250,6 +258,10 @@ class TrainConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
     log_every: Count = Field(20, description="steps between log lines")
+    profile: bool = Field(
+        False,
+        description="print where the time of a step goes, and write a trace of steps 5 to 10 for TensorBoard",
+    )
 
     @field_validator("amp", mode="before")
     @classmethod

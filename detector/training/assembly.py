@@ -26,6 +26,7 @@ from detector.build import (
 from detector.checkpoint import load_tensors
 from detector.config import Config, ModelConfig
 from detector.retinanet import RetinaNet
+from detector.training.compilation import compile_parts
 from detector.training.gradients import Gradients
 from detector.training.learner import Learner
 from detector.training.optimizer import build_optimizer
@@ -89,6 +90,9 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     if train.sync_batch_norm and processes.size > 1:
         synchronise_norms(model, device)
     model = place(model, train, device)
+    model.backbone.checkpoint_activations = train.checkpoint_activations
+    if train.compile:
+        compile_parts(model)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     lr = scaled_lr(config)
     exchange = build_exchange(config.loss)

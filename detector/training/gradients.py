@@ -12,6 +12,7 @@ from data.sample import Batch
 from detector.criterion import Criterion, GroundTruth, Losses
 from detector.losses import NonFiniteLogits
 from detector.retinanet import HeadOutputs, RetinaNet
+from detector.training.profile import phase
 
 
 class Gradients:
@@ -62,8 +63,10 @@ class Gradients:
         """One of `parts` micro-batches."""
         with self._exchanging(last):
             outputs = self._forward(self.network, batch)
-            losses, total = _checked(lambda: self.criterion(outputs, _ground_truth(batch)), [outputs])
-            self._scaled(total / parts).backward()
+            with phase("loss"):
+                losses, total = _checked(lambda: self.criterion(outputs, _ground_truth(batch)), [outputs])
+            with phase("backward"):
+                self._scaled(total / parts).backward()
         return losses.detach()
 
     def _together(self, group: Sequence[Batch]) -> Losses:
@@ -81,14 +84,16 @@ class Gradients:
             output.logits.requires_grad_()
             output.deltas.requires_grad_()
         gts = [_ground_truth(batch) for batch in group]
-        losses, total = _checked(lambda: self.criterion.over_micro_batches(outputs, gts), outputs)
-        self._scaled(total).backward()
+        with phase("loss"):
+            losses, total = _checked(lambda: self.criterion.over_micro_batches(outputs, gts), outputs)
+            self._scaled(total).backward()
         for i, (batch, first) in enumerate(zip(group, outputs, strict=True)):
             with self._exchanging(i == len(group) - 1):
                 second = self._forward(self.network, batch)
-                torch.autograd.backward(
-                    [second.logits, second.deltas], [first.logits.grad, first.deltas.grad]
-                )
+                with phase("backward"):
+                    torch.autograd.backward(
+                        [second.logits, second.deltas], [first.logits.grad, first.deltas.grad]
+                    )
         return losses.detach()
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
@@ -98,7 +103,8 @@ class Gradients:
         return self.network.no_sync()
 
     def _forward(self, network: nn.Module, batch: Batch) -> HeadOutputs:
-        with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+        cast = torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
+        with phase("forward"), cast:
             return network(batch.images, batch.sizes)
 
     def _scaled(self, loss: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import enum
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -19,10 +19,12 @@ from detector.config import Config, dump_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.inference import Predictions
 from detector.training.assembly import assemble
+from detector.training.compilation import compilation_explained, compilation_report
 from detector.training.faults import Fault, FaultWatch, memory_explained
 from detector.training.monitor import Monitor, summary_values
 from detector.training.optimizer import cosine_factor, multistep_factor, warmup_factor
 from detector.training.processes import Processes, launch_id
+from detector.training.profile import phase, profiled
 from detector.training.run_folder import (
     create_run_folder,
     forget_metrics_after,
@@ -73,6 +75,7 @@ class Trainer:
         self.parts = parts
         self.learner = parts.learner
         self.gradients = parts.gradients
+        self.shapes: set[tuple[int, ...]] = set()  # of batches
         self.step = 0
         self.evaluated = 0  # the step of the last evaluation
         self.best = -math.inf
@@ -106,7 +109,8 @@ class Trainer:
                 self.monitor.say(self._introduction())
             self.stop = end.enter_context(StopRequest(speak=main))
             self._saved_at = time.monotonic()
-            with memory_explained(self.parts.device):
+            self.profile_step = self._profiler(end)
+            with memory_explained(self.parts.device), compilation_explained():
                 while True:
                     self._evaluate_if_due()
                     if self.step >= self.total_steps:
@@ -128,6 +132,12 @@ class Trainer:
             mark_launch(folder, launch)
         return folder
 
+    def _profiler(self, end: ExitStack) -> Callable[[], None]:
+        """What to call after each step."""
+        if not self.config.train.profile or self.monitor is None or self.folder is None:
+            return lambda: None
+        return end.enter_context(profiled(self.folder, self.parts.device, self.monitor.say))
+
     def _train_epoch(self) -> None:
         """From this step to the end of its epoch."""
         epoch, first = divmod(self.step, self.steps_per_epoch)
@@ -135,26 +145,33 @@ class Trainer:
         groups = _groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
         started, images = time.perf_counter(), 0
         while self.step < (epoch + 1) * self.steps_per_epoch:
-            group, failure = _next(groups)
+            with phase("data"):
+                group, failure = _next(groups)
             self._settle(failure)
             # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
             torch.manual_seed(self._seed_of_step())
             lr = self.parts.lr * self._lr_factor()
             self.learner.begin(lr)
             losses = self.gradients(group)
-            gradient_norm, fault = self.learner.update(losses)
+            with phase("update"):
+                gradient_norm, fault = self.learner.update(losses)
             self.step += 1
+            self.shapes.update(tuple(batch.images.shape) for batch in group)
             rows = [row for batch in group for row in batch.indices.tolist()]
             self.watch.note(fault, self.step, losses, rows)
             in_step = len(rows) * self.processes.size
             images += in_step
             if self.monitor:
-                if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
-                    speed = images / (time.perf_counter() - started)
-                    values = summary_values(losses, lr, gradient_norm, speed, len(rows)) | self._counts()
-                    self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
-                    started, images = time.perf_counter(), 0
-                self.monitor.advance()
+                with phase("logging"):
+                    if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
+                        speed = images / (time.perf_counter() - started)
+                        values = summary_values(losses, lr, gradient_norm, speed, len(rows)) | self._counts()
+                        self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
+                        started, images = time.perf_counter(), 0
+                    self.monitor.advance()
+            self.profile_step()
+        if self.config.train.compile and self.monitor and epoch == 0:
+            self.monitor.say(compilation_report(len(self.shapes)))
         self._settle(None, wait=True)
         self._save(LAST)
 

@@ -1,5 +1,8 @@
 """Evaluation in the course of training: each process looks at a part of the validation set."""
 
+import time
+from itertools import islice
+
 import torch
 from torch import Tensor
 
@@ -47,6 +50,13 @@ class Validation:
         # Agreed on by all: none is left waiting for one that has gone.
         stopping = processes.meet(stopping=bool(stop) or processes.stop_announced())
         return None if stopping else found
+
+    def time_batch(self, model: RetinaNet) -> tuple[float, int]:
+        """Seconds that a batch takes, the second one where there are two; and how many batches there are."""
+        marks = [time.perf_counter()]
+        for _ in islice(predictions_of(self._config, model, self._loader, self._device), 2):
+            marks.append(time.perf_counter())
+        return marks[-1] - marks[-2], len(self._loader)
 
     def judge(self, shares: list[list[Predictions]]) -> tuple[Scores, Calibration | None]:
         """Scores of what all processes have found, by rank; and the calibration fitted to it."""

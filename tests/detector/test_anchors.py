@@ -5,7 +5,8 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from detector.anchors import _CACHED_SHAPES, AnchorGenerator
+from detector.anchors import _CACHED_SHAPES, AnchorGenerator, pyramid_grids
+from detector.backbone import FeaturePyramid, ResNet
 
 CPU = torch.device("cpu")
 # RetinaNet's: three sizes an octave; and the AP-loss paper's: two, on a smaller base.
@@ -71,3 +72,13 @@ def test_cache_is_bounded_and_forgets_the_shape_unused_for_longest() -> None:
 def test_wrong_number_of_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         AnchorGenerator(AP_LOSS, [1.0])((128, 128), [(16, 16)], CPU)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (96, 160), (512, 512), (320, 448)])
+def test_pyramid_grids_are_those_of_the_network(size: tuple[int, int]) -> None:
+    """Oracle: the shapes of the feature maps themselves."""
+    backbone = ResNet("resnet18", "group", pretrained=False, frozen_stages=0)
+    pyramid = FeaturePyramid(backbone.channels, 8, "c5")
+    with torch.no_grad():
+        features = pyramid(backbone(torch.zeros(1, 3, *size)))
+    assert pyramid_grids(*size) == [tuple(f.shape[-2:]) for f in features]

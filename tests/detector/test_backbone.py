@@ -97,6 +97,42 @@ def test_folded_norms_give_the_same_features_and_gradients(name: str, norm: str,
     assert list(network.state_dict()) == list(plain.state_dict())
 
 
+def loss_and_kept_bytes(network: ResNet) -> tuple[Tensor, int]:
+    """Some loss, and how much is kept for its backward pass."""
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = torch.stack([f.square().sum() for f in network(picture(0))]).sum()
+    return loss, sum(kept)
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+def test_checkpointed_activations_change_nothing_but_memory(norm: str) -> None:
+    """Gradients and running statistics, which the second forward pass must leave alone."""
+    torch.manual_seed(1)
+    network = ResNet("resnet18", norm, pretrained=False, frozen_stages=2)
+    results = []
+    for on in (False, True):
+        one = copy.deepcopy(network).train()
+        one.checkpoint_activations = on
+        loss, kept_bytes = loss_and_kept_bytes(one)
+        loss.backward()
+        momenta = {m.momentum for m in one.modules() if isinstance(m, nn.BatchNorm2d)}
+        assert momenta <= {0.1}
+        results.append((kept_bytes, one))
+    (plain_bytes, plain), (few_bytes, few) = results
+    assert few_bytes < 0.5 * plain_bytes
+    for mine, expected in zip(few.parameters(), plain.parameters(), strict=True):
+        assert (mine.grad is None) == (expected.grad is None)
+        assert mine.grad is None or torch.equal(mine.grad, expected.grad)
+    for mine, expected in zip(few.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, expected)
+
+
 def test_batch_norm_is_not_folded_in_training() -> None:
     torch.manual_seed(1)
     network = ResNet("resnet18", "batch", pretrained=False, frozen_stages=0)

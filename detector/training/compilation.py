@@ -1,0 +1,52 @@
+"""torch.compile as an option: which parts, whether it took effect, and what is said when it cannot."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
+
+from detector.retinanet import RetinaNet
+from errors import InputError
+
+
+def compile_parts(model: RetinaNet, backend: str = "inductor") -> None:
+    """Compile backbone, pyramid and heads in place; anchors and normalising stay as they are."""
+    for part in (model.backbone, model.pyramid, model.class_head, model.box_head):
+        part.compile(backend=backend)
+
+
+def compilation_report(shapes: int) -> str:
+    """What has been compiled so far, in one line.
+
+    Args:
+        shapes: how many different image shapes there were.
+    """
+    graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    if not graphs:
+        return "train.compile: nothing was compiled; the network runs as it is"
+    limit = getattr(torch._dynamo.config, "recompile_limit", 8)  # from torch 2.7 on
+    said = f"train.compile: {graphs} graphs compiled for {shapes} image shapes, {breaks} graph breaks"
+    if counters["recompile_limit"] or shapes > limit:
+        said += f"; beyond {limit} shapes the rest runs uncompiled: resize to fewer"
+    return said
+
+
+@contextlib.contextmanager
+def compilation_explained() -> Iterator[None]:
+    """Turn a failure to compile into one line.
+
+    Raises:
+        InputError: it failed.
+    """
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise InputError(
+            f"train.compile: torch.compile cannot compile the network here ({reason}); it needs a C++ "
+            "compiler, on a GPU Triton; set train.compile=false"
+        ) from None

@@ -1,0 +1,130 @@
+"""A dry run: everything is built, a few steps are made, nothing is written."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor
+
+from data.feed import checked
+from data.loader import DetectionDataset
+from data.sample import Batch, DetectionSet, collate
+from detector.anchors import pyramid_grids
+from detector.boxes import pairwise_iou
+from detector.build import build_pipeline
+from detector.config import Config
+from detector.retinanet import RetinaNet
+from detector.training.faults import memory_explained
+from detector.training.trainer import Trainer
+
+_STEPS = 3  # that are timed, after one that is slower than all others
+_IMAGES = 200  # whose gt boxes are compared with the anchors
+_LITTLE_RECALL = 0.9
+
+
+def rehearse(config: Config) -> Iterator[str]:
+    """Say, a line at a time, what a training would need and how well its anchors fit.
+
+    Raises:
+        InputError: something in the configuration or the data is wrong, or memory does not suffice.
+    """
+    trainer = Trainer(config, "dry run")
+    parts = trainer.parts
+    records, val = parts.train_set, parts.validation.records
+    yield (
+        f"data      {len(records)} training images with {len(records.boxes)} boxes of {len(records.classes)} "
+        f"classes, {len(val)} validation images"
+    )
+    yield from _anchor_lines(records, config, parts.learner.model)
+    with memory_explained(parts.device):
+        step_s, data_s = _time_steps(trainer)
+        evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
+    epochs = range(1, config.train.epochs + 1)
+    evaluations = sum(e % config.train.eval_every == 0 or e == config.train.epochs for e in epochs)
+    total_s = trainer.total_steps * step_s + evaluations * batches * evaluation_s
+    yield (
+        f"step      {step_s:.2f} s for {config.train.batch_size} images ({data_s:.2f} s of it waiting for "
+        f"data); evaluation {evaluation_s:.2f} s a batch"
+    )
+    yield f"memory    {_peak_memory(parts.device) / 2**30:.1f} GiB at most, on {parts.device}"
+    yield (
+        f"run       {trainer.total_steps} steps and {evaluations} evaluations: about {_duration(total_s)}; "
+        "nothing was written"
+    )
+
+
+def anchor_recall(records: DetectionSet, config: Config, model: RetinaNet) -> Tensor:
+    """The best IoU of each gt box with any anchor, over at most 200 images as training sees them: [G]."""
+    dataset = DetectionDataset(records, build_pipeline(config.data, training=True), config.train.seed)
+    best = []
+    for row in torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:_IMAGES].tolist():
+        batch = collate([dataset.sample(0, row)])
+        gt_boxes = batch.boxes[batch.valid & ~batch.ignore]
+        if len(gt_boxes):
+            height, width = batch.images.shape[-2:]
+            grids = pyramid_grids(height, width)
+            anchors = model.anchor_generator((height, width), grids, torch.device("cpu"))
+            best.append(pairwise_iou(gt_boxes, anchors).amax(1))
+    return torch.cat(best) if best else torch.zeros(0)
+
+
+def _anchor_lines(records: DetectionSet, config: Config, model: RetinaNet) -> Iterator[str]:
+    best = anchor_recall(records, config, model)
+    if not len(best):
+        return
+    positive, negative = config.matcher.positive_iou, config.matcher.negative_iou
+    recalls = [float((best >= limit).double().mean()) for limit in (positive, negative)]
+    yield (
+        f"anchors   {100 * recalls[0]:.1f} % of {len(best)} gt boxes, as augmented, have one with IoU >= "
+        f"{positive:g}, {100 * recalls[1]:.1f} % with IoU >= {negative:g}"
+    )
+    if recalls[0] < _LITTLE_RECALL:
+        yield (
+            "          the others have but their single best anchor to learn from: fit model.anchors.sizes "
+            "and ratios to the objects, in pixels of the resized image"
+        )
+
+
+def _time_steps(trainer: Trainer) -> tuple[float, float]:
+    """Seconds of a step, and of them those spent waiting for data."""
+    parts, accumulate = trainer.parts, trainer.config.train.accumulate
+    batches = _endless(trainer)
+    waited = started = 0.0
+    for step in range(_STEPS + 1):
+        if step == 1:
+            _finish(parts.device)
+            waited, started = 0.0, time.perf_counter()
+        before = time.perf_counter()
+        group = list(islice(batches, accumulate))
+        waited += time.perf_counter() - before
+        trainer.learner.begin(parts.lr)
+        trainer.learner.update(trainer.gradients(group))
+    _finish(parts.device)
+    return (time.perf_counter() - started) / _STEPS, waited / _STEPS
+
+
+def _endless(trainer: Trainer) -> Iterator[Batch]:
+    for epoch in cycle(range(1 << 30)):
+        trainer.parts.batches.start_at(epoch)
+        yield from checked(trainer.parts.loader)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,101 @@
+"""The dry run, the profile of a step, and compilation: what they say, and that they leave no trace."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as door
+from data.loader import DetectionDataset
+from detector.build import build_pipeline
+from detector.training.compilation import compilation_explained, compilation_report, compile_parts
+from detector.training.rehearsal import anchor_recall
+from detector.training.trainer import Trainer
+from errors import InputError
+from tests.builders import TINY_MODEL, coco_dict, small_coco, write_coco
+from tests.oracles import iou
+from tests.runs import assert_one_line, call, difference, last, listing, tiny_config
+
+
+def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> None:
+    small_coco(tmp_path / "set", 8)
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 30, eval_every: 7}")
+    before = listing(tmp_path)
+    outcome = call(door.main, "tiny.yaml", *TINY_MODEL, "--dry-run", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert listing(tmp_path) == before
+    for claim in (
+        r"8 training images with 14 boxes of 2 classes, 8 validation images",
+        r"anchors   [\d.]+ % of 14 gt boxes",
+        r"step      [\d.]+ s for 2 images",
+        r"memory    [\d.]+ GiB at most, on cpu",
+        r"120 steps and 5 evaluations: about \d+ min",
+    ):
+        assert re.search(claim, outcome.out), claim
+
+
+def test_a_dry_run_of_bad_data_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: nowhere}")
+    assert_one_line(call(door.main, "tiny.yaml", *TINY_MODEL, "--dry-run", cwd=tmp_path), "nowhere")
+
+
+def test_recall_is_the_best_iou_of_each_box_with_an_anchor(tmp_path: Path) -> None:
+    """Oracle: IoU by a double loop with the anchors that the network itself gives."""
+    content = coco_dict([[[8.0, 8.0, 32.0, 32.0], [2.0, 3.0, 4.0, 5.0]], [[10.0, 1.0, 50.0, 11.0]]])
+    root = write_coco(tmp_path / "set", content, content)
+    config = tiny_config(root, tmp_path / "run", "data.transforms.train=[]")
+    parts = Trainer(config, "test").parts
+    model = parts.learner.model
+    found = anchor_recall(parts.train_set, config, model)
+    anchors = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[48, 64]])).anchors
+    dataset = DetectionDataset(parts.train_set, build_pipeline(config.data, True), 0)
+    boxes = [box for row in range(2) for box in dataset.sample(0, row).boxes.tolist()]
+    expected = [max(iou(box, anchor) for anchor in anchors.tolist()) for box in boxes]
+    assert sorted(found.tolist()) == pytest.approx(sorted(expected), abs=1e-6)
+    assert max(expected) > 0.9 and min(expected) < 0.1
+
+
+def test_a_profile_names_the_phases_and_leaves_a_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(
+        small_coco(tmp_path / "set", 24), tmp_path / "run", "train.epochs=1", "train.profile=true"
+    )
+    Trainer(config, "test").run()
+    said = capsys.readouterr().out
+    shares = [float(share) for share in re.findall(r"^\w+ +[\d.]+ +([\d.]+) %", said, re.MULTILINE)]
+    assert len(shares) == 6
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    for name in ("data", "forward", "loss", "backward", "update", "logging"):
+        assert re.search(rf"^{name} ", said, re.MULTILINE)
+    assert len(list((tmp_path / "run").glob("*.pt.trace.json"))) == 1
+
+
+def test_a_compiled_network_trains_as_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the backend that runs the captured graphs as they are: the same operations, the same bits."""
+    monkeypatch.setattr(
+        "detector.training.assembly.compile_parts", lambda model: compile_parts(model, backend="eager")
+    )
+    root = small_coco(tmp_path / "set", 8)
+    for name, on in (("plain", "false"), ("compiled", "true")):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        config = tiny_config(
+            root, tmp_path / name, "train.epochs=1", "train.ema_decay=0.9", f"train.compile={on}"
+        )
+        Trainer(config, "test").run()
+    assert difference(last(tmp_path / "plain")["training"], last(tmp_path / "compiled")["training"]) is None
+    assert re.search(
+        r"train\.compile: [1-9]\d* graphs compiled for 1 image shapes, 0 graph breaks",
+        capsys.readouterr().out,
+    )
+
+
+def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.utils.counters.clear()
+    assert "nothing was compiled" in compilation_report(1)
+    with pytest.raises(InputError, match=r"train\.compile=false"), compilation_explained():
+        raise torch._dynamo.exc.TorchDynamoException("\nno compiler\nmore")
