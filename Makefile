@@ -39,7 +39,7 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# What stands in docs/benchmarks.md; takes about half an hour on two cores.
+# What stands in docs/benchmarks.md; takes about an hour on two cores.
 bench: setup
 	$(RUN) -m benchmarks.losses
 	$(RUN) -m benchmarks.losses --loss alrp --loop-limit 0
@@ -47,6 +47,7 @@ bench: setup
 	$(RUN) -m benchmarks.matcher
 	$(RUN) -m benchmarks.accumulation
 	$(RUN) -m benchmarks.training
+	$(RUN) -m benchmarks.faults
 
 docs: setup
 	$(RUN) -m detector.config_reference
