@@ -13,6 +13,7 @@ from types import FrameType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.images import read_image
@@ -21,6 +22,9 @@ from data.transforms import Pipeline
 from errors import InputError
 
 Key = tuple[int, int]  # epoch, row in the DetectionSet: the epoch must travel into the workers
+
+
+_BATCHES_SORTED = 16  # together, by the proportions of their images
 
 
 class DetectionDataset(Dataset):
@@ -115,6 +119,7 @@ class EpochBatches(Sampler[list[Key]]):
         batch_size: images per step.
         micro_batches: that each process makes of its part.
         rank, processes: this one, and how many.
+        proportions: height / width of each image, to put like ones into one batch.
 
     Raises:
         InputError: a batch cannot be dealt out.
@@ -128,6 +133,7 @@ class EpochBatches(Sampler[list[Key]]):
         micro_batches: int = 1,
         rank: int = 0,
         processes: int = 1,
+        proportions: NDArray[np.float64] | None = None,
     ) -> None:
         parts = micro_batches * processes
         if batch_size % parts:
@@ -145,6 +151,7 @@ class EpochBatches(Sampler[list[Key]]):
         self.micro_batches = micro_batches
         self.rank = rank
         self.parts = parts
+        self.proportions = proportions
         self.epoch = 0
         self.first = 0
 
@@ -162,12 +169,28 @@ class EpochBatches(Sampler[list[Key]]):
         self.first = step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        order = self._order()
         for step in range(self.first, self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             parts = np.array_split(rows, self.parts)  # only a set smaller than a batch makes them uneven
             for part in parts[self.rank * self.micro_batches : (self.rank + 1) * self.micro_batches]:
                 yield [(self.epoch, row) for row in part.tolist()]
+
+    def _order(self) -> NDArray[np.int64]:
+        """All rows in the order of this epoch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.length)
+        if self.proportions is None or self.length < self.batch_size:
+            return order
+        # Sorted within stretches of some batches, whose order is then drawn: each epoch has other
+        # batches, and the images of a stretch are as random as before.
+        stretch, used = _BATCHES_SORTED * self.batch_size, self.steps * self.batch_size
+        for start in range(0, used, stretch):
+            rows = order[start : min(start + stretch, used)]
+            rows = rows[np.argsort(self.proportions[rows], kind="stable")]
+            batches = rng.permutation(rows.reshape(-1, self.batch_size))
+            order[start : start + len(rows)] = batches.reshape(-1)
+        return order
 
 
 def train_loader(

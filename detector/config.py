@@ -78,6 +78,9 @@ class DataConfig(Section):
     workers: Annotated[Integer, Field(ge=0)] | None = Field(
         None, description="loading processes; by default one per spare core, 4 at most"
     )
+    group_by_shape: bool = Field(
+        False, description="put training images of like proportions into one batch, for less padding"
+    )
     on_error: Literal["raise", "skip"] = Field(
         "raise",
         description="a training image that cannot be read: stop, or let the next of the set stand in for it",

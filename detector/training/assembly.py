@@ -79,7 +79,13 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     train_set = build_set(data, "train", classes)
     val_set = build_set(data, "val", train_set.classes)
     batches = EpochBatches(
-        len(train_set), train.batch_size, train.seed, train.accumulate, processes.rank, processes.size
+        len(train_set),
+        train.batch_size,
+        train.seed,
+        train.accumulate,
+        processes.rank,
+        processes.size,
+        train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
     )
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"

@@ -108,7 +108,7 @@ class Trainer:
                 self.monitor.config(text)
                 self.monitor.say(self._introduction())
             self.stop = end.enter_context(StopRequest(speak=main))
-            self._saved_at = time.monotonic()
+            self._saved_at, self._saved_step = time.monotonic(), self.step
             self.profile_step = self._profiler(end)
             with memory_explained(self.parts.device), compilation_explained():
                 while True:
@@ -211,7 +211,7 @@ class Trainer:
 
     def _save_is_due(self) -> bool:
         train = self.config.train
-        if not self.processes.main or self.step % self.steps_per_epoch == 0:  # the epoch's end has its own
+        if not self.processes.main or self.step == self._saved_step:
             return False
         if train.save_every_steps is not None and self.step % train.save_every_steps == 0:
             return True
@@ -324,7 +324,8 @@ class Trainer:
             }
         checkpoints = self.folder / "checkpoints"
         save_checkpoint(checkpoints / name, content, checkpoints / PREVIOUS if name == LAST else None)
-        self._saved_at = time.monotonic()
+        if name == LAST:
+            self._saved_at, self._saved_step = time.monotonic(), self.step
 
     def _restore(self, state: dict[str, Any], source: str) -> None:
         training = state.get("training")

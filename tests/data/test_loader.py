@@ -177,6 +177,37 @@ def test_image_that_changed_since_the_start_is_named(tmp_path):
         epoch_of(*train(records), epoch=0)
 
 
+def test_like_proportions_share_a_batch():
+    """Every image once; another grouping in every epoch; far less padding than at random."""
+    rng = np.random.default_rng(0)
+    width = rng.uniform(300, 900, 1000)
+    proportions = rng.permutation(600 / width)
+
+    def padding(batches):
+        """Area of the padded batches, all images being 1 wide, by the area of the images."""
+        shapes = [proportions[[row for _, row in batch]] for batch in batches]
+        return sum(len(shape) * shape.max() for shape in shapes) / sum(shape.sum() for shape in shapes)
+
+    at_random = EpochBatches(1000, 8, seed=1)
+    grouped = EpochBatches(1000, 8, seed=1, proportions=proportions)
+    seen = set()
+    for epoch in range(3):
+        for batches in (at_random, grouped):
+            batches.start_at(epoch)
+        rows = [row for batch in grouped for _, row in batch]
+        assert sorted(rows) == list(range(1000))
+        assert padding(grouped) < 1 + 0.15 * (padding(at_random) - 1)
+        seen |= {tuple(sorted(row for _, row in batch)) for batch in grouped}
+        grouped.start_at(epoch, 40)
+        assert [row for batch in grouped for _, row in batch] == rows[320:]
+        shares = [EpochBatches(1000, 8, 1, 1, rank, 2, proportions) for rank in range(2)]
+        for share in shares:
+            share.start_at(epoch)
+        dealt = [one + other for one, other in zip(*shares, strict=True)]
+        assert [row for batch in dealt for _, row in batch] == rows
+    assert len(seen) == 3 * 125
+
+
 def sample(index, height, width, boxes, labels=(), ignore=()):
     pixels = np.random.default_rng(index).integers(1, 256, (height, width, 3), dtype=np.uint8)
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
