@@ -137,7 +137,7 @@ def test_processes_share_what_each_has_decoded(tmp_path, make_cache, monkeypatch
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)  # a process that is spawned imports torch first
         assert worker.exitcode == 0
     expected = [decoded(records, row) for row in range(len(records))]
     monkeypatch.setattr(data.cache, "read_image", lambda *_: pytest.fail("decoded once more"))
