@@ -48,6 +48,7 @@ bench: setup
 	$(RUN) -m benchmarks.accumulation
 	$(RUN) -m benchmarks.training
 	$(RUN) -m benchmarks.faults
+	$(RUN) -m benchmarks.data
 
 docs: setup
 	$(RUN) -m detector.config_reference

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from data.cache import ImageCache
 from data.images import read_image
 from data.sample import Batch, DetectionSet, Sample, collate
 from data.transforms import Pipeline
@@ -35,17 +36,25 @@ class DetectionDataset(Dataset):
     """
 
     def __init__(
-        self, records: DetectionSet, pipeline: Pipeline, seed: int, substitute: bool = False, workers: int = 0
+        self,
+        records: DetectionSet,
+        pipeline: Pipeline,
+        seed: int,
+        substitute: bool = False,
+        workers: int = 0,
+        cache: ImageCache | None = None,
     ) -> None:
         """
         Args:
             substitute: let the next image that can be read stand in for one that cannot.
             workers: how many processes will share the dataset.
+            cache: of the images of these records.
         """
         self.records = records
         self.pipeline = pipeline
         self.seed = seed
         self.substitute = substitute
+        self.cache = cache
         # What each worker is at, its process id and row, for the case that it dies of it.
         self.reading = torch.full((workers, 2), -1).share_memory_()
         self.closing = torch.zeros(1, dtype=torch.bool).share_memory_()  # the workers may go
@@ -90,7 +99,10 @@ class DetectionDataset(Dataset):
         """
         r = self.records
         height, width = (int(v) for v in r.sizes[index])
-        image = read_image(Path(r.files[index]), (height, width))
+        if self.cache is None:
+            image = read_image(Path(r.files[index]), (height, width))
+        else:
+            image = self.cache.read(index)
         rows = slice(r.offsets[index], r.offsets[index + 1])
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
@@ -201,15 +213,17 @@ def train_loader(
     substitute: bool,
     workers: int | None,
     pin_memory: bool,
+    cache: ImageCache | None = None,
 ) -> DataLoader:
     """Shuffled, augmented batches.
 
     Args:
         substitute: see `DetectionDataset`.
         workers: loading processes; None for one per spare core, 4 at most.
+        cache: see `DetectionDataset`.
     """
     workers = _worker_count(workers)
-    dataset = DetectionDataset(records, pipeline, seed, substitute, workers)
+    dataset = DetectionDataset(records, pipeline, seed, substitute, workers, cache)
     return _loader(dataset, batches, workers, pin_memory)
 
 
@@ -221,6 +235,7 @@ def eval_loader(
     pin_memory: bool,
     rank: int = 0,
     processes: int = 1,
+    cache: ImageCache | None = None,
 ) -> DataLoader:
     """Every image once, images of like shape together so that little is padded.
 
@@ -232,7 +247,7 @@ def eval_loader(
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     workers = _worker_count(workers)
     return _loader(
-        DetectionDataset(records, pipeline, seed=0, workers=workers),
+        DetectionDataset(records, pipeline, seed=0, workers=workers, cache=cache),
         batches[rank::processes],
         workers,
         pin_memory,

@@ -81,7 +81,8 @@ class ZoomOut(A.DualTransform):
     def apply(self, img: NDArray[np.uint8], scale: float, left: float, top: float, **params: Any) -> Any:
         height, width = img.shape[:2]
         canvas = np.empty_like(img)
-        canvas[:] = (124, 116, 104)  # ImageNet's mean: 0 after normalisation
+        canvas[0] = (124, 116, 104)  # ImageNet's mean: 0 after normalisation
+        canvas[1:] = canvas[0]  # whole rows: pixel by pixel takes ten times as long
         small = resize(img, max(1, round(height * scale)), max(1, round(width * scale)))
         y = min(round(top * height), height - small.shape[0])
         x = min(round(left * width), width - small.shape[1])
@@ -129,6 +130,7 @@ class IoUCrop(A.DualTransform):
         boxes = np.asarray(data["bboxes"], dtype=np.float64)  # [K, 4 + labels], relative
         boxes = boxes.reshape(len(boxes), -1)[:, :4] if len(boxes) else np.zeros((0, 4))
         height, width = params["shape"][:2]
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         for _ in range(self.trials):
             w, h = (self.py_random.uniform(self.min_scale, 1) for _ in range(2))
             if not 0.5 <= (h * height) / (w * width) <= 2:
@@ -137,7 +139,6 @@ class IoUCrop(A.DualTransform):
             crop = np.array([x, y, x + w, y + h])
             if len(boxes) == 0:
                 return {"crop": tuple(crop)}
-            centre = (boxes[:, :2] + boxes[:, 2:]) / 2
             kept = ((centre > crop[:2]) & (centre < crop[2:])).all(axis=1)
             if kept.any() and _iou(crop, boxes).max() >= self.min_ious[choice]:
                 return {"crop": tuple(crop)}

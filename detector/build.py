@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.annotations import join_sets, require_folder
+from data.cache import DiskCache, ImageCache, RamCache
 from data.coco import load_coco
 from data.loader import eval_loader
 from data.sample import DetectionSet
@@ -93,14 +94,35 @@ def build_pipeline(config: DataConfig, training: bool) -> Pipeline:
     return Pipeline(config.transforms.eval, 0.0, "data.transforms.eval")
 
 
+def build_cache(config: DataConfig, records: DetectionSet) -> ImageCache | None:
+    """Where the decoded images of a set are kept, if they are.
+
+    Raises:
+        InputError: there is not enough memory, or space on the disk.
+    """
+    if config.cache == "ram":
+        return RamCache(records)
+    if config.cache == "disk":
+        root = Path(config.root).absolute()
+        folder = root.with_name(f"{root.name}.cache") if config.cache_dir is None else Path(config.cache_dir)
+        return DiskCache(records, folder)
+    return None
+
+
 def build_eval_loader(
-    config: Config, records: DetectionSet, device: torch.device, rank: int = 0, processes: int = 1
+    config: Config,
+    records: DetectionSet,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
+    cache: ImageCache | None = None,
 ) -> DataLoader:
     """Batches for evaluation: every image once, a share of the batches for each process."""
     pipeline = build_pipeline(config.data, training=False)
     pin_memory = device.type == "cuda"
     workers = config.data.workers
-    return eval_loader(records, pipeline, config.eval.batch_size, workers, pin_memory, rank, processes)
+    size = config.eval.batch_size
+    return eval_loader(records, pipeline, size, workers, pin_memory, rank, processes, cache)
 
 
 def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNet:

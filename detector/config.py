@@ -81,6 +81,14 @@ class DataConfig(Section):
     group_by_shape: bool = Field(
         False, description="put training images of like proportions into one batch, for less padding"
     )
+    cache: Literal["none", "ram", "disk"] = Field(
+        "none",
+        description="keep the decoded images of a training: in memory, 3 bytes per pixel for each process of "
+        "the training, or in a file that later trainings use too",
+    )
+    cache_dir: str | None = Field(
+        None, description="cache=disk: the folder of the file; by default next to root, ROOT.cache"
+    )
     on_error: Literal["raise", "skip"] = Field(
         "raise",
         description="a training image that cannot be read: stop, or let the next of the set stand in for it",

@@ -62,12 +62,13 @@ class RetinaNet(nn.Module):
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """uint8 -> float with ImageNet's mean and spread; padding becomes 0, the mean."""
-        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        # In the layout of the stem's weights, or the first convolution would convert it. One tensor from
+        # here on: to fetch memory for each step of the arithmetic takes longer than the arithmetic.
+        stem: Tensor = self.backbone.body.conv1.weight
+        last = stem.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        x = images.to(self.mean.dtype, memory_format=layout, copy=True).sub_(self.mean).div_(self.std)
         height, width = x.shape[-2:]
         rows = torch.arange(height, device=x.device) < sizes[:, :1]  # [B, H]
         columns = torch.arange(width, device=x.device) < sizes[:, 1:]  # [B, W]
-        x = x * (rows[:, None, :, None] & columns[:, None, None, :])
-        # In the layout of the stem's weights, or the first convolution would convert it.
-        stem: Tensor = self.backbone.body.conv1.weight
-        last = stem.is_contiguous(memory_format=torch.channels_last)
-        return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return x.mul_(rows[:, None, :, None] & columns[:, None, None, :])

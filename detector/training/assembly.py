@@ -14,6 +14,7 @@ from data.loader import EpochBatches, train_loader
 from data.sample import DetectionSet
 from detector.build import (
     build_amp,
+    build_cache,
     build_criterion,
     build_device,
     build_exchange,
@@ -90,7 +91,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
     pipeline = build_pipeline(data, training=True)
-    loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory)
+    cache = build_cache(data, train_set)
+    loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory, cache)
 
     model = _build_model(config.model, len(train_set.classes), fresh)
     if train.sync_batch_norm and processes.size > 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.loader import DetectionDataset
 from data.sample import DetectionSet
-from detector.build import build_eval_loader, build_pipeline
+from detector.build import build_cache, build_eval_loader, build_pipeline
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
 from detector.evaluation.inference import Predictions, join_predictions
@@ -35,7 +35,9 @@ class Validation:
         self._config = config
         self._device = device
         self._processes = processes
-        self._loader = build_eval_loader(config, records, device, processes.rank, processes.size)
+        self._loader = build_eval_loader(
+            config, records, device, processes.rank, processes.size, build_cache(config.data, records)
+        )
 
     def detect(self, model: RetinaNet, stop: StopRequest) -> list[Predictions] | None:
         """What the model finds in this process's batches; None if any process was asked to stop."""

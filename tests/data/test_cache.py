@@ -1,0 +1,208 @@
+"""A cache gives what read_image gives, to the byte, and a refusal of one line where it does not fit."""
+
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data.cache
+from data.annotations import AnnotatedImage, Annotation, build_set
+from data.cache import DiskCache, RamCache, available_memory
+from data.feed import checked
+from data.images import read_image
+from data.loader import EpochBatches, train_loader
+from data.transforms import Pipeline
+from errors import InputError
+from tests.builders import write_image
+
+SIZES = ((48, 64), (64, 48), (5, 7))
+
+
+def make_set(folder, count=6):
+    """JPEG and PNG files of three sizes, one of them turned by its EXIF."""
+    images = []
+    for i in range(count):
+        path, size = folder / f"{i}.{('jpg', 'png')[i % 2]}", SIZES[i % 3]
+        write_image(path, *size, seed=i)
+        if i == 1:
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            with Image.open(path) as image:
+                image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+        images.append(AnnotatedImage(i, path, size, [Annotation("", (1.0, 1.0, 4.0, 4.0), 0)]))
+    return build_set(images, ("cat",), (1,), "the split")
+
+
+@pytest.fixture(params=["ram", "disk"])
+def make_cache(request, tmp_path):
+    if request.param == "ram":
+        return RamCache
+    return lambda records: DiskCache(records, tmp_path / "cache")
+
+
+def decoded(records, row):
+    return read_image(Path(records.files[row]), tuple(records.sizes[row].tolist()))
+
+
+def test_first_and_later_reads_are_those_of_read_image(tmp_path, make_cache):
+    records = make_set(tmp_path)
+    cache = make_cache(records)
+    assert cache.nbytes == sum(3 * h * w for h, w in records.sizes)
+    for _ in range(2):
+        for row in (3, 0, 5, 1, 2, 4):
+            image = cache.read(row)
+            assert image.dtype == np.uint8
+            np.testing.assert_array_equal(image, decoded(records, row))
+
+
+def test_each_image_is_decoded_once(tmp_path, make_cache, monkeypatch):
+    records, seen = make_set(tmp_path), []
+    monkeypatch.setattr(data.cache, "read_image", lambda *given: seen.append(given[0]) or read_image(*given))
+    cache = make_cache(records)
+    for _ in range(3):
+        for row in range(len(records)):
+            cache.read(row)
+    assert [str(path) for path in seen] == records.files.tolist()
+
+
+def test_what_the_caller_does_to_an_image_stays_with_the_caller(tmp_path, make_cache):
+    records = make_set(tmp_path)
+    cache = make_cache(records)
+    for _ in range(3):
+        image = cache.read(0)
+        np.testing.assert_array_equal(image, decoded(records, 0))
+        image[:] = 0
+
+
+def test_changed_file_is_decoded_again(tmp_path, make_cache):
+    records = make_set(tmp_path)
+    cache = make_cache(records)
+    old = cache.read(0)
+    write_image(Path(records.files[0]), *SIZES[0], seed=99)
+    os.utime(records.files[0], ns=(1, 1))  # the clock of a file system may be too coarse for a test
+    new = cache.read(0)
+    np.testing.assert_array_equal(new, decoded(records, 0))
+    assert (new != old).any()
+
+
+def test_missing_and_damaged_files_are_named_and_never_kept(tmp_path, make_cache):
+    records = make_set(tmp_path)
+    cache = make_cache(records)
+    cache.read(0)
+    Path(records.files[0]).unlink()
+    with pytest.raises(InputError, match=r"0\.jpg does not exist"):
+        cache.read(0)
+    whole = Path(records.files[1]).read_bytes()
+    Path(records.files[1]).write_bytes(whole[: len(whole) // 2])
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"1\.png cannot be read"):
+            cache.read(1)
+    Path(records.files[1]).write_bytes(whole)
+    np.testing.assert_array_equal(cache.read(1), decoded(records, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_training_with_a_cache_sees_the_same(tmp_path, make_cache, workers):
+    """Three epochs: empty, partly filled, full."""
+    records = make_set(tmp_path)
+
+    def epochs(cache, workers):
+        batches, seen = EpochBatches(len(records), 4, seed=0), []
+        pipeline = Pipeline(["HorizontalFlip", {"RandomBrightnessContrast": {"p": 1.0}}], 0.3, "train")
+        loader = train_loader(records, pipeline, batches, 0, False, workers, False, cache)
+        for epoch in range(3):
+            batches.start_at(epoch)
+            seen += [(b.indices.tolist(), b.images.numpy().tobytes()) for b in checked(loader)]
+        return seen
+
+    cache = make_cache(records)
+    assert epochs(cache, workers) == epochs(None, 0)
+
+
+def read_all(cache, rows):
+    for row in rows:
+        cache.read(row)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_processes_share_what_each_has_decoded(tmp_path, make_cache, monkeypatch, start):
+    records = make_set(tmp_path)
+    cache = make_cache(records)
+    context = multiprocessing.get_context(start)
+    workers = [context.Process(target=read_all, args=(cache, rows)) for rows in ((0, 1, 2), (2, 3, 4, 5))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)  # a process that is spawned imports torch first
+        assert worker.exitcode == 0
+    expected = [decoded(records, row) for row in range(len(records))]
+    monkeypatch.setattr(data.cache, "read_image", lambda *_: pytest.fail("decoded once more"))
+    for row, image in enumerate(expected):
+        np.testing.assert_array_equal(cache.read(row), image)
+
+
+def test_memory_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    records = make_set(tmp_path)
+    monkeypatch.setattr(data.cache, "available_memory", lambda: 30_000)
+    with pytest.raises(
+        InputError, match=r"^data\.cache=ram: 6 decoded images need .* set data\.cache=disk"
+    ) as e:
+        RamCache(records)
+    assert "\n" not in str(e.value)
+
+
+def test_available_memory_is_less_than_the_machine_has():
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory() <= physical
+
+
+def test_file_serves_later_trainings(tmp_path, monkeypatch):
+    records = make_set(tmp_path)
+    read_all(DiskCache(records, tmp_path / "cache"), range(6))
+    expected = [decoded(records, row) for row in range(6)]
+    monkeypatch.setattr(data.cache, "read_image", lambda *_: pytest.fail("decoded once more"))
+    again = DiskCache(records, tmp_path / "cache")
+    for row in range(6):
+        np.testing.assert_array_equal(again.read(row), expected[row])
+
+
+def test_another_set_has_another_file(tmp_path):
+    for name, count in (("a", 6), ("b", 6), ("a", 5)):
+        read_all(DiskCache(make_set(tmp_path / name, count), tmp_path / "cache"), range(count))
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_full_disk_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    records = make_set(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(InputError, match="No space left on device; make room") as raised:
+            DiskCache(records, tmp_path / "cache")
+    assert "\n" not in str(raised.value)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(InputError, match=r"data\.cache=disk: 6 decoded images need .* 0\.0 GB free"):
+            DiskCache(records, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.partial"))
+    np.testing.assert_array_equal(DiskCache(records, tmp_path / "cache").read(0), decoded(records, 0))
+
+
+def test_damaged_cache_is_named(tmp_path):
+    records = make_set(tmp_path)
+    read_all(DiskCache(records, tmp_path / "cache"), range(6))
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    whole = file.read_bytes()
+    for damaged in (whole[:-1], whole[:1000], b"", bytes(len(whole))):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"data\.cache=disk: .*\.npy is damaged.*delete it"):
+            DiskCache(records, tmp_path / "cache")
