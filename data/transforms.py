@@ -82,7 +82,7 @@ class ZoomOut(A.DualTransform):
         height, width = img.shape[:2]
         canvas = np.empty_like(img)
         canvas[0] = (124, 116, 104)  # ImageNet's mean: 0 after normalisation
-        canvas[1:] = canvas[0]  # whole rows: pixel by pixel takes ten times as long
+        canvas[1:] = canvas[0]  # whole rows: pixel by pixel takes a hundred times as long
         small = resize(img, max(1, round(height * scale)), max(1, round(width * scale)))
         y = min(round(top * height), height - small.shape[0])
         x = min(round(left * width), width - small.shape[1])
