@@ -45,10 +45,12 @@ class RetinaNet(nn.Module):
         self.class_head = class_head
         self.box_head = box_head
         self.anchor_generator = anchor_generator
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255, persistent=False)
+        # (x / 255 - mean) / std in one multiplication and one addition
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
 
     def forward(self, images: Tensor, sizes: Tensor) -> HeadOutputs:
         """images uint8 [B, 3, H, W] RGB, padded; sizes int64 [B, 2], height and width without padding."""
@@ -67,7 +69,8 @@ class RetinaNet(nn.Module):
         stem: Tensor = self.backbone.body.conv1.weight
         last = stem.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
-        x = images.to(self.mean.dtype, memory_format=layout, copy=True).sub_(self.mean).div_(self.std)
+        x = images.to(self.scale.dtype, memory_format=layout, copy=True)
+        torch.addcmul(self.shift, x, self.scale, out=x)
         height, width = x.shape[-2:]
         rows = torch.arange(height, device=x.device) < sizes[:, :1]  # [B, H]
         columns = torch.arange(width, device=x.device) < sizes[:, 1:]  # [B, W]
