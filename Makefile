@@ -47,6 +47,7 @@ bench: setup
 	$(RUN) -m benchmarks.matcher
 	$(RUN) -m benchmarks.accumulation
 	$(RUN) -m benchmarks.training
+	$(RUN) -m benchmarks.evaluation
 	$(RUN) -m benchmarks.faults
 	$(RUN) -m benchmarks.data
 

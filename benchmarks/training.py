@@ -22,7 +22,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from benchmarks.measure import devices, in_turns, parser, progress, report, section
+from benchmarks.measure import devices, in_turns, parser, peak_extra_bytes, progress, report, section
 from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16, memory_format
 from detector.config import Config, load_config
 from detector.criterion import GroundTruth
@@ -43,11 +43,20 @@ EQUAL = [
     "model.p6_from=p5",
     "model.anchors.sizes=[[32, 40, 50], [64, 80, 101], [128, 161, 203], [256, 322, 406], [512, 645, 812]]",
 ]
-HEADER = ("terms", "precision", "layout", "ours, images/s", "torchvision, images/s", "ours / torchvision")
+HEADER = (
+    "terms",
+    "precision",
+    "layout",
+    "ours, images/s",
+    "torchvision, images/s",
+    "ours / torchvision",
+    "peak memory, ours / its",
+)
 NOTE = (
     "{batch} images of {size} x {size} px and {boxes} gt boxes each. Images per second by the median step, "
     "and half the interquartile range in per cent; the two run in turns and the ratio is the median over "
-    "the turns. Layout: the memory format that the backbone's features were found in, ours / torchvision's "
+    "the turns. Peak memory: the most that the tensors made in a step take at one time. Layout: the memory "
+    "format that the backbone's features were found in, ours / torchvision's "
     "where they differ. 'equal': the same architecture, weights and optimizer, torchvision's resizing left "
     "out; the losses are each one's own (AP-loss, focal). 'as shipped': configs/coco_r50_aploss.yaml "
     "against torchvision's defaults."
@@ -219,6 +228,7 @@ def measure(
         make_equal(ours.network, peer.network, data)
     layouts = [ours.layout(), peer.layout()]
     timings = in_turns({"ours": ours.step, "peer": peer.step}, steps, device)
+    memory = [peak_extra_bytes(one.step, device) for one in (ours, peer)]
     speeds = [f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()]
     precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[build_amp(config.train, device)]
     row = [
@@ -227,6 +237,7 @@ def measure(
         " / ".join(dict.fromkeys(layouts)),
         *speeds,
         f"{timings['peer'].ratio_to(timings['ours']):.2f}",
+        f"{memory[0] / 2**20:.0f} / {memory[1] / 2**20:.0f} MB",
     ]
     progress(f"{device}: " + "  ".join(row))
     return row

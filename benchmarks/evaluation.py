@@ -1,0 +1,122 @@
+"""Claim: evaluation, from pixels to detections, is faster than torchvision's RetinaNet.
+
+ResNet-50 detectors of 80 classes on random pixels that are in memory already: network, decoding and NMS. On
+equal terms both have the same weights, precision, layout and thresholds, and the networks' outputs are
+compared before anything is timed; as shipped each has its own defaults. Run from the root:
+python -m benchmarks.evaluation
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/evaluation.py`
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+
+from benchmarks.measure import devices, in_turns, parser, peak_extra_bytes, progress, report, section
+from benchmarks.training import EQUAL, RECIPE, SHIPPED, Data, build_ours, build_peer, make_data, make_equal
+from detector.build import box_std, build_amp
+from detector.config import Config, load_config
+from detector.postprocess import detect
+from detector.retinanet import RetinaNet
+
+HEADER = (
+    "terms",
+    "precision",
+    "ours, images/s",
+    "torchvision, images/s",
+    "ours / torchvision",
+    "peak memory, ours / its",
+)
+NOTE = (
+    "{batch} images of {size} x {size} px. Images per second by the median, and half the interquartile range "
+    "in per cent; the two run in turns and the ratio is the median over the turns. Peak memory: the most that "
+    "the tensors made on the way take at one time. torchvision gets float32 pixels at no charge; 'as shipped' is "
+    "configs/coco_r50_aploss.yaml against torchvision's defaults (score threshold 0.05 there, none here)."
+)
+
+
+def ours_call(network: RetinaNet, config: Config, data: Data, device: torch.device) -> Callable[[], object]:
+    """Network and post-processing as `evaluate.py` runs them."""
+    e, amp = config.eval, build_amp(config.train, device)
+    std = box_std(config, device)
+    limits = (e.score_threshold, e.topk_candidates, e.nms_threshold, e.detections_per_img)
+    network.eval()
+
+    @torch.no_grad()
+    def call() -> object:
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+            outputs = network(data.images, data.sizes)
+        return detect(outputs, data.sizes, std, *limits)
+
+    return call
+
+
+def peer_call(
+    network: TorchvisionRetinaNet, images: list[Tensor], amp: torch.dtype | None, device: torch.device
+) -> Callable[[], object]:
+    network.eval()
+
+    @torch.no_grad()
+    def call() -> object:
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+            return network(images)
+
+    return call
+
+
+def measure(
+    terms: str, overrides: list[str], data: Data, repeats: int, device: torch.device, shipped: bool = False
+) -> list[str]:
+    """One row of the table."""
+    config = load_config(RECIPE, overrides)
+    ours = build_ours(config, data, device).network
+    peer = build_peer(config, data, device, shipped).network
+    assert isinstance(ours, RetinaNet) and isinstance(peer, TorchvisionRetinaNet)
+    amp = None if shipped else build_amp(config.train, device)
+    if not shipped:
+        peer.score_thresh, peer.nms_thresh = config.eval.score_threshold, config.eval.nms_threshold
+        peer.detections_per_img = config.eval.detections_per_img
+        make_equal(ours, peer, data)
+    images = [image.contiguous().float() / 255 for image in data.images]
+    calls = {
+        "ours": ours_call(ours, config, data, device),
+        "peer": peer_call(peer, images, amp, device),
+    }
+    memory = [peak_extra_bytes(call, device) for call in calls.values()]
+    timings = in_turns(calls, repeats, device)
+    speeds = [f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()]
+    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[build_amp(config.train, device)]
+    row = [
+        terms,
+        f"{precision} / fp32" if shipped else precision,
+        *speeds,
+        f"{timings['peer'].ratio_to(timings['ours']):.2f}",
+        f"{memory[0] / 2**20:.0f} / {memory[1] / 2**20:.0f} MB",
+    ]
+    progress(f"{device}: " + "  ".join(row))
+    return row
+
+
+def main() -> None:
+    options = parser("Evaluation throughput against torchvision's RetinaNet.", repeats=10)
+    options.add_argument("--size", type=int, default=512, help="height and width in px (%(default)s)")
+    options.add_argument("--batch", type=int, default=2, help="images at a time (%(default)s)")
+    arguments = options.parse_args()
+    sections = []
+    for device in devices(arguments.device):
+        data = make_data(arguments.batch, arguments.size, device)
+        rows = [
+            measure("equal", [*EQUAL, "train.amp='off'"], data, arguments.repeats, device),
+            measure("as shipped", SHIPPED, data, arguments.repeats, device, shipped=True),
+        ]
+        note = NOTE.format(batch=arguments.batch, size=arguments.size)
+        sections.append(section(f"Evaluation: {device}", HEADER, rows, note))
+    report(sections, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
