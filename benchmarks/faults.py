@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--while-saving", type=int, default=20)
     parser.add_argument("--images", type=int, default=1300, help="of the demo set")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the demo's configuration")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
@@ -150,6 +151,7 @@ def main() -> None:
             "train.save_every_steps=4",
             "train.log_every=1",
             "train.device=cpu",
+            *arguments.overrides,
         ]
         log, straight, killed = folder / "log.txt", folder / "straight", folder / "killed"
         if start([*words, f"run.dir={straight}"], log).wait() != 0:
