@@ -60,18 +60,24 @@ def require_folder(folder: Path, key: str) -> None:
 
 
 def build_set(
-    images: Iterable[AnnotatedImage], classes: tuple[str, ...], category_ids: tuple[int, ...], source: str
+    images: Iterable[AnnotatedImage],
+    classes: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    source: str,
+    sizes_checked: bool = False,
 ) -> DetectionSet:
     """Check all images and boxes, drop the boxes without area, pack the rest.
 
     Args:
         source: names the split in messages.
+        sizes_checked: the sizes have just been read from the files themselves.
 
     Raises:
         InputError: an image is missing, unreadable or of another size; a box is NaN or reversed.
     """
     images = list(images)
-    _check_files(images)
+    if not sizes_checked:
+        _check_files(images)
     # In arrays from here on: there may be a million boxes.
     items = [item for image in images for item in image.objects]
     sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)

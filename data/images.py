@@ -9,6 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from errors import InputError
 
+# What a folder is searched for; a file that is named is opened whatever its ending.
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 _EXIF_ORIENTATION = 0x0112
 _TURNED = range(2, 9)  # orientations that are not upright
 _TRANSPOSING = (5, 6, 7, 8)  # those that swap height and width

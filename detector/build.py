@@ -16,6 +16,7 @@ from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline
 from data.voc import load_voc, voc_classes
+from data.yolo import load_yolo
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
 from detector.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
@@ -79,6 +80,8 @@ def _load(config: DataConfig, root: Path, name: str, classes: tuple[str, ...] | 
             folders = {root / part.rpartition("/")[0] for part in config.splits.train}
             classes = tuple(sorted({name for folder in folders for name in voc_classes(folder)}))
         return load_voc(root, name, classes)
+    if config.format == "yolo":
+        return load_yolo(root, name, classes)
     annotations, images = config.annotations, config.images
     if config.format == "shapes":
         annotations, images = "annotations/{split}.json", "images/{split}"
@@ -248,11 +251,12 @@ def cpu_is_fast_in_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def build_device(name: str, local_rank: int = 0) -> torch.device:
+def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> torch.device:
     """The device of that name; "auto" takes a GPU where there is one.
 
     Args:
         local_rank: of several processes on this machine, each takes the GPU of its number.
+        key: where the user set it, for the error.
 
     Raises:
         InputError: there is no such device.
@@ -266,5 +270,5 @@ def build_device(name: str, local_rank: int = 0) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"train.device: '{name}' cannot be used ({reason}); try auto or cpu") from None
+        raise InputError(f"{key}: '{name}' cannot be used ({reason}); try auto or cpu") from None
     return device

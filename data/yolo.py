@@ -1,0 +1,219 @@
+"""YOLO folders (data.yaml, images/, labels/) as Ultralytics reads them -> DetectionSet."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.annotations import AnnotatedImage, Annotation, build_set
+from data.images import IMAGE_SUFFIXES, read_size
+from data.sample import DetectionSet
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE = 0.01  # beyond [0, 1], as Ultralytics grants it; further out the numbers are pixels
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What data.yaml says."""
+
+    file: Path
+    root: Path  # what the splits are relative to
+    splits: dict[str, list[str]]
+    names: tuple[str, ...]
+    keypoints: int  # numbers that follow each box, for pose sets
+
+
+def load_yolo(root: Path, split: str, classes: tuple[str, ...] | None = None) -> DetectionSet:
+    """Read one split. Class indices become the category ids; images are numbered from 1, by their paths.
+
+    Args:
+        root: the folder with data.yaml.
+        split: a key of data.yaml whose value is a folder of images (with those below it), a .txt list of
+            images, or several of these. The labels of .../images/a.jpg are in .../labels/a.txt; an image
+            without has no boxes.
+        classes: names to use, in this order; objects of other classes are left out. By default all.
+
+    Raises:
+        InputError: whatever is wrong with the folder, its files or boxes.
+    """
+    index = _read_index(root / "data.yaml")
+    if split not in index.splits:
+        there = ", ".join(index.splits) or "none"
+        raise InputError(f"{index.file} has no split '{split}'; there are: {there}")
+    classes = index.names if classes is None else classes
+    unknown = [name for name in classes if name not in index.names]
+    if unknown:
+        raise InputError(f"{index.file} has no class '{unknown[0]}'; it has {', '.join(index.names)}")
+    category_ids = tuple(index.names.index(name) for name in classes)
+    labels = {category: label for label, category in enumerate(category_ids)}
+    images, twice = [], []
+    for number, path in enumerate(_images(index, split), start=1):
+        image = AnnotatedImage(number, path, read_size(path)[0])
+        height, width = image.size
+        label_file = _label_file(path)
+        seen = set()
+        for line, category, (x0, y0, x1, y1) in _read_labels(label_file, index):
+            if (category, x0, y0, x1, y1) in seen:
+                twice.append(label_file.name)
+                continue
+            seen.add((category, x0, y0, x1, y1))
+            if category in labels:
+                box = (x0 * width, y0 * height, x1 * width, y1 * height)
+                image.objects.append(Annotation(f"{label_file}:{line}", box, labels[category]))
+        images.append(image)
+    if twice:
+        lines = "1 line that stands twice" if len(twice) == 1 else f"{len(twice)} lines that stand twice"
+        more = ", ..." if len(set(twice)) > 1 else ""
+        log.warning("split %s: %s dropped (%s%s)", split, lines, twice[0], more)
+    return build_set(images, classes, category_ids, f"split {split}", sizes_checked=True)
+
+
+def _read_index(file: Path) -> _Index:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"data.root: {file} does not exist; a YOLO set has one") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: keys are wanted (train, val, names), not a {type(content).__name__}")
+    names = _names(content.get("names"), file)
+    if "nc" in content and content["nc"] != len(names):
+        raise InputError(f"{file}: nc is {content['nc']!r}, but names has {len(names)}; correct one of them")
+    known = ("path", "names", "nc", "download", "yaml_file", "channels")
+    splits = {}
+    for key, value in content.items():
+        places = [value] if isinstance(value, str) else value
+        if key not in known and isinstance(places, list) and all(isinstance(p, str) and p for p in places):
+            splits[str(key)] = places
+    shape = content.get("kpt_shape")
+    if shape is not None and not (isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)):
+        raise InputError(f"{file}: kpt_shape must be a list of whole numbers, got {shape!r}")
+    base = file.parent / str(content.get("path") or "")
+    # `path` often is that of another machine, or relative to a folder of Ultralytics' settings.
+    return _Index(
+        file, base if base.is_dir() else file.parent, splits, names, math.prod(shape) if shape else 0
+    )
+
+
+def _names(given: Any, file: Path) -> tuple[str, ...]:
+    if isinstance(given, dict) and given and set(given) == set(range(len(given))):
+        given = [given[i] for i in range(len(given))]
+    if (
+        not isinstance(given, list)
+        or not given
+        or any(isinstance(n, dict | list) or n is None for n in given)
+    ):
+        raise InputError(f"{file}: names must list the classes, or map 0, 1, ... to them, got {given!r}")
+    names = tuple(str(name) for name in given)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{file}: the class name '{name}' stands twice")
+    return names
+
+
+def _images(index: _Index, split: str) -> list[Path]:
+    """The images of a split, sorted, each once. Raises InputError: a place is missing, or none holds any."""
+    found: set[Path] = set()
+    for place in index.splits[split]:
+        where = _place(index, place)
+        if where is None:
+            raise InputError(f"{index.file}: '{split}: {place}' does not exist below {index.root}")
+        if where.is_dir():
+            found.update(p for p in where.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        elif where.suffix.lower() == ".txt":
+            found.update(_listed(where, index))
+        else:
+            raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
+    if not found:
+        raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
+    return sorted(found)
+
+
+def _place(index: _Index, place: str) -> Path | None:
+    # Roboflow writes "../train/images" for a folder beside data.yaml.
+    tries = [index.root / place, index.root / place.removeprefix("../"), index.file.parent / place]
+    return next((path for path in tries if path.exists()), None)
+
+
+def _listed(file: Path, index: _Index) -> Iterator[Path]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"list of images {file} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name:
+            tries = (file.parent / name, index.root / name)
+            path = next((path for path in tries if path.is_file()), None)
+            if path is None:
+                raise InputError(f"{file}:{number}: image {name} does not exist")
+            yield path
+
+
+def _label_file(image: Path) -> Path:
+    """The last folder `images` of the path becomes `labels`; without one the labels are beside the image."""
+    parts = list(image.absolute().parts)
+    at = next((i for i in range(len(parts) - 2, 0, -1) if parts[i] == "images"), None)
+    if at is None:
+        return image.with_suffix(".txt")
+    # Only the tail is replaced, so that messages keep the path as the user gave it.
+    tail = len(parts) - at
+    if tail > len(image.parts):
+        return Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+    return Path(*image.parts[:-tail], "labels", *parts[at + 1 :]).with_suffix(".txt")
+
+
+def _read_labels(file: Path, index: _Index) -> Iterator[tuple[int, int, tuple[float, float, float, float]]]:
+    """Line number, class index and xyxy box, in parts of the image's sides, of each object."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"label file {file} cannot be read: {error}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, *_parse(line.split(), index, f"{file}:{number}")
+
+
+def _parse(fields: list[str], index: _Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
+    numbers = []
+    for field in fields:
+        try:
+            numbers.append(float(field))
+        except ValueError:
+            raise InputError(f"{where}: '{field}' is not a number") from None
+    count, classes = len(numbers), len(index.names)
+    polygon = count >= 7 and count % 2 == 1 and not index.keypoints
+    if not polygon and count != 5 + index.keypoints:
+        wanted = (
+            f"class, cx, cy, w, h and {index.keypoints} numbers of kpt_shape"
+            if index.keypoints
+            else "class, cx, cy, w, h, or class and the x, y of three points or more"
+        )
+        raise InputError(f"{where}: {count} numbers; wanted are {wanted}")
+    category, coordinates = numbers[0], numbers[1:] if polygon else numbers[1:5]
+    if category not in range(classes):
+        raise InputError(
+            f"{where}: class {fields[0]} is not one of 0 to {classes - 1}, the classes of {index.file}"
+        )
+    for field, value in zip(fields[1:], coordinates, strict=False):
+        if not -_TOLERANCE <= value <= 1 + _TOLERANCE:  # nor is NaN
+            raise InputError(
+                f"{where}: {field} lies outside [0, 1]; coordinates are parts of the image's width and height"
+            )
+    if polygon:
+        xs, ys = coordinates[::2], coordinates[1::2]
+        return int(category), (min(xs), min(ys), max(xs), max(ys))
+    cx, cy, w, h = coordinates
+    return int(category), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)

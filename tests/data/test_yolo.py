@@ -1,0 +1,274 @@
+"""YOLO folders: what Ultralytics' users have arrives as it is, what is wrong is said with file and line."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torchvision.ops import box_convert
+
+import evaluate
+import train
+from data.annotations import join_sets
+from data.coco import load_coco
+from data.images import read_image
+from data.yolo import load_yolo
+from detector.build import build_set
+from detector.config import DataConfig
+from errors import InputError
+from tests.builders import TINY_MODEL, small_coco, write_image
+from tests.runs import assert_one_line, call, listing
+
+BOXES = ((0, 0.5, 0.5, 0.25, 0.5), (1, 0.1, 0.2, 0.125, 0.0625))
+
+
+def write_yolo(root: Path, labels: dict[str, str | None], **content: object) -> Path:
+    """Images named "split/stem", each with the text of its label file, and data.yaml."""
+    for seed, (name, text) in enumerate(labels.items()):
+        write_image(root / "images" / f"{name}.png", seed=seed)
+        if text is not None:
+            path = root / "labels" / f"{name}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    values = {"path": ".", "train": "images/train", "val": "images/val", "names": ["cat", "dog"], **content}
+    (root / "data.yaml").write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
+    return root
+
+
+def lines(*rows: tuple[float, ...]) -> str:
+    return "".join(" ".join(str(v) for v in row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Train: a, with a cat and a dog; b without a label file; c with an empty one. Val: a dog."""
+    labels = {"train/a": lines(*BOXES), "train/b": None, "train/c": "", "val/d": lines(BOXES[1])}
+    return write_yolo(tmp_path / "set", labels)
+
+
+def error_of(root: Path, split: str = "train", classes: tuple[str, ...] | None = None) -> str:
+    with pytest.raises(InputError) as raised:
+        load_yolo(root, split, classes)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_records_arrive_in_pixels(root: Path) -> None:
+    """The oracle is torchvision's conversion of boxes; images are 64 x 48 px."""
+    records = load_yolo(root, "train")
+    assert records.classes == ("cat", "dog")
+    assert records.category_ids == (0, 1)
+    assert records.image_ids.tolist() == [1, 2, 3]
+    assert records.files.tolist() == [str(root / "images" / "train" / f"{s}.png") for s in "abc"]
+    assert records.sizes.tolist() == [[48, 64]] * 3
+    assert records.offsets.tolist() == [0, 2, 2, 2]
+    assert records.labels.tolist() == [0, 1]
+    relative = torch.tensor([box[1:] for box in BOXES], dtype=torch.float64)
+    expected = box_convert(relative, "cxcywh", "xyxy") * torch.tensor([64, 48, 64, 48])
+    np.testing.assert_allclose(records.boxes, expected.numpy(), atol=1e-9)
+
+
+def test_a_coco_set_written_as_yolo_is_the_same_set(tmp_path: Path) -> None:
+    coco = small_coco(tmp_path / "coco")
+    content = json.loads((coco / "annotations" / "train.json").read_text())
+    labels = {f"train/{image['file_name'][:-4]}": "" for image in content["images"]}
+    for a in content["annotations"]:
+        x, y, w, h = a["bbox"]
+        row = ((3, 7).index(a["category_id"]), (x + w / 2) / 64, (y + h / 2) / 48, w / 64, h / 48)
+        labels[f"train/{a['image_id'] - 10}"] += lines(row)
+    ours = load_yolo(write_yolo(tmp_path / "yolo", labels), "train")
+    theirs = load_coco(coco / "annotations" / "train.json", coco / "images")
+    assert ours.classes == theirs.classes
+    for field in ("sizes", "offsets", "labels", "ignore"):
+        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-9)
+    np.testing.assert_allclose(ours.areas, theirs.areas, atol=1e-9)
+
+
+def test_a_polygon_becomes_its_bounding_box(root: Path) -> None:
+    (root / "labels/val/d.txt").write_text("1 0.25 0.5 0.5 0.125 0.75 1.0\n")
+    assert load_yolo(root, "val").boxes.tolist() == [[16, 6, 48, 48]]
+
+
+def test_keypoints_after_a_box_are_not_taken_for_a_polygon(root: Path) -> None:
+    (root / "data.yaml").write_text((root / "data.yaml").read_text() + "kpt_shape: [2, 2]\n")
+    (root / "labels/val/d.txt").write_text("1 0.5 0.5 0.25 0.5 0.9 0.9 0.1 0.1\n")
+    assert load_yolo(root, "val").boxes.tolist() == [[24, 12, 40, 36]]
+    (root / "labels/val/d.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    assert "d.txt:1: 5 numbers" in error_of(root, "val")
+
+
+def test_lines_that_stand_twice_are_dropped_with_one_warning(root, caplog) -> None:
+    (root / "labels/train/a.txt").write_text(lines(*BOXES, *BOXES, (1, *BOXES[0][1:])))
+    (root / "labels/train/b.txt").write_text(lines(BOXES[0], BOXES[0]))
+    with caplog.at_level(logging.WARNING):
+        records = load_yolo(root, "train")
+    assert records.labels.tolist() == [0, 1, 1, 0]
+    (message,) = caplog.messages
+    assert "3 lines" in message
+    assert "a.txt" in message
+
+
+def test_a_turned_photograph_has_the_size_that_reading_it_gives(root: Path) -> None:
+    """Its labels were made on the upright picture, as every viewer shows it."""
+    path = root / "images/val/d.jpg"
+    (root / "images/val/d.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(path, exif=exif)
+    records = load_yolo(root, "val")
+    assert records.sizes.tolist() == [[64, 48]]
+    assert read_image(path, (64, 48)).shape == (64, 48, 3)
+    x, y, w, h = (0.1 * 48, 0.2 * 64, 0.125 * 48, 0.0625 * 64)
+    np.testing.assert_allclose(records.boxes, [[x - w / 2, y - h / 2, x + w / 2, y + h / 2]])
+
+
+def test_classes_may_be_chosen_and_reordered(root: Path) -> None:
+    records = load_yolo(root, "train", ("dog",))
+    assert (records.classes, records.category_ids, records.labels.tolist()) == (("dog",), (1,), [0])
+    swapped = load_yolo(root, "train", ("dog", "cat"))
+    assert (swapped.category_ids, swapped.labels.tolist()) == ((1, 0), [1, 0])
+
+
+PLACES = {  # what data.yaml may say -> where the images of "train" are then found
+    "names by index": {"names": {1: "dog", 0: "cat"}},
+    "count of names": {"nc": 2},
+    "no path": {"path": None},
+    "path of another machine": {"path": "/content/datasets/set"},
+    "path by Ultralytics' settings": {"path": "../datasets/set"},
+    "a list of folders": {"train": ["images/train"]},
+    "Roboflow's": {"path": None, "train": "../images/train"},
+    "a list of images": {"train": "train.txt"},
+    "a list of lists": {"train": ["train.txt", "images/train"]},
+    "the parent folder": {"train": "images", "val": "images/val"},
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_splits_are_found_wherever_data_yaml_may_say(root: Path, case: str) -> None:
+    expected = load_yolo(root, "train")
+    names = ["./images/train/a.png", "images/train/b.png", str(root / "images/train/c.png")]
+    (root / "train.txt").write_text("\n".join(names) + "\n\n")
+    write_yolo(root, {}, **PLACES[case])
+    records = load_yolo(root, "train")
+    assert [Path(f).name for f in records.files][:3] == ["a.png", "b.png", "c.png"]
+    assert len(records) == (4 if case == "the parent folder" else 3)
+    assert records.classes == expected.classes
+    assert records.boxes.tolist()[:2] == expected.boxes.tolist()
+
+
+def test_labels_stand_for_the_last_folder_called_images(tmp_path: Path, monkeypatch) -> None:
+    """Also where the data set itself lies below a folder of that name, and is named relatively."""
+    root = write_yolo(tmp_path / "images" / "set", {"train/a": lines(BOXES[0])})
+    monkeypatch.chdir(root.parent)
+    assert load_yolo(Path("set"), "train").labels.tolist() == [0]
+    monkeypatch.chdir(root / "images")
+    write_yolo(root, {}, train="train")
+    (root / "data.yaml").rename(root / "images/data.yaml")
+    assert load_yolo(Path(), "train").labels.tolist() == [0]
+
+
+def test_labels_lie_beside_images_that_are_in_no_such_folder(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, {}, train="all")
+    write_image(root / "all/a.png")
+    (root / "all/a.txt").write_text(lines(BOXES[1]))
+    assert load_yolo(root, "train").labels.tolist() == [1]
+
+
+def test_joined_splits_are_renumbered(root: Path) -> None:
+    both = join_sets([load_yolo(root, name) for name in ("train", "val")], "the test")
+    config = DataConfig(format="yolo", root=str(root), splits={"train": ["train", "val"]})
+    records = build_set(config, "train")
+    assert records.image_ids.tolist() == both.image_ids.tolist() == [1, 2, 3, 4]
+    assert records.labels.tolist() == [0, 1, 1]
+
+
+WRONG_LINES = {  # the third line of a.txt -> what the message says
+    "0 0.5 0.5 0.2": "4 numbers",
+    "0 0.5 0.5 0.2 0.2 0.9": "6 numbers",
+    "0 0.1 0.1 0.2 0.2 0.3 0.3 0.4": "8 numbers",
+    "0 0.5 0.5 0.2 wide": "'wide' is not a number",
+    "cat 0.5 0.5 0.2 0.2": "'cat' is not a number",
+    "2 0.5 0.5 0.2 0.2": "class 2 is not one of 0 to 1.*data.yaml",
+    "-1 0.5 0.5 0.2 0.2": "class -1",
+    "0.5 0.5 0.5 0.2 0.2": "class 0.5",
+    "nan 0.5 0.5 0.2 0.2": "class nan",
+    "0 32 24 10 12": "32 lies outside",
+    "0 0.5 -0.02 0.2 0.2": "-0.02 lies outside",
+    "0 0.5 0.5 1.02 0.2": "1.02 lies outside",
+    "0 0.5 nan 0.2 0.2": "nan lies outside",
+    "0 0.1 0.1 0.2 0.2 0.3 7": "7 lies outside",
+    "0 0.5 0.5 -0.005 0.2": "negative width",
+}
+
+
+@pytest.mark.parametrize("line", WRONG_LINES)
+def test_a_wrong_line_is_named_by_file_and_number(root: Path, line: str) -> None:
+    (root / "labels/train/a.txt").write_text(f"{lines(BOXES[0])}\n{line}\n{lines(BOXES[1])}")
+    message = error_of(root)
+    assert f"{root / 'labels/train/a.txt'}:3: " in message
+    assert re.search(WRONG_LINES[line], message), message
+
+
+def test_what_rounding_does_is_no_error(root: Path) -> None:
+    (root / "labels/val/d.txt").write_text("0 0.5 0.5 1.000001 1.000001\n1.0 1e-1 0.2 0.1 0.1\n")
+    assert load_yolo(root, "val").labels.tolist() == [0, 1]
+
+
+WRONG_INDEX = {
+    "no names": ({"names": None}, "names must list"),
+    "names with a gap": ({"names": {0: "cat", 2: "dog"}}, "names must list"),
+    "a name twice": ({"names": ["cat", "cat"]}, "'cat' stands twice"),
+    "another count": ({"nc": 3}, "nc is 3, but names has 2"),
+    "no such split": ({"train": None}, "no split 'train'; there are: val"),
+    "folder missing": ({"train": "images/gone"}, "'train: images/gone' does not exist"),
+    "folder without images": ({"train": "labels/train"}, "'train' holds no images"),
+    "neither folder nor list": ({"train": "images/train/a.png"}, "is no folder and no .txt list"),
+    "image of a list missing": ({"train": "bad.txt"}, "bad.txt:2: image images/gone.png does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INDEX)
+def test_a_wrong_data_yaml_is_named(root: Path, case: str) -> None:
+    content, problem = WRONG_INDEX[case]
+    (root / "bad.txt").write_text("images/train/a.png\nimages/gone.png\n")
+    write_yolo(root, {}, **content)
+    message = error_of(root)
+    assert re.search(problem, message), message
+    assert str(root) in message
+
+
+def test_a_file_that_is_no_yaml_no_text_or_no_image_is_named(root: Path) -> None:
+    assert "no class 'cow'" in error_of(root, classes=("cow",))
+    (root / "images/train/b.png").write_bytes(b"no image")
+    assert "b.png cannot be read" in error_of(root)
+    (root / "labels/train/a.txt").write_bytes(b"\xff\xfe\x00")
+    assert "a.txt cannot be read" in error_of(root)
+    (root / "data.yaml").write_text("train: [")
+    assert "data.yaml is not valid YAML" in error_of(root)
+    (root / "data.yaml").write_text("- train")
+    assert "data.yaml: keys are wanted" in error_of(root)
+    (root / "data.yaml").unlink()
+    assert "data.yaml does not exist" in error_of(root)
+
+
+def test_training_and_evaluation_read_the_set(root: Path) -> None:
+    """The 12 COCO numbers come from data.root alone; a wrong line leaves nothing behind."""
+    (root.parent / "tiny.yaml").write_text("data: {format: yolo, root: set}\ntrain: {epochs: 1}\n")
+    words = ("tiny.yaml", "run.dir=run", *TINY_MODEL)
+    assert call(train.main, *words, cwd=root.parent).code == 0
+    outcome = call(evaluate.main, "run", "--output", "scores.json", cwd=root.parent)
+    assert (outcome.code, outcome.err) == (0, "")
+    scores = json.loads((root.parent / "scores.json").read_text())
+    assert {name: one["gt_boxes"] for name, one in scores["per_class"].items()} == {"cat": 0, "dog": 1}
+    (root / "labels/val/d.txt").write_text("7 0.5 0.5 0.2 0.2\n")
+    before = listing(root.parent)
+    outcome = call(train.main, *words, "run.dir=other", cwd=root.parent)
+    assert_one_line(outcome, "labels/val/d.txt:1", "class 7")
+    assert listing(root.parent) == before
