@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,33 @@ def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
     if pixels.shape[:2] != expected_size:
         raise InputError(size_mismatch(path, expected_size, pixels.shape[:2]))
     return pixels
+
+
+def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
+    """The pixels of an image as a viewer shows it, uint8 [H, W, 3] RGB; `name` is for messages.
+
+    Raises:
+        InputError: the file is missing, damaged or of an unsupported kind.
+    """
+    try:
+        with Image.open(file) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise InputError(f"image {name} does not exist") from None
+    except _DECODE_ERRORS as error:
+        raise InputError(f"image {name} cannot be read: {_reason(error)}") from None
+
+
+def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """The pixels of an opened image as they are stored, uint8 [H, W, 3] RGB.
+
+    Raises:
+        InputError: it is damaged or of an unsupported kind.
+    """
+    try:
+        return _to_rgb(image)
+    except _DECODE_ERRORS as error:
+        raise InputError(f"{name} cannot be read: {_reason(error)}") from None
 
 
 def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]) -> str:

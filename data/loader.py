@@ -242,9 +242,7 @@ def eval_loader(
     Of several processes the one of a rank has every so-manieth batch. What is in a batch does not
     depend on them.
     """
-    order = np.lexsort((np.arange(len(records)), records.sizes[:, 1], records.sizes[:, 0]))
-    keys = [(0, int(row)) for row in order]
-    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    batches = [[(0, row) for row in rows] for rows in like_batches(records.sizes, batch_size)]
     workers = _worker_count(workers)
     return _loader(
         DetectionDataset(records, pipeline, seed=0, workers=workers, cache=cache),
@@ -252,6 +250,12 @@ def eval_loader(
         workers,
         pin_memory,
     )
+
+
+def like_batches(sizes: NDArray[np.int64], batch_size: int) -> list[list[int]]:
+    """The rows of batches of images of like shape; sizes [I, 2], height and width."""
+    order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0])).tolist()
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def _worker_count(wanted: int | None) -> int:

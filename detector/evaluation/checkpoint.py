@@ -1,7 +1,12 @@
-"""Scoring a checkpoint: everything that is needed is in it."""
+"""A checkpoint ready for use, and its score: everything that is needed is in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from data.sample import DetectionSet
 from detector.build import build_device, build_eval_loader, build_model, build_set, place
@@ -10,6 +15,21 @@ from detector.config import Config, apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.inference import join_predictions
 from detector.evaluation.score import Scores, predictions_of, score
+from detector.retinanet import RetinaNet
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A model on its device, and what belongs to it."""
+
+    file: Path
+    config: Config
+    model: RetinaNet
+    device: torch.device
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    calibration: Calibration | None  # None as well where it is not wanted
+    best_thresholds: dict[str, float]  # the score with the best F1 of the classes that have one
 
 
 @dataclass(frozen=True)
@@ -22,23 +42,56 @@ class CheckpointScores:
     scores: Scores
 
 
+def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "train.device") -> OpenCheckpoint:
+    """Load a checkpoint, or best.pt of a run folder.
+
+    Args:
+        device_key: where the user has set the device, for messages.
+
+    Raises:
+        InputError: the checkpoint or an override is wrong, or the device is not there.
+    """
+    file = find_checkpoint(path, "best.pt")
+    content = load_checkpoint(file)
+    config = parse_config(apply_overrides(content["config"], list(overrides)), str(file))
+    device = build_device(config.train.device, key=device_key)
+    model = build_model(config.model, len(content["classes"]), pretrained=False)
+    load_weights(model, content["model"], str(file))
+    fitted = content.get("calibration")
+    calibration = Calibration.from_plain(fitted) if fitted else None
+    # The metrics are of calibrated scores where the training was told to calibrate.
+    trained = parse_config(content["config"], str(file)).eval.calibrate
+    thresholds = _best_thresholds(content.get("metrics", {}))
+    if calibration is not None and trained != config.eval.calibrate:
+        thresholds = {} if trained else {k: float(calibration(np.array(t))) for k, t in thresholds.items()}
+    return OpenCheckpoint(
+        file,
+        config,
+        place(model, config.train, device),
+        device,
+        tuple(content["classes"]),
+        tuple(content["category_ids"]),
+        calibration if config.eval.calibrate else None,
+        thresholds,
+    )
+
+
+def _best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
+    per_class = metrics.get("per_class", {})
+    found = {name: float(one.get("best_f1_threshold", -1)) for name, one in per_class.items()}
+    return {name: threshold for name, threshold in found.items() if threshold >= 0}
+
+
 def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> CheckpointScores:
     """Score a checkpoint (best.pt of a run folder) on a split: "train", "val" or "test".
 
     Raises:
         InputError: the checkpoint, an override or the data is wrong.
     """
-    file = find_checkpoint(path, "best.pt")
-    content = load_checkpoint(file)
-    config = parse_config(apply_overrides(content["config"], overrides), str(file))
-    device = build_device(config.train.device)
-    model = build_model(config.model, len(content["classes"]), pretrained=False)
-    load_weights(model, content["model"], str(file))
-    records = build_set(config.data, split, tuple(content["classes"]))
-    loader = build_eval_loader(config, records, device)
-    model = place(model, config.train, device)
-    scores = score(config, records, join_predictions(list(predictions_of(config, model, loader, device))))
-    fitted = content.get("calibration")
-    if fitted and config.eval.calibrate:
-        scores = scores.calibrated(Calibration.from_plain(fitted))
-    return CheckpointScores(file, config, records, scores)
+    c = open_checkpoint(path, overrides)
+    records = build_set(c.config.data, split, c.classes)
+    loader = build_eval_loader(c.config, records, c.device)
+    found = join_predictions(list(predictions_of(c.config, c.model, loader, c.device)))
+    return CheckpointScores(
+        c.file, c.config, records, score(c.config, records, found).calibrated(c.calibration)
+    )

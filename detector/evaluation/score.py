@@ -1,6 +1,6 @@
 """A model on a split of a data set: predictions and all metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.feed import checked
-from data.sample import DetectionSet
+from data.sample import Batch, DetectionSet
 from detector.build import box_std, build_amp
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, calibration_error, held_out_error
@@ -59,10 +59,17 @@ def predictions_of(
     Raises:
         InputError: an image cannot be used.
     """
+    return predictions_in(config, model, checked(loader), device)
+
+
+def predictions_in(
+    config: Config, model: RetinaNet, batches: Iterable[Batch], device: torch.device
+) -> Iterator[Predictions]:
+    """What a model finds in batches, one after another, with the settings of evaluation."""
     e = config.eval
     return predict_batches(
         model,
-        checked(loader),
+        batches,
         device,
         build_amp(config.train, device),
         box_std(config, device),

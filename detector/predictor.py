@@ -1,0 +1,160 @@
+"""The Python door: images -> boxes, scores and class names, with nothing but a checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from data.images import read_size, read_upright, rgb_pixels
+from data.loader import like_batches
+from data.sample import Sample, collate
+from detector.build import build_pipeline
+from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
+from detector.evaluation.inference import Predictions
+from detector.evaluation.score import predictions_in
+from errors import InputError
+
+ImageLike = str | Path | NDArray[np.uint8] | Image.Image | Tensor
+
+_DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """What was found in one image, best first."""
+
+    boxes: NDArray[np.float64]  # [D, 4] xyxy, pixels of the image as given
+    scores: NDArray[np.float64]  # [D] in [0, 1]: the probability to be right, where calibrated
+    labels: NDArray[np.int64]  # [D] index into the detector's classes
+    names: tuple[str, ...]  # of the classes, one for each detection
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, threshold: float | Sequence[float] | NDArray[np.float64]) -> "ImageDetections":
+        """Those that score at least the threshold: one for all, or one for each of the classes."""
+        wanted = np.asarray(threshold, dtype=np.float64)
+        kept = self.scores >= (wanted[self.labels] if wanted.ndim else wanted)
+        names = tuple(name for name, keep in zip(self.names, kept, strict=True) if keep)
+        return ImageDetections(self.boxes[kept], self.scores[kept], self.labels[kept], names)
+
+
+class Detector:
+    """A trained detector. It finds what `evaluate.py` finds in the same images, to the last digit.
+
+    Attributes:
+        classes: their names.
+        category_ids: of the classes, as in the annotations of the training.
+        thresholds: float64 [C], for `above`: each class's score with the best F1 in validation; 0.5
+            where there is none.
+        batch_size: images that go through the network together.
+    """
+
+    def __init__(self, checkpoint: OpenCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._pipeline = build_pipeline(checkpoint.config.data, training=False)
+        self.classes = checkpoint.classes
+        self.category_ids = checkpoint.category_ids
+        self.thresholds = np.array(
+            [checkpoint.best_thresholds.get(name, _DEFAULT_THRESHOLD) for name in self.classes]
+        )
+        self.batch_size = checkpoint.config.eval.batch_size
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> "Detector":
+        """The detector of a checkpoint file, or of best.pt in a run folder.
+
+        Args:
+            device: auto (a GPU where there is one), cpu, cuda, cuda:1, mps.
+            overrides: of the configuration in the checkpoint, e.g. ["eval.nms_threshold=0.6"].
+
+        Raises:
+            InputError: the checkpoint or an override is wrong, or the device is not there.
+        """
+        return cls(open_checkpoint(Path(path), [*overrides, f"train.device={device}"], "device"))
+
+    @overload
+    def __call__(self, images: ImageLike) -> ImageDetections: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, images: Sequence[ImageLike]) -> list[ImageDetections]: ...
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> ImageDetections | list[ImageDetections]:
+        """Detect in an image, or in each of a list; these are put into batches of like shape.
+
+        Args:
+            images: a path (turned upright by its EXIF), uint8 [H, W, 3] RGB, a PIL image or a torch
+                uint8 [3, H, W] RGB.
+
+        Raises:
+            InputError: an image cannot be read, or is of another kind.
+        """
+        if isinstance(images, str | Path | np.ndarray | Image.Image | Tensor):
+            return self._detect([images], ["the image"])[0]
+        sizes = np.array([_size(image, f"image {i}") for i, image in enumerate(images)], dtype=np.int64)
+        found: dict[int, ImageDetections] = {}
+        for rows in like_batches(sizes.reshape(-1, 2), self.batch_size):
+            batch = self._detect([images[row] for row in rows], [f"image {row}" for row in rows])
+            found.update(zip(rows, batch, strict=True))
+        return [found[row] for row in range(len(images))]
+
+    def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
+        """Detections in images that make one batch."""
+        batch = collate([self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))])
+        c = self._checkpoint
+        (predictions,) = predictions_in(c.config, c.model, [batch], c.device)
+        return [self._of_image(predictions, row) for row in range(len(images))]
+
+    def _sample(self, index: int, image: ImageLike, name: str) -> Sample:
+        pixels = _pixels(image, name)
+        none = np.zeros((0, 4), dtype=np.float32)
+        resized, boxes, rows = self._pipeline(pixels, none, seed=0)
+        height, width = pixels.shape[:2]
+        return Sample(index, index, resized, (height, width), boxes, rows, np.zeros(0, dtype=np.bool_))
+
+    def _of_image(self, predictions: Predictions, row: int) -> ImageDetections:
+        mine = predictions.rows == row
+        calibration, scores = self._checkpoint.calibration, predictions.scores[mine]
+        labels = predictions.labels[mine]
+        return ImageDetections(
+            predictions.boxes[mine],
+            scores if calibration is None else calibration(scores),
+            labels,
+            tuple(self.classes[label] for label in labels),
+        )
+
+
+def _size(image: ImageLike, name: str) -> tuple[int, int]:
+    """Height and width; of a file by its header."""
+    if isinstance(image, str | Path):
+        return read_size(Path(image))[0]
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    height, width = _pixels(image, name).shape[:2]
+    return height, width
+
+
+def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] RGB."""
+    if isinstance(image, str | Path):
+        return read_upright(Path(image), str(image))
+    if isinstance(image, Image.Image):
+        return rgb_pixels(image, name)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or len(image) != 3 or str(image.dtype) != "torch.uint8":
+            kind = f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
+            raise InputError(f"{name}: a tensor must be uint8 [3, H, W], got {kind}; several go in a list")
+        image = image.permute(1, 2, 0).cpu().numpy()
+    elif not isinstance(image, np.ndarray):
+        raise InputError(f"{name}: a path, an array, a PIL image or a tensor is wanted, got {type(image)}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        kind = f"{image.dtype} {list(image.shape)}"
+        raise InputError(f"{name}: an array must be uint8 [H, W, 3] RGB, got {kind}; several go in a list")
+    if 0 in image.shape:
+        raise InputError(f"{name} has no pixels: {image.shape[1]} x {image.shape[0]}")
+    return np.ascontiguousarray(image)

@@ -1,0 +1,158 @@
+"""The Python door gives what evaluation gives, whatever an image comes as."""
+
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from data.images import read_image
+from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
+from detector.predictor import Detector, ImageDetections
+from errors import InputError
+from tests.builders import TINY_MODEL, coco_dict, write_coco
+from tests.runs import call
+
+SIZES = ((48, 64), (96, 64), (48, 64), (40, 90), (96, 64))  # height, width: they share batches unevenly
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch on images of several sizes, evaluated at 50 px in batches of two."""
+    folder = tmp_path_factory.mktemp("predictor")
+    content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]] for _ in SIZES])
+    for image, (height, width) in zip(content["images"], SIZES, strict=True):
+        image.update(height=height, width=width)
+    write_coco(folder / "set", content, content)
+    (folder / "tiny.yaml").write_text(
+        f"data:\n  format: coco\n  root: {folder / 'set'}\n"
+        "  transforms: {eval: [ResizeWithin: {long: 50}]}\n"
+        "train: {epochs: 1}\neval: {batch_size: 2}\n"
+    )
+    assert call(train.main, "tiny.yaml", "run.dir=run", *TINY_MODEL, cwd=folder).code == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Path) -> CheckpointScores:
+    return evaluate_checkpoint(run, [], "val")
+
+
+@pytest.fixture(scope="module")
+def detector(run: Path) -> Detector:
+    return Detector.load(run, device="cpu")
+
+
+def same(one: ImageDetections, other: ImageDetections) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(astuple(one), astuple(other), strict=True))
+
+
+def test_a_list_of_files_gives_what_evaluation_finds(detector, evaluated) -> None:
+    """To the last digit: boxes in pixels of the files, calibrated scores, the same batches."""
+    found = detector([str(file) for file in evaluated.records.files])
+    predictions = evaluated.scores.predictions
+    assert len(predictions.rows) > 0
+    for row, image in enumerate(found):
+        mine = predictions.rows == row
+        np.testing.assert_array_equal(image.boxes, predictions.boxes[mine])
+        np.testing.assert_array_equal(image.scores, predictions.scores[mine])
+        np.testing.assert_array_equal(image.labels, predictions.labels[mine])
+        assert image.names == tuple(("cat", "dog")[label] for label in image.labels)
+        assert (np.diff(image.scores) <= 0).all()
+
+
+def test_the_kind_of_an_image_makes_no_difference(detector, evaluated) -> None:
+    """An array that is not contiguous, too: here the flip of a flipped picture."""
+    path, size = Path(evaluated.records.files[3]), SIZES[3]
+    pixels = read_image(path, size)
+    expected = detector(path)
+    assert len(expected) > 0
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for image in (str(path), pixels, pixels[::-1].copy()[::-1], Image.open(path), tensor):
+        assert same(detector(image), expected)
+        assert same(detector([image])[0], expected)
+
+
+def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> None:
+    best = [evaluated.scores.coco.per_class[name].best_threshold for name in ("cat", "dog")]
+    assert detector.thresholds.tolist() == best
+    bare = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    torch.save({**bare, "metrics": {}}, run.parent / "bare.pt")
+    assert Detector.load(run.parent / "bare.pt").thresholds.tolist() == [0.5, 0.5]
+    # Raw scores have other thresholds, which a calibrated training does not leave.
+    raw = Detector.load(run, overrides=["eval.calibrate=false"])
+    assert raw.thresholds.tolist() == [0.5, 0.5]
+    file = evaluated.records.files[0]
+    assert not np.array_equal(raw(file).scores, detector(file).scores)
+
+
+def test_thresholds_of_a_training_without_calibration_are_brought_to_its_scale(run, evaluated) -> None:
+    """The same detections pass, whichever scale is used."""
+    content = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    raw = evaluate_checkpoint(run, ["eval.calibrate=false"], "val").scores.coco
+    content["config"]["eval"]["calibrate"] = False
+    content["metrics"] = raw.as_json()
+    torch.save(content, run.parent / "raw.pt")
+    as_trained = Detector.load(run.parent / "raw.pt")
+    calibrated = Detector.load(run.parent / "raw.pt", overrides=["eval.calibrate=true"])
+    assert as_trained.thresholds.tolist() == [raw.per_class[n].best_threshold for n in ("cat", "dog")]
+    best = [evaluated.scores.coco.per_class[n].best_threshold for n in ("cat", "dog")]
+    np.testing.assert_allclose(calibrated.thresholds, best, rtol=1e-12)
+
+
+def test_above_takes_one_threshold_or_one_for_each_class() -> None:
+    boxes = np.arange(12.0).reshape(3, 4)
+    found = ImageDetections(boxes, np.array([0.9, 0.5, 0.4]), np.array([0, 1, 0]), ("cat", "dog", "cat"))
+    assert found.above(0.5).names == ("cat", "dog")
+    assert found.above([0.3, 0.6]).boxes.tolist() == boxes[[0, 2]].tolist()
+    assert len(found.above(1.0)) == 0
+
+
+def test_an_image_turned_by_its_exif_is_taken_upright(detector, tmp_path: Path) -> None:
+    """The boxes are in pixels of the picture as a viewer shows it: the same as of the turned pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    assert same(detector(tmp_path / "turned.png"), detector(np.rot90(pixels, -1)))
+
+
+def test_no_images_give_no_detections(detector) -> None:
+    assert detector([]) == []
+
+
+WRONG = {
+    "float": (np.zeros((4, 4, 3)), "uint8 [H, W, 3] RGB, got float64 [4, 4, 3]"),
+    "grey": (np.zeros((4, 4), np.uint8), "got uint8 [4, 4]"),
+    "a batch": (
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        "uint8 [3, H, W], got uint8 [2, 3, 8, 8]; several",
+    ),
+    "channels last": (torch.zeros(8, 8, 3, dtype=torch.uint8), "got uint8 [8, 8, 3]"),
+    "no pixels": (np.zeros((0, 4, 3), np.uint8), "no pixels: 4 x 0"),
+    "missing": ("nowhere.jpg", "nowhere.jpg does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_image_is_refused_and_named(detector, case: str) -> None:
+    image, problem = WRONG[case]
+    good = np.zeros((8, 8, 3), np.uint8)
+    for images in (image, [good, image]):
+        with pytest.raises(InputError) as raised:
+            detector(images)
+        assert problem in str(raised.value)
+    if case not in ("missing",):
+        assert str(raised.value).startswith("image 1")
+
+
+def test_a_wrong_device_or_override_is_refused(run) -> None:
+    with pytest.raises(InputError, match="device: 'abacus'"):
+        Detector.load(run, device="abacus")
+    with pytest.raises(InputError, match=r"eval\.nms_threshold"):
+        Detector.load(run, overrides=["eval.nms_treshold=0.5"])
+    with pytest.raises(InputError, match="does not exist"):
+        Detector.load("nowhere.pt")
