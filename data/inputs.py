@@ -1,0 +1,69 @@
+"""What a user points at -> the images and videos in it: files, folders, patterns, standard input."""
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data.images import IMAGE_SUFFIXES
+from errors import InputError
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or video."""
+
+    kind: Literal["image", "video", "stdin"]
+    path: Path  # as the user can open it; "stdin" for what has no file
+    place: Path  # below the folder that the user named: where its results go below theirs
+
+
+def find_sources(words: Sequence[str]) -> list[Source]:
+    """The images and videos that the words name, in their order, each once.
+
+    Args:
+        words: files, taken whatever their ending; folders, searched with those below them for images and
+            videos; patterns with * ? [ or **; "-", an image on standard input.
+
+    Raises:
+        InputError: a word names nothing, or there is nothing of use in it.
+    """
+    found: dict[Path, Source] = {}
+    for word in words:
+        if word == STDIN:
+            found.setdefault(Path(STDIN), Source("stdin", Path("stdin"), Path("stdin")))
+            continue
+        path = Path(word)
+        places = [path]
+        if not path.exists():
+            places = [Path(name) for name in sorted(glob.glob(word, recursive=True))]
+            if not places:
+                pattern = glob.has_magic(word)
+                raise InputError(f"{word} {'matches nothing' if pattern else 'does not exist'}")
+        sources = [source for place in places for source in _sources(place)]
+        if not sources:
+            endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+            raise InputError(f"{word} holds no images and no videos ({endings})")
+        for source in sources:
+            found.setdefault(source.path, source)
+    return list(found.values())
+
+
+def _sources(path: Path) -> Iterable[Source]:
+    if not path.is_dir():
+        kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
+        yield Source(kind, path, Path(path.name))
+        return
+    for file in sorted(path.rglob("*")):
+        place = file.relative_to(path)
+        # Hidden files are thumbnails and what other systems leave behind.
+        if any(part.startswith(".") for part in place.parts) or not file.is_file():
+            continue
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            yield Source("image", file, place)
+        elif file.suffix.lower() in VIDEO_SUFFIXES:
+            yield Source("video", file, place)

@@ -1,0 +1,97 @@
+"""Videos as frames, by OpenCV."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+_USUAL_RATE = 25.0  # frames per second of a file that does not say
+
+
+class VideoReader:
+    """The frames of a video file, upright, one after another.
+
+    Attributes:
+        rate: frames per second.
+        frames: how many there are, by the file's own account; 0 where it does not say.
+
+    Raises:
+        InputError: the file is no video that can be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            raise InputError(f"video {path} cannot be read: it is no video, or of a kind that OpenCV lacks")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = float(rate) if 0 < rate < 1000 else _USUAL_RATE
+        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """uint8 [H, W, 3] RGB each. Raises InputError if there is not a single one."""
+        count = 0
+        while True:
+            read, frame = self._capture.read()
+            if not read:
+                break
+            count += 1
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        self._capture.release()
+        if count == 0:
+            raise InputError(f"video {self._path} cannot be read: it has no frames")
+        if count < 0.9 * self.frames:
+            log.warning("video %s breaks off after %d of %d frames", self._path, count, self.frames)
+
+
+class VideoWriter:
+    """An MP4 file without sound, there once it is whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
+        """
+        Args:
+            rate: frames per second.
+            size: height and width of a frame in pixels.
+        """
+        self._path = path
+        self._part = path.with_name(f".{path.stem}.part{path.suffix}")
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        self._writer = cv2.VideoWriter(str(self._part), code, rate, (size[1], size[0]))
+        if not self._writer.isOpened():
+            self._part.unlink(missing_ok=True)
+            raise InputError(f"cannot write {path}: OpenCV has no permission, no space or no MPEG-4 encoder")
+        self._size = size
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Add a frame, uint8 [H, W, 3] RGB; one of another size is scaled."""
+        if frame.shape[:2] != self._size:
+            frame = np.asarray(cv2.resize(frame, self._size[::-1]), dtype=np.uint8)
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.release()
+        if kind is not None:
+            self._part.unlink(missing_ok=True)
+            return
+        try:
+            self._part.replace(self._path)
+        except OSError as problem:
+            self._part.unlink(missing_ok=True)
+            raise InputError(f"cannot write {self._path}: {problem.strerror}") from None

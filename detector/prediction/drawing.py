@@ -1,0 +1,125 @@
+"""Detections drawn on a picture, to be looked at."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from detector.predictor import ImageDetections
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
+
+# Told apart by colour-blind people too: Okabe & Ito, "Color universal design" (2008), without black.
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+_EDGE: Colour = (16, 16, 16)  # along both sides of a line, which is seen on every ground then
+# Where the default font has no letters for a class name.
+_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+)
+
+
+def colour(label: int) -> Colour:
+    """The colour of a class; from the eighth on lighter, then darker ones of the same."""
+    red, green, blue = PALETTE[label % len(PALETTE)]
+    turn = label // len(PALETTE) % 3
+    if turn == 0:
+        return red, green, blue
+    towards = 255 if turn == 1 else 0
+    return (red + towards) // 2, (green + towards) // 2, (blue + towards) // 2
+
+
+def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and scores, the best on top."""
+    image = Image.fromarray(pixels)
+    canvas = ImageDraw.Draw(image)
+    side = math.sqrt(image.width * image.height)
+    line = max(2, round(side / 250))
+    for box, label in zip(found.boxes[::-1], found.labels[::-1], strict=True):
+        _outline(canvas, box, line, colour(int(label)))
+    size = max(11, round(side / 40))
+    ascii_only = all(name.isascii() for name in found.names)
+    font = _font(size, ascii_only)
+    placed: list[Rectangle] = []
+    for box, label, name, score in zip(found.boxes, found.labels, found.names, found.scores, strict=True):
+        text = f"{name} {score:.2f}"
+        pad = max(2, size // 5)
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+        _, highest, _, lowest = canvas.textbbox((0, 0), "Ag", font=font)  # one height for all
+        top, bottom = min(top, highest), max(bottom, lowest)
+        extent = (right - left + 2 * pad, bottom - top + 2 * pad)
+        at = _free_place(box, extent, image.size, line, placed)
+        placed.append(at)
+        ground = colour(int(label))
+        canvas.rectangle(at, fill=ground)
+        ink = (0, 0, 0) if _luminance(ground) > 0.18 else (255, 255, 255)
+        canvas.text((at[0] + pad - left, at[1] + pad - top), text, fill=ink, font=font)
+    return np.array(image)
+
+
+def _outline(canvas: ImageDraw.ImageDraw, box: NDArray[np.float64], line: int, ink: Colour) -> None:
+    x0, y0, x1, y1 = (round(float(v)) for v in box)
+    x0, y0 = min(x0, x1), min(y0, y1)
+    edge = max(1, line // 4)
+    outer = (x0 - line // 2 - edge, y0 - line // 2 - edge, x1 + line // 2 + edge, y1 + line // 2 + edge)
+    canvas.rectangle(outer, outline=_EDGE, width=line + 2 * edge)
+    canvas.rectangle(
+        (x0 - line // 2, y0 - line // 2, x1 + line // 2, y1 + line // 2), outline=ink, width=line
+    )
+
+
+def _free_place(
+    box: NDArray[np.float64],
+    extent: tuple[float, float],
+    image_size: tuple[int, int],
+    line: int,
+    placed: list[Rectangle],
+) -> Rectangle:
+    """Where a label hides least of the others: above its box, below it, or within."""
+    width, height = extent
+    x0, y0, x1, y1 = (float(v) for v in box)
+    left, right = x0 - line // 2, x1 + line // 2 - width
+    corners = [
+        (left, y0 - line // 2 - height), (right, y0 - line // 2 - height),
+        (left, y1 + line // 2), (right, y1 + line // 2),
+        (left, y0), (right, y0), (left, y1 - height), (right, y1 - height),
+    ]  # fmt: skip
+    best, least = None, math.inf
+    for corner in corners:
+        # Pushed into the image.
+        x = round(min(max(corner[0], 0), max(0, image_size[0] - width)))
+        y = round(min(max(corner[1], 0), max(0, image_size[1] - height)))
+        at = (x, y, x + width, y + height)
+        hidden = sum(_overlap(at, other) for other in placed)
+        if hidden < least:
+            best, least = at, hidden
+    assert best is not None
+    return best
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _luminance(ground: Colour) -> float:
+    """Relative luminance of sRGB, WCAG 2.1; above 0.18 black text has the better contrast."""
+    linear = [v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in ground]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    for name in () if ascii_only else _FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)

@@ -1,0 +1,163 @@
+"""The folder of results: drawn pictures and videos, COCO results, CSV, the inputs that could not be read."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.inputs import Source
+from data.video import VideoWriter
+from detector.predictor import ImageDetections
+from detector.training.run_folder import write_text
+from errors import InputError
+
+FORMATS = ("pictures", "coco", "csv")
+DEFAULT_FOLDER = "predictions"
+_CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one image or frame."""
+
+    source: Source
+    frame: int | None  # of a video, from 0
+    size: tuple[int, int]  # height, width
+    found: ImageDetections
+
+
+class ResultsFolder:
+    """Made with the first file that is put into it, so that nothing is left of a run without results.
+
+    Args:
+        wanted: the folder; None for predictions, predictions-2 and so on.
+
+    Raises:
+        InputError: the wanted folder holds something already.
+    """
+
+    def __init__(self, wanted: Path | None) -> None:
+        self._wanted = wanted
+        self._path: Path | None = None
+        self._taken: set[Path] = set()
+        if wanted is None:
+            return
+        if wanted.exists() and not wanted.is_dir():
+            raise InputError(f"--output: {wanted} is no folder")
+        if wanted.is_dir() and any(wanted.iterdir()):
+            raise InputError(f"--output: {wanted} holds something already; choose another")
+
+    @property
+    def path(self) -> Path:
+        """The folder, made if it was not yet. Raises InputError: it cannot be."""
+        if self._path is None:
+            self._path = self._make()
+        return self._path
+
+    def _make(self) -> Path:
+        try:
+            if self._wanted is not None:
+                self._wanted.mkdir(parents=True, exist_ok=True)
+                return self._wanted
+            for number in itertools.count(1):
+                folder = Path(DEFAULT_FOLDER if number == 1 else f"{DEFAULT_FOLDER}-{number}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    return folder
+        except OSError as error:
+            raise InputError(
+                f"--output: {self._wanted or DEFAULT_FOLDER} cannot be made: {error.strerror}"
+            ) from None
+        raise AssertionError("unreachable")
+
+    def write_picture(self, source: Source, pixels: NDArray[np.uint8]) -> None:
+        """Keep a drawn picture, uint8 [H, W, 3]: PNG stays PNG, all else becomes JPEG.
+
+        Raises:
+            InputError: no permission or no space.
+        """
+        png = source.place.suffix.lower() == ".png"
+        path = self._place("pictures", source.place.with_suffix(".png" if png else ".jpg"))
+        encoded = io.BytesIO()
+        image = Image.fromarray(pixels)
+        if png:
+            image.save(encoded, "PNG", compress_level=3)
+        else:
+            image.save(encoded, "JPEG", quality=92)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_bytes(encoded.getbuffer())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+    def video_writer(self, source: Source, rate: float, size: tuple[int, int]) -> VideoWriter:
+        """For the drawn frames of a video. Raises InputError: it cannot be written."""
+        return VideoWriter(self._place("videos", source.place.with_suffix(".mp4")), rate, size)
+
+    def _place(self, kind: str, place: Path) -> Path:
+        """A path of its own for each: a.jpg, then a-2.jpg."""
+        for number in itertools.count(1):
+            name = place.name if number == 1 else f"{place.stem}-{number}{place.suffix}"
+            path = self.path / kind / place.with_name(name)
+            if path not in self._taken:
+                break
+        self._taken.add(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {path.parent}: {error.strerror}") from None
+        return path
+
+    def write_coco(
+        self, results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
+    ) -> None:
+        """coco.json, a results file, and images.json, which says what its ids mean.
+
+        Raises:
+            InputError: no permission or no space.
+        """
+        images, entries = [], []
+        for number, result in enumerate(results, start=1):
+            height, width = result.size
+            image: dict[str, Any] = {"id": number, "file_name": str(result.source.path)}
+            image |= {"width": width, "height": height}
+            images.append(image if result.frame is None else {**image, "frame": result.frame})
+            for (x0, y0, x1, y1), label, score in zip(
+                result.found.boxes.tolist(), result.found.labels, result.found.scores.tolist(), strict=True
+            ):
+                box = [x0, y0, x1 - x0, y1 - y0]
+                category = category_ids[label]
+                entries.append({"image_id": number, "category_id": category, "bbox": box, "score": score})
+        categories = [{"id": i, "name": name} for i, name in zip(category_ids, classes, strict=True)]
+        listing = {"info": {}, "images": images, "annotations": [], "categories": categories}
+        write_text(self.path / "coco.json", json.dumps(entries) + "\n")
+        write_text(self.path / "images.json", json.dumps(listing) + "\n")
+
+    def write_csv(self, results: Sequence[Result]) -> None:
+        """detections.csv, one line each. Raises InputError: no permission or no space."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(_CSV_HEADER)
+        for result in results:
+            frame = "" if result.frame is None else result.frame
+            found = result.found
+            for box, name, score in zip(found.boxes, found.names, found.scores, strict=True):
+                sides = (f"{side:.2f}" for side in box)
+                rows.writerow((result.source.path, frame, name, f"{score:.6f}", *sides))
+        write_text(self.path / "detections.csv", text.getvalue())
+
+    def write_failed(self, failed: Sequence[tuple[Source, str]]) -> None:
+        """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""
+        lines = (f"{source.path}\t{reason}\n" for source, reason in failed)
+        write_text(self.path / "failed.txt", "".join(lines))

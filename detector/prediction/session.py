@@ -1,0 +1,178 @@
+"""Detecting in all that a user points at; what cannot be read is left out and counted."""
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data.images import read_size, read_upright
+from data.inputs import Source
+from data.loader import like_batches
+from data.video import VideoReader, VideoWriter
+from detector.prediction.drawing import draw
+from detector.prediction.results import Result, ResultsFolder
+from detector.predictor import Detector
+from errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+_READERS = 4  # threads that decode a batch while the network works on the one before
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of it."""
+
+    folder: Path
+    images: int  # frames of videos among them
+    detections: int
+    failed: int
+
+
+def predict(
+    detector: Detector,
+    sources: Sequence[Source],
+    folder: ResultsFolder,
+    formats: Sequence[str],
+    thresholds: NDArray[np.float64],
+) -> Report:
+    """Detect in all sources and write the results.
+
+    Args:
+        formats: some of results.FORMATS.
+        thresholds: float64 [C]; detections below that of their class are left out.
+
+    Raises:
+        InputError: not one of the sources can be read, or the results cannot be written.
+    """
+    session = _Session(detector, folder, "pictures" in formats, thresholds)
+    with ThreadPoolExecutor(_READERS) as readers, session.bar:
+        session.images([source for source in sources if source.kind != "video"], readers)
+        for source in sources:
+            if source.kind == "video":
+                session.video(source)
+    if not session.results:
+        (_, reason), *more = session.failed
+        raise InputError(f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason)
+    position = {source: number for number, source in enumerate(sources)}
+    results = sorted(session.results, key=lambda r: (position[r.source], r.frame or 0))
+    if "coco" in formats:
+        folder.write_coco(results, detector.classes, detector.category_ids)
+    if "csv" in formats:
+        folder.write_csv(results)
+    if session.failed:
+        folder.write_failed(session.failed)
+    found = sum(len(result.found) for result in results)
+    return Report(folder.path, len(results), found, len(session.failed))
+
+
+class _Session:
+    """What has been found so far."""
+
+    def __init__(
+        self, detector: Detector, folder: ResultsFolder, pictures: bool, thresholds: NDArray[np.float64]
+    ) -> None:
+        self.results: list[Result] = []
+        self.failed: list[tuple[Source, str]] = []
+        self.bar = tqdm(total=0, unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._detector = detector
+        self._folder = folder
+        self._pictures = pictures
+        self._thresholds = thresholds
+        self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # what came on standard input
+
+    def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
+        """Detect in images, those of like shape together, reading a batch ahead."""
+        self.bar.total = len(sources)
+        sized = [(source, size) for source in sources if (size := self._size(source)) is not None]
+        sizes = np.array([size for _, size in sized], dtype=np.int64).reshape(-1, 2)
+        batches = like_batches(sizes, self._detector.batch_size)
+
+        def begin(rows: list[int]) -> list[tuple[Source, Future[Pixels | InputError]]]:
+            return [
+                (source, readers.submit(self._read, source)) for source in (sized[row][0] for row in rows)
+            ]
+
+        ahead = begin(batches[0]) if batches else []
+        for following in [*batches[1:], []]:
+            reading, ahead = ahead, begin(following)
+            good = []
+            for source, future in reading:
+                pixels = future.result()
+                if isinstance(pixels, InputError):
+                    self._fail(source, pixels)
+                else:
+                    good.append((source, pixels))
+            for (source, _), drawn in zip(good, self._detect(good, None), strict=True):
+                if drawn is not None:
+                    self._folder.write_picture(source, drawn)
+                self.bar.update()
+
+    def _size(self, source: Source) -> tuple[int, int] | None:
+        """Height and width; None for an image that is known not to be readable by now."""
+        try:
+            if source.kind != "stdin":
+                return read_size(source.path)[0]
+            self._streamed = read_upright(io.BytesIO(sys.stdin.buffer.read()), "on standard input")
+            return self._streamed.shape[0], self._streamed.shape[1]
+        except InputError as error:
+            self._fail(source, error)
+            return None
+
+    def _read(self, source: Source) -> Pixels | InputError:
+        if source.kind == "stdin":
+            return self._streamed
+        try:
+            return read_upright(source.path, str(source.path))
+        except InputError as error:
+            return error
+
+    def video(self, source: Source) -> None:
+        """Detect in every frame of a video."""
+        size = self._detector.batch_size
+        try:
+            reader = VideoReader(source.path)
+            frames = iter(reader)
+            batch = list(islice(frames, size))
+        except InputError as error:
+            self.bar.total += 1
+            self._fail(source, error)
+            return
+        self.bar.total += reader.frames
+        self.bar.refresh()
+        first = 0
+        with ExitStack() as stack:
+            writer: VideoWriter | None = None
+            while batch:
+                for drawn in self._detect([(source, frame) for frame in batch], first):
+                    if drawn is not None and writer is None:
+                        extent = (drawn.shape[0], drawn.shape[1])
+                        writer = stack.enter_context(self._folder.video_writer(source, reader.rate, extent))
+                    if drawn is not None and writer is not None:
+                        writer.write(drawn)
+                    self.bar.update()
+                first += len(batch)
+                batch = list(islice(frames, size))
+
+    def _detect(
+        self, images: list[tuple[Source, Pixels]], first_frame: int | None
+    ) -> Iterator[Pixels | None]:
+        """The drawn pictures of a batch, where they are wanted; the results are kept."""
+        found = self._detector([pixels for _, pixels in images])
+        for number, ((source, pixels), one) in enumerate(zip(images, found, strict=True)):
+            shown = one.above(self._thresholds)
+            frame = None if first_frame is None else first_frame + number
+            self.results.append(Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown))
+            yield draw(pixels, shown) if self._pictures else None
+
+    def _fail(self, source: Source, error: InputError) -> None:
+        self.failed.append((source, str(error)))
+        self.bar.update()

@@ -1,0 +1,95 @@
+"""Detect in images and videos: python predict.py RUN_DIR_OR_CHECKPOINT INPUT ..."""
+
+import argparse
+from pathlib import Path
+
+from doors import run_door
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Detect in images and videos with a trained checkpoint.",
+        epilog="Example: python predict.py runs/bccd photographs/ clip.mp4 --threshold 0.5",
+    )
+    parser.add_argument("model", metavar="RUN_DIR_OR_CHECKPOINT", help="takes best.pt of a run folder")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image or video files, folders with all below, quoted patterns, or - for an image on stdin",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="a new folder (default: predictions, predictions-2, ...)"
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="T",
+        help="least score, 0 to 1 (default: each class's with the best F1 in validation, else 0.5)",
+    )
+    parser.add_argument(
+        "--format",
+        default="pictures,coco,csv",
+        metavar="LIST",
+        help="what to write, of pictures,coco,csv (default: all)",
+    )
+    parser.add_argument("--batch", metavar="N", help="images at a time (default: that of evaluation)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    a = parser.parse_args()
+    predict(a.model, a.inputs, a.output, a.threshold, a.format, a.batch, a.device)
+
+
+def predict(
+    model: str,
+    inputs: list[str],
+    output: Path | None,
+    threshold: str | None,
+    formats: str,
+    batch: str | None,
+    device: str,
+) -> None:
+    """Detect in what the command line names, write the results, say where they are."""
+    import logging
+
+    import numpy as np
+
+    from data.inputs import find_sources
+    from detector.prediction.results import FORMATS, ResultsFolder
+    from detector.prediction.session import predict as run
+    from detector.predictor import Detector
+    from errors import InputError
+
+    wanted = [word.strip() for word in formats.split(",")]
+    for word in wanted:
+        if word not in FORMATS:
+            raise InputError(f"--format: '{word}' is not one of {', '.join(FORMATS)}")
+    least = None if threshold is None else _number("--threshold", threshold)
+    if least is not None and not 0 <= least <= 1:
+        raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {threshold}")
+    size = None if batch is None else _number("--batch", batch)
+    if size is not None and (size < 1 or size != int(size)):
+        raise InputError(f"--batch: a whole number from 1 on is wanted, not {batch}")
+    sources, folder = find_sources(inputs), ResultsFolder(output)
+    detector = Detector.load(model, device)
+    if size is not None:
+        detector.batch_size = int(size)
+    thresholds = detector.thresholds if least is None else np.full(len(detector.classes), least)
+    report = run(detector, sources, folder, wanted, thresholds)
+    if report.failed:
+        logging.getLogger(__name__).warning(
+            "%d of %d inputs could not be read; see %s",
+            report.failed, len(sources), report.folder / "failed.txt",
+        )  # fmt: skip
+    print(f"{report.detections} detections in {report.images} images: {report.folder}")
+
+
+def _number(option: str, text: str) -> float:
+    from errors import InputError
+
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{option}: '{text}' is not a number") from None
+
+
+if __name__ == "__main__":
+    run_door(main)
