@@ -66,7 +66,7 @@ def predict(
     if least is not None and not 0 <= least <= 1:
         raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {threshold}")
     size = None if batch is None else _number("--batch", batch)
-    if size is not None and (size < 1 or size != int(size)):
+    if size is not None and (size < 1 or not size.is_integer()):
         raise InputError(f"--batch: a whole number from 1 on is wanted, not {batch}")
     sources, folder = find_sources(inputs), ResultsFolder(output)
     detector = Detector.load(model, device)

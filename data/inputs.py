@@ -40,10 +40,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         path = Path(word)
         places = [path]
         if not path.exists():
-            places = [Path(name) for name in sorted(glob.glob(word, recursive=True))]
+            places = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
             if not places:
-                pattern = glob.has_magic(word)
-                raise InputError(f"{word} {'matches nothing' if pattern else 'does not exist'}")
+                raise InputError(f"{word} {'matches nothing' if glob.has_magic(word) else 'does not exist'}")
         sources = [source for place in places for source in _sources(place)]
         if not sources:
             endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))

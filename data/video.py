@@ -1,9 +1,13 @@
 """Videos as frames, by OpenCV."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+
+# What FFmpeg and OpenCV have to say of a file, in lines of their own, is said here in one.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2
 import numpy as np
@@ -12,6 +16,7 @@ from numpy.typing import NDArray
 from errors import InputError
 
 log = logging.getLogger(__name__)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _USUAL_RATE = 25.0  # frames per second of a file that does not say
 

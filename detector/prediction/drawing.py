@@ -13,17 +13,18 @@ Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 # Told apart by colour-blind people too: Okabe & Ito, "Color universal design" (2008), without black.
 PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
-)  # fmt: skip
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
 _EDGE: Colour = (16, 16, 16)  # along both sides of a line, which is seen on every ground then
 # Where the default font has no letters for a class name.
-_FONTS = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "Arial Unicode.ttf",
-    "arial.ttf",
-)
+_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf")
+_LEAST_SIDE = 512  # pixels of the long side: in less no label can be read
 
 
 def colour(label: int) -> Colour:
@@ -37,18 +38,24 @@ def colour(label: int) -> Colour:
 
 
 def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and scores, the best on top."""
+    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and scores, the best on top.
+
+    Small pictures are enlarged, by a whole number.
+    """
     image = Image.fromarray(pixels)
+    enlarge = max(1, round(_LEAST_SIDE / max(image.size)))
+    image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.BICUBIC)
+    boxes = found.boxes * enlarge
     canvas = ImageDraw.Draw(image)
     side = math.sqrt(image.width * image.height)
-    line = max(2, round(side / 250))
-    for box, label in zip(found.boxes[::-1], found.labels[::-1], strict=True):
+    line = max(2, round(side / 180))
+    for box, label in zip(boxes[::-1], found.labels[::-1], strict=True):
         _outline(canvas, box, line, colour(int(label)))
-    size = max(11, round(side / 40))
+    size = max(11, round(side / 36))
     ascii_only = all(name.isascii() for name in found.names)
     font = _font(size, ascii_only)
     placed: list[Rectangle] = []
-    for box, label, name, score in zip(found.boxes, found.labels, found.names, found.scores, strict=True):
+    for box, label, name, score in zip(boxes, found.labels, found.names, found.scores, strict=True):
         text = f"{name} {score:.2f}"
         pad = max(2, size // 5)
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
@@ -67,12 +74,10 @@ def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]
 def _outline(canvas: ImageDraw.ImageDraw, box: NDArray[np.float64], line: int, ink: Colour) -> None:
     x0, y0, x1, y1 = (round(float(v)) for v in box)
     x0, y0 = min(x0, x1), min(y0, y1)
-    edge = max(1, line // 4)
-    outer = (x0 - line // 2 - edge, y0 - line // 2 - edge, x1 + line // 2 + edge, y1 + line // 2 + edge)
+    half, edge = line // 2, max(1, line // 4)
+    outer = (x0 - half - edge, y0 - half - edge, x1 + half + edge, y1 + half + edge)
     canvas.rectangle(outer, outline=_EDGE, width=line + 2 * edge)
-    canvas.rectangle(
-        (x0 - line // 2, y0 - line // 2, x1 + line // 2, y1 + line // 2), outline=ink, width=line
-    )
+    canvas.rectangle((x0 - half, y0 - half, x1 + half, y1 + half), outline=ink, width=line)
 
 
 def _free_place(

@@ -97,9 +97,7 @@ class _Session:
         batches = like_batches(sizes, self._detector.batch_size)
 
         def begin(rows: list[int]) -> list[tuple[Source, Future[Pixels | InputError]]]:
-            return [
-                (source, readers.submit(self._read, source)) for source in (sized[row][0] for row in rows)
-            ]
+            return [(sized[row][0], readers.submit(self._read, sized[row][0])) for row in rows]
 
         ahead = begin(batches[0]) if batches else []
         for following in [*batches[1:], []]:

@@ -1,0 +1,66 @@
+"""What the words of a command line name."""
+
+from pathlib import Path
+
+import pytest
+
+from data.inputs import find_sources
+from errors import InputError
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    names = ("in/b.JPG", "in/a.png", "in/deep/c.tiff", "in/clip.MP4", "in/notes.txt", "in/.hidden/d.png")
+    for name in (*names, "in/._a.png", "odd.data", "empty/x.txt", "square[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(*words: str) -> list[tuple[str, str]]:
+    return [(source.kind, str(source.path)) for source in find_sources(words)]
+
+
+FOLDER = [("image", "in/a.png"), ("image", "in/b.JPG"), ("video", "in/clip.MP4"), ("image", "in/deep/c.tiff")]
+
+
+def test_a_folder_is_searched_to_the_bottom(place: Path) -> None:
+    assert found("in") == FOLDER
+    assert [str(source.place) for source in find_sources(["in"])] == [
+        "a.png",
+        "b.JPG",
+        "clip.MP4",
+        "deep/c.tiff",
+    ]
+
+
+def test_a_pattern_names_files_and_folders(place: Path) -> None:
+    assert found("in/*.png") == [("image", "in/a.png")]
+    assert found("in/**/*.t*") == [("image", "in/deep/c.tiff"), ("image", "in/notes.txt")]
+    assert found("i?") == FOLDER
+
+
+def test_a_file_is_taken_whatever_its_name(place: Path) -> None:
+    assert found("odd.data") == [("image", "odd.data")]
+    assert found("square[1].png") == [("image", "square[1].png")]
+
+
+def test_order_is_kept_and_each_stands_once(place: Path) -> None:
+    assert found("odd.data", "-", "in/b.JPG", "in", "-") == [
+        ("image", "odd.data"), ("stdin", "stdin"), ("image", "in/b.JPG"),
+        *[source for source in FOLDER if source[1] != "in/b.JPG"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("gone.jpg", "gone.jpg does not exist"),
+        ("gone/*.jpg", r"gone/\*.jpg matches nothing"),
+        ("empty", "empty holds no images and no videos"),
+    ],
+)
+def test_a_word_that_names_nothing_is_refused(place: Path, word: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        find_sources(["in", word])

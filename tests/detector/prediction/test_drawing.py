@@ -1,0 +1,114 @@
+"""Drawn pictures: colours that everyone can tell apart, boxes where they belong, labels that can be read."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from detector.prediction.drawing import PALETTE, colour, draw
+from detector.predictor import ImageDetections
+
+# Machado, Oliveira & Fernandes (2009), severity 1.0, for linear RGB.
+BLINDNESS = {
+    "none": (1, 0, 0, 0, 1, 0, 0, 0, 1),
+    "protanopia": (
+        *(0.152286, 1.052583, -0.204868),
+        *(0.114503, 0.786281, 0.099216),
+        *(-0.003882, -0.048116, 1.051998),
+    ),
+    "deuteranopia": (
+        *(0.367322, 0.860646, -0.227968),
+        *(0.280085, 0.672501, 0.047413),
+        *(-0.011820, 0.042940, 0.968881),
+    ),
+    "tritanopia": (
+        *(1.255528, -0.076749, -0.178779),
+        *(-0.078411, 0.930809, 0.147602),
+        *(0.004733, 0.691367, 0.303900),
+    ),
+}
+
+
+def lab(colours: np.ndarray, blindness: str) -> np.ndarray:
+    """sRGB 0..255 [N, 3] -> CIELAB (D65), as one with that eye sees it."""
+    v = colours / 255
+    linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.reshape(BLINDNESS[blindness], (3, 3)).T).clip(0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = seen @ np.array(to_xyz).T / [0.9505, 1, 1.089]
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / 3 / (6 / 29) ** 2 + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_classes_can_be_told_apart_by_every_eye(blindness: str) -> None:
+    """A difference of 10 in CIELAB is plain to see; red and green of one lightness fail this."""
+    seen = lab(np.array(PALETTE, dtype=float), blindness)
+    nearest = min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2))
+    assert nearest > 10
+
+
+def test_more_classes_than_colours_stay_different() -> None:
+    assert len({colour(label) for label in range(3 * len(PALETTE))}) == 3 * len(PALETTE)
+
+
+def found(*boxes: tuple[float, float, float, float]) -> ImageDetections:
+    count = len(boxes)
+    scores = np.linspace(0.9, 0.5, count)
+    return ImageDetections(np.array(boxes, dtype=np.float64), scores, np.arange(count), ("cat",) * count)
+
+
+def test_nothing_found_changes_nothing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    empty = ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64), ())
+    np.testing.assert_array_equal(draw(pixels, empty), pixels)
+
+
+@pytest.mark.parametrize("ground", [0, 128, 255])
+def test_the_lines_run_along_the_box_and_leave_the_object_free(ground: int) -> None:
+    pixels = np.full((600, 800, 3), ground, dtype=np.uint8)
+    drawn = draw(pixels, found((100, 200, 500, 400)))
+    assert (pixels == ground).all()  # a copy
+    for y, x in ((300, 100), (300, 500), (200, 300), (400, 300)):
+        assert tuple(drawn[y, x]) == colour(0)
+    line = (drawn[300] == colour(0)).all(axis=1)
+    assert 2 * 2 <= line.sum() <= 2 * 8
+    assert (drawn[220:380, 120:480] == ground).all()
+    outside = drawn.copy()
+    outside[150:410, 90:510] = ground
+    assert (outside == ground).all()
+
+
+def test_small_pictures_are_enlarged_and_their_boxes_with_them() -> None:
+    drawn = draw(np.zeros((48, 64, 3), dtype=np.uint8), found((16, 12, 48, 36)))
+    assert drawn.shape == (48 * 8, 64 * 8, 3)
+    assert tuple(drawn[24 * 8, 16 * 8]) == tuple(drawn[24 * 8, 48 * 8]) == colour(0)
+
+
+def test_labels_of_neighbours_do_not_hide_one_another() -> None:
+    """Same box, different classes: each label shows its ground colour in about the same area."""
+    drawn = draw(np.zeros((600, 800, 3), dtype=np.uint8), found(*[(300, 300, 400, 400)] * 4))
+    areas = [int((drawn == colour(label)).all(axis=2).sum()) for label in range(4)]
+    # The first has the lines as well: they lie on top of those of the others.
+    assert max(areas[1:]) - min(areas[1:]) < 0.1 * max(areas[1:])
+    assert areas[0] > max(areas[1:]) > 500
+
+
+def test_a_label_stays_within_the_picture() -> None:
+    """Beyond each corner there is room on one side only; lines may be cut off there, the label may not."""
+    small, lines = 20, 450  # pixels of a box's side, and those that its lines have at most
+
+    def coloured(x: int, y: int) -> int:
+        drawn = draw(np.zeros((600, 800, 3), dtype=np.uint8), found((x, y, x + small, y + small)))
+        return int((drawn == colour(0)).all(axis=2).sum())
+
+    label = coloured(300, 300) - lines
+    assert label > lines
+    for corner in ((0, 0), (780, 0), (0, 580), (780, 580)):
+        assert coloured(*corner) >= label
+
+
+def test_names_in_other_scripts_can_be_drawn() -> None:
+    one = found((100, 100, 300, 300))
+    named = ImageDetections(one.boxes, one.scores, one.labels, ("Fußgänger Ω",))
+    assert draw(np.zeros((600, 800, 3), dtype=np.uint8), named).any()

@@ -1,0 +1,274 @@
+"""predict.py: what it writes, what it leaves alone, and how it ends."""
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+import evaluate
+import predict
+import train
+from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
+from detector.evaluation.coco import to_results
+from tests.builders import TINY_MODEL, small_coco, write_image
+from tests.runs import Outcome, assert_one_line, assert_refused, call, listing, no_file_larger_than
+
+ALL = ("--threshold", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    small_coco(folder / "set")
+    (folder / "tiny.yaml").write_text(f"data: {{format: coco, root: {folder}/set}}\ntrain: {{epochs: 1}}\n")
+    assert call(train.main, "tiny.yaml", "run.dir=run", *TINY_MODEL, cwd=folder).code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path) -> CheckpointScores:
+    return evaluate_checkpoint(trained / "run", [], "val")
+
+
+@pytest.fixture
+def place(tmp_path: Path, trained: Path) -> Path:
+    """A folder with images/ of 0.png to 5.png, deep/0.png and a text file."""
+    shutil.copytree(trained / "set" / "images", tmp_path / "images")
+    (tmp_path / "images" / "deep").mkdir()
+    shutil.copy(tmp_path / "images" / "1.png", tmp_path / "images" / "deep" / "0.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def run(place: Path, trained: Path, *words: str) -> Outcome:
+    return call(predict.main, str(trained / "run"), *words, "--device", "cpu", cwd=place)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "detections.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def standard_input(content: bytes) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        yield
+
+
+def test_results_are_those_of_evaluation_and_can_be_scored(place, trained, evaluated) -> None:
+    """Entry by entry what evaluate.py makes of the val split; pycocotools reads the two files together."""
+    outcome = run(place, trained, "images/?.png", *ALL, "--output", "out")
+    assert (outcome.code, outcome.err) == (0, "")
+    expected = to_results(evaluated.records, evaluated.scores.predictions)
+    assert outcome.out == f"{len(expected)} detections in 6 images: out\n"
+    assert files(place / "out") == {"coco.json", "images.json", "detections.csv"} | {
+        f"pictures/{i}.png" for i in range(6)
+    }
+    listed = read(place / "out/images.json")
+    assert [image["file_name"] for image in listed["images"]] == [f"images/{i}.png" for i in range(6)]
+    ids = {10 + i: image["id"] for i, image in enumerate(listed["images"])}
+
+    def key(entry: dict[str, Any]) -> tuple[int, float]:
+        return entry["image_id"], -entry["score"]
+
+    renumbered = sorted(({**entry, "image_id": ids[entry["image_id"]]} for entry in expected), key=key)
+    assert sorted(read(place / "out/coco.json"), key=key) == renumbered
+    loaded = COCO(str(place / "out/images.json")).loadRes(str(place / "out/coco.json"))
+    assert len(loaded.anns) == len(expected)
+    assert {c["id"]: c["name"] for c in loaded.dataset["categories"]} == {3: "cat", 7: "dog"}
+    truth = read(trained / "set/annotations/val.json")
+    for records, field in ((truth["images"], "id"), (truth["annotations"], "image_id")):
+        for record in records:
+            record[field] = ids[record[field]]
+    (place / "truth.json").write_text(json.dumps(truth))
+    words = ("--predictions", "out/coco.json", "--annotations", "truth.json", "--output", "scores.json")
+    assert call(evaluate.main, *words, cwd=place).code == 0
+    assert read(place / "scores.json")["AP"] == evaluated.scores.coco.summary["AP"]
+
+
+def test_csv_says_the_same_as_coco(place, trained) -> None:
+    assert run(place, trained, "images", *ALL, "--format", "csv,coco").code == 0
+    folder = place / "predictions"
+    assert files(folder) == {"coco.json", "images.json", "detections.csv"}
+    names = {image["id"]: image["file_name"] for image in read(folder / "images.json")["images"]}
+    assert set(names.values()) == {f"images/{i}.png" for i in range(6)} | {"images/deep/0.png"}
+    entries = read(folder / "coco.json")
+    assert len(entries) == len(rows(folder)) > 0
+    for entry, row in zip(entries, rows(folder), strict=True):
+        assert row["file"] == names[entry["image_id"]]
+        assert row["class"] == {3: "cat", 7: "dog"}[entry["category_id"]]
+        assert row["frame"] == ""
+        x0, y0, width, height = entry["bbox"]
+        box = [float(row[side]) for side in ("x0", "y0", "x1", "y1")]
+        np.testing.assert_allclose(box, [x0, y0, x0 + width, y0 + height], atol=0.006)
+        assert float(row["score"]) == pytest.approx(entry["score"], abs=1e-6)
+
+
+def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained, evaluated) -> None:
+    """Counted in the predictions of the evaluation."""
+    predictions, per_class = evaluated.scores.predictions, evaluated.scores.coco.per_class
+    best = np.array([per_class[name].best_threshold for name in ("cat", "dog")])[predictions.labels]
+    middle = float(np.median(predictions.scores))
+    for words, threshold in (((), best), (("--threshold", repr(middle)), middle)):
+        words = (*words, "--format", "coco", "--output", f"out{len(words)}")
+        assert run(place, trained, "images/?.png", *words).code == 0
+        count = len(read(place / words[-1] / "coco.json"))
+        assert 0 < count == (predictions.scores >= threshold).sum() < len(predictions.scores)
+
+
+def test_pictures_keep_the_tree_and_names_do_not_meet(place, trained) -> None:
+    Image.new("RGB", (64, 48)).save(place / "images" / "0.bmp")
+    Image.new("RGB", (64, 48)).save(place / "images" / "0.jpg")
+    words = ("images", "images/deep/0.png", "images/1.png", *ALL, "--format", "pictures")
+    assert run(place, trained, *words).code == 0
+    names = {*(f"{i}.png" for i in range(6)), "deep/0.png", "0.jpg", "0-2.jpg"}
+    assert files(place / "predictions") == {f"pictures/{name}" for name in names}
+    drawn = np.asarray(Image.open(place / "predictions/pictures/1.png"))
+    assert drawn.shape == (48 * 8, 64 * 8, 3)
+
+
+def test_the_next_folder_is_taken_and_nothing_is_overwritten(place, trained) -> None:
+    for name in ("predictions", "predictions-2", "predictions-3"):
+        before = listing(place)
+        assert run(place, trained, "images/0.png").out.endswith(f": {name}\n")
+        after = listing(place)
+        assert all(after[path] == before[path] for path in before)
+
+
+def test_broken_files_are_left_out_listed_and_counted(place, trained, caplog) -> None:
+    """One without a header, one cut off behind it, which is found in the middle of a batch."""
+    (place / "images/0.png").write_bytes(b"no image")
+    whole = (place / "images/2.png").read_bytes()
+    (place / "images/2.png").write_bytes(whole[: len(whole) // 2])
+    (place / "images/clip.mp4").write_bytes(b"no video")
+    outcome = run(place, trained, "images", *ALL)
+    assert outcome.code == 0
+    assert caplog.messages == ["3 of 8 inputs could not be read; see predictions/failed.txt"]
+    assert outcome.out.endswith("in 5 images: predictions\n")
+    failed = [line.split("\t") for line in (place / "predictions/failed.txt").read_text().splitlines()]
+    assert {path for path, _ in failed} == {"images/0.png", "images/2.png", "images/clip.mp4"}
+    assert all(path in reason and "cannot be read" in reason for path, reason in failed)
+    kept = [image["file_name"] for image in read(place / "predictions/images.json")["images"]]
+    assert kept == ["images/1.png", "images/3.png", "images/4.png", "images/5.png", "images/deep/0.png"]
+    assert {row["file"] for row in rows(place / "predictions")} == set(kept)
+
+
+def test_a_batch_size_changes_no_more_than_rounding(place, trained) -> None:
+    for size in ("1", "3"):
+        words = ("images", *ALL, "--batch", size, "--format", "coco", "--output", size)
+        assert run(place, trained, *words).code == 0
+    one, three = (read(place / size / "coco.json") for size in ("1", "3"))
+    assert len(one) == len(three)
+    scores = [[entry["score"] for entry in entries] for entries in (one, three)]
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+def test_an_image_on_standard_input_is_that_image(place, trained) -> None:
+    with standard_input((place / "images/0.png").read_bytes()):
+        assert run(place, trained, "-", *ALL, "--output", "piped").code == 0
+    assert run(place, trained, "images/0.png", *ALL, "--output", "named").code == 0
+    assert read(place / "piped/coco.json") == read(place / "named/coco.json")
+    assert files(place / "piped") == {"coco.json", "images.json", "detections.csv", "pictures/stdin.jpg"}
+    assert {row["file"] for row in rows(place / "piped")} == {"stdin"}
+
+
+def test_a_video_is_detected_frame_by_frame(place, trained) -> None:
+    """Frames without loss: the results of each are those of the same picture in a file."""
+    pictures = [cv2.imread(str(place / f"images/{i}.png")) for i in range(5)]
+    writer = cv2.VideoWriter(str(place / "clip.avi"), cv2.VideoWriter.fourcc(*"FFV1"), 12, (64, 48))
+    for picture in pictures:
+        writer.write(picture)
+    writer.release()
+    read_back = cv2.VideoCapture(str(place / "clip.avi"))
+    (place / "frames").mkdir()
+    for number in range(5):
+        assert cv2.imwrite(str(place / f"frames/{number}.png"), read_back.read()[1])
+    assert run(place, trained, "clip.avi", *ALL, "--batch", "2", "--output", "video").code == 0
+    assert run(place, trained, "frames", *ALL, "--batch", "2", "--output", "files").code == 0
+    assert read(place / "video/coco.json") == read(place / "files/coco.json")
+    images = read(place / "video/images.json")["images"]
+    assert [(image["file_name"], image["frame"]) for image in images] == [("clip.avi", i) for i in range(5)]
+    assert {row["frame"] for row in rows(place / "video")} == set("01234")
+    drawn = cv2.VideoCapture(str(place / "video/videos/clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 12
+    frames = [drawn.read()[1] for _ in range(5)]
+    assert frames[0].shape == (48 * 8, 64 * 8, 3)
+    assert not drawn.read()[0]
+    assert files(place / "video") == {"coco.json", "images.json", "detections.csv", "videos/clip.mp4"}
+
+
+REFUSED = {  # words -> what the line says
+    ("images", "--threshold", "1.5"): ("--threshold", "1.5"),
+    ("images", "--threshold", "nan"): ("--threshold", "nan"),
+    ("images", "--threshold", "high"): ("--threshold", "'high'"),
+    ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
+    ("images", "--batch", "0"): ("--batch", "0"),
+    ("images", "--batch", "1.5"): ("--batch", "1.5"),
+    ("images", "--batch", "inf"): ("--batch", "inf"),
+    ("images", "--output", "images"): ("--output", "images", "holds something already"),
+    ("images", "--output", "images/0.png"): ("--output", "images/0.png", "no folder"),
+    ("images", "--output", "images/0.png/new"): ("--output", "images/0.png/new"),
+    ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),
+    ("nowhere/*.jpg",): ("nowhere/*.jpg", "matches nothing"),
+    ("empty",): ("empty", "no images"),
+    ("images/notes.txt",): ("images/notes.txt", "cannot be read"),
+    ("images/notes.txt", "bad.mp4"): ("none of the 2 inputs", "images/notes.txt"),
+    ("-",): ("standard input", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_bad_input_costs_one_line_and_leaves_nothing(
+    place: Path, trained: Path, words: tuple[str, ...]
+) -> None:
+    (place / "empty").mkdir()
+    (place / "bad.mp4").write_bytes(b"no video")
+    with standard_input(b"no image"):
+        assert_refused(predict.main, (str(trained / "run"), *words), place, *REFUSED[words])
+
+
+def test_a_video_that_is_none_costs_one_line_of_a_process(place: Path, trained: Path) -> None:
+    """FFmpeg writes to the terminal past Python."""
+    (place / "bad.mp4").write_bytes(b"no video")
+    (place / "cut.webm").write_bytes(b"\x1a\x45\xdf\xa3" + b"0" * 99)
+    for name in ("bad.mp4", "cut.webm"):
+        words = [sys.executable, predict.__file__, str(trained / "run"), name, "--device", "cpu"]
+        done = subprocess.run(words, cwd=place, capture_output=True, text=True)
+        assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), f"video {name} cannot be read")
+
+
+def test_a_wrong_checkpoint_or_device_costs_one_line(place: Path, trained: Path) -> None:
+    assert_refused(predict.main, ("nowhere", "images"), place, "nowhere does not exist")
+    assert_refused(predict.main, ("images/0.png", "images"), place, "images/0.png")
+    words = (str(trained / "run"), "images", "--device", "abacus")
+    assert_refused(predict.main, words, place, "device: 'abacus'")
+
+
+def test_a_full_disk_costs_one_line_and_leaves_no_half_file(place: Path, trained: Path) -> None:
+    write_image(place / "images/0.png", 600, 800)  # its drawn picture is larger than what there is room for
+    with no_file_larger_than(20_000):
+        outcome = run(place, trained, "images/0.png", *ALL)
+    assert_one_line(outcome, "cannot write predictions/pictures/0.png")
+    assert files(place / "predictions") == set()
