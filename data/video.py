@@ -78,11 +78,13 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
             raise InputError(f"cannot write {path}: OpenCV has no permission, no space or no MPEG-4 encoder")
         self._size = size
+        self._count = 0
 
     def write(self, frame: NDArray[np.uint8]) -> None:
         """Add a frame, uint8 [H, W, 3] RGB; one of another size is scaled."""
         if frame.shape[:2] != self._size:
             frame = np.asarray(cv2.resize(frame, self._size[::-1]), dtype=np.uint8)
+        self._count += 1
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def __enter__(self) -> "VideoWriter":
@@ -95,6 +97,13 @@ class VideoWriter:
         if kind is not None:
             self._part.unlink(missing_ok=True)
             return
+        # OpenCV does not say when the disk is full.
+        check = cv2.VideoCapture(str(self._part))
+        whole = check.isOpened() and int(check.get(cv2.CAP_PROP_FRAME_COUNT)) == self._count
+        check.release()
+        if not whole:
+            self._part.unlink(missing_ok=True)
+            raise InputError(f"cannot write {self._path}: the file broke off; is there space for it?")
         try:
             self._part.replace(self._path)
         except OSError as problem:

@@ -272,3 +272,15 @@ def test_a_full_disk_costs_one_line_and_leaves_no_half_file(place: Path, trained
         outcome = run(place, trained, "images/0.png", *ALL)
     assert_one_line(outcome, "cannot write predictions/pictures/0.png")
     assert files(place / "predictions") == set()
+
+
+def test_a_disk_too_full_for_a_video_costs_one_line(place: Path, trained: Path) -> None:
+    """OpenCV writes on as if nothing were the matter."""
+    writer = cv2.VideoWriter(str(place / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (640, 480))
+    for seed in range(3):
+        writer.write(np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8))
+    writer.release()
+    with no_file_larger_than(50_000):
+        outcome = run(place, trained, "clip.avi", *ALL)
+    assert_one_line(outcome, "cannot write predictions/videos/clip.mp4")
+    assert files(place / "predictions") == set()
