@@ -1,11 +1,15 @@
 """What the command-line programs share: how they end."""
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
 
 from errors import Bystander, InputError, Stopped
+
+# Read by torch as it starts: large tensors in large pages, which the system need not clear bit by bit.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 BAD_INPUT = 2
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
