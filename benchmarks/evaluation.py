@@ -17,7 +17,19 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
 from benchmarks.measure import devices, in_turns, parser, peak_extra_bytes, progress, report, section
-from benchmarks.training import EQUAL, RECIPE, SHIPPED, Data, build_ours, build_peer, make_data, make_equal
+from benchmarks.training import (
+    EQUAL,
+    RECIPE,
+    SHIPPED,
+    Data,
+    as_floats,
+    build_ours,
+    build_peer,
+    compared,
+    make_data,
+    make_equal,
+    precisions,
+)
 from detector.build import box_std, build_amp
 from detector.config import Config, load_config
 from detector.postprocess import detect
@@ -82,22 +94,14 @@ def measure(
         peer.score_thresh, peer.nms_thresh = config.eval.score_threshold, config.eval.nms_threshold
         peer.detections_per_img = config.eval.detections_per_img
         make_equal(ours, peer, data)
-    images = [image.contiguous().float() / 255 for image in data.images]
+    images = as_floats(data)
     calls = {
         "ours": ours_call(ours, config, data, device),
         "peer": peer_call(peer, images, amp, device),
     }
     memory = [peak_extra_bytes(call, device) for call in calls.values()]
     timings = in_turns(calls, repeats, device)
-    speeds = [f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()]
-    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[build_amp(config.train, device)]
-    row = [
-        terms,
-        f"{precision} / fp32" if shipped else precision,
-        *speeds,
-        f"{timings['peer'].ratio_to(timings['ours']):.2f}",
-        f"{memory[0] / 2**20:.0f} / {memory[1] / 2**20:.0f} MB",
-    ]
+    row = [terms, precisions(config, device, shipped), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))
     return row
 

@@ -22,7 +22,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from benchmarks.measure import devices, in_turns, parser, peak_extra_bytes, progress, report, section
+from benchmarks.measure import Timing, devices, in_turns, parser, peak_extra_bytes, progress, report, section
 from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16, memory_format
 from detector.config import Config, load_config
 from detector.criterion import GroundTruth
@@ -156,7 +156,7 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
         optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, LR, momentum=0.9, weight_decay=1e-4)
     else:
         optimizer = _optimizer(model, config)
-    images = _as_floats(data)
+    images = as_floats(data)
     targets = [
         {"boxes": boxes, "labels": labels}
         for boxes, labels in zip(data.gt.boxes, data.gt.labels, strict=True)
@@ -183,7 +183,7 @@ def make_equal(ours: RetinaNet, peer: TorchvisionRetinaNet, data: Data) -> None:
     initialise(ours, peer.state_dict(), "torchvision")
     with torch.no_grad():
         mine = ours(data.images, data.sizes)
-        images, _ = peer.transform(_as_floats(data))
+        images, _ = peer.transform(as_floats(data))
         features = list(peer.backbone(images.tensors).values())
         theirs = peer.head(features)
         anchors = peer.anchor_generator(images, features)[0]
@@ -201,7 +201,7 @@ def _level(model: nn.Module) -> None:
             module.weight.fill_(0.2)
 
 
-def _as_floats(data: Data) -> list[Tensor]:
+def as_floats(data: Data) -> list[Tensor]:
     return [image.contiguous().float() / 255 for image in data.images]
 
 
@@ -213,6 +213,21 @@ def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 def _check_finite(loss: Tensor) -> None:
     if not torch.isfinite(loss):
         sys.exit("error: the loss is not finite, so the time of a step means nothing")
+
+
+def precisions(config: Config, device: torch.device, shipped: bool) -> str:
+    """Ours, and torchvision's where it differs."""
+    ours = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[build_amp(config.train, device)]
+    return f"{ours} / fp32" if shipped else ours
+
+
+def compared(timings: dict[str, Timing], memory: list[int], data: Data) -> list[str]:
+    """Images per second of "ours" and "peer", their ratio, and the memory of both."""
+    return [
+        *(f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()),
+        f"{timings['peer'].ratio_to(timings['ours']):.2f}",
+        f"{memory[0] / 2**20:.0f} / {memory[1] / 2**20:.0f} MB",
+    ]
 
 
 def measure(
@@ -229,16 +244,8 @@ def measure(
     layouts = [ours.layout(), peer.layout()]
     timings = in_turns({"ours": ours.step, "peer": peer.step}, steps, device)
     memory = [peak_extra_bytes(one.step, device) for one in (ours, peer)]
-    speeds = [f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()]
-    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[build_amp(config.train, device)]
-    row = [
-        terms,
-        f"{precision} / fp32" if shipped else precision,
-        " / ".join(dict.fromkeys(layouts)),
-        *speeds,
-        f"{timings['peer'].ratio_to(timings['ours']):.2f}",
-        f"{memory[0] / 2**20:.0f} / {memory[1] / 2**20:.0f} MB",
-    ]
+    precision = precisions(config, device, shipped)
+    row = [terms, precision, " / ".join(dict.fromkeys(layouts)), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))
     return row
 

@@ -1,6 +1,8 @@
 """Image files -> uint8 RGB, whatever the file holds: rotation in EXIF, grey, palette, alpha, 16 bit."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,15 +26,8 @@ def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     Raises:
         InputError: the file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING
-    except FileNotFoundError:
-        raise InputError(f"image {path} does not exist") from None
-    except _DECODE_ERRORS as error:
-        raise InputError(f"image {path} cannot be read: {_reason(error)}") from None
-    return ((width, height) if turned else (height, width)), (height, width)
+    with _explained(f"image {path}"), Image.open(path) as image:
+        return _upright_size(image), (image.height, image.width)
 
 
 def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -45,17 +40,10 @@ def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is missing, damaged, of an unsupported kind, or of another size.
     """
-    try:
-        with Image.open(path) as image:
-            on_stored = expected_size != _upright_size(image) and expected_size == (image.height, image.width)
-            turned = not on_stored and image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-            # exif_transpose would copy an upright image. OpenCV decodes to the same pixels in less time, but
-            # passes many a damaged file that Pillow refuses.
-            pixels = _to_rgb(ImageOps.exif_transpose(image) if turned else image)
-    except FileNotFoundError:
-        raise InputError(f"image {path} does not exist") from None
-    except _DECODE_ERRORS as error:
-        raise InputError(f"image {path} cannot be read: {_reason(error)}") from None
+    # OpenCV decodes to the same pixels in less time, but passes many a damaged file that Pillow refuses.
+    with _explained(f"image {path}"), Image.open(path) as image:
+        on_stored = expected_size != _upright_size(image) and expected_size == (image.height, image.width)
+        pixels = _to_rgb(image) if on_stored else _to_upright_rgb(image)
     if pixels.shape[:2] != expected_size:
         raise InputError(size_mismatch(path, expected_size, pixels.shape[:2]))
     return pixels
@@ -67,13 +55,8 @@ def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is missing, damaged or of an unsupported kind.
     """
-    try:
-        with Image.open(file) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise InputError(f"image {name} does not exist") from None
-    except _DECODE_ERRORS as error:
-        raise InputError(f"image {name} cannot be read: {_reason(error)}") from None
+    with _explained(f"image {name}"), Image.open(file) as image:
+        return _to_upright_rgb(image)
 
 
 def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -82,10 +65,8 @@ def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
     Raises:
         InputError: it is damaged or of an unsupported kind.
     """
-    try:
+    with _explained(name):
         return _to_rgb(image)
-    except _DECODE_ERRORS as error:
-        raise InputError(f"{name} cannot be read: {_reason(error)}") from None
 
 
 def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]) -> str:
@@ -99,6 +80,22 @@ def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{what} does not exist") from None
+    except _DECODE_ERRORS as error:
+        raise InputError(f"{what} cannot be read: {_reason(error)}") from None
+
+
+def _to_upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    # exif_transpose would copy an upright image.
+    turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+    return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -23,9 +23,12 @@ from data.transforms import Pipeline
 from errors import InputError
 
 Key = tuple[int, int]  # epoch, row in the DetectionSet: the epoch must travel into the workers
-
-
 _BATCHES_SORTED = 16  # together, by the proportions of their images
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers, as different as they are."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class DetectionDataset(Dataset):
@@ -105,7 +108,7 @@ class DetectionDataset(Dataset):
             image = self.cache.read(index)
         rows = slice(r.offsets[index], r.offsets[index + 1])
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
-        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+        seed = seed_of(self.seed, epoch, index)
         image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed)
         return Sample(
             index=index,

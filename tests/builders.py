@@ -57,6 +57,9 @@ def small_coco(root: Path, images: int = 6) -> Path:
     return write_coco(root, content, content)
 
 
+# Random in the ways that shapes, places and colours can be.
+AUGMENTED = "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]"
+
 # Overrides that make a training run take a second: a ResNet-18 of 64 x 64 pixels.
 TINY_MODEL = (
     "model.backbone=resnet18",

@@ -17,7 +17,7 @@ from PIL import Image
 from data.inputs import Source
 from data.video import VideoWriter
 from detector.predictor import ImageDetections
-from detector.training.run_folder import write_text
+from detector.training.run_folder import numbered_folders, write_text
 from errors import InputError
 
 FORMATS = ("pictures", "coco", "csv")
@@ -68,8 +68,7 @@ class ResultsFolder:
             if self._wanted is not None:
                 self._wanted.mkdir(parents=True, exist_ok=True)
                 return self._wanted
-            for number in itertools.count(1):
-                folder = Path(DEFAULT_FOLDER if number == 1 else f"{DEFAULT_FOLDER}-{number}")
+            for folder in numbered_folders(Path(DEFAULT_FOLDER)):
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir()
                     return folder

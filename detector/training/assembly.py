@@ -75,9 +75,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
             "in float32; set train.amp=auto"
         )
 
-    # The main process first: it may have to generate the set.
-    processes.from_main(lambda: build_set(data, "train", classes) and None)
-    train_set = build_set(data, "train", classes)
+    train_set = processes.main_first(lambda: build_set(data, "train", classes))  # which may generate it
     val_set = build_set(data, "val", train_set.classes)
     batches = EpochBatches(
         len(train_set),

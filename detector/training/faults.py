@@ -4,6 +4,7 @@ Out of memory is told with what to lower.
 """
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,7 @@ class Fault:
     def __str__(self) -> str:
         """Which parts of the loss were not finite; the gradient alone if all of them were."""
         values = {name: float(value) for name, value in self.losses.parts.items()}
-        bad = [
-            f"{name} {value:g}" for name, value in values.items() if not torch.isfinite(torch.tensor(value))
-        ]
+        bad = [f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value)]
         return ", ".join(bad) or "the gradient"
 
 

@@ -9,13 +9,11 @@ import os
 import pickle
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from errors import Bystander, InputError
 
@@ -53,10 +51,6 @@ class Processes:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
-    def agreed(self, value: Value) -> Value:
-        """What the main process has."""
-        return self.from_main(lambda: value)
-
     def from_main(self, make: Callable[[], Value]) -> Value:
         """What the main process makes while the others wait, for as long as it takes.
 
@@ -79,6 +73,16 @@ class Processes:
         finally:
             self._store.set(key, answer)  # type: ignore[arg-type] # takes bytes as well
         return value
+
+    def main_first(self, make: Callable[[], Value]) -> Value:
+        """What each process makes for itself, the main one before the others.
+
+        Raises:
+            Bystander: the main process failed; there its own error is raised.
+        """
+        made: list[Value] = []
+        self.from_main(lambda: made.append(make()))
+        return made[0] if made else make()
 
     def gather(self, value: Value) -> list[Value] | None:
         """The values of all, in order of rank, at the main process; None elsewhere."""
@@ -148,19 +152,12 @@ def join_processes(device: str) -> Processes:
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         try:
-            store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=dist.PrefixStore("group", store),
-                rank=rank,
-                world_size=size,
-            )
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"the processes of the training cannot be joined ({reason}); start with torchrun"
             ) from None
-        return Processes(rank, size, local_rank, dist.PrefixStore("training", store))
     store = dist.distributed_c10d._get_default_store()
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, dist.PrefixStore("training", store))
 

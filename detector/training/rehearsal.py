@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import count, islice
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def _time_steps(trainer: Trainer) -> tuple[float, float]:
 
 
 def _endless(trainer: Trainer) -> Iterator[Batch]:
-    for epoch in cycle(range(1 << 30)):
+    for epoch in count():
         trainer.parts.batches.start_at(epoch)
         yield from checked(trainer.parts.loader)
 

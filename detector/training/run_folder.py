@@ -37,14 +37,17 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
                 f"--resume {folder}"
             )
         return _make(folder, config)
-    for folder in _numbered(name):
+    for folder in numbered_folders(Path("runs") / name):
         if not folder.exists():
             return _make(folder, config)
     raise AssertionError("unreachable")
 
 
-def _numbered(name: str) -> Iterator[Path]:
-    return (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+def numbered_folders(first: Path) -> Iterator[Path]:
+    """NAME, NAME-2, NAME-3 and so on."""
+    return (
+        first if number == 1 else first.with_name(f"{first.name}-{number}") for number in itertools.count(1)
+    )
 
 
 @contextlib.contextmanager
@@ -83,7 +86,8 @@ def run_of_launch(wanted: str | None, name: str, launch: str) -> Path | None:
     Args:
         wanted, name: as for `create_run_folder`.
     """
-    folders = [Path(wanted)] if wanted is not None else itertools.takewhile(Path.exists, _numbered(name))
+    runs = numbered_folders(Path("runs") / name)
+    folders = [Path(wanted)] if wanted is not None else itertools.takewhile(Path.exists, runs)
     for folder in folders:
         mark = folder / _LAUNCH
         if mark.is_file() and mark.read_text(encoding="utf-8") == launch:

@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data.feed import checked
+from data.loader import seed_of
 from data.sample import Batch
 from detector.checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint
 from detector.config import Config, dump_config
@@ -149,14 +149,15 @@ class Trainer:
                 group, failure = _next(groups)
             self._settle(failure)
             # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
-            torch.manual_seed(self._seed_of_step())
+            torch.manual_seed(seed_of(self.config.train.seed, self.step, self.processes.rank))
             lr = self.parts.lr * self._lr_factor()
             self.learner.begin(lr)
             losses = self.gradients(group)
             with phase("update"):
                 gradient_norm, fault = self.learner.update(losses)
             self.step += 1
-            self.shapes.update(tuple(batch.images.shape) for batch in group)
+            if self.config.train.compile:
+                self.shapes.update(tuple(batch.images.shape) for batch in group)
             rows = [row for batch in group for row in batch.indices.tolist()]
             self.watch.note(fault, self.step, losses, rows)
             in_step = len(rows) * self.processes.size
@@ -246,10 +247,6 @@ class Trainer:
         if self.parts.skipped is not None:
             counts["images_skipped"] = len(self.parts.skipped)
         return counts
-
-    def _seed_of_step(self) -> int:
-        parts = (self.config.train.seed, self.step, self.processes.rank)
-        return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
     def _lr_factor(self) -> float:
         schedule = self.config.schedule

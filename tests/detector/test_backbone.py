@@ -93,7 +93,9 @@ def test_folded_norms_give_the_same_features_and_gradients(name: str, norm: str,
         results.append([*features, x.grad, *(p.grad for p in one.parameters() if p.grad is not None)])
     assert len(results[0]) == len(results[1]) > 20
     for mine, expected in zip(*results, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max()))
+        torch.testing.assert_close(
+            mine, expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max())
+        )
     assert list(network.state_dict()) == list(plain.state_dict())
 
 

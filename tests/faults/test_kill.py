@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import campaign, same_weights, start, steps_done
-from tests.builders import TINY_MODEL, small_coco
+from tests.builders import AUGMENTED, TINY_MODEL, small_coco
 from tests.runs import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     *(word for word in TINY_MODEL if not word.startswith("data.workers")),
-    "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]",
+    AUGMENTED,
     "train.epochs=3",
     "train.log_every=1",
     "train.save_every_steps=2",

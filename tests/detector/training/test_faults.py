@@ -42,9 +42,8 @@ def spoil_steps(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> Non
     patch.setattr(Learner, "update", counted)
 
 
-def states(trainer: Trainer) -> dict[str, Any]:
+def states(learner: Learner) -> dict[str, Any]:
     """Everything that a step may change, copied."""
-    learner = trainer.learner
     moments = [
         value.clone() if isinstance(value, Tensor) else value
         for state in learner.optimizer.state_dict()["state"].values()
@@ -54,22 +53,28 @@ def states(trainer: Trainer) -> dict[str, Any]:
     return {"model": model, "moments": moments}
 
 
+def states_before_steps(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Filled as training goes on: element k is the state before step k + 1."""
+    seen: list[dict[str, Any]] = []
+    begin = Learner.begin
+
+    def look_and_begin(learner: Learner, lr: float) -> None:
+        seen.append(states(learner))
+        begin(learner, lr)
+
+    patch.setattr(Learner, "begin", look_and_begin)
+    return seen
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, value: float, optimizer: str) -> None:
     root = small_coco(tmp_path / "set", 8)
     words = (*WORDS, "train.on_nonfinite=skip", f"optimizer.name={optimizer}", "optimizer.clip_norm=1")
     trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
-    seen: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         spoil_steps(patch, {3, 4}, value)
-        begin = Learner.begin
-
-        def begin_and_look(learner: Learner, lr: float) -> None:
-            seen.append(states(trainer))
-            begin(learner, lr)
-
-        patch.setattr(Learner, "begin", begin_and_look)
+        seen = states_before_steps(patch)
         trainer.run()
     assert difference(seen[2], seen[3]) is None
     assert difference(seen[2], seen[4]) is None
@@ -96,16 +101,9 @@ def test_rollback_takes_the_weights_of_the_last_checkpoint_and_goes_on(tmp_path:
     root = small_coco(tmp_path / "set", 8)
     words = (*WORDS, "train.on_nonfinite=rollback", "train.eval_every=2")
     trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
-    seen: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         spoil_steps(patch, {7}, float("nan"))
-        begin = Learner.begin
-
-        def begin_and_look(learner: Learner, lr: float) -> None:
-            seen.append(states(trainer))
-            begin(learner, lr)
-
-        patch.setattr(Learner, "begin", begin_and_look)
+        seen = states_before_steps(patch)
         trainer.run()
     # The checkpoint is that of the first epoch's end, four steps; seen[k] is the state before step k + 1.
     assert difference(seen[7], seen[4]) is None

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def talk(rank: int, size: int) -> dict[str, Any]:
     processes = joined()
     told = {
         "worst": processes.worst([3, 1, 7, 5][rank]),
-        "agreed": processes.agreed(f"of {rank}"),
+        "agreed": processes.from_main(lambda: f"of {rank}"),
         "gathered": processes.gather({"rank": rank, "large": torch.full((3_000_000,), rank)}),
         "met": processes.meet(stopping=False),
         "met_stopping": processes.meet(stopping=rank == size - 1),
@@ -127,6 +128,9 @@ def talk(rank: int, size: int) -> dict[str, Any]:
     model.running_mean.fill_(rank + 1)
     processes.share_state(model)
     told["state"] = [model.weight.detach(), model.running_mean]
+
+    order = processes.main_first(lambda: [time.time(), time.sleep(0.3) or time.time()])
+    told["main_first"] = processes.gather(order)
 
     def fail() -> None:
         raise InputError("only here")
@@ -147,7 +151,11 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
         assert (one["met"], one["met_stopping"]) == (False, True)
         assert all(torch.equal(value, torch.ones(4)) for value in one["state"])
         assert one["failure"] == ("InputError" if rank == 0 else "Bystander")
+        assert (one["main_first"] is None) == (rank > 0)
         assert one["gathered"] == ([(k, 3_000_000 * k) for k in range(4)] if rank == 0 else None)
+
+    (_, main_end), *others = told[0]["main_first"]
+    assert all(begin >= main_end for begin, _ in others)
 
 
 def _talk_and_count(rank: int, size: int) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def _talk_and_count(rank: int, size: int) -> dict[str, Any]:
 def test_one_process_needs_no_group() -> None:
     alone = Processes()
     assert alone.main
-    assert (alone.worst(3), alone.agreed("a"), alone.gather(1)) == (3, "a", [1])
+    assert (alone.worst(3), alone.from_main(lambda: "a"), alone.gather(1)) == (3, "a", [1])
     assert (alone.meet(True), alone.meet(False), alone.stop_announced()) == (True, False, False)
 
 

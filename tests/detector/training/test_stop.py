@@ -19,12 +19,12 @@ from detector.training.stop import StopRequest
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
 from errors import InputError, Stopped
-from tests.builders import TINY_MODEL, small_coco
+from tests.builders import AUGMENTED, TINY_MODEL, small_coco
 from tests.runs import assert_one_line, call, difference, last, read_metrics, tiny_config
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (
-    "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]",
+    AUGMENTED,
     "train.epochs=3",
     "train.eval_every=2",
     "train.ema_decay=0.9",

@@ -17,10 +17,9 @@ from detector.training.monitor import Monitor
 from detector.training.run_folder import resume_config
 from detector.training.trainer import Trainer
 from errors import InputError
-from tests.builders import coco_dict, small_coco, write_coco
+from tests.builders import AUGMENTED, coco_dict, small_coco, write_coco
 from tests.runs import difference, last, no_file_larger_than, read_metrics, tiny_config
 
-AUGMENTED = "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]"
 PLAIN = "data.transforms.train=[]"
 BOX = [4.0, 5.0, 30.0, 28.0]
 
