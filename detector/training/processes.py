@@ -9,11 +9,13 @@ import os
 import pickle
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from errors import Bystander, InputError
 
@@ -152,7 +154,11 @@ def join_processes(device: str) -> Processes:
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+            store = dist.PrefixStore(_attempt(), store)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
+            )
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -160,6 +166,17 @@ def join_processes(device: str) -> Processes:
             ) from None
     store = dist.distributed_c10d._get_default_store()
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, dist.PrefixStore("training", store))
+
+
+def _attempt() -> str:
+    """What sets the keys of this start apart from those that processes before a restart have left.
+
+    torchrun hands every start the same store; a stale address in it lets a restart fail. Agents of
+    several nodes count restarts each for themselves, so that their numbers may differ: these want
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, with which every start has a store of its own.
+    """
+    one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if one_node else 'any'}"
 
 
 def leave_processes() -> None:
