@@ -28,7 +28,7 @@ demo: setup
 	echo "look: $(VENV)/bin/tensorboard --logdir runs   (then open http://localhost:6006)"
 
 test: setup
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist loadgroup
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -23,6 +23,9 @@ from tests.builders import small_coco
 from tests.processes import run_processes
 from tests.runs import read_metrics, tiny_config
 
+# On one worker of the test run: the runs that most tests here look at take a minute.
+pytestmark = pytest.mark.xdist_group("processes")
+
 # Of each: the loss curve and the evaluation must not depend on the number of processes.
 RECIPES = {
     "group": ("model.norm=group",),
