@@ -1,0 +1,107 @@
+"""The losses side by side: one recipe, several seeds, mean and spread of AP, overall and per class.
+
+    python -m benchmarks.accuracy configs/bccd_quick.yaml data.root=datasets/bccd --seeds 0 1 2
+
+Trains with train.py as a user does, one run after the other or --side-by-side, each into a folder of
+its own under --output. A run that has ended is not made again and one that was broken off is resumed,
+so the same command goes on where it was stopped, and prints the table when all have ended.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import report, section
+
+ROOT = Path(__file__).parents[1]
+# One process of several threads is slower than as many processes of one.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def train(words: Sequence[str], run: Path, threads: dict[str, str]) -> None:
+    """Train into `run`, or finish it, or leave it as it is where it has ended.
+
+    Raises:
+        RuntimeError: train.py failed.
+    """
+    if (run / "final.json").is_file():
+        return
+    resumed = (run / "checkpoints" / "last.pt").is_file()
+    words = ["--resume", str(run)] if resumed else [*words, f"run.dir={run}"]
+    with Path(f"{run}.log").open("a") as log:
+        # The last weights, not the best: choosing by the split that is reported would flatter.
+        last = str(run / "checkpoints" / "last.pt")
+        for step in (["train.py", *words], ["evaluate.py", last, "--output", str(run / "final.json")]):
+            code = subprocess.call(
+                [sys.executable, *step], cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **threads}
+            )
+            if code != 0:
+                raise RuntimeError(f"{step[0]} ended with code {code}; see {log.name}")
+
+
+def rows(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+    """Header and one row per loss: mean ± sample standard deviation over the seeds, in points."""
+    classes = list(next(iter(results.values()))[0]["per_class"])
+    overall = ["AP", "AP50", "AP75"]
+    errors = {"calibration_error_raw": "error of raw scores", "calibration_error_held_out": "calibrated"}
+    header = ["loss", *overall, *(f"{name} AP / AP50" for name in classes), *errors.values()]
+    table = []
+    for loss, metrics in results.items():
+        cells = [spread([one[key] for one in metrics]) for key in overall]
+        for name in classes:
+            each = [one["per_class"][name] for one in metrics]
+            cells.append(" / ".join(spread([one[key] for one in each]) for key in ("AP", "AP50")))
+        cells += [spread([one[key] for one in metrics]) for key in errors]
+        table.append([loss, *cells])
+    return header, table
+
+
+def spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--losses", nargs="+", default=["ap", "alrp", "rank_sort", "focal", "ce_ohem"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--side-by-side", type=int, default=1, metavar="N", help="N runs of one thread each")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there as well")
+    args = parser.parse_args()
+    output = args.output.resolve() / Path(args.config).stem
+    output.mkdir(parents=True, exist_ok=True)
+    runs = {(loss, seed): output / f"{loss}-{seed}" for seed in args.seeds for loss in args.losses}
+    threads = ONE_THREAD if args.side_by_side > 1 else {}
+    with ThreadPoolExecutor(args.side_by_side) as pool:
+        jobs = [
+            pool.submit(
+                train,
+                [args.config, *args.settings, f"loss.name={loss}", f"train.seed={seed}"],
+                run,
+                threads,
+            )
+            for (loss, seed), run in runs.items()
+        ]
+        for job in jobs:
+            job.result()
+    results = {
+        loss: [json.loads((runs[loss, seed] / "final.json").read_text()) for seed in args.seeds]
+        for loss in args.losses
+    }
+    note = f"""Points (100 is perfect) after the last epoch: mean ± standard deviation over seeds {args.seeds}.
+The last two columns are the detection calibration error, before calibration and held out after it."""
+    report([section(Path(args.config).stem, *rows(results), note)], args.report)
+
+
+if __name__ == "__main__":
+    main()
