@@ -98,7 +98,8 @@ def main() -> None:
         loss: [json.loads((runs[loss, seed] / "final.json").read_text()) for seed in args.seeds]
         for loss in args.losses
     }
-    note = f"""Points (100 is perfect) after the last epoch: mean ± standard deviation over seeds {args.seeds}.
+    note = f"""Points (100 is perfect) after the last epoch, mean ± standard deviation,
+seeds {args.seeds}.
 The last two columns are the detection calibration error, before calibration and held out after it."""
     report([section(Path(args.config).stem, *rows(results), note)], args.report)
 
