@@ -89,8 +89,8 @@ def _errors_and_gradients(
         return zero, torch.zeros_like(logits), zero, own_errors
     errors = ranking.gather(own_errors)
     b = ranking.above_negatives
-    rank = 0.5 + ranking.above_positives + b  # itself as 1
-    errors_above = (ranking.sum_above_positives(errors) - errors / 2).clamp_min(0)
+    rank = 0.5 + ranking.above_positives() + b  # itself as 1
+    errors_above = (ranking.above_positives(errors) - errors / 2).clamp_min(0)
     update = torch.where(b > 0, (b + errors_above) / rank, 0)
     on_logits = ranking.gradient(update).view(logits.shape)
     # k has a part in its own error (1 / rank_k) and in that of every positive below it.

@@ -83,10 +83,10 @@ def _loss_and_gradient(
     exact = ranking.f.dtype
     if len(ranking) == 0:
         return logits.new_zeros((), dtype=exact), torch.zeros_like(logits)
-    a = 0.5 + ranking.above_positives  # itself as 1
-    b = ranking.above_negatives
-    precision = a / (a + b)
+    a = ranking.above_positives() + 0.5  # itself as 1
+    precision = a / (a + ranking.above_negatives)
+    del a  # with many positives every table counts
     if interpolated:
         precision = precision.cummax(0).values  # f ascends: the best precision at or below
-    error = 1 - precision
+    error = precision.neg_().add_(1)
     return error.mean().to(exact), ranking.gradient(error).view(logits.shape)

@@ -5,19 +5,16 @@ standing, and share how it is given back: a negative takes from each positive th
 the positive's error.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from detector.losses.compiled import CompiledNegatives, CompiledSteps, positives_of, usable
 from detector.losses.exchange import Exchange
-from detector.losses.ranking import BinTotals, SoftSteps, ascending, blocks
+from detector.losses.negatives import Negatives
+from detector.losses.ranking import BinTotals, SoftSteps, ascending
 
 # A narrower step would drown in the rounding of the break points.
 MIN_DELTA = 1e-6
-
-# Picking single values out of a block pays where at most this part of it is wanted.
-_SPARSE = 0.25
 
 
 class NonFiniteLogits(ValueError):
@@ -38,7 +35,6 @@ class BatchRanking:
 
     Attributes:
         positives: int64 [p], flat indices of this process's positives, ascending.
-        above_positives: sum_k H(f_k - f_i), over all positives; i itself counts 1/2.
         above_negatives: sum_j H(n_j - f_i), over all negatives.
 
     Raises:
@@ -49,20 +45,17 @@ class BatchRanking:
         self._exchange = exchange
         self._logits = self._without_ignored_infinities(logits, targets)
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        # What is no negative: few, and kept by index, since a pass over all targets is dear.
-        self._special = targets.nonzero().squeeze(1)
-        self.positives = self._special[targets[self._special] == 1]  # [p]
+        self.positives = _places_of_positives(targets)  # [p]
         f, self._own = exchange.gather(logits[self.positives].to(self._dtype))
         self.f, self._order = ascending(f)
         if len(f) == 0:
-            self.above_positives = self.above_negatives = f.double()
+            self.above_negatives = f.double()
             return
-        self._steps = SoftSteps(self.f, delta, len(logits))
-        negatives = self._bin_negatives()
-        self._positive_bins = self._steps.bins_of(self.f)
-        positives = self._steps.totals(self.f, self._positive_bins)
-        both = BinTotals(*map(torch.stack, zip(positives, negatives, strict=True)))
-        self.above_positives, self.above_negatives = self._steps.counts_above(both)
+        self._steps: SoftSteps | CompiledSteps
+        self._negatives: Negatives | CompiledNegatives
+        self._steps, self._negatives = _steps_and_negatives(self.f, delta, self._logits, targets)
+        totals = exchange.sum(self._negatives.count())
+        self.above_negatives = self._steps.counts_above(BinTotals(*totals))
 
     def __len__(self) -> int:
         """P, the number of positives of all processes."""
@@ -78,14 +71,14 @@ class BatchRanking:
         unsorted[self._order] = values
         return unsorted[self._own]
 
-    def sum_above_positives(self, values: Tensor) -> Tensor:
-        """sum_k v_k H(f_k - f_i) for non-negative values v [P], i itself as v_i / 2."""
-        return self._steps.counts_above(self._steps.totals(self.f, self._positive_bins, values))
+    def above_positives(self, values: Tensor | None = None) -> Tensor:
+        """sum_k v_k H(f_k - f_i) for non-negative values v [P], ones unless given; i itself as v_i / 2."""
+        return self._steps.counts_above(self._steps.totals(self.f, self._steps.own_bins(), values))
 
     def pull_on_positives(self, weights: Tensor) -> Tensor:
         """sum_i w_i H(f_k - f_i) for each positive k, k itself as w_k / 2; non-negative weights [P]."""
         offset, slope = self._steps.lines(weights)
-        bins = self._positive_bins.long()
+        bins = self._steps.own_bins().long()
         return (offset[bins] + slope[bins] * self.f.double()).clamp_min(0)
 
     def gradient(self, errors: Tensor) -> Tensor:
@@ -96,48 +89,12 @@ class BatchRanking:
 
         float16 logits get a float32 gradient: a negative's share is often too small for float16.
         """
-        logits, errors, above = self._logits, errors / len(self), self.above_negatives
-        offset, slope = self._steps.lines(torch.where(above > 0, errors / above, 0))
-        gradient = torch.empty_like(logits, dtype=self._dtype if logits.dtype == torch.float16 else None)
-        for block, picked, bins in self._binned:
-            values = logits[block]
-            if picked is not None:
-                values = values.index_select(0, picked)
-            # index_select takes int32 and is the fastest gather.
-            pull = offset.index_select(0, bins).addcmul_(slope.index_select(0, bins), values.double())
-            pull.clamp_min_(0)
-            if picked is None:
-                gradient[block] = pull
-            else:
-                gradient[block].zero_().index_copy_(0, picked, pull.to(gradient.dtype))
-        gradient.index_fill_(0, self._special, 0)
-        gradient[self.positives] = self.own(-errors).to(gradient.dtype)
+        p, above = len(self), self.above_negatives
+        weights = (errors / above).masked_fill_(above <= 0, 0).div_(p)
+        half = self._logits.dtype == torch.float16
+        gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
+        gradient[self.positives] = (self.own(errors) / -p).to(gradient.dtype)
         return gradient
-
-    def _bin_negatives(self) -> BinTotals:
-        """Find the bin of every element, 0 for what is not a negative; the negatives' totals."""
-        steps = self._steps
-        self._binned: list[_BinnedBlock] = []
-        totals = torch.zeros(2, 2 * len(self.f) + 1, dtype=torch.float64, device=self.f.device)
-        parts = list(blocks(len(self._logits), self._logits.device))
-        ends = torch.tensor([part.stop for part in parts], device=self._special.device)
-        first = 0
-        for block, last in zip(parts, torch.searchsorted(self._special, ends).tolist(), strict=True):
-            values = self._logits[block].to(self._dtype)
-            special = self._special[first:last] - block.start
-            first = last
-            # A negative below every step is counted by none and pulled by none.
-            counted = (values >= steps.lowest).index_fill_(0, special, False)
-            picked = None
-            if int(counted.count_nonzero()) <= _SPARSE * len(values):
-                picked = counted.nonzero().squeeze(1)
-                values = values.index_select(0, picked)
-                bins = steps.bins_of(values)
-            else:
-                bins = steps.bins_of(values).index_fill_(0, special, 0)
-            self._binned.append(_BinnedBlock(block, picked, bins))
-            totals += torch.stack(steps.totals(values, bins))
-        return BinTotals(*self._exchange.sum(totals))
 
     def _without_ignored_infinities(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The logits, zeros in the place of those that take no part if any logit is not finite.
@@ -161,12 +118,19 @@ class BatchRanking:
         return logits if finite else logits.masked_fill(targets < 0, 0)
 
 
-class _BinnedBlock(NamedTuple):
-    """A stretch of the logits and the bins of its values."""
+def _places_of_positives(targets: Tensor) -> Tensor:
+    return positives_of(targets) if usable(targets) else (targets == 1).nonzero().squeeze(1)
 
-    block: slice
-    picked: Tensor | None  # int64, the places in the block that are looked at; None for all
-    bins: Tensor  # int32, of these
+
+def _steps_and_negatives(
+    f: Tensor, delta: float, logits: Tensor, targets: Tensor
+) -> tuple[SoftSteps, Negatives] | tuple[CompiledSteps, CompiledNegatives]:
+    """The steps of the positives, and the negatives below and above them: compiled where that can be."""
+    if usable(logits):
+        loops = CompiledSteps(f, delta)
+        return loops, CompiledNegatives(loops, logits, targets)
+    steps = SoftSteps(f, delta, len(logits))
+    return steps, Negatives(steps, logits, targets)
 
 
 def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:

@@ -86,7 +86,7 @@ def _errors_and_gradients(
         zero = logits.new_zeros((), dtype=exact)
         return zero, torch.zeros_like(logits), zero, ranking.positives, ranking.f
     b = ranking.above_negatives
-    error = b / (ranking.above_positives + b)
+    error = b / (ranking.above_positives() + b)
     on_logits = ranking.gradient(error).view(logits.shape)
     sorting, update = _sorting(ranking.f.double(), ranking.gather(quality[ranking.positives]), delta)
     on_positives = ranking.own(update / p).to(exact)

@@ -68,6 +68,8 @@ class SoftSteps:
         self.lowest = float(self._search_edges[0])  # whatever lies below is in bin 0
         self._grid: _Grid | None = None
         self._searches = searches
+        self.dtype = thresholds.dtype
+        self._thresholds = thresholds
 
     def bins_of(self, values: Tensor) -> Tensor:
         """The bin of each value [M]: int32 [M]. A value on a break point is in the bin it begins."""
@@ -77,6 +79,10 @@ class SoftSteps:
         if self._grid is None:
             self._grid = _Grid(self._search_edges, self._searches)
         return self._grid.bins_of(values)
+
+    def own_bins(self) -> Tensor:
+        """The bins of the thresholds themselves: int32 [P]."""
+        return self.bins_of(self._thresholds)
 
     def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> BinTotals:
         """Counts and sums of one block of values [M] over the bins.

@@ -4,11 +4,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from detector.losses import ranking
+from detector.losses import batch_ranking, ranking
 
 
 @pytest.fixture(autouse=True, scope="package")
 def every_search_takes_the_grid() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "_FEW", 0)
+        yield
+
+
+@pytest.fixture(scope="module", params=["compiled loops", "PyTorch alone"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Once as on a CPU with numba, once as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "PyTorch alone":
+            patch.setattr(batch_ranking, "usable", lambda values: False)
         yield

@@ -13,6 +13,7 @@ from detector.losses import NonFiniteLogits, alrp_loss, ap_loss, ce_ohem_loss, r
 from tests import oracles
 
 DELTAS = (0.0, 0.5, 1.0, 3.0)
+pytestmark = pytest.mark.usefixtures("either_way")
 fuzz = settings(deadline=None, database=None, derandomize=True, max_examples=100)
 Case = tuple[list[float], list[float]]
 

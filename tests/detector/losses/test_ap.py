@@ -15,6 +15,7 @@ from tests import oracles
 
 DELTAS = (0.0, 0.5, 1.0, 3.0)
 Case = tuple[list[float], list[int]]
+pytestmark = pytest.mark.usefixtures("either_way")
 fuzz = settings(deadline=None, database=None, derandomize=True, max_examples=100)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from detector.build import build_objective
 from detector.config import LossConfig
-from detector.losses import Exchange, NonFiniteLogits, ap_loss
+from detector.losses import Exchange, NonFiniteLogits, ap_loss, batch_ranking
 from detector.objectives import Positives
-from tests.processes import run_processes
+from tests.processes import Work, run_processes
 
 CONFIGS = {
     **{name: LossConfig(name=name, box="giou") for name in ("ap", "alrp", "rank_sort", "focal", "ce_ohem")},
@@ -84,8 +84,16 @@ def work(rank: int, count: int) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_together_compute_what_one_does_on_the_whole_batch(count: int, tmp_path: Path) -> None:
+def work_without_compiled_loops(rank: int, count: int) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_ranking, "usable", lambda values: False)
+        return work(rank, count)
+
+
+@pytest.mark.parametrize("work, count", [(work, 2), (work, 4), (work_without_compiled_loops, 2)])
+def test_processes_together_compute_what_one_does_on_the_whole_batch(
+    work: Work, count: int, tmp_path: Path
+) -> None:
     """With 4 processes one has only ignored anchors, and one negatives and no positive."""
     results = run_processes(work, count, tmp_path)
     for name in CONFIGS:

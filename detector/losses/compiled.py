@@ -1,0 +1,329 @@
+"""The soft steps of ranking.py on a CPU, in loops that numba compiles: one pass where PyTorch takes ten.
+
+`CompiledSteps` and `CompiledNegatives` give what `SoftSteps` and `Negatives` give. All that the loops fill
+is allocated by torch, so that its allocator sees the memory. The formulas stand in docs/ranking.md.
+"""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detector.losses.ranking import BinTotals, blocks
+
+try:
+    from numba import njit
+except ImportError:  # no wheel for this machine or this Python: ranking.py does the work
+    njit = None  # type: ignore[assignment]
+
+Array = NDArray[Any]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def usable(values: Tensor) -> bool:
+    """Whether the compiled loops can work on a tensor."""
+    return njit is not None and values.device.type == "cpu"
+
+
+def _compiled(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Compile at the first call, and keep the machine code for the next process."""
+    if njit is None:
+        return loop
+    fast: Callable[Arguments, Result] = njit(nogil=True, cache=True, error_model="numpy")(loop)
+    return fast
+
+
+def positives_of(targets: Tensor) -> Tensor:
+    """The places of the ones among targets [M]: int64 [p], ascending."""
+    count = _count_ones(targets.numpy())
+    places = torch.empty(count, dtype=torch.int64)
+    _ones(targets.numpy(), places.numpy())
+    return places
+
+
+class CompiledSteps:
+    """P soft steps on a CPU: as `SoftSteps`, with its arguments, methods and results."""
+
+    def __init__(self, thresholds: Tensor, delta: float) -> None:
+        if delta < 0:
+            raise ValueError(f"delta must not be negative, got {delta}")
+        self.dtype = thresholds.dtype
+        self._centres, self._delta = thresholds.numpy(), float(delta)
+        self._edges = thresholds.new_empty(2 * len(thresholds))  # as a search sees them
+        self._begin = torch.empty(len(thresholds), dtype=torch.int32)  # the edges where the steps begin
+        infinity = self._centres.dtype.type(np.inf)
+        _merge(self._centres, self._delta, infinity, self._edges.numpy(), self._begin.numpy())
+
+    def own_bins(self) -> Tensor:
+        """The bins of the thresholds themselves: int32 [P]."""
+        bins = torch.empty(len(self._centres), dtype=torch.int32)
+        _find_ascending(self._centres, self._edges.numpy(), bins.numpy())
+        return bins
+
+    def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> BinTotals:
+        """Counts and sums of values [M] over the bins; float64 weights [M] for the counts, if given."""
+        totals = self.no_totals()
+        weights = torch.ones(1, dtype=torch.float64).expand(len(values)) if weights is None else weights
+        _add(values.numpy(), bins.numpy(), weights.numpy(), *totals.numpy())
+        return BinTotals(*totals)
+
+    def counts_above(self, totals: BinTotals) -> Tensor:
+        """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
+        above = torch.empty(len(self._centres), dtype=torch.float64)
+        begin, counts, sums = self._begin.numpy(), totals.counts.numpy(), totals.sums.numpy()
+        _counts_above(self._centres, self._delta, begin, counts, sums, above.numpy())
+        return above
+
+    def lines(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: two float64 [2P + 1]."""
+        lines = self.no_totals()
+        offset, slope = lines.numpy()
+        _lines(self._centres, self._delta, self._begin.numpy(), weights.numpy(), offset, slope)
+        return lines[0], lines[1]
+
+    def no_totals(self) -> Tensor:
+        """Zeros for every bin, float64 [2, 2P + 1]."""
+        return torch.zeros(2, len(self._edges) + 1, dtype=torch.float64)
+
+    def grid(self, searches: int) -> tuple[Array, Array, Array]:
+        """What `_find` looks values up in; a fine one for few searches is a waste."""
+        fineness = max(1024, min(_CELLS_PER_EDGE * len(self._edges), searches // 2))
+        cells = _unsigned(torch.empty(fineness + 1, dtype=torch.int32))
+        edges, scale = self._edges.numpy(), np.empty(3, self._centres.dtype)
+        _fill_cells(edges, cells, scale)
+        return edges, cells, scale
+
+
+class CompiledNegatives:
+    """The negatives of a batch on a CPU: as `Negatives`, with its arguments, methods and results.
+
+    The bins of float32 logits lie where their gradient will: no memory beyond the gradient's own.
+    """
+
+    def __init__(self, steps: CompiledSteps, logits: Tensor, targets: Tensor) -> None:
+        self._steps, self._logits, self._targets = steps, logits, targets
+        self._bins = torch.empty(len(logits), dtype=torch.int32)
+
+    def count(self) -> Tensor:
+        """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
+        steps, totals = self._steps, self._steps.no_totals()
+        grid = steps.grid(len(self._logits))
+        for block in _parts(self._logits, steps.dtype):
+            values, targets = self._logits[block].to(steps.dtype), self._targets[block]
+            _find(values.numpy(), targets.numpy(), *grid, self._bins[block].numpy(), *totals.numpy())
+        return totals
+
+    def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
+        working = self._steps.dtype
+        offset, slope = self._steps.lines(weights)
+        in_place = dtype == working == torch.float32
+        pulls = self._bins.view(dtype) if in_place else torch.empty(len(self._logits), dtype=dtype)
+        for block in _parts(self._logits, dtype):
+            values, out = self._logits[block].to(working), pulls[block].to(working)
+            _pull(values.numpy(), _unsigned(self._bins[block]), offset.numpy(), slope.numpy(), out.numpy())
+            if dtype != working:
+                pulls[block] = out
+        return pulls
+
+
+def _parts(values: Tensor, dtype: torch.dtype) -> list[slice]:
+    """Everything at once where nothing has to be converted, else blocks."""
+    return [slice(0, len(values))] if values.dtype == dtype else list(blocks(len(values), values.device))
+
+
+def _unsigned(indices: Tensor) -> Array:
+    """int32 as uint32: an index that may be negative costs numba a comparison more."""
+    return indices.numpy().view(np.uint32)
+
+
+# Cells of the search grid for each break point: few of them then hold three and more.
+_CELLS_PER_EDGE = 4
+
+
+@_compiled
+def _count_ones(targets: Array) -> int:
+    count = 0
+    for i in range(len(targets)):
+        count += targets[i] == 1
+    return count
+
+
+@_compiled
+def _ones(targets: Array, places: Array) -> None:
+    found = 0
+    for i in range(len(targets)):
+        if targets[i] == 1:
+            places[found] = i
+            found += 1
+
+
+@_compiled
+def _merge(centres: Array, delta: float, infinity: Any, edges: Array, begin: Array) -> None:
+    """Sort the break points: begin says where each step's first one lies, edges what a search sees of them.
+
+    A search sees the smallest number of its dtype that is not below the exact edge, and so loses nothing.
+    """
+    p, cast = len(centres), centres.dtype.type
+    i = j = 0
+    start = stop = cast(0)
+    for k in range(2 * p):
+        if i < p:
+            exact = np.float64(centres[i]) - delta
+            start = cast(exact)
+            if np.float64(start) < exact:
+                start = np.nextafter(start, infinity)
+        exact = np.float64(centres[j]) + delta
+        stop = cast(exact)
+        # With delta 0 a tie counts half: it gets a bin of its own, [t, next number).
+        if np.float64(stop) < exact or delta == 0:
+            stop = np.nextafter(stop, infinity)
+        if i < p and start <= stop:
+            edges[k], begin[i] = start, k
+            i += 1
+        else:
+            edges[k] = stop
+            j += 1
+
+
+@_compiled
+def _cell(x: Any, low: Any, scale: Any, last: Any) -> Any:
+    """The cell of x >= low: never falls as x rises, rounding included."""
+    return np.uint64(min((x - low) * scale, last))
+
+
+@_compiled
+def _fill_cells(edges: Array, cells: Array, grid: Array) -> None:
+    """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale and last of _cell.
+
+    A value lies above all edges of lower cells and below all of higher ones, so that what is left of a
+    search takes place in its own cell.
+    """
+    low, last = edges[0], edges.dtype.type(len(cells) - 2)
+    span = np.float64(edges[-1]) - np.float64(low)
+    scale = edges.dtype.type(np.float64(last) / span if span > 1e-30 else 1.0)
+    filled = np.uint64(0)
+    for k in range(len(edges)):
+        cell = _cell(edges[k], low, scale, last)
+        while filled <= cell:
+            cells[filled] = k
+            filled += np.uint64(1)
+    cells[filled:] = len(edges)
+    grid[0], grid[1], grid[2] = low, scale, last
+
+
+@_compiled
+def _find(
+    values: Array,
+    targets: Array,
+    edges: Array,
+    cells: Array,
+    grid: Array,
+    bins: Array,
+    counts: Array,
+    sums: Array,
+) -> None:
+    """The bin of each value whose target is 0, and what the values of a bin add up to; bin 0 for others."""
+    low, scale, last, top, one = grid[0], grid[1], grid[2], edges[-1], np.uint64(1)
+    for i in range(len(values)):
+        x = values[i]
+        if x < low or targets[i] != 0:  # counted by no step
+            bins[i] = 0
+            continue
+        found = np.uint64(len(edges))
+        if x < top:
+            cell = _cell(x, low, scale, last)
+            found = np.uint64(cells[cell])
+            # Two steps without a branch, which the processor could not foresee; few cells need more.
+            found += np.uint64(edges[found] <= x)
+            found += np.uint64(edges[found] <= x)
+            if edges[found] <= x:
+                end = np.uint64(cells[cell + one])
+                while found < end:
+                    middle = (found + end) >> one
+                    if edges[middle] <= x:
+                        found = middle + one
+                    else:
+                        end = middle
+        bins[i] = found
+        counts[found] += 1
+        sums[found] += x
+
+
+@_compiled
+def _find_ascending(values: Array, edges: Array, bins: Array) -> None:
+    k = 0
+    for i in range(len(values)):
+        while k < len(edges) and edges[k] <= values[i]:
+            k += 1
+        bins[i] = k
+
+
+@_compiled
+def _add(values: Array, bins: Array, weights: Array, counts: Array, sums: Array) -> None:
+    for i in range(len(values)):
+        counts[bins[i]] += weights[i]
+        sums[bins[i]] += weights[i] * values[i]
+
+
+@_compiled
+def _counts_above(
+    centres: Array, delta: float, begin: Array, counts: Array, sums: Array, above: Array
+) -> None:
+    """See SoftSteps.counts_above: the integral of the values above, from the highest edge down."""
+    i = j = len(centres) - 1
+    higher, area, upper = 0.0, 0.0, 0.0  # values in bins above edge k, integral from there, edge k + 1
+    for k in range(2 * len(centres) - 1, -1, -1):
+        starts = i >= 0 and begin[i] == k
+        edge = np.float64(centres[i]) - delta if starts else np.float64(centres[j]) + delta
+        if delta == 0:
+            area = higher + counts[k + 1]
+        elif k < 2 * len(centres) - 1:
+            area += higher * (upper - edge) + max(sums[k + 1] - counts[k + 1] * edge, 0.0)
+        higher += counts[k + 1]
+        upper = edge
+        if not starts:
+            above[j] = area
+            j -= 1
+        elif delta == 0:
+            above[i] = (above[i] + area) / 2
+            i -= 1
+        else:
+            above[i] = (area - above[i]) / (2 * delta)
+            i -= 1
+
+
+@_compiled
+def _lines(centres: Array, delta: float, begin: Array, weights: Array, offset: Array, slope: Array) -> None:
+    """See SoftSteps.lines: slope and value of the pull, grown from the lowest edge up."""
+    i = j = 0
+    rise = height = lower = 0.0
+    for k in range(2 * len(centres)):
+        starts = i < len(centres) and begin[i] == k
+        edge = np.float64(centres[i]) - delta if starts else np.float64(centres[j]) + delta
+        weight = weights[i] if starts else weights[j]
+        if delta == 0:
+            height += weight / 2
+        else:
+            if k > 0:
+                height += max(rise, 0.0) * (edge - lower)
+            rise += weight / (2 * delta) if starts else -weight / (2 * delta)
+        slope[k + 1] = max(rise, 0.0)
+        offset[k + 1] = height - slope[k + 1] * edge
+        lower = edge
+        if starts:
+            i += 1
+        else:
+            j += 1
+
+
+@_compiled
+def _pull(values: Array, bins: Array, offset: Array, slope: Array, out: Array) -> None:
+    """offset + slope x in each value's bin; out may lie where bins do."""
+    for i in range(len(values)):
+        k = np.uint64(bins[i])
+        out[i] = max(offset[k] + slope[k] * np.float64(values[i]), 0.0) if k > 0 else 0.0

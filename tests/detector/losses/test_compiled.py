@@ -1,0 +1,74 @@
+"""The compiled soft steps against those in PyTorch, which have been checked against double loops."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from detector.losses.compiled import CompiledNegatives, CompiledSteps, positives_of
+from detector.losses.negatives import Negatives
+from detector.losses.ranking import BinTotals, SoftSteps
+
+fuzz = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+numbers = st.one_of(
+    st.floats(-6, 6, width=32), st.integers(-4, 4).map(lambda k: k / 2), st.sampled_from([-1e4, 1e4, 3e38])
+)
+offsets = st.sampled_from([0.0, 50.0, -1e4])
+
+
+def check_that_all_agrees(thresholds: Tensor, logits: Tensor, targets: Tensor, delta: float) -> None:
+    plain, fast = SoftSteps(thresholds, delta), CompiledSteps(thresholds, delta)
+    negatives, fast_negatives = Negatives(plain, logits, targets), CompiledNegatives(fast, logits, targets)
+    assert torch.equal(fast.own_bins(), plain.own_bins())
+    counts, fast_counts = negatives.count(), fast_negatives.count()
+    # Below all steps nothing matters, and what matters is counted exactly.
+    assert torch.equal(fast_counts[0, 1:], counts[0, 1:])
+    torch.testing.assert_close(fast_counts[1, 1:], counts[1, 1:], rtol=1e-12, atol=1e-9)
+    above = plain.counts_above(BinTotals(*counts))
+    torch.testing.assert_close(fast.counts_above(BinTotals(*fast_counts)), above, rtol=1e-9, atol=1e-9)
+    weights = torch.linspace(0, 1, len(thresholds), dtype=torch.float64)
+    ours, theirs = fast.totals(thresholds, fast.own_bins(), weights), plain.totals(
+        thresholds, plain.own_bins(), weights
+    )  # fmt: skip
+    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-12, atol=1e-12)
+    pull = negatives.pull(weights, logits.dtype)
+    torch.testing.assert_close(fast_negatives.pull(weights, logits.dtype), pull, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
+@fuzz
+@given(
+    marks=st.lists(numbers.filter(lambda x: abs(x) < 1e30), min_size=1, max_size=12),
+    values=st.lists(st.tuples(numbers, st.integers(-1, 1)), max_size=30),
+    offset=offsets,
+)
+def test_compiled_steps_are_those_in_pytorch(
+    marks: list[float],
+    values: list[tuple[float, int]],
+    offset: float,
+    delta: float,
+    dtype: torch.dtype,
+) -> None:
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    thresholds = torch.tensor(sorted(marks), dtype=exact) + offset
+    logits = (torch.tensor([x for x, _ in values], dtype=exact) + offset).clamp(-3e38, 3e38).to(dtype)
+    logits = torch.where(logits.isfinite(), logits, 0)
+    targets = torch.tensor([t for _, t in values], dtype=torch.int8)
+    check_that_all_agrees(thresholds, logits, targets, delta)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e3])
+def test_break_points_that_crowd_in_one_cell_are_told_apart(spread: float) -> None:
+    """One positive far off makes the cells coarse: thousands of break points share one."""
+    generator = torch.Generator().manual_seed(0)
+    marks = torch.cat((torch.randn(3000, generator=generator) * spread, torch.tensor([3e4])))
+    logits = torch.randn(20_000, generator=generator) * 2 * spread
+    targets = (torch.arange(20_000) % 7 - 6).clamp_max(0).to(torch.int8)
+    check_that_all_agrees(marks.sort().values, logits, targets, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64])
+def test_positives_are_the_ones(dtype: torch.dtype) -> None:
+    assert positives_of(torch.tensor([0, 1, -1, 1, 0], dtype=dtype)).tolist() == [1, 3]
