@@ -1,0 +1,152 @@
+"""What COCO makes of every detection at its ten IoU thresholds, kept so that AP can be taken again and again.
+
+IoU matching knows nothing of other images. AP over any choice of images, each as often as wanted, is
+therefore a matter of counting what was matched once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.cocoeval import COCOeval
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+
+_ELEMENTS = 1 << 24  # of a temporary array, at most
+_EPSILON = np.spacing(1)  # in pycocotools' precision
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All detections of a set, class by class, best first (equal scores in the order of image ids)."""
+
+    classes: tuple[str, ...]  # K, in ascending order of their category ids
+    image_ids: NDArray[np.int64]  # [I], ascending
+    gt_counts: NDArray[np.int32]  # [I, K] gt boxes that count
+    labels: NDArray[np.int64]  # [D], ascending
+    images: NDArray[np.int64]  # [D] index into image_ids
+    scores: NDArray[np.float64]  # [D]
+    right: NDArray[np.bool_]  # [T, D] matched to a gt box that counts
+    ignored: NDArray[np.bool_]  # [T, D] neither right nor wrong
+
+    def of_class(self, label: int) -> slice:
+        """Where the detections of a class are."""
+        first, last = np.searchsorted(self.labels, [label, label + 1])
+        return slice(int(first), int(last))
+
+
+def judgement_of(evaluator: COCOeval, names: dict[int, str]) -> Judgement:
+    """Read it off pycocotools after `evaluate()`.
+
+    Args:
+        names: of the categories, by id.
+    """
+    p = evaluator.params
+    image_ids, categories = np.asarray(p.imgIds, dtype=np.int64), list(p.catIds)
+    gt_counts = np.zeros((len(image_ids), len(categories)), dtype=np.int32)
+    parts = []  # labels, images, scores, right, ignored
+    for k, category in enumerate(categories):
+        mine = []
+        for i, image in enumerate(p.imgIds):
+            # evalImgs is [K, A, I]; the first area range is all of them.
+            e = evaluator.evalImgs[(k * len(p.areaRng)) * len(p.imgIds) + i]
+            if e is None:
+                continue
+            assert (e["image_id"], e["category_id"]) == (image, category)
+            gt_counts[i, k] = np.count_nonzero(np.asarray(e["gtIgnore"]) == 0)
+            if e["dtScores"]:
+                mine.append((np.full(len(e["dtScores"]), i), e["dtScores"], e["dtMatches"], e["dtIgnore"]))
+        if mine:
+            images, scores, matches, ignored = (np.concatenate(x, axis=-1) for x in zip(*mine, strict=True))
+            order = np.argsort(-scores, kind="stable")
+            ignored = ignored[:, order].astype(bool)
+            right = (matches[:, order] > 0) & ~ignored
+            parts.append((np.full(len(order), k), images[order], scores[order], right, ignored))
+    if not parts:
+        none = np.zeros((len(p.iouThrs), 0), dtype=bool)
+        parts.append((np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), none, none))
+    joined = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    return Judgement(tuple(names[c] for c in categories), image_ids, gt_counts, *joined)
+
+
+def average_precision(judgement: Judgement, counts: NDArray[np.int32]) -> NDArray[np.float64]:
+    """COCO's AP (101 recall levels, all areas, 100 detections) if image i were there counts[r, i] times.
+
+    counts int32 [R, I] -> float64 [R, T, K], NaN where a class has no gt boxes then.
+
+    Precision and its envelope matter only where a gt box is found: a detection without one lowers the
+    precision and leaves the recall as it is. Several copies of an image are the same detections one
+    behind the other, within which precision goes one way: only their end counts.
+    """
+    gt_boxes = counts @ judgement.gt_counts  # [R, K]
+    found = np.full((len(counts), len(IOU_THRESHOLDS), len(judgement.classes)), np.nan)
+    for label in range(len(judgement.classes)):
+        mine = judgement.of_class(label)
+        length = max(1, _ELEMENTS // max(1, mine.stop - mine.start))
+        for first in range(0, len(counts), length):
+            part = slice(first, first + length)
+            boxes = gt_boxes[part, label]
+            ap = _of_class(judgement, mine, counts[part], np.maximum(boxes, 1))
+            found[part, :, label] = np.where(boxes[:, None] > 0, ap, np.nan)
+    return found
+
+
+def _of_class(
+    judgement: Judgement, mine: slice, counts: NDArray[np.int32], gt_boxes: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """[R, T] of one class; gt_boxes int32 [R], at least 1."""
+    images, right, ignored = judgement.images[mine], judgement.right[:, mine], judgement.ignored[:, mine]
+    ap = np.zeros((len(counts), len(right)))
+    stops = np.flatnonzero(right.any(axis=0))  # where a gt box is found at any threshold
+    if len(stops) == 0:
+        return ap
+    seen = _running_sums(counts, images, stops)  # detections down to each stop
+    for t in range(len(right)):
+        here = np.flatnonzero(right[t, stops])
+        if len(here) == 0:
+            continue
+        hits = np.cumsum(counts[:, images[stops[here]]], axis=1, dtype=np.int32)
+        total = seen[:, here]
+        skipped = np.flatnonzero(ignored[t])
+        if len(skipped):
+            above = np.searchsorted(skipped, stops[here])
+            sums = np.cumsum(counts[:, images[skipped]], axis=1, dtype=np.int32)
+            total = total - np.pad(sums, ((0, 0), (1, 0)))[:, above]
+        ap[:, t] = _interpolated(hits, hits / (total + _EPSILON), gt_boxes)
+    return ap
+
+
+def _running_sums(
+    counts: NDArray[np.int32], images: NDArray[np.int64], stops: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Sums of counts[:, images] from the start to each stop, inclusive: int32 [R, S]."""
+    starts = np.concatenate(([0], stops[:-1] + 1))
+    between = np.add.reduceat(counts[:, images[: stops[-1] + 1]], starts, axis=1)
+    return np.cumsum(between, axis=1, dtype=np.int32)
+
+
+def _interpolated(
+    hits: NDArray[np.int32], precision: NDArray[np.float64], gt_boxes: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """The mean over the recall levels of the best precision at that recall or above: [R]."""
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    reached = np.searchsorted(RECALLS, hits / gt_boxes[:, None], side="right")
+    levels = np.diff(reached, axis=1, prepend=0)  # recall levels first reached with this gt box
+    return (envelope * levels).sum(axis=1) / len(RECALLS)
+
+
+def curves(judgement: Judgement, thresholds: NDArray[np.float64]) -> Iterator[tuple[str, NDArray, NDArray]]:
+    """Of each class with gt boxes: its name, and how many detections at IoU 0.5 are right and wrong
+    from each score threshold on, int64 [N] each."""
+    for label, name in enumerate(judgement.classes):
+        if judgement.gt_counts[:, label].sum() == 0:
+            continue
+        mine = judgement.of_class(label)
+        kept = ~judgement.ignored[0, mine]
+        scores, right = judgement.scores[mine][kept], judgement.right[0, mine][kept]
+        # Scores descend: how many reach a threshold.
+        reached = np.searchsorted(-scores, -thresholds, side="right")
+        hits = np.concatenate(([0], np.cumsum(right)))[reached]
+        yield name, hits, reached - hits
