@@ -20,7 +20,7 @@ from data.coco import read_json
 from data.sample import DetectionSet
 from detector.evaluation.calibration import Matched
 from detector.evaluation.inference import Predictions
-from detector.evaluation.judgement import Judgement, judgement_of
+from detector.evaluation.tally import Tally, tally_of
 from errors import InputError
 
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -44,7 +44,7 @@ class CocoResult:
     summary: dict[str, float]
     per_class: dict[str, ClassResult]
     matched: Matched  # the detections, without those matched to ignored gt
-    judgement: Judgement  # the same at all IoU thresholds, class by class
+    tally: Tally  # the same at all IoU thresholds, class by class
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values: COCO names at the top level."""
@@ -150,13 +150,13 @@ def _evaluate(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = COCOeval(_index(images, categories, gt), _index(images, categories, found), "bbox")
         evaluator.evaluate()
-        judgement = judgement_of(evaluator, names)
+        tally = tally_of(evaluator, names)
         if not gt:
             return CocoResult(
                 dict.fromkeys(COCO_NAMES, -1.0),
                 {n: ClassResult(-1, -1, 0, -1, -1) for n in names.values()},
                 _all_wrong(results),
-                judgement,
+                tally,
             )
         evaluator.accumulate()
         evaluator.summarize()
@@ -166,7 +166,7 @@ def _evaluate(
         known = annotation["category_id"] in counts and annotation["image_id"] in listed
         if known and not annotation["iscrowd"]:
             counts[annotation["category_id"]] += 1
-    return CocoResult(summary, _per_class(evaluator, names, counts), _matched(evaluator), judgement)
+    return CocoResult(summary, _per_class(evaluator, names, counts), _matched(evaluator), tally)
 
 
 def _matched(evaluator: COCOeval) -> Matched:

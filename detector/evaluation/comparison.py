@@ -18,7 +18,7 @@ from data.sample import DetectionSet
 from detector.build import build_set
 from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
 from detector.evaluation.coco import evaluate_files
-from detector.evaluation.judgement import Judgement, average_precision
+from detector.evaluation.tally import Tally, average_precision
 from errors import InputError
 
 RESAMPLES = 1000
@@ -95,10 +95,10 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
                 f"{path} cannot be compared with {paths[0]}: {difference}; compare runs of one data set, or "
                 "set data.root and data.splits for all"
             )
-    judged = [
-        score_checkpoint(c, records).scores.coco.judgement for c, records in zip(opened, sets, strict=True)
+    tallies = [
+        score_checkpoint(c, records).scores.coco.tally for c, records in zip(opened, sets, strict=True)
     ]
-    return compare([str(path) for path in paths], judged)
+    return compare([str(path) for path in paths], tallies)
 
 
 def compare_files(results: Sequence[Path], annotations: Path) -> Comparison:
@@ -107,22 +107,22 @@ def compare_files(results: Sequence[Path], annotations: Path) -> Comparison:
     Raises:
         InputError: a file is missing or malformed.
     """
-    judged = [evaluate_files(path, annotations).judgement for path in results]
-    return compare([str(path) for path in results], judged)
+    tallies = [evaluate_files(path, annotations).tally for path in results]
+    return compare([str(path) for path in results], tallies)
 
 
-def compare(names: Sequence[str], judgements: Sequence[Judgement]) -> Comparison:
-    """Metrics, their intervals, and the differences to the first, of runs judged on the same images.
+def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
+    """Metrics, their intervals, and the differences to the first, of runs tallied on the same images.
 
     Raises:
         InputError: there is no gt box to measure by.
     """
-    first = judgements[0]
+    first = tallies[0]
     images = len(first.image_ids)
     if first.gt_counts.sum() == 0:
         raise InputError("there are no gt boxes to compare by in this split")
     counts = draws(images)
-    values = [_metrics(average_precision(judgement, counts)) for judgement in judgements]  # [1 + R, 3 + K]
+    values = [_metrics(average_precision(tally, counts)) for tally in tallies]  # [1 + R, 3 + K]
     runs = []
     for i, (name, mine) in enumerate(zip(names, values, strict=True)):
         own = _intervals(mine, first.classes)

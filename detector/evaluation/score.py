@@ -37,7 +37,7 @@ class Scores:
         if calibration is None:
             return self
         matched = replace(self.coco.matched, scores=calibration(self.coco.matched.scores))
-        judgement = replace(self.coco.judgement, scores=calibration(self.coco.judgement.scores))
+        tally = replace(self.coco.tally, scores=calibration(self.coco.tally.scores))
         per_class = {
             name: replace(one, best_threshold=float(calibration(np.array([one.best_threshold]))[0]))
             if one.best_threshold >= 0
@@ -46,7 +46,7 @@ class Scores:
         }
         return Scores(
             replace(self.predictions, scores=calibration(self.predictions.scores)),
-            replace(self.coco, matched=matched, per_class=per_class, judgement=judgement),
+            replace(self.coco, matched=matched, per_class=per_class, tally=tally),
             self.voc,
             {**self.calibration, "calibration_error": calibration_error(matched.scores, matched.correct)},
         )

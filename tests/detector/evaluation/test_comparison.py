@@ -24,7 +24,7 @@ from detector.config import parse_config
 from detector.evaluation.checkpoint import open_checkpoint
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.comparison import RESAMPLES, compare, compare_files, draws
-from detector.evaluation.judgement import Judgement, average_precision
+from detector.evaluation.tally import Tally, average_precision
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import coco_dict, small_coco, write_coco
@@ -34,10 +34,10 @@ from tests.runs import assert_one_line, call, tiny_config
 Content = dict[str, Any]
 
 
-def judge(content: Content, results: list[Content], folder: Path) -> Judgement:
+def tally_files(content: Content, results: list[Content], folder: Path) -> Tally:
     (folder / "gt.json").write_text(json.dumps(content))
     (folder / "found.json").write_text(json.dumps(results))
-    return evaluate_files(folder / "found.json", folder / "gt.json").judgement
+    return evaluate_files(folder / "found.json", folder / "gt.json").tally
 
 
 def precision_of_pycocotools(content: Content, results: list[Content]) -> np.ndarray:
@@ -74,12 +74,12 @@ def test_ap_of_a_draw_equals_pycocotools_on_the_images_drawn(
 ) -> None:
     """With crowds, a class without gt boxes, and images that are there once, twice, thrice or not at all."""
     content, results = random_case(seed, without_gt)
-    judgement = judge(content, results, tmp_path)
-    assert judgement.image_ids.tolist() == [3, 7, 55, 100] and judgement.ignored.any()
+    tally = tally_files(content, results, tmp_path)
+    assert tally.image_ids.tolist() == [3, 7, 55, 100] and tally.ignored.any()
     counts = np.array([[1, 1, 1, 1], [2, 0, 1, 1], [3, 1, 0, 0], [0, 0, 4, 0]], dtype=np.int32)
-    mine = average_precision(judgement, counts)
+    mine = average_precision(tally, counts)
     for row, found in zip(counts, mine, strict=True):
-        drawn = dict(zip(judgement.image_ids.tolist(), row.tolist(), strict=True))
+        drawn = dict(zip(tally.image_ids.tolist(), row.tolist(), strict=True))
         expected = precision_of_pycocotools(*copies(content, results, drawn))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert len(set(mine[~np.isnan(mine)])) > 20
@@ -87,9 +87,9 @@ def test_ap_of_a_draw_equals_pycocotools_on_the_images_drawn(
 
 def test_the_point_estimates_are_those_of_one_run_alone(tmp_path: Path) -> None:
     content, results = random_case(1)
-    judgement = judge(content, results, tmp_path)
+    tally = tally_files(content, results, tmp_path)
     alone = evaluate_files(tmp_path / "found.json", tmp_path / "gt.json")
-    (run,) = compare(["run"], [judgement]).runs
+    (run,) = compare(["run"], [tally]).runs
     for name, one in run.metrics.items():
         assert one.value == pytest.approx(alone.summary[name], abs=1e-12)
     assert {k: v.value for k, v in run.per_class.items()} == pytest.approx(
@@ -97,10 +97,10 @@ def test_the_point_estimates_are_those_of_one_run_alone(tmp_path: Path) -> None:
     )
 
 
-def all_or_nothing(hits: np.ndarray) -> Judgement:
+def all_or_nothing(hits: np.ndarray) -> Tally:
     """One gt box in every image, found for certain where `hits` is true and not at all elsewhere."""
     images = np.flatnonzero(hits)
-    return Judgement(
+    return Tally(
         classes=("cat",),
         image_ids=np.arange(len(hits)),
         gt_counts=np.ones((len(hits), 1), dtype=np.int32),
@@ -151,8 +151,8 @@ def test_a_run_beside_itself_differs_by_exactly_nothing_and_draws_are_the_same_e
     tmp_path: Path,
 ) -> None:
     content, results = random_case(0)
-    judgement = judge(content, results, tmp_path)
-    one, other = (compare(["A", "B"], [judgement, judgement]) for _ in range(2))
+    tally = tally_files(content, results, tmp_path)
+    one, other = (compare(["A", "B"], [tally, tally]) for _ in range(2))
     assert one == other
     for same in one.runs[1].differences.values():
         assert (same.value, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
@@ -171,7 +171,7 @@ def test_a_rare_class_that_is_missing_from_draws_is_left_out_of_them() -> None:
     """Its only gt box is in one image, always found: its AP is 1 wherever it is there at all."""
     both = all_or_nothing(np.ones(5, dtype=bool))
     gt = np.array([[1, 1], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.int32)
-    judgement = replace(
+    tally = replace(
         both,
         classes=("cat", "yeti"),
         gt_counts=gt,
@@ -181,7 +181,7 @@ def test_a_rare_class_that_is_missing_from_draws_is_left_out_of_them() -> None:
         right=np.ones((10, 6), dtype=bool),
         ignored=np.zeros((10, 6), dtype=bool),
     )
-    (run,) = compare(["run"], [judgement]).runs
+    (run,) = compare(["run"], [tally]).runs
     yeti = run.per_class["yeti"]
     assert (yeti.value, yeti.low, yeti.high) == pytest.approx((1, 1, 1))
 

@@ -19,7 +19,7 @@ _EPSILON = np.spacing(1)  # in pycocotools' precision
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Tally:
     """All detections of a set, class by class, best first (equal scores in the order of image ids)."""
 
     classes: tuple[str, ...]  # K, in ascending order of their category ids
@@ -37,7 +37,7 @@ class Judgement:
         return slice(int(first), int(last))
 
 
-def judgement_of(evaluator: COCOeval, names: dict[int, str]) -> Judgement:
+def tally_of(evaluator: COCOeval, names: dict[int, str]) -> Tally:
     """Read it off pycocotools after `evaluate()`.
 
     Args:
@@ -68,10 +68,10 @@ def judgement_of(evaluator: COCOeval, names: dict[int, str]) -> Judgement:
         none = np.zeros((len(p.iouThrs), 0), dtype=bool)
         parts.append((np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), none, none))
     joined = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
-    return Judgement(tuple(names[c] for c in categories), image_ids, gt_counts, *joined)
+    return Tally(tuple(names[c] for c in categories), image_ids, gt_counts, *joined)
 
 
-def average_precision(judgement: Judgement, counts: NDArray[np.int32]) -> NDArray[np.float64]:
+def average_precision(tally: Tally, counts: NDArray[np.int32]) -> NDArray[np.float64]:
     """COCO's AP (101 recall levels, all areas, 100 detections) if image i were there counts[r, i] times.
 
     counts int32 [R, I] -> float64 [R, T, K], NaN where a class has no gt boxes then.
@@ -80,24 +80,24 @@ def average_precision(judgement: Judgement, counts: NDArray[np.int32]) -> NDArra
     precision and leaves the recall as it is. Several copies of an image are the same detections one
     behind the other, within which precision goes one way: only their end counts.
     """
-    gt_boxes = counts @ judgement.gt_counts  # [R, K]
-    found = np.full((len(counts), len(IOU_THRESHOLDS), len(judgement.classes)), np.nan)
-    for label in range(len(judgement.classes)):
-        mine = judgement.of_class(label)
+    gt_boxes = counts @ tally.gt_counts  # [R, K]
+    found = np.full((len(counts), len(IOU_THRESHOLDS), len(tally.classes)), np.nan)
+    for label in range(len(tally.classes)):
+        mine = tally.of_class(label)
         length = max(1, _ELEMENTS // max(1, mine.stop - mine.start))
         for first in range(0, len(counts), length):
             part = slice(first, first + length)
             boxes = gt_boxes[part, label]
-            ap = _of_class(judgement, mine, counts[part], np.maximum(boxes, 1))
+            ap = _of_class(tally, mine, counts[part], np.maximum(boxes, 1))
             found[part, :, label] = np.where(boxes[:, None] > 0, ap, np.nan)
     return found
 
 
 def _of_class(
-    judgement: Judgement, mine: slice, counts: NDArray[np.int32], gt_boxes: NDArray[np.int32]
+    tally: Tally, mine: slice, counts: NDArray[np.int32], gt_boxes: NDArray[np.int32]
 ) -> NDArray[np.float64]:
     """[R, T] of one class; gt_boxes int32 [R], at least 1."""
-    images, right, ignored = judgement.images[mine], judgement.right[:, mine], judgement.ignored[:, mine]
+    images, right, ignored = tally.images[mine], tally.right[:, mine], tally.ignored[:, mine]
     ap = np.zeros((len(counts), len(right)))
     stops = np.flatnonzero(right.any(axis=0))  # where a gt box is found at any threshold
     if len(stops) == 0:
@@ -137,15 +137,15 @@ def _interpolated(
     return (envelope * levels).sum(axis=1) / len(RECALLS)
 
 
-def curves(judgement: Judgement, thresholds: NDArray[np.float64]) -> Iterator[tuple[str, NDArray, NDArray]]:
+def curves(tally: Tally, thresholds: NDArray[np.float64]) -> Iterator[tuple[str, NDArray, NDArray]]:
     """Of each class with gt boxes: its name, and how many detections at IoU 0.5 are right and wrong
     from each score threshold on, int64 [N] each."""
-    for label, name in enumerate(judgement.classes):
-        if judgement.gt_counts[:, label].sum() == 0:
+    for label, name in enumerate(tally.classes):
+        if tally.gt_counts[:, label].sum() == 0:
             continue
-        mine = judgement.of_class(label)
-        kept = ~judgement.ignored[0, mine]
-        scores, right = judgement.scores[mine][kept], judgement.right[0, mine][kept]
+        mine = tally.of_class(label)
+        kept = ~tally.ignored[0, mine]
+        scores, right = tally.scores[mine][kept], tally.right[0, mine][kept]
         # Scores descend: how many reach a threshold.
         reached = np.searchsorted(-scores, -thresholds, side="right")
         hits = np.concatenate(([0], np.cumsum(right)))[reached]
