@@ -22,10 +22,10 @@ from detector.evaluation.error_breakdown import ErrorBreakdown, breakdown_of
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Flags, Floats, Kind, Matching, match
 from detector.evaluation.material import Material, material_of, read_material
+from detector.evaluation.tally import IOU_THRESHOLDS, Tally, tally_of
 from errors import InputError
 
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
 
@@ -69,6 +69,11 @@ class CocoResult:
         """The detections that count."""
         counts, found = self.matching.kinds != Kind.IGNORED, self.material.found
         return Matched(found.scores[counts], self.matching.correct[counts], found.images[counts])
+
+    @property
+    def tally(self) -> Tally:
+        """The same at all IoU thresholds, class by class; it is made anew each time."""
+        return tally_of(self.material)
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values: COCO names at the top level."""

@@ -11,6 +11,17 @@ import numpy as np
 
 from detector.evaluation.matching import Flags, Floats, FoundBoxes, GtBoxes, Ints, Kind, Matching, match
 
+# For the columns of a table.
+SHORT_NAMES = {
+    "classification": "class",
+    "localisation": "box",
+    "both": "class+box",
+    "duplicate": "duplicate",
+    "background": "background",
+    "missed": "missed",
+    "false_positives": "all false",
+    "false_negatives": "all unfound",
+}
 _RECALLS = np.linspace(0, 1, 101)  # COCO's
 
 
@@ -41,11 +52,7 @@ class ErrorBreakdown:
 
     def costs(self) -> dict[str, Cost]:
         """The six kinds by name, then the two sums."""
-        return {
-            name: getattr(self, name)
-            for name in ("classification", "localisation", "both", "duplicate", "background", "missed",
-                         "false_positives", "false_negatives")
-        }  # fmt: skip
+        return {name: getattr(self, name) for name in SHORT_NAMES}
 
     def as_json(self) -> dict[str, dict[str, float]]:
         """Plain values: {"missed": {"count": 3, "AP50": 0.01}, ...}."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from detector.criterion import Losses
 from detector.evaluation.coco import COCO_NAMES, CocoResult
+from detector.evaluation.error_breakdown import SHORT_NAMES
 from detector.training.run_folder import append_metrics
 from errors import InputError
 
@@ -60,6 +61,8 @@ class Monitor:
         append_metrics(self.folder, {"step": step, "epoch": epoch, **result.as_json(), **extra})
         self._scalars({f"val/{name}": value for name, value in {**result.summary, **extra}.items()}, step)
         self._scalars({f"val_class_AP/{name}": one.ap for name, one in result.per_class.items()}, step)
+        costs = result.errors.costs()
+        self._scalars({f"val_errors_AP50/{name}": cost.ap50 for name, cost in costs.items()}, step)
         self.say(metrics_table(result, extra, f"epoch {epoch}"))
 
     def images(self, step: int, pictures: list[Tensor]) -> None:
@@ -100,15 +103,20 @@ class Monitor:
 
 
 def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
-    """The 12 COCO numbers, what there is beside them, then one line per class."""
+    """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost."""
     rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
     rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
     if extra:
         rows.append("  ".join(f"{name} {value:.3f}" for name, value in extra.items()))
     width = max([5, *(len(name) for name in result.per_class)])
-    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'gt':>6}")
+    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'gt':>6}")
     for name, one in result.per_class.items():
-        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.gt_boxes:6d}")
+        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}")
+    costs = result.errors.costs()
+    rows.append("AP50 to be gained without errors of a kind, and how many there are:")
+    rows.append("  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
+    rows.append("  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
+    rows.append("  ".join(f"{cost.count:11d}" for cost in costs.values()))
     return "\n".join(rows)
 
 
