@@ -2,17 +2,17 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask
 
 from data.images import read_image, read_upright
 from detector.evaluation.coco import CocoResult
-from detector.evaluation.matching import Floats, Kind
+from detector.evaluation.matching import BACKGROUND_IOU, Floats, Ints, Kind
 from detector.evaluation.material import Material
 from detector.prediction.drawing import draw_boxes
 from detector.report.facts import Shown, best_images, worst_false, worst_images, worst_missed
@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 _CROPS, _IMAGES = 12, 6  # of each kind
 _LEAST_CROP = 96  # px of the image
 _SIDE, _QUALITY = 480, 82  # of the JPEGs: longer side in px
-_SCALE = 1.5  # of lines and letters: the pictures are shown small
+_SCALE = 1.9  # of lines and letters: the pictures are shown small
 
 _WHAT = {
     Kind.CLASSIFICATION: "class wrong, gt is {gt} (IoU {iou:.2f})",
@@ -115,30 +115,39 @@ def _whole(result: CocoResult, at: Shown, image: int) -> Picture:
     return Picture((left, right), f"F1 {at.f1[image]:.2f}: {counts}", m.image_names[image])
 
 
-def _crop(result: CocoResult, at: Shown, image: int, xywh: Floats, only: int | None = None) -> str:
-    """The surroundings of a box: gt dashed, detections above the thresholds, or one alone, in full lines."""
+def _crop(result: CocoResult, at: Shown, image: int, subject: Floats, only: int | None = None) -> str:
+    """The surroundings of a box (xywh), and the boxes that overlap it: gt dashed, detections in full lines.
+
+    Args:
+        only: the one detection to be shown; all above the thresholds without it.
+    """
     m = result.material
     pixels = _read(m, image)
     height, width = pixels.shape[:2]
-    side = max(_LEAST_CROP, 2.2 * max(xywh[2:]))
-    x, y = np.clip(xywh[:2] + xywh[2:] / 2, 0, (width, height))
+    side = max(_LEAST_CROP, 2.2 * max(subject[2:]))
+    x, y = np.clip(subject[:2] + subject[2:] / 2, 0, (width, height))
     x0, x1 = round(max(0, x - side / 2)), round(min(width, x + side / 2))
     y0, y1 = round(max(0, y - side / 2)), round(min(height, y + side / 2))
-    gt = np.flatnonzero(m.gt.images == image)
-    here = (m.found.images == image) & at.found
-    rows = np.flatnonzero(here) if only is None else np.array([only])
-    rows = rows[np.argsort(-m.found.scores[rows], kind="stable")]
-    boxes = np.concatenate([_xyxy(m.found.xywh[rows]), _xyxy(m.gt.xywh[gt])])
+    gt = _near(subject, m.gt.xywh, np.flatnonzero(m.gt.images == image))
+    rows = np.flatnonzero((m.found.images == image) & at.found)
+    rows = _near(subject, m.found.xywh, rows) if only is None else np.array([only])
+    boxes = np.concatenate([_xyxy(m.found.xywh[rows]), _xyxy(m.gt.xywh[gt])]) - [x0, y0, x0, y0]
     labels = np.concatenate([m.found.labels[rows], m.gt.labels[gt]])
     texts = [*_texts(m, rows), *(f"gt {m.classes[label]}" for label in m.gt.labels[gt])]
     dashed = np.arange(len(boxes)) >= len(rows)
-    within = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
-    boxes = boxes[within] - [x0, y0, x0, y0]
-    texts = [text for text, inside in zip(texts, within, strict=True) if inside]
-    return _jpeg(draw_boxes(pixels[y0:y1, x0:x1], boxes, labels[within], texts, dashed[within], _SCALE))
+    return _jpeg(draw_boxes(pixels[y0:y1, x0:x1], boxes, labels, texts, dashed, _SCALE))
 
 
-def _texts(m: Material, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
+def _near(subject: Floats, xywh: Floats, rows: Ints) -> Ints:
+    """Those of the boxes that overlap one, the nearest first."""
+    if len(rows) == 0:
+        return rows
+    overlap = mask.iou(subject[None], xywh[rows], np.zeros(len(rows), np.uint8))
+    order = np.argsort(-overlap[0], kind="stable")
+    return rows[order[overlap[0, order] >= BACKGROUND_IOU]]
+
+
+def _texts(m: Material, rows: Ints) -> list[str]:
     return [f"{m.classes[m.found.labels[row]]} {m.found.scores[row]:.2f}" for row in rows]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from detector.evaluation.calibration import calibration_error
 from detector.evaluation.coco import COCO_NAMES, CocoResult
+from detector.evaluation.matching import Floats
 from detector.evaluation.tally import RECALLS
 from detector.report import svg
 from detector.report.facts import Shown, calibration_curve, confusion, score_histogram, size_counts
@@ -32,7 +33,7 @@ def summary(result: CocoResult, facts: Sequence[tuple[str, str]], extra: dict[st
     """What was scored, and the 12 numbers of COCO."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     numbers = _table(COCO_NAMES, [[_value(result.summary[name]) for name in COCO_NAMES]])
-    more = "; ".join(f"{name} {_value(value)}" for name, value in extra.items())
+    more = "; ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in extra.items())
     return _section("Summary", f"<dl>{rows}</dl>{numbers}" + (f"<p>{escape(more)}</p>" if more else ""))
 
 
@@ -81,14 +82,14 @@ def curves(result: CocoResult) -> str:
     if len(known) > 1:
         chart = _curve_axes("precision over recall, mean of the classes")
         for at, label, style in _AT:
-            chart.line(RECALLS, result.precision[at][:, known].mean(axis=1), style, label)
+            _curve(chart, result.precision[at][:, known].mean(axis=1), style, label)
         figures.append(_figure(chart.svg(), "mean of the classes"))
     names = list(result.per_class)
     for k in known:
         one = result.per_class[names[k]]
         chart = _curve_axes(f"precision over recall, {names[k]}")
         for at, label, style in _AT:
-            chart.line(RECALLS, result.precision[at, :, k], style, label)
+            _curve(chart, result.precision[at, :, k], style, label)
         best = np.array([one.best_recall]), np.array([one.best_precision])
         chart.points(*best, svg.Style("#000000"), "best F1")
         figures.append(_figure(chart.svg(), f"{names[k]}, AP {_value(one.ap)}"))
@@ -104,7 +105,8 @@ def matrix(result: CocoResult, at: Shown) -> str:
     table, names = confusion(result, at), list(result.per_class)
     text = (
         "Detections from each class's threshold on, at IoU 0.5; shades are parts of the row. Row 'nothing': "
-        "detections without a gt box, duplicates among them; column 'nothing': gt boxes not found."
+        "detections on nothing, or on an object that has a detection already, of its own or of another "
+        "class. Column 'nothing': gt boxes not found."
     )
     if len(names) > _MATRIX:
         off = table.copy()
@@ -168,7 +170,10 @@ def pictures(shown: Galleries | None) -> str:
     if shown is None:
         text = "No pictures: the images were not at hand (--images DIR names their folder)."
         return _section("Pictures", f"<p>{text}</p>")
-    legend = "<p>Dashed: gt. Full lines: detections with their scores. Each class has its colour.</p>"
+    legend = (
+        "<p>Dashed: gt. Full lines: detections with their scores. Each class has its "
+        "colour. Only boxes that overlap the one in question are shown.</p>"
+    )
     return (
         _section("Worst false detections", legend + _gallery(shown.false, "crops"))
         + _section("Worst misses", legend + _gallery(shown.missed, "crops"))
@@ -194,6 +199,12 @@ def _gallery(entries: Sequence[Picture], kind: str) -> str:
 
 def _curve_axes(what: str) -> svg.Chart:
     return svg.Chart(svg.Axis("recall"), svg.Axis("precision"), what, 300, 240)
+
+
+def _curve(chart: svg.Chart, precision: Floats, style: svg.Style, label: str) -> None:
+    """Down to 0 where the recall ends."""
+    reached = min(int((precision > 0).sum()) + 1, len(precision))
+    chart.line(RECALLS[:reached], precision[:reached], style, label)
 
 
 def _section(title: str, content: str) -> str:

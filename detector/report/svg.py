@@ -129,14 +129,14 @@ class Chart:
     def _legend(self) -> tuple[str, int]:
         parts, x, line = [], float(_LEFT), 0
         for label, style, as_points in self._series:
-            wide = 34 + _LETTER * len(label) + 12
+            wide = 28 + _LETTER * len(label) + 6
             if x + wide > self.width and x > _LEFT:
                 x, line = float(_LEFT), line + 1
             y = self.height + 6 + line * _LEGEND
             dash = f' stroke-dasharray="{style.dash}"' if style.dash else ""
-            stroke = f'<path d="M{x:.1f} {y}h28" stroke="{style.colour}" stroke-width="1.8"{dash}/>'
-            parts.append(_marker(x + 14, y, 4, style) if as_points else stroke)
-            parts.append(_text(x + 34, y + 4, label))
+            stroke = f'<path d="M{x:.1f} {y}h22" stroke="{style.colour}" stroke-width="1.8"{dash}/>'
+            parts.append(_marker(x + 11, y, 4, style) if as_points else stroke)
+            parts.append(_text(x + 27, y + 4, label))
             x += wide
         return "".join(parts), line + 1 if self._series else 0
 
