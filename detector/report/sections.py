@@ -126,7 +126,7 @@ def scores(result: CocoResult) -> str:
     matched = result.matched
     edges, right, wrong = score_histogram(matched)
     most = max(10.0, float(max(right.max(), wrong.max())))
-    decades = tuple(10.0**k for k in range(int(np.ceil(np.log10(most))) + 1))
+    decades = tuple(10.0**k for k in range(int(np.log10(most)) + 1))
     across = svg.Axis(
         "score", edges[0], edges[-1], tuple(np.linspace(edges[0], edges[-1], 6).round(2).tolist())
     )

@@ -196,13 +196,6 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int
     )
 
 
-def ticks(high: float, count: int = 5) -> tuple[float, ...]:
-    """Round numbers from 0 up to `high`."""
-    step = 10 ** math.floor(math.log10(high / count))
-    step *= next(f for f in (1, 2, 2.5, 5, 10) if high / (f * step) <= count)
-    return tuple(float(v) for v in np.arange(0, high * 1.0001, step))
-
-
 def _short(name: str) -> str:
     return name if len(name) <= 18 else name[:17] + "…"
 
@@ -227,4 +220,4 @@ def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "") 
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
