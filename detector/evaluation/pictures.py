@@ -1,58 +1,64 @@
-"""Images with gt and detections drawn on them."""
+"""An image twice: with its gt boxes, and with what was found in it."""
 
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from data.loader import DetectionDataset
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.inference import Predictions
+from detector.prediction.drawing import draw
+from detector.predictor import ImageDetections
 
-_GT_COLOUR, _FOUND_COLOUR = "#ffffff", "#ff5a00"
-
-
-def pictures(
-    dataset: DetectionDataset,
-    rows: Iterable[int],
-    predictions: Predictions,
-    result: CocoResult,
-    enlarge: int = 1,
-) -> list[Tensor]:
-    """The images of some rows with gt and the detections above each class's best threshold.
-
-    Returns uint8 [3, H, W] each, `enlarge` times the size that the dataset resizes them to.
-    """
-    classes = dataset.records.classes
-    thresholds = torch.tensor([result.per_class[name].best_threshold for name in classes])
-    drawn = []
-    for row in rows:
-        sample = dataset.sample(0, row)
-        mine = predictions.rows == row
-        labels = torch.from_numpy(predictions.labels[mine])
-        scores = torch.from_numpy(predictions.scores[mine])
-        shown = (scores >= thresholds[labels]) & (thresholds[labels] >= 0)
-        image = torch.from_numpy(sample.image).permute(2, 0, 1)
-        image = image.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
-        height, width = sample.original_size
-        factor = torch.tensor([image.shape[2] / width, image.shape[1] / height]).repeat(2)
-        boxes = torch.from_numpy(predictions.boxes[mine]) * factor
-        gt_boxes = torch.from_numpy(sample.boxes) * enlarge
-        drawn.append(draw(image, gt_boxes, boxes[shown], labels[shown], scores[shown], classes))
-    return drawn
+_MOST_PX = 640  # long side of each half: enough to read the labels, quick to write
+_GAP_PX, _TITLE_PX = 8, 22
 
 
-def draw(
-    image: Tensor, gt_boxes: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, classes: tuple[str, ...]
-) -> Tensor:
-    """gt in white, detections in orange with class and score: uint8 [3, H, W] -> the same, drawn on.
+def gt_beside_found(
+    dataset: DetectionDataset, row: int, predictions: Predictions, result: CocoResult
+) -> NDArray[np.uint8]:
+    """The image of a row with gt on the left and the detections from each class's best threshold on the
+    right: uint8 [H, W, 3]. A class that has no such threshold is not shown."""
+    records = dataset.records
+    classes = records.classes
+    thresholds = np.array([result.per_class[name].best_threshold for name in classes])
+    sample = dataset.sample(0, row)
+    image = Image.fromarray(sample.image)
+    image.thumbnail((_MOST_PX, _MOST_PX))
+    height, width = sample.original_size
+    to_image = np.tile((image.width / width, image.height / height), 2)
+    to_thumbnail = np.tile((image.width / sample.image.shape[1], image.height / sample.image.shape[0]), 2)
 
-    gt_boxes, boxes [K, 4] xyxy pixels, labels int64 [K], scores [K].
-    """
-    if len(gt_boxes):
-        image = draw_bounding_boxes(image, gt_boxes, colors=_GT_COLOUR, width=1)
-    if len(boxes):
-        names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-        image = draw_bounding_boxes(image, boxes, labels=names, colors=_FOUND_COLOUR, width=2)
-    return image
+    mine = np.flatnonzero(predictions.rows == row)
+    limits = thresholds[predictions.labels[mine]]
+    mine = mine[(predictions.scores[mine] >= limits) & (limits >= 0)]
+    labels = predictions.labels[mine]
+    found = ImageDetections(
+        predictions.boxes[mine] * to_image, predictions.scores[mine], labels, _names(classes, labels)
+    )
+    counted = ~sample.ignore
+    gt = ImageDetections(
+        sample.boxes[counted].astype(np.float64) * to_thumbnail,
+        np.ones(counted.sum()),
+        sample.labels[counted],
+        _names(classes, sample.labels[counted]),
+    )
+    pixels = np.asarray(image)
+    halves = [draw(pixels, gt, with_scores=False), draw(pixels, found)]
+    return _beside(halves, ["gt", "found"])
+
+
+def _names(classes: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[str, ...]:
+    return tuple(classes[label] for label in labels)
+
+
+def _beside(halves: list[NDArray[np.uint8]], titles: list[str]) -> NDArray[np.uint8]:
+    """Two pictures of one size, each under its title."""
+    height, width, _ = halves[0].shape
+    page = Image.new("RGB", (2 * width + _GAP_PX, height + _TITLE_PX), "white")
+    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for i, (half, title) in enumerate(zip(halves, titles, strict=True)):
+        left = i * (width + _GAP_PX)
+        canvas.text((left + 4, 2), title, fill="black", font=font)
+        page.paste(Image.fromarray(half), (left, _TITLE_PX))
+    return np.array(page)

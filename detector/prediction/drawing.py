@@ -37,8 +37,8 @@ def colour(label: int) -> Colour:
     return (red + towards) // 2, (green + towards) // 2, (blue + towards) // 2
 
 
-def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and scores, the best on top.
+def draw(pixels: NDArray[np.uint8], found: ImageDetections, with_scores: bool = True) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and, if wanted, scores, the best on top.
 
     Small pictures are enlarged, by a whole number.
     """
@@ -56,7 +56,7 @@ def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]
     font = _font(size, ascii_only)
     placed: list[Rectangle] = []
     for box, label, name, score in zip(boxes, found.labels, found.names, found.scores, strict=True):
-        text = f"{name} {score:.2f}"
+        text = f"{name} {score:.2f}" if with_scores else name
         pad = max(2, size // 5)
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         _, highest, _, lowest = canvas.textbbox((0, 0), "Ag", font=font)  # one height for all

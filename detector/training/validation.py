@@ -2,6 +2,7 @@
 
 import time
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from data.sample import DetectionSet
 from detector.build import build_cache, build_eval_loader, build_pipeline
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
+from detector.evaluation.error_breakdown import ErrorBreakdown, error_breakdown, found_boxes, gt_boxes
 from detector.evaluation.inference import Predictions, join_predictions
-from detector.evaluation.pictures import pictures
+from detector.evaluation.pictures import gt_beside_found
 from detector.evaluation.score import Scores, predictions_of, score
 from detector.retinanet import RetinaNet
 from detector.training.processes import Processes
@@ -68,8 +70,18 @@ class Validation:
         calibration = fit_calibration(scores.coco.matched)
         return (scores.calibrated(calibration) if self._config.eval.calibrate else scores), calibration
 
-    def pictures(self, scores: Scores) -> list[Tensor]:
-        """The first images with what was found, uint8 [3, H, W] each."""
-        shown = range(min(_PICTURES, len(self.records)))
+    def errors(self, scores: Scores) -> ErrorBreakdown:
+        """What each kind of error costs."""
+        return error_breakdown(gt_boxes(self.records), found_boxes(self.records, scores.predictions))
+
+    def pictures(self, scores: Scores) -> dict[str, Tensor]:
+        """The first images, by name, with what there is beside what was found: uint8 [3, H, W] each."""
+        rows = range(min(_PICTURES, len(self.records)))
         dataset = DetectionDataset(self.records, build_pipeline(self._config.data, False), seed=0)
-        return pictures(dataset, shown, scores.predictions, scores.coco)
+        names = [f"{row}_{Path(self.records.files[row]).stem}" for row in rows]
+        return {
+            name: torch.from_numpy(gt_beside_found(dataset, row, scores.predictions, scores.coco)).permute(
+                2, 0, 1
+            )
+            for name, row in zip(names, rows, strict=True)
+        }
