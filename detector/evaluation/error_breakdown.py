@@ -9,10 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.sample import DetectionSet
-from detector.evaluation.inference import Predictions
-from detector.evaluation.matching import Flags, Floats, FoundBoxes, GtBoxes, Ints, Judgement, Kind, judge
+from detector.evaluation.matching import Flags, Floats, FoundBoxes, GtBoxes, Ints, Kind, Matching, match
 
+# For the columns of a table.
+SHORT_NAMES = {
+    "classification": "class",
+    "localisation": "box",
+    "both": "class+box",
+    "duplicate": "duplicate",
+    "background": "background",
+    "missed": "missed",
+    "false_positives": "all false",
+    "false_negatives": "all unfound",
+}
 _RECALLS = np.linspace(0, 1, 101)  # COCO's
 
 
@@ -43,11 +52,7 @@ class ErrorBreakdown:
 
     def costs(self) -> dict[str, Cost]:
         """The six kinds by name, then the two sums."""
-        return {
-            name: getattr(self, name)
-            for name in ("classification", "localisation", "both", "duplicate", "background", "missed",
-                         "false_positives", "false_negatives")
-        }  # fmt: skip
+        return {name: getattr(self, name) for name in SHORT_NAMES}
 
     def as_json(self) -> dict[str, dict[str, float]]:
         """Plain values: {"missed": {"count": 3, "AP50": 0.01}, ...}."""
@@ -56,13 +61,13 @@ class ErrorBreakdown:
 
 def error_breakdown(gt: GtBoxes, found: FoundBoxes) -> ErrorBreakdown:
     """What the errors of a set of detections cost; IoU 0.5 is foreground, 0.1 background."""
-    return breakdown_of(gt, found, judge(gt, found))
+    return breakdown_of(gt, found, match(gt, found))
 
 
-def breakdown_of(gt: GtBoxes, found: FoundBoxes, judged: Judgement) -> ErrorBreakdown:
-    """The same of detections that have been judged already."""
-    counted = judged.order[judged.kinds[judged.order] != Kind.IGNORED]  # in descending order of score
-    kinds, labels, correct = judged.kinds[counted], found.labels[counted], judged.correct[counted]
+def breakdown_of(gt: GtBoxes, found: FoundBoxes, matching: Matching) -> ErrorBreakdown:
+    """The same of detections that have been matched already."""
+    counted = matching.order[matching.kinds[matching.order] != Kind.IGNORED]  # in descending order of score
+    kinds, labels, correct = matching.kinds[counted], found.labels[counted], matching.correct[counted]
     classes = int(max(gt.labels.max(initial=-1), labels.max(initial=-1))) + 1
     regular = ~gt.ignore
     totals = np.bincount(gt.labels[regular], minlength=classes)
@@ -79,8 +84,8 @@ def breakdown_of(gt: GtBoxes, found: FoundBoxes, judged: Judgement) -> ErrorBrea
         return ap(labels[kept], correct[kept], totals)
 
     def mended(kind: Kind) -> float:
-        target = judged.gt[counted]
-        best = (kinds == kind) & (judged.usable[target] == counted) if len(gt.labels) else kinds == kind
+        target = matching.gt[counted]
+        best = (kinds == kind) & (matching.usable[target] == counted) if len(gt.labels) else kinds == kind
         kept = (kinds != kind) | best
         classes_then = np.where(best, gt.labels[target], labels) if len(gt.labels) else labels
         return ap(classes_then[kept], (correct | best)[kept], totals)
@@ -91,7 +96,7 @@ def breakdown_of(gt: GtBoxes, found: FoundBoxes, judged: Judgement) -> ErrorBrea
         return Cost(int(count), max(then - base, 0.0))  # below 0 by COCO's steps of recall alone
 
     first_right = np.argsort(~correct, kind="stable")
-    unfound = regular & (judged.found < 0)
+    unfound = regular & (matching.found < 0)
     return ErrorBreakdown(
         base,
         cost((kinds == Kind.CLASSIFICATION).sum(), mended(Kind.CLASSIFICATION)),
@@ -99,7 +104,7 @@ def breakdown_of(gt: GtBoxes, found: FoundBoxes, judged: Judgement) -> ErrorBrea
         cost((kinds == Kind.BOTH).sum(), removed(Kind.BOTH)),
         cost((kinds == Kind.DUPLICATE).sum(), removed(Kind.DUPLICATE)),
         cost((kinds == Kind.BACKGROUND).sum(), removed(Kind.BACKGROUND)),
-        cost(judged.missed.sum(), without(judged.missed)),
+        cost(matching.missed.sum(), without(matching.missed)),
         cost((~correct).sum(), ap(labels[first_right], correct[first_right], totals)),
         cost(unfound.sum(), without(unfound)),
     )
@@ -136,20 +141,3 @@ def _by_class(labels: Ints, correct: Flags) -> Iterator[tuple[int, Flags]]:
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     if len(starts):
         yield from zip(labels[order[starts]].tolist(), np.split(correct[order], starts[1:]), strict=True)
-
-
-def gt_boxes(records: DetectionSet) -> GtBoxes:
-    """The gt boxes of a set."""
-    images = np.repeat(records.image_ids, np.diff(records.offsets))
-    return GtBoxes(xywh(records.boxes), records.labels, records.ignore, images)
-
-
-def found_boxes(records: DetectionSet, predictions: Predictions) -> FoundBoxes:
-    """What was found in its images."""
-    p = predictions
-    return FoundBoxes(xywh(p.boxes), p.labels, p.scores.astype(np.float64), records.image_ids[p.rows])
-
-
-def xywh(boxes: Floats) -> Floats:
-    """xyxy [N, 4] -> x, y, width, height."""
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)

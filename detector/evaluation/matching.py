@@ -53,16 +53,14 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Matching:
     """What was made of every detection and every gt box; rows are those of FoundBoxes and GtBoxes."""
 
     kinds: NDArray[np.int8]  # [D] of Kind
     gt: Ints  # [D] the gt box that a detection has or that its kind tells of; -1: none
     ious: Floats  # [D] with that gt box; 0: none
     found: Ints  # [M] the detection that has the gt box; -1: none
-    usable: (
-        Ints  # [M] without one: the best detection whose class or box would only have to be right; -1: none
-    )
+    usable: Ints  # [M] without one: the best detection of which only class or box is wrong; -1: none
     missed: Flags  # [M] neither of the two, and not ignored
     order: Ints  # [D] all detections in the order in which COCO counts them
 
@@ -72,7 +70,7 @@ class Judgement:
         return self.kinds == Kind.CORRECT
 
 
-def judge(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) -> Judgement:
+def match(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) -> Matching:
     """Match the detections of all images with their gt boxes, the best first, and name every error.
 
     Args:
@@ -83,7 +81,7 @@ def judge(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) ->
     """
     by_image = np.lexsort((-found.scores, found.images))  # stable: equal scores keep their order
     gt_of = dict(_by_image(gt.images, np.argsort(gt.images, kind="stable")))
-    j = Judgement(
+    m = Matching(
         kinds=np.full(len(found.scores), Kind.BACKGROUND, np.int8),
         gt=np.full(len(found.scores), -1, np.int64),
         ious=np.zeros(len(found.scores)),
@@ -93,13 +91,13 @@ def judge(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) ->
         order=by_image[np.argsort(-found.scores[by_image], kind="stable")],
     )
     if len(found.scores):
-        j.kinds[by_image[_beyond_the_limit(found, by_image)]] = Kind.IGNORED
+        m.kinds[by_image[_beyond_the_limit(found, by_image)]] = Kind.IGNORED
     for image, rows in _by_image(found.images, by_image):
-        rows = rows[j.kinds[rows] != Kind.IGNORED]
+        rows = rows[m.kinds[rows] != Kind.IGNORED]
         if image in gt_of and len(rows):
-            _judge_image(j, gt, found, gt_of[image], rows, foreground)
-    j.missed[(j.found >= 0) | (j.usable >= 0)] = False
-    return j
+            _match_image(m, gt, found, gt_of[image], rows, foreground)
+    m.missed[(m.found >= 0) | (m.usable >= 0)] = False
+    return m
 
 
 def _by_image(images: Ints, order: Ints) -> Iterator[tuple[int, Ints]]:
@@ -119,16 +117,16 @@ def _beyond_the_limit(found: FoundBoxes, by_image: Ints) -> Flags:
     return beyond
 
 
-def _judge_image(
-    j: Judgement, gt: GtBoxes, found: FoundBoxes, gts: Ints, rows: Ints, foreground: float
+def _match_image(
+    m: Matching, gt: GtBoxes, found: FoundBoxes, gts: Ints, rows: Ints, foreground: float
 ) -> None:
     """Fill in the rows of one image; `rows` in descending order of score."""
     ignore = gt.ignore[gts]
     # With ignored gt pycocotools takes the part of the detection that it covers.
     overlap = mask.iou(found.xywh[rows], gt.xywh[gts], ignore.astype(np.uint8))  # [D, G]
     same: Flags = np.equal.outer(found.labels[rows], gt.labels[gts])  # [D, G]
-    _match(j, overlap, same, gts, rows, ignore, foreground)
-    taking_part, regular = j.kinds[rows] == Kind.BACKGROUND, ~ignore
+    _assign(m, overlap, same, gts, rows, ignore, foreground)
+    taking_part, regular = m.kinds[rows] == Kind.BACKGROUND, ~ignore
     wrong, gts = rows[taking_part], gts[regular]
     if len(wrong) == 0 or len(gts) == 0:
         return
@@ -149,29 +147,29 @@ def _judge_image(
     of_own = (kinds == Kind.LOCALISATION) | (kinds == Kind.DUPLICATE)
     at = np.where(of_own, own.argmax(axis=1), other.argmax(axis=1))
     told = kinds != Kind.BACKGROUND
-    j.kinds[wrong] = kinds
-    j.gt[wrong] = np.where(told, gts[at], -1)
-    j.ious[wrong] = np.where(told, overlap[np.arange(len(wrong)), at], 0)
+    m.kinds[wrong] = kinds
+    m.gt[wrong] = np.where(told, gts[at], -1)
+    m.ious[wrong] = np.where(told, overlap[np.arange(len(wrong)), at], 0)
     mendable = (of_own & (kinds != Kind.DUPLICATE)) | (kinds == Kind.CLASSIFICATION)
-    free = mendable & (j.found[gts[at]] < 0)
+    free = mendable & (m.found[gts[at]] < 0)
     # Only one detection can be mended for each gt box: the best of both kinds.
     wanted, first = np.unique(gts[at[free]], return_index=True)
-    j.usable[wanted] = wrong[free][first]
+    m.usable[wanted] = wrong[free][first]
 
 
-def _match(
-    j: Judgement, overlap: Floats, same: Flags, gts: Ints, rows: Ints, ignore: Flags, foreground: float
+def _assign(
+    m: Matching, overlap: Floats, same: Flags, gts: Ints, rows: Ints, ignore: Flags, foreground: float
 ) -> None:
     """pycocotools' greedy matching; without regular gt a detection may lie on ignored gt, as others do."""
     reaching = np.where(same & (overlap >= min(foreground, 1 - 1e-10)), overlap, -1.0)
     open_regular = np.where(ignore, -1.0, reaching)
-    on_ignored: Flags = (reaching[:, ignore] >= 0).any(axis=1)
+    on_ignored = np.logical_or.reduce(reaching[:, ignore] >= 0, axis=1)
     last = len(gts) - 1
     for d in np.flatnonzero((reaching >= 0).any(axis=1)).tolist():
         g = last - int(open_regular[d, ::-1].argmax())  # of equal ones the last
         if open_regular[d, g] >= 0:
-            j.kinds[rows[d]], j.gt[rows[d]], j.ious[rows[d]] = Kind.CORRECT, gts[g], overlap[d, g]
-            j.found[gts[g]] = rows[d]
+            m.kinds[rows[d]], m.gt[rows[d]], m.ious[rows[d]] = Kind.CORRECT, gts[g], overlap[d, g]
+            m.found[gts[g]] = rows[d]
             open_regular[:, g] = -1.0
         elif on_ignored[d]:
-            j.kinds[rows[d]] = Kind.IGNORED
+            m.kinds[rows[d]] = Kind.IGNORED

@@ -4,12 +4,13 @@ IoU matching knows nothing of other images. AP over any choice of images, each a
 therefore a matter of counting what was matched once.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.cocoeval import COCOeval
+
+from detector.evaluation.matching import Kind, match
+from detector.evaluation.material import Material
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -41,38 +42,24 @@ class Tally:
         return slice(int(first), int(last))
 
 
-def tally_of(evaluator: COCOeval, names: dict[int, str]) -> Tally:
-    """Read it off pycocotools after `evaluate()`.
-
-    Args:
-        names: of the categories, by id.
-    """
-    p = evaluator.params
-    image_ids, categories = np.asarray(p.imgIds, dtype=np.int64), list(p.catIds)
-    gt_counts = np.zeros((len(image_ids), len(categories)), dtype=np.int32)
-    parts = []  # labels, images, scores, right, ignored
-    for k, category in enumerate(categories):
-        mine = []
-        for i, image in enumerate(p.imgIds):
-            # evalImgs is [K, A, I]; the first area range is all of them.
-            e = evaluator.evalImgs[(k * len(p.areaRng)) * len(p.imgIds) + i]
-            if e is None:
-                continue
-            assert (e["image_id"], e["category_id"]) == (image, category)
-            gt_counts[i, k] = np.count_nonzero(np.asarray(e["gtIgnore"]) == 0)
-            if e["dtScores"]:
-                mine.append((np.full(len(e["dtScores"]), i), e["dtScores"], e["dtMatches"], e["dtIgnore"]))
-        if mine:
-            images, scores, matches, ignored = (np.concatenate(x, axis=-1) for x in zip(*mine, strict=True))
-            order = np.argsort(-scores, kind="stable")
-            ignored = ignored[:, order].astype(bool)
-            right = (matches[:, order] > 0) & ~ignored
-            parts.append((np.full(len(order), k), images[order], scores[order], right, ignored))
-    if not parts:
-        none = np.zeros((len(p.iouThrs), 0), dtype=bool)
-        parts.append((np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), none, none))
-    joined = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
-    return Tally(tuple(names[c] for c in categories), image_ids, gt_counts, *joined)
+def tally_of(material: Material) -> Tally:
+    """Match the detections of a set at each of the thresholds."""
+    gt, found, order = material.gt, material.found, material.class_order
+    counts = np.zeros((len(material.image_ids), len(material.classes)), dtype=np.int32)
+    np.add.at(counts, (gt.images[~gt.ignore], order[gt.labels[~gt.ignore]]), 1)
+    matchings = [match(gt, found, float(threshold)) for threshold in IOU_THRESHOLDS]
+    best_first = matchings[0].order
+    rows = best_first[np.argsort(order[found.labels[best_first]], kind="stable")]
+    return Tally(
+        tuple(np.array(material.classes)[np.argsort(order)].tolist()),
+        np.asarray(material.image_ids),
+        counts,
+        order[found.labels[rows]],
+        found.images[rows],
+        found.scores[rows],
+        np.stack([m.correct[rows] for m in matchings]),
+        np.stack([m.kinds[rows] == Kind.IGNORED for m in matchings]),
+    )
 
 
 def average_precision(tally: Tally, counts: Counts) -> Floats:
@@ -133,18 +120,3 @@ def _interpolated(hits: Counts, precision: Floats, gt_boxes: Counts) -> Floats:
     reached = np.searchsorted(RECALLS, hits / gt_boxes[:, None], side="right")
     levels = np.diff(reached, axis=1, prepend=0)  # recall levels first reached with this gt box
     return (envelope * levels).sum(axis=1) / len(RECALLS)
-
-
-def curves(tally: Tally, thresholds: Floats) -> Iterator[tuple[str, int, Ints, Ints]]:
-    """Of each class with gt boxes: its name and their number, and how many of its detections are right
-    and how many wrong at IoU 0.5 from each score threshold on, int64 [N]."""
-    for label, name in enumerate(tally.classes):
-        gt_boxes = int(tally.gt_counts[:, label].sum())
-        if gt_boxes == 0:
-            continue
-        mine = tally.of_class(label)
-        kept = ~tally.ignored[0, mine]
-        scores, right = tally.scores[mine][kept], tally.right[0, mine][kept]
-        reached = np.searchsorted(-scores, -thresholds, side="right")  # they descend
-        hits = np.concatenate(([0], np.cumsum(right)))[reached]
-        yield name, gt_boxes, hits, reached - hits

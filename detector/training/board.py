@@ -11,8 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from detector.config import Config
 from detector.evaluation.coco import CocoResult
-from detector.evaluation.error_breakdown import ErrorBreakdown
-from detector.evaluation.tally import Tally, curves
+from detector.evaluation.curves import curves
 from errors import InputError
 
 _THRESHOLDS = np.linspace(0, 1, 101)  # of the PR curves; TensorBoard takes 127 at most
@@ -90,16 +89,14 @@ class Board:
             {_STEP_SECTIONS.get(k, f"loss/{k.removeprefix('loss_')}"): v for k, v in values.items()}, step
         )
 
-    def evaluation(
-        self, step: int, result: CocoResult, extra: dict[str, float], errors: ErrorBreakdown
-    ) -> None:
+    def evaluation(self, step: int, result: CocoResult, extra: dict[str, float]) -> None:
         """Scalars and PR curves. What is -1, for want of gt boxes, is left out."""
         values = {_EVALUATION_SECTIONS[name]: value for name, value in {**result.summary, **extra}.items()}
         values |= {f"val_class_AP/{name}": one.ap for name, one in result.per_class.items()}
-        kinds = list(errors.costs().items())[:6]  # without the two sums
+        kinds = list(result.errors.costs().items())[:6]  # without the two sums
         values |= {f"val_errors/{name}": cost.ap50 for name, cost in kinds}
         self._scalars({tag: value for tag, value in values.items() if value >= 0}, step)
-        self._pr_curves(step, result.tally)
+        self._pr_curves(step, result)
 
     def images(self, step: int, pictures: dict[str, Tensor]) -> None:
         """Images: uint8 [3, H, W] each, by name."""
@@ -116,18 +113,18 @@ class Board:
         with self._writing():
             self._writer.close()
 
-    def _pr_curves(self, step: int, tally: Tally) -> None:
+    def _pr_curves(self, step: int, result: CocoResult) -> None:
         """At IoU 0.5. SummaryWriter.add_pr_curve would know nothing of gt boxes that were not found."""
         with self._writing():
-            for name, gt_boxes, right, wrong in curves(tally, _THRESHOLDS):
+            for one in curves(result, _THRESHOLDS):
                 self._writer.add_pr_curve_raw(
-                    f"val_PR/{name}",
-                    right,
-                    wrong,
-                    np.zeros_like(right),  # background has no number
-                    gt_boxes - right,
-                    right / np.maximum(right + wrong, 1),
-                    right / gt_boxes,
+                    f"val_PR/{one.name}",
+                    one.right,
+                    one.wrong,
+                    np.zeros_like(one.right),  # background has no number
+                    one.gt_boxes - one.right,
+                    one.precision,
+                    one.recall,
                     step,
                     len(_THRESHOLDS),
                 )

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from detector.config import Config, dump_config
 from detector.criterion import Losses
 from detector.evaluation.coco import COCO_NAMES, CocoResult
-from detector.evaluation.error_breakdown import ErrorBreakdown
+from detector.evaluation.error_breakdown import SHORT_NAMES
 from detector.training.board import Board, hyperparameters
 from detector.training.run_folder import append_metrics
 
@@ -67,7 +67,6 @@ class Monitor:
         epoch: int,
         result: CocoResult,
         extra: dict[str, float],
-        errors: ErrorBreakdown,
         pictures: dict[str, Tensor],
     ) -> None:
         """Log the metrics of an evaluation and print its table.
@@ -75,9 +74,8 @@ class Monitor:
         Args:
             pictures: validation images, uint8 [3, H, W], by name.
         """
-        record = {"step": step, "epoch": epoch, **result.as_json(), **extra, "errors": errors.as_json()}
-        append_metrics(self.folder, record)
-        self._board.evaluation(step, result, extra, errors)
+        append_metrics(self.folder, {"step": step, "epoch": epoch, **result.as_json(), **extra})
+        self._board.evaluation(step, result, extra)
         self._board.images(step, pictures)
         self.say(metrics_table(result, extra, f"epoch {epoch}"))
 
@@ -101,15 +99,20 @@ class Monitor:
 
 
 def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
-    """The 12 COCO numbers, what there is beside them, then one line per class."""
+    """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost."""
     rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
     rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
     if extra:
         rows.append("  ".join(f"{name} {value:.3f}" for name, value in extra.items()))
     width = max([5, *(len(name) for name in result.per_class)])
-    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'gt':>6}")
+    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'gt':>6}")
     for name, one in result.per_class.items():
-        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.gt_boxes:6d}")
+        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}")
+    costs = result.errors.costs()
+    rows.append("AP50 to be gained without errors of a kind, and how many there are:")
+    rows.append("  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
+    rows.append("  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
+    rows.append("  ".join(f"{cost.count:11d}" for cost in costs.values()))
     return "\n".join(rows)
 
 

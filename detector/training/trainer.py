@@ -329,10 +329,8 @@ class Trainer:
         scores, self.calibration = self.parts.validation.judge(shares)
         result = scores.coco
         self.metrics = {**result.as_json(), **scores.extra}
-        validation = self.parts.validation
-        self.monitor.evaluation(
-            self.step, epoch, result, scores.extra, validation.errors(scores), validation.pictures(scores)
-        )
+        pictures = self.parts.validation.pictures(scores)
+        self.monitor.evaluation(self.step, epoch, result, scores.extra, pictures)
         if result.summary["AP"] > self.best:
             self.best = result.summary["AP"]
             self._save(BEST)

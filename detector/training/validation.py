@@ -12,7 +12,6 @@ from data.sample import DetectionSet
 from detector.build import build_cache, build_eval_loader, build_pipeline
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
-from detector.evaluation.error_breakdown import ErrorBreakdown, error_breakdown, found_boxes, gt_boxes
 from detector.evaluation.inference import Predictions, join_predictions
 from detector.evaluation.pictures import gt_beside_found
 from detector.evaluation.score import Scores, predictions_of, score
@@ -69,10 +68,6 @@ class Validation:
         scores = score(self._config, self.records, join_predictions(in_order))
         calibration = fit_calibration(scores.coco.matched)
         return (scores.calibrated(calibration) if self._config.eval.calibrate else scores), calibration
-
-    def errors(self, scores: Scores) -> ErrorBreakdown:
-        """What each kind of error costs."""
-        return error_breakdown(gt_boxes(self.records), found_boxes(self.records, scores.predictions))
 
     def pictures(self, scores: Scores) -> dict[str, Tensor]:
         """The first images, by name, with what there is beside what was found: uint8 [3, H, W] each."""

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.evaluation.error_breakdown import ErrorBreakdown, breakdown_of, error_breakdown
-from detector.evaluation.matching import FoundBoxes, GtBoxes, Kind, judge
+from detector.evaluation.matching import FoundBoxes, GtBoxes, Kind, match
 
 HALF = 51 / 101  # the AP of a class whose first detection is right and finds one of two gt boxes
 A, B, FAR = (0, 0, 10, 10), (100, 0, 10, 10), (500, 0, 10, 10)
@@ -102,7 +102,7 @@ def test_ignored_gt_takes_no_part() -> None:
     """On a crowd of its class a detection is nothing; one of another class there is on background."""
     case = boxes([(0, A), (0, FAR)], [(0, A, 0.9), (0, FAR, 0.8), (1, FAR, 0.7)], crowd=1)
     assert counts(error_breakdown(*case)) == {"background": 1, "false_positives": 1}
-    assert judge(*case).kinds.tolist() == [Kind.CORRECT, Kind.IGNORED, Kind.BACKGROUND]
+    assert match(*case).kinds.tolist() == [Kind.CORRECT, Kind.IGNORED, Kind.BACKGROUND]
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
@@ -173,20 +173,20 @@ def test_ap50_before_any_fix_is_that_of_pycocotools(seed: int) -> None:
 def test_everything_is_accounted_for_once(seed: int) -> None:
     """A false detection has one kind; an unfound gt box is missed, or the aim of a detection to be mended."""
     gt, found = random_case(seed)
-    judged = judge(gt, found)
-    result = breakdown_of(gt, found, judged)
+    matching = match(gt, found)
+    result = breakdown_of(gt, found, matching)
     kinds = ("classification", "localisation", "both", "duplicate", "background")
     assert all(result.costs()[name].count for name in (*kinds, "missed"))
     assert sum(result.costs()[name].count for name in kinds) == result.false_positives.count
-    taking_part = (judged.kinds != Kind.IGNORED).sum()
-    assert taking_part == judged.correct.sum() + result.false_positives.count
-    regular, has_one, aim = ~gt.ignore, judged.found >= 0, judged.usable >= 0
-    assert (regular.astype(int) == has_one.astype(int) + aim + judged.missed).all()
-    assert result.false_negatives.count == aim.sum() + judged.missed.sum()
-    assert judged.correct.sum() == has_one.sum()
-    assert (judged.gt[judged.found[has_one]] == np.flatnonzero(has_one)).all()
-    assert set(judged.kinds[judged.usable[aim]]) <= {Kind.CLASSIFICATION, Kind.LOCALISATION}
-    assert (judged.gt[judged.usable[aim]] == np.flatnonzero(aim)).all()
+    taking_part = (matching.kinds != Kind.IGNORED).sum()
+    assert taking_part == matching.correct.sum() + result.false_positives.count
+    regular, has_one, aim = ~gt.ignore, matching.found >= 0, matching.usable >= 0
+    assert (regular.astype(int) == has_one.astype(int) + aim + matching.missed).all()
+    assert result.false_negatives.count == aim.sum() + matching.missed.sum()
+    assert matching.correct.sum() == has_one.sum()
+    assert (matching.gt[matching.found[has_one]] == np.flatnonzero(has_one)).all()
+    assert set(matching.kinds[matching.usable[aim]]) <= {Kind.CLASSIFICATION, Kind.LOCALISATION}
+    assert (matching.gt[matching.usable[aim]] == np.flatnonzero(aim)).all()
 
 
 def test_the_order_of_the_arrays_matters_for_equal_scores_alone() -> None:

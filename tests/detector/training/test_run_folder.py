@@ -69,7 +69,7 @@ def test_every_evaluation_has_a_line_with_the_twelve_coco_names(run: Path) -> No
     lines = [line for line in read_metrics(run) if "AP" in line]
     assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (6, 2)]
     for line in lines:
-        assert set(line) == COCO_NAMES | CALIBRATION | {"step", "epoch", "per_class"}
+        assert set(line) == COCO_NAMES | CALIBRATION | {"step", "epoch", "per_class", "errors"}
         assert {name: one["gt_boxes"] for name, one in line["per_class"].items()} == {"cat": 5, "dog": 5}
 
 
