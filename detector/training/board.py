@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from torchvision.io import encode_jpeg
 
+from detector.build import ranking_delta
 from detector.config import Config
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.curves import curves
@@ -38,7 +42,9 @@ _EVALUATION_SECTIONS = {
     "calibration_error_raw": "val_calibration/error_raw",
     "calibration_error_held_out": "val_calibration/error_held_out",
 }
-_COMPARED = ("val/AP", "val/AP50", "val/AP75")  # in the HParams tab
+# In the HParams tab.
+_COMPARED = ("val/AP", "val/AP50", "val/AP75")
+_FIRST_COLUMNS = ("loss.name", "model.backbone", "optimizer.lr", "train.batch_size", "train.epochs")
 
 # Several curves in one chart, in the Custom Scalars tab.
 _LAYOUT = {
@@ -77,6 +83,11 @@ class Board:
         SummaryWriter.add_hparams would make a run of its own of it, in a folder below.
         """
         experiment, session, self._end_of_session = hparams(values, dict.fromkeys(_COMPARED, 0.0))
+        data = experiment.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(data.content)
+        for info in content.experiment.hparam_infos:
+            info.differs = info.name in _FIRST_COLUMNS  # it shows five, these before the others
+        data.content = content.SerializeToString()
         self._summaries(experiment, session)
 
     def end(self) -> None:
@@ -99,10 +110,15 @@ class Board:
         self._pr_curves(step, result)
 
     def images(self, step: int, pictures: dict[str, Tensor]) -> None:
-        """Images: uint8 [3, H, W] each, by name."""
-        with self._writing():
-            for name, picture in pictures.items():
-                self._writer.add_image(f"val/{name}", picture, step)
+        """Images: uint8 [3, H, W] each, by name.
+
+        As JPEG; SummaryWriter.add_image would write PNG, larger and slower by far.
+        """
+        for name, picture in pictures.items():
+            encoded = encode_jpeg(picture.contiguous(), quality=90).numpy().tobytes()
+            _, height, width = picture.shape
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+            self._summaries(Summary(value=[Summary.Value(tag=f"val_images/{name}", image=image)]), step=step)
 
     def close(self) -> None:
         """Write what is left.
@@ -129,12 +145,12 @@ class Board:
                     len(_THRESHOLDS),
                 )
 
-    def _summaries(self, *summaries: object) -> None:
+    def _summaries(self, *summaries: Summary, step: int | None = None) -> None:
         writer = self._writer.file_writer
         assert writer is not None  # until it is closed
         with self._writing():
             for summary in summaries:
-                writer.add_summary(summary)
+                writer.add_summary(summary, step)
 
     def _scalars(self, values: dict[str, float], step: int) -> None:
         with self._writing():
@@ -153,23 +169,27 @@ class Board:
 
 
 def hyperparameters(config: Config, lr: float) -> dict[str, bool | float | str]:
-    """What may differ from run to run and change its result, by key; what is asked for most comes first.
+    """What runs are most often compared by; all of the configuration is in the Text tab.
 
     lr: after scaling to the batch.
     """
-    values: dict[str, bool | float | str] = {
-        "model.backbone": config.model.backbone,
-        "loss.name": config.loss.name,
-        "optimizer.lr": lr,
-        "train.batch_size": config.train.batch_size,
-        "train.epochs": config.train.epochs,
-        "train.seed": config.train.seed,
+    model, loss, optimizer, train = config.model, config.loss, config.optimizer, config.train
+    return {
         "data.root": str(config.data.root),
+        "loss.box": loss.box,
+        "loss.class_by_class": loss.class_by_class,
+        "loss.delta": ranking_delta(loss),
+        "loss.name": loss.name,
+        "model.backbone": model.backbone,
+        "model.norm": model.norm,
+        "model.pretrained": model.pretrained or model.init is not None,
+        "optimizer.lr": lr,
+        "optimizer.name": optimizer.name,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "schedule.name": config.schedule.name,
+        "train.amp": train.amp,
+        "train.batch_size": train.batch_size,
+        "train.ema_decay": train.ema_decay,
+        "train.epochs": train.epochs,
+        "train.seed": train.seed,
     }
-    for section in ("model", "matcher", "loss", "optimizer", "schedule"):
-        for name, value in getattr(config, section).model_dump(mode="json").items():
-            if not isinstance(value, dict | list):
-                values.setdefault(f"{section}.{name}", "none" if value is None else value)
-    for name in ("accumulate", "rank_accumulated", "amp", "ema_decay", "sync_batch_norm"):
-        values[f"train.{name}"] = getattr(config.train, name)
-    return values
