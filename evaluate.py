@@ -27,10 +27,12 @@ def main() -> None:
         help="COCO results to score",
     )
     parser.add_argument("--annotations", metavar="INSTANCES.json", type=Path, help="the gt for --predictions")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="write a page that explains the metrics")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="for the report of --predictions")
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.words if "=" in word and not Path(word).exists()]
     models = [Path(word) for word in a.words if word not in overrides]
-    evaluate(models, overrides, a.split, a.output, a.predictions, a.annotations)
+    evaluate(models, overrides, a.split, a.output, a.predictions, a.annotations, a.report, a.images)
 
 
 def evaluate(
@@ -40,9 +42,11 @@ def evaluate(
     output: Path | None,
     predictions: list[Path],
     annotations: Path | None,
+    report: Path | None,
+    images: Path | None,
 ) -> None:
-    """Score what the command line names, print the table, write the JSON."""
-    from detector.evaluation.coco import evaluate_files
+    """Score what the command line names, print the table, write the JSON and the report."""
+    from detector.report.page import check_report_folder, write_report
     from detector.training.monitor import metrics_table
     from detector.training.run_folder import write_text
     from errors import InputError
@@ -54,6 +58,12 @@ def evaluate(
             raise InputError("--predictions and --annotations go together, and without a model")
     elif not models:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
+    if images is not None and (report is None or not predictions):
+        raise InputError("--images is for the pictures of --predictions with --report")
+    if report is not None:
+        if len(models) > 1 or len(predictions) > 1:
+            raise InputError("--report explains one run: give one alone")
+        check_report_folder(report)
     content: dict[str, Any]
     if len(models) > 1 or len(predictions) > 1:
         from detector.evaluation.comparison import compare_checkpoints, compare_files, comparison_table
@@ -65,17 +75,25 @@ def evaluate(
         content = compared.as_json()
         print(comparison_table(compared, title))
     else:
-        extra: dict[str, float] = {}
         if annotations is not None:
-            result, title = evaluate_files(predictions[0], annotations), str(predictions[0])
+            from detector.evaluation.coco import evaluate_material
+            from detector.evaluation.material import read_material
+
+            extra: dict[str, float] = {}
+            result = evaluate_material(read_material(predictions[0], annotations, images))
+            title, facts = str(predictions[0]), [("annotations", str(annotations))]
         else:
             from detector.evaluation.checkpoint import evaluate_checkpoint
 
             done = evaluate_checkpoint(models[0], overrides, split)
             result, extra = done.scores.coco, done.scores.extra
             title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
+            facts = [("checkpoint", str(done.file)), ("split", f"{split} of {done.config.data.root}")]
         content = {**result.as_json(), **extra}
         print(metrics_table(result, extra, title))
+        if report is not None:
+            name = str(models[0] if models else predictions[0])
+            print(f"report: {write_report(report, f'Evaluation of {name}', facts, result, extra)}")
     if output is not None:
         write_text(output, json.dumps(content, indent=2) + "\n")
 

@@ -1,55 +1,78 @@
-"""An image twice: with its gt boxes, and with what was found in it."""
+"""Images with gt and detections drawn on them."""
+
+from collections.abc import Iterable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from data.loader import DetectionDataset
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.inference import Predictions
-from detector.prediction.drawing import draw
-from detector.predictor import ImageDetections
+from detector.prediction.drawing import draw_boxes
 
-_MOST_PX = 640  # long side of each half: enough to read the labels, quick to write
+_MOST_PX = 640  # long side of a half: enough to read the labels, quick to write
 _GAP_PX, _TITLE_PX = 8, 22
+
+
+def pictures(
+    dataset: DetectionDataset, rows: Iterable[int], predictions: Predictions, result: CocoResult
+) -> list[Tensor]:
+    """The images of some rows with gt, dashed, and the detections above each class's best threshold.
+
+    Returns uint8 [3, H, W] each; where the dataset resizes them to less than 512 px, enlarged.
+    """
+    classes = dataset.records.classes
+    thresholds = np.array([result.per_class[name].best_threshold for name in classes])
+    drawn = []
+    for row in rows:
+        sample = dataset.sample(0, row)
+        mine = predictions.rows == row
+        labels, scores = predictions.labels[mine], predictions.scores[mine]
+        shown = (scores >= thresholds[labels]) & (thresholds[labels] >= 0)
+        height, width = sample.original_size
+        factors = np.tile([sample.image.shape[1] / width, sample.image.shape[0] / height], 2)
+        boxes = predictions.boxes[mine][shown] * factors
+        texts = [f"{classes[n]} {s:.2f}" for n, s in zip(labels[shown], scores[shown], strict=True)]
+        picture = draw_boxes(
+            sample.image,
+            np.concatenate([boxes, sample.boxes]),
+            np.concatenate([labels[shown], sample.labels]),
+            [*texts, *[""] * len(sample.boxes)],
+            dashed=np.arange(len(texts) + len(sample.boxes)) >= len(texts),
+        )
+        drawn.append(torch.from_numpy(picture).permute(2, 0, 1))
+    return drawn
 
 
 def gt_beside_found(
     dataset: DetectionDataset, row: int, predictions: Predictions, result: CocoResult
 ) -> NDArray[np.uint8]:
-    """The image of a row with gt on the left and the detections from each class's best threshold on the
-    right: uint8 [H, W, 3]. A class that has no such threshold is not shown."""
-    records = dataset.records
-    classes = records.classes
+    """The image of a row with gt on the left, and on the right the detections above each class's best
+    threshold: uint8 [H, W, 3], each half at most 640 px."""
+    classes = dataset.records.classes
     thresholds = np.array([result.per_class[name].best_threshold for name in classes])
     sample = dataset.sample(0, row)
     image = Image.fromarray(sample.image)
     image.thumbnail((_MOST_PX, _MOST_PX))
-    height, width = sample.original_size
-    to_image = np.tile((image.width / width, image.height / height), 2)
-    to_thumbnail = np.tile((image.width / sample.image.shape[1], image.height / sample.image.shape[0]), 2)
+    pixels, size = np.asarray(image), np.array([image.width, image.height] * 2)
+
+    counted = ~sample.ignore
+    height, width = sample.image.shape[:2]
+    labels = sample.labels[counted]
+    gt_boxes = sample.boxes[counted] * (size / np.array([width, height] * 2))
+    gt = draw_boxes(pixels, gt_boxes, labels, [classes[n] for n in labels])
 
     mine = np.flatnonzero(predictions.rows == row)
-    limits = thresholds[predictions.labels[mine]]
-    mine = mine[(predictions.scores[mine] >= limits) & (limits >= 0)]
-    labels = predictions.labels[mine]
-    found = ImageDetections(
-        predictions.boxes[mine] * to_image, predictions.scores[mine], labels, _names(classes, labels)
-    )
-    counted = ~sample.ignore
-    gt = ImageDetections(
-        sample.boxes[counted].astype(np.float64) * to_thumbnail,
-        np.ones(counted.sum()),
-        sample.labels[counted],
-        _names(classes, sample.labels[counted]),
-    )
-    pixels = np.asarray(image)
-    halves = [draw(pixels, gt, with_scores=False), draw(pixels, found)]
-    return _beside(halves, ["gt", "found"])
-
-
-def _names(classes: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[str, ...]:
-    return tuple(classes[label] for label in labels)
+    least = thresholds[predictions.labels[mine]]
+    mine = mine[(predictions.scores[mine] >= least) & (least >= 0)]
+    height, width = sample.original_size
+    labels, scores = predictions.labels[mine], predictions.scores[mine]
+    boxes = predictions.boxes[mine] * (size / np.array([width, height] * 2))
+    texts = [f"{classes[n]} {score:.2f}" for n, score in zip(labels, scores, strict=True)]
+    return _beside([gt, draw_boxes(pixels, boxes, labels, texts)], ["gt", "found"])
 
 
 def _beside(halves: list[NDArray[np.uint8]], titles: list[str]) -> NDArray[np.uint8]:
