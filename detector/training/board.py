@@ -1,16 +1,17 @@
 """TensorBoard: what a run writes for each of its tabs."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.io import encode_jpeg
 
 from detector.build import ranking_delta
 from detector.config import Config
@@ -109,15 +110,18 @@ class Board:
         self._scalars({tag: value for tag, value in values.items() if value >= 0}, step)
         self._pr_curves(step, result)
 
-    def images(self, step: int, pictures: dict[str, Tensor]) -> None:
-        """Images: uint8 [3, H, W] each, by name.
+    def images(self, step: int, pictures: dict[str, NDArray[np.uint8]]) -> None:
+        """Images: uint8 [H, W, 3] each, by name.
 
         As JPEG; SummaryWriter.add_image would write PNG, larger and slower by far.
         """
         for name, picture in pictures.items():
-            encoded = encode_jpeg(picture.contiguous(), quality=90).numpy().tobytes()
-            _, height, width = picture.shape
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+            encoded = io.BytesIO()
+            Image.fromarray(picture).save(encoded, "JPEG", quality=90)
+            height, width, _ = picture.shape
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue()
+            )
             self._summaries(Summary(value=[Summary.Value(tag=f"val_images/{name}", image=image)]), step=step)
 
     def close(self) -> None:

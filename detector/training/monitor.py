@@ -4,7 +4,9 @@ import resource
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -67,12 +69,12 @@ class Monitor:
         epoch: int,
         result: CocoResult,
         extra: dict[str, float],
-        pictures: dict[str, Tensor],
+        pictures: dict[str, NDArray[np.uint8]],
     ) -> None:
         """Log the metrics of an evaluation and print its table.
 
         Args:
-            pictures: validation images, uint8 [3, H, W], by name.
+            pictures: validation images, uint8 [H, W, 3], by name.
         """
         append_metrics(self.folder, {"step": step, "epoch": epoch, **result.as_json(), **extra})
         self._board.evaluation(step, result, extra)

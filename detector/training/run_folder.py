@@ -155,10 +155,10 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> bool:
     """Drop what was logged after the step that a resumed run continues from.
 
     Args:
-        evaluated: the step of the last evaluation that counts; a later one, logged but not saved, will
-            be made again.
+        evaluated: the step of the last evaluation that was saved; one of `step` itself that was logged
+            and not saved will be made again.
 
-    Returns whether there was such an evaluation at `step` itself.
+    Returns whether there was such an evaluation.
     """
     path = folder / METRICS
     if not path.exists():
@@ -169,8 +169,8 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> bool:
             record = json.loads(line)
             if record["step"] > step:
                 continue
-            if record["step"] > evaluated and "AP" in record:
-                repeated |= record["step"] == step
+            if record["step"] == step > evaluated and "AP" in record:
+                repeated = True
                 continue
             kept.append(line)
         except (ValueError, KeyError, TypeError):

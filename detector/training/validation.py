@@ -4,8 +4,9 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from data.loader import DetectionDataset
 from data.sample import DetectionSet
@@ -69,14 +70,12 @@ class Validation:
         calibration = fit_calibration(scores.coco.matched)
         return (scores.calibrated(calibration) if self._config.eval.calibrate else scores), calibration
 
-    def pictures(self, scores: Scores) -> dict[str, Tensor]:
-        """The first images, by name, with what there is beside what was found: uint8 [3, H, W] each."""
-        rows = range(min(_PICTURES, len(self.records)))
+    def pictures(self, scores: Scores) -> dict[str, NDArray[np.uint8]]:
+        """The first images, by name, with what there is beside what was found: uint8 [H, W, 3] each."""
         dataset = DetectionDataset(self.records, build_pipeline(self._config.data, False), seed=0)
-        names = [f"{row}_{Path(self.records.files[row]).stem}" for row in rows]
         return {
-            name: torch.from_numpy(gt_beside_found(dataset, row, scores.predictions, scores.coco)).permute(
-                2, 0, 1
+            f"{row}_{Path(self.records.files[row]).stem}": gt_beside_found(
+                dataset, row, scores.predictions, scores.coco
             )
-            for name, row in zip(names, rows, strict=True)
+            for row in range(min(_PICTURES, len(self.records)))
         }
