@@ -4,12 +4,17 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.loader import DetectionDataset
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.inference import Predictions
 from detector.prediction.drawing import draw_boxes
+
+_MOST_PX = 640  # long side of a half: enough to read the labels, quick to write
+_GAP_PX, _TITLE_PX = 8, 22
 
 
 def pictures(
@@ -40,3 +45,43 @@ def pictures(
         )
         drawn.append(torch.from_numpy(picture).permute(2, 0, 1))
     return drawn
+
+
+def gt_beside_found(
+    dataset: DetectionDataset, row: int, predictions: Predictions, result: CocoResult
+) -> NDArray[np.uint8]:
+    """The image of a row with gt on the left, and on the right the detections above each class's best
+    threshold: uint8 [H, W, 3], each half at most 640 px."""
+    classes = dataset.records.classes
+    thresholds = np.array([result.per_class[name].best_threshold for name in classes])
+    sample = dataset.sample(0, row)
+    image = Image.fromarray(sample.image)
+    image.thumbnail((_MOST_PX, _MOST_PX))
+    pixels, size = np.asarray(image), np.array([image.width, image.height] * 2)
+
+    counted = ~sample.ignore
+    height, width = sample.image.shape[:2]
+    labels = sample.labels[counted]
+    gt_boxes = sample.boxes[counted] * (size / np.array([width, height] * 2))
+    gt = draw_boxes(pixels, gt_boxes, labels, [classes[n] for n in labels])
+
+    mine = np.flatnonzero(predictions.rows == row)
+    least = thresholds[predictions.labels[mine]]
+    mine = mine[(predictions.scores[mine] >= least) & (least >= 0)]
+    height, width = sample.original_size
+    labels, scores = predictions.labels[mine], predictions.scores[mine]
+    boxes = predictions.boxes[mine] * (size / np.array([width, height] * 2))
+    texts = [f"{classes[n]} {score:.2f}" for n, score in zip(labels, scores, strict=True)]
+    return _beside([gt, draw_boxes(pixels, boxes, labels, texts)], ["gt", "found"])
+
+
+def _beside(halves: list[NDArray[np.uint8]], titles: list[str]) -> NDArray[np.uint8]:
+    """Two pictures of one size, each under its title."""
+    height, width, _ = halves[0].shape
+    page = Image.new("RGB", (2 * width + _GAP_PX, height + _TITLE_PX), "white")
+    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for i, (half, title) in enumerate(zip(halves, titles, strict=True)):
+        left = i * (width + _GAP_PX)
+        canvas.text((left + 4, 2), title, fill="black", font=font)
+        page.paste(Image.fromarray(half), (left, _TITLE_PX))
+    return np.array(page)

@@ -4,7 +4,6 @@ IoU matching knows nothing of other images. AP over any choice of images, each a
 therefore a matter of counting what was matched once.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,10 @@ from numpy.typing import NDArray
 
 from detector.evaluation.matching import Kind, match
 from detector.evaluation.material import Material
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int32]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -25,11 +28,11 @@ class Tally:
     """All detections of a set, class by class, best first (equal scores in the order of image ids)."""
 
     classes: tuple[str, ...]  # K, in ascending order of their category ids
-    image_ids: NDArray[np.int64]  # [I], ascending
-    gt_counts: NDArray[np.int32]  # [I, K] gt boxes that count
-    labels: NDArray[np.int64]  # [D], ascending
-    images: NDArray[np.int64]  # [D] index into image_ids
-    scores: NDArray[np.float64]  # [D]
+    image_ids: Ints  # [I], ascending
+    gt_counts: Counts  # [I, K] gt boxes that count
+    labels: Ints  # [D], ascending
+    images: Ints  # [D] index into image_ids
+    scores: Floats  # [D]
     right: NDArray[np.bool_]  # [T, D] matched to a gt box that counts
     ignored: NDArray[np.bool_]  # [T, D] neither right nor wrong
 
@@ -59,7 +62,7 @@ def tally_of(material: Material) -> Tally:
     )
 
 
-def average_precision(tally: Tally, counts: NDArray[np.int32]) -> NDArray[np.float64]:
+def average_precision(tally: Tally, counts: Counts) -> Floats:
     """COCO's AP (101 recall levels, all areas, 100 detections) if image i were there counts[r, i] times.
 
     counts int32 [R, I] -> float64 [R, T, K], NaN where a class has no gt boxes then.
@@ -81,9 +84,7 @@ def average_precision(tally: Tally, counts: NDArray[np.int32]) -> NDArray[np.flo
     return found
 
 
-def _of_class(
-    tally: Tally, mine: slice, counts: NDArray[np.int32], gt_boxes: NDArray[np.int32]
-) -> NDArray[np.float64]:
+def _of_class(tally: Tally, mine: slice, counts: Counts, gt_boxes: Counts) -> Floats:
     """[R, T] of one class; gt_boxes int32 [R], at least 1."""
     images, right, ignored = tally.images[mine], tally.right[:, mine], tally.ignored[:, mine]
     ap = np.zeros((len(counts), len(right)))
@@ -106,35 +107,16 @@ def _of_class(
     return ap
 
 
-def _running_sums(
-    counts: NDArray[np.int32], images: NDArray[np.int64], stops: NDArray[np.int64]
-) -> NDArray[np.int32]:
+def _running_sums(counts: Counts, images: Ints, stops: Ints) -> Counts:
     """Sums of counts[:, images] from the start to each stop, inclusive: int32 [R, S]."""
     starts = np.concatenate(([0], stops[:-1] + 1))
     between = np.add.reduceat(counts[:, images[: stops[-1] + 1]], starts, axis=1)
     return np.cumsum(between, axis=1, dtype=np.int32)
 
 
-def _interpolated(
-    hits: NDArray[np.int32], precision: NDArray[np.float64], gt_boxes: NDArray[np.int32]
-) -> NDArray[np.float64]:
+def _interpolated(hits: Counts, precision: Floats, gt_boxes: Counts) -> Floats:
     """The mean over the recall levels of the best precision at that recall or above: [R]."""
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     reached = np.searchsorted(RECALLS, hits / gt_boxes[:, None], side="right")
     levels = np.diff(reached, axis=1, prepend=0)  # recall levels first reached with this gt box
     return (envelope * levels).sum(axis=1) / len(RECALLS)
-
-
-def curves(tally: Tally, thresholds: NDArray[np.float64]) -> Iterator[tuple[str, NDArray, NDArray]]:
-    """Of each class with gt boxes: its name, and how many detections at IoU 0.5 are right and wrong
-    from each score threshold on, int64 [N] each."""
-    for label, name in enumerate(tally.classes):
-        if tally.gt_counts[:, label].sum() == 0:
-            continue
-        mine = tally.of_class(label)
-        kept = ~tally.ignored[0, mine]
-        scores, right = tally.scores[mine][kept], tally.right[0, mine][kept]
-        # Scores descend: how many reach a threshold.
-        reached = np.searchsorted(-scores, -thresholds, side="right")
-        hits = np.concatenate(([0], np.cumsum(right)))[reached]
-        yield name, hits, reached - hits
