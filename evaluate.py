@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the metrics as JSON")
     parser.add_argument(
-        "--predictions", nargs="+", metavar="RESULTS.json", type=Path, default=[], help="COCO results to score"
+        "--predictions", nargs="+", metavar="RESULTS.json", type=Path, default=[], help="COCO results"
     )
     parser.add_argument("--annotations", metavar="INSTANCES.json", type=Path, help="the gt for --predictions")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write a page that explains the metrics")
