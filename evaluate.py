@@ -1,8 +1,9 @@
-"""Score a checkpoint on a split of its data set, or any COCO results file."""
+"""Score a checkpoint on a split of its data set, or any COCO results file; compare several of them."""
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from doors import run_door
 
@@ -10,49 +11,86 @@ from doors import run_door
 def main() -> None:
     parser = argparse.ArgumentParser(description="COCO metrics of a checkpoint, or of a COCO results file.")
     parser.add_argument(
-        "model", nargs="?", metavar="RUN_DIR_OR_CHECKPOINT", help="takes best.pt of a run folder"
+        "words",
+        nargs="*",
+        metavar="RUN_DIR_OR_CHECKPOINT|KEY=VALUE",
+        help="takes best.pt of a run folder; several are compared; dotted configuration keys",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the metrics as JSON")
-    parser.add_argument("--predictions", metavar="RESULTS.json", type=Path, help="COCO results to score")
+    parser.add_argument(
+        "--predictions", nargs="+", metavar="RESULTS.json", type=Path, default=[], help="COCO results"
+    )
     parser.add_argument("--annotations", metavar="INSTANCES.json", type=Path, help="the gt for --predictions")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="write a page that explains the metrics")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="for the report of --predictions")
     a = parser.parse_intermixed_args()
-    evaluate(a.model, a.overrides, a.split, a.output, a.predictions, a.annotations)
+    overrides = [word for word in a.words if "=" in word and not Path(word).exists()]
+    models = [Path(word) for word in a.words if word not in overrides]
+    evaluate(models, overrides, a.split, a.output, a.predictions, a.annotations, a.report, a.images)
 
 
 def evaluate(
-    model: str | None,
+    models: list[Path],
     overrides: list[str],
     split: str,
     output: Path | None,
-    predictions: Path | None,
+    predictions: list[Path],
     annotations: Path | None,
+    report: Path | None,
+    images: Path | None,
 ) -> None:
-    """Score what the command line names, print the table, write the JSON."""
-    from detector.evaluation.coco import evaluate_files
+    """Score what the command line names, print the table, write the JSON and the report."""
+    from detector.report.page import check_report_folder, write_report
     from detector.training.monitor import metrics_table
     from detector.training.run_folder import write_text
     from errors import InputError
 
     if output is not None and not output.absolute().parent.is_dir():
         raise InputError(f"--output: the folder {output.parent} does not exist")
-    extra: dict[str, float] = {}
-    if predictions is not None or annotations is not None:
-        if predictions is None or annotations is None or model is not None or overrides:
+    if predictions or annotations is not None:
+        if not predictions or annotations is None or models or overrides:
             raise InputError("--predictions and --annotations go together, and without a model")
-        result, title = evaluate_files(predictions, annotations), str(predictions)
-    elif model is None:
+    elif not models:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
-    else:
-        from detector.evaluation.checkpoint import evaluate_checkpoint
+    if images is not None and (report is None or not predictions):
+        raise InputError("--images is for the pictures of --predictions with --report")
+    if report is not None:
+        if len(models) > 1 or len(predictions) > 1:
+            raise InputError("--report explains one run: give one alone")
+        check_report_folder(report)
+    content: dict[str, Any]
+    if len(models) > 1 or len(predictions) > 1:
+        from detector.evaluation.comparison import compare_checkpoints, compare_files, comparison_table
 
-        done = evaluate_checkpoint(Path(model), overrides, split)
-        result, extra = done.scores.coco, done.scores.extra
-        title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
-    print(metrics_table(result, extra, title))
+        if annotations is not None:
+            compared, title = compare_files(predictions, annotations), str(annotations)
+        else:
+            compared, title = compare_checkpoints(models, overrides, split), f"split {split}"
+        content = compared.as_json()
+        print(comparison_table(compared, title))
+    else:
+        if annotations is not None:
+            from detector.evaluation.coco import evaluate_material
+            from detector.evaluation.material import read_material
+
+            extra: dict[str, float] = {}
+            result = evaluate_material(read_material(predictions[0], annotations, images))
+            title, facts = str(predictions[0]), [("annotations", str(annotations))]
+        else:
+            from detector.evaluation.checkpoint import evaluate_checkpoint
+
+            done = evaluate_checkpoint(models[0], overrides, split)
+            result, extra = done.scores.coco, done.scores.extra
+            title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
+            facts = [("checkpoint", str(done.file)), ("split", f"{split} of {done.config.data.root}")]
+        content = {**result.as_json(), **extra}
+        print(metrics_table(result, extra, title))
+        if report is not None:
+            name = str(models[0] if models else predictions[0])
+            print(f"report: {write_report(report, f'Evaluation of {name}', facts, result, extra)}")
     if output is not None:
-        write_text(output, json.dumps({**result.as_json(), **extra}, indent=2) + "\n")
+        write_text(output, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from detector.losses import (
     smooth_l1_errors,
 )
 from detector.objectives import BoxErrors, ClassLoss, Objective, alrp, rank_sort, separate
+from detector.ranked import ranked_share
 from detector.retinanet import RetinaNet
 from errors import InputError
 
@@ -170,13 +171,25 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
     """The losses of training, taken together with the processes of the exchange."""
     matcher = config.matcher
     objective = build_objective(config.loss, box_std(config, device), exchange)
-    return Criterion(objective, matcher.positive_iou, matcher.negative_iou, matcher.best_anchor)
+    share = None
+    if config.loss.name in ("ap", "alrp", "rank_sort"):
+        by_class = config.loss.name == "ap" and config.loss.class_by_class
+        share = partial(
+            ranked_share, delta=ranking_delta(config.loss), class_by_class=by_class, exchange=exchange
+        )
+    return Criterion(objective, matcher.positive_iou, matcher.negative_iou, matcher.best_anchor, share)
 
 
 def build_exchange(config: LossConfig) -> Exchange:
     """All processes of the training where there are several and loss.global_ranking is on."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return Exchange(torch.distributed.group.WORLD if several and config.global_ranking else None)
+
+
+def ranking_delta(config: LossConfig) -> float:
+    """Half-width of the soft step: as set, else as published."""
+    published = 0.5 if config.name == "rank_sort" else 1.0
+    return published if config.delta is None else config.delta
 
 
 def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Objective:
@@ -186,8 +199,7 @@ def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Obje
         if config.box == "giou"
         else partial(smooth_l1_errors, std=std, beta=config.smooth_l1_beta)
     )
-    published = 0.5 if config.name == "rank_sort" else 1.0
-    delta = published if config.delta is None else config.delta
+    delta = ranking_delta(config)
     if config.name == "alrp":
         return partial(
             alrp,

@@ -290,6 +290,11 @@ class EvalConfig(Section):
     topk_candidates: Count = Field(1000, description="kept per pyramid level before NMS, by rank")
     nms_threshold: Fraction = Field(0.5, description="IoU above which the lower of two boxes is dropped")
     detections_per_img: Count = 100
+    backend: Literal["auto", "pycocotools", "faster_coco_eval"] = Field(
+        "auto",
+        description="who computes the COCO metrics; auto takes faster-coco-eval where it is installed; the "
+        "numbers are the same",
+    )
     calibrate: bool = Field(
         True, description="turn scores into the probabilities fitted on the validation split; keeps AP"
     )

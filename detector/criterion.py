@@ -1,7 +1,7 @@
 """Head outputs + gt boxes -> named losses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,13 +27,15 @@ class Losses:
 
     parts: dict[str, Tensor]
     positives: Tensor  # number of positive anchors in the batch
+    ranked_share: Tensor | None = None  # see `ranked.ranked_share`, where it was asked for
 
     @property
     def total(self) -> Tensor:
         return torch.stack(list(self.parts.values())).sum()
 
     def detach(self) -> "Losses":
-        return Losses({name: value.detach() for name, value in self.parts.items()}, self.positives)
+        parts = {name: value.detach() for name, value in self.parts.items()}
+        return replace(self, parts=parts)
 
 
 class Criterion:
@@ -42,21 +44,35 @@ class Criterion:
     Args:
         objective: of logits, targets in {-1, 0, 1} and the positives' boxes.
         positive_iou, negative_iou, best_anchor: see `matcher.match`.
+        ranked_share: of logits and targets, where the objective ranks.
     """
 
     def __init__(
-        self, objective: Objective, positive_iou: float, negative_iou: float, best_anchor: bool
+        self,
+        objective: Objective,
+        positive_iou: float,
+        negative_iou: float,
+        best_anchor: bool,
+        ranked_share: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.objective = objective
+        self.ranked_share = ranked_share
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
         self.best_anchor = best_anchor
 
-    def __call__(self, outputs: HeadOutputs, gt: GroundTruth) -> Losses:
-        targets, positives = self._targets(outputs, gt)
-        return self._losses(outputs.logits, targets, positives)
+    def __call__(self, outputs: HeadOutputs, gt: GroundTruth, measure: bool = False) -> Losses:
+        """The losses of a batch.
 
-    def over_micro_batches(self, outputs: Sequence[HeadOutputs], gts: Sequence[GroundTruth]) -> Losses:
+        Args:
+            measure: take the ranked share too, for which the device is waited for.
+        """
+        targets, positives = self._targets(outputs, gt)
+        return self._losses(outputs.logits, targets, positives, measure)
+
+    def over_micro_batches(
+        self, outputs: Sequence[HeadOutputs], gts: Sequence[GroundTruth], measure: bool = False
+    ) -> Losses:
         """The losses of several batches as if they were one; their images may differ in size."""
         pairs = zip(outputs, gts, strict=True)
         targets, positives = zip(*(self._targets(output, gt) for output, gt in pairs), strict=True)
@@ -64,11 +80,13 @@ class Criterion:
             torch.cat([one.logits.flatten(0, 1) for one in outputs]),  # [M, C]
             torch.cat([one.flatten(0, 1) for one in targets]),
             Positives(*(torch.cat(part) for part in zip(*positives, strict=True))),
+            measure,
         )
 
-    def _losses(self, logits: Tensor, targets: Tensor, positives: Positives) -> Losses:
+    def _losses(self, logits: Tensor, targets: Tensor, positives: Positives, measure: bool) -> Losses:
         parts = self.objective(logits, targets, positives)
-        return Losses(parts, torch.tensor(len(positives.deltas), device=logits.device))
+        share = self.ranked_share(logits, targets) if measure and self.ranked_share else None
+        return Losses(parts, torch.tensor(len(positives.deltas), device=logits.device), share)
 
     def _targets(self, outputs: HeadOutputs, gt: GroundTruth) -> tuple[Tensor, Positives]:
         """Class targets int8 [B, N, C], and the positives with their gt boxes and anchors."""

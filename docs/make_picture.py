@@ -28,7 +28,7 @@ def main() -> None:
     dataset = DetectionDataset(done.records, build_pipeline(done.config.data, training=False), seed=0)
     # Evenly spread over the split: neither the best nor the worst.
     rows = np.linspace(0, len(done.records) - 1, _ROWS * _COLUMNS + 2).round().astype(int)[1:-1]
-    drawn = pictures(dataset, rows, done.scores.predictions, done.scores.coco, enlarge=2)
+    drawn = pictures(dataset, rows, done.scores.predictions, done.scores.coco)
     grid = make_grid(_same_size(drawn), nrow=_COLUMNS, padding=4, pad_value=255)
     write_jpeg(grid, str(a.output), quality=85)
 

@@ -27,6 +27,10 @@ def tiny_config(root: Path, run: Path, *overrides: str) -> Config:
     return parse_config(apply_overrides({"data": {"format": "coco"}}, words), "the test")
 
 
+# What a line of metrics.jsonl says of the machine: it differs from run to run.
+OF_THE_MACHINE = ("images_per_s", "step_s", "data_wait", "memory_gib")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a program ended, and what it printed."""

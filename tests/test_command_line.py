@@ -56,7 +56,7 @@ def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path
     assert best["AP"] > last["AP"] == 0
     scores = json.loads((workplace / "scores.json").read_text())
     assert scores == best
-    assert set(scores) == COCO_NAMES | CALIBRATION | {"per_class"}
+    assert set(scores) == COCO_NAMES | CALIBRATION | {"per_class", "errors"}
     for word in (*COCO_NAMES, "cat", "dog", f"{scores['AP50']:.3f}"):
         assert word in outcome.out
 

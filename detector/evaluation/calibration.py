@@ -24,7 +24,7 @@ class Matched:
 
     scores: Floats  # [D]
     correct: NDArray[np.bool_]  # [D]
-    images: NDArray[np.int64]  # [D], image ids
+    images: NDArray[np.int64]  # [D], places of the images in ascending order of their ids
 
 
 @dataclass(frozen=True)

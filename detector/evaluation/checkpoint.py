@@ -89,7 +89,15 @@ def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> Checkpo
         InputError: the checkpoint, an override or the data is wrong.
     """
     c = open_checkpoint(path, overrides)
-    records = build_set(c.config.data, split, c.classes)
+    return score_checkpoint(c, build_set(c.config.data, split, c.classes))
+
+
+def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScores:
+    """Score an open checkpoint on a set of its classes.
+
+    Raises:
+        InputError: an image cannot be used.
+    """
     loader = build_eval_loader(c.config, records, c.device)
     found = join_predictions(list(predictions_of(c.config, c.model, loader, c.device)))
     return CheckpointScores(

@@ -1,28 +1,33 @@
-"""COCO metrics by pycocotools, guarded against the inputs that it answers wrongly or not at all.
+"""COCO metrics by pycocotools or faster-coco-eval, guarded against the inputs that they answer wrongly.
 
 Known there: a gt annotation with id 0 never matches, no predictions raise IndexError, missing
 `area`, `iscrowd` or `info` raise KeyError. Here the gt is always built anew, with ids from 1.
 """
 
 import contextlib
+import importlib.util
 import io
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.coco import read_json
 from data.sample import DetectionSet
 from detector.evaluation.calibration import Matched
+from detector.evaluation.error_breakdown import ErrorBreakdown, breakdown_of
 from detector.evaluation.inference import Predictions
+from detector.evaluation.matching import Flags, Floats, Kind, Matching, match
+from detector.evaluation.material import Material, material_of, read_material
+from detector.evaluation.tally import IOU_THRESHOLDS, Tally, tally_of
 from errors import InputError
 
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
 
 
 @dataclass(frozen=True)
@@ -31,44 +36,86 @@ class ClassResult:
 
     ap: float
     ap50: float
+    ap75: float
     gt_boxes: int
-    best_f1: float  # over COCO's 101 recall levels, at IoU 0.5
+    detections: int  # that count: neither on ignored gt nor beyond the hundredth of an image
+    best_f1: float  # at IoU 0.5
     best_threshold: float  # the score at which it is reached
+    best_precision: float  # of the detections from that score on
+    best_recall: float
+
+    def as_json(self) -> dict[str, float]:
+        """Plain values."""
+        return {
+            "AP": self.ap, "AP50": self.ap50, "AP75": self.ap75, "gt_boxes": self.gt_boxes,
+            "detections": self.detections, "best_f1": self.best_f1, "best_f1_threshold": self.best_threshold,
+            "best_f1_precision": self.best_precision, "best_f1_recall": self.best_recall,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class CocoResult:
-    """The 12 COCO numbers by their names, and every class by its name."""
+    """The 12 COCO numbers by their names, every class by its name, and what they come from."""
 
     summary: dict[str, float]
     per_class: dict[str, ClassResult]
-    matched: Matched  # the detections, without those matched to ignored gt
+    errors: ErrorBreakdown  # what holds AP50 back
+    precision: Floats  # [10, 101, C], at IOU_THRESHOLDS and recalls 0, 0.01, ..., 1; -1 without gt boxes
+    matching: Matching  # every detection and gt box at IoU 0.5
+    material: Material
+
+    @property
+    def matched(self) -> Matched:
+        """The detections that count."""
+        counts, found = self.matching.kinds != Kind.IGNORED, self.material.found
+        return Matched(found.scores[counts], self.matching.correct[counts], found.images[counts])
+
+    @property
+    def tally(self) -> Tally:
+        """The same at all IoU thresholds, class by class; it is made anew each time."""
+        return tally_of(self.material)
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values: COCO names at the top level."""
         return {
             **self.summary,
-            "per_class": {
-                name: {"AP": c.ap, "AP50": c.ap50, "gt_boxes": c.gt_boxes, "best_f1": c.best_f1,
-                       "best_f1_threshold": c.best_threshold}
-                for name, c in self.per_class.items()
-            },
-        }  # fmt: skip
+            "errors": self.errors.as_json(),
+            "per_class": {name: one.as_json() for name, one in self.per_class.items()},
+        }
 
 
-def evaluate_coco(records: DetectionSet, predictions: Predictions) -> CocoResult:
+def evaluate_coco(records: DetectionSet, predictions: Predictions, backend: Backend = "auto") -> CocoResult:
     """Score predictions against the gt boxes of a set. Ignored gt (crowd, difficult) counts for nothing."""
-    counts = np.diff(records.offsets)
-    image_of_box = np.repeat(records.image_ids, counts)
-    gt = [
-        _gt_annotation(int(image), records.category_ids[label], _xywh(box), float(area), int(ignore))
-        for image, label, box, area, ignore in zip(
-            image_of_box, records.labels, records.boxes, records.areas, records.ignore, strict=True
-        )
-    ]
-    results = to_results(records, predictions)
-    names = dict(zip(records.category_ids, records.classes, strict=True))
-    return _evaluate([int(i) for i in records.image_ids], names, gt, results)
+    return evaluate_material(material_of(records, predictions), backend)
+
+
+def evaluate_files(results_path: Path, annotations_path: Path, backend: Backend = "auto") -> CocoResult:
+    """Score any COCO results file against an instances file, as pycocotools would.
+
+    Raises:
+        InputError: a file is missing or malformed, or the results name an unknown image or category.
+    """
+    return evaluate_material(read_material(results_path, annotations_path), backend)
+
+
+def evaluate_material(material: Material, backend: Backend = "auto") -> CocoResult:
+    """Score what was found in a set.
+
+    Args:
+        backend: who computes the 12 numbers; auto takes faster-coco-eval where it is installed. Both
+            give the same, to the 15th digit.
+
+    Raises:
+        InputError: faster-coco-eval is wanted and not installed.
+    """
+    gt, found = material.gt, material.found
+    matching = match(gt, found)
+    summary, precision = _summary(material, backend)
+    per_class = {
+        name: _class_result(material, matching, precision[:, :, label], label)
+        for label, name in enumerate(material.classes)
+    }
+    return CocoResult(summary, per_class, breakdown_of(gt, found, matching), precision, matching, material)
 
 
 def to_results(records: DetectionSet, predictions: Predictions) -> list[dict[str, Any]]:
@@ -85,139 +132,92 @@ def to_results(records: DetectionSet, predictions: Predictions) -> list[dict[str
     ]
 
 
-def evaluate_files(results_path: Path, annotations_path: Path) -> CocoResult:
-    """Score any COCO results file against an instances file, as pycocotools would.
-
-    Raises:
-        InputError: a file is missing or malformed, or the results name an unknown image or category.
-    """
-    content = read_json(annotations_path)
-    for section in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            raise InputError(f"{annotations_path} has no list '{section}'; a COCO instances file has one")
-    with _named_fields(str(annotations_path)):
-        image_ids = [record["id"] for record in content["images"]]
-        names = {record["id"]: str(record["name"]) for record in content["categories"]}
-        gt = []
-        for record in content["annotations"]:
-            box = [float(v) for v in record["bbox"]]
-            if len(box) != 4 or not all(map(math.isfinite, box)):
-                raise InputError(
-                    f"{annotations_path}: annotation {record.get('id')}: bbox must be four finite numbers"
-                )
-            crowd = int(record.get("iscrowd", 0))
-            area = float(record.get("area", box[2] * box[3]))
-            gt.append(_gt_annotation(record["image_id"], record["category_id"], box, area, crowd))
-    results = read_json(results_path)
-    if not isinstance(results, list):
-        raise InputError(f"{results_path} is not a COCO results file: a list of detections is wanted")
-    known_images = set(image_ids)
-    checked = []
-    with _named_fields(str(results_path)):
-        for i, record in enumerate(results):
-            at = f"{results_path}: detection {i}"
-            image, category = record["image_id"], record["category_id"]
-            box, score = [float(v) for v in record["bbox"]], float(record["score"])
-            if image not in known_images:
-                raise InputError(f"{at} is for image id {image}, which {annotations_path} does not list")
-            if category not in names:
-                raise InputError(f"{at} has category id {category}, which {annotations_path} does not list")
-            if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
-                raise InputError(f"{at}: four finite numbers and a finite score are wanted")
-            checked.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
-    return _evaluate(image_ids, names, gt, checked)
+def has_faster_coco_eval() -> bool:
+    """Whether it is installed; it is imported only where it is used."""
+    return importlib.util.find_spec("faster_coco_eval") is not None
 
 
-@contextlib.contextmanager
-def _named_fields(source: str) -> Iterator[None]:
-    """Turn what a malformed record raises into one line."""
-    try:
-        yield
-    except KeyError as error:
-        raise InputError(f"{source}: an entry has no {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{source}: an entry is malformed: {error}") from None
-
-
-def _evaluate(
-    image_ids: list[int], names: dict[int, str], gt: list[dict[str, Any]], results: list[dict[str, Any]]
-) -> CocoResult:
-    images = [{"id": i} for i in image_ids]
-    categories = [{"id": i, "name": name} for i, name in names.items()]
-    found = [{**r, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for r in results]
+def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Floats]:
+    """The 12 numbers, and the precision [10, 101, C] at all areas."""
+    if backend == "faster_coco_eval" and not has_faster_coco_eval():
+        raise InputError(
+            "eval.backend: faster_coco_eval is not installed; pip install faster-coco-eval, or take "
+            "eval.backend=pycocotools"
+        )
+    gt, found = material.gt, material.found
+    if len(gt.labels) == 0:
+        shape = (len(IOU_THRESHOLDS), 101, len(material.classes))
+        return dict.fromkeys(COCO_NAMES, -1.0), np.full(shape, -1.0)
+    gt_extra = (
+        {"area": a, "iscrowd": int(i)} for a, i in zip(material.gt_areas.tolist(), gt.ignore, strict=True)
+    )
+    areas = (found.xywh[:, 2] * found.xywh[:, 3]).tolist()
+    extra = ({"area": a, "iscrowd": 0, "score": s} for a, s in zip(areas, found.scores.tolist(), strict=True))
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(_index(images, categories, gt), _index(images, categories, found), "bbox")
-        if not gt:
-            return CocoResult(
-                dict.fromkeys(COCO_NAMES, -1.0),
-                {n: ClassResult(-1, -1, 0, -1, -1) for n in names.values()},
-                _all_wrong(results),
-            )
+        sides = (_index(material, gt, gt_extra), _index(material, found, extra))
+        evaluator = _evaluator(*sides, backend)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    summary = {name: float(value) for name, value in zip(COCO_NAMES, evaluator.stats, strict=True)}
-    counts, listed = dict.fromkeys(names, 0), set(image_ids)
-    for annotation in gt:
-        known = annotation["category_id"] in counts and annotation["image_id"] in listed
-        if known and not annotation["iscrowd"]:
-            counts[annotation["category_id"]] += 1
-    return CocoResult(summary, _per_class(evaluator, names, counts), _matched(evaluator))
-
-
-def _matched(evaluator: COCOeval) -> Matched:
-    """What the evaluation at IoU 0.5 and all areas made of every detection."""
-    everywhere = evaluator.params.areaRng[0]
-    parts = [e for e in evaluator.evalImgs if e is not None and e["aRng"] == everywhere and e["dtScores"]]
-    if not parts:
-        return _all_wrong([])
-    counts = [~np.asarray(e["dtIgnore"][0], dtype=bool) for e in parts]
-    return Matched(
-        np.concatenate([np.asarray(e["dtScores"])[c] for e, c in zip(parts, counts, strict=True)]),
-        np.concatenate([e["dtMatches"][0][c] > 0 for e, c in zip(parts, counts, strict=True)]),
-        np.concatenate([np.full(c.sum(), e["image_id"]) for e, c in zip(parts, counts, strict=True)]),
+    precision = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]
+    values = [float(value) for value in evaluator.stats]
+    # In one layout: the last digit of a mean depends on it.
+    return dict(zip(COCO_NAMES, values, strict=True)), np.ascontiguousarray(
+        precision[:, :, material.class_order]
     )
 
 
-def _all_wrong(results: list[dict[str, Any]]) -> Matched:
-    scores = np.array([r["score"] for r in results], dtype=np.float64)
-    images = np.array([r["image_id"] for r in results], dtype=np.int64)
-    return Matched(scores, np.zeros(len(results), dtype=bool), images)
+def _evaluator(gt: COCO, found: COCO, backend: Backend) -> Any:
+    if backend == "pycocotools" or not has_faster_coco_eval():
+        return COCOeval(gt, found, "bbox")
+    from faster_coco_eval import COCOeval_faster
+
+    return COCOeval_faster(gt, found, "bbox", separate_eval=True)
 
 
-def _per_class(evaluator: COCOeval, names: dict[int, str], counts: dict[int, int]) -> dict[str, ClassResult]:
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], all areas
-    scores = evaluator.eval["scores"][0, :, :, 0, -1]  # [recall, class], at IoU 0.5
-    recall = evaluator.params.recThrs
-    results = {}
-    for k, category in enumerate(evaluator.params.catIds):
-        if (precision[:, :, k] < 0).all():
-            results[names[category]] = ClassResult(-1, -1, counts[category], -1, -1)
-            continue
-        at_50 = precision[0, :, k]
-        f1 = 2 * at_50 * recall / np.maximum(at_50 + recall, 1e-12)
-        best = int(f1.argmax())
-        results[names[category]] = ClassResult(
-            float(precision[:, :, k].mean()), float(at_50.mean()), counts[category],
-            float(f1[best]), float(scores[best, k]),
-        )  # fmt: skip
-    return results
+def _class_result(material: Material, matching: Matching, precision: Floats, label: int) -> ClassResult:
+    total = int(material.gt_totals()[label])
+    rows = matching.order[material.found.labels[matching.order] == label]
+    rows = rows[matching.kinds[rows] != Kind.IGNORED]
+    if total == 0:
+        return ClassResult(-1, -1, -1, 0, len(rows), -1, -1, -1, -1)
+    ap = (float(precision.mean()), float(precision[0].mean()), float(precision[5].mean()))
+    return ClassResult(
+        *ap, total, len(rows), *_best_f1(material.found.scores[rows], matching.correct[rows], total)
+    )
 
 
-def _index(images: list[Any], categories: list[Any], annotations: list[dict[str, Any]]) -> COCO:
+def _best_f1(scores: Floats, correct: Flags, total: int) -> tuple[float, float, float, float]:
+    """The best F1 that a threshold gives, the threshold, precision and recall there.
+
+    scores descending [D], correct [D]; total gt boxes. All 0 without detections.
+    """
+    if len(scores) == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    right, count = np.cumsum(correct), np.arange(1, len(scores) + 1)
+    possible = np.append(scores[1:] < scores[:-1], True)  # a threshold does not part equal scores
+    f1 = np.where(possible, 2 * right / (count + total), -1)
+    best = int(f1.argmax())
+    return float(f1[best]), float(scores[best]), float(right[best] / count[best]), float(right[best] / total)
+
+
+def _index(material: Material, boxes: Any, extra: Iterable[dict[str, Any]]) -> COCO:
+    """Gt boxes or detections as pycocotools wants them; categories in the order of their ids."""
+    categories = material.class_order[boxes.labels].tolist()
     coco = COCO()
     coco.dataset = {
         "info": {},
-        "images": images,
-        "categories": categories,
-        "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],
+        "images": [{"id": place} for place in range(len(material.image_ids))],
+        "categories": [{"id": place} for place in range(len(material.classes))],
+        "annotations": [
+            {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
+            for number, (image, category, box, more) in enumerate(
+                zip(boxes.images.tolist(), categories, boxes.xywh.tolist(), extra, strict=True), start=1
+            )
+        ],
     }
     coco.createIndex()
     return coco
-
-
-def _gt_annotation(image: int, category: int, box: list[float], area: float, crowd: int) -> dict[str, Any]:
-    return {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
 
 
 def _xywh(box: np.ndarray) -> list[float]:

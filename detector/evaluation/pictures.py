@@ -2,57 +2,86 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
 
 from data.loader import DetectionDataset
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.inference import Predictions
+from detector.prediction.drawing import draw_boxes
 
-_GT_COLOUR, _FOUND_COLOUR = "#ffffff", "#ff5a00"
+_MOST_PX = 640  # long side of a half: enough to read the labels, quick to write
+_GAP_PX, _TITLE_PX = 8, 22
 
 
 def pictures(
-    dataset: DetectionDataset,
-    rows: Iterable[int],
-    predictions: Predictions,
-    result: CocoResult,
-    enlarge: int = 1,
+    dataset: DetectionDataset, rows: Iterable[int], predictions: Predictions, result: CocoResult
 ) -> list[Tensor]:
-    """The images of some rows with gt and the detections above each class's best threshold.
+    """The images of some rows with gt, dashed, and the detections above each class's best threshold.
 
-    Returns uint8 [3, H, W] each, `enlarge` times the size that the dataset resizes them to.
+    Returns uint8 [3, H, W] each; where the dataset resizes them to less than 512 px, enlarged.
     """
     classes = dataset.records.classes
-    thresholds = torch.tensor([result.per_class[name].best_threshold for name in classes])
+    thresholds = np.array([result.per_class[name].best_threshold for name in classes])
     drawn = []
     for row in rows:
         sample = dataset.sample(0, row)
         mine = predictions.rows == row
-        labels = torch.from_numpy(predictions.labels[mine])
-        scores = torch.from_numpy(predictions.scores[mine])
+        labels, scores = predictions.labels[mine], predictions.scores[mine]
         shown = (scores >= thresholds[labels]) & (thresholds[labels] >= 0)
-        image = torch.from_numpy(sample.image).permute(2, 0, 1)
-        image = image.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
         height, width = sample.original_size
-        factor = torch.tensor([image.shape[2] / width, image.shape[1] / height]).repeat(2)
-        boxes = torch.from_numpy(predictions.boxes[mine]) * factor
-        gt_boxes = torch.from_numpy(sample.boxes) * enlarge
-        drawn.append(draw(image, gt_boxes, boxes[shown], labels[shown], scores[shown], classes))
+        factors = np.tile([sample.image.shape[1] / width, sample.image.shape[0] / height], 2)
+        boxes = predictions.boxes[mine][shown] * factors
+        texts = [f"{classes[n]} {s:.2f}" for n, s in zip(labels[shown], scores[shown], strict=True)]
+        picture = draw_boxes(
+            sample.image,
+            np.concatenate([boxes, sample.boxes]),
+            np.concatenate([labels[shown], sample.labels]),
+            [*texts, *[""] * len(sample.boxes)],
+            dashed=np.arange(len(texts) + len(sample.boxes)) >= len(texts),
+        )
+        drawn.append(torch.from_numpy(picture).permute(2, 0, 1))
     return drawn
 
 
-def draw(
-    image: Tensor, gt_boxes: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, classes: tuple[str, ...]
-) -> Tensor:
-    """gt in white, detections in orange with class and score: uint8 [3, H, W] -> the same, drawn on.
+def gt_beside_found(
+    dataset: DetectionDataset, row: int, predictions: Predictions, result: CocoResult
+) -> NDArray[np.uint8]:
+    """The image of a row with gt on the left, and on the right the detections above each class's best
+    threshold: uint8 [H, W, 3], each half at most 640 px."""
+    classes = dataset.records.classes
+    thresholds = np.array([result.per_class[name].best_threshold for name in classes])
+    sample = dataset.sample(0, row)
+    image = Image.fromarray(sample.image)
+    image.thumbnail((_MOST_PX, _MOST_PX))
+    pixels, size = np.asarray(image), np.array([image.width, image.height] * 2)
 
-    gt_boxes, boxes [K, 4] xyxy pixels, labels int64 [K], scores [K].
-    """
-    if len(gt_boxes):
-        image = draw_bounding_boxes(image, gt_boxes, colors=_GT_COLOUR, width=1)
-    if len(boxes):
-        names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-        image = draw_bounding_boxes(image, boxes, labels=names, colors=_FOUND_COLOUR, width=2)
-    return image
+    counted = ~sample.ignore
+    height, width = sample.image.shape[:2]
+    labels = sample.labels[counted]
+    gt_boxes = sample.boxes[counted] * (size / np.array([width, height] * 2))
+    gt = draw_boxes(pixels, gt_boxes, labels, [classes[n] for n in labels])
+
+    mine = np.flatnonzero(predictions.rows == row)
+    least = thresholds[predictions.labels[mine]]
+    mine = mine[(predictions.scores[mine] >= least) & (least >= 0)]
+    height, width = sample.original_size
+    labels, scores = predictions.labels[mine], predictions.scores[mine]
+    boxes = predictions.boxes[mine] * (size / np.array([width, height] * 2))
+    texts = [f"{classes[n]} {score:.2f}" for n, score in zip(labels, scores, strict=True)]
+    return _beside([gt, draw_boxes(pixels, boxes, labels, texts)], ["gt", "found"])
+
+
+def _beside(halves: list[NDArray[np.uint8]], titles: list[str]) -> NDArray[np.uint8]:
+    """Two pictures of one size, each under its title."""
+    height, width, _ = halves[0].shape
+    page = Image.new("RGB", (2 * width + _GAP_PX, height + _TITLE_PX), "white")
+    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for i, (half, title) in enumerate(zip(halves, titles, strict=True)):
+        left = i * (width + _GAP_PX)
+        canvas.text((left + 4, 2), title, fill="black", font=font)
+        page.paste(Image.fromarray(half), (left, _TITLE_PX))
+    return np.array(page)

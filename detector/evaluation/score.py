@@ -36,18 +36,23 @@ class Scores:
         """The same with scores that are probabilities: no AP changes, since their order does not."""
         if calibration is None:
             return self
-        matched = replace(self.coco.matched, scores=calibration(self.coco.matched.scores))
+        found = self.coco.material.found
+        material = replace(self.coco.material, found=replace(found, scores=calibration(found.scores)))
         per_class = {
             name: replace(one, best_threshold=float(calibration(np.array([one.best_threshold]))[0]))
             if one.best_threshold >= 0
             else one
             for name, one in self.coco.per_class.items()
         }
+        coco = replace(self.coco, material=material, per_class=per_class)
         return Scores(
-            replace(self.predictions, scores=calibration(self.predictions.scores)),
-            replace(self.coco, matched=matched, per_class=per_class),
+            replace(self.predictions, scores=material.found.scores),
+            coco,
             self.voc,
-            {**self.calibration, "calibration_error": calibration_error(matched.scores, matched.correct)},
+            {
+                **self.calibration,
+                "calibration_error": calibration_error(coco.matched.scores, coco.matched.correct),
+            },
         )
 
 
@@ -86,7 +91,7 @@ def score(config: Config, records: DetectionSet, predictions: Predictions) -> Sc
     if config.data.format == "voc":
         result = evaluate_voc(records, predictions)
         voc = {"VOC07": result.ap07, "VOC12": result.ap12}
-    coco = evaluate_coco(records, predictions)
+    coco = evaluate_coco(records, predictions, config.eval.backend)
     errors = {
         "calibration_error_raw": calibration_error(coco.matched.scores, coco.matched.correct),
         # What a map is worth on images that it was not fitted to, as those of validation are.

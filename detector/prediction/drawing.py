@@ -1,6 +1,7 @@
 """Detections drawn on a picture, to be looked at."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,21 +43,44 @@ def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]
 
     Small pictures are enlarged, by a whole number.
     """
+    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    return draw_boxes(pixels, found.boxes, found.labels, texts)
+
+
+def draw_boxes(
+    pixels: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    texts: Sequence[str],
+    dashed: NDArray[np.bool_] | None = None,
+    scale: float = 1,
+) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] RGB -> a copy, enlarged as by `draw`, with any boxes in the colours of their classes.
+
+    Args:
+        boxes: [K, 4] xyxy pixels; the first is on top.
+        labels: [K], classes.
+        texts: K of them; an empty one leaves no mark.
+        dashed: [K], gt boxes as a rule.
+        scale: of lines and letters.
+    """
     image = Image.fromarray(pixels)
     enlarge = max(1, round(_LEAST_SIDE / max(image.size)))
     image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.BICUBIC)
-    boxes = found.boxes * enlarge
+    boxes = boxes * enlarge
+    dashed = np.zeros(len(boxes), dtype=bool) if dashed is None else dashed
     canvas = ImageDraw.Draw(image)
-    side = math.sqrt(image.width * image.height)
+    side = math.sqrt(image.width * image.height) * scale
     line = max(2, round(side / 180))
-    for box, label in zip(boxes[::-1], found.labels[::-1], strict=True):
-        _outline(canvas, box, line, colour(int(label)))
+    for box, label, broken in zip(boxes[::-1], labels[::-1], dashed[::-1], strict=True):
+        _outline(canvas, box, line, colour(int(label)), bool(broken))
     size = max(11, round(side / 36))
-    ascii_only = all(name.isascii() for name in found.names)
+    ascii_only = all(text.isascii() for text in texts)
     font = _font(size, ascii_only)
     placed: list[Rectangle] = []
-    for box, label, name, score in zip(boxes, found.labels, found.names, found.scores, strict=True):
-        text = f"{name} {score:.2f}"
+    for box, label, text in zip(boxes, labels, texts, strict=True):
+        if not text:
+            continue
         pad = max(2, size // 5)
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         _, highest, _, lowest = canvas.textbbox((0, 0), "Ag", font=font)  # one height for all
@@ -71,13 +95,30 @@ def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]
     return np.array(image)
 
 
-def _outline(canvas: ImageDraw.ImageDraw, box: NDArray[np.float64], line: int, ink: Colour) -> None:
+def _outline(
+    canvas: ImageDraw.ImageDraw, box: NDArray[np.float64], line: int, ink: Colour, dashed: bool
+) -> None:
     x0, y0, x1, y1 = (round(float(v)) for v in box)
     x0, y0 = min(x0, x1), min(y0, y1)
     half, edge = line // 2, max(1, line // 4)
     outer = (x0 - half - edge, y0 - half - edge, x1 + half + edge, y1 + half + edge)
     canvas.rectangle(outer, outline=_EDGE, width=line + 2 * edge)
-    canvas.rectangle((x0 - half, y0 - half, x1 + half, y1 + half), outline=ink, width=line)
+    if not dashed:
+        canvas.rectangle((x0 - half, y0 - half, x1 + half, y1 + half), outline=ink, width=line)
+        return
+    for start, end, at in ((x0, x1, y0), (x0, x1, y1)):
+        for a, b in _dashes(start, end, line):
+            canvas.rectangle((a, at - half, b, at - half + line - 1), fill=ink)
+    for start, end, at in ((y0, y1, x0), (y0, y1, x1)):
+        for a, b in _dashes(start, end, line):
+            canvas.rectangle((at - half, a, at - half + line - 1, b), fill=ink)
+
+
+def _dashes(start: int, end: int, line: int) -> list[tuple[int, int]]:
+    """Both ends of a side are drawn, so that corners are seen."""
+    count = max(1, round((end - start) / (6 * line)))
+    step = (end - start) / (2 * count + 1)
+    return [(round(start + 2 * k * step), round(start + (2 * k + 1) * step)) for k in range(count + 1)]
 
 
 def _free_place(

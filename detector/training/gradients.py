@@ -52,24 +52,31 @@ class Gradients:
         self.processes = processes
         self.rank_together = rank_together
 
-    def __call__(self, group: Sequence[Batch]) -> Losses:
-        """Add the gradients of the micro-batches to those in the weights."""
+    def __call__(self, group: Sequence[Batch], measure: bool = False) -> Losses:
+        """Add the gradients of the micro-batches to those in the weights.
+
+        Args:
+            measure: see `Criterion`; the same in all processes.
+        """
         group = [batch.to(self.device) for batch in group]
         if self.rank_together and len(group) > 1:
-            return self._together(group)
-        return _mean([self._alone(batch, len(group), i == len(group) - 1) for i, batch in enumerate(group)])
+            return self._together(group, measure)
+        last = len(group) - 1
+        return _mean([self._alone(batch, len(group), i == last, measure) for i, batch in enumerate(group)])
 
-    def _alone(self, batch: Batch, parts: int, last: bool) -> Losses:
+    def _alone(self, batch: Batch, parts: int, last: bool, measure: bool) -> Losses:
         """One of `parts` micro-batches."""
         with self._exchanging(last):
             outputs = self._forward(self.network, batch)
             with phase("loss"):
-                losses, total = _checked(lambda: self.criterion(outputs, _ground_truth(batch)), [outputs])
+                losses, total = _checked(
+                    lambda: self.criterion(outputs, _ground_truth(batch), measure), [outputs]
+                )
             with phase("backward"):
                 self._scaled(total / parts).backward()
         return losses.detach()
 
-    def _together(self, group: Sequence[Batch]) -> Losses:
+    def _together(self, group: Sequence[Batch], measure: bool) -> Losses:
         """All micro-batches as one batch, which memory would not hold.
 
         The first pass keeps of each micro-batch only its head outputs; the losses over all of them
@@ -85,7 +92,9 @@ class Gradients:
             output.deltas.requires_grad_()
         gts = [_ground_truth(batch) for batch in group]
         with phase("loss"):
-            losses, total = _checked(lambda: self.criterion.over_micro_batches(outputs, gts), outputs)
+            losses, total = _checked(
+                lambda: self.criterion.over_micro_batches(outputs, gts, measure), outputs
+            )
             self._scaled(total).backward()
         for i, (batch, first) in enumerate(zip(group, outputs, strict=True)):
             with self._exchanging(i == len(group) - 1):
@@ -137,4 +146,9 @@ def _mean(losses: Sequence[Losses]) -> Losses:
     parts = {
         name: torch.stack([one.parts[name] for one in losses if name in one.parts]).mean() for name in names
     }
-    return Losses(parts, torch.stack([one.positives for one in losses]).sum())
+    shares = [one.ranked_share for one in losses if one.ranked_share is not None]
+    return Losses(
+        parts,
+        torch.stack([one.positives for one in losses]).sum(),
+        torch.stack(shares).mean() if shares else None,
+    )

@@ -151,19 +151,32 @@ def append_metrics(folder: Path, record: dict[str, Any]) -> None:
         raise InputError(f"cannot write {folder / METRICS}: {error.strerror}") from None
 
 
-def forget_metrics_after(folder: Path, step: int) -> None:
-    """Drop what was logged after the step that a resumed run continues from."""
+def forget_metrics_after(folder: Path, step: int, evaluated: int) -> bool:
+    """Drop what was logged after the step that a resumed run continues from.
+
+    Args:
+        evaluated: the step of the last evaluation that was saved; one of `step` itself that was logged
+            and not saved will be made again.
+
+    Returns whether there was such an evaluation.
+    """
     path = folder / METRICS
     if not path.exists():
-        return
-    kept = []
+        return False
+    kept, repeated = [], False
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            record = json.loads(line)
+            if record["step"] > step:
+                continue
+            if record["step"] == step > evaluated and "AP" in record:
+                repeated = True
+                continue
+            kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a line cut off when the run was stopped
     write_text(path, "".join(line + "\n" for line in kept))
+    return repeated
 
 
 def resume_config(folder: Path) -> dict[str, Any]:

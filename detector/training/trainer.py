@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from detector.evaluation.inference import Predictions
 from detector.training.assembly import assemble
 from detector.training.compilation import compilation_explained, compilation_report
 from detector.training.faults import Fault, FaultWatch, memory_explained
-from detector.training.monitor import Monitor, summary_values
+from detector.training.monitor import Monitor, memory_gib, summary_values
 from detector.training.optimizer import cosine_factor, multistep_factor, warmup_factor
 from detector.training.processes import Processes, launch_id
 from detector.training.profile import phase, profiled
@@ -45,6 +46,25 @@ class Need(enum.IntEnum):
     JUDGE = 2  # a step was not finite
     STOP = 3
     FAIL = 4
+
+
+@dataclass
+class Interval:
+    """What has happened since a step was last logged."""
+
+    steps: int = 0
+    images: int = 0
+    waited_s: float = 0.0  # for data
+    started: float = field(default_factory=time.perf_counter)
+
+    def speed(self) -> dict[str, float]:
+        """Of all steps of the interval; waiting as a part of the time."""
+        seconds = time.perf_counter() - self.started
+        return {
+            "images_per_s": self.images / seconds,
+            "step_s": seconds / self.steps,
+            "data_wait": self.waited_s / seconds,
+        }
 
 
 class Trainer:
@@ -79,6 +99,7 @@ class Trainer:
         self.step = 0
         self.evaluated = 0  # the step of the last evaluation
         self.best = -math.inf
+        self._repeated = False  # the evaluation of this step was logged already, and lost
         self.metrics: dict[str, Any] = {}
         self.calibration: Calibration | None = None
         self.steps_per_epoch = parts.batches.steps
@@ -102,10 +123,9 @@ class Trainer:
         text = dump_config(self.config)
         with ExitStack() as end:
             self.folder = self.processes.from_main(lambda: self._claim_folder(text, end))
-            self.monitor = Monitor(self.folder, self.total_steps, self.step) if main else None
+            self.monitor = self._new_monitor(end) if main else None
             if self.monitor:
-                end.callback(self.monitor.close)
-                self.monitor.config(text)
+                self.monitor.config(self.config, self.parts.lr)
                 self.monitor.say(self._introduction())
             self.stop = end.enter_context(StopRequest(speak=main))
             self._saved_at, self._saved_step = time.monotonic(), self.step
@@ -116,7 +136,19 @@ class Trainer:
                     if self.step >= self.total_steps:
                         break
                     self._train_epoch()
+            if self.monitor:
+                self.monitor.finish()
         return self.metrics
+
+    def _new_monitor(self, end: ExitStack) -> Monitor:
+        """What it shows begins behind this step, or with an evaluation that is made again."""
+        assert self.folder is not None
+        purge_step = None
+        if self.step:
+            purge_step = self.step + (not self._repeated)
+        monitor = Monitor(self.folder, self.total_steps, self.step, purge_step)
+        end.callback(monitor.close)
+        return monitor
 
     def _claim_folder(self, text: str, end: ExitStack) -> Path:
         """The run folder, kept for this process until the end."""
@@ -125,7 +157,7 @@ class Trainer:
         assert folder is not None
         end.enter_context(in_use(folder))
         if not fresh:
-            forget_metrics_after(folder, self.step)
+            self._repeated = forget_metrics_after(folder, self.step, self.evaluated)
             write_text(folder / "config.yaml", text)
         launch = launch_id()
         if launch is not None:
@@ -143,16 +175,19 @@ class Trainer:
         epoch, first = divmod(self.step, self.steps_per_epoch)
         self.parts.batches.start_at(epoch, first)
         groups = _groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
-        started, images = time.perf_counter(), 0
+        logged = Interval()
         while self.step < (epoch + 1) * self.steps_per_epoch:
             with phase("data"):
+                before = time.perf_counter()
                 group, failure = _next(groups)
+                logged.waited_s += time.perf_counter() - before
             self._settle(failure)
             # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
             torch.manual_seed(seed_of(self.config.train.seed, self.step, self.processes.rank))
             lr = self.parts.lr * self._lr_factor()
             self.learner.begin(lr)
-            losses = self.gradients(group)
+            due = self._log_is_due(self.step + 1)
+            losses = self.gradients(group, measure=due)
             with phase("update"):
                 gradient_norm, fault = self.learner.update(losses)
             self.step += 1
@@ -160,15 +195,17 @@ class Trainer:
                 self.shapes.update(tuple(batch.images.shape) for batch in group)
             rows = [row for batch in group for row in batch.indices.tolist()]
             self.watch.note(fault, self.step, losses, rows)
-            in_step = len(rows) * self.processes.size
-            images += in_step
+            logged.steps += 1
+            logged.images += len(rows) * self.processes.size
             if self.monitor:
                 with phase("logging"):
-                    if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
-                        speed = images / (time.perf_counter() - started)
-                        values = summary_values(losses, lr, gradient_norm, speed, len(rows)) | self._counts()
+                    if due:
+                        values = summary_values(losses, gradient_norm, len(rows)) | {"lr": lr}
+                        values |= (
+                            logged.speed() | {"memory_gib": memory_gib(self.parts.device)} | self._counts()
+                        )
                         self.monitor.step(self.step, self.step / self.steps_per_epoch, values)
-                        started, images = time.perf_counter(), 0
+                        logged = Interval()
                     self.monitor.advance()
             self.profile_step()
         if self.config.train.compile and self.monitor and epoch == 0:
@@ -239,6 +276,9 @@ class Trainer:
             steps = ", ".join(str(fault.step) for fault in faults)
             self.monitor.say(f"warning: the loss is not finite at step {steps} ({faults[0]}): {then}")
 
+    def _log_is_due(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or step == self.total_steps
+
     def _counts(self) -> dict[str, float]:
         """How often something had to be passed over, where that is allowed."""
         counts: dict[str, float] = {}
@@ -289,8 +329,8 @@ class Trainer:
         scores, self.calibration = self.parts.validation.judge(shares)
         result = scores.coco
         self.metrics = {**result.as_json(), **scores.extra}
-        self.monitor.evaluation(self.step, epoch, result, scores.extra)
-        self.monitor.images(self.step, self.parts.validation.pictures(scores))
+        pictures = self.parts.validation.pictures(scores)
+        self.monitor.evaluation(self.step, epoch, result, scores.extra, pictures)
         if result.summary["AP"] > self.best:
             self.best = result.summary["AP"]
             self._save(BEST)

@@ -2,9 +2,11 @@
 
 import time
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from data.loader import DetectionDataset
 from data.sample import DetectionSet
@@ -12,7 +14,7 @@ from detector.build import build_cache, build_eval_loader, build_pipeline
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
 from detector.evaluation.inference import Predictions, join_predictions
-from detector.evaluation.pictures import pictures
+from detector.evaluation.pictures import gt_beside_found
 from detector.evaluation.score import Scores, predictions_of, score
 from detector.retinanet import RetinaNet
 from detector.training.processes import Processes
@@ -68,8 +70,12 @@ class Validation:
         calibration = fit_calibration(scores.coco.matched)
         return (scores.calibrated(calibration) if self._config.eval.calibrate else scores), calibration
 
-    def pictures(self, scores: Scores) -> list[Tensor]:
-        """The first images with what was found, uint8 [3, H, W] each."""
-        shown = range(min(_PICTURES, len(self.records)))
+    def pictures(self, scores: Scores) -> dict[str, NDArray[np.uint8]]:
+        """The first images, by name, with what there is beside what was found: uint8 [H, W, 3] each."""
         dataset = DetectionDataset(self.records, build_pipeline(self._config.data, False), seed=0)
-        return pictures(dataset, shown, scores.predictions, scores.coco)
+        return {
+            f"{row}_{Path(self.records.files[row]).stem}": gt_beside_found(
+                dataset, row, scores.predictions, scores.coco
+            )
+            for row in range(min(_PICTURES, len(self.records)))
+        }

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from data.sample import DetectionSet
 from detector.evaluation.calibration import fit_calibration
 from detector.evaluation.coco import COCO_NAMES, CocoResult, evaluate_coco, evaluate_files
 from detector.evaluation.inference import Predictions
+from detector.evaluation.matching import Kind
 from detector.evaluation.score import Scores
 from errors import InputError
 
@@ -98,6 +100,54 @@ def test_the_12_numbers_equal_pycocotools(seed: int, without_gt: int | None, tmp
     assert list(summary.values()) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("case", [(0, None), (2, 90), (3, None)])
+def test_faster_coco_eval_gives_the_numbers_of_pycocotools(
+    case: tuple[int, int | None], tmp_path: Path
+) -> None:
+    """In the 15 digits that a float has; pycocotools adds 2e-16 to the 1 that it divides by."""
+    pytest.importorskip("faster_coco_eval")
+    content, results = random_case(*case)
+    for found in (results, []):
+        (tmp_path / "gt.json").write_text(json.dumps(content))
+        (tmp_path / "results.json").write_text(json.dumps(found))
+        files = (tmp_path / "results.json", tmp_path / "gt.json")
+        slow, fast = (evaluate_files(*files, backend) for backend in ("pycocotools", "faster_coco_eval"))
+        assert slow.summary == pytest.approx(fast.summary, abs=3e-16, rel=0)
+        assert slow.precision == pytest.approx(fast.precision, abs=3e-16, rel=0)
+        for name, one in slow.per_class.items():
+            assert one.as_json() == pytest.approx(fast.per_class[name].as_json(), abs=3e-16, rel=0)
+        assert slow.errors == fast.errors
+    assert slow.precision.max() == 0
+
+
+def test_a_backend_that_is_not_installed_is_refused_and_auto_goes_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    records, predictions = as_arrays(*random_case(0))
+    with pytest.raises(InputError, match="pip install faster-coco-eval"):
+        evaluate_coco(records, predictions, "faster_coco_eval")
+    plain = evaluate_coco(records, predictions, "pycocotools")
+    assert evaluate_coco(records, predictions, "auto").as_json() == plain.as_json()
+
+
+def test_best_f1_is_that_of_the_best_threshold_tried_one_by_one(tmp_path: Path) -> None:
+    """Oracle: every score as threshold, right and wrong detections from it on counted. Scores are tied."""
+    content, results = random_case(7)
+    results = [{**r, "score": round(r["score"], 1)} for r in results]
+    result = evaluate(content, results, tmp_path)
+    matched, labels = result.matched, result.material.found.labels[result.matching.kinds != Kind.IGNORED]
+    for label, one in enumerate(result.per_class.values()):
+        tried = {}
+        for threshold in {r["score"] for r in results}:
+            shown = (labels == label) & (matched.scores >= threshold)
+            right = int((shown & matched.correct).sum())
+            counted = (right / max(1, shown.sum()), right / one.gt_boxes)
+            tried[threshold] = (2 * right / (shown.sum() + one.gt_boxes), *counted)
+        assert one.best_f1 == pytest.approx(max(f1 for f1, *_ in tried.values()))
+        assert tried[one.best_threshold] == pytest.approx((one.best_f1, one.best_precision, one.best_recall))
+
+
 def test_annotation_id_zero_counts_like_any_other(tmp_path: Path) -> None:
     """pycocotools takes the id 0 for "no match"; numbering from 1 must change nothing."""
     content, results = random_case(3)
@@ -124,6 +174,7 @@ def test_no_predictions_score_zero(tmp_path: Path) -> None:
     result = evaluate(content, [], tmp_path)
     assert set(result.summary.values()) == {0.0}
     assert {c.ap for c in result.per_class.values()} == {0.0}
+    assert {c.best_f1 for c in result.per_class.values()} == {0.0}
 
 
 def test_no_gt_scores_minus_one(tmp_path: Path) -> None:
@@ -190,10 +241,10 @@ def test_best_threshold_is_where_f1_peaks(tmp_path: Path) -> None:
     assert car.best_threshold == pytest.approx(0.6)
 
 
-def test_best_f1_is_right_between_the_points_of_the_recall_grid(tmp_path: Path) -> None:
+def test_best_f1_is_exact_between_the_points_of_the_recall_grid(tmp_path: Path) -> None:
     """One of 3 gt is found, first: precision 1, recall 1/3, F1 = 1/2."""
     car = evaluate(*row([(0.9, True), (0.3, False)], gt=3), tmp_path).per_class["car"]
-    assert car.best_f1 == pytest.approx(1 / 2, abs=5e-3)  # recall is read off in steps of 0.01
+    assert car.best_f1 == pytest.approx(1 / 2)
     assert car.best_threshold == pytest.approx(0.9)
 
 
@@ -242,7 +293,7 @@ def test_matched_tells_right_from_wrong_and_leaves_out_what_counts_for_nothing(t
     order = np.argsort(-matched.scores)
     assert matched.scores[order].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
     assert matched.correct[order].tolist() == [True, False, False, False]
-    assert set(matched.images.tolist()) == {7}
+    assert set(matched.images.tolist()) == {0}
 
 
 def as_arrays(content: Content, results: list[Content]) -> tuple[DetectionSet, Predictions]:

@@ -20,7 +20,7 @@ from detector.training.trainer import Trainer
 from detector.training.validation import Validation
 from errors import InputError, Stopped
 from tests.builders import AUGMENTED, TINY_MODEL, small_coco
-from tests.runs import assert_one_line, call, difference, last, read_metrics, tiny_config
+from tests.runs import OF_THE_MACHINE, assert_one_line, call, difference, last, read_metrics, tiny_config
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (
@@ -53,7 +53,7 @@ def assert_same_end(one: Path, other: Path) -> None:
         del end["config"]["run"], end["config"]["data"]["workers"]
     assert difference(*ends) is None
     lines = [
-        [{key: v for key, v in line.items() if key != "images_per_s"} for line in read_metrics(run)]
+        [{key: v for key, v in line.items() if key not in OF_THE_MACHINE} for line in read_metrics(run)]
         for run in (one, other)
     ]
     assert lines[0] == lines[1]

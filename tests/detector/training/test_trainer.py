@@ -18,7 +18,7 @@ from detector.training.run_folder import resume_config
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import AUGMENTED, coco_dict, small_coco, write_coco
-from tests.runs import difference, last, no_file_larger_than, read_metrics, tiny_config
+from tests.runs import OF_THE_MACHINE, difference, last, no_file_larger_than, read_metrics, tiny_config
 
 PLAIN = "data.transforms.train=[]"
 BOX = [4.0, 5.0, 30.0, 28.0]
@@ -76,7 +76,7 @@ def test_resume_equals_straight_run(tmp_path: Path, accumulate: int, optimizer: 
     assert difference(one, other) is None
     assert difference(one["model"], one["training"]["model"]) is not None  # the average is on
     lines = [
-        [{key: v for key, v in line.items() if key != "images_per_s"} for line in read_metrics(run)]
+        [{key: v for key, v in line.items() if key not in OF_THE_MACHINE} for line in read_metrics(run)]
         for run in (straight, stopped)
     ]
     assert lines[0] == lines[1]

@@ -1,0 +1,233 @@
+"""Runs beside each other, with the uncertainty that comes of the images they happen to be scored on.
+
+Paired bootstrap (Efron & Tibshirani 1993, chapters 8 and 13): the images are drawn anew with replacement,
+the same ones for all runs, and every metric is taken of each draw. The percentiles of a metric over the
+draws are its interval, those of the difference of two runs that of the difference, which is far narrower:
+what makes an image hard is hard for both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sample import DetectionSet
+from detector.build import build_set
+from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
+from detector.evaluation.coco import evaluate_files
+from detector.evaluation.tally import Tally, average_precision
+from errors import InputError
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and where it may well lie."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run: AP, AP50, AP75 and the AP of each class; the latter by their names."""
+
+    name: str
+    metrics: dict[str, Interval]
+    per_class: dict[str, Interval]
+    differences: dict[str, Interval]  # to the first run; empty for that one
+    per_class_differences: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on the same images."""
+
+    runs: list[RunResult]
+    images: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "images": self.images,
+            "resamples": RESAMPLES,
+            "confidence": CONFIDENCE,
+            "runs": [
+                {"name": run.name, **_plain(run.metrics), "per_class": _plain(run.per_class)}
+                | (
+                    {
+                        "difference": {
+                            **_plain(run.differences, True),
+                            "per_class": _plain(run.per_class_differences, True),
+                        }
+                    }
+                    if run.differences
+                    else {}
+                )
+                for run in self.runs
+            ],
+        }
+
+
+def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: str) -> Comparison:
+    """Score checkpoints (best.pt of run folders) on the same split, the first being the yardstick.
+
+    Raises:
+        InputError: a checkpoint, an override or the data is wrong, or a run is of other data.
+    """
+    opened = [open_checkpoint(path, overrides) for path in paths]
+    sets = [build_set(c.config.data, split, c.classes) for c in opened]
+    for path, records in zip(paths, sets, strict=True):
+        difference = _difference(sets[0], records)
+        if difference:
+            raise InputError(
+                f"{path} cannot be compared with {paths[0]}: {difference}; compare runs of one data set, or "
+                "set data.root and data.splits for all"
+            )
+    tallies = [
+        score_checkpoint(c, records).scores.coco.tally for c, records in zip(opened, sets, strict=True)
+    ]
+    return compare([str(path) for path in paths], tallies)
+
+
+def compare_files(results: Sequence[Path], annotations: Path) -> Comparison:
+    """The same for COCO results files.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+    tallies = [evaluate_files(path, annotations).tally for path in results]
+    return compare([str(path) for path in results], tallies)
+
+
+def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
+    """Metrics, their intervals, and the differences to the first, of runs tallied on the same images.
+
+    Raises:
+        InputError: there is no gt box to measure by.
+    """
+    first = tallies[0]
+    images = len(first.image_ids)
+    if first.gt_counts.sum() == 0:
+        raise InputError("there are no gt boxes to compare by in this split")
+    counts = draws(images)
+    values = [_metrics(average_precision(tally, counts)) for tally in tallies]  # [1 + R, 3 + K]
+    runs = []
+    for i, (name, mine) in enumerate(zip(names, values, strict=True)):
+        own = _intervals(mine, first.classes)
+        differences = _intervals(mine - values[0], first.classes) if i else ({}, {})
+        runs.append(RunResult(name, *own, *differences))
+    return Comparison(runs, images)
+
+
+def draws(images: int) -> NDArray[np.int32]:
+    """How often each image is there: once each in the first row, then drawn with replacement."""
+    rng = np.random.default_rng(_SEED)
+    rows = [np.ones(images, dtype=np.int64)]
+    rows += [np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(RESAMPLES)]
+    return np.array(rows, dtype=np.int32)
+
+
+def comparison_table(comparison: Comparison, title: str) -> str:
+    """A line for each metric, a column for each run and each difference to the first."""
+    runs = comparison.runs
+    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(runs))]
+    head = ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
+    rows = [head]
+    for name in runs[0].metrics:
+        rows.append(_row(name, [r.metrics[name] for r in runs], [r.differences[name] for r in runs[1:]]))
+    for name in runs[0].per_class:
+        own = [run.per_class[name] for run in runs]
+        rows.append(_row(f"AP {name}", own, [run.per_class_differences[name] for run in runs[1:]]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(
+        [
+            f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
+            *(f"{letter}  {run.name}" for letter, run in zip(letters, runs, strict=True)),
+            *lines,
+            "* the interval of the difference excludes 0",
+        ]
+    )
+
+
+def _row(name: str, own: list[Interval], differences: list[Interval]) -> list[str]:
+    cells = [
+        "-" if np.isnan(one.value) else f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in own
+    ]
+    cells += [
+        "-"
+        if np.isnan(one.value)
+        else f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" + " *" * one.excludes_zero
+        for one in differences
+    ]
+    return [name, *cells]
+
+
+def _metrics(ap: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[R, T, K] -> AP, AP50, AP75 and the AP of each class: [R, 3 + K]; NaN where there is no gt box."""
+    there = ~np.isnan(ap[:, 0])  # [R, K]
+    per_threshold = np.where(there[:, None], ap, 0).sum(2) / np.maximum(there.sum(1), 1)[:, None]  # [R, T]
+    per_threshold[~there.any(1)] = np.nan
+    of_all = (per_threshold.mean(1), per_threshold[:, 0], per_threshold[:, 5])
+    return np.concatenate((np.stack(of_all, axis=1), ap.mean(1)), axis=1)
+
+
+def _intervals(
+    values: NDArray[np.float64], classes: tuple[str, ...]
+) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """From the value [0] and those of the draws [1:] to intervals, of all classes and of each."""
+    tail = (1 - CONFIDENCE) / 2
+    found = []
+    for column in values.T:
+        drawn = column[1:][~np.isnan(column[1:])]  # a rare class may be missing from a draw
+        if np.isnan(column[0]) or not len(drawn):
+            found.append(Interval(np.nan, np.nan, np.nan))
+            continue
+        low, high = np.quantile(drawn, (tail, 1 - tail))
+        found.append(Interval(float(column[0]), float(low), float(high)))
+    return dict(zip(("AP", "AP50", "AP75"), found[:3], strict=True)), dict(
+        zip(classes, found[3:], strict=True)
+    )
+
+
+def _plain(intervals: dict[str, Interval], of_differences: bool = False) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, one in intervals.items():
+        if np.isnan(one.value):
+            plain[name] = None
+            continue
+        plain[name] = {"value": one.value, "low": one.low, "high": one.high}
+        if of_differences:
+            plain[name]["excludes_zero"] = one.excludes_zero
+    return plain
+
+
+def _difference(first: DetectionSet, other: DetectionSet) -> str | None:
+    """In what two sets differ, in words; None where they are the same images with the same gt boxes."""
+    if first.classes != other.classes:
+        return f"its classes are {', '.join(other.classes)}, there {', '.join(first.classes)}"
+    if len(first) != len(other):
+        return f"it has {len(other)} images, there {len(first)}"
+    for mine, theirs in zip(other.files, first.files, strict=True):
+        if Path(mine).name != Path(theirs).name:
+            return f"its images differ, e.g. {mine} and {theirs}"
+    same = (
+        np.array_equal(first.image_ids, other.image_ids)
+        and np.array_equal(first.offsets, other.offsets)
+        and np.array_equal(first.boxes, other.boxes)
+        and np.array_equal(first.labels, other.labels)
+        and np.array_equal(first.ignore, other.ignore)
+    )
+    return None if same else "the gt boxes of the same images differ"

@@ -1,0 +1,43 @@
+"""Precision and recall over the score threshold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from detector.evaluation.coco import CocoResult
+from detector.evaluation.matching import Floats, Ints, Kind
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The detections of one class at IoU 0.5 that reach each of some thresholds."""
+
+    name: str
+    gt_boxes: int
+    right: Ints  # [N]
+    wrong: Ints  # [N]
+
+    @property
+    def precision(self) -> Floats:
+        """[N], 0 where there is no detection."""
+        return self.right / np.maximum(self.right + self.wrong, 1)
+
+    @property
+    def recall(self) -> Floats:
+        """[N]"""
+        return self.right / self.gt_boxes
+
+
+def curves(result: CocoResult, thresholds: Floats) -> Iterator[Curve]:
+    """Those of the classes that have gt boxes. thresholds [N], of the score."""
+    found, matching = result.material.found, result.matching
+    counted = matching.kinds != Kind.IGNORED
+    for label, (name, one) in enumerate(result.per_class.items()):
+        if one.gt_boxes:
+            mine = counted & (found.labels == label)
+            every = np.sort(found.scores[mine])
+            right = np.sort(found.scores[mine & matching.correct])
+            reached = len(every) - np.searchsorted(every, thresholds, side="left")
+            hits = len(right) - np.searchsorted(right, thresholds, side="left")
+            yield Curve(name, one.gt_boxes, hits, reached - hits)

@@ -1,0 +1,172 @@
+"""What an evaluation looks at: gt boxes and detections of a set in flat arrays, wherever they come from."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.annotations import inside, require_folder
+from data.coco import read_json
+from data.sample import DetectionSet
+from detector.evaluation.inference import Predictions
+from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
+from errors import InputError
+
+
+@dataclass(frozen=True)
+class Material:
+    """A set with what was found in it. Images are in ascending order of their ids; `images` of the boxes are
+    places in that order, and labels are places in `classes`."""
+
+    classes: tuple[str, ...]
+    class_order: Ints  # [C] place of each class by category id: the order in which COCO takes the mean
+    image_ids: tuple[Any, ...]  # [I]
+    image_names: tuple[str, ...]  # [I] to be shown
+    files: tuple[Path, ...] | None  # [I] None where the images are not at hand
+    sizes: Ints | None  # [I, 2] height, width; None where they are not known
+    gt: GtBoxes
+    gt_areas: Floats  # [M] as annotated, else of the box
+    found: FoundBoxes
+
+    def gt_totals(self) -> Ints:
+        """Gt boxes of each class without those that are ignored: [C]."""
+        return np.bincount(self.gt.labels[~self.gt.ignore], minlength=len(self.classes))
+
+
+def material_of(records: DetectionSet, predictions: Predictions) -> Material:
+    """A split and what a model found in it; the order of the detections is kept."""
+    order = np.argsort(records.image_ids, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    gt_images = place[np.repeat(np.arange(len(records)), np.diff(records.offsets))]
+    files = tuple(Path(records.files[row]) for row in order)
+    p = predictions
+    return Material(
+        records.classes,
+        np.argsort(np.argsort(records.category_ids)),
+        tuple(records.image_ids[order].tolist()),
+        tuple(file.name for file in files),
+        files,
+        records.sizes[order],
+        GtBoxes(xywh(records.boxes), records.labels, records.ignore, gt_images),
+        records.areas,
+        FoundBoxes(xywh(p.boxes), p.labels, p.scores.astype(np.float64), place[p.rows]),
+    )
+
+
+def read_material(results_path: Path, annotations_path: Path, images: Path | None = None) -> Material:
+    """A COCO results file and its instances file.
+
+    Args:
+        images: the folder that `file_name` is relative to, where pictures are wanted.
+
+    Raises:
+        InputError: a file is missing or malformed, the results name an unknown image or category, an image
+            is not there.
+    """
+    content = read_json(annotations_path)
+    for section in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(section), list):
+            raise InputError(f"{annotations_path} has no list '{section}'; a COCO instances file has one")
+    with _named_fields(str(annotations_path)):
+        image_records = {record["id"]: record for record in content["images"]}
+        names = {record["id"]: str(record["name"]) for record in content["categories"]}
+        image_ids, category_ids = sorted(image_records), sorted(names)
+        places = {image: place for place, image in enumerate(image_ids)}
+        labels = {category: label for label, category in enumerate(category_ids)}
+        gt = []
+        for record in content["annotations"]:
+            box = [float(v) for v in record["bbox"]]
+            if len(box) != 4 or not all(map(math.isfinite, box)):
+                raise InputError(
+                    f"{annotations_path}: annotation {record.get('id')}: bbox must be four finite numbers"
+                )
+            crowd, area = bool(record.get("iscrowd", 0)), float(record.get("area", box[2] * box[3]))
+            image, category = record["image_id"], record["category_id"]
+            if image in places and category in labels:  # lists may be cut down to a part of the set
+                gt.append((box, labels[category], crowd, places[image], area))
+        files = None if images is None else _files(image_records, image_ids, images, annotations_path)
+        sizes = _sizes([image_records[image] for image in image_ids])
+    found = _read_results(results_path, annotations_path, places, labels)
+    return Material(
+        tuple(names[category] for category in category_ids),
+        np.arange(len(category_ids)),
+        tuple(image_ids),
+        tuple(Path(str(image_records[i].get("file_name", f"image {i}"))).name for i in image_ids),
+        files,
+        sizes,
+        GtBoxes(
+            np.array([one[0] for one in gt], np.float64).reshape(-1, 4),
+            np.array([one[1] for one in gt], np.int64),
+            np.array([one[2] for one in gt], np.bool_),
+            np.array([one[3] for one in gt], np.int64),
+        ),
+        np.array([one[4] for one in gt], np.float64),
+        found,
+    )
+
+
+def _read_results(
+    path: Path, annotations_path: Path, places: dict[Any, int], labels: dict[Any, int]
+) -> FoundBoxes:
+    results = read_json(path)
+    if not isinstance(results, list):
+        raise InputError(f"{path} is not a COCO results file: a list of detections is wanted")
+    found = []
+    with _named_fields(str(path)):
+        for i, record in enumerate(results):
+            at = f"{path}: detection {i}"
+            image, category = record["image_id"], record["category_id"]
+            box, score = [float(v) for v in record["bbox"]], float(record["score"])
+            if image not in places:
+                raise InputError(f"{at} is for image id {image}, which {annotations_path} does not list")
+            if category not in labels:
+                raise InputError(f"{at} has category id {category}, which {annotations_path} does not list")
+            if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
+                raise InputError(f"{at}: four finite numbers and a finite score are wanted")
+            found.append((box, labels[category], score, places[image]))
+    return FoundBoxes(
+        np.array([one[0] for one in found], np.float64).reshape(-1, 4),
+        np.array([one[1] for one in found], np.int64),
+        np.array([one[2] for one in found], np.float64),
+        np.array([one[3] for one in found], np.int64),
+    )
+
+
+def _files(records: dict[Any, Any], ids: list[Any], folder: Path, source: Path) -> tuple[Path, ...]:
+    require_folder(folder, "--images")
+    files = []
+    for image in ids:
+        where = f"image id {image} in {source}"
+        files.append(inside(folder, str(records[image]["file_name"]), where))
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 else ""
+        raise InputError(f"--images: image {missing[0]} does not exist{more}")
+    return tuple(files)
+
+
+def _sizes(records: list[Any]) -> Ints | None:
+    if not all(isinstance(r.get("height"), int) and isinstance(r.get("width"), int) for r in records):
+        return None
+    return np.array([(r["height"], r["width"]) for r in records], np.int64).reshape(-1, 2)
+
+
+@contextlib.contextmanager
+def _named_fields(source: str) -> Iterator[None]:
+    """Turn what a malformed record raises into one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{source}: an entry has no {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{source}: an entry is malformed: {error}") from None
+
+
+def xywh(boxes: Floats) -> Floats:
+    """xyxy [N, 4] -> x, y, width, height."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)

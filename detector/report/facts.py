@@ -1,0 +1,149 @@
+"""What the report shows beside COCO's numbers, worked out from the matching at IoU 0.5."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask
+
+from detector.evaluation.calibration import Matched
+from detector.evaluation.coco import CocoResult
+from detector.evaluation.matching import FOREGROUND_IOU, Flags, Floats, Ints, Kind
+
+# COCO's, in square pixels; a box on a border belongs to both sides.
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The detections from each class's threshold on, and what they make of the set."""
+
+    thresholds: Floats  # [C]
+    found: Flags  # [D] which those are, without the ignored
+    gt: Flags  # [M] gt boxes that one of them is right about
+    right: Ints  # [I] of each image
+    wrong: Ints  # [I]
+    unfound: Ints  # [I] gt boxes
+
+    @property
+    def f1(self) -> Floats:
+        """Of each image: [I]; NaN where there is nothing and nothing was found."""
+        total = 2 * self.right + self.wrong + self.unfound
+        return np.where(total > 0, 2 * self.right / np.maximum(total, 1), np.nan)
+
+
+def shown(result: CocoResult) -> Shown:
+    """At the threshold with the best F1 of each class; the highest of these for a class without gt boxes."""
+    material, matching = result.material, result.matching
+    best = np.array([one.best_threshold for one in result.per_class.values()])
+    known = np.array([one.gt_boxes > 0 for one in result.per_class.values()])
+    thresholds = np.where(known, best, best[known].max(initial=0))
+    found = material.found
+    visible = (found.scores >= thresholds[found.labels]) & (matching.kinds != Kind.IGNORED)
+    has = matching.found >= 0
+    gt = np.zeros(len(has), np.bool_)
+    gt[has] = visible[matching.found[has]]
+    images = len(material.image_ids)
+    return Shown(
+        thresholds,
+        visible,
+        gt,
+        np.bincount(found.images[visible & matching.correct], minlength=images),
+        np.bincount(found.images[visible & ~matching.correct], minlength=images),
+        np.bincount(material.gt.images[~gt & ~material.gt.ignore], minlength=images),
+    )
+
+
+def confusion(result: CocoResult, at: Shown) -> Ints:
+    """How often a gt box of one class (row) was detected as another (column): [C + 1, C + 1].
+
+    First come the matches of COCO, on the diagonal. What is left is paired whatever the class, the
+    largest IoU first, from 0.5 on. The last column are gt boxes that nothing is left for, the last row
+    detections that nothing is left for, duplicates among them.
+    """
+    gt, found, nothing = result.material.gt, result.material.found, len(result.per_class)
+    table = np.zeros((nothing + 1, nothing + 1), np.int64)
+    np.add.at(table, (gt.labels[at.gt], gt.labels[at.gt]), 1)
+    left = np.flatnonzero(at.found & ~result.matching.correct)
+    gt_left = np.flatnonzero(~at.gt & ~gt.ignore)
+    paired, gt_paired = [], []
+    for image in np.intersect1d(found.images[left], gt.images[gt_left]):
+        rows, gts = left[found.images[left] == image], gt_left[gt.images[gt_left] == image]
+        overlap = mask.iou(found.xywh[rows], gt.xywh[gts], np.zeros(len(gts), np.uint8))
+        while overlap.size and overlap.max() >= FOREGROUND_IOU:
+            d, g = np.unravel_index(overlap.argmax(), overlap.shape)
+            paired.append(rows[d])
+            gt_paired.append(gts[g])
+            overlap[d], overlap[:, g] = 0, 0
+    np.add.at(table, (gt.labels[gt_paired], found.labels[paired]), 1)
+    np.add.at(table, (gt.labels[np.setdiff1d(gt_left, gt_paired)], nothing), 1)
+    np.add.at(table, (nothing, found.labels[np.setdiff1d(left, paired)]), 1)
+    return table
+
+
+def score_histogram(matched: Matched, bins: int = 20) -> tuple[Floats, Ints, Ints]:
+    """Edges [B + 1], correct and wrong detections of each bin [B]. From 0 to 1 where the scores are."""
+    low, high = matched.scores.min(initial=0), matched.scores.max(initial=1)
+    edges = np.linspace(low, high, bins + 1)
+    correct, wrong = (np.histogram(matched.scores[k], edges)[0] for k in (matched.correct, ~matched.correct))
+    return edges, correct, wrong
+
+
+def calibration_curve(matched: Matched, bins: int = 10) -> tuple[Floats, Floats, Ints]:
+    """Mean score, share of correct ones and number of the detections in bins of the score that have any."""
+    at = np.clip((matched.scores * bins).astype(np.int64), 0, bins - 1)
+    counts = np.bincount(at, minlength=bins)
+    some = counts > 0
+    scores = np.bincount(at, matched.scores, bins)[some] / counts[some]
+    correct = np.bincount(at, matched.correct.astype(np.float64), bins)[some] / counts[some]
+    return scores, correct, counts[some]
+
+
+def size_counts(result: CocoResult, at: Shown) -> dict[str, tuple[int, int]]:
+    """Gt boxes of each size of COCO's, and how many of them are found."""
+    material = result.material
+    counts = {}
+    for name, (low, high) in SIZES.items():
+        mine = ~material.gt.ignore & (material.gt_areas >= low) & (material.gt_areas <= high)
+        counts[name] = (int(mine.sum()), int((mine & at.gt).sum()))
+    return counts
+
+
+def worst_false(result: CocoResult, at: Shown, count: int, per_image: int = 2) -> Ints:
+    """Rows of the wrong detections with the highest scores, not more than two of an image."""
+    wrong = at.found & ~result.matching.correct
+    order = result.matching.order
+    return _spread(order[wrong[order]], result.material.found.images, count, per_image)
+
+
+def worst_missed(result: CocoResult, at: Shown, count: int, per_image: int = 2) -> Ints:
+    """Rows of gt boxes not found: those that have no detection at any score first, then the largest."""
+    gt = result.material.gt
+    unfound = np.flatnonzero(~at.gt & ~gt.ignore)
+    order = np.lexsort((-result.material.gt_areas[unfound], result.matching.found[unfound] >= 0))
+    return _spread(unfound[order], gt.images, count, per_image)
+
+
+def worst_images(at: Shown, count: int) -> Ints:
+    """Images of the lowest F1, those with the most errors first among equals."""
+    errors = at.wrong + at.unfound
+    order = np.lexsort((-errors, at.f1))
+    return order[(errors[order] > 0)][:count]
+
+
+def best_images(at: Shown, count: int) -> Ints:
+    """Images of the highest F1, those with the most boxes first among equals; none without a right one."""
+    order = np.lexsort((-at.right, -at.f1))
+    return order[at.right[order] > 0][:count]
+
+
+def _spread(rows: Ints, images: Ints, count: int, per_image: int) -> Ints:
+    chosen: list[int] = []
+    seen: dict[int, int] = {}
+    for row in rows.tolist():
+        image = int(images[row])
+        if len(chosen) == count:
+            break
+        if seen.get(image, 0) < per_image:
+            seen[image] = seen.get(image, 0) + 1
+            chosen.append(row)
+    return np.array(chosen, dtype=np.int64)

@@ -1,0 +1,237 @@
+"""The parts of the report, each a piece of HTML."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+
+from detector.evaluation.calibration import calibration_error
+from detector.evaluation.coco import COCO_NAMES, CocoResult
+from detector.evaluation.matching import Floats
+from detector.evaluation.tally import RECALLS
+from detector.report import svg
+from detector.report.facts import Shown, calibration_curve, confusion, score_histogram, size_counts
+from detector.report.galleries import Galleries, Picture
+
+_MATRIX = 20  # classes that fit into one
+_NONE = "\N{EN DASH}"
+_AT = ((0, "IoU 0.5", svg.BLUE), (5, "0.75", svg.VERMILION), (8, "0.9", svg.GREEN))
+
+_ERRORS = {
+    "classification": ("class wrong", "on an object of another class, IoU from 0.5 on"),
+    "localisation": ("box wrong", "on an object of its class, IoU from 0.1 to 0.5"),
+    "both": ("class and box wrong", "near an object of another class, IoU from 0.1 to 0.5"),
+    "duplicate": ("duplicate", "on an object that a better detection has found"),
+    "background": ("background", "on nothing, IoU up to 0.1"),
+    "missed": ("missed", "gt boxes that no detection is near to"),
+    "false_positives": ("all false detections", "every right one ranked above every wrong one"),
+    "false_negatives": ("all gt boxes not found", "not counted"),
+}
+
+
+def summary(result: CocoResult, facts: Sequence[tuple[str, str]], extra: dict[str, float]) -> str:
+    """What was scored, and the 12 numbers of COCO."""
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
+    numbers = _table(COCO_NAMES, [[_value(result.summary[name]) for name in COCO_NAMES]])
+    more = "; ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in extra.items())
+    return _section("Summary", f"<dl>{rows}</dl>{numbers}" + (f"<p>{escape(more)}</p>" if more else ""))
+
+
+def errors(result: CocoResult) -> str:
+    """What holds AP50 back."""
+    costs = result.errors.costs()
+    kinds = [name for name in costs if name not in ("false_positives", "false_negatives")]
+    chart = svg.bars(
+        [(_ERRORS[name][0], costs[name].ap50, f"+{costs[name].ap50:.3f}", svg.BLUE) for name in kinds],
+        "AP50 gained without the errors of each kind",
+    )
+    rows = [
+        [escape(_ERRORS[name][0]), escape(_ERRORS[name][1]), f"{cost.count:,}", f"+{cost.ap50:.3f}"]
+        for name, cost in costs.items()
+    ]
+    table = _table(("kind", "detections (or gt boxes) that are", "count", "AP50"), rows, words=2)
+    text = (
+        f"AP50 is {_value(result.errors.ap50)}. Each bar is what it would gain if there were no errors of "
+        "that kind and all others stayed (TIDE, Bolya et al. 2020). The bars do not add up: errors hide one "
+        "another. Counted are detections of all scores."
+    )
+    return _section("What holds AP50 back", f"<p>{text}</p>{_figure(chart)}{table}")
+
+
+def classes(result: CocoResult) -> str:
+    """One line per class."""
+    head = ("class", "gt", "detections", "AP", "AP50", "AP75", "best F1", "threshold", "precision", "recall")
+    rows = [
+        [
+            escape(name), f"{one.gt_boxes:,}", f"{one.detections:,}",
+            *map(_value, (one.ap, one.ap50, one.ap75, one.best_f1, one.best_threshold,
+                          one.best_precision, one.best_recall)),
+        ]
+        for name, one in result.per_class.items()
+    ]  # fmt: skip
+    text = (
+        "The threshold is the score with the best F1 at IoU 0.5; precision and recall are those from it on."
+    )
+    return _section("Classes", f"<p>{text}</p>{_table(head, rows)}")
+
+
+def curves(result: CocoResult) -> str:
+    """Precision over recall: the mean of the classes, then each of them."""
+    known = [label for label, one in enumerate(result.per_class.values()) if one.gt_boxes > 0]
+    figures = []
+    if len(known) > 1:
+        chart = _curve_axes("precision over recall, mean of the classes")
+        for at, label, style in _AT:
+            _curve(chart, result.precision[at][:, known].mean(axis=1), style, label)
+        figures.append(_figure(chart.svg(), "mean of the classes"))
+    names = list(result.per_class)
+    for k in known:
+        one = result.per_class[names[k]]
+        chart = _curve_axes(f"precision over recall, {names[k]}")
+        for at, label, style in _AT:
+            _curve(chart, result.precision[at, :, k], style, label)
+        best = np.array([one.best_recall]), np.array([one.best_precision])
+        chart.points(*best, svg.Style("#000000"), "best F1")
+        figures.append(_figure(chart.svg(), f"{names[k]}, AP {_value(one.ap)}"))
+    text = (
+        "Interpolated as COCO does. Curves that end early lack recall; a wide gap between 0.5 and 0.75 says "
+        "that boxes are found but loosely."
+    )
+    return _section("Precision and recall", f"<p>{text}</p>{_grid(figures)}")
+
+
+def matrix(result: CocoResult, at: Shown) -> str:
+    """Which class is taken for which."""
+    table, names = confusion(result, at), list(result.per_class)
+    text = (
+        "Detections from each class's threshold on, at IoU 0.5; shades are parts of the row. Row 'nothing': "
+        "detections on nothing, or on an object that has a detection already, of its own or of another "
+        "class. Column 'nothing': gt boxes not found."
+    )
+    if len(names) > _MATRIX:
+        off = table.copy()
+        np.fill_diagonal(off, 0)
+        off[-1] = off[:, -1] = 0
+        often = np.sort(np.argsort(-(off.sum(axis=0) + off.sum(axis=1))[:-1], kind="stable")[:_MATRIX])
+        picked = [*often.tolist(), len(names)]
+        table, names = table[np.ix_(picked, picked)], [names[k] for k in often]
+        text += f" Shown are the {_MATRIX} classes that are taken for others, or others for them, most often."
+    labels = [*names, "nothing"]
+    chart = svg.heat_map(labels, labels, table, "confusion matrix: gt in rows, detections in columns")
+    return _section("Confusion", f"<p>{text}</p>{_figure(chart)}")
+
+
+def scores(result: CocoResult) -> str:
+    """Where right and wrong detections lie, and whether a score is a probability."""
+    matched = result.matched
+    edges, right, wrong = score_histogram(matched)
+    most = max(10.0, float(max(right.max(), wrong.max())))
+    decades = tuple(10.0**k for k in range(int(np.log10(most)) + 1))
+    across = svg.Axis(
+        "score", edges[0], edges[-1], tuple(np.linspace(edges[0], edges[-1], 6).round(2).tolist())
+    )
+    chart = svg.Chart(across, svg.Axis("detections", 0.5, most, decades, log=True), "scores, right and wrong")
+    chart.steps(edges, np.maximum(right, 0.5), svg.BLUE, "right", filled=True)
+    chart.steps(edges, np.maximum(wrong, 0.5), svg.VERMILION, "wrong")
+    figures = [_figure(chart.svg(), "scores of right and wrong detections")]
+    text = (
+        "Right means matched at IoU 0.5. The further the two are apart, the better one threshold parts them."
+    )
+    if len(matched.scores) and matched.scores.min() >= 0 and matched.scores.max() <= 1:
+        score, share, counts = calibration_curve(matched)
+        chart = svg.Chart(
+            svg.Axis("score"), svg.Axis("part that is right"), "part that is right, over the score"
+        )
+        chart.line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), svg.GREY, "score = probability")
+        chart.line(score, share, svg.BLUE)
+        radii = 3 + 5 * np.log10(counts) / max(1.0, float(np.log10(counts.max())))
+        chart.points(score, share, svg.BLUE, "detections (more: larger)", radii)
+        error = calibration_error(matched.scores, matched.correct)
+        figures.append(_figure(chart.svg(), f"calibration, error {error:.3f}"))
+        text += " On the dashed line a score is the probability to be right; below it, it promises too much."
+    return _section("Scores", f"<p>{text}</p>{_grid(figures)}")
+
+
+def sizes(result: CocoResult, at: Shown) -> str:
+    """COCO's three sizes."""
+    rows = []
+    bounds = {"small": "up to 32²", "medium": "32² to 96²", "large": "from 96² on"}
+    for name, (total, found) in size_counts(result, at).items():
+        part = f"{found:,} ({found / total:.0%})" if total else _NONE
+        ap, ar = result.summary[f"AP{name[0]}"], result.summary[f"AR{name[0]}"]
+        rows.append([name, bounds[name], f"{total:,}", part, _value(ap), _value(ar)])
+    head = ("size", "area in px", "gt", "found at the threshold", "AP", "AR")
+    text = "By the area in pixels of the image file, as annotated. AP and AR are means over IoU 0.5 to 0.95."
+    return _section("Sizes", f"<p>{text}</p>{_table(head, rows, words=2)}")
+
+
+def pictures(shown: Galleries | None) -> str:
+    """The galleries, or why there are none."""
+    if shown is None:
+        text = "No pictures: the images were not at hand (--images DIR names their folder)."
+        return _section("Pictures", f"<p>{text}</p>")
+    legend = (
+        "<p>Dashed: gt. Full lines: detections with their scores. Each class has its "
+        "colour. Only boxes that overlap the one in question are shown.</p>"
+    )
+    return (
+        _section("Worst false detections", legend + _gallery(shown.false, "crops"))
+        + _section("Worst misses", legend + _gallery(shown.missed, "crops"))
+        + _section("Worst images", _pairs() + _gallery(shown.worst, "pairs"))
+        + _section("Best images", _pairs() + _gallery(shown.best, "pairs"))
+    )
+
+
+def _pairs() -> str:
+    return "<p>Left gt, dashed; right what was detected from the thresholds on. By F1 of the image.</p>"
+
+
+def _gallery(entries: Sequence[Picture], kind: str) -> str:
+    if not entries:
+        return "<p>None.</p>"
+    parts = []
+    for entry in entries:
+        images = "".join(f'<img alt="{escape(entry.title)}" src="{jpeg}">' for jpeg in entry.jpegs)
+        caption = f"<b>{escape(entry.title)}</b><br>{escape(entry.text)}"
+        parts.append(f'<figure><div class="images">{images}</div><figcaption>{caption}</figcaption></figure>')
+    return f'<div class="{kind}">{"".join(parts)}</div>'
+
+
+def _curve_axes(what: str) -> svg.Chart:
+    return svg.Chart(svg.Axis("recall"), svg.Axis("precision"), what, 300, 240)
+
+
+def _curve(chart: svg.Chart, precision: Floats, style: svg.Style, label: str) -> None:
+    """Down to 0 where the recall ends."""
+    reached = min(int((precision > 0).sum()) + 1, len(precision))
+    chart.line(RECALLS[:reached], precision[:reached], style, label)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>\n"
+
+
+def _figure(content: str, caption: str = "") -> str:
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{content}{below}</figure>"
+
+
+def _grid(figures: Iterable[str]) -> str:
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Cells are HTML; the first `words` columns are text, the others numbers."""
+    heads = "".join(f'<th class="{"t" if k < words else "n"}">{escape(h)}</th>' for k, h in enumerate(head))
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{"t" if k < words else "n"}">{cell}</td>' for k, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _value(value: float) -> str:
+    """Three digits; a dash where COCO has -1, for what there is not."""
+    return _NONE if value == -1 else f"{value:.3f}"

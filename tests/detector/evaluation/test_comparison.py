@@ -1,0 +1,260 @@
+"""Comparing runs: intervals that are as wide as they should be, differences, and AP as pycocotools has it."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from scipy.stats import binom
+
+import evaluate as door
+from detector.build import build_model
+from detector.checkpoint import save_checkpoint
+from detector.config import parse_config
+from detector.evaluation.checkpoint import open_checkpoint
+from detector.evaluation.coco import evaluate_files
+from detector.evaluation.comparison import RESAMPLES, compare, compare_files, draws
+from detector.evaluation.tally import Tally, average_precision
+from detector.training.trainer import Trainer
+from errors import InputError
+from tests.builders import coco_dict, small_coco, write_coco
+from tests.detector.evaluation.test_coco import random_case
+from tests.runs import assert_one_line, call, tiny_config
+
+Content = dict[str, Any]
+
+
+def tally_files(content: Content, results: list[Content], folder: Path) -> Tally:
+    (folder / "gt.json").write_text(json.dumps(content))
+    (folder / "found.json").write_text(json.dumps(results))
+    return evaluate_files(folder / "found.json", folder / "gt.json").tally
+
+
+def precision_of_pycocotools(content: Content, results: list[Content]) -> np.ndarray:
+    """[T, K] at all areas and 100 detections, NaN for a class without gt boxes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO()
+        gt.dataset = copy.deepcopy(content)
+        gt.createIndex()
+        evaluator = COCOeval(gt, gt.loadRes(copy.deepcopy(results)), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [T, recall, K]
+    return np.where(precision[:, 0] < 0, np.nan, precision.mean(axis=1))
+
+
+def copies(content: Content, results: list[Content], counts: dict[int, int]) -> tuple[Content, list[Content]]:
+    """The set in which each image stands as often as said, as pycocotools would have to be given it."""
+    images: list[Content] = []
+    annotations: list[Content] = []
+    found: list[Content] = []
+    for old, count in counts.items():
+        for _ in range(count):
+            new = 1000 * old + len(images)
+            images.append({"id": new, "height": 480, "width": 640})
+            for part, records in ((annotations, content["annotations"]), (found, results)):
+                part += [{**r, "image_id": new} for r in records if r["image_id"] == old]
+    annotations = [{**a, "id": i} for i, a in enumerate(annotations, start=1)]
+    return {**content, "images": images, "annotations": annotations}, found
+
+
+@pytest.mark.parametrize(("seed", "without_gt"), [(0, None), (2, 90)])
+def test_ap_of_a_draw_equals_pycocotools_on_the_images_drawn(
+    seed: int, without_gt: int | None, tmp_path: Path
+) -> None:
+    """With crowds, a class without gt boxes, and images that are there once, twice, thrice or not at all."""
+    content, results = random_case(seed, without_gt)
+    tally = tally_files(content, results, tmp_path)
+    assert tally.image_ids.tolist() == [3, 7, 55, 100] and tally.ignored.any()
+    counts = np.array([[1, 1, 1, 1], [2, 0, 1, 1], [3, 1, 0, 0], [0, 0, 4, 0]], dtype=np.int32)
+    mine = average_precision(tally, counts)
+    for row, found in zip(counts, mine, strict=True):
+        drawn = dict(zip(tally.image_ids.tolist(), row.tolist(), strict=True))
+        expected = precision_of_pycocotools(*copies(content, results, drawn))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert len(set(mine[~np.isnan(mine)])) > 20
+
+
+def test_the_point_estimates_are_those_of_one_run_alone(tmp_path: Path) -> None:
+    content, results = random_case(1)
+    tally = tally_files(content, results, tmp_path)
+    alone = evaluate_files(tmp_path / "found.json", tmp_path / "gt.json")
+    (run,) = compare(["run"], [tally]).runs
+    for name, one in run.metrics.items():
+        assert one.value == pytest.approx(alone.summary[name], abs=1e-12)
+    assert {k: v.value for k, v in run.per_class.items()} == pytest.approx(
+        {k: v.ap for k, v in alone.per_class.items()}, abs=1e-12
+    )
+
+
+def all_or_nothing(hits: np.ndarray) -> Tally:
+    """One gt box in every image, found for certain where `hits` is true and not at all elsewhere."""
+    images = np.flatnonzero(hits)
+    return Tally(
+        classes=("cat",),
+        image_ids=np.arange(len(hits)),
+        gt_counts=np.ones((len(hits), 1), dtype=np.int32),
+        labels=np.zeros(len(images), dtype=np.int64),
+        images=images,
+        scores=np.ones(len(images)),
+        right=np.ones((10, len(images)), dtype=bool),
+        ignored=np.zeros((10, len(images)), dtype=bool),
+    )
+
+
+LEVEL = 1 / 101  # AP counts the recall levels that are reached, a hundredth apart
+
+
+def test_the_interval_of_a_proportion_is_the_binomial_one() -> None:
+    """Images that are perfect or empty, each by itself: AP is the part that is perfect.
+
+    Of 100 draws the perfect ones are binomial(100, 0.65): exact quantiles by scipy.
+    """
+    hits = np.arange(100) % 20 < 13
+    (run,) = compare(["run"], [all_or_nothing(hits)]).runs
+    ap, low, high = run.metrics["AP"], *binom.ppf((0.025, 0.975), 100, 0.65) / 100
+    assert ap.value == pytest.approx(0.65, abs=LEVEL)
+    assert high - low > 15 * LEVEL
+    assert (ap.low, ap.high) == pytest.approx((low, high), abs=2 * LEVEL)
+
+
+def test_a_difference_is_as_uncertain_as_the_images_on_which_the_runs_differ() -> None:
+    """Runs that agree on 80 of 100 images; of the others B finds 18 and A 2.
+
+    The difference of an image is 1, -1 or 0: mean 0.16, variance 0.2 - 0.16^2, so that the mean of 100
+    has a spread of 0.042 and is clear of 0. The intervals of the runs alone overlap.
+    """
+    hits = np.arange(100) % 10 < 6
+    better = hits.copy()
+    better[np.flatnonzero(~hits)[:18]] = True
+    better[np.flatnonzero(hits)[:2]] = False
+    first, second = compare(["A", "B"], [all_or_nothing(hits), all_or_nothing(better)]).runs
+    difference, spread = second.differences["AP"], math.sqrt(0.2 - 0.16**2) / 10
+    assert difference.value == pytest.approx(0.16, abs=LEVEL)
+    assert difference.low == pytest.approx(0.16 - 1.96 * spread, abs=2 * LEVEL)
+    assert difference.high == pytest.approx(0.16 + 1.96 * spread, abs=2 * LEVEL)
+    assert difference.excludes_zero
+    assert first.metrics["AP"].high > second.metrics["AP"].low
+
+
+def test_a_run_beside_itself_differs_by_exactly_nothing_and_draws_are_the_same_each_time(
+    tmp_path: Path,
+) -> None:
+    content, results = random_case(0)
+    tally = tally_files(content, results, tmp_path)
+    one, other = (compare(["A", "B"], [tally, tally]) for _ in range(2))
+    assert one == other
+    for same in one.runs[1].differences.values():
+        assert (same.value, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
+    assert one.runs[0].metrics["AP"].low < one.runs[0].metrics["AP"].high
+
+
+def test_draws_have_as_many_images_as_the_set() -> None:
+    counts = draws(7)
+    assert counts.shape == (1 + RESAMPLES, 7)
+    assert (counts.sum(axis=1) == 7).all() and (counts[0] == 1).all()
+    # The number of copies of an image is binomial(7, 1 / 7): mean 1, variance 6 / 7.
+    assert counts[1:].var() == pytest.approx(6 / 7, rel=0.05)
+
+
+def test_a_rare_class_that_is_missing_from_draws_is_left_out_of_them() -> None:
+    """Its only gt box is in one image, always found: its AP is 1 wherever it is there at all."""
+    both = all_or_nothing(np.ones(5, dtype=bool))
+    gt = np.array([[1, 1], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.int32)
+    tally = replace(
+        both,
+        classes=("cat", "yeti"),
+        gt_counts=gt,
+        labels=np.array([0, 0, 0, 0, 0, 1]),
+        images=np.array([0, 1, 2, 3, 4, 0]),
+        scores=np.ones(6),
+        right=np.ones((10, 6), dtype=bool),
+        ignored=np.zeros((10, 6), dtype=bool),
+    )
+    (run,) = compare(["run"], [tally]).runs
+    yeti = run.per_class["yeti"]
+    assert (yeti.value, yeti.low, yeti.high) == pytest.approx((1, 1, 1))
+
+
+def test_files_are_compared_at_the_command_line(tmp_path: Path) -> None:
+    """Worse is better with every second detection left out."""
+    content, results = random_case(0)
+    for name, value in (("gt", content), ("all", results), ("half", results[::2])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    words = ("--predictions", "all.json", "half.json", "--annotations", "gt.json", "--output", "out.json")
+    outcome = call(door.main, *words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    written = json.loads((tmp_path / "out.json").read_text())
+    alone = [
+        evaluate_files(tmp_path / f"{n}.json", tmp_path / "gt.json").summary["AP"] for n in ("all", "half")
+    ]
+    assert [run["AP"]["value"] for run in written["runs"]] == pytest.approx(alone, abs=1e-12)
+    difference = written["runs"][1]["difference"]["AP"]
+    assert difference["value"] == pytest.approx(alone[1] - alone[0], abs=1e-12)
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert set(written["runs"][0]["per_class"]) == {"car", "cow", "cup"}
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("AP  ")]
+    assert f"{alone[0]:.3f} [" in line and f"{alone[1] - alone[0]:+.3f} [" in line
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    Trainer(tiny_config(small_coco(folder / "set"), folder / "run", "train.epochs=1"), "test").run()
+    return folder / "run"
+
+
+def test_runs_are_compared_at_the_command_line(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    outcome = call(door.main, str(run), "again", "eval.batch_size=2", "--output", "out.json", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    first, second = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert (first["name"], second["name"]) == (str(run), "again")
+    assert second["AP"] == first["AP"]
+    assert second["difference"]["AP"] == {"value": 0, "low": 0, "high": 0, "excludes_zero": False}
+
+
+def test_runs_of_other_data_are_refused_with_what_differs(run: Path, tmp_path: Path) -> None:
+    content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]]] * 2)
+    moved = json.loads((run.parent / "set" / "annotations" / "val.json").read_text())
+    moved["annotations"][0]["bbox"][0] += 1
+    checkpoint = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    for name, other, classes, said in (
+        ("fewer", content, ["cat", "dog"], "2 images, there 6"),
+        ("one", moved, ["dog"], "classes are dog, there cat, dog"),
+        ("moved", moved, ["cat", "dog"], "gt boxes"),
+    ):
+        root = write_coco(tmp_path / name, other, other)
+        config = {**checkpoint["config"], "data": {**checkpoint["config"]["data"], "root": str(root)}}
+        weights = open_checkpoint(run, []).model.state_dict()
+        if len(classes) == 1:
+            weights = build_model(parse_config(config, "the test").model, 1, False).state_dict()
+        changed = {
+            **checkpoint,
+            "config": config,
+            "classes": classes,
+            "category_ids": [3, 7][-len(classes) :],
+        }
+        save_checkpoint(tmp_path / f"{name}.pt", {**changed, "model": weights})
+        outcome = call(door.main, str(run), f"{name}.pt", "--output", "x.json", cwd=tmp_path)
+        assert_one_line(outcome, "cannot be compared", name, said)
+        assert not (tmp_path / "x.json").exists()
+
+
+def test_no_gt_and_a_missing_run_are_one_line(run: Path, tmp_path: Path) -> None:
+    content, results = random_case(0)
+    (tmp_path / "gt.json").write_text(json.dumps({**content, "annotations": []}))
+    (tmp_path / "found.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="no gt boxes"):
+        compare_files([tmp_path / "found.json"] * 2, tmp_path / "gt.json")
+    assert_one_line(call(door.main, str(run), "nowhere", cwd=tmp_path), "nowhere")

@@ -1,0 +1,116 @@
+"""The numbers behind the report, by hand and against one another."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from detector.evaluation.calibration import Matched
+from detector.evaluation.coco import CocoResult, evaluate_material
+from detector.evaluation.matching import FoundBoxes, GtBoxes
+from detector.evaluation.material import Material
+from detector.report.facts import (
+    Shown,
+    best_images,
+    calibration_curve,
+    confusion,
+    score_histogram,
+    shown,
+    size_counts,
+    worst_false,
+    worst_images,
+    worst_missed,
+)
+
+A, B, C, FAR = (0, 0, 20, 20), (100, 0, 40, 40), (200, 0, 100, 100), (500, 0, 20, 20)
+Boxes = list[tuple[int, int, tuple[int, int, int, int]]]  # image, class, xywh
+
+
+def result_of(gt: Boxes, found: Boxes, scores: list[float], crowd: int = 0) -> CocoResult:
+    """Images 0 to 2, classes cat and dog; the last `crowd` gt boxes are ignored."""
+    gt_xywh = np.array([box for *_, box in gt], float).reshape(-1, 4)
+    return evaluate_material(
+        Material(
+            ("cat", "dog"), np.arange(2), (10, 11, 12), ("a.jpg", "b.jpg", "c.jpg"), None, None,
+            GtBoxes(gt_xywh, np.array([label for _, label, _ in gt], int),
+                    np.arange(len(gt)) >= len(gt) - crowd, np.array([image for image, *_ in gt], int)),
+            gt_xywh[:, 2] * gt_xywh[:, 3],
+            FoundBoxes(np.array([box for *_, box in found], float).reshape(-1, 4),
+                       np.array([label for _, label, _ in found], int), np.array(scores, float),
+                       np.array([image for image, *_ in found], int)),
+        )
+    )  # fmt: skip
+
+
+def mixed() -> CocoResult:
+    """Image 0: cat right, dog taken for a cat, one cat too many on nothing, another on the first.
+    Image 1: a dog right, a cat missed, a dog on a crowd. Image 2: a cat found below the threshold."""
+    gt = [(0, 0, A), (0, 1, B), (1, 1, A), (1, 0, C), (2, 0, B), (1, 1, FAR)]
+    found = [(0, 0, A), (0, 0, B), (0, 0, FAR), (0, 0, A), (1, 1, A), (1, 1, FAR), (2, 0, FAR), (2, 0, B)]
+    return result_of(gt, found, [0.9, 0.89, 0.88, 0.87, 0.86, 0.85, 0.1, 0.05], crowd=1)
+
+
+def test_confusion_by_hand() -> None:
+    """Best F1: cats at 0.9 (1 of 3 gt, 2/4), dogs at 0.86 (1 of 2, 2/3). Then all cats at one threshold."""
+    result = mixed()
+    at = shown(result)
+    assert at.thresholds.tolist() == [0.9, 0.86]
+    assert confusion(result, at).tolist() == [[1, 0, 2], [0, 1, 1], [0, 0, 0]]
+    found = result.material.found
+    lower = shown_at(result, [0.87, 0.86])
+    assert confusion(result, lower).tolist() == [[1, 0, 2], [1, 1, 0], [2, 0, 0]]
+    assert lower.found.sum() == 5 and found.scores[lower.found].min() == 0.86
+
+
+def shown_at(result: CocoResult, thresholds: list[float]) -> Shown:
+    """With thresholds in place of the best."""
+    per_class = {
+        name: replace(one, best_threshold=threshold)
+        for (name, one), threshold in zip(result.per_class.items(), thresholds, strict=True)
+    }
+    return shown(replace(result, per_class=per_class))
+
+
+def test_what_is_worst_comes_first() -> None:
+    result = mixed()
+    at = shown_at(result, [0.87, 0.86])
+    assert worst_false(result, at, 12).tolist() == [1, 2]  # two of an image
+    assert worst_false(result, at, 12, per_image=9).tolist() == [1, 2, 3]
+    assert worst_missed(result, at, 12).tolist() == [3, 1, 4]  # nothing near, the larger first; below
+    assert (at.right.tolist(), at.wrong.tolist(), at.unfound.tolist()) == ([1, 1, 0], [3, 0, 0], [1, 1, 1])
+    assert at.f1.tolist() == pytest.approx([2 / 6, 2 / 3, 0])
+    assert worst_images(at, 2).tolist() == [2, 0]
+    assert best_images(at, 6).tolist() == [1, 0]
+
+
+def test_sums_agree_with_the_metrics() -> None:
+    result = mixed()
+    at = shown(result)
+    table = confusion(result, at)
+    for k, one in enumerate(result.per_class.values()):
+        assert table[k].sum() == one.gt_boxes
+        assert table[k, k] == round(one.best_recall * one.gt_boxes)
+        assert table[k, k] / max(1, table[:, k].sum()) == pytest.approx(one.best_precision)
+    assert {name: total for name, (total, _) in size_counts(result, at).items()} == {
+        "small": 2, "medium": 2, "large": 1,
+    }  # fmt: skip
+    assert sum(found for _, found in size_counts(result, at).values()) == np.trace(table)
+
+
+def test_histogram_and_calibration_by_hand() -> None:
+    scores, correct = np.array([0.02, 0.04, 0.31, 0.33, 1.0]), np.array([False, False, True, False, True])
+    matched = Matched(scores, correct, np.zeros(5, np.int64))
+    edges, right, wrong = score_histogram(matched, bins=10)
+    assert edges.tolist() == pytest.approx(np.linspace(0, 1, 11).tolist())
+    assert right.tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert wrong.tolist() == [2, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    score, share, counts = calibration_curve(matched)
+    assert score.tolist() == pytest.approx([0.03, 0.32, 1.0])
+    assert share.tolist() == [0, 0.5, 1]
+    assert counts.tolist() == [2, 2, 1]
+
+
+def test_scores_of_any_range_have_a_histogram() -> None:
+    matched = Matched(np.array([-3.0, 7.0]), np.array([True, False]), np.zeros(2, np.int64))
+    edges, right, wrong = score_histogram(matched)
+    assert (edges[0], edges[-1], right.sum(), wrong.sum()) == (-3, 7, 1, 1)
