@@ -79,10 +79,12 @@ def test_configuration_reference_is_what_the_schema_generates() -> None:
 
 
 def test_drawing_is_what_the_loss_computes_today() -> None:
-    """Remade by: python -m docs.draw_ap_loss. Text is compared as it is, numbers up to rounding."""
+    """Remade by: python -m docs.draw_ap_loss. What is to be read is compared as it is, places up to rounding."""
     number = re.compile(r"(\d+\.?\d*)")
-    stored = number.split((ROOT / "docs" / "ap_loss.svg").read_text(encoding="utf-8"))
-    made = number.split(drawing())
+    drawings = ((ROOT / "docs" / "ap_loss.svg").read_text(encoding="utf-8"), drawing())
+    read, expected = (re.findall(r">([^<\n]+)<", text) for text in drawings)
+    assert read == expected
+    stored, made = (number.split(text) for text in drawings)
     assert stored[::2] == made[::2]
     assert list(map(float, stored[1::2])) == pytest.approx(list(map(float, made[1::2])), abs=0.11)
 
@@ -106,11 +108,13 @@ def test_every_page_is_in_the_index_and_the_index_in_the_readme() -> None:
     assert "](docs/README.md)" in pages()["README.md"]
 
 
-def test_configurations_that_the_documentation_names_exist(configs: Path) -> None:
+def test_configurations_that_the_documentation_names_exist_and_are_accepted(configs: Path) -> None:
     """A my_*.yaml is one that the reader is told to write."""
     named = {name for text in pages().values() for name in re.findall(r"\bconfigs/([\w-]+\.yaml)", text)}
     assert named
     assert {name for name in named if not (configs / name).is_file()} == set()
+    for name in named:
+        load_config(configs / name)
 
 
 def test_every_shipped_configuration_stands_in_the_readme() -> None:
@@ -173,7 +177,7 @@ def test_options_in_commands_exist(program: str) -> None:
     ).stdout
     options = {match for word in used for match in re.findall(r"^\[?(--[a-z-]+)", word)}
     assert options
-    assert {option for option in options if not re.search(rf"{option}\b", said)} == set()
+    assert {option for option in options if not re.search(rf"{option}(?![\w-])", said)} == set()
 
 
 def test_modules_in_commands_exist() -> None:
