@@ -79,7 +79,7 @@ def test_configuration_reference_is_what_the_schema_generates() -> None:
 
 
 def test_drawing_is_what_the_loss_computes_today() -> None:
-    """Remade by: python -m docs.draw_ap_loss. What is to be read is compared as it is, places up to rounding."""
+    """Remade by: python -m docs.draw_ap_loss. Lettering is compared as it is, places up to rounding."""
     number = re.compile(r"(\d+\.?\d*)")
     drawings = ((ROOT / "docs" / "ap_loss.svg").read_text(encoding="utf-8"), drawing())
     read, expected = (re.findall(r">([^<\n]+)<", text) for text in drawings)
