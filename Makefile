@@ -53,3 +53,4 @@ bench: setup
 
 docs: setup
 	$(RUN) -m detector.config_reference
+	$(RUN) -m docs.draw_ap_loss

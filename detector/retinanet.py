@@ -66,7 +66,7 @@ class RetinaNet(nn.Module):
         """uint8 -> float with ImageNet's mean and spread; padding becomes 0, the mean."""
         # In the layout of the stem's weights, or the first convolution would convert it. One tensor from
         # here on: to fetch memory for each step of the arithmetic takes longer than the arithmetic.
-        stem: Tensor = self.backbone.body.conv1.weight
+        stem = next(self.backbone.parameters())
         last = stem.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         x = images.to(self.scale.dtype, memory_format=layout, copy=True)

@@ -1,29 +1,34 @@
-"""What the documentation says is so: commands, files and configuration keys that it names exist."""
+"""What the documentation says is so: commands, links, files and configuration keys that it names exist."""
 
+import importlib.util
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from detector.config import apply_overrides, load_config
+from detector.config import Config, apply_overrides, load_config
 from detector.config_reference import reference
+from docs.draw_ap_loss import drawing
 
 ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
 def pages() -> dict[str, str]:
-    """README.md and docs/*.md, each file's text by its name."""
-    return {
-        path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    }
+    """README.md, CONTRIBUTING.md and docs/*.md, each file's text by its path."""
+    paths = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
 def code(text: str) -> list[str]:
     """Fenced blocks and `spans` of a Markdown text."""
-    fence = r"^```.*?^```"
-    blocks = re.findall(fence, text, flags=re.MULTILINE | re.DOTALL)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(fence, "", text, flags=re.MULTILINE | re.DOTALL))
-    return blocks + spans
+    blocks = [match[0] for match in FENCE.finditer(text)]
+    return blocks + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
 def overrides(snippet: str) -> list[str]:
@@ -31,16 +36,85 @@ def overrides(snippet: str) -> list[str]:
     return re.findall(r"(?<!\S)([a-z]\w*(?:\.\w+)+)=(?=\S)", snippet)
 
 
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every command that starts one of our programs: the page, and the words from the program on."""
+    for name, text in pages().items():
+        for part in code(text):
+            for line in part.replace("\\\n", " ").splitlines():
+                found = re.search(r"(?:python|torchrun) (?:.* )?(\w+\.py .*|-m [\w.]+.*)", line)
+                if found:
+                    yield name, shlex.split(found[1], comments=True)
+
+
+def given(words: list[str]) -> list[str]:
+    """The KEY=VALUE words, without the placeholders of a synopsis."""
+    return [word for word in words if re.match(r"[a-z]\w*(\.\w+)+=", word) and not word.endswith("...")]
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), flags=re.MULTILINE)
+    kept = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {
+        name if kept[:i].count(name) == 0 else f"{name}-{kept[:i].count(name)}" for i, name in enumerate(kept)
+    }
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """The shipped configurations, and beside them those that a page tells the reader to write."""
+    folder = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", folder)
+    for text in pages().values():
+        for language, block in FENCE.findall(text):
+            named = re.search(r"# configs/(my_\w+\.yaml)", block)
+            if language == "yaml" and named:
+                (folder / named[1]).write_text(block, encoding="utf-8")
+    return folder
+
+
 def test_configuration_reference_is_what_the_schema_generates() -> None:
     """Remade by: python -m detector.config_reference."""
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
 
 
-def test_configurations_that_the_readme_names_exist() -> None:
-    """A my_*.yaml is the one that the reader is told to write."""
-    named = set(re.findall(r"configs/(?!my_)[\w.-]+\.yaml", pages()["README.md"]))
+def test_drawing_is_what_the_loss_computes_today() -> None:
+    """Remade by: python -m docs.draw_ap_loss. Lettering is compared as it is, places up to rounding."""
+    number = re.compile(r"(\d+\.?\d*)")
+    drawings = ((ROOT / "docs" / "ap_loss.svg").read_text(encoding="utf-8"), drawing())
+    read, expected = (re.findall(r">([^<\n]+)<", text) for text in drawings)
+    assert read == expected
+    stored, made = (number.split(text) for text in drawings)
+    assert stored[::2] == made[::2]
+    assert list(map(float, stored[1::2])) == pytest.approx(list(map(float, made[1::2])), abs=0.11)
+
+
+def test_every_link_leads_to_a_file_and_a_heading_that_exist() -> None:
+    broken = []
+    for name, text in pages().items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+            if re.match(r"[a-z]+:", link):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (ROOT / name).parent / path if path else ROOT / name
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+                broken.append(f"{name}: {link}")
+    assert broken == []
+
+
+def test_every_page_is_in_the_index_and_the_index_in_the_readme() -> None:
+    linked = set(re.findall(r"\]\((\w[\w-]*\.md)", pages()["docs/README.md"]))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} - linked == set()
+    assert "](docs/README.md)" in pages()["README.md"]
+
+
+def test_configurations_that_the_documentation_names_exist_and_are_accepted(configs: Path) -> None:
+    """A my_*.yaml is one that the reader is told to write."""
+    named = {name for text in pages().values() for name in re.findall(r"\bconfigs/([\w-]+\.yaml)", text)}
     assert named
-    assert {name for name in named if not (ROOT / name).is_file()} == set()
+    assert {name for name in named if not (configs / name).is_file()} == set()
+    for name in named:
+        load_config(configs / name)
 
 
 def test_every_shipped_configuration_stands_in_the_readme() -> None:
@@ -56,14 +130,60 @@ def test_configuration_keys_in_the_documentation_are_valid() -> None:
         apply_overrides({}, [f"{key}=null"])
 
 
-def test_overrides_of_the_readmes_training_commands_are_accepted() -> None:
-    """Each `python train.py CONFIG KEY=VALUE ...` is read as train.py reads it, values included."""
-    commands = re.findall(
-        r"^\S*python train\.py (configs/\S+\.yaml)((?: \S+=\S+)*)", pages()["README.md"], re.M
-    )
-    assert commands
-    for config, words in commands:
-        load_config(ROOT / config, words.split())
+def test_keys_without_a_value_are_valid_too() -> None:
+    """`loss.delta` in backticks is a key or a part of the schema, a module or a file."""
+    schema = re.findall(r"\| `([\w.]+)` \|", reference())
+    known = {key[:end] for key in schema for end in (len(key), *(m.start() for m in re.finditer(r"\.", key)))}
+    sections = "|".join(Config.model_fields)
+    unknown = []
+    for name, text in pages().items():
+        for span in re.findall(rf"`((?:{sections})(?:\.\w+)+)`", FENCE.sub("", text)):
+            is_file = span.endswith((".py", ".yaml", ".json"))
+            if not is_file and span not in known and not (ROOT / f"{span.replace('.', '/')}.py").exists():
+                unknown.append(f"{name}: {span}")
+    assert unknown == []
+
+
+def test_configurations_and_overrides_of_commands_are_accepted(configs: Path) -> None:
+    """Each `train.py CONFIG KEY=VALUE ...` is read as train.py reads it, values included."""
+    read = 0
+    for _, (program, *words) in commands():
+        if program != "train.py" or words[0] in ("--resume", "[CONFIG]"):
+            continue
+        config = words[0] if words[0].endswith(".yaml") else "configs/demo.yaml"
+        load_config(configs.parent / config, given(words))
+        read += 1
+    assert read >= 10
+
+
+def test_overrides_by_themselves_are_accepted() -> None:
+    """`loss.name=alrp loss.box=giou`: values that fit, and fit together."""
+    read = 0
+    for text in pages().values():
+        for span in re.findall(r"`([a-z]\w*\.[^`\n]+)`", FENCE.sub("", text)):
+            words = re.findall(r"[a-z][\w.]*=(?:\[[^\]]*\]|\S+)", span)
+            if words and " ".join(words) == span:
+                load_config(ROOT / "configs" / "bccd.yaml", ["loss.class_by_class=false", *words])
+                read += 1
+    assert read >= 10
+
+
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py", "predict.py"])
+def test_options_in_commands_exist(program: str) -> None:
+    """Those that --help lists."""
+    used = {word for _, (name, *words) in commands() if name == program for word in words}
+    said = subprocess.run(
+        [sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    options = {match for word in used for match in re.findall(r"^\[?(--[a-z-]+)", word)}
+    assert options
+    assert {option for option in options if not re.search(rf"{option}(?![\w-])", said)} == set()
+
+
+def test_modules_in_commands_exist() -> None:
+    named = {words[1] for _, words in commands() if words[0] == "-m"} - {"pytest", "pip", "venv"}
+    assert named
+    assert {name for name in named if importlib.util.find_spec(name) is None} == set()
 
 
 @pytest.mark.parametrize("target", ["setup", "demo", "test"])
