@@ -241,7 +241,7 @@ def _parse(fields: list[str], index: _Index, where: str) -> tuple[int, tuple[flo
     for field, value in zip(fields[1:], coordinates, strict=False):
         if not -_TOLERANCE <= value <= 1 + _TOLERANCE:  # nor is NaN
             raise DataFault(
-                "box-outside" if math.isfinite(value) else "box-not-finite",
+                "box-not-relative" if math.isfinite(value) else "box-not-finite",
                 f"{where}: {field} lies outside [0, 1]; coordinates are parts of the image's width and "
                 "height",
             )

@@ -80,7 +80,7 @@ def build_set(
         unseen = [name for label, name in enumerate(records.classes) if label not in records.labels]
         for unseen_name in unseen:
             message = f"data.classes: data.splits.train holds no box of class '{unseen_name}'"
-            meet(DataFault("class-without-boxes", message), faults)
+            meet(DataFault("class-unseen", message), faults)
     return records
 
 
@@ -106,11 +106,12 @@ def _load(
     return load_coco(annotation_file, root / images.replace("{split}", name), classes, faults)
 
 
-def build_pipeline(config: DataConfig, training: bool) -> Pipeline:
-    """The augmentation pipeline of training, or the resizing of evaluation."""
+def build_pipeline(config: DataConfig, training: bool, geometry: bool = False) -> Pipeline:
+    """The augmentation pipeline of training, or the resizing of evaluation; `geometry`: see `Pipeline`."""
+    transforms = config.transforms
     if training:
-        return Pipeline(config.transforms.train, config.transforms.min_visibility, "data.transforms.train")
-    return Pipeline(config.transforms.eval, 0.0, "data.transforms.eval")
+        return Pipeline(transforms.train, transforms.min_visibility, "data.transforms.train", geometry)
+    return Pipeline(transforms.eval, 0.0, "data.transforms.eval", geometry)
 
 
 def build_cache(config: DataConfig, records: DetectionSet) -> ImageCache | None:
