@@ -4,7 +4,8 @@ An anchor's centre lies on a grid, so its IoU with a gt box is largest at the gr
 box's centre: no list of all anchors is needed, and the answer is exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -64,11 +65,12 @@ def suggest(seen: SeenBoxes, current: AnchorShapes, positive_iou: float) -> Anch
     the current ones and from the quantiles of the boxes, and the better result is returned.
     """
     seen = _thinned(seen)
-    table = _table(seen)  # [G, levels, sizes, ratios]
-    starts = [_nearest(current), _quantiles(seen, current)]
-    found = [_ascend(table, start, positive_iou) for start in starts]
-    candidates = [current, *(_shapes(choice, current) for choice in found)]
-    return max(candidates, key=lambda shapes: _score(level_ious(seen, shapes).amax(1), positive_iou))
+    with _one_thread():
+        table = _table(seen)  # [G, levels, sizes, ratios]
+        starts = [_nearest(current), _quantiles(seen, current)]
+        found = [_ascend(table, start, positive_iou) for start in starts]
+        candidates = [current, *(_shapes(choice, current) for choice in found)]
+        return max(candidates, key=lambda shapes: _score(level_ious(seen, shapes).amax(1), positive_iou))
 
 
 @dataclass
@@ -77,6 +79,17 @@ class _Choice:
 
     sizes: list[list[int]]
     ratios: list[int]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Hundreds of small operations: threads that wait for each other cost more than they give.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _cell_ious(seen: SeenBoxes, cells: Tensor, level: int) -> Tensor:
