@@ -48,13 +48,12 @@ def class_bars(per_split: Mapping[str, Mapping[str, int]]) -> str:
     return _svg(len(names) * high, parts, "part of each class in the boxes of each split")
 
 
-def histogram(values: NDArray[np.float64], marks: Sequence[float], unit: str, per_doubling: int = 4) -> str:
+def histogram(values: NDArray[np.float64], marks: Sequence[float], per_doubling: int = 4) -> str:
     """How often values occur, on a scale of doublings, above a row of marks.
 
     Args:
         values: [G], above 0.
         marks: values of anchors, drawn as triangles below the axis.
-        unit: written behind the numbers of the axis.
     """
     reach = np.concatenate((values, np.asarray(marks, dtype=np.float64)))
     low, high = math.floor(math.log2(reach.min())), math.ceil(math.log2(reach.max() * 1.0001))
@@ -79,7 +78,7 @@ def histogram(values: NDArray[np.float64], marks: Sequence[float], unit: str, pe
         x = left + (power - low) * scale
         parts.append(f'<path d="M{x:.1f} {height}v5" stroke="{_INK}"/>')
         number = f"{2.0**power:g}" if power >= 0 else f"1/{2**-power}"
-        parts.append(_text(x, height + 18, f"{number}{unit if power == high else ''}", anchor="middle"))
+        parts.append(_text(x, height + 18, number, anchor="middle"))
     for mark in marks:
         x = left + (math.log2(mark) - low) * scale
         triangle = f"M{x:.1f} {height + 24}l-5 10h10z"

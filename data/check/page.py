@@ -29,9 +29,9 @@ td:first-child, th:first-child { text-align: left; padding-left: 0 }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em }
 pre { background: #f4f4f4; padding: .8em; overflow-x: auto }
 svg { display: block; width: 100%; max-width: 760px; height: auto; font-family: system-ui, sans-serif }
-svg + h3 { margin-top: 1.2em }
+svg + h3, svg + table { margin-top: 1.2em }
 .key { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -.1em }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 1em }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 1em }
 figure { margin: 0; break-inside: avoid }
 figure img { width: 100% }
 figcaption, .small { font-size: .82em; color: #555 }
@@ -113,10 +113,10 @@ def _anchors(anchors: AnchorReport) -> Iterator[str]:
         f"<p>{anchors.levels[0].boxes:,} boxes of training images as they reach the network, after "
         "augmentation and resizing. Orange triangles: the anchors.</p>"
     )
-    yield "<h3>Size: square root of the area</h3>"
-    yield histogram(anchors.box_sizes, anchors.sizes, " px")
+    yield "<h3>Size: square root of the area, in pixels</h3>"
+    yield histogram(anchors.box_sizes, anchors.sizes)
     yield "<h3>Ratio: height / width</h3>"
-    yield histogram(anchors.box_ratios, anchors.ratios, "")
+    yield histogram(anchors.box_ratios, anchors.ratios)
     rows: list[tuple[str, ...]] = [
         (
             "boxes whose best anchor is on",

@@ -13,7 +13,7 @@ from data.transforms import Pipeline
 from errors import InputError
 
 _SHOWN = 12
-_LONGEST = 480  # pixels of a picture's long side
+_LONGEST = 560  # pixels of a picture's long side
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _draw(sample: Sample, classes: tuple[str, ...]) -> bytes:
     image = Image.fromarray(sample.image)
     scale = _LONGEST / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(11)
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(15)
     for box, label, ignored in zip(sample.boxes * scale, sample.labels, sample.ignore, strict=True):
         x0, y0, x1, y1 = (round(float(v)) for v in box)
         corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
@@ -60,5 +60,5 @@ def _draw(sample: Sample, classes: tuple[str, ...]) -> bytes:
         light = sum(ground) > 330
         canvas.text((x0 + 3, y0 + 1), text, fill=(0, 0, 0) if light else (255, 255, 255), font=font)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
+    image.save(file, "JPEG", quality=80)
     return file.getvalue()
