@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.faults import DataFault, meet
 from data.images import read_size, size_mismatch
 from data.sample import DetectionSet
 from errors import InputError
@@ -29,6 +30,7 @@ class Annotation:
     label: int
     ignore: bool = False
     area: float | None = None
+    number: int = -1  # see DetectionSet.annotation_ids
 
 
 @dataclass(slots=True)
@@ -45,11 +47,11 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """folder / name, refused if it leads out of the folder.
 
     Raises:
-        InputError: the name is absolute or climbs out with '..'. Symbolic links are the user's own
+        DataFault: the name is absolute or climbs out with '..'. Symbolic links are the user's own
             arrangement and may lead anywhere.
     """
     if not name or _LEADS_OUT.match(name):
-        raise InputError(f"{where} names the image '{name}', which points outside {folder}")
+        raise DataFault("image-outside", f"{where} names the image '{name}', which points outside {folder}")
     return folder / name
 
 
@@ -65,32 +67,36 @@ def build_set(
     category_ids: tuple[int, ...],
     source: str,
     sizes_checked: bool = False,
+    faults: list[DataFault] | None = None,
 ) -> DetectionSet:
     """Check all images and boxes, drop the boxes without area, pack the rest.
 
     Args:
         source: names the split in messages.
         sizes_checked: the sizes have just been read from the files themselves.
+        faults: where all faults are collected, each box without area as well; images stay, boxes go.
 
     Raises:
-        InputError: an image is missing, unreadable or of another size; a box is NaN or reversed.
+        DataFault: an image is missing, unreadable or of another size; a box is NaN or reversed.
     """
     images = list(images)
     if not sizes_checked:
-        _check_files(images)
+        _check_files(images, faults)
     # In arrays from here on: there may be a million boxes.
     items = [item for image in images for item in image.objects]
     sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
     of_image = np.repeat(np.arange(len(images)), [len(image.objects) for image in images])  # [M]
     boxes = np.array([item.box for item in items], dtype=np.float64).reshape(-1, 4)
     bad = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1))
-    if bad.any():
-        first = int(bad.argmax())
-        raise InputError(_what_is_wrong(items[first], images[of_image[first]]))
+    for k in np.flatnonzero(bad):
+        meet(_what_is_wrong(items[k], images[of_image[k]]), faults)
     x0, y0, x1, y1 = boxes.T
     height, width = sizes[of_image].T
     kept = (np.minimum(x1, width) > np.maximum(x0, 0)) & (np.minimum(y1, height) > np.maximum(y0, 0))
-    if not kept.all():
+    if faults is not None:
+        kept &= ~bad
+        faults += [_without_area(items[k], images[of_image[k]]) for k in np.flatnonzero(~kept & ~bad)]
+    elif not kept.all():
         empty = {images[i].path.name for i in of_image[~kept]}
         dropped = int((~kept).sum())
         names = ", ".join(sorted(empty)[:_NAMES_SHOWN])
@@ -100,7 +106,7 @@ def build_set(
             source, dropped, "" if dropped == 1 else "es", names, more,
         )  # fmt: skip
     areas = np.array([np.nan if item.area is None else item.area for item in items], dtype=np.float64)
-    with np.errstate(over="ignore"):  # a box may be as large as floats go
+    with np.errstate(over="ignore", invalid="ignore"):  # a box may be as large as floats go
         areas = np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas)
     counts = np.bincount(of_image[kept], minlength=len(images))
     return DetectionSet(
@@ -112,6 +118,7 @@ def build_set(
         labels=np.array([item.label for item in items], dtype=np.int64)[kept],
         ignore=np.array([item.ignore for item in items], dtype=np.bool_)[kept],
         areas=areas[kept],
+        annotation_ids=np.array([item.number for item in items], dtype=np.int64)[kept],
         classes=classes,
         category_ids=category_ids,
     )
@@ -146,32 +153,59 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
         labels=np.concatenate([s.labels for s in sets]),
         ignore=np.concatenate([s.ignore for s in sets]),
         areas=np.concatenate([s.areas for s in sets]),
+        annotation_ids=np.concatenate([s.annotation_ids for s in sets]),
         classes=first.classes,
         category_ids=first.category_ids,
     )
 
 
-def _check_files(images: list[AnnotatedImage]) -> None:
-    missing = [image.path for image in images if not image.path.is_file()]
-    if missing:
-        more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 else ""
-        raise InputError(f"image {missing[0]} does not exist{more}")
+def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -> None:
+    missing = [image for image in images if not image.path.is_file()]
+    more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
+    for image in missing:
+        message = f"image {image.path} does not exist{more}"
+        meet(DataFault("image-missing", message, image.path, image.id), faults)
     if len(images) > _HEADERS_CHECKED:
         return
+    lost = {image.path for image in missing}
     for image in images:
-        upright, stored = read_size(image.path)
+        if image.path in lost:
+            continue
+        try:
+            upright, stored = read_size(image.path)
+        except InputError as error:
+            meet(DataFault("image-unreadable", str(error), image.path, image.id), faults)
+            continue
         if image.size not in (upright, stored):
-            raise InputError(size_mismatch(image.path, image.size, upright))
+            message = size_mismatch(image.path, image.size, upright)
+            meet(DataFault("image-size-differs", message, image.path, image.id), faults)
 
 
-def _what_is_wrong(item: Annotation, image: AnnotatedImage) -> str:
+def _what_is_wrong(item: Annotation, image: AnnotatedImage) -> DataFault:
+    code = "box-reversed"
     if not np.isfinite(item.box).all():
-        problem = "has a NaN or infinite number"
+        code, problem = "box-not-finite", "has a NaN or infinite number"
     elif item.box[2] < item.box[0]:
         problem = "is reversed: its right side lies left of its left side (negative width)"
     else:
         problem = "is reversed: its lower side lies above its upper side (negative height)"
+    return _fault_of_box(code, problem, item, image)
+
+
+def _without_area(item: Annotation, image: AnnotatedImage) -> DataFault:
+    x0, y0, x1, y1 = item.box
+    if x1 > x0 and y1 > y0:
+        return _fault_of_box("box-outside", "lies outside the image", item, image)
+    return _fault_of_box("box-without-area", "has no width or no height", item, image)
+
+
+def _fault_of_box(code: str, problem: str, item: Annotation, image: AnnotatedImage) -> DataFault:
     box = ", ".join(f"{float(v):g}" for v in item.box)
-    return (
-        f"{item.where}: box [{box}] (x0, y0, x1, y1) {problem} (image '{image.path.name}'). Fix or remove it."
+    return DataFault(
+        code,
+        f"{item.where}: box [{box}] (x0, y0, x1, y1) {problem} (image '{image.path.name}'). "
+        "Fix or remove it.",
+        image.path,
+        image.id,
+        item.number,
     )

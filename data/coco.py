@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
+from data.faults import DataFault, meet
 from data.sample import DetectionSet
 from errors import InputError
 
@@ -17,7 +18,12 @@ log = logging.getLogger(__name__)
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
 
-def load_coco(annotations: Path, images: Path, classes: tuple[str, ...] | None = None) -> DetectionSet:
+def load_coco(
+    annotations: Path,
+    images: Path,
+    classes: tuple[str, ...] | None = None,
+    faults: list[DataFault] | None = None,
+) -> DetectionSet:
     """Read an instances file. Category ids may have gaps, images may have no boxes.
 
     Args:
@@ -25,42 +31,54 @@ def load_coco(annotations: Path, images: Path, classes: tuple[str, ...] | None =
         images: the folder that `file_name` is relative to.
         classes: names of the categories to use, in this order; by default all, by ascending id.
             Objects of other categories are left out.
+        faults: where all faults are collected; without it the first is raised.
 
     Raises:
         InputError: whatever is wrong with the file, its images or boxes.
     """
     require_folder(images, "data.images")
     with _no_garbage_collection():
-        return _load(annotations, images, classes)
+        return _load(annotations, images, classes, faults)
 
 
-def _load(annotations: Path, images: Path, classes: tuple[str, ...] | None) -> DetectionSet:
+def _load(
+    annotations: Path, images: Path, classes: tuple[str, ...] | None, faults: list[DataFault] | None
+) -> DetectionSet:
     content = read_json(annotations)
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{annotations} has no list '{section}'; a COCO instances file has one")
-    labels, names, category_ids = _categories(content["categories"], classes, annotations)
-    known_categories = {c["id"] for c in content["categories"]}  # ids are integers from here on
-    found: dict[int, AnnotatedImage] = {}
-    for record in content["images"]:
-        image = _image(record, images, annotations)
-        if image.id in found:
-            raise InputError(f"{annotations}: image id {image.id} stands twice")
-        found[image.id] = image
+    known, labels, names = _categories(content["categories"], classes, annotations, faults)
+    found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     for record in content["annotations"]:
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
-        image_id = _field(record, "image_id", where)
-        category_id = _field(record, "category_id", where)
-        if not isinstance(image_id, int) or image_id not in found:
-            raise InputError(f"{where} belongs to image id {image_id}, which is not listed in 'images'")
-        image = found[image_id]
-        if not isinstance(category_id, int) or category_id not in known_categories:
-            where = f"{where} (image '{image.path.name}')"
-            raise InputError(f"{where} has category id {category_id}, which is not listed in 'categories'")
-        if category_id in labels:
-            image.objects.append(_annotation(record, where, labels[category_id], image.path))
-    return build_set(found.values(), names, category_ids, source)
+        try:
+            image_id = _field(record, "image_id", where)
+            category_id = _field(record, "category_id", where)
+            if not isinstance(image_id, int) or image_id not in found:
+                if isinstance(image_id, int) and image_id in refused:
+                    continue
+                raise DataFault(
+                    "image-unlisted",
+                    f"{where} belongs to image id {image_id}, which is not listed in 'images'",
+                    annotation=_number(record),
+                )
+            image = found[image_id]
+            if not isinstance(category_id, int) or category_id not in known:
+                raise DataFault(
+                    "category-unlisted",
+                    f"{where} (image '{image.path.name}') has category id {category_id}, which is not "
+                    "listed in 'categories'",
+                    image.path,
+                    image.id,
+                    _number(record),
+                )
+            if category_id in labels:
+                image.objects.append(_annotation(record, where, labels[category_id], image))
+        except DataFault as fault:
+            meet(fault, faults)
+    return build_set(found.values(), names, tuple(labels), source, faults=faults)
 
 
 @contextmanager
@@ -89,18 +107,26 @@ def read_json(path: Path) -> Any:
 
 
 def _categories(
-    records: list[Any], classes: tuple[str, ...] | None, source: Path
-) -> tuple[dict[int, int], tuple[str, ...], tuple[int, ...]]:
-    """Label of each category id, and names and ids in the order of the labels."""
+    records: list[Any], classes: tuple[str, ...] | None, source: Path, faults: list[DataFault] | None
+) -> tuple[set[int], dict[int, int], tuple[str, ...]]:
+    """All category ids; the label of each that is used, by label; the names in that order."""
     ids: dict[str, int] = {}
+    known: set[int] = set()
     for record in records:
         where = f"a category in {source}"
-        name, number = str(_field(record, "name", where)), _field(record, "id", where)
-        if not isinstance(number, int):
-            raise InputError(f"{where}: the id of '{name}' must be an integer, got {number!r}")
-        if name in ids or number in ids.values():
-            raise InputError(f"{source}: category '{name}' (id {number}) stands twice")
+        try:
+            name, number = str(_field(record, "name", where)), _field(record, "id", where)
+            if not isinstance(number, int):
+                message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
+                raise DataFault("record-malformed", message)
+            if name in ids or number in known:
+                message = f"{source}: category '{name}' (id {number}) stands twice"
+                raise DataFault("category-twice", message)
+        except DataFault as fault:
+            meet(fault, faults)
+            continue
         ids[name] = number
+        known.add(number)
     if classes is None:
         classes = tuple(sorted(ids, key=lambda name: ids[name]))
     for name in classes:
@@ -108,7 +134,28 @@ def _categories(
             raise InputError(f"{source} has no category '{name}'; it has {', '.join(ids) or 'none'}")
     if not classes:
         raise InputError(f"{source} lists no categories")
-    return {ids[name]: label for label, name in enumerate(classes)}, classes, tuple(ids[n] for n in classes)
+    return known, {ids[name]: label for label, name in enumerate(classes)}, classes
+
+
+def _images(
+    records: list[Any], folder: Path, source: Path, faults: list[DataFault] | None
+) -> tuple[dict[int, AnnotatedImage], set[int]]:
+    """The images by their ids, and the ids of those that were refused."""
+    found: dict[int, AnnotatedImage] = {}
+    refused: set[int] = set()
+    for record in records:
+        try:
+            image = _image(record, folder, source)
+            if image.id in found:
+                message = f"{source}: image id {image.id} stands twice"
+                raise DataFault("image-id-twice", message, image.path, image.id)
+        except DataFault as fault:
+            meet(fault, faults)
+            if isinstance(record, dict) and isinstance(record.get("id"), int):
+                refused.add(record["id"])
+            continue
+        found[image.id] = image
+    return found, refused
 
 
 def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
@@ -122,23 +169,35 @@ def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
         or abs(number) >= 2**63
         or not all(isinstance(v, int) and v > 0 for v in size)
     ):
-        raise InputError(f"{where}: id, height and width must be positive integers")
+        message = f"{where}: id, height and width must be positive integers"
+        raise DataFault("record-malformed", message, path)
     return AnnotatedImage(number, path, size)
 
 
-def _annotation(record: dict[str, Any], where: str, label: int, image: Path) -> Annotation:
-    box = _field(record, "bbox", where)
+def _annotation(record: dict[str, Any], where: str, label: int, image: AnnotatedImage) -> Annotation:
+    box, number = _field(record, "bbox", where), _number(record)
     if not isinstance(box, list) or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
-        raise InputError(
-            f"{where}: bbox must be four numbers (x, y, width, height), got {box!r} (image '{image.name}')"
+        raise DataFault(
+            "record-malformed",
+            f"{where}: bbox must be four numbers (x, y, width, height), got {box!r} "
+            f"(image '{image.path.name}')",
+            image.path,
+            image.id,
+            number,
         )
     x, y, width, height = map(_float, box)
     area = record.get("area")
     crowd = bool(record.get("iscrowd", 0))
     given = _float(area) if isinstance(area, int | float) else None
     if given is not None and not math.isfinite(given):
-        raise InputError(f"{where}: area {area} is not a finite number (image '{image.name}')")
-    return Annotation(where, (x, y, x + width, y + height), label, crowd, given)
+        message = f"{where}: area {area} is not a finite number (image '{image.path.name}')"
+        raise DataFault("record-malformed", message, image.path, image.id, number)
+    return Annotation(where, (x, y, x + width, y + height), label, crowd, given, number)
+
+
+def _number(record: dict[str, Any]) -> int:
+    number = record.get("id")
+    return number if isinstance(number, int) and abs(number) < 2**63 else -1
 
 
 def _float(number: float) -> float:
@@ -150,5 +209,5 @@ def _float(number: float) -> float:
 
 def _field(record: Any, key: str, where: str) -> Any:
     if not isinstance(record, dict) or key not in record:
-        raise InputError(f"{where} has no '{key}'")
+        raise DataFault("record-malformed", f"{where} has no '{key}'")
     return record[key]

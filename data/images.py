@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,14 +21,36 @@ _TRANSPOSING = (5, 6, 7, 8)  # those that swap height and width
 _DECODE_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image says of itself before its pixels."""
+
+    upright: tuple[int, int]  # height, width as a viewer shows it
+    stored: tuple[int, int]
+    mode: str  # Pillow's: RGB, L, P, I;16, RGBA, CMYK ...
+    turned: bool  # EXIF says to rotate or mirror it
+
+
+def read_header(path: Path) -> ImageHeader:
+    """The header of an image file.
+
+    Raises:
+        InputError: the file is missing or no image.
+    """
+    with _explained(f"image {path}"), Image.open(path) as image:
+        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
+        return ImageHeader(_upright_size(image), (image.height, image.width), mode, turned)
+
+
 def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of an image, upright and as stored; reads only the header.
 
     Raises:
         InputError: the file is missing or no image.
     """
-    with _explained(f"image {path}"), Image.open(path) as image:
-        return _upright_size(image), (image.height, image.width)
+    header = read_header(path)
+    return header.upright, header.stored
 
 
 def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:

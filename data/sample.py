@@ -27,6 +27,7 @@ class DetectionSet:
     labels: NDArray[np.int64]  # [M] index into classes
     ignore: NDArray[np.bool_]  # [M] crowd regions, difficult objects
     areas: NDArray[np.float64]  # [M] as annotated (COCO's small / medium / large), else of the box
+    annotation_ids: NDArray[np.int64]  # [M] coco: the id, voc: n-th object, yolo: the line; -1 without
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the classes, as in the annotations
 

@@ -169,15 +169,22 @@ class Pipeline:
         transforms: names, or {name: {parameter: value}}, in the order of application.
         min_visibility: boxes with a smaller part of their area left by a crop are dropped.
         key: where the list stands in the configuration, for errors.
+        geometry: leave out what changes pixels alone: only the boxes are wanted, and these in less time.
 
     Raises:
         InputError: a transform or a parameter does not exist, or a value does not fit.
     """
 
     def __init__(
-        self, transforms: Sequence[str | dict[str, dict[str, Any] | None]], min_visibility: float, key: str
+        self,
+        transforms: Sequence[str | dict[str, dict[str, Any] | None]],
+        min_visibility: float,
+        key: str,
+        geometry: bool = False,
     ) -> None:
         steps = [_make(transform, f"{key}[{i}]") for i, transform in enumerate(transforms)]
+        if geometry:
+            steps = [step for step in steps if not isinstance(step, A.ImageOnlyTransform)]
         # Both filters are needed: without them albumentations raises on boxes that rounding put
         # outside the image or left without area.
         boxes = A.BboxParams(

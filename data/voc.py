@@ -6,13 +6,19 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
+from data.faults import DataFault, meet
 from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-def load_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> DetectionSet:
+def load_voc(
+    root: Path,
+    split: str,
+    classes: tuple[str, ...] | None = None,
+    faults: list[DataFault] | None = None,
+) -> DetectionSet:
     """Read one split. Boxes are taken as (xmin, ymin, xmax, ymax), without a one-pixel offset.
 
     Args:
@@ -21,6 +27,7 @@ def load_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
             root/VOC2007.
         classes: names to use, in this order; objects of other classes are left out. By default all
             names found in root/Annotations, sorted.
+        faults: where all faults are collected; without it the first is raised.
 
     Difficult objects are marked `ignore`. Images are numbered from 1 in the order of the list.
 
@@ -32,39 +39,54 @@ def load_voc(root: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         require_folder(root / part, "data.root (voc)")
     names = _read_list(root / "ImageSets" / "Main" / f"{name}.txt")
-    trees = {stem: _read_xml(inside(root / "Annotations", f"{stem}.xml", f"split {split}")) for stem in names}
+    trees = {}
+    for stem in names:
+        try:
+            trees[stem] = _read_xml(inside(root / "Annotations", f"{stem}.xml", f"split {split}"))
+        except DataFault as fault:
+            meet(fault, faults)
     if classes is None:
-        classes = voc_classes(root)
+        classes = voc_classes(root, faults)
     labels = {name: label for label, name in enumerate(classes)}
     left_out: dict[str, int] = {}
     images = []
     for number, (stem, tree) in enumerate(trees.items(), start=1):
         xml = root / "Annotations" / f"{stem}.xml"
-        file_name = _image_name(root, stem, tree, xml)
-        image = AnnotatedImage(number, file_name, (_side(tree, "height", xml), _side(tree, "width", xml)))
+        try:
+            file_name = _image_name(root, stem, tree, xml)
+            size = (_side(tree, "height", xml), _side(tree, "width", xml))
+        except DataFault as fault:
+            meet(fault, faults)
+            continue
+        image = AnnotatedImage(number, file_name, size)
         for position, node in enumerate(tree.iter("object"), start=1):
-            where = f"object {position} in {xml}"
-            label = _text(node, "name", where)
-            if label not in labels:
-                left_out[label] = left_out.get(label, 0) + 1
+            try:
+                item = _object(node, position, xml, labels)
+            except DataFault as fault:
+                fault.image, fault.image_id, fault.annotation = file_name, number, position
+                meet(fault, faults)
                 continue
-            x0, y0, x1, y1 = (
-                _number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-            difficult = (node.findtext("difficult") or "0").strip() == "1"
-            image.objects.append(Annotation(where, (x0, y0, x1, y1), labels[label], ignore=difficult))
+            if isinstance(item, str):
+                left_out[item] = left_out.get(item, 0) + 1
+            else:
+                image.objects.append(item)
         images.append(image)
     if left_out:
         counts = ", ".join(f"{count} of '{name}'" for name, count in sorted(left_out.items()))
         log.warning("%s: objects of classes that are not used left out: %s", split, counts)
-    return build_set(images, classes, tuple(range(1, len(classes) + 1)), f"split {split}")
+    return build_set(images, classes, tuple(range(1, len(classes) + 1)), f"split {split}", faults=faults)
 
 
-def voc_classes(root: Path) -> tuple[str, ...]:
-    """All class names in root/Annotations, sorted."""
+def voc_classes(root: Path, faults: list[DataFault] | None = None) -> tuple[str, ...]:
+    """All class names in root/Annotations, sorted. `faults`: as for `load_voc`."""
     found = set()
     for path in (root / "Annotations").glob("*.xml"):
-        found |= {_text(node, "name", str(path)) for node in _read_xml(path).iter("object")}
+        try:
+            nodes = list(_read_xml(path).iter("object"))
+            for position, node in enumerate(nodes, start=1):
+                found.add(_text(node, "name", f"object {position} in {path}"))
+        except DataFault as fault:
+            meet(fault, faults)
     if not found:
         raise InputError(f"{root / 'Annotations'} holds no objects")
     return tuple(sorted(found))
@@ -86,9 +108,20 @@ def _read_xml(path: Path) -> ET.Element:
     try:
         return ET.parse(path).getroot()
     except FileNotFoundError:
-        raise InputError(f"annotation file {path} does not exist") from None
+        raise DataFault("annotation-unreadable", f"annotation file {path} does not exist") from None
     except (ET.ParseError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not valid XML: {error}") from None
+        raise DataFault("annotation-unreadable", f"{path} is not valid XML: {error}") from None
+
+
+def _object(node: ET.Element, position: int, xml: Path, labels: dict[str, int]) -> Annotation | str:
+    """An object, or the name of its class where that is not used."""
+    where = f"object {position} in {xml}"
+    name = _text(node, "name", where)
+    if name not in labels:
+        return name
+    x0, y0, x1, y1 = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
+    difficult = (node.findtext("difficult") or "0").strip() == "1"
+    return Annotation(where, (x0, y0, x1, y1), labels[name], ignore=difficult, number=position)
 
 
 def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path) -> Path:
@@ -106,14 +139,15 @@ def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path) -> Path:
 def _side(tree: ET.Element, side: str, xml: Path) -> int:
     value = _number(tree, f"size/{side}", str(xml))
     if not math.isfinite(value):
-        raise InputError(f"{xml}: size/{side} is {value:g}, not a number of pixels")
+        message = f"{xml}: size/{side} is {value:g}, not a number of pixels"
+        raise DataFault("record-malformed", message)
     return int(value)
 
 
 def _text(node: ET.Element, tag: str, where: str) -> str:
     text = node.findtext(tag)
     if text is None or not text.strip():
-        raise InputError(f"{where} has no <{tag}>")
+        raise DataFault("record-malformed", f"{where} has no <{tag}>")
     return text.strip()
 
 
@@ -122,4 +156,4 @@ def _number(node: ET.Element, tag: str, where: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"{where}: <{tag}> is not a number: '{text}'") from None
+        raise DataFault("record-malformed", f"{where}: <{tag}> is not a number: '{text}'") from None

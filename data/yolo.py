@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from data.annotations import AnnotatedImage, Annotation, build_set
+from data.faults import DataFault, meet
 from data.images import IMAGE_SUFFIXES, read_size
 from data.sample import DetectionSet
 from errors import InputError
@@ -30,7 +31,12 @@ class _Index:
     keypoints: int  # numbers that follow each box, for pose sets
 
 
-def load_yolo(root: Path, split: str, classes: tuple[str, ...] | None = None) -> DetectionSet:
+def load_yolo(
+    root: Path,
+    split: str,
+    classes: tuple[str, ...] | None = None,
+    faults: list[DataFault] | None = None,
+) -> DetectionSet:
     """Read one split. Class indices become the category ids; images are numbered from 1, by their paths.
 
     Args:
@@ -39,6 +45,7 @@ def load_yolo(root: Path, split: str, classes: tuple[str, ...] | None = None) ->
             images, or several of these. The labels of .../images/a.jpg are in .../labels/a.txt; an image
             without has no boxes.
         classes: names to use, in this order; objects of other classes are left out. By default all.
+        faults: where all faults are collected; without it the first is raised.
 
     Raises:
         InputError: whatever is wrong with the folder, its files or boxes.
@@ -54,25 +61,41 @@ def load_yolo(root: Path, split: str, classes: tuple[str, ...] | None = None) ->
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
     images, twice = [], []
-    for number, path in enumerate(_images(index, split), start=1):
-        image = AnnotatedImage(number, path, read_size(path)[0])
+    for number, path in enumerate(_images(index, split, faults), start=1):
+        try:
+            size = read_size(path)[0]
+        except InputError as error:
+            meet(DataFault("image-unreadable", str(error), path, number), faults)
+            continue
+        image = AnnotatedImage(number, path, size)
+        images.append(image)
         height, width = image.size
         label_file = _label_file(path)
         seen = set()
-        for line, category, (x0, y0, x1, y1) in _read_labels(label_file, index):
+        for line, fields in _label_lines(label_file, image, faults):
+            where = f"{label_file}:{line}"
+            try:
+                category, (x0, y0, x1, y1) = _parse(fields, index, where)
+            except DataFault as fault:
+                fault.image, fault.image_id, fault.annotation = path, number, line
+                meet(fault, faults)
+                continue
             if (category, x0, y0, x1, y1) in seen:
-                twice.append(label_file.name)
+                message = f"{where}: the line stands twice. Remove it."
+                twice.append(DataFault("box-duplicated", message, path, number, line))
                 continue
             seen.add((category, x0, y0, x1, y1))
             if category in labels:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
-                image.objects.append(Annotation(f"{label_file}:{line}", box, labels[category]))
-        images.append(image)
-    if twice:
+                image.objects.append(Annotation(where, box, labels[category], number=line))
+    if faults is not None:
+        faults += twice
+    elif twice:
         lines = "1 line that stands twice" if len(twice) == 1 else f"{len(twice)} lines that stand twice"
-        more = ", ..." if len(set(twice)) > 1 else ""
-        log.warning("split %s: %s dropped (%s%s)", split, lines, twice[0], more)
-    return build_set(images, classes, category_ids, f"split {split}", sizes_checked=True)
+        names = [fault.image.with_suffix(".txt").name for fault in twice if fault.image]
+        more = ", ..." if len(set(names)) > 1 else ""
+        log.warning("split %s: %s dropped (%s%s)", split, lines, names[0], more)
+    return build_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
 def _read_index(file: Path) -> _Index:
@@ -121,7 +144,7 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
     return names
 
 
-def _images(index: _Index, split: str) -> list[Path]:
+def _images(index: _Index, split: str, faults: list[DataFault] | None) -> list[Path]:
     """The images of a split, sorted, each once. Raises InputError: a place is missing, or none holds any."""
     found: set[Path] = set()
     for place in index.splits[split]:
@@ -131,7 +154,7 @@ def _images(index: _Index, split: str) -> list[Path]:
         if where.is_dir():
             found.update(p for p in where.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         elif where.suffix.lower() == ".txt":
-            found.update(_listed(where, index))
+            found.update(_listed(where, index, faults))
         else:
             raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
     if not found:
@@ -145,7 +168,7 @@ def _place(index: _Index, place: str) -> Path | None:
     return next((path for path in tries if path.exists()), None)
 
 
-def _listed(file: Path, index: _Index) -> Iterator[Path]:
+def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterator[Path]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -156,8 +179,10 @@ def _listed(file: Path, index: _Index) -> Iterator[Path]:
             tries = (file.parent / name, index.root / name)
             path = next((path for path in tries if path.is_file()), None)
             if path is None:
-                raise InputError(f"{file}:{number}: image {name} does not exist")
-            yield path
+                message = f"{file}:{number}: image {name} does not exist"
+                meet(DataFault("image-missing", message, tries[0]), faults)
+            else:
+                yield path
 
 
 def _label_file(image: Path) -> Path:
@@ -173,26 +198,31 @@ def _label_file(image: Path) -> Path:
     return Path(*image.parts[:-tail], "labels", *parts[at + 1 :]).with_suffix(".txt")
 
 
-def _read_labels(file: Path, index: _Index) -> Iterator[tuple[int, int, tuple[float, float, float, float]]]:
-    """Line number, class index and xyxy box, in parts of the image's sides, of each object."""
+def _label_lines(
+    file: Path, image: AnnotatedImage, faults: list[DataFault] | None
+) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of each line that is not blank."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"label file {file} cannot be read: {error}") from None
+        message = f"label file {file} cannot be read: {error}"
+        meet(DataFault("annotation-unreadable", message, image.path, image.id), faults)
+        return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            yield number, *_parse(line.split(), index, f"{file}:{number}")
+            yield number, line.split()
 
 
 def _parse(fields: list[str], index: _Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
+    """Class index and xyxy box, in parts of the image's sides."""
     numbers = []
     for field in fields:
         try:
             numbers.append(float(field))
         except ValueError:
-            raise InputError(f"{where}: '{field}' is not a number") from None
+            raise DataFault("record-malformed", f"{where}: '{field}' is not a number") from None
     count, classes = len(numbers), len(index.names)
     polygon = count >= 7 and count % 2 == 1 and not index.keypoints
     if not polygon and count != 5 + index.keypoints:
@@ -201,16 +231,19 @@ def _parse(fields: list[str], index: _Index, where: str) -> tuple[int, tuple[flo
             if index.keypoints
             else "class, cx, cy, w, h, or class and the x, y of three points or more"
         )
-        raise InputError(f"{where}: {count} numbers; wanted are {wanted}")
+        raise DataFault("record-malformed", f"{where}: {count} numbers; wanted are {wanted}")
     category, coordinates = numbers[0], numbers[1:] if polygon else numbers[1:5]
     if category not in range(classes):
-        raise InputError(
-            f"{where}: class {fields[0]} is not one of 0 to {classes - 1}, the classes of {index.file}"
+        raise DataFault(
+            "category-unlisted",
+            f"{where}: class {fields[0]} is not one of 0 to {classes - 1}, the classes of {index.file}",
         )
     for field, value in zip(fields[1:], coordinates, strict=False):
         if not -_TOLERANCE <= value <= 1 + _TOLERANCE:  # nor is NaN
-            raise InputError(
-                f"{where}: {field} lies outside [0, 1]; coordinates are parts of the image's width and height"
+            raise DataFault(
+                "box-not-relative" if math.isfinite(value) else "box-not-finite",
+                f"{where}: {field} lies outside [0, 1]; coordinates are parts of the image's width and "
+                "height",
             )
     if polygon:
         xs, ys = coordinates[::2], coordinates[1::2]

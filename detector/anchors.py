@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Side = TypeVar("Side", int, Tensor)
 _CACHED_SHAPES = 32  # multi-scale training meets many shapes; the cache must not grow with them
 
 
@@ -18,7 +20,7 @@ class AnchorGenerator:
     """
 
     def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
-        self.cells = [_cell_anchors(level, ratios) for level in sizes]
+        self.cells = [cell_anchors(level, ratios) for level in sizes]
         self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
 
     @property
@@ -50,15 +52,15 @@ class AnchorGenerator:
         return self._cache[key]
 
 
-def pyramid_grids(height: int, width: int) -> list[tuple[int, int]]:
-    """Height and width of the feature maps P3 to P7 of an image padded to a multiple of 32 px."""
+def pyramid_grids(height: Side, width: Side) -> list[tuple[Side, Side]]:
+    """Height and width of the feature maps P3 to P7 of an image padded to a multiple of 32 px, or of many."""
     grids = [(height // 8, width // 8)]
     for _ in range(4):
         grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
     return grids
 
 
-def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """Anchors around the origin, [ratios * sizes, 4]: ratio by ratio, as torchvision orders them."""
     size = torch.tensor(sizes, dtype=torch.float32)
     root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]

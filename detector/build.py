@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from data.annotations import join_sets, require_folder
 from data.cache import DiskCache, ImageCache, RamCache
 from data.coco import load_coco
+from data.faults import DataFault, meet
 from data.loader import eval_loader
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
@@ -37,11 +38,17 @@ from detector.retinanet import RetinaNet
 from errors import InputError
 
 
-def build_set(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> DetectionSet:
+def build_set(
+    config: DataConfig,
+    split: str,
+    classes: tuple[str, ...] | None = None,
+    faults: list[DataFault] | None = None,
+) -> DetectionSet:
     """The annotations of one split: "train", "val" or "test".
 
     Args:
         classes: the classes of the model, where there is one; they come before `data.classes`.
+        faults: where all faults of the split are collected; without it the first is raised.
 
     Raises:
         InputError: the split is not configured or empty, or anything in it is wrong.
@@ -62,40 +69,50 @@ def build_set(config: DataConfig, split: str, classes: tuple[str, ...] | None = 
         )
         ensure_shapes(root, spec)
     require_folder(root, "data.root")
-    records = join_sets([_load(config, root, name, classes) for name in names], f"data.splits.{split}")
+    parts = [_load(config, root, name, classes, faults) for name in names]
+    records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0:
-        raise InputError(f"data.splits.{split} ({', '.join(names)}) of {root} holds no images")
-    if split == "train" and len(records.boxes) == 0:
-        raise InputError(f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from")
+        message = f"data.splits.{split} ({', '.join(names)}) of {root} holds no images"
+        meet(DataFault("no-images", message), faults)
+    elif split == "train" and len(records.boxes) == 0:
+        message = f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from"
+        meet(DataFault("no-boxes", message), faults)
     if split == "train" and config.classes is not None:
         unseen = [name for label, name in enumerate(records.classes) if label not in records.labels]
-        if unseen:
-            raise InputError(f"data.classes: data.splits.train holds no box of class '{unseen[0]}'")
+        for unseen_name in unseen:
+            message = f"data.classes: data.splits.train holds no box of class '{unseen_name}'"
+            meet(DataFault("class-unseen", message), faults)
     return records
 
 
-def _load(config: DataConfig, root: Path, name: str, classes: tuple[str, ...] | None) -> DetectionSet:
+def _load(
+    config: DataConfig,
+    root: Path,
+    name: str,
+    classes: tuple[str, ...] | None,
+    faults: list[DataFault] | None,
+) -> DetectionSet:
     if config.format == "voc":
         if classes is None and isinstance(config.splits.train, list):
             # Joined folders must agree on the classes before any of them is read.
             folders = {root / part.rpartition("/")[0] for part in config.splits.train}
-            classes = tuple(sorted({name for folder in folders for name in voc_classes(folder)}))
-        return load_voc(root, name, classes)
+            classes = tuple(sorted({name for folder in folders for name in voc_classes(folder, faults)}))
+        return load_voc(root, name, classes, faults)
     if config.format == "yolo":
-        return load_yolo(root, name, classes)
+        return load_yolo(root, name, classes, faults)
     annotations, images = config.annotations, config.images
     if config.format == "shapes":
         annotations, images = "annotations/{split}.json", "images/{split}"
-    return load_coco(
-        root / annotations.replace("{split}", name), root / images.replace("{split}", name), classes
-    )
+    annotation_file = root / annotations.replace("{split}", name)
+    return load_coco(annotation_file, root / images.replace("{split}", name), classes, faults)
 
 
-def build_pipeline(config: DataConfig, training: bool) -> Pipeline:
-    """The augmentation pipeline of training, or the resizing of evaluation."""
+def build_pipeline(config: DataConfig, training: bool, geometry: bool = False) -> Pipeline:
+    """The augmentation pipeline of training, or the resizing of evaluation; `geometry`: see `Pipeline`."""
+    transforms = config.transforms
     if training:
-        return Pipeline(config.transforms.train, config.transforms.min_visibility, "data.transforms.train")
-    return Pipeline(config.transforms.eval, 0.0, "data.transforms.eval")
+        return Pipeline(transforms.train, transforms.min_visibility, "data.transforms.train", geometry)
+    return Pipeline(transforms.eval, 0.0, "data.transforms.eval", geometry)
 
 
 def build_cache(config: DataConfig, records: DetectionSet) -> ImageCache | None:

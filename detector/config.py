@@ -98,6 +98,9 @@ class DataConfig(Section):
     max_skipped: Annotated[Integer, Field(ge=0)] = Field(
         20, description="on_error=skip: so many different images on one process, then stop all the same"
     )
+    check: bool = Field(
+        True, description="look for faults in the annotations before training; they are said as warnings"
+    )
     shapes_train_images: Count = Field(1300, description="shapes: images to generate for training")
     shapes_val_images: Count = Field(200, description="shapes: images to generate for validation")
     shapes_size_px: Annotated[Integer, Field(ge=64)] = Field(160, description="shapes: width of an image")

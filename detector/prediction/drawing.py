@@ -7,35 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from data.colours import Colour, colour
 from detector.predictor import ImageDetections
 
-Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
-# Told apart by colour-blind people too: Okabe & Ito, "Color universal design" (2008), without black.
-PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
 _EDGE: Colour = (16, 16, 16)  # along both sides of a line, which is seen on every ground then
 # Where the default font has no letters for a class name.
 _FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf")
 _LEAST_SIDE = 512  # pixels of the long side: in less no label can be read
-
-
-def colour(label: int) -> Colour:
-    """The colour of a class; from the eighth on lighter, then darker ones of the same."""
-    red, green, blue = PALETTE[label % len(PALETTE)]
-    turn = label // len(PALETTE) % 3
-    if turn == 0:
-        return red, green, blue
-    towards = 255 if turn == 1 else 0
-    return (red + towards) // 2, (green + towards) // 2, (blue + towards) // 2
 
 
 def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]:

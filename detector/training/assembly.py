@@ -28,6 +28,7 @@ from detector.checkpoint import load_tensors
 from detector.config import Config, ModelConfig
 from detector.retinanet import RetinaNet
 from detector.training.compilation import compile_parts
+from detector.training.data_check import warn_before_training
 from detector.training.gradients import Gradients
 from detector.training.learner import Learner
 from detector.training.optimizer import build_optimizer
@@ -77,6 +78,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
 
     train_set = processes.main_first(lambda: build_set(data, "train", classes))  # which may generate it
     val_set = build_set(data, "val", train_set.classes)
+    if data.check and processes.main:
+        warn_before_training(config, train_set, val_set)
     batches = EpochBatches(
         len(train_set),
         train.batch_size,

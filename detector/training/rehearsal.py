@@ -7,22 +7,15 @@ from collections.abc import Iterator
 from itertools import count, islice
 
 import torch
-from torch import Tensor
 
 from data.feed import checked
-from data.loader import DetectionDataset
-from data.sample import Batch, DetectionSet, collate
-from detector.anchors import pyramid_grids
-from detector.boxes import pairwise_iou
-from detector.build import build_pipeline
+from data.sample import Batch, DetectionSet
 from detector.config import Config
-from detector.retinanet import RetinaNet
+from detector.training.anchor_check import anchor_fit, recall
 from detector.training.faults import memory_explained
 from detector.training.trainer import Trainer
 
 _STEPS = 3  # that are timed, after one that is slower than all others
-_IMAGES = 200  # whose gt boxes are compared with the anchors
-_LITTLE_RECALL = 0.9
 
 
 def rehearse(config: Config) -> Iterator[str]:
@@ -38,7 +31,7 @@ def rehearse(config: Config) -> Iterator[str]:
         f"data      {len(records)} training images with {len(records.boxes)} boxes of {len(records.classes)} "
         f"classes, {len(val)} validation images"
     )
-    yield from _anchor_lines(records, config, parts.learner.model)
+    yield from _anchor_lines(records, config)
     with memory_explained(parts.device):
         step_s, data_s = _time_steps(trainer)
         evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
@@ -56,36 +49,18 @@ def rehearse(config: Config) -> Iterator[str]:
     )
 
 
-def anchor_recall(records: DetectionSet, config: Config, model: RetinaNet) -> Tensor:
-    """The best IoU of each gt box with any anchor, over at most 200 images as training sees them: [G]."""
-    dataset = DetectionDataset(records, build_pipeline(config.data, training=True), config.train.seed)
-    best = []
-    for row in torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:_IMAGES].tolist():
-        batch = collate([dataset.sample(0, row)])
-        gt_boxes = batch.boxes[batch.valid & ~batch.ignore]
-        if len(gt_boxes):
-            height, width = batch.images.shape[-2:]
-            grids = pyramid_grids(height, width)
-            anchors = model.anchor_generator((height, width), grids, torch.device("cpu"))
-            best.append(pairwise_iou(gt_boxes, anchors).amax(1))
-    return torch.cat(best) if best else torch.zeros(0)
-
-
-def _anchor_lines(records: DetectionSet, config: Config, model: RetinaNet) -> Iterator[str]:
-    best = anchor_recall(records, config, model)
-    if not len(best):
+def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
+    fit = anchor_fit(records, config)
+    if not len(fit.best):
         return
-    positive, negative = config.matcher.positive_iou, config.matcher.negative_iou
-    recalls = [float((best >= limit).double().mean()) for limit in (positive, negative)]
+    recalls = [100 * recall(fit.best, iou) for iou in (fit.positive_iou, fit.negative_iou)]
     yield (
-        f"anchors   {100 * recalls[0]:.1f} % of {len(best)} gt boxes, as augmented, have one with IoU >= "
-        f"{positive:g}, {100 * recalls[1]:.1f} % with IoU >= {negative:g}"
+        f"anchors   {recalls[0]:.1f} % of {len(fit.best)} gt boxes, as augmented, have one with IoU >= "
+        f"{fit.positive_iou:g}, {recalls[1]:.1f} % with IoU >= {fit.negative_iou:g}"
     )
-    if recalls[0] < _LITTLE_RECALL:
-        yield (
-            "          the others have but their single best anchor to learn from: fit model.anchors.sizes "
-            "and ratios to the objects, in pixels of the resized image"
-        )
+    if fit.suggested is not None:
+        yield "          the others have but their single best anchor to learn from; these would fit better:"
+        yield from (f"          {line}" for line in fit.suggested.yaml().splitlines())
 
 
 def _time_steps(trainer: Trainer) -> tuple[float, float]:

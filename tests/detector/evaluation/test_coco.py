@@ -314,6 +314,7 @@ def as_arrays(content: Content, results: list[Content]) -> tuple[DetectionSet, P
         labels=np.array([CATEGORIES.index(a["category_id"]) for a in gt]),
         ignore=np.array([bool(a["iscrowd"]) for a in gt]),
         areas=np.array([a["area"] for a in gt]),
+        annotation_ids=np.arange(len(gt)),
         classes=NAMES,
         category_ids=CATEGORIES,
     )

@@ -28,6 +28,7 @@ def make(gt: list[Gt], found: list[Found], images: int, classes: int) -> tuple[D
         "labels": np.array([label for _, label, _, _ in gt], dtype=np.int64),
         "ignore": np.array([difficult for *_, difficult in gt], dtype=np.bool_),
         "areas": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+        "annotation_ids": np.arange(len(boxes)),
     }
     names = tuple(f"class{i}" for i in range(classes))
     records = DetectionSet(**arrays, classes=names, category_ids=tuple(range(classes)))

@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from detector.prediction.drawing import PALETTE, colour, draw
+from data.colours import PALETTE, colour
+from detector.prediction.drawing import draw
 from detector.predictor import ImageDetections
 
 # Machado, Oliveira & Fernandes (2009), severity 1.0, for linear RGB.

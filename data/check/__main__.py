@@ -1,0 +1,63 @@
+"""Look for faults in a data set: python -m data.check CONFIG [KEY=VALUE ...]."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from doors import run_door
+
+_FOUND = 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.check",
+        description="Find all that is wrong with the data of a configuration, and how its anchors fit.",
+        epilog="Ends with code 0 where nothing hurts training, 1 where something does, 2 for bad input. "
+        "Example: python -m data.check configs/bccd.yaml data.root=my_set --html check.html",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write every place of every finding")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with charts and samples")
+    parser.add_argument("--fast", action="store_true", help="the annotations only: decode no image")
+    a = parser.parse_intermixed_args()
+    check(a.config, a.overrides, a.json, a.html, a.fast)
+
+
+def check(config_name: str, overrides: list[str], json: Path | None, html: Path | None, fast: bool) -> None:
+    """Examine what the command line names, print the report, write the files."""
+    from data.check.report import as_json
+    from data.check.text import lines
+    from detector.config import load_config
+    from detector.training.data_check import examine
+    from detector.training.run_folder import write_text
+    from errors import InputError
+
+    for option, path in (("--json", json), ("--html", html)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{option}: the folder {path.parent} does not exist")
+        if path is not None and path.is_dir():
+            raise InputError(f"{option}: {path} is a folder; name a file")
+    config = load_config(Path(config_name), overrides)
+    done = examine(config, " ".join([config_name, *overrides]), decode=not fast)
+    for line in lines(done.report):
+        print(line)
+    if json is not None:
+        write_text(json, as_json(done.report))
+    if html is not None:
+        from data.check.page import page
+        from data.check.samples import sample_pictures
+        from detector.build import build_pipeline
+
+        pictures = []
+        if "train" in done.sets:
+            pipeline = build_pipeline(config.data, training=True)
+            pictures = sample_pictures(done.sets["train"], pipeline, config.train.seed)
+        write_text(html, page(done.report, pictures))
+    if done.report.hurts:
+        sys.exit(_FOUND)
+
+
+if __name__ == "__main__":
+    run_door(main)

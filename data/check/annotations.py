@@ -1,0 +1,29 @@
+"""The part of the check that looks at annotations alone: quick enough to be made before every training."""
+
+from collections.abc import Iterator, Mapping
+
+from data.check.boxes import box_spots
+from data.check.classes import class_spots, split_spots
+from data.check.findings import Spot
+from data.check.repeats import path_spots
+from data.check.resized import Resize, resized
+from data.sample import DetectionSet
+
+
+def annotation_spots(
+    sets: Mapping[str, DetectionSet], noun: str, resize: Resize, paths: bool
+) -> Iterator[Spot]:
+    """What is wrong with annotations that could be read.
+
+    Args:
+        sets: the splits by their roles, "train", "val" and "test".
+        noun: what `annotation_ids` number: annotation, object, line.
+        resize: the resizing of evaluation.
+        paths: look for files that are named twice; needless where pixels are compared.
+    """
+    yield from class_spots(sets)
+    for split, records in sets.items():
+        yield from split_spots(split, records)
+        yield from box_spots(split, records, noun, resized(records.sizes, resize))
+    if paths:
+        yield from path_spots(sets)

@@ -1,0 +1,86 @@
+"""Checks of boxes: where they lie, how large they are, whether they stand twice."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.check.findings import Spot, spot_of_box
+from data.sample import DetectionSet
+
+_TINY_PX = 2.0
+_EDGE_PX = 1.0  # rounding, and the pixel between counting from 0 and from 1
+_LEAST_INSIDE = 0.9
+
+
+def box_spots(
+    split: str, records: DetectionSet, noun: str, evaluated_sizes: NDArray[np.int64]
+) -> Iterator[Spot]:
+    """What is wrong with the boxes that reading has kept.
+
+    Args:
+        noun: see `spot_of_box`.
+        evaluated_sizes: [I, 2] height and width of each image after the resizing of evaluation.
+    """
+    of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))  # [M]
+    height, width = records.sizes[of_image].T
+    x0, y0, x1, y1 = records.boxes.T
+    inside = np.stack(
+        (x0.clip(0, width), y0.clip(0, height), x1.clip(0, width), y1.clip(0, height)), axis=1
+    )  # [M, 4]
+    sides = inside[:, 2:] - inside[:, :2]
+    with np.errstate(over="ignore"):
+        share = sides.prod(axis=1) / ((x1 - x0) * (y1 - y0))
+    over = np.stack((-x0, -y0, x1 - width, y1 - height), axis=1).max(axis=1)
+    scale = evaluated_sizes / records.sizes  # [I, 2] of height and width
+    seen = sides * scale[of_image][:, ::-1]  # [M, 2] width, height
+    objects = ~records.ignore
+
+    def spots(code: str, found: NDArray[np.bool_], problem: str, *values: NDArray) -> Iterator[Spot]:
+        for box in np.flatnonzero(found):
+            text = problem.format(*(value[box] for value in values))
+            yield spot_of_box(code, text, split, records, noun, int(box))
+
+    size = "of an image of {0} x {1} px"
+    yield from spots(
+        "box-partly-outside",
+        share < _LEAST_INSIDE,
+        f"lies inside by {{2:.0%}} only, {size}",
+        width,
+        height,
+        share,
+    )
+    yield from spots(
+        "box-over-edge",
+        (share >= _LEAST_INSIDE) & (over > _EDGE_PX),
+        f"reaches over the edge {size} by {{2:.1f}} px",
+        width,
+        height,
+        over,
+    )
+    yield from spots(
+        "box-tiny",
+        objects & (seen.min(axis=1) < _TINY_PX),
+        "is {0:.1f} x {1:.1f} px after the resizing of evaluation",
+        seen[:, 0],
+        seen[:, 1],
+    )
+    whole = (x0 <= _EDGE_PX) & (y0 <= _EDGE_PX) & (x1 >= width - _EDGE_PX) & (y1 >= height - _EDGE_PX)
+    yield from spots("box-whole-image", objects & whole, f"covers the whole {size}", width, height)
+    yield from _repeated(split, records, noun, of_image)
+
+
+def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np.int64]) -> Iterator[Spot]:
+    """Boxes of an image with the same coordinates."""
+    keys = np.column_stack((of_image, records.boxes, records.labels))
+    order = np.lexsort(keys.T[::-1])
+    same_place = (keys[order][1:, :5] == keys[order][:-1, :5]).all(axis=1)
+    for first, second in zip(order[:-1][same_place].tolist(), order[1:][same_place].tolist(), strict=True):
+        if records.ignore[first] or records.ignore[second]:
+            continue
+        label, number = records.labels[first], records.annotation_ids[first]
+        same_class = label == records.labels[second]
+        code = "box-duplicated" if same_class else "box-in-two-classes"
+        other = "once more" if same_class else f"a {records.classes[label]}"
+        text = f"is that of {noun} {number}, {other}"
+        yield spot_of_box(code, text, split, records, noun, second)

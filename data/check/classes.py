@@ -1,0 +1,78 @@
+"""Checks of classes and of whole splits: names, counts, sizes of images."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.check.findings import Spot, spot_of_image
+from data.sample import DetectionSet
+
+_FEW_BOXES, _FEWER_THAN_THE_MOST = 10, 20
+_MOSTLY = 0.5
+_SIDES_VARY = 6.0
+
+
+def counts(records: DetectionSet) -> NDArray[np.int64]:
+    """Objects of each class, without those that are ignored: [C]."""
+    return np.bincount(records.labels[~records.ignore], minlength=len(records.classes))
+
+
+def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
+    """Classes that are alike, missing, or rare.
+
+    Args:
+        sets: the splits, each with the classes that its own annotations list; "train" may be among them.
+    """
+    yield from _alike(sets)
+    train = sets.get("train")
+    if train is None or not len(train.boxes):
+        return
+    known, most = set(train.classes), int(counts(train).max())
+    for name, count in zip(train.classes, counts(train).tolist(), strict=True):
+        if count == 0:
+            yield Spot("class-without-boxes", f"class '{name}' has no box in train", "train")
+        elif count < _FEW_BOXES and count * _FEWER_THAN_THE_MOST <= most:
+            text = f"class '{name}' has {count} of the {len(train.boxes)} boxes in train"
+            yield Spot("class-rare", text, "train")
+    for split, records in sets.items():
+        if split == "train" or not len(records.boxes):
+            continue
+        here = dict(zip(records.classes, counts(records).tolist(), strict=True))
+        for name, count in here.items():
+            if name not in known and count:
+                text = f"{split} has {count} boxes of class '{name}', which train does not list"
+                yield Spot("class-left-out", text, split)
+        for name, count in zip(train.classes, counts(train).tolist(), strict=True):
+            if name not in here:
+                yield Spot("category-missing", f"{split} does not list the class '{name}' of train", split)
+            elif count and not here[name]:
+                yield Spot("class-not-evaluated", f"class '{name}' has no box in {split}", split)
+
+
+def split_spots(split: str, records: DetectionSet) -> Iterator[Spot]:
+    """Splits of mostly empty images, or of images of very different sizes."""
+    if not len(records):
+        return
+    empty = int((np.diff(records.offsets) == 0).sum())
+    if empty > _MOSTLY * len(records):
+        yield Spot("mostly-empty", f"{empty} of the {len(records)} images of {split} have no box", split)
+    longest = records.sizes.max(axis=1)
+    small, large = int(longest.argmin()), int(longest.argmax())
+    if longest[large] >= _SIDES_VARY * longest[small]:
+        (h0, w0), (h1, w1) = records.sizes[small].tolist(), records.sizes[large].tolist()
+        problem = f"is {w0} x {h0} px, but {records.files[large]} is {w1} x {h1} px"
+        yield spot_of_image("sizes-vary", problem, split, records, small)
+
+
+def _alike(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
+    spellings: dict[str, dict[str, str]] = {}
+    for split, records in sets.items():
+        for name in records.classes:
+            plain = re.sub(r"[\s_-]+", "", name).casefold()
+            spellings.setdefault(plain, {}).setdefault(name, split)
+    for names in spellings.values():
+        if len(names) > 1:
+            listed = ", ".join(f"'{name}' ({split})" for name, split in names.items())
+            yield Spot("names-alike", f"classes {listed}", next(iter(names.values())))

@@ -1,0 +1,167 @@
+"""What a data set can have wrong, how bad it is, and what to do: the catalogue, and what was found."""
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.faults import DataFault
+from data.sample import DetectionSet
+
+
+class Level(enum.IntEnum):
+    """How bad a finding is."""
+
+    ERROR = 0  # training refuses it, or stops at it
+    WARNING = 1  # training goes on and suffers
+    NOTE = 2  # worth knowing
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A line of the catalogue."""
+
+    level: Level
+    what: str
+    remedy: str
+
+
+_E, _W, _N = Level.ERROR, Level.WARNING, Level.NOTE
+KINDS: dict[str, Kind] = {
+    "split-unreadable": Kind(_E, "a split cannot be read at all", "mend the file that is named"),
+    "no-images": Kind(_E, "a split has no images", "correct data.splits"),
+    "no-boxes": Kind(_E, "the training split has no boxes", "correct data.splits.train or data.classes"),
+    "class-unseen": Kind(
+        _E, "a class of data.classes has no box", "leave the class out, or correct its name"
+    ),
+    "image-missing": Kind(_E, "an image does not exist", "put the file there, or remove its annotation"),
+    "image-unreadable": Kind(_E, "a file is no image, or damaged", "replace it, or remove its annotation"),
+    "image-size-differs": Kind(
+        _E, "an image has another size than its annotation says", "correct the annotation: boxes are off"
+    ),
+    "image-outside": Kind(_E, "a path leads out of the data set", "use a path below the folder"),
+    "annotation-unreadable": Kind(_E, "an annotation file is missing or malformed", "write it again"),
+    "record-malformed": Kind(_E, "a record lacks a field, or holds no number", "correct or remove it"),
+    "image-id-twice": Kind(_E, "an image id stands twice", "give each image an id of its own"),
+    "image-unlisted": Kind(_E, "a box belongs to an image that is not listed", "list it, or remove the box"),
+    "category-unlisted": Kind(_E, "a box has a class that is not listed", "list it, or correct the box"),
+    "category-twice": Kind(_E, "a class stands twice", "keep one name and one id for each"),
+    "category-missing": Kind(
+        _E, "the training's class is not listed in another split", "list the same classes in every split"
+    ),
+    "box-not-finite": Kind(_E, "a box is NaN or infinite", "correct or remove it"),
+    "box-reversed": Kind(_E, "a box has a negative width or height", "swap its corners, or remove it"),
+    "box-not-relative": Kind(_E, "coordinates outside [0, 1]", "divide them by the image's width and height"),
+    "image-in-both": Kind(
+        _W, "training and evaluation share an image", "remove it from one: the scores are too good"
+    ),
+    "near-duplicate-in-both": Kind(
+        _W, "training and evaluation hold nearly the same image", "look at both; keep them in one split"
+    ),
+    "image-twice-differing": Kind(
+        _W, "an image stands twice, with other boxes", "keep one of them, with all its boxes"
+    ),
+    "box-without-area": Kind(_W, "a box has no width or no height; it is dropped", "draw it again"),
+    "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
+    "box-partly-outside": Kind(
+        _W, "more than a tenth of a box lies outside its image", "clip it: found boxes are, and cannot match"
+    ),
+    "box-duplicated": Kind(_W, "a box stands twice", "remove one: it counts as an object never found"),
+    "box-tiny": Kind(
+        _W, "a box is under 2 px after resizing", "remove it, or let data.transforms keep images larger"
+    ),
+    "class-without-boxes": Kind(
+        _W, "a class has no box to learn from", "leave it out of data.classes, or add examples"
+    ),
+    "class-left-out": Kind(
+        _W, "boxes of a class that training does not know", "add examples to training, or correct the name"
+    ),
+    "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
+    "anchors-miss": Kind(_W, "many boxes have no anchor that fits", "take the sizes and ratios suggested"),
+    "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),
+    "box-whole-image": Kind(_N, "a box covers the whole image", "see that it is one object"),
+    "box-in-two-classes": Kind(_N, "the same box under two classes", "see which one is meant"),
+    "image-twice": Kind(_N, "an image stands twice in a split", "remove one, unless it is to count double"),
+    "same-name-other-image": Kind(
+        _N, "files of one name hold different images", "see that none was overwritten or mixed up"
+    ),
+    "image-turned": Kind(
+        _N, "EXIF says to turn an image", "see in the samples that boxes fit; best save it upright"
+    ),
+    "image-not-rgb": Kind(
+        _N, "grey, 16-bit, palette or transparent images", "nothing: grey is repeated, alpha dropped"
+    ),
+    "sizes-vary": Kind(_N, "image sizes differ very much", "see that small ones are not blown up"),
+    "mostly-empty": Kind(_N, "most images have no box", "nothing, if they are meant as background"),
+    "class-rare": Kind(_N, "a class has very few boxes", "add examples; loss.class_by_class helps"),
+    "class-not-evaluated": Kind(_N, "a class has no box to evaluate", "move some examples there"),
+}
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One place where something was found."""
+
+    code: str  # a key of KINDS
+    text: str  # one line
+    split: str | None = None
+    image: str | None = None  # path
+    image_id: int | None = None
+    annotation: int | None = None  # as in DetectionSet.annotation_ids
+
+
+@dataclass(frozen=True)
+class Finding:
+    """All places of one kind."""
+
+    code: str
+    spots: tuple[Spot, ...]
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.code]
+
+
+def gather(spots: Iterable[Spot]) -> list[Finding]:
+    """One finding for each kind, the most severe first; of like severity the one with most places.
+
+    A place that several readers name in the same words counts once.
+    """
+    places: dict[str, dict[str, Spot]] = {}
+    for spot in spots:
+        places.setdefault(spot.code, {}).setdefault(spot.text, spot)
+    findings = [Finding(code, tuple(found.values())) for code, found in places.items()]
+    return sorted(findings, key=lambda f: (f.kind.level, -len(f.spots), f.code))
+
+
+def hurts(findings: Iterable[Finding]) -> bool:
+    """Whether any of them is worse than a note."""
+    return any(finding.kind.level < Level.NOTE for finding in findings)
+
+
+def spot_of_fault(fault: DataFault, split: str) -> Spot:
+    """A reader's fault as a place."""
+    image = None if fault.image is None else str(fault.image)
+    return Spot(fault.code, str(fault), split, image, fault.image_id, fault.annotation)
+
+
+def spot_of_image(code: str, problem: str, split: str, records: DetectionSet, row: int) -> Spot:
+    """A place that is an image: "image PATH (id 7, train) PROBLEM"."""
+    path, number = str(records.files[row]), int(records.image_ids[row])
+    return Spot(code, f"image {path} (id {number}, {split}) {problem}", split, path, number)
+
+
+def spot_of_box(code: str, problem: str, split: str, records: DetectionSet, noun: str, box: int) -> Spot:
+    """A place that is a box: "annotation 3 of image PATH (id 7, train): box [...] PROBLEM".
+
+    Args:
+        noun: what `annotation_ids` number: annotation, object, line.
+        box: its row in `records.boxes`.
+    """
+    row = int(records.offsets.searchsorted(box, side="right")) - 1
+    path, number = Path(records.files[row]), int(records.image_ids[row])
+    annotation = int(records.annotation_ids[box])
+    corners = ", ".join(f"{v:g}" for v in records.boxes[box])
+    name = records.classes[records.labels[box]]
+    text = f"{noun} {annotation} of image {path} (id {number}, {split}): {name} [{corners}] {problem}"
+    return Spot(code, text, split, str(path), number, annotation)

@@ -1,0 +1,102 @@
+"""Images that stand twice: in training and evaluation, or within a split."""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.check.findings import Spot, spot_of_image
+from data.sample import DetectionSet
+
+Place = tuple[str, int]  # split, row
+# Of 256 that may differ. Copies in another size or quality differ in 10 or less, other photographs in 70 or
+# more. The bits are compared in 16 groups, of which one must then be equal.
+_BITS = 15
+
+
+def path_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
+    """The same file named twice."""
+    keys = {split: records.files.tolist() for split, records in sets.items()}
+    yield from repeat_spots(sets, keys, "is the same file as")
+
+
+def repeat_spots(
+    sets: Mapping[str, DetectionSet], keys: Mapping[str, Sequence[Hashable]], same: str
+) -> Iterator[Spot]:
+    """Images with equal keys, one for each image of a split; None is like no other.
+
+    Args:
+        same: how to say it, "has the same pixels as".
+    """
+    places: dict[Hashable, list[Place]] = {}
+    for split, of_split in keys.items():
+        for row, key in enumerate(of_split):
+            if key is not None:
+                places.setdefault(key, []).append((split, row))
+    for alike in places.values():
+        if len(alike) > 1:
+            yield from _repeated(sets, alike, same)
+
+
+def _repeated(sets: Mapping[str, DetectionSet], alike: list[Place], same: str) -> Iterator[Spot]:
+    trained = [place for place in alike if place[0] == "train"]
+    for split in dict.fromkeys(split for split, _ in alike):
+        mine = [place for place in alike if place[0] == split]
+        if split != "train" and trained:
+            yield _spot("image-in-both", sets, mine[0], trained[0], same)
+        for place in mine[1:]:
+            differs = not _same_boxes(sets[split], mine[0][1], place[1])
+            code = "image-twice-differing" if differs else "image-twice"
+            yield _spot(code, sets, place, mine[0], same)
+
+
+def _spot(code: str, sets: Mapping[str, DetectionSet], place: Place, other: Place, same: str) -> Spot:
+    split, row = place
+    records, there = sets[split], sets[other[0]]
+    where = f"{there.files[other[1]]} (id {there.image_ids[other[1]]}, {other[0]})"
+    return spot_of_image(code, f"{same} {where}", split, records, row)
+
+
+def _same_boxes(records: DetectionSet, one: int, other: int) -> bool:
+    def sorted_boxes(row: int) -> NDArray:
+        rows = slice(records.offsets[row], records.offsets[row + 1])
+        boxes = np.column_stack((records.labels[rows], records.boxes[rows]))
+        return boxes[np.lexsort(boxes.T)]
+
+    return np.array_equal(sorted_boxes(one), sorted_boxes(other))
+
+
+def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np.uint64]]) -> Iterator[Spot]:
+    """Images of evaluation whose fingerprint is nearly that of a training image.
+
+    Args:
+        prints: of each split, uint64 [I, W]; rows of zeros are like no other. See data/check/scan.py.
+    """
+    if "train" not in sets:
+        return
+    for split in sets:
+        if split != "train":
+            for row, near in _near_pairs(prints[split], prints["train"]):
+                yield _spot(
+                    "near-duplicate-in-both", sets, (split, row), ("train", near), "looks nearly like"
+                )
+
+
+def _near_pairs(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Iterable[tuple[int, int]]:
+    """(row of one, a row of other) for each row of one that has a near one."""
+    buckets: dict[tuple[int, int], list[int]] = {}
+    groups = other.view(np.uint16)  # [I, 16]
+    for row in np.flatnonzero(other.any(axis=1)).tolist():
+        for group, bits in enumerate(groups[row].tolist()):
+            buckets.setdefault((group, bits), []).append(row)
+    for row in np.flatnonzero(one.any(axis=1)).tolist():
+        near = {
+            candidate
+            for group, bits in enumerate(one[row].view(np.uint16).tolist())
+            for candidate in buckets.get((group, bits), ())
+        }
+        rows = np.fromiter(near, dtype=np.int64)
+        if len(rows):
+            distance = np.bitwise_count(other[rows] ^ one[row]).sum(axis=1)
+            if distance.min() <= _BITS:
+                yield row, int(rows[distance.argmin()])

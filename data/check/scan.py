@@ -1,0 +1,91 @@
+"""Every image of a split decoded once: whether it can be read, what kind it is, and its fingerprints."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn
+from tqdm import tqdm
+
+from data.images import ImageHeader, read_header, read_image
+from data.sample import DetectionSet
+from errors import InputError
+
+_AHEAD = 64  # images handed to the threads at a time: what is decoded does not pile up
+_FLAT = 6.0  # standard deviation of the grey levels below which all pictures look alike
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image after it was decoded. Its pixels are not kept."""
+
+    header: ImageHeader | None
+    problem: str | None  # why it cannot be read
+    digest: bytes | None  # of the pixels as training sees them, 16 bytes
+    fingerprint: NDArray[np.uint64]  # [4] nearly the same for images that look the same; 0 for flat ones
+
+
+def scan(records: DetectionSet, title: str) -> list[ImageFacts]:
+    """Decode all images, on all cores; shows its progress on a terminal.
+
+    OpenCV, Pillow and hashlib let go of Python's lock while they work, so threads suffice.
+    """
+    work = zip(records.files.tolist(), records.sizes.tolist(), strict=True)
+    bar = tqdm(
+        total=len(records), desc=title, unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True
+    )
+    with bar, ThreadPoolExecutor(_cores()) as pool:
+        return list(_scanned(pool, work, bar))
+
+
+def _scanned(
+    pool: ThreadPoolExecutor, work: Iterator[tuple[str, list[int]]], bar: tqdm
+) -> Iterator[ImageFacts]:
+    while ahead := list(islice(work, _AHEAD)):
+        for facts in pool.map(_look, ahead):
+            bar.update()
+            yield facts
+
+
+def _look(job: tuple[str, list[int]]) -> ImageFacts:
+    path, (height, width) = Path(job[0]), job[1]
+    header: ImageHeader | None = None
+    try:
+        header = read_header(path)
+        # Its own size where the annotation is wrong about it: that was said already.
+        known = (height, width) in (header.upright, header.stored)
+        pixels = read_image(path, (height, width) if known else header.upright)
+    except InputError as error:
+        return ImageFacts(header, str(error), None, np.zeros(4, dtype=np.uint64))
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(pixels.data)
+    return ImageFacts(header, None, digest.digest(), fingerprint(pixels))
+
+
+def fingerprint(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """256 bits that change little with the size and the compression of a picture: uint64 [4].
+
+    The signs of the lowest frequencies of the cosine transform about their median, after "pHash" (Zauner,
+    "Implementation and benchmarking of perceptual image hash functions", 2010).
+
+    Args:
+        pixels: uint8 [H, W, 3] RGB.
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+    if small.std() < _FLAT:
+        return np.zeros(4, dtype=np.uint64)
+    low = dctn(small, norm="ortho")[:17, :17].flatten()[1:257]  # without the mean
+    return np.packbits(low > np.median(low)).view(np.uint64)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2

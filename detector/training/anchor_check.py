@@ -1,0 +1,87 @@
+"""The anchors of a configuration beside the gt boxes as its training sees them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.cache import ImageCache
+from data.loader import DetectionDataset
+from data.sample import SIZE_DIVISOR, DetectionSet
+from detector.anchor_fit import AnchorShapes, SeenBoxes, level_ious, suggest
+from detector.build import build_pipeline
+from detector.config import Config
+
+_IMAGES = 200  # that are looked at
+_LITTLE_RECALL = 0.9
+_WORTH_SAYING = 0.01  # recall that other anchors would gain
+
+
+@dataclass(frozen=True)
+class AnchorFit:
+    """How well the anchors of a configuration fit, and what would fit better."""
+
+    seen: SeenBoxes
+    shapes: AnchorShapes
+    ious: Tensor  # [G, 5] the best of each box on each level
+    positive_iou: float
+    negative_iou: float
+    suggested: AnchorShapes | None  # where it gains something
+
+    @property
+    def best(self) -> Tensor:
+        """The best IoU of each box with any anchor, [G]."""
+        return self.ious.amax(1)
+
+    @property
+    def little(self) -> bool:
+        """Whether so many boxes have no positive anchor that training suffers."""
+        return len(self.best) > 0 and recall(self.best, self.positive_iou) < _LITTLE_RECALL
+
+
+def recall(best: Tensor, iou: float) -> float:
+    """The part of the boxes [G] whose best anchor reaches an IoU."""
+    return float((best >= iou).double().mean())
+
+
+def seen_boxes(records: DetectionSet, config: Config, epoch: int = 0, images: int = _IMAGES) -> SeenBoxes:
+    """The gt boxes of some images as training sees them in an epoch. No image is decoded."""
+    pipeline = build_pipeline(config.data, training=True, geometry=True)
+    dataset = DetectionDataset(records, pipeline, config.train.seed, cache=_Blank(records))
+    boxes, sizes = [torch.zeros(0, 4)], [torch.zeros(0, 2, dtype=torch.int64)]
+    for row in torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:images].tolist():
+        sample = dataset.sample(epoch, row)
+        mine = torch.from_numpy(sample.boxes[~sample.ignore])
+        padded = -(-torch.tensor(sample.image.shape[:2]) // SIZE_DIVISOR) * SIZE_DIVISOR
+        boxes.append(mine)
+        sizes.append(padded.expand(len(mine), 2))
+    return SeenBoxes(torch.cat(boxes), torch.cat(sizes))
+
+
+def anchor_fit(
+    records: DetectionSet, config: Config, images: int = _IMAGES, search: bool = True
+) -> AnchorFit:
+    """Measure the anchors; with `search` also look for better ones.
+
+    Better ones are searched on other draws of the augmentation than they are judged on.
+    """
+    seen = seen_boxes(records, config, epoch=0, images=images)
+    shapes = AnchorShapes(
+        tuple(tuple(row) for row in config.model.anchors.sizes), tuple(config.model.anchors.ratios)
+    )
+    positive = config.matcher.positive_iou
+    ious, suggested = level_ious(seen, shapes), None
+    if search and len(seen.boxes):
+        other = suggest(seen_boxes(records, config, epoch=1, images=images), shapes, positive)
+        gain = recall(level_ious(seen, other).amax(1), positive) - recall(ious.amax(1), positive)
+        suggested = other if gain >= _WORTH_SAYING else None
+    return AnchorFit(seen, shapes, ious, positive, config.matcher.negative_iou, suggested)
+
+
+class _Blank(ImageCache):
+    """Stands in for the pixels of a set's images where only the boxes are looked at."""
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        return np.zeros((*self._sizes[row], 3), dtype=np.uint8)

@@ -1,0 +1,153 @@
+"""The data check on what a configuration names: all of it, or the quick part before a training."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.check.annotations import annotation_spots
+from data.check.findings import Level, Spot, gather, spot_of_fault
+from data.check.images import image_spots
+from data.check.report import AnchorReport, LevelFit, Report, summarise
+from data.check.resized import Resize
+from data.check.scan import ImageFacts, scan
+from data.faults import DataFault
+from data.sample import DetectionSet
+from detector.anchor_fit import level_ious
+from detector.build import build_pipeline, build_set
+from detector.config import Config
+from detector.training.anchor_check import AnchorFit, anchor_fit, recall
+from errors import InputError
+
+log = logging.getLogger(__name__)
+_NOUNS = {"voc": "object", "yolo": "line"}
+_LINES_BEFORE_TRAINING = 5
+_PIXELS_BEFORE_TRAINING = 2e7  # of blank images that are augmented: a fraction of a second
+_LEAST_IMAGES, _MOST_IMAGES = 8, 64
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The report, and the records that could be read, for pictures of them."""
+
+    report: Report
+    sets: dict[str, DetectionSet]
+
+
+def examine(config: Config, title: str, decode: bool) -> Examination:
+    """Look at all splits of a configuration.
+
+    Args:
+        title: names the configuration in the report.
+        decode: read the images as well, not only the annotations.
+
+    Raises:
+        InputError: no split can be read at all.
+    """
+    started = time.monotonic()
+    sets, spots = _read(config)
+    faulty = frozenset(spot.image for spot in spots if spot.image and spot.code.startswith("image-"))
+    spots += annotation_spots(sets, _noun(config), _resize(config), paths=not decode)
+    facts: dict[str, list[ImageFacts]] = {name: [] for name in sets}
+    if decode:
+        facts = {name: scan(records, name) for name, records in sets.items()}
+        spots += image_spots(sets, facts, faulty)
+    anchors = None
+    if "train" in sets and len(sets["train"].boxes):
+        fit = anchor_fit(sets["train"], config)
+        spots += _anchor_spots(fit)
+        anchors = _anchor_report(fit)
+    summaries = {name: summarise(records, facts[name]) for name, records in sets.items()}
+    findings = tuple(gather(spots))
+    return Examination(Report(title, time.monotonic() - started, decode, findings, summaries, anchors), sets)
+
+
+def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet) -> None:
+    """Say in a few warnings what the annotations have that hurts training. Takes a second at most."""
+    spots = list(annotation_spots({"train": train, "val": val}, _noun(config), _resize(config), paths=True))
+    pixels = float(train.sizes.prod(axis=1).mean())
+    images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
+    spots += _anchor_spots(anchor_fit(train, config, images, search=False))
+    found = [finding for finding in gather(spots) if finding.kind.level < Level.NOTE]
+    for finding in found[:_LINES_BEFORE_TRAINING]:
+        first, more = finding.spots[0].text, len(finding.spots) - 1
+        others = f" (and {more} more)" if more else ""
+        log.warning("data: %s: %s%s; %s", finding.kind.what, first, others, finding.kind.remedy)
+    if len(found) > _LINES_BEFORE_TRAINING:
+        rest = len(found) - _LINES_BEFORE_TRAINING
+        log.warning("data: %d more kinds of faults; python -m data.check lists all", rest)
+
+
+def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
+    """The splits that can be read, each with the classes of its own, and what the readers refused."""
+    sets: dict[str, DetectionSet] = {}
+    spots: list[Spot] = []
+    failure: InputError | None = None
+    for split in ("train", "val", "test"):
+        names = getattr(config.data.splits, split)
+        if names is None or (split == "test" and names == config.data.splits.val):
+            continue
+        faults: list[DataFault] = []
+        try:
+            sets[split] = build_set(config.data, split, faults=faults)
+        except InputError as error:
+            failure = failure or error
+            spots.append(Spot("split-unreadable", f"{split}: {error}", split))
+        spots += [spot_of_fault(fault, split) for fault in faults]
+    if failure is not None and not sets:
+        raise failure
+    return sets, spots
+
+
+def _noun(config: Config) -> str:
+    return _NOUNS.get(config.data.format, "annotation")
+
+
+def _resize(config: Config) -> Resize:
+    pipeline = build_pipeline(config.data, training=False, geometry=True)
+    no_boxes = np.zeros((0, 4), dtype=np.float32)
+
+    def resize(size: tuple[int, int]) -> tuple[int, int]:
+        height, width = pipeline(np.zeros((*size, 3), dtype=np.uint8), no_boxes, 0)[0].shape[:2]
+        return height, width
+
+    return resize
+
+
+def _anchor_spots(fit: AnchorFit) -> list[Spot]:
+    if not fit.little:
+        return []
+    missed = fit.seen.boxes[fit.best < fit.positive_iou]
+    width, height = (missed[:, 2:] - missed[:, :2]).median(dim=0).values.tolist()
+    text = (
+        f"{len(missed)} of {len(fit.best)} boxes, as augmented, reach no IoU of {fit.positive_iou:g} with "
+        f"an anchor, {int((fit.best < fit.negative_iou).sum())} none of {fit.negative_iou:g}; half of them "
+        f"are wider than {width:.0f} px, half higher than {height:.0f} px (model.anchors)"
+    )
+    return [Spot("anchors-miss", text, "train")]
+
+
+def _anchor_report(fit: AnchorFit) -> AnchorReport:
+    of_level = fit.ious.argmax(1)
+    groups = {"all": fit.best}
+    for level in range(fit.ious.shape[1]):
+        groups[f"P{3 + level}"] = fit.best[of_level == level]
+    levels = []
+    for name, best in groups.items():
+        parts = [recall(best, iou) if len(best) else 0.0 for iou in (fit.positive_iou, fit.negative_iou)]
+        levels.append(LevelFit(name, len(best), *parts))
+    sides = (fit.seen.boxes[:, 2:] - fit.seen.boxes[:, :2]).double().numpy()
+    return AnchorReport(
+        positive_iou=fit.positive_iou,
+        negative_iou=fit.negative_iou,
+        sizes=tuple(size for level in fit.shapes.sizes for size in level),
+        ratios=fit.shapes.ratios,
+        levels=tuple(levels),
+        box_sizes=np.sqrt(sides.prod(axis=1)),
+        box_ratios=sides[:, 1] / sides[:, 0],
+        suggestion=None if fit.suggested is None else fit.suggested.yaml(),
+        suggested_positive=None
+        if fit.suggested is None
+        else recall(level_ious(fit.seen, fit.suggested).amax(1), fit.positive_iou),
+    )

@@ -1,0 +1,122 @@
+"""python -m data.check as it is meant to be used, and what a training says of its data."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+import train
+from data.check.__main__ import main
+from data.shapes import ShapesSpec, ensure_shapes
+from detector.build import build_set
+from detector.config import load_config
+from detector.training.data_check import warn_before_training
+from detector.training.trainer import Trainer
+from tests.builders import small_coco
+from tests.runs import Outcome, assert_refused, call, tiny_config
+
+DEMO = Path(train.__file__).parent / "configs" / "demo.yaml"
+SMALL = ("data.shapes_train_images=40", "data.shapes_val_images=12", "data.shapes_size_px=128")
+YAML = "data: {format: coco, root: set}\ntrain: {epochs: 1}\n"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo set."""
+    root = tmp_path_factory.mktemp("demo") / "shapes"
+    ensure_shapes(root, ShapesSpec(40, 12, 128))
+    return root
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """tiny.yaml, whose training and validation hold the same images: six faults for each to find."""
+    small_coco(tmp_path / "set", 6)
+    (tmp_path / "tiny.yaml").write_text(YAML)
+    return tmp_path
+
+
+def check(place: Path, *words: str) -> Outcome:
+    return call(main, *words, cwd=place)
+
+
+def test_the_demo_set_is_clean(demo: Path, tmp_path: Path) -> None:
+    outcome = check(tmp_path, str(DEMO), f"data.root={demo}", *SMALL, "--json", "check.json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "Nothing found in annotations and images" in outcome.out
+    content = json.loads((tmp_path / "check.json").read_text())
+    assert (content["ok"], content["findings"]) == (True, [])
+    train_split = content["splits"]["train"]
+    assert (train_split["images"], train_split["modes"]) == (40, {"RGB": 40})
+    assert sum(train_split["per_class"].values()) == train_split["boxes"]
+
+
+def test_faults_end_with_code_one_and_stand_in_text_json_and_page(place: Path) -> None:
+    outcome = check(place, "tiny.yaml", "--json", "check.json", "--html", "check.html")
+    assert (outcome.code, outcome.err) == (1, "")
+    content = json.loads((place / "check.json").read_text())
+    found = {finding["code"]: finding for finding in content["findings"]}
+    assert (found["image-in-both"]["count"], found["image-in-both"]["level"]) == (6, "warning")
+    first = found["image-in-both"]["places"][0]
+    assert (first["split"], first["image"], first["image_id"]) == ("val", "set/images/0.png", 10)
+    page = (place / "check.html").read_text()
+    for text in (outcome.out, page):
+        assert re.search(r"6 x (<code>)?image-in-both", text)
+        assert first["text"] in text
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert "<script" not in page and not re.search(r"(src|href)=.?https?:", page)
+
+
+def test_a_suggestion_can_be_pasted(place: Path) -> None:
+    """The YAML that is printed goes into a configuration, which then has nothing to complain of."""
+    sizes = "model.anchors.sizes=[[150], [200], [300], [400], [512]]"
+    said = check(place, "tiny.yaml", "data.splits.train=train", sizes).out
+    assert "anchors-miss" in said
+    pasted = said[said.index("model:\n") :].split("\n\n")[0]
+    (place / "better.yaml").write_text(f"base: tiny.yaml\n{pasted}\n")
+    assert "anchors-miss" not in check(place, "better.yaml").out
+
+
+def test_names_are_text_on_the_page_not_markup(place: Path) -> None:
+    path = place / "set" / "annotations" / "train.json"
+    path.write_text(path.read_text().replace('"cat"', '"<b>cat</b>"'))
+    check(place, "tiny.yaml", "--html", "check.html")
+    page = (place / "check.html").read_text()
+    assert "&lt;b&gt;cat" in page and "<b>cat" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("nowhere.yaml",), ("configuration file nowhere.yaml", "does not exist")),
+        (("tiny.yaml", "data.root=nowhere"), ("data.root", "nowhere")),
+        (("tiny.yaml", "data.rot=set"), ("'data.rot'", "did you mean 'data.root'?")),
+        (("tiny.yaml", "--json", "no/check.json"), ("--json", "no does not exist")),
+        (("tiny.yaml", "--html", "set"), ("--html", "set is a folder")),
+        (("tiny.yaml", "data.splits={train: x, val: x}"), ("data.splits",)),
+    ],
+)
+def test_bad_input_is_refused(place: Path, words: tuple[str, ...], named: tuple[str, ...]) -> None:
+    assert_refused(main, words, place, *named)
+
+
+def test_a_training_says_in_a_line_each_what_hurts_it(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Trainer(tiny_config(place / "set", place / "run"), "test")
+        assert caplog.messages == []  # tests are made without
+        Trainer(tiny_config(place / "set", place / "run", "data.check=true"), "test")
+    assert 1 <= len(caplog.messages) <= 6
+    assert all(message.startswith("data: ") and "\n" not in message for message in caplog.messages)
+    (shared,) = [message for message in caplog.messages if "share an image" in message]
+    assert "0.png (id 10, val) is the same file as" in shared and "(and 5 more)" in shared
+
+
+def test_a_training_on_the_demo_set_has_nothing_to_say(demo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(DEMO, [f"data.root={demo}", *SMALL])
+    train_set = build_set(config.data, "train")
+    val_set = build_set(config.data, "val", train_set.classes)
+    with caplog.at_level(logging.WARNING):
+        warn_before_training(config, train_set, val_set)
+    assert caplog.messages == []

@@ -1,0 +1,50 @@
+"""The shortcut past the list of all anchors gives the same IoUs, and the search finds what fits."""
+
+import pytest
+import torch
+
+from detector.anchor_fit import AnchorShapes, SeenBoxes, level_ious, suggest
+from detector.anchors import AnchorGenerator, pyramid_grids
+from detector.boxes import pairwise_iou
+
+
+def random_boxes(count: int, height: int, width: int, seed: int) -> torch.Tensor:
+    """Boxes of all sizes, some reaching over the edges."""
+    draws = torch.Generator().manual_seed(seed)
+    centres = torch.rand(count, 2, generator=draws) * torch.tensor([width, height])
+    sides = 2 ** (1 + 7 * torch.rand(count, 2, generator=draws))
+    return torch.cat((centres - sides / 2, centres + sides / 2), dim=1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 160), (320, 224), (64, 416)])
+def test_ious_are_those_with_the_list_of_all_anchors(size: tuple[int, int]) -> None:
+    """Oracle: every anchor of a level beside every box."""
+    shapes = AnchorShapes(((7, 20), (30, 45.3), (64, 90), (128, 181), (256, 362)), (0.5, 1.0, 1.7))
+    boxes = random_boxes(300, *size, seed=sum(size))
+    found = level_ious(SeenBoxes(boxes, torch.tensor(size).expand(300, 2)), shapes)
+    grids = pyramid_grids(*size)
+    anchors = AnchorGenerator(shapes.sizes, shapes.ratios)(size, grids, torch.device("cpu"))
+    per_level = anchors.split([6 * rows * columns for rows, columns in grids])
+    expected = torch.stack([pairwise_iou(boxes, level).amax(1) for level in per_level], dim=1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_flat_boxes_are_given_flat_anchors() -> None:
+    """60 x 12 px: the default ratios reach no IoU of 0.5 with them; nothing else is asked for."""
+    draws = torch.Generator().manual_seed(1)
+    corners = torch.rand(200, 2, generator=draws) * torch.tensor([250.0, 290.0])
+    boxes = torch.cat((corners, corners + torch.tensor([60.0, 12.0])), dim=1)
+    seen = SeenBoxes(boxes, torch.tensor([320, 320]).expand(200, 2))
+    default = AnchorShapes(((32, 45), (64, 90), (128, 181), (256, 362), (512, 724)), (0.5, 1.0, 2.0))
+    found = suggest(seen, default, 0.5)
+    before, after = (level_ious(seen, shapes).amax(1) for shapes in (default, found))
+    assert float((before >= 0.5).double().mean()) < 0.2
+    assert float((after >= 0.5).double().mean()) > 0.98
+    assert [len(level) for level in found.sizes] == [2] * 5 and len(found.ratios) == 3
+    assert found.sizes[1:] == default.sizes[1:]  # levels that no box needs stay as they are
+
+
+def test_anchors_that_fit_are_left_alone() -> None:
+    boxes = torch.tensor([[96.0, 96.0, 128.0, 128.0]])  # about a point of the finest grid
+    shapes = AnchorShapes(((32,), (64,), (128,), (256,), (512,)), (1.0,))
+    assert suggest(SeenBoxes(boxes, torch.tensor([[256, 256]])), shapes, 0.5) == shapes
