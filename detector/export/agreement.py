@@ -91,14 +91,14 @@ def _marginal(
     )
     rivals = (labels[:, None] == all_labels) & (scores[:, None] <= all_scores + SCORE)
     overlap = np.where(rivals, _iou(boxes, all_boxes), -1.0)  # [U, D1 + D2]
-    marginal = (np.abs(overlap - nms_threshold) < _IOU).any(1)
-    # One more or one less kept by NMS moves another over the limit ...
+    marginal: NDArray[np.bool_] = np.any(np.abs(overlap - nms_threshold) < _IOU, axis=1)
+    # One more or one less that NMS keeps moves another over the limit ...
     if all(len(f.scores) == limit for f in both):
         marginal |= scores <= max(float(f.scores.min()) for f in both) + SCORE
     # ... and drops or frees those that it overlaps.
-    between = (np.where(rivals, overlap, -1.0) > nms_threshold)[:, _positions(both, alone)]
+    between = (overlap > nms_threshold)[:, _positions(both, alone)]
     for _ in range(len(marginal)):
-        more = marginal | (between & marginal[None]).any(1)
+        more = marginal | np.any(between & marginal[None], axis=1)
         if (more == marginal).all():
             break
         marginal = more

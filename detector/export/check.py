@@ -8,7 +8,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -65,9 +64,8 @@ def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
         )
         rng = np.random.default_rng(0)
         blots = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        return [
-            Picture("the generated picture", cv2.resize(blots, (640, 480), interpolation=cv2.INTER_CUBIC))
-        ]
+        pixels: Pixels = resize(blots, 480, 640)
+        return [Picture("the generated picture", pixels)]
 
 
 def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tuple[str, Pixels]]:
@@ -166,4 +164,5 @@ def as_batch(images: Pixels) -> Batch:
 def normalised(images: Pixels) -> NDArray[np.float32]:
     """uint8 [B, 3, H, W] -> float32, with the mean and spread of the metadata."""
     mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images.astype(np.float32) / 255 - mean) / std
+    scaled: NDArray[np.float32] = (images.astype(np.float32) / np.float32(255) - mean) / std
+    return scaled

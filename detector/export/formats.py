@@ -1,5 +1,6 @@
 """The formats of exported files: how a graph is written into one, and how such a file is run."""
 
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,14 +32,14 @@ Run = Callable[[NDArray[Any]], list[NDArray[Any]]]  # images -> the outputs
 class Format:
     """One format.
 
-    write: graph, "detections" or "raw", metadata, file.
+    make: graph, "detections" or "raw", metadata -> the content of a file.
     run: a file -> a function that runs it on a CPU.
     """
 
     suffix: str
     needs: tuple[str, ...]  # packages beyond requirements.txt
     suppress: Any  # NMS in the graph
-    write: Callable[[nn.Module, str, dict[str, str], Path], None]
+    make: Callable[[nn.Module, str, dict[str, str]], bytes]
     run: Callable[[Path], Run]
 
 
@@ -51,7 +52,7 @@ def require_packages(name: str) -> None:
         )
 
 
-def _write_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str], file: Path) -> None:
+def _make_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> bytes:
     import onnx
 
     size = torch.export.Dim
@@ -59,17 +60,23 @@ def _write_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str], file: 
     with torch.no_grad(), _without_noise():
         shapes = {"images": {0: size("batch"), **sides}}
         program = torch.export.export(graph, (_example(outputs),), dynamic_shapes=shapes, strict=False)
-        converted = torch.onnx.export(
-            program,
-            (),
-            input_names=["images"],
-            output_names=OUTPUTS[outputs],
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            custom_translation_table=onnx_translations(),
-            verbose=False,
-        )
+        try:
+            converted = torch.onnx.export(
+                program,
+                (),
+                input_names=["images"],
+                output_names=OUTPUTS[outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                custom_translation_table=onnx_translations(),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise InputError(
+                f"PyTorch {torch.__version__} could not write the model as ONNX "
+                f"({str(error).splitlines()[0]}); try newer versions of torch and onnxscript"
+            ) from None
     assert converted is not None
     model = converted.model_proto
     _strip(model.graph)
@@ -77,7 +84,7 @@ def _write_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str], file: 
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
-    onnx.save(model, file)
+    return bytes(model.SerializeToString())
 
 
 def _strip(graph: Any) -> None:
@@ -97,13 +104,14 @@ def _run_onnx(file: Path) -> Run:
     return lambda images: session.run(None, {"images": images})
 
 
-def _write_torchscript(graph: nn.Module, outputs: str, metadata: dict[str, str], file: Path) -> None:
+def _make_torchscript(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> bytes:
     with torch.no_grad(), _without_noise():
         traced = torch.jit.trace(graph, _example(outputs), check_trace=False)
-        # The time of the export, beside it: all values as one JSON object.
         content = {name: json.loads(text) for name, text in metadata.items()}
         extra = {METADATA_FILE: json.dumps(content, ensure_ascii=False)}
-        torch.jit.save(traced, str(file), _extra_files=extra)
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer, _extra_files=extra)
+    return buffer.getvalue()
 
 
 def _keep_best_in_torchscript(*arguments: Any) -> Tensor:
@@ -137,10 +145,8 @@ def _without_noise() -> Iterator[None]:
         yield
 
 
-METADATA_FILE = "metadata.json"  # within a TorchScript file
+METADATA_FILE = "metadata.json"  # within a TorchScript file: all values as one JSON object
 FORMATS = {
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), keep_best_op, _write_onnx, _run_onnx),
-    "torchscript": Format(
-        ".torchscript", (), _keep_best_in_torchscript, _write_torchscript, _run_torchscript
-    ),
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), keep_best_op, _make_onnx, _run_onnx),
+    "torchscript": Format(".torchscript", (), _keep_best_in_torchscript, _make_torchscript, _run_torchscript),
 }

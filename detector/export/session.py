@@ -57,8 +57,9 @@ def export(
         given = pictures(checkpoint, check)
         graph = _graph(checkpoint, form, raw)
         kind = "raw" if raw else "detections"
+        content = FORMATS[form].make(graph, kind, metadata(checkpoint, raw))
         try:
-            FORMATS[form].write(graph, kind, metadata(checkpoint, raw), temporary)
+            temporary.write_bytes(content)
         except OSError as error:
             raise InputError(f"cannot write {file}: {error.strerror}") from None
         run = FORMATS[form].run(temporary)
