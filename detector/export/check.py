@@ -101,7 +101,12 @@ def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Pictu
                     f"{part.detections} detections, so nothing was written; please report it"
                 )
             parts.append(part)
-    return reduce(add, parts)
+    total = reduce(add, parts)
+    if total.detections == 0:
+        log.warning(
+            "nothing was found in the pictures of the check, which so proves little; name others with --check"
+        )
+    return total
 
 
 def check_raw(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) -> float:
@@ -120,7 +125,7 @@ def check_raw(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) ->
             ("logits", "deltas", "anchors"), expected, run(normalised(images)), strict=True
         ):
             same = one.shape == other.shape
-            apart = float(np.abs(one.numpy() - other).max() / np.abs(other).max()) if same else np.inf
+            apart = float(np.abs(one.numpy() - other).max() / (np.abs(other).max() or 1)) if same else np.inf
             if not apart <= _RAW:
                 raise InputError(
                     f"{name}: the {what} of the exported model and of PyTorch's differ, so nothing was "
