@@ -66,6 +66,27 @@ class FoldingConv2d(nn.Conv2d):
         scale, shift = line
         return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
 
+    @torch.no_grad()
+    def plain(self) -> nn.Conv2d:
+        """A convolution that does the same in evaluation, without looking at the norm."""
+        line = self._norm[0].scale_and_shift() if self._norm else None
+        plain = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            self.groups,
+            bias=line is not None,
+            device="meta",
+        )
+        scale, shift = line or (torch.ones(self.out_channels), None)
+        plain.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)
+        if shift is not None:
+            plain.bias = nn.Parameter(shift, requires_grad=False)
+        return plain
+
     def unfold(self) -> None:
         """Be a plain convolution again."""
         for norm in self._norm:
@@ -89,6 +110,14 @@ def unfold_norms(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FoldingConv2d):
             module.unfold()
+
+
+def plain_convolutions(network: nn.Module) -> None:
+    """Fix the folded norms as they are in evaluation: plain convolutions with a bias take their place."""
+    for module in list(network.modules()):
+        for name, conv in list(module.named_children()):
+            if isinstance(conv, FoldingConv2d):
+                setattr(module, name, conv.plain())
 
 
 def _line(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:

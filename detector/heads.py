@@ -53,9 +53,10 @@ class Head(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Pyramid levels -> [B, N, outputs], in the order of the anchors."""
-        return torch.cat([self._level(x) for x in features], dim=1)
+        # [B, H * W * A, outputs]
+        return torch.cat([self.maps(x).reshape(len(x), -1, self.outputs) for x in features], dim=1)
 
-    def _level(self, x: Tensor) -> Tensor:
-        x = self.output(self.tower(x))  # [B, A * outputs, H, W]
+    def maps(self, feature: Tensor) -> Tensor:
+        """One level [B, in_channels, H, W] -> [B, H, W, A * outputs]."""
         # Free of charge under channels_last, where this is the order in memory already.
-        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs)  # [B, H * W * A, outputs]
+        return self.output(self.tower(feature)).permute(0, 2, 3, 1)

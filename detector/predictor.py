@@ -21,7 +21,7 @@ from errors import InputError
 
 ImageLike = str | Path | NDArray[np.uint8] | Image.Image | Tensor
 
-_DEFAULT_THRESHOLD = 0.5
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Detector:
         self.classes = checkpoint.classes
         self.category_ids = checkpoint.category_ids
         self.thresholds = np.array(
-            [checkpoint.best_thresholds.get(name, _DEFAULT_THRESHOLD) for name in self.classes]
+            [checkpoint.best_thresholds.get(name, DEFAULT_THRESHOLD) for name in self.classes]
         )
         self.batch_size = checkpoint.config.eval.batch_size
 

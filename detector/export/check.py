@@ -1,0 +1,173 @@
+"""An exported file against the model that it was made of, on real pictures where there are any."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.images import read_upright
+from data.inputs import find_sources
+from data.sample import Batch, Sample, collate
+from data.transforms import resize
+from detector.build import build_pipeline, build_set
+from detector.evaluation.checkpoint import OpenCheckpoint
+from detector.evaluation.score import predictions_in
+from detector.export.agreement import NOTHING, Agreement, Found, compare
+from detector.export.formats import Run
+from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
+from errors import InputError
+
+log = logging.getLogger(__name__)
+Pixels = NDArray[np.uint8]
+
+_IMAGES = 3  # looked at where the user names none: as many as the batch
+_RAW = 1e-4  # of the largest output
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture for the check, and what to call it."""
+
+    name: str
+    pixels: Pixels  # [H, W, 3]
+
+
+def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
+    """Those that the user names, or the first of the validation set, or a generated one, with a warning.
+
+    Raises:
+        InputError: one that the user names cannot be used.
+    """
+    if words:
+        sources = [source for source in find_sources(words) if source.kind == "image"]
+        if not sources:
+            raise InputError(f"--check: {words[0]} holds no images")
+        return [Picture(str(s.path), read_upright(s.path, str(s.path))) for s in sources]
+    data = checkpoint.config.data
+    try:
+        if not Path(data.root).is_dir():  # else the generated set would be made anew
+            raise InputError(f"the folder {data.root} does not exist")
+        files = build_set(data, "val", checkpoint.classes).files[:_IMAGES]
+        return [Picture(str(file), read_upright(Path(file), str(file))) for file in files]
+    except InputError as error:
+        log.warning(
+            "checked on a generated picture only, since the validation set is not at hand (%s); "
+            "give it data.root=... or photographs with --check",
+            error,
+        )
+        rng = np.random.default_rng(0)
+        blots = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        pixels: Pixels = resize(blots, 480, 640)
+        return [Picture("the generated picture", pixels)]
+
+
+def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tuple[str, Pixels]]:
+    """Each picture by itself, resized as in evaluation, and three in one batch of another, odd size.
+
+    Yields a name and uint8 [B, 3, H, W].
+    """
+    pipeline = build_pipeline(checkpoint.config.data, training=False)
+    none = np.zeros((0, 4), dtype=np.float32)
+    resized = [pipeline(picture.pixels, none, seed=0)[0] for picture in given]
+    for picture, pixels in zip(given, resized, strict=True):
+        yield picture.name, stacked([pixels])
+    height, width = ((3 * side // 4) | 1 for side in resized[0].shape[:2])
+    three = [resize(resized[i % len(resized)], height, width) for i in range(3)]
+    yield f"three pictures of {width} x {height} px, {given[0].name} first", stacked(three)
+
+
+def stacked(images: Iterable[Pixels]) -> Pixels:
+    """Images [H, W, 3] of one size -> [B, 3, H, W]."""
+    return np.ascontiguousarray(np.stack(list(images)).transpose(0, 3, 1, 2))
+
+
+def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) -> Agreement:
+    """Raises InputError where the exported model finds anything else than PyTorch's."""
+    e, parts = checkpoint.config.eval, [NOTHING]
+    for name, images in batches(checkpoint, given):
+        side = max(images.shape[2:])
+        for one, other in zip(found_by_model(checkpoint, images), found_by(run, images), strict=True):
+            part = compare(one, other, side, e.nms_threshold, e.detections_per_img)
+            if part.unexplained:
+                raise InputError(
+                    f"{name}: the exported model and PyTorch's differ in {part.unexplained} of "
+                    f"{part.detections} detections, so nothing was written; please report it"
+                )
+            parts.append(part)
+    total = reduce(add, parts)
+    if total.detections == 0:
+        log.warning(
+            "nothing was found in the pictures of the check, which so proves little; name others with --check"
+        )
+    return total
+
+
+def check_raw(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) -> float:
+    """The largest difference of an output, in parts of the largest output.
+
+    Raises:
+        InputError: it is more than rounding.
+    """
+    worst = 0.0
+    for name, images in batches(checkpoint, given):
+        batch = as_batch(images)
+        with torch.no_grad():
+            outputs = checkpoint.model.eval()(batch.images, batch.sizes)
+        expected = [outputs.logits, outputs.deltas, outputs.anchors]
+        for what, one, other in zip(
+            ("logits", "deltas", "anchors"), expected, run(normalised(images)), strict=True
+        ):
+            same = one.shape == other.shape
+            apart = float(np.abs(one.numpy() - other).max() / (np.abs(other).max() or 1)) if same else np.inf
+            if not apart <= _RAW:
+                raise InputError(
+                    f"{name}: the {what} of the exported model and of PyTorch's differ, so nothing was "
+                    f"written; please report it"
+                )
+            worst = max(worst, apart)
+    return worst
+
+
+def found_by(run: Run, images: Pixels) -> list[Found]:
+    """What an exported model finds in images uint8 [B, 3, H, W]."""
+    boxes, scores, labels, count = run(images)
+    return [
+        Found(boxes[i, :n].astype(np.float64), scores[i, :n].astype(np.float64), labels[i, :n])
+        for i, n in enumerate(count)
+    ]
+
+
+def found_by_model(checkpoint: OpenCheckpoint, images: Pixels) -> list[Found]:
+    """What the checkpoint's model finds in them, as `evaluate.py` does."""
+    c = checkpoint
+    (found,) = predictions_in(c.config, c.model, [as_batch(images)], c.device)
+    scores = found.scores if c.calibration is None else c.calibration(found.scores)
+    rows = [found.rows == i for i in range(len(images))]
+    return [Found(found.boxes[mine], scores[mine], found.labels[mine]) for mine in rows]
+
+
+def as_batch(images: Pixels) -> Batch:
+    """As if they came from the loader."""
+    height, width = images.shape[2:]
+    no_boxes = np.zeros((0, 4), dtype=np.float32)
+    no_rows: NDArray[Any] = np.zeros(0, dtype=np.int64)
+    return collate(
+        [
+            Sample(i, i, image.transpose(1, 2, 0), (height, width), no_boxes, no_rows, no_rows.astype(bool))
+            for i, image in enumerate(images)
+        ]
+    )
+
+
+def normalised(images: Pixels) -> NDArray[np.float32]:
+    """uint8 [B, 3, H, W] -> float32, with the mean and spread of the metadata."""
+    mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    scaled: NDArray[np.float32] = (images.astype(np.float32) / np.float32(255) - mean) / std
+    return scaled

@@ -1,0 +1,152 @@
+"""The formats of exported files: how a graph is written into one, and how such a file is run."""
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from detector.export.suppression import keep_best, keep_best_op, onnx_translations
+from errors import InputError
+
+OUTPUTS = {"detections": ("boxes", "scores", "labels", "count"), "raw": ("logits", "deltas", "anchors")}
+OPSET = 18  # the oldest that torch.onnx.export writes without a conversion
+_IR_VERSION = 8  # of that opset's time; the exporter's own would refuse older runtimes
+# Sides in px for the exporter's example and the sizes that it must believe in: from 129 on the coarsest
+# level has more than one cell each way, and one is what the exporter takes for a constant. The graph that
+# comes of it is right for smaller images too.
+_EXAMPLE, _LEAST, _MOST = (2, 3, 200, 330), 129, 2**15
+
+Run = Callable[[NDArray[Any]], list[NDArray[Any]]]  # images -> the outputs
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    make: graph, "detections" or "raw", metadata -> the content of a file.
+    run: a file -> a function that runs it on a CPU.
+    """
+
+    suffix: str
+    needs: tuple[str, ...]  # packages beyond requirements.txt
+    suppress: Any  # NMS in the graph
+    make: Callable[[nn.Module, str, dict[str, str]], bytes]
+    run: Callable[[Path], Run]
+
+
+def require_packages(name: str) -> None:
+    """Raises InputError where a format's packages are not installed."""
+    missing = [package for package in FORMATS[name].needs if find_spec(package) is None]
+    if missing:
+        raise InputError(
+            f"--format {name} needs {', '.join(missing)}: python -m pip install -r requirements-export.txt"
+        )
+
+
+def _make_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> bytes:
+    import onnx
+
+    size = torch.export.Dim
+    sides = {2: size("height", min=_LEAST, max=_MOST), 3: size("width", min=_LEAST, max=_MOST)}
+    with torch.no_grad(), _without_noise():
+        shapes = {"images": {0: size("batch"), **sides}}
+        program = torch.export.export(graph, (_example(outputs),), dynamic_shapes=shapes, strict=False)
+        try:
+            converted = torch.onnx.export(
+                program,
+                (),
+                input_names=["images"],
+                output_names=OUTPUTS[outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                custom_translation_table=onnx_translations(),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise InputError(
+                f"PyTorch {torch.__version__} could not write the model as ONNX "
+                f"({str(error).splitlines()[0]}); try newer versions of torch and onnxscript"
+            ) from None
+    assert converted is not None
+    model = converted.model_proto
+    _strip(model.graph)
+    model.ir_version = _IR_VERSION
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _strip(graph: Any) -> None:
+    """Take out what the exporter notes of the code and its folders at every node."""
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _run_onnx(file: Path) -> Run:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})
+
+
+def _make_torchscript(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> bytes:
+    with torch.no_grad(), _without_noise():
+        traced = torch.jit.trace(graph, _example(outputs), check_trace=False)
+        content = {name: json.loads(text) for name, text in metadata.items()}
+        extra = {METADATA_FILE: json.dumps(content, ensure_ascii=False)}
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer, _extra_files=extra)
+    return buffer.getvalue()
+
+
+def _keep_best_in_torchscript(*arguments: Any) -> Tensor:
+    # Compiled, since what it does depends on how many candidates there are; a trace would fix that.
+    with _without_noise():
+        compiled: Tensor = torch.jit.script(keep_best)(*arguments)
+    return compiled
+
+
+def _run_torchscript(file: Path) -> Run:
+    with _without_noise():
+        module = torch.jit.load(str(file), map_location="cpu")
+
+    def run(images: NDArray[Any]) -> list[NDArray[Any]]:
+        with torch.no_grad():
+            return [tensor.numpy() for tensor in module(torch.from_numpy(images))]
+
+    return run
+
+
+def _example(outputs: str) -> Tensor:
+    kind = torch.uint8 if outputs == "detections" else torch.float32
+    return torch.zeros(_EXAMPLE, dtype=kind)
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """TorchScript is told to be deprecated at every call, and tracing warns of what is meant here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+METADATA_FILE = "metadata.json"  # within a TorchScript file: all values as one JSON object
+FORMATS = {
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), keep_best_op, _make_onnx, _run_onnx),
+    "torchscript": Format(".torchscript", (), _keep_best_in_torchscript, _make_torchscript, _run_torchscript),
+}

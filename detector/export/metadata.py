@@ -1,0 +1,40 @@
+"""What must travel with an exported file for its numbers to mean something."""
+
+import json
+from typing import Any
+
+import detector
+from detector.config import Config
+from detector.evaluation.checkpoint import OpenCheckpoint
+from detector.predictor import DEFAULT_THRESHOLD
+from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
+
+
+def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
+    """Names and values, each a JSON text; docs/export.md lists them."""
+    config, calibration = checkpoint.config, checkpoint.calibration
+    thresholds = [checkpoint.best_thresholds.get(name, DEFAULT_THRESHOLD) for name in checkpoint.classes]
+    values: dict[str, Any] = {
+        "project": "aploss-detector",
+        "version": detector.__version__,
+        "outputs": "raw" if raw else "detections",
+        "classes": checkpoint.classes,
+        "category_ids": checkpoint.category_ids,
+        "thresholds": thresholds,
+        "calibrated": calibration is not None,
+        "calibration": None if calibration is None else calibration.as_plain(),
+        "resize": resize_advice(config),
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "box_std": config.model.box_std,
+        "score_threshold": config.eval.score_threshold,
+        "topk_candidates": config.eval.topk_candidates,
+        "nms_threshold": config.eval.nms_threshold,
+        "detections_per_img": config.eval.detections_per_img,
+    }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+
+
+def resize_advice(config: Config) -> list[Any]:
+    """How evaluation resizes an image, in order; e.g. [{"ResizeWithin": {"long": 320}}]."""
+    return [{step: {}} if isinstance(step, str) else step for step in config.data.transforms.eval]

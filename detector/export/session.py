@@ -1,0 +1,84 @@
+"""A checkpoint -> a file for other runtimes, which is there only if it does what the checkpoint does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from detector.build import box_std
+from detector.checkpoint import find_checkpoint
+from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
+from detector.export.check import check_detections, check_raw, pictures
+from detector.export.formats import FORMATS, OUTPUTS, require_packages
+from detector.export.graph import DetectionGraph, HeadsGraph
+from detector.export.metadata import metadata
+from detector.export.probabilities import Probabilities
+from errors import InputError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and what the check found."""
+
+    file: Path
+    outputs: tuple[str, ...]
+    check: str  # in words
+
+
+def export(
+    model: Path, overrides: Sequence[str], form: str, raw: bool, output: Path | None, check: Sequence[str]
+) -> Report:
+    """Write a checkpoint, or best.pt of a run folder, in another format.
+
+    Args:
+        form: one of FORMATS.
+        raw: the outputs of the heads instead of detections.
+        output: the file; by default next to the checkpoint. It is replaced if it is there.
+        check: images to run both on; by default of the validation set.
+
+    Raises:
+        InputError: something given is wrong, or the file would not do what the checkpoint does. There is
+            no file then, or the one that was there before.
+    """
+    require_packages(form)
+    source = find_checkpoint(model, "best.pt")
+    file = output or source.with_suffix(FORMATS[form].suffix)
+    if file.is_dir() or (file.exists() and file.samefile(source)):
+        raise InputError(f"--output: {file} is {'a folder' if file.is_dir() else 'the checkpoint itself'}")
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        temporary.touch()  # before the work
+    except OSError as error:
+        raise InputError(f"--output: cannot write {file}: {error.strerror}") from None
+    try:
+        # In float32 on the CPU, as the graph is written.
+        checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
+        given = pictures(checkpoint, check)
+        graph = _graph(checkpoint, form, raw)
+        kind = "raw" if raw else "detections"
+        content = FORMATS[form].make(graph, kind, metadata(checkpoint, raw))
+        try:
+            temporary.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror}") from None
+        run = FORMATS[form].run(temporary)
+        if raw:
+            found = f"outputs within {check_raw(checkpoint, run, given):.0e} of the largest"
+        else:
+            a = check_detections(checkpoint, run, given)
+            found = f"{a.detections} detections, boxes within {a.box_px:.0e} px, scores within {a.score:.0e}"
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Report(file, OUTPUTS[kind], found)
+
+
+def _graph(checkpoint: OpenCheckpoint, form: str, raw: bool) -> nn.Module:
+    if raw:
+        return HeadsGraph(checkpoint.model).eval()
+    c = checkpoint
+    probabilities = Probabilities(c.calibration)
+    return DetectionGraph(
+        c.model, box_std(c.config, c.device), probabilities, c.config.eval, FORMATS[form].suppress
+    ).eval()

@@ -1,0 +1,80 @@
+"""Class-wise NMS of a batch, in the three forms that a graph is written in: PyTorch, TorchScript and ONNX.
+
+A batch of images has as many candidates each, best first, and what comes back is a mask of the same shape:
+no size depends on what is found.
+"""
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+
+def keep_best(
+    boxes: Tensor, ranks: Tensor, labels: Tensor, valid: Tensor, classes: int, iou_threshold: float, most: int
+) -> Tensor:
+    """Which candidates NMS keeps, the same as `postprocess.detect`. TorchScript compiles it as it stands.
+
+    Args:
+        boxes: float32 [B, K, 4], best first.
+        ranks: int64 [K], K to 1.
+        labels: int64 [B, K].
+        valid: bool [B, K]; the others neither stay nor suppress.
+        most: that are wanted of a class; here all are kept.
+
+    Returns:
+        bool [B, K].
+    """
+    batch, k = labels.shape
+    group = torch.arange(batch, device=labels.device)[:, None] * classes + labels
+    score = ranks.expand(batch, k).to(boxes.dtype)
+    at = valid.flatten().nonzero()[:, 0]
+    kept = torchvision.ops.boxes.batched_nms(
+        boxes.flatten(0, 1)[at], score.flatten()[at], group.flatten()[at], iou_threshold
+    )
+    keep = torch.zeros(batch * k, dtype=torch.bool, device=labels.device)
+    keep[at[kept]] = True
+    return keep.view(batch, k)
+
+
+keep_best_op = torch.library.custom_op("aploss::keep_best", keep_best, mutates_args=())
+
+
+@keep_best_op.register_fake
+def _(
+    boxes: Tensor, ranks: Tensor, labels: Tensor, valid: Tensor, classes: int, iou_threshold: float, most: int
+) -> Tensor:
+    return torch.empty_like(valid)
+
+
+def onnx_translations() -> dict[Any, Any]:
+    """How torch.onnx.export is to write the operator above: for its `custom_translation_table`."""
+    import onnxscript
+    from onnx import TensorProto
+
+    op: Any = onnxscript.opset18
+
+    def keep_best_in_onnx(
+        boxes: Any, ranks: Any, labels: Any, valid: Any, classes: int, iou_threshold: float, most: int
+    ) -> Any:
+        """ONNX's operator takes a score for each class: the rank in its own, nothing in the others."""
+        wanted = op.Reshape(op.Constant(value_ints=list(range(classes))), op.Constant(value_ints=[1, -1, 1]))
+        middle = op.Constant(value_ints=[1])
+        mine = op.And(op.Equal(op.Unsqueeze(labels, middle), wanted), op.Unsqueeze(valid, middle))
+        zero = op.Constant(value_floats=[0.0])
+        scores = op.Where(mine, op.Cast(ranks, to=TensorProto.FLOAT), zero)  # [B, C, K]
+        chosen = op.NonMaxSuppression(
+            boxes,
+            scores,
+            op.Constant(value_ints=[most]),
+            op.Constant(value_floats=[iou_threshold]),
+            zero,
+        )  # [S, 3] of image, class, candidate
+        at = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
+        rows = op.Shape(chosen, start=0, end=1)
+        ones = op.Expand(op.Constant(value_floats=[1.0]), rows)
+        none = op.ConstantOfShape(op.Shape(valid))
+        return op.Cast(op.ScatterND(none, at, ones), to=TensorProto.BOOL)
+
+    return {torch.ops.aploss.keep_best.default: keep_best_in_onnx}

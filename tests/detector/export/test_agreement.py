@@ -1,0 +1,74 @@
+"""Two sets of detections: the same, the same but for rounding, or different."""
+
+import numpy as np
+import pytest
+
+from detector.export.agreement import Found, compare
+
+A, B, C = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 70.0, 80.0), (100.0, 0.0, 130.0, 30.0)
+HALF = (0.0, 0.0, 10.0, 20.0)  # IoU 0.5 with A
+
+
+def found(*rows: tuple[tuple[float, ...], float, int]) -> Found:
+    return Found(
+        np.array([row[0] for row in rows]).reshape(-1, 4),
+        np.array([row[1] for row in rows]),
+        np.array([row[2] for row in rows], dtype=np.int64),
+    )
+
+
+def verdict(one: Found, other: Found, limit: int = 100) -> tuple[int, int]:
+    """Detections in one of the two only: by rounding, and unexplained; the same either way."""
+    there, back = (
+        compare(*pair, side_px=320, nms_threshold=0.5, limit=limit) for pair in ((one, other), (other, one))
+    )
+    assert (there.by_rounding, there.unexplained) == (back.by_rounding, back.unexplained)
+    return there.by_rounding, there.unexplained
+
+
+def test_the_same_in_another_order_agrees_and_is_measured() -> None:
+    one = found((A, 0.9, 0), (B, 0.5, 1))
+    other = found(((50.0005, 50.0, 70.0, 80.0), 0.500001, 1), (A, 0.9, 0))
+    agreement = compare(one, other, side_px=320, nms_threshold=0.5, limit=100)
+    assert (agreement.detections, agreement.by_rounding, agreement.unexplained) == (2, 0, 0)
+    assert agreement.box_px == pytest.approx(5e-4)
+    assert agreement.score == pytest.approx(1e-6)
+    assert verdict(found(), found()) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        found(((0.002, 0.0, 10.0, 10.0), 0.9, 0), (B, 0.5, 1)),  # another box
+        found((A, 0.90002, 0), (B, 0.5, 1)),  # another score
+        found((A, 0.9, 1), (B, 0.5, 1)),  # another label
+    ],
+)
+def test_another_detection_is_a_difference(other: Found) -> None:
+    assert verdict(found((A, 0.9, 0), (B, 0.5, 1)), other) == (0, 2)
+
+
+def test_one_too_many_is_a_difference() -> None:
+    both = found((A, 0.9, 0), (A, 0.9, 0))
+    assert verdict(found((A, 0.9, 0)), both) == (0, 1)
+    assert verdict(found(), found((A, 0.9, 0))) == (0, 1)
+
+
+def test_what_nms_decides_by_rounding_is_none() -> None:
+    assert verdict(found((A, 0.9, 0), (HALF, 0.5, 0)), found((A, 0.9, 0))) == (1, 0)
+    # Not so between two classes, nor for the better of the two.
+    assert verdict(found((A, 0.9, 0), (HALF, 0.5, 1)), found((A, 0.9, 0))) == (0, 1)
+    assert verdict(found((A, 0.4, 0), (HALF, 0.5, 0)), found((A, 0.4, 0))) == (0, 1)
+
+
+def test_what_follows_from_it_is_none_either() -> None:
+    """The box that was kept drops the next, which overlaps it but not the first."""
+    lower = (0.0, 6.0, 10.0, 24.0)  # IoU 14 / 24 with HALF, 4 / 24 with A
+    one, other = found((A, 0.9, 0), (HALF, 0.5, 0)), found((A, 0.9, 0), (lower, 0.4, 0))
+    assert verdict(one, other) == (2, 0)
+
+
+def test_what_the_limit_of_detections_decides_by_rounding_is_none() -> None:
+    one, other = found((A, 0.9, 0), (B, 0.5, 1)), found((A, 0.9, 0), (C, 0.5, 1))
+    assert verdict(one, other, limit=2) == (2, 0)
+    assert verdict(one, other, limit=3) == (0, 2)

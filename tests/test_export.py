@@ -1,0 +1,277 @@
+"""An exported file finds what PyTorch finds, or is not there.
+
+The oracle is the model of the checkpoint by way of `detect`; random weights, a picture for each size.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import export
+from detector.build import build_model
+from detector.config import apply_overrides, parse_config
+from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
+from detector.export.agreement import compare
+from detector.export.check import as_batch, found_by, found_by_model, normalised
+from detector.export.formats import FORMATS, METADATA_FILE
+from tests.builders import TINY_MODEL, coco_dict, write_coco, write_image
+from tests.runs import assert_refused, call, listing
+
+pytestmark = pytest.mark.xdist_group("export")  # an export to ONNX takes its time
+
+ROOT = Path(export.__file__).parent
+CLASSES = ["cat", "dog", "Zebrafink ü"]
+SETTINGS = ("eval.topk_candidates=150", "eval.detections_per_img=30", "eval.score_threshold=0.997")
+KNOTS = {"logits": [-3.0, 0.0, 1.0, 4.0], "probabilities": [0.05, 0.2, 0.6, 0.9]}
+SIZES = [(1, 96, 128), (3, 96, 128), (1, 61, 75), (3, 150, 41)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """best.pt, a model of three classes with random weights; the set that it names; picture.png."""
+    folder = tmp_path_factory.mktemp("export")
+    content = coco_dict([[[4.0, 5.0, 20.0, 18.0]], []])
+    content["categories"].append({"id": 9, "name": CLASSES[2]})
+    write_coco(folder / "set", content, content)
+    write_image(folder / "picture.png", 90, 120)
+    words = [*TINY_MODEL, *SETTINGS, f"data.root={folder / 'set'}"]
+    words.append("data.transforms.eval=[{ResizeWithin: {long: 96, short: 80}}]")
+    config = parse_config(apply_overrides({"data": {"format": "coco"}}, words), "the test")
+    torch.manual_seed(0)
+    model = build_model(config.model, len(CLASSES), pretrained=False)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_mean"):  # norms that a fold must not lose
+            tensor.normal_(std=0.1)
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    for head, spread in ((model.class_head, 0.3), (model.box_head, 0.1)):
+        torch.nn.init.normal_(head.output.weight, std=spread)  # scores far apart
+    torch.nn.init.zeros_(model.class_head.output.bias)
+    per_class = {"cat": {"best_f1_threshold": 0.25}, "dog": {"best_f1_threshold": -1}}
+    checkpoint = {
+        "format": 1, "model": model.state_dict(), "config": config.model_dump(mode="json"), "step": 1,
+        "epoch": 1, "classes": CLASSES, "category_ids": [3, 7, 9], "calibration": KNOTS,
+        "metrics": {"per_class": per_class},
+    }  # fmt: skip
+    torch.save(checkpoint, folder / "best.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(place: Path) -> OpenCheckpoint:
+    return open_checkpoint(place / "best.pt", [])
+
+
+@pytest.fixture(scope="module", params=["torchscript", "onnx"])
+def exported(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
+    """The name of the format and a file of it, made by the command line."""
+    for package in FORMATS[request.param].needs:
+        pytest.importorskip(package)
+    file = place / f"model{FORMATS[request.param].suffix}"
+    outcome = call(export.main, "best.pt", "--format", request.param, "--output", file.name, cwd=place)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert re.search(r"checked against PyTorch: \d+ detections", outcome.out)
+    return request.param, file
+
+
+def images(batch: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Noise in blots, each image of another one; the last of several is black."""
+    rng = np.random.default_rng(height)
+    blots = rng.integers(0, 256, (batch, 3, height // 10 + 1, width // 10 + 1), dtype=np.uint8)
+    blots[1:][-1:] = 0
+    return blots.repeat(10, 2).repeat(10, 3)[:, :, :height, :width].copy()
+
+
+def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tuple[str, Path]) -> None:
+    """One image and three, at sizes that the exporter has not seen, multiples of the stride and not."""
+    form, file = exported
+    run = FORMATS[form].run(file)
+    counts = []
+    for size in SIZES:
+        pixels = images(*size)
+        expected, found = found_by_model(opened, pixels), found_by(run, pixels)
+        for one, other in zip(expected, found, strict=True):
+            agreement = compare(one, other, max(size), 0.5, 30)
+            assert agreement.unexplained == 0
+            assert agreement.by_rounding <= 1
+            assert np.all(np.diff(other.scores) <= 0)
+            counts.append(len(other.scores))
+    assert 0 in counts  # the case is one of images without detections, with some, and with too many
+    assert 30 in counts
+    assert any(0 < count < 30 for count in counts)
+
+
+def test_what_is_beyond_the_count_is_empty(exported: tuple[str, Path]) -> None:
+    form, file = exported
+    boxes, scores, labels, count = FORMATS[form].run(file)(images(3, 96, 128))
+    assert (boxes.shape, scores.shape, labels.shape, count.shape) == ((3, 30, 4), (3, 30), (3, 30), (3,))
+    assert (boxes.dtype, scores.dtype) == (np.float32, np.float32)
+    assert (labels.dtype, count.dtype) == (np.int64, np.int64)
+    beyond = np.arange(30) >= count[:, None]
+    assert beyond.any()
+    assert not boxes[beyond].any()
+    assert not scores[beyond].any()
+    assert (labels[beyond] == -1).all()
+    assert (labels[~beyond] >= 0).all()
+
+
+def read_metadata(form: str, file: Path) -> dict[str, Any]:
+    if form == "onnx":
+        import onnxruntime
+
+        texts = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+        return {name: json.loads(text) for name, text in texts.items()}
+    extra = {METADATA_FILE: ""}
+    torch.jit.load(file, _extra_files=extra)
+    return json.loads(extra[METADATA_FILE])
+
+
+def test_the_file_says_what_its_numbers_mean(exported: tuple[str, Path]) -> None:
+    form, file = exported
+    told = read_metadata(form, file)
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version is not None
+    assert told == {
+        "project": "aploss-detector",
+        "version": version[1],
+        "outputs": "detections",
+        "classes": CLASSES,
+        "category_ids": [3, 7, 9],
+        "thresholds": [0.25, 0.5, 0.5],
+        "calibrated": True,
+        "calibration": KNOTS,
+        "resize": [{"ResizeWithin": {"long": 96, "short": 80}}],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "box_std": [0.1, 0.1, 0.2, 0.2],
+        "score_threshold": 0.997,
+        "topk_candidates": 150,
+        "nms_threshold": 0.5,
+        "detections_per_img": 30,
+    }
+
+
+def test_an_onnx_file_is_free_of_the_exporters_notes(exported: tuple[str, Path]) -> None:
+    """They name the folders of the machine; and the inputs' free sizes carry names."""
+    form, file = exported
+    if form == "torchscript":
+        pytest.skip("of ONNX alone")
+    import onnx
+
+    assert str(ROOT).encode() not in file.read_bytes()
+    model = onnx.load(file)
+    (given,) = model.graph.input
+    sides = [side.dim_param or side.dim_value for side in given.type.tensor_type.shape.dim]
+    assert sides == ["batch", 3, "height", "width"]
+    assert [opset.version for opset in model.opset_import if opset.domain == ""] == [18]
+
+
+def test_raw_gives_what_the_heads_say(place: Path, opened: OpenCheckpoint) -> None:
+    """In TorchScript, which is made in no time; an ONNX file is checked in the same way as it is made."""
+    form = "torchscript"
+    outcome = call(export.main, "best.pt", "--format", form, "--raw", "--output", "raw", cwd=place)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert read_metadata(form, place / "raw")["outputs"] == "raw"
+    run = FORMATS[form].run(place / "raw")
+    for size in SIZES[1:3]:
+        pixels = images(*size)
+        batch = as_batch(pixels)
+        with torch.no_grad():
+            expected = opened.model(batch.images, batch.sizes)
+        logits, deltas, anchors = run(normalised(pixels))
+        assert np.array_equal(anchors, expected.anchors.numpy())
+        np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
+        np.testing.assert_allclose(deltas, expected.deltas.numpy(), atol=1e-4)
+
+
+def test_scores_without_calibration(place: Path, tmp_path: Path) -> None:
+    """And more detections than there are candidates are not wanted of anyone."""
+    words = ["eval.calibrate=false", "eval.score_threshold=0", "eval.topk_candidates=4"]
+    file = tmp_path / "plain.torchscript"
+    outcome = call(
+        export.main, "best.pt", *words, "--format", "torchscript", "--output", str(file), cwd=place
+    )
+    assert outcome.code == 0, outcome.err
+    run, plain = FORMATS["torchscript"].run(file), open_checkpoint(place / "best.pt", words)
+    pixels = images(1, 96, 128)
+    (one,), (other,) = found_by_model(plain, pixels), found_by(run, pixels)
+    assert 0 < len(one.scores) <= 20  # five levels
+    assert compare(one, other, 128, 0.5, 30).unexplained == 0
+
+
+def test_a_generated_picture_stands_in_for_a_set_that_is_not_there(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["data.root=nowhere", "eval.score_threshold=0", "--format", "torchscript", "--output"]
+    for more, warnings in (((), 1), (("--check", "picture.png"), 0)):
+        caplog.clear()
+        assert call(export.main, "best.pt", *words, str(tmp_path / "a"), *more, cwd=place).code == 0
+        found = [record.getMessage() for record in caplog.records]
+        assert len(found) == warnings
+        assert all("generated picture" in text and "nowhere does not exist" in text for text in found)
+
+
+def test_a_check_that_finds_nothing_says_so(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["eval.score_threshold=1", "--format", "torchscript", "--output", str(tmp_path / "a")]
+    assert call(export.main, "best.pt", *words, cwd=place).code == 0
+    assert "nothing was found" in caplog.text
+
+
+def test_a_file_that_differs_is_not_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph without NMS; the file that was there stays as it was."""
+    (place / "old").write_text("old")
+    monkeypatch.setattr("detector.export.formats.keep_best", keep_everything)
+    words = ("best.pt", "eval.score_threshold=0", "--format", "torchscript", "--output", "old")
+    assert_refused(export.main, words, place, "PyTorch's differ", "nothing was written")
+    assert (place / "old").read_text() == "old"
+
+
+def keep_everything(
+    boxes: torch.Tensor,
+    ranks: torch.Tensor,
+    labels: torch.Tensor,
+    valid: torch.Tensor,
+    classes: int,
+    iou_threshold: float,
+    most: int,
+) -> torch.Tensor:
+    return valid
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("nowhere.pt",), ("nowhere.pt", "does not exist")),
+        (("picture.png",), ("picture.png", "damaged")),
+        (("best.pt", "--output", "set"), ("--output", "set is a folder")),
+        (("best.pt", "--output", "best.pt"), ("--output", "the checkpoint itself")),
+        (("best.pt", "--output", "nowhere/model"), ("--output", "nowhere/model", "No such file")),
+        (("best.pt", "--check", "nowhere.jpg"), ("nowhere.jpg", "does not exist")),
+        (("best.pt", "--check", "best.pt"), ("best.pt", "image")),
+        (("best.pt", "eval.nms=0.5"), ("'eval.nms'",)),
+        (("best.pt", "model.head_width=32"), ("'class_head", "shape")),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    place: Path, words: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    assert_refused(export.main, (*words, "--format", "torchscript"), place, *named)
+
+
+def test_missing_packages_are_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.export.formats.find_spec", lambda name: None if "script" in name else 1)
+    before = listing(place)
+    outcome = call(export.main, "best.pt", cwd=place)
+    assert outcome.code == 2
+    assert outcome.err == (
+        "error: --format onnx needs onnxscript: python -m pip install -r requirements-export.txt\n"
+    )
+    assert listing(place) == before
