@@ -65,7 +65,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(place: Path) -> OpenCheckpoint:
-    return open_checkpoint(place / "best.pt", [])
+    opened = open_checkpoint(place / "best.pt", [])
+    opened.model.eval()
+    return opened
 
 
 @pytest.fixture(scope="module", params=["torchscript", "onnx"])

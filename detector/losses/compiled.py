@@ -5,7 +5,9 @@ is allocated by torch, so that its allocator sees the memory. The formulas stand
 """
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from functools import cache, partial, wraps
+from importlib.util import find_spec
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,11 +16,8 @@ from torch import Tensor
 
 from detector.losses.ranking import BinTotals, blocks
 
-try:
-    from numba import njit
-except ImportError:  # no wheel for this machine or this Python: ranking.py does the work
-    njit = None  # type: ignore[assignment]
-
+# There may be no wheel for a machine or a Python: ranking.py does the work then.
+_NUMBA = find_spec("numba") is not None
 Array = NDArray[Any]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -26,15 +25,28 @@ Result = TypeVar("Result")
 
 def usable(values: Tensor) -> bool:
     """Whether the compiled loops can work on a tensor."""
-    return njit is not None and values.device.type == "cpu"
+    return _NUMBA and values.device.type == "cpu"
 
 
 def _compiled(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Compile at the first call, and keep the machine code for the next process."""
-    if njit is None:
-        return loop
-    fast: Callable[Arguments, Result] = njit(nogil=True, cache=True, error_model="numpy")(loop)
-    return fast
+
+    @cache
+    def fast() -> Callable[Arguments, Result]:
+        from numba import njit  # takes a second, which only training should pay
+
+        compiler = partial(njit, nogil=True, error_model="numpy")
+        try:
+            made = compiler(cache=True)(loop)
+        except RuntimeError:  # nowhere to keep the machine code: neither beside this file nor at home
+            made = compiler()(loop)
+        return cast(Callable[Arguments, Result], made)
+
+    @wraps(loop)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return fast()(*args, **kwargs)
+
+    return call
 
 
 def positives_of(targets: Tensor) -> Tensor:
@@ -191,24 +203,19 @@ def _merge(centres: Array, delta: float, infinity: Any, edges: Array, begin: Arr
 
 
 @_compiled
-def _cell(x: Any, low: Any, scale: Any, last: Any) -> Any:
-    """The cell of x >= low: never falls as x rises, rounding included."""
-    return np.uint64(min((x - low) * scale, last))
-
-
-@_compiled
 def _fill_cells(edges: Array, cells: Array, grid: Array) -> None:
-    """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale and last of _cell.
+    """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale, last.
 
-    A value lies above all edges of lower cells and below all of higher ones, so that what is left of a
-    search takes place in its own cell.
+    The cell of x >= low is floor(min((x - low) * scale, last)), which never falls as x rises, rounding
+    included. So a value lies above all edges of lower cells and below all of higher ones, and what is left
+    of a search takes place in its own cell.
     """
     low, last = edges[0], edges.dtype.type(len(cells) - 2)
     span = np.float64(edges[-1]) - np.float64(low)
     scale = edges.dtype.type(np.float64(last) / span if span > 1e-30 else 1.0)
     filled = np.uint64(0)
     for k in range(len(edges)):
-        cell = _cell(edges[k], low, scale, last)
+        cell = np.uint64(min((edges[k] - low) * scale, last))
         while filled <= cell:
             cells[filled] = k
             filled += np.uint64(1)
@@ -236,7 +243,7 @@ def _find(
             continue
         found = np.uint64(len(edges))
         if x < top:
-            cell = _cell(x, low, scale, last)
+            cell = np.uint64(min((x - low) * scale, last))
             found = np.uint64(cells[cell])
             # Two steps without a branch, which the processor could not foresee; few cells need more.
             found += np.uint64(edges[found] <= x)

@@ -24,8 +24,8 @@ def spoil_steps(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> Non
     call, update = Criterion.__call__, Learner.update
     done: list[int] = []
 
-    def spoiled(criterion: Criterion, outputs: Any, gt: Any) -> Losses:
-        losses = call(criterion, outputs, gt)
+    def spoiled(criterion: Criterion, *batch: Any) -> Losses:
+        losses = call(criterion, *batch)
         if len(done) + 1 in steps:
             return Losses({**losses.parts, "box": losses.parts["box"] * 0 + value}, losses.positives)
         return losses
