@@ -46,8 +46,9 @@ HEADER = (
 )
 NOTE = (
     "{images} images of split {split}, float32 on the CPU, network and post-processing. `In one only`: of "
-    "{detections} detections and more, those where NMS or the limit of detections is a matter of rounding; "
-    "`unexplained`: the rest of those that are not in both. Images per second by the median over the batches."
+    "the {detections} detections or more of a row, those where NMS or the limit of detections is a matter "
+    "of rounding; `unexplained`: the rest of those that are not in both. Images per second by the median "
+    "over the batches."
 )
 
 
