@@ -6,6 +6,7 @@ instead of three times, and gone through once less on the way back.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +46,7 @@ class FoldingConv2d(nn.Conv2d):
     """A convolution that does the work of the norm behind it where that is possible."""
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenNorm | BatchNorm) -> None:
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            bias=False,
-            device="meta",
-        )
+        super().__init__(**_geometry(conv), bias=False, device="meta")
         self.weight = conv.weight
         self._norm = [norm]  # in a list, or it would be a part of this module and twice in the state dict
 
@@ -70,17 +61,7 @@ class FoldingConv2d(nn.Conv2d):
     def plain(self) -> nn.Conv2d:
         """A convolution that does the same in evaluation, without looking at the norm."""
         line = self._norm[0].scale_and_shift() if self._norm else None
-        plain = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,  # type: ignore[arg-type]
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.dilation,  # type: ignore[arg-type]
-            self.groups,
-            bias=line is not None,
-            device="meta",
-        )
+        plain = nn.Conv2d(**_geometry(self), bias=line is not None, device="meta")
         scale, shift = line or (torch.ones(self.out_channels), None)
         plain.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)
         if shift is not None:
@@ -118,6 +99,11 @@ def plain_convolutions(network: nn.Module) -> None:
         for name, conv in list(module.named_children()):
             if isinstance(conv, FoldingConv2d):
                 setattr(module, name, conv.plain())
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return {name: getattr(conv, name) for name in names}
 
 
 def _line(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
