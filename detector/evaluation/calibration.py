@@ -13,8 +13,8 @@ from scipy.optimize import isotonic_regression
 
 Floats = NDArray[np.float64]
 
-_BINS = 32  # of equal count; a handful of detections in each would be learnt by heart
-_FEWEST = 20  # detections per bin
+_BINS = 32
+_FEWEST = 20  # detections per bin; a handful would be learnt by heart
 _LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # whose logits are finite
 
 
@@ -59,14 +59,13 @@ class Calibration:
 def fit_calibration(matched: Matched) -> Calibration | None:
     """The map that fits detections best; None where there is none to fit it to.
 
-    Isotonic regression (Zadrozny & Elkan, KDD 2002) over bins of equal count. Each level of its
-    stairs becomes one knot, in the middle of its detections, so that the line between rises.
+    Isotonic regression (Zadrozny & Elkan, KDD 2002) over bins. Each level of its stairs becomes one
+    knot, in the middle of its detections, so that the line between rises.
     """
-    count = len(matched.scores)
-    if count == 0:
+    if len(matched.scores) == 0:
         return None
     order = np.argsort(matched.scores, kind="stable")
-    bins = np.array_split(order, min(_BINS, max(1, count // _FEWEST)))
+    bins = np.split(order, _cuts(matched.correct[order]))
     sizes = np.array([len(rows) for rows in bins], dtype=np.float64)
     x = np.array([_logit(matched.scores[rows]).mean() for rows in bins])
     # Half a success and half a failure more: nothing is certain after a few detections.
@@ -78,6 +77,22 @@ def fit_calibration(matched: Matched) -> Calibration | None:
     # Knots may coincide where many scores are equal, and stairs differ by no more than rounding.
     distinct = np.concatenate(([True], (np.diff(middle) > 0) & (np.diff(height) > 1e-6)))
     return Calibration(tuple(middle[distinct].tolist()), tuple(height[distinct].tolist()))
+
+
+def _cuts(correct: NDArray[np.bool_]) -> list[int]:
+    """Where to cut detections in ascending order of score into bins.
+
+    Each bin gets an equal share of the right ones and of the wrong ones, taken together. There may be a
+    hundred wrong ones with scores near 0 to a right one: bins of equal count would see little else, and
+    leave all scores that a person looks at to one or two of them.
+    """
+    right = int(correct.sum())
+    share = np.where(correct, 1 / max(right, 1), 1 / max(len(correct) - right, 1)).cumsum()
+    cuts = [0]
+    for cut in np.searchsorted(share, share[-1] * np.arange(1, _BINS) / _BINS):
+        if cut - cuts[-1] >= _FEWEST and len(correct) - cut >= _FEWEST:
+            cuts.append(int(cut))
+    return cuts[1:]
 
 
 def calibration_error(scores: Floats, correct: NDArray[np.bool_], bins: int = 20) -> float:

@@ -34,6 +34,19 @@ def test_the_probabilities_behind_the_scores_are_found_again(scale: float, shift
     assert held_out_error(matched) < 0.02
 
 
+def test_high_scores_are_worth_what_they_say_among_many_wrong_ones() -> None:
+    """A detector gives its 100 best boxes of every image: nearly all of them are background, near 0."""
+    rng = np.random.default_rng(0)
+    logits = np.concatenate([rng.normal(-9, 2, 40_000), rng.uniform(-3, 4, 1500)])
+    truth = 1 / (1 + np.exp(-logits))
+    matched = Matched(1 / (1 + np.exp(-0.5 * logits)), rng.random(len(truth)) < truth, np.arange(len(truth)))
+    calibration = fit_calibration(matched)
+    assert calibration is not None
+    high = np.linspace(0.2, 0.97, 30)
+    found = calibration(1 / (1 + np.exp(-0.5 * np.log(high / (1 - high)))))
+    assert np.abs(found - high).max() < 0.08
+
+
 def test_held_out_error_sees_what_was_learnt_by_heart() -> None:
     """Scores that say nothing, and few of them: fitted on themselves they look better than they are."""
     rng = np.random.default_rng(0)
