@@ -94,16 +94,16 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError: missing, unreadable or not JSON."""
+def read_json(path: Path, kind: str = "annotation file") -> Any:
+    """The content of a JSON file. Raises InputError, which calls it `kind`: missing, unreadable or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"annotation file {path} does not exist") from None
+        raise InputError(f"{kind} {path} does not exist") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{kind} {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+        raise InputError(f"{kind} {path} is not valid JSON: {error}") from None
 
 
 def _categories(

@@ -152,6 +152,7 @@ def test_code_in_a_checkpoint_is_not_run(
 @pytest.mark.parametrize(
     ("results", "named"),
     [
+        (None, ("results file", "found.json", "does not exist")),
         ("{", ("found.json", "not valid JSON")),
         ("{}", ("found.json", "list")),
         ([{**DETECTION, "image_id": 99}], ("found.json", "detection 0", "image id 99")),
@@ -161,7 +162,8 @@ def test_code_in_a_checkpoint_is_not_run(
     ],
 )
 def test_wrong_results_are_refused(tmp_path: Path, results: Any, named: tuple[str, ...]) -> None:
-    (tmp_path / "found.json").write_text(results if isinstance(results, str) else json.dumps(results))
+    if results is not None:
+        (tmp_path / "found.json").write_text(results if isinstance(results, str) else json.dumps(results))
     (tmp_path / "truth.json").write_text(json.dumps(coco_dict([[[1.0, 2.0, 3.0, 4.0]]])))
     words = ("--predictions", "found.json", "--annotations", "truth.json", "--output", "scores.json")
     assert_refused(evaluate.main, words, tmp_path, *named)

@@ -113,7 +113,7 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
 def _read_results(
     path: Path, annotations_path: Path, places: dict[Any, int], labels: dict[Any, int]
 ) -> FoundBoxes:
-    results = read_json(path)
+    results = read_json(path, "results file")
     if not isinstance(results, list):
         raise InputError(f"{path} is not a COCO results file: a list of detections is wanted")
     found = []
