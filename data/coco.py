@@ -95,7 +95,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def read_json(path: Path, kind: str = "annotation file") -> Any:
-    """The content of a JSON file. Raises InputError, which calls it `kind`: missing, unreadable or not JSON."""
+    """The content of a JSON file. Raises InputError, calling it `kind`: missing, unreadable or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
