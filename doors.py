@@ -1,19 +1,18 @@
-"""What the command-line programs share: how they end."""
+"""What the command-line programs share: how they take memory, and how they end."""
 
+import ctypes
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable
 
 from errors import Bystander, InputError, Stopped
 
-# Read by torch as it starts: large tensors in large pages, which the system need not clear bit by bit.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 BAD_INPUT = 2
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
 INTERRUPTED = 130
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class _OneLine(logging.Formatter):
@@ -27,6 +26,20 @@ def _silent_where_raised_again(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc's malloc hold on to freed blocks: the next step asks for the very same ones.
+
+    By default it gives large blocks back, and gets them again as fresh pages that the system clears one
+    by one: some 20,000 page faults in a step of a small network, a tenth of its time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def run_door(main: Callable[[], None]) -> None:
     """Run a program: bad input ends in one line and exit code 2, a training that was stopped and has
     saved its state in 75, Ctrl-C elsewhere in 130."""
@@ -34,6 +47,7 @@ def run_door(main: Callable[[], None]) -> None:
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     threading.excepthook = _silent_where_raised_again
+    keep_freed_memory()
     try:
         main()
     except InputError as error:
