@@ -1,6 +1,6 @@
 """Claim: augmented as in SSD, files become the network's input twice as fast as in torchvision's references.
 
-Both read the same JPEG files and the same COCO annotation file, in one process on one thread, and end
+Both read the same JPEG files and the same COCO annotation file, each in a process of one thread, and end
 with a normalised float32 batch. torchvision's side is its references/detection as published: CocoDetection
 (PIL), its presets of transforms v2, and the GeneralizedRCNNTransform of its models, which normalises,
 resizes and batches. Ours is DetectionDataset, collate and RetinaNet.normalise. Further: what loading and
@@ -32,7 +32,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxFormat, Mask
 
-from benchmarks.measure import in_turns, parser, progress, report, section
+from benchmarks.measure import Call, Elsewhere, in_turns, parser, progress, report, section
 from data.coco import load_coco
 from data.feed import checked
 from data.images import read_image
@@ -42,6 +42,7 @@ from data.transforms import Pipeline
 from detector.build import build_model
 from detector.config import ModelConfig
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
+from doors import keep_freed_memory
 from errors import InputError
 
 SHORT, LONG = 500, 833  # of configs/coco_r50_aploss.yaml
@@ -54,16 +55,16 @@ FEW = 5_000  # images of the measurement of memory, so that 20 epochs take minut
 
 WHOLE_HEADER = ("augmentation", "ours, images/s", "torchvision, images/s", "ours / torchvision")
 WHOLE_NOTE = (
-    "From JPEG files to normalised float32 batches of {batch}, one process, one thread; {boxes} boxes per "
-    "image; the short side becomes {short} px, or the long one {long}. Median, and half the interquartile "
-    "range in per cent; the two run in turns and the ratio is the median over the turns. The augmentations "
-    "are torchvision's presets: hflip flips, ssdlite crops by IoU before, ssd distorts colours and zooms "
-    "out before that. torchvision: CocoDetection, the preset with PIL and transforms v2, "
-    "GeneralizedRCNNTransform. Ours: the same steps from a YAML, collate, RetinaNet.normalise. What "
+    "From JPEG files to normalised float32 batches of {batch}, each in a process of one thread; {boxes} "
+    "boxes per image; the short side becomes {short} px, or the long one {long}. Median, and half the "
+    "interquartile range in per cent; the two run in turns and the ratio is the median over the turns. "
+    "The augmentations are torchvision's presets: hflip flips, ssdlite crops by IoU before, ssd distorts "
+    "colours and zooms out before that. torchvision: CocoDetection, the preset with PIL and transforms "
+    "v2, GeneralizedRCNNTransform. Ours: the same steps from a YAML, collate, RetinaNet.normalise. What "
     "differs: ours resizes uint8 (areas averaged when it shrinks), torchvision float32 without that; our "
-    "zoom-out shrinks into the size of the image, torchvision's enlarges the canvas up to 16 times in area; "
-    "ours tries a crop 50 times and then does without, torchvision 40 times and then draws anew. On a GPU "
-    "the normalisation is the GPU's, and torchvision's resizing with it."
+    "zoom-out shrinks into the size of the image, torchvision's enlarges the canvas up to 16 times in "
+    "area; ours tries a crop 50 times and then does without, torchvision 40 times and then draws anew. On "
+    "a GPU the normalisation is the GPU's, and torchvision's resizing with it."
 )
 STAGES_HEADER = ("augmentation", "whose", "decode", "augment", "collate", "normalise", "whole path")
 STAGES_NOTE = (
@@ -333,20 +334,32 @@ def measure_memory(million: Million, records: DetectionSet, epochs: int) -> list
     ]
 
 
-def measure_preset(name: str, pictures: Pictures, repeats: int) -> tuple[list[str], list[list[str]]]:
-    """Rows of the two tables: the whole paths, and the stages of each side."""
-    ours, peer = Ours(pictures, PRESETS[name]), Torchvision(pictures, name)
-    calls = {
+def our_calls(pictures: Pictures, preset: str) -> dict[str, Call]:
+    """Ours, in a process set up as train.py sets itself up."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    ours = Ours(pictures, PRESETS[preset])
+    return {
         "ours": ours.whole,
-        "peer": peer.whole,
         "decode": ours.decode,
         "augment": ours.augment,
         "collate": ours.collate,
         "normalise": ours.normalise,
-        "peer decode": peer.decode,
-        "peer batch": peer.batch,
     }
-    timings = in_turns(calls, repeats, CPU, warm_up=1)
+
+
+def peer_calls(pictures: Pictures, preset: str) -> dict[str, Call]:
+    """torchvision's."""
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(sys.stderr):  # pycocotools is chatty
+        peer = Torchvision(pictures, preset)
+    return {"peer": peer.whole, "peer decode": peer.decode, "peer batch": peer.batch}
+
+
+def measure_preset(name: str, pictures: Pictures, repeats: int) -> tuple[list[str], list[list[str]]]:
+    """Rows of the two tables: the whole paths, and the stages of each side."""
+    with Elsewhere(our_calls, pictures, name) as ours, Elsewhere(peer_calls, pictures, name) as peer:
+        timings = in_turns({**ours.calls, **peer.calls}, repeats, CPU, warm_up=1)
     speeds = [
         f"{pictures.count / timings[side].median_s:.1f} ± {100 * timings[side].spread:.0f} %"
         for side in ("ours", "peer")
@@ -390,8 +403,7 @@ def main() -> None:
             pictures = annotate(given, folder / "pictures.json", arguments.count)
         except InputError as error:
             options.error(str(error))
-        with contextlib.redirect_stdout(sys.stderr):  # pycocotools is chatty
-            measured = [measure_preset(preset, pictures, arguments.repeats) for preset in PRESETS]
+        measured = [measure_preset(preset, pictures, arguments.repeats) for preset in PRESETS]
         origin = "made on the spot" if arguments.images is None else "photographs"
         sections = [
             section(

@@ -7,16 +7,25 @@ python -m benchmarks.evaluation
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/evaluation.py`
 
 import torch
-from torch import Tensor
+from torch import nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
-from benchmarks.measure import devices, in_turns, parser, peak_extra_bytes, progress, report, section
+from benchmarks.measure import (
+    Call,
+    Elsewhere,
+    devices,
+    in_turns,
+    parser,
+    peak_extra_bytes,
+    progress,
+    report,
+    section,
+)
 from benchmarks.training import (
     EQUAL,
     RECIPE,
@@ -34,6 +43,7 @@ from detector.build import box_std, build_amp
 from detector.config import Config, load_config
 from detector.postprocess import detect
 from detector.retinanet import RetinaNet
+from doors import keep_freed_memory
 
 HEADER = (
     "terms",
@@ -45,14 +55,33 @@ HEADER = (
 )
 NOTE = (
     "{batch} images of {size} x {size} px. Images per second by the median, and half the interquartile "
-    "range in per cent; the two run in turns and the ratio is the median over the turns. Peak memory: the "
+    "range in per cent; the two run in turns, each in its own process, and the ratio is the median over the "
+    "turns. Peak memory: the "
     "most that the tensors made on the way take at one time. torchvision gets float32 pixels at no charge; "
     "'as shipped' is configs/coco_r50_aploss.yaml against torchvision's defaults (score threshold 0.05 "
     "there, none here)."
 )
 
 
-def ours_call(network: RetinaNet, config: Config, data: Data, device: torch.device) -> Callable[[], object]:
+def our_process(
+    config: Config, batch: int, size: int, device: torch.device, shipped: bool
+) -> dict[str, Call]:
+    """Our call, in a process set up as evaluate.py sets itself up."""
+    keep_freed_memory()
+    data = make_data(batch, size, device)
+    return {"ours": ours_call(build_ours(config, data, device).network, config, data, device)}
+
+
+def peer_process(
+    config: Config, batch: int, size: int, device: torch.device, shipped: bool
+) -> dict[str, Call]:
+    """torchvision's call."""
+    data = make_data(batch, size, device)
+    network = build_peer(config, data, device, shipped).network
+    return {"peer": peer_call(network, config, data, device, shipped)}
+
+
+def ours_call(network: nn.Module, config: Config, data: Data, device: torch.device) -> Call:
     """Network and post-processing as `evaluate.py` runs them."""
     e, amp = config.eval, build_amp(config.train, device)
     std = box_std(config, device)
@@ -68,9 +97,14 @@ def ours_call(network: RetinaNet, config: Config, data: Data, device: torch.devi
     return call
 
 
-def peer_call(
-    network: TorchvisionRetinaNet, images: list[Tensor], amp: torch.dtype | None, device: torch.device
-) -> Callable[[], object]:
+def peer_call(network: nn.Module, config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
+    """torchvision's model, with its own thresholds where it is as shipped."""
+    assert isinstance(network, TorchvisionRetinaNet)
+    amp = None if shipped else build_amp(config.train, device)
+    if not shipped:
+        network.score_thresh, network.nms_thresh = config.eval.score_threshold, config.eval.nms_threshold
+        network.detections_per_img = config.eval.detections_per_img
+    images = as_floats(data)
     network.eval()
 
     @torch.no_grad()
@@ -88,19 +122,14 @@ def measure(
     config = load_config(RECIPE, overrides)
     ours = build_ours(config, data, device).network
     peer = build_peer(config, data, device, shipped).network
-    assert isinstance(ours, RetinaNet) and isinstance(peer, TorchvisionRetinaNet)
-    amp = None if shipped else build_amp(config.train, device)
     if not shipped:
-        peer.score_thresh, peer.nms_thresh = config.eval.score_threshold, config.eval.nms_threshold
-        peer.detections_per_img = config.eval.detections_per_img
+        assert isinstance(ours, RetinaNet) and isinstance(peer, TorchvisionRetinaNet)
         make_equal(ours, peer, data)
-    images = as_floats(data)
-    calls = {
-        "ours": ours_call(ours, config, data, device),
-        "peer": peer_call(peer, images, amp, device),
-    }
-    memory = [peak_extra_bytes(call, device) for call in calls.values()]
-    timings = in_turns(calls, repeats, device)
+    calls = (ours_call(ours, config, data, device), peer_call(peer, config, data, device, shipped))
+    memory = [peak_extra_bytes(call, device) for call in calls]
+    setting = (config, len(data.images), data.images.shape[-1], device, shipped)
+    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting) as theirs:
+        timings = in_turns({**mine.calls, **theirs.calls}, repeats, device)
     row = [terms, precisions(config, device, shipped), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))
     return row

@@ -5,7 +5,8 @@ pixels that are in memory already. torchvision's network is `retinanet_resnet50_
 ImageNet weights (frozen batch norm, three trained stages), only that the weights are random; it gets its
 images as float32 in [0, 1] at no charge. Ours gets uint8 and does all that the trainer does in a step.
 On equal terms both have the same architecture, anchors, weights and optimizer; the outputs are compared
-before anything is timed. Run from the root of the repository: python -m benchmarks.training
+before anything is timed. Each is timed in a process of its own, which ours sets up as train.py does.
+Run from the root of the repository: python -m benchmarks.training
 """
 
 import sys
@@ -22,7 +23,18 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from benchmarks.measure import Timing, devices, in_turns, parser, peak_extra_bytes, progress, report, section
+from benchmarks.measure import (
+    Call,
+    Elsewhere,
+    Timing,
+    devices,
+    in_turns,
+    parser,
+    peak_extra_bytes,
+    progress,
+    report,
+    section,
+)
 from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16, memory_format
 from detector.config import Config, load_config
 from detector.criterion import GroundTruth
@@ -30,6 +42,7 @@ from detector.losses import Exchange
 from detector.retinanet import RetinaNet
 from detector.training.optimizer import build_optimizer
 from detector.weights import initialise
+from doors import keep_freed_memory
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "coco_r50_aploss.yaml"
 CLASSES = 80
@@ -54,9 +67,9 @@ HEADER = (
 )
 NOTE = (
     "{batch} images of {size} x {size} px and {boxes} gt boxes each. Images per second by the median step, "
-    "and half the interquartile range in per cent; the two run in turns and the ratio is the median over "
-    "the turns. Peak memory: the most that the tensors made in a step take at one time. Layout: the memory "
-    "format that the backbone's features were found in, ours / torchvision's "
+    "and half the interquartile range in per cent; the two run in turns, each in its own process, and the "
+    "ratio is the median over the turns. Peak memory: the most that the tensors made in a step take at one "
+    "time. Layout: the memory format that the backbone's features were found in, ours / torchvision's "
     "where they differ. 'equal': the same architecture, weights and optimizer, torchvision's resizing left "
     "out; the losses are each one's own (AP-loss, focal). 'as shipped': configs/coco_r50_aploss.yaml "
     "against torchvision's defaults."
@@ -174,6 +187,21 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
     return Contestant(model, step)
 
 
+def our_process(
+    config: Config, batch: int, size: int, device: torch.device, shipped: bool
+) -> dict[str, Call]:
+    """Our step, in a process set up as train.py sets itself up."""
+    keep_freed_memory()
+    return {"ours": build_ours(config, make_data(batch, size, device), device).step}
+
+
+def peer_process(
+    config: Config, batch: int, size: int, device: torch.device, shipped: bool
+) -> dict[str, Call]:
+    """torchvision's step."""
+    return {"peer": build_peer(config, make_data(batch, size, device), device, shipped).step}
+
+
 def make_equal(ours: RetinaNet, peer: TorchvisionRetinaNet, data: Data) -> None:
     """Give ours the peer's weights, and see that the two are the same network then.
 
@@ -242,8 +270,10 @@ def measure(
         assert isinstance(peer.network, TorchvisionRetinaNet)
         make_equal(ours.network, peer.network, data)
     layouts = [ours.layout(), peer.layout()]
-    timings = in_turns({"ours": ours.step, "peer": peer.step}, steps, device)
     memory = [peak_extra_bytes(one.step, device) for one in (ours, peer)]
+    setting = (config, len(data.images), data.images.shape[-1], device, shipped)
+    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting) as theirs:
+        timings = in_turns({**mine.calls, **theirs.calls}, steps, device)
     precision = precisions(config, device, shipped)
     row = [terms, precision, " / ".join(dict.fromkeys(layouts)), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))
