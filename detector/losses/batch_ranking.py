@@ -8,6 +8,7 @@ the positive's error.
 import torch
 from torch import Tensor
 
+from detector.losses import compiled
 from detector.losses.compiled import CompiledNegatives, CompiledSteps, positives_of, usable
 from detector.losses.exchange import Exchange
 from detector.losses.negatives import Negatives
@@ -34,7 +35,7 @@ class BatchRanking:
         exchange: the processes that rank together.
 
     Attributes:
-        positives: int64 [p], flat indices of this process's positives, ascending.
+        positives: int32 or int64 [p], flat indices of this process's positives, ascending.
         above_negatives: sum_j H(n_j - f_i), over all negatives.
 
     Raises:
@@ -47,7 +48,7 @@ class BatchRanking:
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self.positives = _places_of_positives(targets)  # [p]
         f, self._own = exchange.gather(logits[self.positives].to(self._dtype))
-        self.f, self._order = ascending(f)
+        self.f, self._order = compiled.ascending(f) if usable(f) else ascending(f)
         if len(f) == 0:
             self.above_negatives = f.double()
             return

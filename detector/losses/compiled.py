@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detector.losses import ranking
 from detector.losses.ranking import BinTotals, blocks
 
 # There may be no wheel for a machine or a Python: ranking.py does the work then.
@@ -50,11 +51,24 @@ def _compiled(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
 
 def positives_of(targets: Tensor) -> Tensor:
-    """The places of the ones among targets [M]: int64 [p], ascending."""
+    """The places of the ones among targets [M]: int32 (int64 if M is beyond that) [p], ascending."""
     count = _count_ones(targets.numpy())
-    places = torch.empty(count, dtype=torch.int64)
+    places = torch.empty(count + 1, dtype=torch.int32 if len(targets) < 1 << 31 else torch.int64)
     _ones(targets.numpy(), places.numpy())
-    return places
+    return places[:count]
+
+
+def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
+    """values [P] sorted, and the order that sorts them; a sixth of the time of comparing them."""
+    n = len(values)
+    if n < _RADIX or values.dtype != torch.float32:
+        return ranking.ascending(values)
+    keys, sorted_keys = (_unsigned(torch.empty(n, dtype=torch.int32)) for _ in range(2))
+    places, order = (torch.empty(n, dtype=torch.int32) for _ in range(2))
+    counts = torch.empty(_DIGITS, _RADIX, dtype=torch.int64)
+    bits = _unsigned(values.view(torch.int32))
+    _radix_order(bits, keys, sorted_keys, places.numpy(), order.numpy(), counts.numpy())
+    return values[order], order
 
 
 class CompiledSteps:
@@ -167,11 +181,51 @@ def _count_ones(targets: Array) -> int:
 
 @_compiled
 def _ones(targets: Array, places: Array) -> None:
+    """Their places, and after them one that means nothing: a branch could not be foreseen."""
     found = 0
     for i in range(len(targets)):
-        if targets[i] == 1:
-            places[found] = i
-            found += 1
+        places[found] = i
+        found += targets[i] == 1
+
+
+# Three digits of 11 bits make a float32.
+_DIGITS, _RADIX = 3, 2048
+
+
+@_compiled
+def _radix_order(
+    bits: Array, keys: Array, sorted_keys: Array, places: Array, order: Array, counts: Array
+) -> None:
+    """Sort by one digit after the other, the lowest first; the third pass leaves the order in `order`."""
+    counts[:] = 0
+    for i in range(len(bits)):
+        b = np.int64(bits[i])
+        key = b ^ (0xFFFFFFFF if b >> 31 else 0x80000000)  # as unsigned integers these order as the floats
+        keys[i], places[i] = key, i
+        counts[0, key & 2047] += 1
+        counts[1, (key >> 11) & 2047] += 1
+        counts[2, key >> 22] += 1
+    for digit in range(3):
+        first = 0
+        for k in range(2048):
+            count = counts[digit, k]
+            counts[digit, k] = first
+            first += count
+    for i in range(len(bits)):
+        key = np.int64(keys[i])
+        at = counts[0, key & 2047]
+        counts[0, key & 2047] = at + 1
+        sorted_keys[at], order[at] = key, places[i]
+    for i in range(len(bits)):
+        key = np.int64(sorted_keys[i])
+        at = counts[1, (key >> 11) & 2047]
+        counts[1, (key >> 11) & 2047] = at + 1
+        keys[at], places[at] = key, order[i]
+    for i in range(len(bits)):
+        key = np.int64(keys[i])
+        at = counts[2, key >> 22]
+        counts[2, key >> 22] = at + 1
+        order[at] = places[i]
 
 
 @_compiled
@@ -213,13 +267,13 @@ def _fill_cells(edges: Array, cells: Array, grid: Array) -> None:
     low, last = edges[0], edges.dtype.type(len(cells) - 2)
     span = np.float64(edges[-1]) - np.float64(low)
     scale = edges.dtype.type(np.float64(last) / span if span > 1e-30 else 1.0)
-    filled = np.uint64(0)
+    cells[:] = 0
     for k in range(len(edges)):
-        cell = np.uint64(min((edges[k] - low) * scale, last))
-        while filled <= cell:
-            cells[filled] = k
-            filled += np.uint64(1)
-    cells[filled:] = len(edges)
+        cells[np.uint64(min((edges[k] - low) * scale, last)) + np.uint64(1)] += np.uint32(1)
+    lower = np.uint32(0)
+    for k in range(len(cells)):
+        lower += cells[k]
+        cells[k] = lower
     grid[0], grid[1], grid[2] = low, scale, last
 
 
