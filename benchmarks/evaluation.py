@@ -63,9 +63,7 @@ NOTE = (
 )
 
 
-def our_process(
-    config: Config, batch: int, size: int, device: torch.device, shipped: bool
-) -> dict[str, Call]:
+def our_process(config: Config, batch: int, size: int, device: torch.device) -> dict[str, Call]:
     """Our call, in a process set up as evaluate.py sets itself up."""
     keep_freed_memory()
     data = make_data(batch, size, device)
@@ -127,8 +125,8 @@ def measure(
         make_equal(ours, peer, data)
     calls = (ours_call(ours, config, data, device), peer_call(peer, config, data, device, shipped))
     memory = [peak_extra_bytes(call, device) for call in calls]
-    setting = (config, len(data.images), data.images.shape[-1], device, shipped)
-    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting) as theirs:
+    setting = (config, len(data.images), data.images.shape[-1], device)
+    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting, shipped) as theirs:
         timings = in_turns({**mine.calls, **theirs.calls}, repeats, device)
     row = [terms, precisions(config, device, shipped), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))

@@ -187,9 +187,7 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
     return Contestant(model, step)
 
 
-def our_process(
-    config: Config, batch: int, size: int, device: torch.device, shipped: bool
-) -> dict[str, Call]:
+def our_process(config: Config, batch: int, size: int, device: torch.device) -> dict[str, Call]:
     """Our step, in a process set up as train.py sets itself up."""
     keep_freed_memory()
     return {"ours": build_ours(config, make_data(batch, size, device), device).step}
@@ -271,8 +269,8 @@ def measure(
         make_equal(ours.network, peer.network, data)
     layouts = [ours.layout(), peer.layout()]
     memory = [peak_extra_bytes(one.step, device) for one in (ours, peer)]
-    setting = (config, len(data.images), data.images.shape[-1], device, shipped)
-    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting) as theirs:
+    setting = (config, len(data.images), data.images.shape[-1], device)
+    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting, shipped) as theirs:
         timings = in_turns({**mine.calls, **theirs.calls}, steps, device)
     precision = precisions(config, device, shipped)
     row = [terms, precision, " / ".join(dict.fromkeys(layouts)), *compared(timings, memory, data)]
