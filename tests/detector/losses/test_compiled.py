@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detector.losses.compiled import CompiledNegatives, CompiledSteps, positives_of
+from detector.losses.compiled import CompiledNegatives, CompiledSteps, ascending, positives_of
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import BinTotals, SoftSteps
 
@@ -72,3 +72,17 @@ def test_break_points_that_crowd_in_one_cell_are_told_apart(spread: float) -> No
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64])
 def test_positives_are_the_ones(dtype: torch.dtype) -> None:
     assert positives_of(torch.tensor([0, 1, -1, 1, 0], dtype=dtype)).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2047, 5000])
+def test_positives_are_sorted_and_none_is_lost(size: int, dtype: torch.dtype) -> None:
+    """Of either sign and every magnitude, with ties, zeros of both signs, and numbers below the normal ones."""
+    generator = torch.Generator().manual_seed(size)
+    exponents = torch.randint(-46, 38, (size,), generator=generator)
+    values = (torch.randn(size, generator=generator).double() * 10.0**exponents).to(dtype)
+    values[::7] = torch.tensor([0.0, -0.0, 1.5, -1.5, 1e-45], dtype=dtype).repeat(size)[: len(values[::7])]
+    ordered, order = ascending(values)
+    assert torch.equal(ordered, values.sort().values)
+    assert torch.equal(values[order], ordered)
+    assert torch.equal(order.sort().values.long(), torch.arange(size))
