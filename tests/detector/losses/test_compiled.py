@@ -77,7 +77,7 @@ def test_positives_are_the_ones(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1, 2047, 5000])
 def test_positives_are_sorted_and_none_is_lost(size: int, dtype: torch.dtype) -> None:
-    """Of either sign and every magnitude, with ties, zeros of both signs, and numbers below the normal ones."""
+    """Of either sign and every magnitude, with ties, zeros of both signs and subnormal numbers."""
     generator = torch.Generator().manual_seed(size)
     exponents = torch.randint(-46, 38, (size,), generator=generator)
     values = (torch.randn(size, generator=generator).double() * 10.0**exponents).to(dtype)
