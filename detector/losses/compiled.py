@@ -63,11 +63,18 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     n = len(values)
     if n < _RADIX or values.dtype != torch.float32:
         return ranking.ascending(values)
-    keys, sorted_keys = (_unsigned(torch.empty(n, dtype=torch.int32)) for _ in range(2))
-    places, order = (torch.empty(n, dtype=torch.int32) for _ in range(2))
-    counts = torch.empty(_DIGITS, _RADIX, dtype=torch.int64)
-    bits = _unsigned(values.view(torch.int32))
-    _radix_order(bits, keys, sorted_keys, places.numpy(), order.numpy(), counts.numpy())
+    bits = values.view(torch.int32)
+    keys = bits ^ (
+        bits >> 31 | torch.iinfo(torch.int32).min
+    )  # as unsigned integers these order as the floats
+    order = torch.arange(n, dtype=torch.int32)
+    counts = torch.empty(_RADIX, dtype=torch.int64)
+    for shift in _SHIFTS:
+        found = torch.empty_like(keys), torch.empty_like(order)
+        _sort_by_digit(
+            _unsigned(keys), order.numpy(), shift, counts.numpy(), _unsigned(found[0]), found[1].numpy()
+        )
+        keys, order = found
     return values[order], order
 
 
@@ -189,43 +196,27 @@ def _ones(targets: Array, places: Array) -> None:
 
 
 # Three digits of 11 bits make a float32.
-_DIGITS, _RADIX = 3, 2048
+_RADIX, _SHIFTS = 1 << 11, (0, 11, 22)
 
 
 @_compiled
-def _radix_order(
-    bits: Array, keys: Array, sorted_keys: Array, places: Array, order: Array, counts: Array
+def _sort_by_digit(
+    keys: Array, places: Array, shift: int, counts: Array, sorted_keys: Array, sorted_places: Array
 ) -> None:
-    """Sort by one digit after the other, the lowest first; the third pass leaves the order in `order`."""
+    """Order keys and their places by one digit; what is equal there stays in the order it had."""
     counts[:] = 0
-    for i in range(len(bits)):
-        b = np.int64(bits[i])
-        key = b ^ (0xFFFFFFFF if b >> 31 else 0x80000000)  # as unsigned integers these order as the floats
-        keys[i], places[i] = key, i
-        counts[0, key & 2047] += 1
-        counts[1, (key >> 11) & 2047] += 1
-        counts[2, key >> 22] += 1
-    for digit in range(3):
-        first = 0
-        for k in range(2048):
-            count = counts[digit, k]
-            counts[digit, k] = first
-            first += count
-    for i in range(len(bits)):
-        key = np.int64(keys[i])
-        at = counts[0, key & 2047]
-        counts[0, key & 2047] = at + 1
-        sorted_keys[at], order[at] = key, places[i]
-    for i in range(len(bits)):
-        key = np.int64(sorted_keys[i])
-        at = counts[1, (key >> 11) & 2047]
-        counts[1, (key >> 11) & 2047] = at + 1
-        keys[at], places[at] = key, order[i]
-    for i in range(len(bits)):
-        key = np.int64(keys[i])
-        at = counts[2, key >> 22]
-        counts[2, key >> 22] = at + 1
-        order[at] = places[i]
+    for i in range(len(keys)):
+        counts[(np.int64(keys[i]) >> shift) & (len(counts) - 1)] += 1
+    first = 0
+    for digit in range(len(counts)):
+        count = counts[digit]
+        counts[digit] = first
+        first += count
+    for i in range(len(keys)):
+        digit = (np.int64(keys[i]) >> shift) & (len(counts) - 1)
+        at = counts[digit]
+        counts[digit] = at + 1
+        sorted_keys[at], sorted_places[at] = keys[i], places[i]
 
 
 @_compiled
