@@ -15,17 +15,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
-from benchmarks.measure import (
-    Call,
-    Elsewhere,
-    devices,
-    in_turns,
-    parser,
-    peak_extra_bytes,
-    progress,
-    report,
-    section,
-)
+from benchmarks.measure import Call, devices, parser, peak_extra_bytes, progress, report, section
 from benchmarks.training import (
     EQUAL,
     RECIPE,
@@ -38,12 +28,12 @@ from benchmarks.training import (
     make_data,
     make_equal,
     precisions,
+    timed_apart,
 )
 from detector.build import box_std, build_amp
 from detector.config import Config, load_config
 from detector.postprocess import detect
 from detector.retinanet import RetinaNet
-from doors import keep_freed_memory
 
 HEADER = (
     "terms",
@@ -56,27 +46,18 @@ HEADER = (
 NOTE = (
     "{batch} images of {size} x {size} px. Images per second by the median, and half the interquartile "
     "range in per cent; the two run in turns, each in its own process, and the ratio is the median over the "
-    "turns. Peak memory: the "
-    "most that the tensors made on the way take at one time. torchvision gets float32 pixels at no charge; "
-    "'as shipped' is configs/coco_r50_aploss.yaml against torchvision's defaults (score threshold 0.05 "
-    "there, none here)."
+    "turns. Peak memory: the most that the tensors made on the way take at one time. torchvision gets "
+    "float32 pixels at no charge; 'as shipped' is configs/coco_r50_aploss.yaml against torchvision's "
+    "defaults (score threshold 0.05 there, none here)."
 )
 
 
-def our_process(config: Config, batch: int, size: int, device: torch.device) -> dict[str, Call]:
-    """Our call, in a process set up as evaluate.py sets itself up."""
-    keep_freed_memory()
-    data = make_data(batch, size, device)
-    return {"ours": ours_call(build_ours(config, data, device).network, config, data, device)}
+def our_detection(config: Config, data: Data, device: torch.device) -> Call:
+    return ours_call(build_ours(config, data, device).network, config, data, device)
 
 
-def peer_process(
-    config: Config, batch: int, size: int, device: torch.device, shipped: bool
-) -> dict[str, Call]:
-    """torchvision's call."""
-    data = make_data(batch, size, device)
-    network = build_peer(config, data, device, shipped).network
-    return {"peer": peer_call(network, config, data, device, shipped)}
+def peer_detection(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
+    return peer_call(build_peer(config, data, device, shipped).network, config, data, device, shipped)
 
 
 def ours_call(network: nn.Module, config: Config, data: Data, device: torch.device) -> Call:
@@ -125,9 +106,7 @@ def measure(
         make_equal(ours, peer, data)
     calls = (ours_call(ours, config, data, device), peer_call(peer, config, data, device, shipped))
     memory = [peak_extra_bytes(call, device) for call in calls]
-    setting = (config, len(data.images), data.images.shape[-1], device)
-    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting, shipped) as theirs:
-        timings = in_turns({**mine.calls, **theirs.calls}, repeats, device)
+    timings = timed_apart(our_detection, peer_detection, config, data, repeats, device, shipped)
     row = [terms, precisions(config, device, shipped), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))
     return row

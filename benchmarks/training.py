@@ -187,17 +187,45 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
     return Contestant(model, step)
 
 
-def our_process(config: Config, batch: int, size: int, device: torch.device) -> dict[str, Call]:
-    """Our step, in a process set up as train.py sets itself up."""
-    keep_freed_memory()
-    return {"ours": build_ours(config, make_data(batch, size, device), device).step}
+def our_step(config: Config, data: Data, device: torch.device) -> Call:
+    return build_ours(config, data, device).step
 
 
-def peer_process(
-    config: Config, batch: int, size: int, device: torch.device, shipped: bool
+def peer_step(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
+    return build_peer(config, data, device, shipped).step
+
+
+def timed_apart(
+    ours: Callable[..., Call],
+    peer: Callable[..., Call],
+    config: Config,
+    data: Data,
+    repeats: int,
+    device: torch.device,
+    shipped: bool,
+) -> dict[str, Timing]:
+    """Time what the two make of the same data, in turns and each in a process of its own.
+
+    Args:
+        ours, peer: importable; called with the configuration, the data and the device, and the peer with
+            `shipped`, they give the call to time.
+    """
+    setting = (config, len(data.images), data.images.shape[-1], device)
+    with Elsewhere(_our_side, ours, *setting) as mine, Elsewhere(_peer_side, peer, *setting, shipped) as its:
+        return in_turns({**mine.calls, **its.calls}, repeats, device)
+
+
+def _our_side(
+    make: Callable[..., Call], config: Config, batch: int, size: int, device: torch.device
 ) -> dict[str, Call]:
-    """torchvision's step."""
-    return {"peer": build_peer(config, make_data(batch, size, device), device, shipped).step}
+    keep_freed_memory()  # as our programs do
+    return {"ours": make(config, make_data(batch, size, device), device)}
+
+
+def _peer_side(
+    make: Callable[..., Call], config: Config, batch: int, size: int, device: torch.device, shipped: bool
+) -> dict[str, Call]:
+    return {"peer": make(config, make_data(batch, size, device), device, shipped)}
 
 
 def make_equal(ours: RetinaNet, peer: TorchvisionRetinaNet, data: Data) -> None:
@@ -269,9 +297,7 @@ def measure(
         make_equal(ours.network, peer.network, data)
     layouts = [ours.layout(), peer.layout()]
     memory = [peak_extra_bytes(one.step, device) for one in (ours, peer)]
-    setting = (config, len(data.images), data.images.shape[-1], device)
-    with Elsewhere(our_process, *setting) as mine, Elsewhere(peer_process, *setting, shipped) as theirs:
-        timings = in_turns({**mine.calls, **theirs.calls}, steps, device)
+    timings = timed_apart(our_step, peer_step, config, data, steps, device, shipped)
     precision = precisions(config, device, shipped)
     row = [terms, precision, " / ".join(dict.fromkeys(layouts)), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))
