@@ -64,9 +64,8 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     if n < _RADIX or values.dtype != torch.float32:
         return ranking.ascending(values)
     bits = values.view(torch.int32)
-    keys = bits ^ (
-        bits >> 31 | torch.iinfo(torch.int32).min
-    )  # as unsigned integers these order as the floats
+    # As unsigned integers these order as the floats do.
+    keys = bits ^ (bits >> 31 | torch.iinfo(torch.int32).min)
     order = torch.arange(n, dtype=torch.int32)
     counts = torch.empty(_RADIX, dtype=torch.int64)
     for shift in _SHIFTS:
