@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,15 @@ from data.sample import Batch, DetectionSet, Sample, collate
 from data.transforms import Pipeline
 from errors import InputError
 
-Key = tuple[int, int]  # epoch, row in the DetectionSet: the epoch must travel into the workers
 _BATCHES_SORTED = 16  # together, by the proportions of their images
+
+
+class Key(NamedTuple):
+    """What a sample is made from, as it travels into the workers."""
+
+    epoch: int
+    row: int  # in the DetectionSet
+    upright: bool | None = None  # the orientation that the image is to have, None: whichever
 
 
 def seed_of(*parts: int) -> int:
@@ -66,14 +74,14 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: Key) -> Sample | InputError:
-        epoch, wanted = key
+        epoch, wanted, upright = key
         length = len(self.records)
         rows = [(wanted + k) % length for k in range(length if self.substitute else 1)]
         failure: InputError | None = None
         for row in rows:
             self._mark(row)
             try:
-                sample = self.sample(epoch, row)
+                sample = self.sample(epoch, row, upright)
                 return replace(sample, wanted=wanted)
             except InputError as error:
                 failure = failure or error
@@ -94,8 +102,8 @@ class DetectionDataset(Dataset):
         """Let the loading processes end when they are told to; before, they ignore it."""
         self.closing.fill_(True)
 
-    def sample(self, epoch: int, index: int) -> Sample:
-        """The sample that training sees at this epoch and row.
+    def sample(self, epoch: int, index: int, upright: bool | None = None) -> Sample:
+        """The sample that training sees at this epoch and row, mirrored at its diagonal if it is not upright.
 
         Raises:
             InputError: the image is missing, damaged or of another size than annotated.
@@ -110,6 +118,8 @@ class DetectionDataset(Dataset):
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = seed_of(self.seed, epoch, index)
         image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed)
+        if upright is not None and image.shape[upright] > image.shape[not upright]:
+            image, boxes = image.swapaxes(0, 1), boxes[:, [1, 0, 3, 2]]
         return Sample(
             index=index,
             wanted=index,
@@ -135,6 +145,7 @@ class EpochBatches(Sampler[list[Key]]):
         micro_batches: that each process makes of its part.
         rank, processes: this one, and how many.
         proportions: height / width of each image, to put like ones into one batch.
+        one_orientation: draw for each step whether all its images are to be upright or all on their side.
 
     Raises:
         InputError: a batch cannot be dealt out.
@@ -149,6 +160,7 @@ class EpochBatches(Sampler[list[Key]]):
         rank: int = 0,
         processes: int = 1,
         proportions: NDArray[np.float64] | None = None,
+        one_orientation: bool = False,
     ) -> None:
         parts = micro_batches * processes
         if batch_size % parts:
@@ -167,6 +179,7 @@ class EpochBatches(Sampler[list[Key]]):
         self.rank = rank
         self.parts = parts
         self.proportions = proportions
+        self.one_orientation = one_orientation
         self.epoch = 0
         self.first = 0
 
@@ -184,12 +197,12 @@ class EpochBatches(Sampler[list[Key]]):
         self.first = step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = self._order()
+        order, upright = self._order(), self._upright()
         for step in range(self.first, self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             parts = np.array_split(rows, self.parts)  # only a set smaller than a batch makes them uneven
             for part in parts[self.rank * self.micro_batches : (self.rank + 1) * self.micro_batches]:
-                yield [(self.epoch, row) for row in part.tolist()]
+                yield [Key(self.epoch, row, upright[step]) for row in part.tolist()]
 
     def _order(self) -> NDArray[np.int64]:
         """All rows in the order of this epoch."""
@@ -206,6 +219,14 @@ class EpochBatches(Sampler[list[Key]]):
             batches = rng.permutation(rows.reshape(-1, self.batch_size))
             order[start : start + len(rows)] = batches.reshape(-1)
         return order
+
+    def _upright(self) -> list[bool] | list[None]:
+        """For every step of this epoch."""
+        if not self.one_orientation:
+            return [None] * self.steps
+        # The seed of the order with one number more: drawn apart from it, so that it stays what it was.
+        draws = np.random.default_rng((self.seed, self.epoch, 1)).integers(2, size=self.steps) > 0
+        return [bool(draw) for draw in draws]
 
 
 def train_loader(
@@ -245,7 +266,7 @@ def eval_loader(
     Of several processes the one of a rank has every so-manieth batch. What is in a batch does not
     depend on them.
     """
-    batches = [[(0, row) for row in rows] for rows in like_batches(records.sizes, batch_size)]
+    batches = [[Key(0, row) for row in rows] for rows in like_batches(records.sizes, batch_size)]
     workers = _worker_count(workers)
     return _loader(
         DetectionDataset(records, pipeline, seed=0, workers=workers, cache=cache),

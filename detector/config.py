@@ -83,6 +83,11 @@ class DataConfig(Section):
     group_by_shape: bool = Field(
         False, description="put training images of like proportions into one batch, for less padding"
     )
+    one_orientation: bool = Field(
+        False,
+        description="mirror training images at their diagonal so that those of a step are all upright or all "
+        "on their side, as drawn: less padding for images that have no side up (D4 among the transforms)",
+    )
     cache: Literal["none", "ram", "disk"] = Field(
         "none",
         description="keep the decoded images of a training: in memory, 3 bytes per pixel for each process of "

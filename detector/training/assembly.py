@@ -88,6 +88,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         processes.rank,
         processes.size,
         train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
+        data.one_orientation,
     )
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
