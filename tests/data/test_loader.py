@@ -98,7 +98,7 @@ def test_epoch_is_a_permutation_without_its_incomplete_batch(length, batch_size,
         assert len(keys) == len(batches) == count
         assert all(len(batch) == batch_size for batch in keys)
         assert {key[0] for batch in keys for key in batch} == {epoch}
-        orders.append([row for batch in keys for _, row in batch])
+        orders.append([row for batch in keys for _, row, _ in batch])
         assert len(set(orders[-1])) == count * batch_size
         assert set(orders[-1]) <= set(range(length))
     assert length == batch_size == 4 or len({tuple(order) for order in orders}) == 3
@@ -113,7 +113,7 @@ def test_every_image_is_left_out_in_turn():
     batches, left_out = EpochBatches(5, 4, seed=0), set()
     for epoch in range(60):
         batches.start_at(epoch)
-        left_out |= set(range(5)) - {row for batch in batches for _, row in batch}
+        left_out |= set(range(5)) - {row for batch in batches for _, row, _ in batch}
     assert left_out == set(range(5))
 
 
@@ -122,6 +122,42 @@ def test_set_smaller_than_a_batch_gives_one_batch(tmp_path):
     (batch,) = epoch_of(loader, batches, 0)
     assert len(loader) == 1
     assert sorted(batch.indices.tolist()) == [0, 1, 2]
+
+
+def test_one_orientation_mirrors_what_lies_the_other_way(tmp_path):
+    """The samples are those of the plain run or these mirrored; restarts and processes change nothing."""
+    records = make_set(tmp_path, 8)
+    dataset = DetectionDataset(records, Pipeline(["D4"], 0.3, "train"), seed=0)
+    plain, turned = (EpochBatches(8, 4, seed=0, one_orientation=one) for one in (False, True))
+    drawn, mirrored = set(), 0
+    for epoch in range(6):
+        for batches in (plain, turned):
+            batches.start_at(epoch)
+        keys = list(turned)
+        for batch, as_they_came in zip(keys, plain, strict=True):
+            (upright,) = {key.upright for key in batch}
+            drawn.add(upright)
+            for key, other in zip(batch, as_they_came, strict=True):
+                assert (key.epoch, key.row) == (other.epoch, other.row)
+                sample, before = dataset[key], dataset[other]
+                height, width = sample.image.shape[:2]
+                assert height == width or (height > width) == upright
+                if sample.image.shape != before.image.shape:
+                    mirrored += 1
+                    np.testing.assert_array_equal(sample.image, before.image.transpose(1, 0, 2))
+                    x0, y0, x1, y1 = before.boxes.T
+                    np.testing.assert_array_equal(sample.boxes, np.stack((y0, x0, y1, x1), axis=1))
+                else:
+                    np.testing.assert_array_equal(sample.image, before.image)
+                    np.testing.assert_array_equal(sample.boxes, before.boxes)
+        turned.start_at(epoch, 1)
+        assert list(turned) == keys[1:]
+        shares = [EpochBatches(8, 4, 0, 1, rank, 2, one_orientation=True) for rank in range(2)]
+        for share in shares:
+            share.start_at(epoch)
+        assert [one + two for one, two in zip(*shares, strict=True)] == keys
+    assert drawn == {False, True}
+    assert mirrored > 5
 
 
 def test_sample_carries_what_is_annotated(tmp_path):
@@ -185,7 +221,7 @@ def test_like_proportions_share_a_batch():
 
     def padding(batches):
         """Area of the padded batches, all images being 1 wide, by the area of the images."""
-        shapes = [proportions[[row for _, row in batch]] for batch in batches]
+        shapes = [proportions[[row for _, row, _ in batch]] for batch in batches]
         return sum(len(shape) * shape.max() for shape in shapes) / sum(shape.sum() for shape in shapes)
 
     at_random = EpochBatches(1000, 8, seed=1)
@@ -194,17 +230,17 @@ def test_like_proportions_share_a_batch():
     for epoch in range(3):
         for batches in (at_random, grouped):
             batches.start_at(epoch)
-        rows = [row for batch in grouped for _, row in batch]
+        rows = [row for batch in grouped for _, row, _ in batch]
         assert sorted(rows) == list(range(1000))
         assert padding(grouped) < 1 + 0.15 * (padding(at_random) - 1)
-        seen |= {tuple(sorted(row for _, row in batch)) for batch in grouped}
+        seen |= {tuple(sorted(row for _, row, _ in batch)) for batch in grouped}
         grouped.start_at(epoch, 40)
-        assert [row for batch in grouped for _, row in batch] == rows[320:]
+        assert [row for batch in grouped for _, row, _ in batch] == rows[320:]
         shares = [EpochBatches(1000, 8, 1, 1, rank, 2, proportions) for rank in range(2)]
         for share in shares:
             share.start_at(epoch)
         dealt = [one + other for one, other in zip(*shares, strict=True)]
-        assert [row for batch in dealt for _, row in batch] == rows
+        assert [row for batch in dealt for _, row, _ in batch] == rows
     assert len(seen) == 3 * 125
 
 
