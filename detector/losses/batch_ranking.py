@@ -74,7 +74,7 @@ class BatchRanking:
 
     def above_positives(self, values: Tensor | None = None) -> Tensor:
         """sum_k v_k H(f_k - f_i) for non-negative values v [P], ones unless given; i itself as v_i / 2."""
-        return self._steps.counts_above(self._steps.totals(self.f, self._steps.own_bins(), values))
+        return self._steps.counts_above(self._steps.own_totals(values))
 
     def pull_on_positives(self, weights: Tensor) -> Tensor:
         """sum_i w_i H(f_k - f_i) for each positive k, k itself as w_k / 2; non-negative weights [P]."""

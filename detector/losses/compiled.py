@@ -5,7 +5,7 @@ is allocated by torch, so that its allocator sees the memory. The formulas stand
 """
 
 from collections.abc import Callable
-from functools import cache, partial, wraps
+from functools import cache, cached_property, partial, wraps
 from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.losses import ranking
-from detector.losses.ranking import BinTotals, blocks
+from detector.losses.ranking import BinTotals, blocks, searched_break_points
 
 # There may be no wheel for a machine or a Python: ranking.py does the work then.
 _NUMBA = find_spec("numba") is not None
@@ -85,23 +85,33 @@ class CompiledSteps:
             raise ValueError(f"delta must not be negative, got {delta}")
         self.dtype = thresholds.dtype
         self._centres, self._delta = thresholds.numpy(), float(delta)
-        self._edges = thresholds.new_empty(2 * len(thresholds))  # as a search sees them
-        self._begin = torch.empty(len(thresholds), dtype=torch.int32)  # the edges where the steps begin
-        infinity = self._centres.dtype.type(np.inf)
-        _merge(self._centres, self._delta, infinity, self._edges.numpy(), self._begin.numpy())
+        p = len(thresholds)
+        starts, stops = searched_break_points(thresholds, self._delta)
+        starts = torch.cat((starts, starts.new_tensor([torch.inf])))
+        self._edges = thresholds.new_empty(2 * p)  # as a search sees them
+        self._begin = torch.empty(p + 1, dtype=torch.int32)  # the edges where the steps begin
+        self._grid: tuple[Array, Array, Array] | None = None  # the latest
+        _merge(starts.numpy(), stops.numpy(), self._edges.numpy(), self._begin.numpy())
 
     def own_bins(self) -> Tensor:
         """The bins of the thresholds themselves: int32 [P]."""
-        bins = torch.empty(len(self._centres), dtype=torch.int32)
-        _find_ascending(self._centres, self._edges.numpy(), bins.numpy())
-        return bins
+        return self._own[0]
 
-    def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> BinTotals:
-        """Counts and sums of values [M] over the bins; float64 weights [M] for the counts, if given."""
-        totals = self.no_totals()
-        weights = torch.ones(1, dtype=torch.float64).expand(len(values)) if weights is None else weights
-        _add(values.numpy(), bins.numpy(), weights.numpy(), *totals.numpy())
+    def own_totals(self, weights: Tensor | None = None) -> BinTotals:
+        """Counts and sums of the thresholds over the bins, each as its weight (float64 [P]) or once."""
+        bins, totals = self._own
+        if weights is not None:
+            totals = self.no_totals()
+            _add(self._centres, bins.numpy(), weights.numpy(), *totals.numpy())
         return BinTotals(*totals)
+
+    @cached_property
+    def _own(self) -> tuple[Tensor, Tensor]:
+        p = len(self._centres)
+        bins, totals = torch.empty(p, dtype=torch.int32), self.no_totals()
+        everyone = np.zeros(p, dtype=np.int8)
+        _find(self._centres, everyone, *(self._grid or self.grid(p)), bins.numpy(), *totals.numpy())
+        return bins, totals
 
     def counts_above(self, totals: BinTotals) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
@@ -112,7 +122,7 @@ class CompiledSteps:
 
     def lines(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: two float64 [2P + 1]."""
-        lines = self.no_totals()
+        lines = torch.empty(2, len(self._edges) + 1, dtype=torch.float64)
         offset, slope = lines.numpy()
         _lines(self._centres, self._delta, self._begin.numpy(), weights.numpy(), offset, slope)
         return lines[0], lines[1]
@@ -127,7 +137,8 @@ class CompiledSteps:
         cells = _unsigned(torch.empty(fineness + 1, dtype=torch.int32))
         edges, scale = self._edges.numpy(), np.empty(3, self._centres.dtype)
         _fill_cells(edges, cells, scale)
-        return edges, cells, scale
+        self._grid = edges, cells, scale
+        return self._grid
 
 
 class CompiledNegatives:
@@ -219,31 +230,16 @@ def _sort_by_digit(
 
 
 @_compiled
-def _merge(centres: Array, delta: float, infinity: Any, edges: Array, begin: Array) -> None:
-    """Sort the break points: begin says where each step's first one lies, edges what a search sees of them.
+def _merge(starts: Array, stops: Array, edges: Array, begin: Array) -> None:
+    """Starts and stops in order, and where among them the starts lie; starts and begin have one row to spare.
 
-    A search sees the smallest number of its dtype that is not below the exact edge, and so loses nothing.
+    No branch, as none could be foreseen: begin[i] is written until the i-th start has its place.
     """
-    p, cast = len(centres), centres.dtype.type
-    i = j = 0
-    start = stop = cast(0)
-    for k in range(2 * p):
-        if i < p:
-            exact = np.float64(centres[i]) - delta
-            start = cast(exact)
-            if np.float64(start) < exact:
-                start = np.nextafter(start, infinity)
-        exact = np.float64(centres[j]) + delta
-        stop = cast(exact)
-        # With delta 0 a tie counts half: it gets a bin of its own, [t, next number).
-        if np.float64(stop) < exact or delta == 0:
-            stop = np.nextafter(stop, infinity)
-        if i < p and start <= stop:
-            edges[k], begin[i] = start, k
-            i += 1
-        else:
-            edges[k] = stop
-            j += 1
+    i = 0
+    for k in range(len(edges)):
+        start, stop = starts[i], stops[k - i]
+        edges[k], begin[i] = min(start, stop), k
+        i += (start <= stop) & (i < len(stops))
 
 
 @_compiled
@@ -306,15 +302,6 @@ def _find(
 
 
 @_compiled
-def _find_ascending(values: Array, edges: Array, bins: Array) -> None:
-    k = 0
-    for i in range(len(values)):
-        while k < len(edges) and edges[k] <= values[i]:
-            k += 1
-        bins[i] = k
-
-
-@_compiled
 def _add(values: Array, bins: Array, weights: Array, counts: Array, sums: Array) -> None:
     for i in range(len(values)):
         counts[bins[i]] += weights[i]
@@ -353,6 +340,7 @@ def _lines(centres: Array, delta: float, begin: Array, weights: Array, offset: A
     """See SoftSteps.lines: slope and value of the pull, grown from the lowest edge up."""
     i = j = 0
     rise = height = lower = 0.0
+    offset[0] = slope[0] = 0.0
     for k in range(2 * len(centres)):
         starts = i < len(centres) and begin[i] == k
         edge = np.float64(centres[i]) - delta if starts else np.float64(centres[j]) + delta

@@ -25,4 +25,8 @@ class _ErrorDriven(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_outputs[0].to(gradient.dtype)).to(ctx.dtype), None, None
+        factor = grad_outputs[0]
+        # Saves a pass and its memory. On other devices a look at the factor would wait for the device.
+        if not (factor.device.type == "cpu" and factor == 1):
+            gradient = gradient * factor.to(gradient.dtype)
+        return gradient.to(ctx.dtype), None, None

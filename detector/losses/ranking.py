@@ -55,10 +55,7 @@ class SoftSteps:
         self.delta = float(delta)
         p, centre = len(thresholds), thresholds.double()
         edges = torch.cat((centre - self.delta, centre + self.delta))
-        searched = _smallest_at_or_above(edges, thresholds.dtype)
-        if self.delta == 0:
-            # A tie with the threshold counts half: give it a bin of its own, [t, next number).
-            searched[p:] = torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf))
+        searched = torch.cat(searched_break_points(thresholds, self.delta))
         # Order by what the search sees, so that bins and tables agree to the last bit.
         self._search_edges, order = searched.sort(stable=True)
         self.edges = edges[order]  # [2P]
@@ -83,6 +80,10 @@ class SoftSteps:
     def own_bins(self) -> Tensor:
         """The bins of the thresholds themselves: int32 [P]."""
         return self.bins_of(self._thresholds)
+
+    def own_totals(self, weights: Tensor | None = None) -> BinTotals:
+        """`totals` of the thresholds themselves."""
+        return self.totals(self._thresholds, self.own_bins(), weights)
 
     def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> BinTotals:
         """Counts and sums of one block of values [M] over the bins.
@@ -173,11 +174,24 @@ class _Grid:
         return bins
 
 
+def searched_break_points(thresholds: Tensor, delta: float) -> tuple[Tensor, ...]:
+    """What a search sees of thresholds -+ delta, in their dtype: the smallest number that is not below.
+
+    So it loses nothing.
+    """
+    if delta == 0:  # a tie counts half: it gets a bin of its own, [t, next number)
+        return thresholds, _next(thresholds)
+    exact = thresholds.double()
+    return tuple(_smallest_at_or_above(exact + shift, thresholds.dtype) for shift in (-delta, delta))
+
+
 def _smallest_at_or_above(edges: Tensor, dtype: torch.dtype) -> Tensor:
-    """The smallest number of dtype that is >= each float64 edge, so that a search loses nothing."""
     rounded = edges.to(dtype)
-    up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
-    return torch.where(rounded.double() < edges, up, rounded)
+    return torch.where(rounded.double() < edges, _next(rounded), rounded)
+
+
+def _next(values: Tensor) -> Tensor:
+    return torch.nextafter(values, torch.full_like(values, torch.inf))
 
 
 def ascending(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,9 @@ def check_that_all_agrees(thresholds: Tensor, logits: Tensor, targets: Tensor, d
     above = plain.counts_above(BinTotals(*counts))
     torch.testing.assert_close(fast.counts_above(BinTotals(*fast_counts)), above, rtol=1e-9, atol=1e-9)
     weights = torch.linspace(0, 1, len(thresholds), dtype=torch.float64)
-    ours, theirs = fast.totals(thresholds, fast.own_bins(), weights), plain.totals(
-        thresholds, plain.own_bins(), weights
-    )  # fmt: skip
-    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-12, atol=1e-12)
+    for each in (None, weights):
+        ours, theirs = fast.own_totals(each), plain.own_totals(each)
+        torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-12, atol=1e-12)
     pull = negatives.pull(weights, logits.dtype)
     torch.testing.assert_close(fast_negatives.pull(weights, logits.dtype), pull, rtol=1e-6, atol=1e-9)
 
