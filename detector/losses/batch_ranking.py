@@ -47,7 +47,7 @@ class BatchRanking:
         self._logits = self._without_ignored_infinities(logits, targets)
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self.positives = _places_of_positives(targets)  # [p]
-        f, self._own = exchange.gather(logits[self.positives].to(self._dtype))
+        f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
         self.f, self._order = compiled.ascending(f) if usable(f) else ascending(f)
         if len(f) == 0:
             self.above_negatives = f.double()
@@ -68,9 +68,8 @@ class BatchRanking:
 
     def own(self, values: Tensor) -> Tensor:
         """The reverse: [P] in ascending order of f -> [p] in the order of `positives`."""
-        unsorted = torch.empty_like(values)
-        unsorted[self._order] = values
-        return unsorted[self._own]
+        # scatter_ and index_select take a third of the time of indexing.
+        return torch.empty_like(values).scatter_(0, self._order.long(), values)[self._own]
 
     def above_positives(self, values: Tensor | None = None) -> Tensor:
         """sum_k v_k H(f_k - f_i) for non-negative values v [P], ones unless given; i itself as v_i / 2."""
@@ -94,8 +93,7 @@ class BatchRanking:
         weights = (errors / above).masked_fill_(above <= 0, 0).div_(p)
         half = self._logits.dtype == torch.float16
         gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
-        gradient[self.positives] = (self.own(errors) / -p).to(gradient.dtype)
-        return gradient
+        return gradient.scatter_(0, self.positives.long(), (self.own(errors) / -p).to(gradient.dtype))
 
     def _without_ignored_infinities(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The logits, zeros in the place of those that take no part if any logit is not finite.

@@ -5,7 +5,7 @@ is allocated by torch, so that its allocator sees the memory. The formulas stand
 """
 
 from collections.abc import Callable
-from functools import cache, cached_property, partial, wraps
+from functools import cache, partial, wraps
 from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -74,7 +74,7 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
             _unsigned(keys), order.numpy(), shift, counts.numpy(), _unsigned(found[0]), found[1].numpy()
         )
         keys, order = found
-    return values[order], order
+    return values.index_select(0, order), order
 
 
 class CompiledSteps:
@@ -89,42 +89,44 @@ class CompiledSteps:
         starts, stops = searched_break_points(thresholds, self._delta)
         starts = torch.cat((starts, starts.new_tensor([torch.inf])))
         self._edges = thresholds.new_empty(2 * p)  # as a search sees them
-        self._begin = torch.empty(p + 1, dtype=torch.int32)  # the edges where the steps begin
+        self._starts = torch.empty(2 * p, dtype=torch.bool)  # whether a step begins at an edge, or ends
         self._grid: tuple[Array, Array, Array] | None = None  # the latest
-        _merge(starts.numpy(), stops.numpy(), self._edges.numpy(), self._begin.numpy())
+        self._own_bins: Tensor | None = None
+        _merge(starts.numpy(), stops.numpy(), self._edges.numpy(), self._starts.numpy())
 
     def own_bins(self) -> Tensor:
         """The bins of the thresholds themselves: int32 [P]."""
-        return self._own[0]
+        if self._own_bins is None:
+            self._own_bins, self._grid = self._find_own(self.no_totals()), None
+        return self._own_bins
 
     def own_totals(self, weights: Tensor | None = None) -> BinTotals:
         """Counts and sums of the thresholds over the bins, each as its weight (float64 [P]) or once."""
-        bins, totals = self._own
-        if weights is not None:
-            totals = self.no_totals()
-            _add(self._centres, bins.numpy(), weights.numpy(), *totals.numpy())
+        totals = self.no_totals()
+        if weights is None:
+            self._find_own(totals)
+        else:
+            _add(self._centres, self.own_bins().numpy(), weights.numpy(), *totals.numpy())
         return BinTotals(*totals)
 
-    @cached_property
-    def _own(self) -> tuple[Tensor, Tensor]:
+    def _find_own(self, totals: Tensor) -> Tensor:
         p = len(self._centres)
-        bins, totals = torch.empty(p, dtype=torch.int32), self.no_totals()
-        everyone = np.zeros(p, dtype=np.int8)
+        bins, everyone = torch.empty(p, dtype=torch.int32), np.zeros(p, dtype=np.int8)
         _find(self._centres, everyone, *(self._grid or self.grid(p)), bins.numpy(), *totals.numpy())
-        return bins, totals
+        return bins
 
     def counts_above(self, totals: BinTotals) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
         above = torch.empty(len(self._centres), dtype=torch.float64)
-        begin, counts, sums = self._begin.numpy(), totals.counts.numpy(), totals.sums.numpy()
-        _counts_above(self._centres, self._delta, begin, counts, sums, above.numpy())
+        starts, counts, sums = self._starts.numpy(), totals.counts.numpy(), totals.sums.numpy()
+        _counts_above(self._centres, self._delta, starts, counts, sums, above.numpy())
         return above
 
     def lines(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: two float64 [2P + 1]."""
         lines = torch.empty(2, len(self._edges) + 1, dtype=torch.float64)
         offset, slope = lines.numpy()
-        _lines(self._centres, self._delta, self._begin.numpy(), weights.numpy(), offset, slope)
+        _lines(self._centres, self._delta, self._starts.numpy(), weights.numpy(), offset, slope)
         return lines[0], lines[1]
 
     def no_totals(self) -> Tensor:
@@ -230,16 +232,14 @@ def _sort_by_digit(
 
 
 @_compiled
-def _merge(starts: Array, stops: Array, edges: Array, begin: Array) -> None:
-    """Starts and stops in order, and where among them the starts lie; starts and begin have one row to spare.
-
-    No branch, as none could be foreseen: begin[i] is written until the i-th start has its place.
-    """
+def _merge(starts: Array, stops: Array, edges: Array, from_starts: Array) -> None:
+    """Starts and stops in order, and which of them are starts; after the last start stands one to spare."""
     i = 0
     for k in range(len(edges)):
         start, stop = starts[i], stops[k - i]
-        edges[k], begin[i] = min(start, stop), k
-        i += (start <= stop) & (i < len(stops))
+        from_start = (start <= stop) & (i < len(stops))
+        edges[k], from_starts[k] = min(start, stop), from_start
+        i += from_start  # no branch: it could not be foreseen
 
 
 @_compiled
@@ -274,15 +274,17 @@ def _find(
     counts: Array,
     sums: Array,
 ) -> None:
-    """The bin of each value whose target is 0, and what the values of a bin add up to; bin 0 for others."""
+    """The bin of each value whose target is 0, and what the values of a bin add up to; bin 0 for others.
+
+    That of bin 0 means nothing: no step counts it.
+    """
     low, scale, last, top, one = grid[0], grid[1], grid[2], edges[-1], np.uint64(1)
     for i in range(len(values)):
         x = values[i]
-        if x < low or targets[i] != 0:  # counted by no step
-            bins[i] = 0
-            continue
         found = np.uint64(len(edges))
-        if x < top:
+        if x < low:
+            found = np.uint64(0)
+        elif x < top:
             cell = np.uint64(min((x - low) * scale, last))
             found = np.uint64(cells[cell])
             # Two steps without a branch, which the processor could not foresee; few cells need more.
@@ -296,6 +298,7 @@ def _find(
                         found = middle + one
                     else:
                         end = middle
+        found *= np.uint64(targets[i] == 0)  # a branch could not be foreseen
         bins[i] = found
         counts[found] += 1
         sums[found] += x
@@ -310,54 +313,48 @@ def _add(values: Array, bins: Array, weights: Array, counts: Array, sums: Array)
 
 @_compiled
 def _counts_above(
-    centres: Array, delta: float, begin: Array, counts: Array, sums: Array, above: Array
+    centres: Array, delta: float, starts: Array, counts: Array, sums: Array, above: Array
 ) -> None:
     """See SoftSteps.counts_above: the integral of the values above, from the highest edge down."""
     i = j = len(centres) - 1
     higher, area, upper = 0.0, 0.0, 0.0  # values in bins above edge k, integral from there, edge k + 1
     for k in range(2 * len(centres) - 1, -1, -1):
-        starts = i >= 0 and begin[i] == k
-        edge = np.float64(centres[i]) - delta if starts else np.float64(centres[j]) + delta
+        start = starts[k]
+        at = i if start else j  # no branch: neither could be foreseen
+        edge = np.float64(centres[at]) + (-delta if start else delta)
         if delta == 0:
             area = higher + counts[k + 1]
         elif k < 2 * len(centres) - 1:
             area += higher * (upper - edge) + max(sums[k + 1] - counts[k + 1] * edge, 0.0)
         higher += counts[k + 1]
         upper = edge
-        if not starts:
-            above[j] = area
-            j -= 1
-        elif delta == 0:
-            above[i] = (above[i] + area) / 2
-            i -= 1
-        else:
-            above[i] = (area - above[i]) / (2 * delta)
-            i -= 1
+        from_stop = (area + above[at]) / 2 if delta == 0 else (area - above[at]) / (2 * delta)
+        above[at] = from_stop if start else area
+        i -= start
+        j -= not start
 
 
 @_compiled
-def _lines(centres: Array, delta: float, begin: Array, weights: Array, offset: Array, slope: Array) -> None:
+def _lines(centres: Array, delta: float, starts: Array, weights: Array, offset: Array, slope: Array) -> None:
     """See SoftSteps.lines: slope and value of the pull, grown from the lowest edge up."""
-    i = j = 0
+    i = 0
     rise = height = lower = 0.0
     offset[0] = slope[0] = 0.0
     for k in range(2 * len(centres)):
-        starts = i < len(centres) and begin[i] == k
-        edge = np.float64(centres[i]) - delta if starts else np.float64(centres[j]) + delta
-        weight = weights[i] if starts else weights[j]
+        start = starts[k]
+        at = i if start else k - i  # no branch: neither could be foreseen
+        edge = np.float64(centres[at]) + (-delta if start else delta)
+        weight = weights[at]
         if delta == 0:
             height += weight / 2
         else:
             if k > 0:
                 height += max(rise, 0.0) * (edge - lower)
-            rise += weight / (2 * delta) if starts else -weight / (2 * delta)
+            rise += (weight if start else -weight) / (2 * delta)
         slope[k + 1] = max(rise, 0.0)
         offset[k + 1] = height - slope[k + 1] * edge
         lower = edge
-        if starts:
-            i += 1
-        else:
-            j += 1
+        i += start
 
 
 @_compiled
@@ -365,4 +362,4 @@ def _pull(values: Array, bins: Array, offset: Array, slope: Array, out: Array) -
     """offset + slope x in each value's bin; out may lie where bins do."""
     for i in range(len(values)):
         k = np.uint64(bins[i])
-        out[i] = max(offset[k] + slope[k] * np.float64(values[i]), 0.0) if k > 0 else 0.0
+        out[i] = max(offset[k] + slope[k] * np.float64(values[i]), 0.0)
