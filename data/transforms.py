@@ -171,6 +171,9 @@ class Pipeline:
         key: where the list stands in the configuration, for errors.
         geometry: leave out what changes pixels alone: only the boxes are wanted, and these in less time.
 
+    Attributes:
+        has_no_side_up: whether an image is as likely to come out as its mirror image at the diagonal.
+
     Raises:
         InputError: a transform or a parameter does not exist, or a value does not fit.
     """
@@ -199,6 +202,8 @@ class Pipeline:
         with warnings.catch_warnings():  # a pipeline that moves no boxes is nothing to warn of
             warnings.filterwarnings("ignore", "Got processor for bboxes")
             self._compose = A.Compose(steps, bbox_params=boxes)
+        # All eight ways to turn and mirror an image are equally likely: one more mirroring changes nothing.
+        self.has_no_side_up = any(isinstance(step, A.D4) and step.p == 1 for step in steps)
 
     def __call__(
         self, image: NDArray[np.uint8], boxes: NDArray[np.float32], seed: int

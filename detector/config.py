@@ -83,10 +83,10 @@ class DataConfig(Section):
     group_by_shape: bool = Field(
         False, description="put training images of like proportions into one batch, for less padding"
     )
-    one_orientation: bool = Field(
-        False,
+    one_orientation: bool | None = Field(
+        None,
         description="mirror training images at their diagonal so that those of a step are all upright or all "
-        "on their side, as drawn: less padding for images that have no side up (D4 among the transforms)",
+        "on their side, as drawn: less padding; by default where D4 (p: 1) turns them anyway",
     )
     cache: Literal["none", "ram", "disk"] = Field(
         "none",

@@ -80,6 +80,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     val_set = build_set(data, "val", train_set.classes)
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
+    pipeline = build_pipeline(data, training=True)
     batches = EpochBatches(
         len(train_set),
         train.batch_size,
@@ -88,11 +89,10 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         processes.rank,
         processes.size,
         train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
-        data.one_orientation,
+        pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
     )
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
-    pipeline = build_pipeline(data, training=True)
     cache = build_cache(data, train_set)
     loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory, cache)
 

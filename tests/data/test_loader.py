@@ -160,6 +160,14 @@ def test_one_orientation_mirrors_what_lies_the_other_way(tmp_path):
     assert mirrored > 5
 
 
+@pytest.mark.parametrize(
+    ("transforms", "expected"),
+    [(["D4"], True), ([{"D4": {"p": 0.5}}], False), (["HorizontalFlip"], False), ([], False)],
+)
+def test_only_d4_of_every_image_leaves_no_side_up(transforms, expected):
+    assert Pipeline(transforms, 0.3, "train").has_no_side_up == expected
+
+
 def test_sample_carries_what_is_annotated(tmp_path):
     records = make_set(tmp_path, 6)
     sample = DetectionDataset(records, Pipeline([], 0.0, "eval"), 0).sample(0, 5)
