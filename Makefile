@@ -50,6 +50,7 @@ bench: setup
 	$(RUN) -m benchmarks.evaluation
 	$(RUN) -m benchmarks.faults
 	$(RUN) -m benchmarks.data
+	$(RUN) -m benchmarks.million_boxes
 
 docs: setup
 	$(RUN) -m detector.config_reference

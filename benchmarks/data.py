@@ -3,18 +3,14 @@
 Both read the same JPEG files and the same COCO annotation file, each in a process of one thread, and end
 with a normalised float32 batch. torchvision's side is its references/detection as published: CocoDetection
 (PIL), its presets of transforms v2, and the GeneralizedRCNNTransform of its models, which normalises,
-resizes and batches. Ours is DetectionDataset, collate and RetinaNet.normalise. Further: what loading and
-20 epochs of 1,000,000 boxes cost a loading process.
+resizes and batches. Ours is DetectionDataset, collate and RetinaNet.normalise.
 Run from the root of the repository: python -m benchmarks.data
 """
 
 import contextlib
 import json
-import multiprocessing
-import os
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +30,9 @@ from torchvision.tv_tensors import BoundingBoxFormat, Mask
 
 from benchmarks.measure import Call, Elsewhere, in_turns, parser, progress, report, section
 from data.coco import load_coco
-from data.feed import checked
 from data.images import read_image
-from data.loader import DetectionDataset, EpochBatches, train_loader
-from data.sample import Batch, DetectionSet, collate
+from data.loader import DetectionDataset
+from data.sample import Batch, collate
 from data.transforms import Pipeline
 from detector.build import build_model
 from detector.config import ModelConfig
@@ -49,9 +44,6 @@ SHORT, LONG = 500, 833  # of configs/coco_r50_aploss.yaml
 BATCH = 8
 BOXES = 7  # per image: COCO's mean
 CPU = torch.device("cpu")
-ANNOTATED = 1_000_000
-EPOCHS = 20
-FEW = 5_000  # images of the measurement of memory, so that 20 epochs take minutes
 
 WHOLE_HEADER = ("augmentation", "ours, images/s", "torchvision, images/s", "ours / torchvision")
 WHOLE_NOTE = (
@@ -72,15 +64,6 @@ STAGES_NOTE = (
     "torchvision's, and its normalisation, happen as it makes the batch, and its augmentation is what is "
     "left of the whole."
 )
-LOADING_HEADER = ("images", "boxes", "file, MB", "seconds")
-LOADING_NOTE = "From a COCO file to a DetectionSet, once; up to 20,000 images their headers are read too."
-MEMORY_HEADER = ("images", "arrays", "epoch 1", "epoch 2", "halfway", "last epoch", "per epoch from 2 on")
-MEMORY_NOTE = (
-    "1,000,000 boxes. Memory of the one loading process that it shares with no other (Private_* of "
-    "smaps_rollup) after an epoch of all images; 'arrays' is what the annotations take in the parent. The "
-    "last column is the slope of a line through the epochs."
-)
-
 FLIP: list[Any] = [{"HorizontalFlip": {"p": 0.5}}]
 CROP: list[Any] = [{"IoUCrop": {"min_ious": [0.0, 0.1, 0.3, 0.5, 0.7, 0.9], "min_scale": 0.3}}]
 DISTORT: list[Any] = [
@@ -145,15 +128,15 @@ def annotate(folder: Path, target: Path, limit: int) -> Pictures:
         sides = rng.uniform(0.1, 0.5, (BOXES, 2)) * (width, height)
         corner = rng.uniform(0, 1, (BOXES, 2)) * ((width, height) - sides)
         annotations += [
-            _annotation(len(annotations) + k + 1, number, box)
+            annotation(len(annotations) + k + 1, number, box)
             for k, box in enumerate(np.hstack([corner, sides]).tolist())
         ]
-    _write(target, images, annotations)
+    write_coco(target, images, annotations)
     size_kb = sum(file.stat().st_size for file in files) / len(files) / 1e3
     return Pictures(folder, target, len(files), f"{len(files)} JPEG files, {size_kb:.0f} kB on average")
 
 
-def _annotation(number: int, image: int, box: list[float]) -> dict[str, Any]:
+def annotation(number: int, image: int, box: list[float]) -> dict[str, Any]:
     area = box[2] * box[3]
     return {
         "id": number,
@@ -165,7 +148,7 @@ def _annotation(number: int, image: int, box: list[float]) -> dict[str, Any]:
     }
 
 
-def _write(target: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+def write_coco(target: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
     categories = [{"id": k, "name": f"class {k}"} for k in range(1, 81)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     target.write_text(json.dumps(content), encoding="utf-8")
@@ -270,70 +253,6 @@ def _preset(name: str) -> v2.Compose:
     )
 
 
-@dataclass(frozen=True)
-class Million:
-    """A COCO file of `ANNOTATED` boxes, made on the spot."""
-
-    annotations: Path
-    folder: Path
-    images: int
-
-
-def make_million(folder: Path, images: int) -> Million:
-    """Small pictures, the files of which are links to a few; the boxes are dealt out evenly."""
-    rng = np.random.default_rng(2)
-    pictures = folder / f"pictures-{images}"
-    pictures.mkdir()
-    height, width = 48, 64
-    for i in range(images):
-        file = pictures / f"{i:012d}.jpg"
-        if i < 20:
-            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(file)
-        else:
-            os.link(pictures / f"{i % 20:012d}.jpg", file)
-    sides = rng.uniform(2, 20, (ANNOTATED, 2))
-    boxes = np.hstack([rng.uniform(0, 1, (ANNOTATED, 2)) * ((width, height) - sides), sides]).round(2)
-    records = [
-        {"id": i, "file_name": f"{i:012d}.jpg", "width": width, "height": height} for i in range(images)
-    ]
-    annotations = [_annotation(k + 1, k % images, box) for k, box in enumerate(boxes.tolist())]
-    target = folder / f"{images}.json"
-    _write(target, records, annotations)
-    return Million(target, pictures, images)
-
-
-def private_mb(process: int) -> float:
-    """Memory that a process shares with no other: its own, and what it copied of its parent's."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
-
-
-def measure_memory(million: Million, records: DetectionSet, epochs: int) -> list[str]:
-    """Let one loading process go through all images so many times: a row of the table."""
-    batches = EpochBatches(len(records), 20, seed=0)
-    loader = train_loader(
-        records, Pipeline(["HorizontalFlip"], 0.0, "benchmark"), batches, 0, False, 1, False
-    )
-    memory = []
-    for epoch in range(epochs):
-        batches.start_at(epoch)
-        for _ in checked(loader):
-            pass
-        (worker,) = multiprocessing.active_children()  # the same one in every epoch
-        assert worker.pid is not None
-        memory.append(private_mb(worker.pid))
-        progress(f"epoch {epoch + 1}: {memory[-1]:.0f} MB")
-    arrays = sum(value.nbytes for value in vars(records).values() if isinstance(value, np.ndarray)) / 1e6
-    slope = np.polyfit(range(1, epochs), memory[1:], 1)[0] if epochs > 2 else float("nan")
-    return [
-        f"{million.images:,}",
-        f"{arrays:.0f}",
-        *(f"{memory[i]:.1f}" for i in (0, 1, len(memory) // 2, -1)),
-        f"{slope:+.2f}",
-    ]
-
-
 def our_calls(pictures: Pictures, preset: str) -> dict[str, Call]:
     """Ours, in a process set up as train.py sets itself up."""
     keep_freed_memory()
@@ -387,9 +306,6 @@ def main() -> None:
     options = parser("The data path against torchvision's reference pipeline.", repeats=5)
     options.add_argument("--images", type=Path, metavar="FOLDER", help="JPEG files to read (default: made)")
     options.add_argument("--count", type=int, default=64, help="at most so many of them (%(default)s)")
-    options.add_argument(
-        "--epochs", type=int, default=EPOCHS, help="0: no measurement of memory (%(default)s)"
-    )
     arguments = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -419,28 +335,7 @@ def main() -> None:
                 STAGES_NOTE,
             ),
         ]
-        if arguments.epochs:
-            sections += measure_million(folder, arguments.epochs)
     report(sections, arguments.output)
-
-
-def measure_million(folder: Path, epochs: int) -> list[str]:
-    """The two tables of 1,000,000 boxes."""
-    loading, memory = [], []
-    for images in (100_000, FEW):
-        million = make_million(folder, images)
-        started = time.perf_counter()
-        records = load_coco(million.annotations, million.folder)
-        seconds = time.perf_counter() - started
-        size_mb = million.annotations.stat().st_size / 1e6
-        loading.append([f"{images:,}", f"{len(records.boxes):,}", f"{size_mb:.0f}", f"{seconds:.1f}"])
-        progress("loading: " + "  ".join(loading[-1]))
-        if images == FEW:
-            memory.append(measure_memory(million, records, epochs))
-    return [
-        section("Loading an annotation file", LOADING_HEADER, loading, LOADING_NOTE),
-        section(f"Memory of a loading process over {epochs} epochs, MB", MEMORY_HEADER, memory, MEMORY_NOTE),
-    ]
 
 
 if __name__ == "__main__":
