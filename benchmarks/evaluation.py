@@ -64,7 +64,7 @@ def ours_call(network: nn.Module, config: Config, data: Data, device: torch.devi
     """Network and post-processing as `evaluate.py` runs them."""
     e, amp = config.eval, build_amp(config.train, device)
     std = box_std(config, device)
-    limits = (e.score_threshold, e.topk_candidates, e.nms_threshold, e.detections_per_img)
+    limits = (e.score_threshold, e.topk_candidates, e.nms_threshold, e.detections_per_img, e.nms == "soft")
     network.eval()
 
     @torch.no_grad()

@@ -296,7 +296,14 @@ class EvalConfig(Section):
         0.0, description="detections below are dropped; above 0 costs AP (scores only rank)"
     )
     topk_candidates: Count = Field(1000, description="kept per pyramid level before NMS, by rank")
-    nms_threshold: Fraction = Field(0.5, description="IoU above which the lower of two boxes is dropped")
+    nms: Literal["hard", "soft"] = Field(
+        "hard",
+        description="hard drops boxes that overlap a better one of their class, soft lowers their scores "
+        "(Soft-NMS): better where objects overlap",
+    )
+    nms_threshold: Fraction = Field(
+        0.5, description="nms=hard: IoU above which the lower of two boxes is dropped"
+    )
     detections_per_img: Count = 100
     backend: Literal["auto", "pycocotools", "faster_coco_eval"] = Field(
         "auto",

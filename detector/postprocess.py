@@ -1,5 +1,6 @@
 """Head outputs -> detections: the best anchors by rank, decoded, clipped, and thinned out by NMS."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torchvision.ops import batched_nms
 
 from detector.boxes import clip, decode
 from detector.retinanet import HeadOutputs
+from detector.soft_nms import soft_nms
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ def detect(
     topk_candidates: int = 1000,
     nms_threshold: float = 0.5,
     detections_per_img: int = 100,
+    soft: bool = False,
 ) -> list[Detections]:
     """Detections of every image of a batch, in pixels of the network's input.
 
@@ -37,11 +40,22 @@ def detect(
     Args:
         sizes: int64 [B, 2], height and width of the images without padding, in pixels.
         box_std: float [4], as in `boxes.decode`.
+        soft: Soft-NMS, which lowers scores where NMS drops boxes; nms_threshold means nothing then.
     """
     batch, _, classes = outputs.logits.shape
     logits, anchor_index, labels = _top_of_each_level(outputs, topk_candidates)  # each [B, K]
     deltas = outputs.deltas.float().gather(1, anchor_index[..., None].expand(-1, -1, 4))
     boxes = clip(decode(deltas, outputs.anchors[anchor_index], box_std), sizes)  # [B, K, 4]
+
+    if soft:
+        logits = logits.double()
+        if score_threshold > 0:
+            logits = logits.masked_fill(logits.sigmoid() <= score_threshold, -math.inf)
+        index, log_scores = soft_nms(boxes, logits, labels, detections_per_img)
+        scores = log_scores.exp()
+        left = (log_scores > -math.inf) & (scores > score_threshold if score_threshold > 0 else True)
+        each = zip(index, scores, left, boxes, labels, strict=True)
+        return [Detections(b[i[k]], s[k], c[i[k]]) for i, s, k, b, c in each]
 
     scores = logits.double().sigmoid()
     image = torch.arange(batch, device=logits.device)[:, None].expand_as(labels)

@@ -109,6 +109,29 @@ def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tup
     assert any(0 < count < 30 for count in counts)
 
 
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
+    for package in FORMATS[form].needs:
+        pytest.importorskip(package)
+    words = ["eval.nms=soft", "eval.score_threshold=0.9", "eval.detections_per_img=12"]
+    outcome = call(
+        export.main, "best.pt", *words, "--format", form, "--output", str(tmp_path / "a"), cwd=place
+    )
+    assert outcome.code == 0, outcome.err
+    run, plain = FORMATS[form].run(tmp_path / "a"), open_checkpoint(place / "best.pt", words)
+    hard = open_checkpoint(place / "best.pt", words[1:])
+    for size in SIZES[1:3]:
+        pixels = images(*size)
+        expected, dropped = found_by_model(plain, pixels), found_by_model(hard, pixels)
+        assert any(
+            not np.array_equal(one.scores, other.scores) for one, other in zip(expected, dropped, strict=True)
+        )
+        for one, other in zip(expected, found_by(run, pixels), strict=True):
+            np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-3)
+            np.testing.assert_allclose(other.scores, one.scores, atol=1e-5)
+            assert np.array_equal(other.labels, one.labels)
+
+
 def test_what_is_beyond_the_count_is_empty(exported: tuple[str, Path]) -> None:
     form, file = exported
     boxes, scores, labels, count = FORMATS[form].run(file)(images(3, 96, 128))
@@ -154,6 +177,7 @@ def test_the_file_says_what_its_numbers_mean(exported: tuple[str, Path]) -> None
         "box_std": [0.1, 0.1, 0.2, 0.2],
         "score_threshold": 0.997,
         "topk_candidates": 150,
+        "nms": "hard",
         "nms_threshold": 0.5,
         "detections_per_img": 30,
     }
@@ -258,7 +282,8 @@ def keep_everything(
         (("best.pt", "--output", "nowhere/model"), ("--output", "nowhere/model", "No such file")),
         (("best.pt", "--check", "nowhere.jpg"), ("nowhere.jpg", "does not exist")),
         (("best.pt", "--check", "best.pt"), ("best.pt", "image")),
-        (("best.pt", "eval.nms=0.5"), ("'eval.nms'",)),
+        (("best.pt", "eval.nms_iou=0.5"), ("'eval.nms_iou'",)),
+        (("best.pt", "eval.nms=0.5"), ("eval.nms", "soft")),
         (("best.pt", "model.head_width=32"), ("'class_head", "shape")),
     ],
 )

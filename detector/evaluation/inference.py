@@ -44,6 +44,7 @@ def predict_batches(
     topk_candidates: int,
     nms_threshold: float,
     detections_per_img: int,
+    soft_nms: bool,
 ) -> Iterator[Predictions]:
     """Detect in every image, a batch at a time. The model is left in evaluation mode."""
     model.eval()
@@ -52,7 +53,14 @@ def predict_batches(
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
             outputs = model(batch.images, batch.sizes)
         found = detect(
-            outputs, batch.sizes, box_std, score_threshold, topk_candidates, nms_threshold, detections_per_img
+            outputs,
+            batch.sizes,
+            box_std,
+            score_threshold,
+            topk_candidates,
+            nms_threshold,
+            detections_per_img,
+            soft_nms,
         )
         factors = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).cpu()  # x, y, x, y
         rows, boxes, scores, labels = [], [], [], []

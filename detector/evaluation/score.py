@@ -82,6 +82,7 @@ def predictions_in(
         e.topk_candidates,
         e.nms_threshold,
         e.detections_per_img,
+        e.nms == "soft",
     )
 
 

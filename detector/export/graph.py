@@ -20,6 +20,7 @@ from detector.config import EvalConfig
 from detector.export.probabilities import Probabilities
 from detector.folding import plain_convolutions
 from detector.retinanet import RetinaNet
+from detector.soft_nms import soft_nms
 
 # boxes [B, K, 4], ranks [K], labels [B, K], valid [B, K], classes, IoU threshold, most per class -> [B, K]
 Suppression = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int], Tensor]
@@ -116,6 +117,8 @@ class DetectionGraph(nn.Module):
         self.settings = settings
         self.suppress = suppress
         self.classes = model.class_head.outputs
+        candidates = len(model.anchor_generator.cells) * settings.topk_candidates
+        self.most = min(settings.detections_per_img, candidates)
         self.scale: Tensor
         self.shift: Tensor
         self.box_std: Tensor
@@ -147,17 +150,36 @@ class DetectionGraph(nn.Module):
         valid = logits > -math.inf
         if s.score_threshold > 0:
             valid = valid & (logits.double().sigmoid() > s.score_threshold)
-        ranks = torch.ones_like(labels[0]).flip(0).cumsum(0).flip(0)  # K to 1
-        most = s.detections_per_img
-        keep = self.suppress(boxes, ranks, labels, valid, self.classes, s.nms_threshold, most)
-        left, chosen = (ranks * keep).topk(min(most, len(levels) * s.topk_candidates), dim=1)
-        real = left > 0  # [B, D]
+        thin_out = self._soft_nms if s.nms == "soft" else self._hard_nms
+        chosen, left, real = thin_out(boxes, logits, labels, valid)  # each [B, D]
         return (
             _rows(boxes, chosen) * real[..., None],
-            self.probabilities(logits.gather(1, chosen)) * real,
+            self.probabilities(left) * real,
             labels.gather(1, chosen).where(real, -1),
             real.sum(1),
         )
+
+    def _hard_nms(
+        self, boxes: Tensor, logits: Tensor, labels: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of candidates, best first: which are taken, their logits, and whether they are detections."""
+        s = self.settings
+        ranks = torch.ones_like(labels[0]).flip(0).cumsum(0).flip(0)  # K to 1
+        wanted = s.detections_per_img
+        keep = self.suppress(boxes, ranks, labels, valid, self.classes, s.nms_threshold, wanted)
+        left, chosen = (ranks * keep).topk(self.most, dim=1)
+        return chosen, logits.gather(1, chosen), left > 0
+
+    def _soft_nms(
+        self, boxes: Tensor, logits: Tensor, labels: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same; the logits are those of the scores that are left."""
+        wanted = logits.double().where(valid, -math.inf)
+        chosen, log_scores = soft_nms(boxes, wanted, labels, self.most)
+        real = log_scores > -math.inf
+        if self.settings.score_threshold > 0:
+            real = real & (log_scores.exp() > self.settings.score_threshold)
+        return chosen, log_scores - (-log_scores.expm1()).log(), real
 
     def _best(self, level: _Level) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, boxes and labels of the best (anchor, class) pairs of a level.

@@ -29,6 +29,7 @@ def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
         "box_std": config.model.box_std,
         "score_threshold": config.eval.score_threshold,
         "topk_candidates": config.eval.topk_candidates,
+        "nms": config.eval.nms,
         "nms_threshold": config.eval.nms_threshold,
         "detections_per_img": config.eval.detections_per_img,
     }

@@ -9,6 +9,7 @@ from torchvision.ops import batched_nms
 
 from detector.postprocess import Detections, detect
 from detector.retinanet import HeadOutputs
+from detector.soft_nms import soft_nms
 from tests.oracles import iou
 
 CLASSES = 3
@@ -33,7 +34,7 @@ def outputs(seed: int = 0) -> HeadOutputs:
 
 
 def detect_by_loops(
-    heads: HeadOutputs, image: int, threshold: float, k: int, nms: float, most: int
+    heads: HeadOutputs, image: int, threshold: float, k: int, nms: float, most: int, soft: bool = False
 ) -> list[tuple[float, int, list[float]]]:
     """(score, label, box), best first: each step in float64, as the definition says it."""
     height, width = SIZES[image].tolist()
@@ -60,6 +61,15 @@ def detect_by_loops(
             found.append((score, label, box))
     found.sort(key=lambda item: -item[0])
     kept: list[tuple[float, int, list[float]]] = []
+    while soft and found:  # without end otherwise
+        best = max(found, key=lambda item: item[0])
+        found.remove(best)
+        kept.append(best)
+        found = [
+            (score * (1 - iou(best[2], box)) if label == best[1] else score, label, box)
+            for score, label, box in found
+        ]
+        found = [item for item in found if item[0] > threshold]
     for item in found:
         if all(item[1] != other[1] or iou(item[2], other[2]) <= nms for other in kept):
             kept.append(item)
@@ -78,6 +88,41 @@ def test_detections_equal_the_definition(seed: int, threshold: float, k: int, nm
         torch.testing.assert_close(
             found.boxes, torch.tensor([box for _, _, box in expected]), atol=1e-3, rtol=0
         )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("threshold", "k", "most"), [(0, 1000, 60), (0.3, 25, 12), (0.3, 25, 1000)])
+def test_soft_nms_equals_the_definition(seed: int, threshold: float, k: int, most: int) -> None:
+    heads = outputs(seed)
+    for image, found in enumerate(detect(heads, SIZES, STD, threshold, k, 0.5, most, soft=True)):
+        expected = detect_by_loops(heads, image, threshold, k, 0.5, most, soft=True)
+        assert len(expected) > 10
+        assert found.labels.tolist() == [label for _, label, _ in expected]
+        assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
+        torch.testing.assert_close(
+            found.boxes, torch.tensor([box for _, _, box in expected]), atol=1e-3, rtol=0
+        )
+
+
+def test_soft_nms_by_hand() -> None:
+    """IoU 1/2 halves a score; another class, a twin, and boxes without area."""
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5], [0, 0, 10, 10], [3, 3, 3, 3], [3, 3, 3, 3]]
+    )
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.3], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 0, 0, 0])
+    index, left = soft_nms(boxes[None], scores.logit()[None], labels[None], 9)
+    assert index[0, :5].tolist() == [0, 2, 4, 1, 5]
+    assert left.exp()[0].tolist() == pytest.approx([0.9, 0.7, 0.5, 0.4, 0.3, 0.0])
+
+
+def test_soft_nms_tells_scores_apart_that_round_to_one() -> None:
+    """And what is no candidate is no detection."""
+    boxes = torch.arange(5.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    logits = torch.tensor([18.0, 30, -math.inf, 25, 35], dtype=torch.float64)
+    index, left = soft_nms(boxes[None], logits[None], torch.zeros(1, 5, dtype=torch.int64), 5)
+    assert index[0, :4].tolist() == [4, 1, 3, 0]
+    assert left[0, 4] == -math.inf
 
 
 def equal(one: Detections, other: Detections) -> bool:

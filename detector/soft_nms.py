@@ -1,0 +1,46 @@
+"""Soft-NMS: detections that overlap better ones of their class lose score instead of being dropped.
+
+Bodla et al., "Soft-NMS - Improving Object Detection With One Line of Code" (ICCV 2017), in its linear form
+and without its threshold: each detection that is taken multiplies the scores of the others of its class by
+1 - IoU. So there is nothing to tune, and no jump where rounding would decide.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def soft_nms(boxes: Tensor, logits: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The best detections of each image of a batch, one after the other, by what is left of their scores.
+
+    All images and classes at once: as many steps as detections are wanted.
+
+    Args:
+        boxes: float [B, K, 4], xyxy.
+        logits: float [B, K], of the scores; minus infinity for what is no candidate.
+        labels: int64 [B, K].
+        most: detections that are wanted of an image.
+
+    Returns:
+        index int64 [B, D], D = min(most, K), and the logarithms of the scores left [B, D], in descending
+        order; minus infinity where there are no more.
+    """
+    left = F.logsigmoid(logits)  # a score near 1 would round to it
+    corners, opposite = boxes.split(2, dim=-1)
+    area = (opposite - corners).prod(-1)
+    index, scores = [], []
+    for _ in range(min(most, logits.shape[1])):
+        score, best = left.max(dim=1, keepdim=True)
+        index.append(best)
+        scores.append(score)
+        at = best[..., None].expand(-1, -1, 2)
+        low = torch.maximum(corners, corners.gather(1, at))
+        high = torch.minimum(opposite, opposite.gather(1, at))
+        shared = (high - low).clamp_min(0).prod(-1)
+        union = (area + area.gather(1, best) - shared).clamp_min(1e-9)  # px^2; a box may have no area
+        iou = (shared / union).clamp_max(1)
+        rivals = labels == labels.gather(1, best)
+        left = (left + torch.log1p(-iou.to(left.dtype) * rivals)).scatter(1, best, -math.inf)
+    return torch.cat(index, 1), torch.cat(scores, 1)
