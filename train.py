@@ -25,7 +25,7 @@ def main() -> None:
 
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
-    from detector.config import apply_overrides, load_config, parse_config
+    from detector.config_file import apply_overrides, load_config, parse_config
     from detector.training.processes import is_restart, join_processes, launch_id, leave_processes
     from detector.training.run_folder import resume_config, run_of_launch
     from detector.training.trainer import Trainer

@@ -31,7 +31,8 @@ from benchmarks.training import (
     timed_apart,
 )
 from detector.build import box_std, build_amp
-from detector.config import Config, load_config
+from detector.config import Config
+from detector.config_file import load_config
 from detector.postprocess import detect
 from detector.retinanet import RetinaNet
 

@@ -36,7 +36,8 @@ from benchmarks.measure import (
     section,
 )
 from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16, memory_format
-from detector.config import Config, load_config
+from detector.config import Config
+from detector.config_file import load_config
 from detector.criterion import GroundTruth
 from detector.losses import Exchange
 from detector.retinanet import RetinaNet

@@ -1,24 +1,11 @@
-"""The configuration: one frozen record per section, read from YAML with inheritance and overrides.
+"""The configuration: one frozen record per section, with the type and the meaning of every key.
 
 docs/configuration.md is generated from it by `python -m detector.config_reference`.
 """
 
-import difflib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-
-from errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 def _no_bool(value: Any) -> Any:
@@ -329,132 +316,6 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file with its bases, apply KEY=VALUE overrides, check everything.
-
-    Raises:
-        InputError: the file is missing or malformed, a key is unknown, a value does not fit.
-    """
-    return parse_config(apply_overrides(_read_with_bases(path, ()), overrides or []), str(path))
-
-
-def parse_config(values: dict[str, Any], source: str) -> Config:
-    """Check plain values against the schema; `source` names them in errors."""
-    # `train:` with nothing below it is an empty section.
-    values = {k: {} if v is None and k in Config.model_fields else v for k, v in values.items()}
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from None
-
-
-def dump_config(config: Config) -> str:
-    """The configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
-
-
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Set dotted keys: apply_overrides({}, ["optimizer.lr=0.005"]).
-
-    Raises:
-        InputError: an override is not KEY=VALUE, or a key is unknown.
-    """
-    kinds = _leaf_kinds(Config)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"'{override}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005")
-        if key not in kinds:
-            raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"{key}: '{text}' is not a YAML value") from None
-        if kinds[key] in (str, str | None) and value is not None:
-            value = text  # run.dir=2026 and data.images={split} are text, whatever YAML makes of them
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        values = _merge(values, nested)
-    return values
-
-
-def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve() if path.exists() else path
-    if path in seen:
-        raise InputError(f"{path}: base leads back to the file itself")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"configuration file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a mapping of sections is wanted, such as 'train: {{epochs: 12}}'")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise InputError(f"{path}: base must be the name of one file")
-    return _merge(_read_with_bases(path.parent / base, (*seen, path)), values)
-
-
-def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged, everything else replaced. An empty section changes nothing."""
-    merged = dict(base)
-    for key, value in change.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and value is None:
-            continue
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def sub_section(annotation: Any) -> type[Section] | None:
     """The section that a field holds, if it holds one."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-
-
-def _leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
-    """The dotted name of every value, with its type."""
-    kinds: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
-        inner = sub_section(field.annotation)
-        kinds |= _leaf_kinds(inner, f"{prefix}{name}.") if inner else {prefix + name: field.annotation}
-    return kinds
-
-
-def _nearest(key: str) -> str:
-    keys = list(_leaf_kinds(Config))
-    # The right name in the wrong section, else a slip of the pen.
-    found = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
-    found = found if len(found) == 1 else difflib.get_close_matches(key, found or keys, n=1, cutoff=0.6)
-    return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    names = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
-    # pydantic appends the tried member of a union (str, list, ...) to the path: not a key.
-    parts: list[str] = []
-    section: type[Section] | None = Config
-    for part in names:
-        if isinstance(part, int):
-            parts = [*parts[:-1], f"{parts[-1]}[{part}]"] if parts else [str(part)]
-        elif section is not None:
-            parts.append(part)
-            field = section.model_fields.get(part)
-            section = sub_section(field.annotation) if field else None
-    key = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        return f"unknown configuration key '{key}'{_nearest(key)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        if key in _leaf_kinds(Config):
-            return f"{key}: {message}"
-        return f"{key}.{message}" if key else message  # the message of a section begins with the key
-    return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.config import Config, apply_overrides, parse_config
+from detector.config import Config
+from detector.config_file import apply_overrides, parse_config
 from detector.criterion import Losses
 from detector.training.learner import Learner
 from doors import run_door

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from detector.config import Config, apply_overrides, load_config
+from detector.config import Config
+from detector.config_file import apply_overrides, load_config
 from detector.config_reference import reference
 from docs.draw_ap_loss import drawing
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import export
 from detector.build import build_model
-from detector.config import apply_overrides, parse_config
+from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.agreement import compare
 from detector.export.check import as_batch, found_by, found_by_model, normalised

@@ -29,7 +29,7 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
     """Examine what the command line names, print the report, write the files."""
     from data.check.report import as_json
     from data.check.text import lines
-    from detector.config import load_config
+    from detector.config_file import load_config
     from detector.training.data_check import examine
     from detector.training.run_folder import write_text
     from errors import InputError

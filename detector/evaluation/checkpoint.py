@@ -11,7 +11,8 @@ import torch
 from data.sample import DetectionSet
 from detector.build import build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
-from detector.config import Config, apply_overrides, parse_config
+from detector.config import Config
+from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.inference import join_predictions
 from detector.evaluation.score import Scores, predictions_of, score

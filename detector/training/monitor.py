@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from detector.config import Config, dump_config
+from detector.config import Config
+from detector.config_file import dump_config
 from detector.criterion import Losses
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.evaluation.error_breakdown import SHORT_NAMES

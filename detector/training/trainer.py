@@ -16,7 +16,8 @@ from data.feed import checked
 from data.loader import seed_of
 from data.sample import Batch
 from detector.checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint
-from detector.config import Config, dump_config
+from detector.config import Config
+from detector.config_file import dump_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.inference import Predictions
 from detector.training.assembly import assemble

@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.models.detection import retinanet_resnet50_fpn
 
 from detector.build import build_model
-from detector.config import ModelConfig, load_config
+from detector.config import ModelConfig
+from detector.config_file import load_config
 from detector.retinanet import RetinaNet
 from detector.training.trainer import Trainer
 from detector.weights import from_torchvision, initialise

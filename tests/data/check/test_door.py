@@ -11,7 +11,7 @@ import train
 from data.check.__main__ import main
 from data.shapes import ShapesSpec, ensure_shapes
 from detector.build import build_set
-from detector.config import load_config
+from detector.config_file import load_config
 from detector.training.data_check import warn_before_training
 from detector.training.trainer import Trainer
 from tests.builders import small_coco

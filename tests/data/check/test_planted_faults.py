@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data.check.findings import KINDS, Level
-from detector.config import apply_overrides, parse_config
+from detector.config_file import apply_overrides, parse_config
 from detector.training.data_check import Examination, examine
 from tests.builders import voc_xml, write_image, write_voc
 

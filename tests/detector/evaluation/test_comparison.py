@@ -20,7 +20,7 @@ from scipy.stats import binom
 import evaluate as door
 from detector.build import build_model
 from detector.checkpoint import save_checkpoint
-from detector.config import parse_config
+from detector.config_file import parse_config
 from detector.evaluation.checkpoint import open_checkpoint
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.comparison import RESAMPLES, compare, compare_files, draws

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from detector.config import parse_config
+from detector.config_file import parse_config
 from detector.training.run_folder import (
     append_metrics,
     create_run_folder,
