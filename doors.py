@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -40,6 +41,13 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def close_output() -> None:
+    """Let what is printed from now on go nowhere: nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def run_door(main: Callable[[], None]) -> None:
     """Run a program: bad input ends in one line and exit code 2, a training that was stopped and has
     saved its state in 75, Ctrl-C elsewhere in 130."""
@@ -58,6 +66,8 @@ def run_door(main: Callable[[], None]) -> None:
     except Stopped as reason:
         print(reason, file=sys.stderr)
         sys.exit(STOPPED)
+    except BrokenPipeError:  # | head
+        close_output()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

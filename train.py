@@ -37,6 +37,8 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     if resume is not None:
         if config_name is not None:
             raise InputError("--resume takes the configuration of the run; leave CONFIG out")
+        if any(word.startswith("run.dir=") for word in overrides):
+            raise InputError("--resume goes on in the folder of the run; leave run.dir out")
         config, name = (
             parse_config(apply_overrides(resume_config(resume), overrides), str(resume)),
             resume.name,

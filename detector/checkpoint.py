@@ -96,7 +96,7 @@ class DamagedCheckpoint(InputError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"checkpoint {path} is damaged or incomplete; use another one "
+            f"checkpoint {path} is damaged or incomplete, or is none; use another one "
             f"({LAST}, {PREVIOUS} and {BEST} stand side by side)"
         )
         self.path = path
@@ -141,7 +141,9 @@ def load_tensors(path: Path) -> Any:
                 f"{path} holds Python objects beside tensors, which could run code; it is not loaded"
             ) from None
         raise DamagedCheckpoint(path) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile):
+    except DamagedCheckpoint:
+        raise
+    except Exception:  # there is no end to what the unpickler makes of bytes that were never pickled
         raise DamagedCheckpoint(path) from None
 
 
@@ -156,6 +158,11 @@ def find_checkpoint(path: Path, name: str) -> Path:
             raise InputError(f"{path} does not exist; give a run folder or a checkpoint file")
         return path
     found = path / "checkpoints" / name
+    if not found.is_file() and (path / "checkpoints" / LAST).is_file():
+        raise InputError(
+            f"{path} has not been evaluated yet and so holds no checkpoints/{name}; give "
+            f"{path / 'checkpoints' / LAST}, or continue the run with train.py --resume {path}"
+        )
     if not found.is_file():
         raise InputError(f"{path} holds no checkpoints/{name}; give a run folder or a checkpoint file")
     return found

@@ -51,7 +51,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise InputError(f"{key}: '{text}' is not a YAML value") from None
+            hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith(("[", "{")) else ""
+            raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
         if kinds[key] in (str, str | None) and value is not None:
             value = text  # run.dir=2026 and data.images={split} are text, whatever YAML makes of them
         nested: Any = value
@@ -68,7 +69,8 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"configuration file {path} does not exist") from None
+        whose = f", the base of {seen[-1]}," if seen else ""
+        raise InputError(f"configuration file {path}{whose} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"configuration file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

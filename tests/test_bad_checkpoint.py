@@ -1,6 +1,7 @@
 """Runs and checkpoints that cannot be used: exit code 2, one line that names them, nothing left behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (("--resume", "nowhere"), ("--resume", "nowhere", "does not exist")),
         (("--resume", "set"), ("--resume", "set", "checkpoints/last.pt")),
+        (("--resume", "run/checkpoints/last.pt"), ("--resume", "last.pt", "the folder of the run")),
+        (("--resume", "run", "run.dir=other"), ("--resume", "run.dir")),
+        (("--resume", "run", "train.batch_size=4"), ("run", "step 2", "train.epochs=1", "ends at 1")),
         (("tiny.yaml", "--resume", "run"), ("--resume", "CONFIG")),
         (("--resume", "run", "train.epoch=3"), ("'train.epoch'", "'train.epochs'")),
         (("--resume", "run", "model.backbone=resnet34"), ("run", "another architecture")),
@@ -64,7 +68,27 @@ def test_a_damaged_last_checkpoint_does_not_resume(finished: Path, tmp_path: Pat
     assert_refused(train.main, words, tmp_path, "run", damage if damage[0] == "n" else "damaged")
 
 
+def test_a_run_that_has_ended_says_so(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    outcome = call(train.main, "--resume", "run", f"data.root={finished / 'set'}", cwd=tmp_path)
+    assert outcome.code == 0
+    assert "nothing is left to do" in outcome.out
+
+
 # ------------------------------------------------------------------------ evaluating
+
+
+def test_a_run_without_an_evaluation_names_what_it_has(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "best.pt").unlink()
+    assert_refused(evaluate.main, ("run",), tmp_path, "not been evaluated", "run/checkpoints/last.pt")
+
+
+@pytest.mark.parametrize("text", ["data: {root: set}\n", "# Title\n", "", "a,b\n1,2\n", "(", "}"])
+def test_a_text_file_is_no_checkpoint(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    assert_refused(evaluate.main, ("run.yaml",), tmp_path, "run.yaml", "damaged or incomplete, or is none")
+
 
 CHECKPOINT = "run/checkpoints/best.pt"
 DETECTION = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -84,7 +108,7 @@ DETECTION = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.
         (("tiny.yaml",), ("tiny.yaml", "damaged")),
         (("run", "model.backbone=resnet34"), (CHECKPOINT, "another architecture")),
         (("run", "model.head_width=32"), (CHECKPOINT, "'class_head", "shape")),
-        (("run", "eval.nms=0.5"), ("'eval.nms'",)),
+        (("run", "eval.nms_iou=0.5"), ("'eval.nms_iou'",)),
         (("run", "data.root=nowhere"), ("data.root", "nowhere")),
     ],
 )

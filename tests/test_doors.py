@@ -31,3 +31,27 @@ def test_freed_memory_is_used_again_and_not_cleared_again() -> None:
         return int(subprocess.check_output(words, cwd=Path(doors.__file__).parent))
 
     assert faults("doors.keep_freed_memory()") < faults("") / 10
+
+
+@pytest.mark.parametrize("line", ["print('x' * 9999)", "monitor.say('x' * 9999)"])
+def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, line: str) -> None:
+    """As with `| head -1`; a training goes on to its end."""
+    program = f"""
+from pathlib import Path
+from doors import run_door
+from detector.training.monitor import Monitor
+def main():
+    monitor = Monitor(Path({str(tmp_path)!r}), 1, 0, None)
+    for _ in range(100):
+        {line}
+    Path({str(tmp_path / "end")!r}).touch()
+run_door(main)
+"""
+    words = [sys.executable, "-c", program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=Path(doors.__file__).parent, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert (tmp_path / "end").exists() == ("say" in line)

@@ -24,6 +24,7 @@ from errors import InputError
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 _SEED = 0
+_FEW = 5  # images that hold a class
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Interval:
     value: float
     low: float
     high: float
+    few: bool = False  # images: resampling them cannot show what others would have given
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+        return not self.few and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,12 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
     if first.gt_counts.sum() == 0:
         raise InputError("there are no gt boxes to compare by in this split")
     counts = draws(images)
+    few = [False] * 3 + ((first.gt_counts > 0).sum(0) < _FEW).tolist()
     values = [_metrics(average_precision(tally, counts)) for tally in tallies]  # [1 + R, 3 + K]
     runs = []
     for i, (name, mine) in enumerate(zip(names, values, strict=True)):
-        own = _intervals(mine, first.classes)
-        differences = _intervals(mine - values[0], first.classes) if i else ({}, {})
+        own = _intervals(mine, few, first.classes)
+        differences = _intervals(mine - values[0], few, first.classes) if i else ({}, {})
         runs.append(RunResult(name, *own, *differences))
     return Comparison(runs, images)
 
@@ -157,7 +160,7 @@ def comparison_table(comparison: Comparison, title: str) -> str:
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
             *(f"{letter}  {run.name}" for letter, run in zip(letters, runs, strict=True)),
             *lines,
-            "* the interval of the difference excludes 0",
+            f"* the interval of the difference excludes 0 (not said of a class in fewer than {_FEW} images)",
         ]
     )
 
@@ -185,18 +188,18 @@ def _metrics(ap: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _intervals(
-    values: NDArray[np.float64], classes: tuple[str, ...]
+    values: NDArray[np.float64], few: list[bool], classes: tuple[str, ...]
 ) -> tuple[dict[str, Interval], dict[str, Interval]]:
     """From the value [0] and those of the draws [1:] to intervals, of all classes and of each."""
     tail = (1 - CONFIDENCE) / 2
     found = []
-    for column in values.T:
+    for column, is_few in zip(values.T, few, strict=True):
         drawn = column[1:][~np.isnan(column[1:])]  # a rare class may be missing from a draw
         if np.isnan(column[0]) or not len(drawn):
             found.append(Interval(np.nan, np.nan, np.nan))
             continue
         low, high = np.quantile(drawn, (tail, 1 - tail))
-        found.append(Interval(float(column[0]), float(low), float(high)))
+        found.append(Interval(float(column[0]), float(low), float(high), is_few))
     return dict(zip(("AP", "AP50", "AP75"), found[:3], strict=True)), dict(
         zip(classes, found[3:], strict=True)
     )

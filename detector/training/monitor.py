@@ -17,6 +17,7 @@ from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.evaluation.error_breakdown import SHORT_NAMES
 from detector.training.board import Board, hyperparameters
 from detector.training.run_folder import append_metrics
+from doors import close_output
 
 # On a terminal a line has no room for more.
 _NOT_ON_THE_TERMINAL = ("ranked_negatives", "step_s", "data_wait", "memory_gib")
@@ -88,8 +89,11 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """Print lines without breaking the progress bar."""
-        self._bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has gone (| head): no reason to lose a training
+            close_output()
 
     def close(self) -> None:
         """Write what is left.

@@ -185,6 +185,8 @@ def resume_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no run to continue.
     """
+    if folder.is_file():
+        raise InputError(f"--resume: {folder} is a file; give the folder of the run, not its checkpoint")
     if not folder.is_dir():
         raise InputError(f"--resume: the run folder {folder} does not exist")
     if has_checkpoint(folder):

@@ -375,6 +375,11 @@ class Trainer:
         # What was asked for with --resume stays, not what was saved.
         self.learner.restore(training, state["model"], source)
         self.step = state["step"]
+        if self.step > self.total_steps:
+            raise InputError(
+                f"{source} has come to step {self.step}, and train.epochs={self.config.train.epochs} ends at "
+                f"{self.total_steps}; give at least as many epochs as are done"
+            )
         self.best = training["best"]
         self.evaluated = training.get("evaluated", self.step)
         self.watch.count = training.get("not_finite", 0)
@@ -394,11 +399,12 @@ class Trainer:
         if parts.lr != config.optimizer.lr:
             lr = f"; lr {parts.lr:g} = {config.optimizer.lr:g} x {config.train.batch_size}"
             lr += f" / {config.optimizer.lr_for_batch}"
+        ended = "; nothing is left to do: a higher train.epochs goes on" * (self.step == self.total_steps)
         return (
             f"{self.folder}: {len(records)} training images with {len(records.boxes)} boxes of "
             f"{len(records.classes)} classes, {len(parts.validation.records)} validation images; "
             f"{config.model.backbone}, {weights / 1e6:.1f} M weights, on {where} in {precision}, "
-            f"{self.total_steps} steps from {self.step}{lr}"
+            f"{self.total_steps} steps from {self.step}{lr}{ended}"
         )
 
     def _stopped(self) -> Stopped:

@@ -175,7 +175,7 @@ def test_circular_base_is_refused(files: dict[str, str], tmp_path: Path) -> None
 
 def test_missing_base_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", "base: gone.yaml\n")
-    with pytest.raises(InputError, match=r"gone\.yaml does not exist"):
+    with pytest.raises(InputError, match=r"gone\.yaml, the base of .*a\.yaml, does not exist"):
         load_config(path)
 
 

@@ -186,6 +186,27 @@ def test_a_rare_class_that_is_missing_from_draws_is_left_out_of_them() -> None:
     assert (yeti.value, yeti.low, yeti.high) == pytest.approx((1, 1, 1))
 
 
+@pytest.mark.parametrize(("images", "told"), [(4, False), (5, True)])
+def test_no_difference_is_told_from_a_handful_of_images(images: int, told: bool) -> None:
+    """One run finds every yeti, the other none; all have cats, which both find."""
+    gt = np.ones((9, 2), dtype=np.int32)
+    gt[images:, 1] = 0
+    labels, at = np.repeat([0, 1], [9, images]), np.concatenate((np.arange(9), np.arange(images)))
+    tally = replace(
+        all_or_nothing(np.ones(9, dtype=bool)),
+        classes=("cat", "yeti"),
+        gt_counts=gt,
+        labels=labels,
+        images=at,
+        scores=np.ones(len(at)),
+        right=np.ones((10, len(at)), dtype=bool),
+        ignored=np.zeros((10, len(at)), dtype=bool),
+    )
+    blind = replace(tally, right=np.repeat([labels == 0], 10, axis=0))
+    _, other = compare(["one", "other"], [tally, blind]).runs
+    assert other.per_class_differences["yeti"].excludes_zero == told
+
+
 def test_files_are_compared_at_the_command_line(tmp_path: Path) -> None:
     """Worse is better with every second detection left out."""
     content, results = random_case(0)
