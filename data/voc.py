@@ -97,7 +97,7 @@ def _read_list(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise InputError(f"split list {path} does not exist; there are: {there}") from None
+        raise InputError(f"split list {path} does not exist; there are: {there} (set data.splits)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"split list {path} cannot be read: {error}") from None
     # "aeroplane_train.txt" style lists carry a second column; the name is the first.

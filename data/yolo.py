@@ -53,7 +53,7 @@ def load_yolo(
     index = _read_index(root / "data.yaml")
     if split not in index.splits:
         there = ", ".join(index.splits) or "none"
-        raise InputError(f"{index.file} has no split '{split}'; there are: {there}")
+        raise InputError(f"{index.file} has no split '{split}'; there are: {there} (set data.splits)")
     classes = index.names if classes is None else classes
     unknown = [name for name in classes if name not in index.names]
     if unknown:

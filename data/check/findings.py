@@ -28,7 +28,11 @@ class Kind:
 
 _E, _W, _N = Level.ERROR, Level.WARNING, Level.NOTE
 KINDS: dict[str, Kind] = {
-    "split-unreadable": Kind(_E, "a split cannot be read at all", "mend the file that is named"),
+    "split-unreadable": Kind(
+        _E,
+        "a split cannot be read at all",
+        "mend the file that is named, or set data.splits (null: no such split)",
+    ),
     "no-images": Kind(_E, "a split has no images", "correct data.splits"),
     "no-boxes": Kind(_E, "the training split has no boxes", "correct data.splits.train or data.classes"),
     "class-unseen": Kind(
