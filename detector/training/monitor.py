@@ -117,9 +117,9 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> st
         rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}")
     costs = result.errors.costs()
     rows.append("AP50 to be gained without errors of a kind, and how many there are:")
-    rows.append("  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
-    rows.append("  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
-    rows.append("  ".join(f"{cost.count:11d}" for cost in costs.values()))
+    rows.append("      " + "  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
+    rows.append("AP50  " + "  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
+    rows.append("count " + "  ".join(f"{cost.count:11d}" for cost in costs.values()))
     return "\n".join(rows)
 
 
