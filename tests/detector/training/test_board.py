@@ -1,6 +1,7 @@
 """TensorBoard: what is read back from the event file of a run, by TensorBoard's own reader."""
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,4 +172,5 @@ def test_an_evaluation_that_is_made_again_replaces_the_one_before(tmp_path: Path
         board = Board(tmp_path, purge_step)
         board.step(4, {"loss": 0.5 if purge_step else 1.0})
         board.close()
+        time.sleep(1.1)  # files are read in the order of their names, which tell the second
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss/total")] == [(4, 0.5)]
