@@ -48,12 +48,10 @@ def detect(
     boxes = clip(decode(deltas, outputs.anchors[anchor_index], box_std), sizes)  # [B, K, 4]
 
     if soft:
-        logits = logits.double()
-        if score_threshold > 0:
-            logits = logits.masked_fill(logits.sigmoid() <= score_threshold, -math.inf)
-        index, log_scores = soft_nms(boxes, logits, labels, detections_per_img)
+        index, log_scores = soft_nms(boxes, logits.double(), labels, detections_per_img)
         scores = log_scores.exp()
-        left = (log_scores > -math.inf) & (scores > score_threshold if score_threshold > 0 else True)
+        # The best come first: what the threshold drops has lowered none that it keeps.
+        left = scores > score_threshold if score_threshold > 0 else log_scores > -math.inf
         each = zip(index, scores, left, boxes, labels, strict=True)
         return [Detections(b[i[k]], s[k], c[i[k]]) for i, s, k, b, c in each]
 

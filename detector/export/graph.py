@@ -135,7 +135,6 @@ class DetectionGraph(nn.Module):
             and how many of the D there are in each image, int64 [B]. The rest have boxes and scores of 0
             and the label -1.
         """
-        s = self.settings
         height, width = images.shape[2], images.shape[3]
         levels = self.heads.levels(images.to(self.scale.dtype) * self.scale + self.shift)
         best = [self._best(level) for level in levels]
@@ -147,11 +146,8 @@ class DetectionGraph(nn.Module):
         clipped = (x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height))
         boxes = torch.stack(clipped, dim=-1)  # [B, K, 4]
 
-        valid = logits > -math.inf
-        if s.score_threshold > 0:
-            valid = valid & (logits.double().sigmoid() > s.score_threshold)
-        thin_out = self._soft_nms if s.nms == "soft" else self._hard_nms
-        chosen, left, real = thin_out(boxes, logits, labels, valid)  # each [B, D]
+        thin_out = self._soft_nms if self.settings.nms == "soft" else self._hard_nms
+        chosen, left, real = thin_out(boxes, logits, labels)  # each [B, D]
         return (
             _rows(boxes, chosen) * real[..., None],
             self.probabilities(left) * real,
@@ -159,26 +155,23 @@ class DetectionGraph(nn.Module):
             real.sum(1),
         )
 
-    def _hard_nms(
-        self, boxes: Tensor, logits: Tensor, labels: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _hard_nms(self, boxes: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of candidates, best first: which are taken, their logits, and whether they are detections."""
         s = self.settings
+        valid = logits > -math.inf
+        if s.score_threshold > 0:
+            valid = valid & (logits.double().sigmoid() > s.score_threshold)
         ranks = torch.ones_like(labels[0]).flip(0).cumsum(0).flip(0)  # K to 1
         wanted = s.detections_per_img
         keep = self.suppress(boxes, ranks, labels, valid, self.classes, s.nms_threshold, wanted)
         left, chosen = (ranks * keep).topk(self.most, dim=1)
         return chosen, logits.gather(1, chosen), left > 0
 
-    def _soft_nms(
-        self, boxes: Tensor, logits: Tensor, labels: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _soft_nms(self, boxes: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same; the logits are those of the scores that are left."""
-        wanted = logits.double().where(valid, -math.inf)
-        chosen, log_scores = soft_nms(boxes, wanted, labels, self.most)
-        real = log_scores > -math.inf
-        if self.settings.score_threshold > 0:
-            real = real & (log_scores.exp() > self.settings.score_threshold)
+        chosen, log_scores = soft_nms(boxes, logits.double(), labels, self.most)
+        threshold = self.settings.score_threshold
+        real = log_scores.exp() > threshold if threshold > 0 else log_scores > -math.inf
         return chosen, log_scores - (-log_scores.expm1()).log(), real
 
     def _best(self, level: _Level) -> tuple[Tensor, Tensor, Tensor]:
