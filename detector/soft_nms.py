@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detector.boxes import pairwise_iou
+
 
 def soft_nms(boxes: Tensor, logits: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The best detections of each image of a batch, one after the other, by what is left of their scores.
@@ -28,19 +30,13 @@ def soft_nms(boxes: Tensor, logits: Tensor, labels: Tensor, most: int) -> tuple[
         order; minus infinity where there are no more.
     """
     left = F.logsigmoid(logits)  # a score near 1 would round to it
-    corners, opposite = boxes.split(2, dim=-1)
-    area = (opposite - corners).prod(-1)
     index, scores = [], []
     for _ in range(min(most, logits.shape[1])):
         score, best = left.max(dim=1, keepdim=True)
         index.append(best)
         scores.append(score)
-        at = best[..., None].expand(-1, -1, 2)
-        low = torch.maximum(corners, corners.gather(1, at))
-        high = torch.minimum(opposite, opposite.gather(1, at))
-        shared = (high - low).clamp_min(0).prod(-1)
-        union = (area + area.gather(1, best) - shared).clamp_min(1e-9)  # px^2; a box may have no area
-        iou = (shared / union).clamp_max(1)
+        taken = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        iou = pairwise_iou(taken, boxes).squeeze(1).clamp_max(1)
         rivals = labels == labels.gather(1, best)
         left = (left + torch.log1p(-iou.to(left.dtype) * rivals)).scatter(1, best, -math.inf)
     return torch.cat(index, 1), torch.cat(scores, 1)
