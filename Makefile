@@ -14,7 +14,7 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt requirements-export.txt
 		{ echo "error: $(PYTHON) is older than Python 3.10; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 ifeq ($(UV),uv)
 	test -x $(RUN) || uv venv --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV)
-	uv pip install --python $(RUN) -r requirements-dev.txt
+	uv pip install --compile-bytecode --python $(RUN) -r requirements-dev.txt
 else
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt
