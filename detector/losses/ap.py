@@ -83,10 +83,9 @@ def _loss_and_gradient(
     exact = ranking.f.dtype
     if len(ranking) == 0:
         return logits.new_zeros((), dtype=exact), torch.zeros_like(logits)
-    a = ranking.above_positives() + 0.5  # itself as 1
-    precision = a / (a + ranking.above_negatives)
-    del a  # with many positives every table counts
+    b = ranking.above_negatives
+    # One minus precision, but where it is small no digits are lost. A positive counts itself as 1.
+    error = b / ranking.above_positives().add_(0.5).add_(b)
     if interpolated:
-        precision = precision.cummax(0).values  # f ascends: the best precision at or below
-    error = precision.neg_().add_(1)
+        error = error.cummin(0).values  # f ascends: the best precision at or below
     return error.mean().to(exact), ranking.gradient(error).view(logits.shape)

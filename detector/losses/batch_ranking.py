@@ -5,6 +5,8 @@ standing, and share how it is given back: a negative takes from each positive th
 the positive's error.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from detector.losses import compiled
 from detector.losses.compiled import CompiledNegatives, CompiledSteps, positives_of, usable
 from detector.losses.exchange import Exchange
 from detector.losses.negatives import Negatives
-from detector.losses.ranking import BinTotals, SoftSteps, ascending
+from detector.losses.ranking import SoftSteps, ascending
 
 # A narrower step would drown in the rounding of the break points.
 MIN_DELTA = 1e-6
@@ -49,14 +51,15 @@ class BatchRanking:
         self.positives = _places_of_positives(targets)  # [p]
         f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
         self.f, self._order = compiled.ascending(f) if usable(f) else ascending(f)
-        if len(f) == 0:
-            self.above_negatives = f.double()
+        del f  # with many positives every table counts
+        if len(self.f) == 0:
+            self.above_negatives = self.f.double()
             return
         self._steps: SoftSteps | CompiledSteps
         self._negatives: Negatives | CompiledNegatives
         self._steps, self._negatives = _steps_and_negatives(self.f, delta, self._logits, targets)
         totals = exchange.sum(self._negatives.count())
-        self.above_negatives = self._steps.counts_above(BinTotals(*totals))
+        self.above_negatives = self._steps.counts_above(totals)
 
     def __len__(self) -> int:
         """P, the number of positives of all processes."""
@@ -73,13 +76,11 @@ class BatchRanking:
 
     def above_positives(self, values: Tensor | None = None) -> Tensor:
         """sum_k v_k H(f_k - f_i) for non-negative values v [P], ones unless given; i itself as v_i / 2."""
-        return self._steps.counts_above(self._steps.own_totals(values))
+        return self._steps.own_counts_above(values)
 
     def pull_on_positives(self, weights: Tensor) -> Tensor:
         """sum_i w_i H(f_k - f_i) for each positive k, k itself as w_k / 2; non-negative weights [P]."""
-        offset, slope = self._steps.lines(weights)
-        bins = self._steps.own_bins().long()
-        return (offset[bins] + slope[bins] * self.f.double()).clamp_min(0)
+        return self._steps.own_pull(weights)
 
     def gradient(self, errors: Tensor) -> Tensor:
         """The error-driven gradient of this process's logits, [M].
@@ -101,7 +102,9 @@ class BatchRanking:
         Raises:
             NonFiniteLogits: one that takes part is not finite, here or in another process.
         """
-        finite = logits.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(logits))).all())
+        # One wait for the device.
+        extremes = torch.stack(torch.aminmax(logits)).tolist() if logits.numel() else []
+        finite = all(map(math.isfinite, extremes))
         bad = [] if finite else (~torch.isfinite(logits) & (targets >= 0)).nonzero().squeeze(1).tolist()
         everywhere = len(bad)
         if self._exchange.size > 1:
@@ -148,6 +151,6 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
     if delta != 0 and not delta >= MIN_DELTA:
         raise ValueError(f"delta must be 0 or at least {MIN_DELTA:g}, got {delta}")
     if targets.numel():
-        low, high = torch.aminmax(targets)
+        low, high = (int(value) for value in torch.aminmax(targets))
         if low < -1 or high > 1:
-            raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {int(low)} to {int(high)}")
+            raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low} to {high}")

@@ -27,6 +27,6 @@ class _ErrorDriven(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         factor = grad_outputs[0]
         # Saves a pass and its memory. On other devices a look at the factor would wait for the device.
-        if not (factor.device.type == "cpu" and factor == 1):
+        if not (factor.device.type == "cpu" and float(factor) == 1):
             gradient = gradient * factor.to(gradient.dtype)
         return gradient.to(ctx.dtype), None, None

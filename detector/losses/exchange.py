@@ -52,7 +52,7 @@ class Exchange:
         """The sum of the processes' values, of one shape."""
         if self._group is None:
             return values
-        values = values.clone()
+        values = values.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(values, group=self._group)
         self.bytes_sent += values.nbytes
         return values

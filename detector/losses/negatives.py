@@ -47,7 +47,7 @@ class Negatives:
             else:
                 bins = steps.bins_of(values).index_fill_(0, left_out, 0)
             self._binned.append(_BinnedBlock(block, picked, bins))
-            totals += torch.stack(steps.totals(values, bins))
+            totals += steps.totals(values, bins)
         return totals
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,6 @@ No N x P matrix, no loop over thresholds. The derivation stands in docs/ranking.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,18 +28,12 @@ def blocks(n: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-class BinTotals(NamedTuple):
-    """What the values of each bin add up to; totals of separate shares of values simply add."""
-
-    counts: Tensor  # float64 [..., 2P + 1]
-    sums: Tensor  # float64 [..., 2P + 1]
-
-
 class SoftSteps:
     """P soft steps and the bins that their break points cut the real line into.
 
     Bin 0 lies below every break point: a value there is counted by no step and pulled by none.
-    Bin k >= 1 begins at the k-th smallest break point. All tables are float64.
+    Bin k >= 1 begins at the k-th smallest break point. All tables are float64; "totals" [2, 2P + 1] are
+    the count and the sum of the values in each bin, and those of separate shares of values simply add.
 
     Args:
         thresholds: float [P], sorted ascending, P >= 1. float32 or float64: values given to
@@ -81,12 +74,18 @@ class SoftSteps:
         """The bins of the thresholds themselves: int32 [P]."""
         return self.bins_of(self._thresholds)
 
-    def own_totals(self, weights: Tensor | None = None) -> BinTotals:
-        """`totals` of the thresholds themselves."""
-        return self.totals(self._thresholds, self.own_bins(), weights)
+    def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
+        """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
+        return self.counts_above(self.totals(self._thresholds, self.own_bins(), weights))
 
-    def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> BinTotals:
-        """Counts and sums of one block of values [M] over the bins.
+    def own_pull(self, weights: Tensor) -> Tensor:
+        """pull(t_k) of `lines` for each threshold: float64 [P]."""
+        offset, slope = self.lines(weights)
+        bins = self.own_bins().long()
+        return (offset[bins] + slope[bins] * self._thresholds.double()).clamp_min(0)
+
+    def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Counts and sums of one block of values [M] over the bins: float64 [2, 2P + 1].
 
         weights: float64 [M], non-negative: what each value counts for, instead of 1.
         """
@@ -94,31 +93,31 @@ class SoftSteps:
         # index_add_ rather than bincount's weights: it has a deterministic form on CUDA.
         if weights is not None:
             counts = zeros.index_add(0, bins, weights)
-            return BinTotals(counts, zeros.index_add_(0, bins, weights * values))
+            return torch.stack((counts, zeros.index_add_(0, bins, weights * values)))
         counts = torch.bincount(bins, minlength=len(zeros)).double()
         if values.device.type == "cpu":  # as deterministic there, and twice as fast
-            return BinTotals(counts, zeros.scatter_add_(0, bins.long(), values.double()))
-        return BinTotals(counts, zeros.index_add_(0, bins, values.double()))
+            return torch.stack((counts, zeros.scatter_add_(0, bins.long(), values.double())))
+        return torch.stack((counts, zeros.index_add_(0, bins, values.double())))
 
-    def counts_above(self, totals: BinTotals) -> Tensor:
-        """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [..., P].
+    def counts_above(self, totals: Tensor) -> Tensor:
+        """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P].
 
         H is the mean of the plain step over [t - delta, t + delta], so the sum is an integral of
         C(s) = #{x > s}. Integrating from the top down adds only non-negative terms that are no
         larger than the answer: the result is accurate relative to itself, wherever the values lie.
         """
-        counts, sums = totals.counts[..., 1:], totals.sums[..., 1:]
-        above = counts.flip(-1).cumsum(-1).flip(-1)  # values at or above each edge, [..., 2P]
+        counts, sums = totals[:, 1:]
+        above = counts.flip(0).cumsum(0).flip(0)  # values at or above each edge, [2P]
         if self.delta == 0:
-            return (above[..., self._start_bin] + above[..., self._end_bin]) / 2
+            return (above[self._start_bin] + above[self._end_bin]) / 2
         beyond = above - counts
         width = torch.diff(self.edges, append=self.edges[-1:])
         # In its own bin a value reaches from the edge up to itself, in the bins below all the way.
         # Above the last edge no step changes, so the integral ends there.
         inside = (sums - counts * self.edges).clamp_min(0)
-        inside[..., -1] = 0
-        area = (beyond * width + inside).flip(-1).cumsum(-1).flip(-1)
-        return (area[..., self._start_bin] - area[..., self._end_bin]) / (2 * self.delta)
+        inside[-1] = 0
+        area = (beyond * width + inside).flip(0).cumsum(0).flip(0)
+        return (area[self._start_bin] - area[self._end_bin]) / (2 * self.delta)
 
     def lines(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: two float64 [2P + 1].

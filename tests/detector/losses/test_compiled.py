@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detector.losses.compiled import CompiledNegatives, CompiledSteps, ascending, positives_of
+from detector.losses.loops import break_points
 from detector.losses.negatives import Negatives
-from detector.losses.ranking import BinTotals, SoftSteps
+from detector.losses.ranking import SoftSteps, searched_break_points
 
 fuzz = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 numbers = st.one_of(
@@ -20,17 +21,18 @@ offsets = st.sampled_from([0.0, 50.0, -1e4])
 def check_that_all_agrees(thresholds: Tensor, logits: Tensor, targets: Tensor, delta: float) -> None:
     plain, fast = SoftSteps(thresholds, delta), CompiledSteps(thresholds, delta)
     negatives, fast_negatives = Negatives(plain, logits, targets), CompiledNegatives(fast, logits, targets)
-    assert torch.equal(fast.own_bins(), plain.own_bins())
     counts, fast_counts = negatives.count(), fast_negatives.count()
     # Below all steps nothing matters, and what matters is counted exactly.
     assert torch.equal(fast_counts[0, 1:], counts[0, 1:])
     torch.testing.assert_close(fast_counts[1, 1:], counts[1, 1:], rtol=1e-12, atol=1e-9)
-    above = plain.counts_above(BinTotals(*counts))
-    torch.testing.assert_close(fast.counts_above(BinTotals(*fast_counts)), above, rtol=1e-9, atol=1e-9)
+    above = plain.counts_above(counts)
+    torch.testing.assert_close(fast.counts_above(fast_counts), above, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fast.counts_above(fast_counts.contiguous()), above, rtol=1e-9, atol=1e-9)
     weights = torch.linspace(0, 1, len(thresholds), dtype=torch.float64)
     for each in (None, weights):
-        ours, theirs = fast.own_totals(each), plain.own_totals(each)
-        torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-12, atol=1e-12)
+        ours, theirs = fast.own_counts_above(each), plain.own_counts_above(each)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fast.own_pull(weights), plain.own_pull(weights), rtol=1e-9, atol=1e-9)
     pull = negatives.pull(weights, logits.dtype)
     torch.testing.assert_close(fast_negatives.pull(weights, logits.dtype), pull, rtol=1e-6, atol=1e-9)
 
@@ -66,6 +68,33 @@ def test_break_points_that_crowd_in_one_cell_are_told_apart(spread: float) -> No
     logits = torch.randn(20_000, generator=generator) * 2 * spread
     targets = (torch.arange(20_000) % 7 - 6).clamp_max(0).to(torch.int8)
     check_that_all_agrees(marks.sort().values, logits, targets, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("delta", [1e-6, 0.1, 1.0, 1e4])
+def test_break_points_are_rounded_up_and_to_the_next_number_only(delta: float, dtype: torch.dtype) -> None:
+    """torch.nextafter; every magnitude, both signs, and break points at zero and at powers of two."""
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-30, 30, (100_000,), generator=generator)
+    marks = torch.randn(100_000, generator=generator, dtype=torch.float64) * 10.0**exponents
+    near = torch.tensor([0.0, -0.0, 1e-45, delta, -delta, 1 - delta, 2 - delta, 4 + delta, 3.4e38, -3.4e38])
+    thresholds = torch.cat((marks, torch.randn(100_000, generator=generator), near)).to(dtype)
+    starts, stops = torch.empty_like(thresholds), torch.empty_like(thresholds)
+    eps = torch.finfo(dtype).eps
+    break_points(thresholds.numpy(), delta, starts.numpy(), stops.numpy(), eps)
+    expected = searched_break_points(thresholds, delta)
+    assert torch.equal(starts, expected[0])
+    assert torch.equal(stops, expected[1])
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0])
+def test_positives_very_far_apart_count_each_other_as_the_near_ones_do(delta: float) -> None:
+    """Hand-computed: -1e30, then 0 and 0 that tie, 0.5, and 1e30."""
+    steps = CompiledSteps(torch.tensor([-1e30, 0.0, 0.0, 0.5, 1e30]), delta)
+    step = 0.75 if delta else 1.0  # H(0.5)
+    above = [4.5, 2 + step, 2 + step, 1.5 + 2 * (1 - step), 0.5]
+    assert steps.own_counts_above().tolist() == above
+    assert steps.own_pull(torch.ones(5, dtype=torch.float64)).tolist() == [5 - each for each in above]
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64])

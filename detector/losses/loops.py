@@ -1,0 +1,281 @@
+"""The loops of compiled.py, which numba compiles: one pass where PyTorch takes ten.
+
+All arrays are given, those to be filled included. Pairs that are used together lie together ([n, 2]):
+what a loop looks up is in no cache, and one miss costs less than two. Few comparisons are branches, since
+the processor could foresee none of them. Floats become signed integers, which AVX2 does in one step, and
+indices are unsigned, since numba looks whether a signed one is negative.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _compiled(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Compile at the first call, and keep the machine code for the next process."""
+
+    @cache
+    def fast() -> Callable[Arguments, Result]:
+        from numba import njit  # takes a second, which only training should pay
+
+        compiler = partial(njit, nogil=True, error_model="numpy")
+        try:
+            made = compiler(cache=True)(loop)
+        except RuntimeError:  # nowhere to keep the machine code: neither beside this file nor at home
+            made = compiler()(loop)
+        return cast(Callable[Arguments, Result], made)
+
+    @wraps(loop)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return fast()(*args, **kwargs)
+
+    return call
+
+
+@_compiled
+def find_ones(targets: Array, places: Array) -> int:
+    """How many ones, their places, and after these one that means nothing."""
+    found = np.uint64(0)
+    for i in range(len(targets)):
+        places[found] = i
+        found += np.uint64(targets[i] == 1)
+    return found
+
+
+# Three digits of 11 bits make a float32.
+RADIX, _DIGIT_BITS = 1 << 11, 11
+
+
+@_compiled
+def sort_floats(
+    bits: Array, keys: Array, places: Array, counts: Array, sorted_bits: Array, sorted_places: Array
+) -> None:
+    """Sort float32 by their bits, uint32 [n], into sorted_bits, with the places they had.
+
+    keys, places: [2, n]; counts: uint32 [3, RADIX] zeros. A radix sort: as unsigned integers, with the sign
+    bit turned and all bits of negative numbers, the bits order as the floats do.
+    """
+    n, top, every, mask = len(bits), np.uint32(1 << 31), np.uint32(0xFFFFFFFF), np.uint32(RADIX - 1)
+    for i in range(n):
+        key = np.uint32(bits[i] ^ (every if bits[i] & top else top))
+        keys[0, i], places[0, i] = key, i
+        for digit in range(3):
+            counts[digit, np.uint32(key >> np.uint32(digit * _DIGIT_BITS)) & mask] += np.uint32(1)
+    for digit in range(3):
+        first, shift = np.uint32(0), np.uint32(digit * _DIGIT_BITS)
+        for value in range(RADIX):
+            count = counts[digit, value]
+            counts[digit, value] = first
+            first += count
+        source, target = digit & 1, 1 - (digit & 1)
+        for i in range(n):
+            value = np.uint32(keys[source, i] >> shift) & mask
+            at = np.uint64(counts[digit, value])
+            counts[digit, value] += np.uint32(1)
+            keys[target, at], places[target, at] = keys[source, i], places[source, i]
+    for i in range(n):
+        key = keys[1, i]
+        sorted_bits[i], sorted_places[i] = key ^ (top if key & top else every), places[1, i]
+
+
+@_compiled
+def break_points(centres: Array, delta: float, starts: Array, stops: Array, eps: float) -> None:
+    """See ranking.searched_break_points, for delta > 0; eps is that of the dtype.
+
+    What was rounded down goes up by 0.7 eps of itself, which lies between a half and one and a half of the
+    way to the next number, and is rounded to that one.
+    """
+    one = centres.dtype.type(1)
+    up = one * centres.dtype.type(0.7 * eps)
+    for i in range(len(centres)):
+        low, high = np.float64(centres[i]) - delta, np.float64(centres[i]) + delta
+        start, stop = one * centres.dtype.type(low), one * centres.dtype.type(high)
+        starts[i] = start + up * abs(start) * (np.float64(start) < low)
+        stops[i] = stop + up * abs(stop) * (np.float64(stop) < high)
+
+
+@_compiled
+def merge(
+    centres: Array, starts: Array, stops: Array, edges: Array, from_starts: Array, begins: Array, ends: Array
+) -> None:
+    """Starts and stops in order, and which of them are starts; and how the centres lie among the stops.
+
+    centres, starts, stops: ascending [P + 1], the last an infinity to spare. begins[i]: how many stops lie
+    at or below centre i; ends[k]: how many centres below stop k; [P + 1], one to spare. Each of the two
+    merges has to wait for its own comparisons only: together they take the time of one.
+    """
+    p, i = np.uint64(len(stops) - 1), np.uint64(0)
+    centre, stop = i, i
+    for k in range(np.uint64(len(edges))):
+        a, b = starts[i], stops[k - i]
+        from_start = (a <= b) & (i < p)
+        edges[k], from_starts[k] = min(a, b), from_start
+        i += np.uint64(from_start)
+        reached = centres[centre] < stops[stop]
+        begins[centre], ends[stop] = stop, centre
+        centre += np.uint64(reached)
+        stop += np.uint64(not reached)
+
+
+@_compiled
+def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
+    """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale, last.
+
+    The cell of x >= low is floor(min((x - low) * scale, last)), which never falls as x rises, rounding
+    included. So a value lies above all edges of lower cells and below all of higher ones, and what is left
+    of a search takes place in its own cell.
+    """
+    low, last = edges[0], edges.dtype.type(len(cells) - 2)
+    span = np.float64(edges[-1]) - np.float64(low)
+    scale = edges.dtype.type(np.float64(last) / span if span > 1e-30 else 1.0)
+    cells[:] = 0
+    for k in range(len(edges)):
+        cells[np.int64(min((edges[k] - low) * scale, last)) + 1] += 1
+    lower = np.uint32(0)
+    for k in range(len(cells)):
+        lower += cells[k]
+        cells[k] = lower
+    grid[0], grid[1], grid[2] = low, scale, last
+
+
+@_compiled
+def find_bins(
+    values: Array, targets: Array, edges: Array, cells: Array, grid: Array, bins: Array, totals: Array
+) -> None:
+    """The bin of each value whose target is 0, and count and sum of the values of a bin; bin 0 for others.
+
+    The totals of bin 0 mean nothing: no step counts it.
+    """
+    low, scale, last, top, one = grid[0], grid[1], grid[2], edges[-1], np.uint64(1)
+    for i in range(len(values)):
+        x = values[i]
+        found = np.uint64(len(edges))
+        if x < low:
+            found = np.uint64(0)
+        elif x < top:
+            cell = np.uint64(np.int64(min((x - low) * scale, last)))
+            found = np.uint64(cells[cell])
+            # Two steps without a branch; few cells need more.
+            found += np.uint64(edges[found] <= x)
+            found += np.uint64(edges[found] <= x)
+            if edges[found] <= x:
+                end = np.uint64(cells[cell + one])
+                while found < end:
+                    middle = (found + end) >> one
+                    if edges[middle] <= x:
+                        found = middle + one
+                    else:
+                        end = middle
+        found *= np.uint64(targets[i] == 0)
+        bins[i] = found
+        totals[found, 0] += 1
+        totals[found, 1] += x
+
+
+@_compiled
+def counts_above(centres: Array, delta: float, starts: Array, totals: Array, areas: Array) -> None:
+    """See SoftSteps.counts_above: the integral of the values above, from the highest edge down.
+
+    areas: [2, P], filled with the integral from each stop and from each start; the result ends in areas[0].
+    """
+    p, one = len(centres), np.uint64(1)
+    # The highest edge is a stop. Above it no step changes, so the integral begins there. The indices may
+    # count down to -1, which is not looked up.
+    i, j = np.uint64(p - 1), np.uint64(p - 2)
+    higher, area = totals[2 * p, 0], 0.0  # values in bins above edge k, integral from there
+    upper = np.float64(centres[p - 1]) + delta  # edge k + 1
+    areas[0, p - 1] = higher if delta == 0 else 0.0
+    for below in range(np.uint64(1), np.uint64(2 * p)):
+        k = np.uint64(2 * p - 1) - below
+        start = starts[k]
+        at = i if start else j
+        edge = np.float64(centres[at]) + (-delta if start else delta)
+        count = totals[k + one, 0]
+        area += higher * (upper - edge) + max(totals[k + one, 1] - count * edge, 0.0)
+        higher += count
+        upper = edge
+        areas[np.uint64(start), at] = higher if delta == 0 else area
+        i -= np.uint64(start)
+        j -= np.uint64(not start)
+    for at in range(p):
+        start, stop = areas[1, at], areas[0, at]
+        areas[0, at] = (start + stop) / 2 if delta == 0 else (start - stop) / (2 * delta)
+
+
+@_compiled
+def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Array) -> None:
+    """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
+    i = np.uint64(0)
+    rise = height = lower = 0.0
+    steepness = 0.5 / delta if delta > 0 else 0.0
+    line[0, 0] = line[0, 1] = 0.0
+    for k in range(np.uint64(2 * len(centres))):
+        start = starts[k]
+        at = i if start else k - i
+        edge = np.float64(centres[at]) + (-delta if start else delta)
+        weight = weights[at]
+        if delta == 0:
+            height += weight / 2
+        else:
+            if k > 0:
+                height += max(rise, 0.0) * (edge - lower)
+            rise += (weight if start else -weight) * steepness
+        slope = max(rise, 0.0)
+        line[k + np.uint64(1), 0] = height - slope * edge
+        line[k + np.uint64(1), 1] = slope
+        lower = edge
+        i += np.uint64(start)
+
+
+@_compiled
+def pull(values: Array, bins: Array, line: Array, out: Array) -> None:
+    """offset + slope x in each value's bin; out may lie where bins do."""
+    for i in range(len(values)):
+        k = np.uint64(bins[i])
+        out[i] = max(line[k, 0] + line[k, 1] * np.float64(values[i]), 0.0)
+
+
+@_compiled
+def window_sums(
+    centres: Array,
+    delta: float,
+    weights: Array,
+    begins: Array,
+    ends: Array,
+    before: Array,
+    below: bool,
+    out: Array,
+) -> None:
+    """sum_k w_k H(t_k - t_i) for each of the ascending centres t_i; below: sum_k w_k H(t_i - t_k).
+
+    begins, ends: of `merge`. before: [P + 1, 2], filled with the sums of weights and of weights times place
+    over all before. Places are distances from the lowest centre with no gap wider than 2 delta: no window
+    reaches across, and so no digits are lost where the centres lie far apart.
+    """
+    p, place, steepness = len(centres), 0.0, 0.5 / delta if delta > 0 else 0.0
+    total = moment = 0.0
+    lower = np.float64(centres[0])
+    for k in range(p):
+        centre = np.float64(centres[k])
+        place += min(centre - lower, 2 * delta)
+        lower = centre
+        before[k, 0], before[k, 1] = total, moment
+        total += weights[k]
+        moment += weights[k] * place
+        out[k] = place
+    before[p, 0], before[p, 1] = total, moment
+    for i in range(p):
+        begin, end = begins[i], ends[i]
+        within = before[end, 0] - before[begin, 0]
+        rise = (before[end, 1] - before[begin, 1] - within * out[i]) * steepness
+        if below:
+            out[i] = max(before[begin, 0] + within / 2 - rise, 0.0)
+        else:
+            out[i] = max(total - before[end, 0] + within / 2 + rise, 0.0)
