@@ -1,5 +1,12 @@
 """Tests run side by side: one thread each, and a fixed order of float additions."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)  # after they have been shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The groups take longest: begun last, one of them would run on while the other processes idle."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)

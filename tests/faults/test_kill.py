@@ -13,6 +13,8 @@ from benchmarks.faults import campaign, same_weights, start, steps_done
 from tests.builders import AUGMENTED, TINY_MODEL, small_coco
 from tests.runs import OF_THE_MACHINE, read_metrics
 
+pytestmark = pytest.mark.xdist_group("faults")  # each keeps both cores busy
+
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     *(word for word in TINY_MODEL if not word.startswith("data.workers")),
