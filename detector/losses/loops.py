@@ -92,11 +92,10 @@ def break_points(centres: Array, delta: float, starts: Array, stops: Array, eps:
     What was rounded down goes up by 0.7 eps of itself, which lies between a half and one and a half of the
     way to the next number, and is rounded to that one.
     """
-    one = centres.dtype.type(1)
-    up = one * centres.dtype.type(0.7 * eps)
+    up = centres.dtype.type(0.7 * eps)
     for i in range(len(centres)):
         low, high = np.float64(centres[i]) - delta, np.float64(centres[i]) + delta
-        start, stop = one * centres.dtype.type(low), one * centres.dtype.type(high)
+        start, stop = centres.dtype.type(low), centres.dtype.type(high)
         starts[i] = start + up * abs(start) * (np.float64(start) < low)
         stops[i] = stop + up * abs(stop) * (np.float64(stop) < high)
 
