@@ -21,7 +21,7 @@ WORDS = (
     AUGMENTED,
     "train.epochs=3",
     "train.log_every=1",
-    "train.save_every_steps=2",
+    "train.save_every_steps=5",  # each is 180 MB
     "train.ema_decay=0.9",
     "optimizer.name=adamw",
     "schedule.name=cosine",

@@ -189,7 +189,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
 ) -> None:
     root = small_coco(tmp_path / "set", 8)
     Trainer(tiny_config(root, tmp_path / "straight", *WORDS), "test").run()
-    config = tiny_config(root, tmp_path / "run", *WORDS, "train.save_every_steps=1")
+    config = tiny_config(root, tmp_path / "run", *WORDS, "train.save_every_steps=5")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         signal_at_step(patch, 6)
         Trainer(config, "test").run()
