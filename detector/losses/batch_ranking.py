@@ -6,6 +6,8 @@ the positive's error.
 """
 
 import math
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +17,15 @@ from detector.losses.compiled import CompiledNegatives, CompiledSteps, positives
 from detector.losses.exchange import Exchange
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import SoftSteps, ascending
+
+if TYPE_CHECKING:
+    from detector.losses.gpu import GpuNegatives, GpuSteps
+
+    Steps = SoftSteps | CompiledSteps | GpuSteps
+    Counted = Negatives | CompiledNegatives | GpuNegatives
+
+# Comes with PyTorch for CUDA on Linux: elsewhere negatives.py does the work.
+_TRITON = find_spec("triton") is not None
 
 # A narrower step would drown in the rounding of the break points.
 MIN_DELTA = 1e-6
@@ -41,12 +52,13 @@ class BatchRanking:
         above_negatives: sum_j H(n_j - f_i), over all negatives.
 
     Raises:
+        ValueError: a target is outside {-1, 0, 1}.
         NonFiniteLogits: a ranked logit is NaN or infinite; the message names the first.
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._logits = self._without_ignored_infinities(logits, targets)
+        self._logits = self._checked(logits, targets)
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self.positives = _places_of_positives(targets)  # [p]
         f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
@@ -55,8 +67,8 @@ class BatchRanking:
         if len(self.f) == 0:
             self.above_negatives = self.f.double()
             return
-        self._steps: SoftSteps | CompiledSteps
-        self._negatives: Negatives | CompiledNegatives
+        self._steps: Steps
+        self._negatives: Counted
         self._steps, self._negatives = _steps_and_negatives(self.f, delta, self._logits, targets)
         totals = exchange.sum(self._negatives.count())
         self.above_negatives = self._steps.counts_above(totals)
@@ -96,15 +108,20 @@ class BatchRanking:
         gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
         return gradient.scatter_(0, self.positives.long(), (self.own(errors) / -p).to(gradient.dtype))
 
-    def _without_ignored_infinities(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _checked(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The logits, zeros in the place of those that take no part if any logit is not finite.
 
         Raises:
+            ValueError: a target is outside {-1, 0, 1}.
             NonFiniteLogits: one that takes part is not finite, here or in another process.
         """
-        # One wait for the device.
-        extremes = torch.stack(torch.aminmax(logits)).tolist() if logits.numel() else []
-        finite = all(map(math.isfinite, extremes))
+        finite = True
+        if logits.numel():
+            extremes = (*torch.aminmax(targets), *torch.aminmax(logits))
+            low, high, *of_logits = torch.stack([x.double() for x in extremes]).tolist()  # one wait for a GPU
+            if low < -1 or high > 1:
+                raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low:g} to {high:g}")
+            finite = all(map(math.isfinite, of_logits))
         bad = [] if finite else (~torch.isfinite(logits) & (targets >= 0)).nonzero().squeeze(1).tolist()
         everywhere = len(bad)
         if self._exchange.size > 1:
@@ -126,21 +143,30 @@ def _places_of_positives(targets: Tensor) -> Tensor:
 
 def _steps_and_negatives(
     f: Tensor, delta: float, logits: Tensor, targets: Tensor
-) -> tuple[SoftSteps, Negatives] | tuple[CompiledSteps, CompiledNegatives]:
-    """The steps of the positives, and the negatives below and above them: compiled where that can be."""
+) -> tuple["Steps", "Counted"]:
+    """The steps of the positives, and the negatives below and above them: by what suits the device."""
     if usable(logits):
         loops = CompiledSteps(f, delta)
         return loops, CompiledNegatives(loops, logits, targets)
+    if _triton_serves(logits.device):
+        from detector.losses.gpu import GpuNegatives, GpuSteps  # only where there is Triton
+
+        kernels = GpuSteps(f, delta)
+        return kernels, GpuNegatives(kernels, logits, targets)
     steps = SoftSteps(f, delta, len(logits))
     return steps, Negatives(steps, logits, targets)
 
 
+def _triton_serves(device: torch.device) -> bool:
+    # Its sums change in the last bit from run to run.
+    return _TRITON and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+
+
 def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
-    """The checks that the ranking losses share.
+    """The checks that the ranking losses share and that need no look at the numbers.
 
     Raises:
-        ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, or delta
-            is neither 0 nor at least 1e-6.
+        ValueError: shapes differ, a dtype is wrong, or delta is neither 0 nor at least 1e-6.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
@@ -150,7 +176,3 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
         raise ValueError(f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}")
     if delta != 0 and not delta >= MIN_DELTA:
         raise ValueError(f"delta must be 0 or at least {MIN_DELTA:g}, got {delta}")
-    if targets.numel():
-        low, high = (int(value) for value in torch.aminmax(targets))
-        if low < -1 or high > 1:
-            raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low} to {high}")

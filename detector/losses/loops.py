@@ -211,7 +211,7 @@ def counts_above(centres: Array, delta: float, starts: Array, totals: Array, are
 @_compiled
 def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Array) -> None:
     """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
-    i = np.uint64(0)
+    i, above_all = np.uint64(0), np.uint64(2 * len(centres))
     rise = height = lower = 0.0
     steepness = 0.5 / delta if delta > 0 else 0.0
     line[0, 0] = line[0, 1] = 0.0
@@ -231,6 +231,8 @@ def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Arr
         line[k + np.uint64(1), 1] = slope
         lower = edge
         i += np.uint64(start)
+    # Above the highest edge the slope is 0, and values may lie so far above that its rounding matters.
+    line[above_all, 0], line[above_all, 1] = height, 0.0
 
 
 @_compiled

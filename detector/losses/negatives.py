@@ -30,6 +30,7 @@ class Negatives:
         totals = torch.zeros(2, len(steps.edges) + 1, dtype=torch.float64, device=logits.device)
         # What is no negative is rare and kept by index: a pass over all targets is dear.
         special = self._targets.nonzero().squeeze(1)
+        lowest = steps.lowest
         parts = list(blocks(len(logits), logits.device))
         ends = torch.tensor([part.stop for part in parts], device=logits.device)
         first = 0
@@ -38,7 +39,7 @@ class Negatives:
             left_out = special[first:last] - block.start
             first = last
             # A negative below every step is counted by none and pulled by none.
-            counted = (values >= steps.lowest).index_fill_(0, left_out, False)
+            counted = (values >= lowest).index_fill_(0, left_out, False)
             picked = None
             if int(counted.count_nonzero()) <= _SPARSE * len(values):
                 picked = counted.nonzero().squeeze(1)

@@ -50,24 +50,28 @@ class SoftSteps:
         edges = torch.cat((centre - self.delta, centre + self.delta))
         searched = torch.cat(searched_break_points(thresholds, self.delta))
         # Order by what the search sees, so that bins and tables agree to the last bit.
-        self._search_edges, order = searched.sort(stable=True)
+        self.search_edges, order = searched.sort(stable=True)  # [2P]
         self.edges = edges[order]  # [2P]
         where = torch.empty_like(order)
         where[order] = torch.arange(2 * p, device=order.device)
         self._start_bin, self._end_bin = where[:p], where[p:]
-        self.lowest = float(self._search_edges[0])  # whatever lies below is in bin 0
         self._grid: _Grid | None = None
         self._searches = searches
         self.dtype = thresholds.dtype
         self._thresholds = thresholds
 
+    @property
+    def lowest(self) -> float:
+        """Whatever lies below is in bin 0. Waits for the device."""
+        return float(self.search_edges[0])
+
     def bins_of(self, values: Tensor) -> Tensor:
         """The bin of each value [M]: int32 [M]. A value on a break point is in the bin it begins."""
         # A GPU's parallel search needs no help, and for a few values a grid is a waste.
         if values.device.type != "cpu" or len(values) < _FEW:
-            return torch.bucketize(values, self._search_edges, out_int32=True, right=True)
+            return torch.bucketize(values, self.search_edges, out_int32=True, right=True)
         if self._grid is None:
-            self._grid = _Grid(self._search_edges, self._searches)
+            self._grid = _Grid(self.search_edges, self._searches)
         return self._grid.bins_of(values)
 
     def own_bins(self) -> Tensor:
@@ -134,6 +138,7 @@ class SoftSteps:
         steps[self._start_bin] = weights / (2 * self.delta)
         steps[self._end_bin] = -weights / (2 * self.delta)
         slope = steps.cumsum(0).clamp_min(0)
+        slope[-1] = 0  # but for rounding it is, and values may lie far above
         # The value at each edge, grown from the lowest edge up: again only non-negative terms.
         rise = slope[:-1] * torch.diff(self.edges)
         at_edge = torch.cat((zero, rise.cumsum(0)))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from detector.losses.compiled import CompiledSteps
 from detector.losses.ranking import SoftSteps, blocks, soft_rank_sum
 from tests import oracles
 
@@ -75,6 +76,19 @@ def test_values_very_far_above_do_not_drown_the_near_ones(delta: float) -> None:
     """Hand-computed: each far value counts one, the tie a half, whatever lies far below nothing."""
     values = torch.tensor([3e38, 1e30, 0.0, -1e30])
     assert soft_rank_sum(values, torch.tensor([0.0]), delta).tolist() == [2.5]
+
+
+def test_far_above_all_steps_the_pull_is_the_sum_of_the_weights() -> None:
+    """Whatever rounding has left of the slope, there it would be multiplied by 1e30."""
+    weights = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    marks = torch.arange(50.0)
+    for lines in (
+        torch.stack(SoftSteps(marks, 3.0).lines(weights), 1),
+        CompiledSteps(marks, 3.0).lines(weights),
+    ):
+        offset, slope = lines[-1].tolist()
+        assert slope == 0
+        assert offset == pytest.approx(weights.sum().item(), rel=1e-12)
 
 
 def neighbourhood(edges: Tensor) -> Tensor:

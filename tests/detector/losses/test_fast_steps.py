@@ -1,8 +1,15 @@
-"""The compiled soft steps against those in PyTorch, which have been checked against double loops."""
+"""The soft steps in compiled loops and in Triton against those in PyTorch, which double loops have checked.
+
+Where there is no GPU, Triton's interpreter runs its kernels (tests/conftest.py asks for it).
+"""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,9 +25,39 @@ numbers = st.one_of(
 offsets = st.sampled_from([0.0, 50.0, -1e4])
 
 
-def check_that_all_agrees(thresholds: Tensor, logits: Tensor, targets: Tensor, delta: float) -> None:
+with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
+GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def short_blocks() -> Iterator[None]:
+    """So that few numbers take several programs and chunks."""
+    from detector.losses import kernels
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, length in (("_BLOCK", 16), ("_STEPS", 4), ("_CHUNK", 8)):
+            patch.setattr(kernels, name, length)
+        yield
+
+
+def check_loops(thresholds: Tensor, logits: Tensor, targets: Tensor, delta: float) -> None:
     plain, fast = SoftSteps(thresholds, delta), CompiledSteps(thresholds, delta)
-    negatives, fast_negatives = Negatives(plain, logits, targets), CompiledNegatives(fast, logits, targets)
+    negatives = Negatives(plain, logits, targets), CompiledNegatives(fast, logits, targets)
+    check_that_all_agrees((plain, fast), negatives, logits.dtype)
+
+
+def check_kernels(thresholds: Tensor, logits: Tensor, targets: Tensor, delta: float) -> None:
+    from detector.losses.gpu import GpuNegatives, GpuSteps
+
+    thresholds, logits, targets = (x.to(GPU) for x in (thresholds, logits, targets))
+    plain, fast = SoftSteps(thresholds, delta), GpuSteps(thresholds, delta)
+    assert torch.equal(fast.search_edges[: 2 * len(thresholds)], plain.search_edges)
+    negatives = Negatives(plain, logits, targets), GpuNegatives(fast, logits, targets)
+    check_that_all_agrees((plain, fast), negatives, logits.dtype)
+
+
+def check_that_all_agrees(steps: Any, both_negatives: Any, dtype: torch.dtype) -> None:
+    (plain, fast), (negatives, fast_negatives) = steps, both_negatives
     counts, fast_counts = negatives.count(), fast_negatives.count()
     # Below all steps nothing matters, and what matters is counted exactly.
     assert torch.equal(fast_counts[0, 1:], counts[0, 1:])
@@ -28,36 +65,71 @@ def check_that_all_agrees(thresholds: Tensor, logits: Tensor, targets: Tensor, d
     above = plain.counts_above(counts)
     torch.testing.assert_close(fast.counts_above(fast_counts), above, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(fast.counts_above(fast_counts.contiguous()), above, rtol=1e-9, atol=1e-9)
-    weights = torch.linspace(0, 1, len(thresholds), dtype=torch.float64)
+    weights = torch.linspace(0, 1, len(above), dtype=torch.float64, device=above.device)
     for each in (None, weights):
         ours, theirs = fast.own_counts_above(each), plain.own_counts_above(each)
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(fast.own_pull(weights), plain.own_pull(weights), rtol=1e-9, atol=1e-9)
-    pull = negatives.pull(weights, logits.dtype)
-    torch.testing.assert_close(fast_negatives.pull(weights, logits.dtype), pull, rtol=1e-6, atol=1e-9)
+    pull = negatives.pull(weights, dtype)
+    torch.testing.assert_close(fast_negatives.pull(weights, dtype), pull, rtol=1e-6, atol=1e-9)
+
+
+marks_of_a_case = st.lists(numbers.filter(lambda x: abs(x) < 1e30), min_size=1, max_size=12)
+values_of_a_case = st.lists(st.tuples(numbers, st.integers(-1, 1)), max_size=30)
+Values = list[tuple[float, int]]
+
+
+def tensors(
+    marks: list[float], values: Values, offset: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Thresholds, logits and targets."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    thresholds = torch.tensor(sorted(marks), dtype=exact) + offset
+    logits = (torch.tensor([x for x, _ in values], dtype=exact) + offset).clamp(-3e38, 3e38).to(dtype)
+    targets = torch.tensor([t for _, t in values], dtype=torch.int8)
+    return thresholds, torch.where(logits.isfinite(), logits, 0), targets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
 @fuzz
-@given(
-    marks=st.lists(numbers.filter(lambda x: abs(x) < 1e30), min_size=1, max_size=12),
-    values=st.lists(st.tuples(numbers, st.integers(-1, 1)), max_size=30),
-    offset=offsets,
-)
+@given(marks=marks_of_a_case, values=values_of_a_case, offset=offsets)
 def test_compiled_steps_are_those_in_pytorch(
-    marks: list[float],
-    values: list[tuple[float, int]],
-    offset: float,
-    delta: float,
-    dtype: torch.dtype,
+    marks: list[float], values: Values, offset: float, delta: float, dtype: torch.dtype
 ) -> None:
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    thresholds = torch.tensor(sorted(marks), dtype=exact) + offset
-    logits = (torch.tensor([x for x, _ in values], dtype=exact) + offset).clamp(-3e38, 3e38).to(dtype)
-    logits = torch.where(logits.isfinite(), logits, 0)
-    targets = torch.tensor([t for _, t in values], dtype=torch.int8)
-    check_that_all_agrees(thresholds, logits, targets, delta)
+    check_loops(*tensors(marks, values, offset, dtype), delta)
+
+
+@with_triton
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(
+    fuzz,
+    max_examples=10,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    marks=marks_of_a_case,
+    values=values_of_a_case,
+    offset=offsets,
+    delta=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+)
+def test_triton_steps_are_those_in_pytorch(
+    marks: list[float], values: Values, offset: float, delta: float, dtype: torch.dtype
+) -> None:
+    check_kernels(*tensors(marks, values, offset, dtype), delta)
+
+
+@with_triton
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("delta", [0.0, 0.3])
+def test_triton_steps_are_those_in_pytorch_for_many_positives(delta: float) -> None:
+    """Ties, several programs and chunks for all of it, and values in a layout that is not contiguous."""
+    generator = torch.Generator().manual_seed(0)
+    marks = torch.randn(70, generator=generator).mul(4).round().div(4).sort().values
+    logits = torch.randn(400, generator=generator)[::2]
+    check_kernels(marks, logits, (torch.arange(200) % 7 - 6).clamp_max(0).to(torch.int8), delta)
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 1e3])
@@ -67,7 +139,7 @@ def test_break_points_that_crowd_in_one_cell_are_told_apart(spread: float) -> No
     marks = torch.cat((torch.randn(3000, generator=generator) * spread, torch.tensor([3e4])))
     logits = torch.randn(20_000, generator=generator) * 2 * spread
     targets = (torch.arange(20_000) % 7 - 6).clamp_max(0).to(torch.int8)
-    check_that_all_agrees(marks.sort().values, logits, targets, 0.5)
+    check_loops(marks.sort().values, logits, targets, 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

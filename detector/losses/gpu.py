@@ -1,0 +1,106 @@
+"""The soft steps of ranking.py on a GPU, by the Triton kernels of kernels.py.
+
+`GpuSteps` and `GpuNegatives` give what `SoftSteps` and `Negatives` give, in a third of the memory and of the
+launches, and never wait for the GPU. The sums of a bin are added up by atomic additions, in an order that
+changes from run to run: float64 keeps what differs near 1e-16, and where PyTorch is asked for deterministic
+algorithms its own calls do the work. The formulas stand in docs/ranking.md.
+"""
+
+import torch
+from torch import Tensor
+
+from detector.losses import kernels
+from detector.losses.ranking import searched_break_points
+
+# With few bins all values would add to the same few addresses, one after the other. So there are copies of
+# the bins, and neighbouring values add to different ones: as many as fit a GPU's L2 cache.
+_CELLS = 1 << 19
+
+
+class GpuSteps:
+    """P soft steps on a GPU: as `SoftSteps`, with its arguments, methods and results.
+
+    Attributes:
+        dtype: of the thresholds.
+        search_edges: [2^k - 1] of dtype, ascending, the last ones infinite: what a search by halves needs no
+            bounds for.
+    """
+
+    def __init__(self, thresholds: Tensor, delta: float) -> None:
+        if delta < 0:
+            raise ValueError(f"delta must not be negative, got {delta}")
+        p, self._delta, self.dtype = len(thresholds), float(delta), thresholds.dtype
+        self._centres = thresholds
+        if delta == 0:
+            points = torch.stack(searched_break_points(thresholds, 0.0))
+        else:
+            points = thresholds.new_empty(2, p)
+            kernels.break_points(thresholds, points, self._delta)
+        self.search_edges = thresholds.new_full(((1 << (2 * p).bit_length()) - 1,), torch.inf)
+        self._edges = thresholds.new_empty(2 * p, dtype=torch.float64)
+        self._origins, self._windows = (thresholds.new_empty(2, p, dtype=torch.int32) for _ in range(2))
+        kernels.merge(
+            thresholds, points, self.search_edges, self._edges, self._origins, self._windows, self._delta
+        )
+
+    def __len__(self) -> int:
+        """P."""
+        return len(self._centres)
+
+    def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
+        """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
+        return self._own(weights, below=False)
+
+    def own_pull(self, weights: Tensor) -> Tensor:
+        """pull(t_k) of `lines` for each threshold: float64 [P]."""
+        return self._own(weights, below=True)
+
+    def _own(self, weights: Tensor | None, below: bool) -> Tensor:
+        if weights is None:
+            weights = torch.ones_like(self._edges[: len(self)])
+        sums, before = torch.empty_like(weights), weights.new_empty(len(self) + 1, 2)
+        kernels.window_sums(
+            self._centres, weights.contiguous(), self._windows, before, sums, self._delta, below
+        )
+        return sums
+
+    def counts_above(self, totals: Tensor) -> Tensor:
+        """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
+        areas = totals.new_empty(2, len(self))
+        kernels.counts_above(self._edges, self._origins, totals.contiguous(), areas, self._delta)
+        if self._delta == 0:
+            return areas.mean(0)
+        return (areas[0] - areas[1]).div_(2 * self._delta)
+
+    def lines(self, weights: Tensor) -> Tensor:
+        """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2]."""
+        lines = weights.new_empty(2 * len(self) + 1, 2)
+        kernels.lines(self._edges, self._origins, weights.contiguous(), lines, self._delta)
+        return lines
+
+
+class GpuNegatives:
+    """The negatives of a batch on a GPU: as `Negatives`, with its arguments, methods and results.
+
+    The bins of float32 logits lie where their gradient will: no memory beyond the gradient's own.
+    """
+
+    def __init__(self, steps: GpuSteps, logits: Tensor, targets: Tensor) -> None:
+        self._steps, self._logits, self._targets = steps, logits.contiguous(), targets.contiguous()
+        self._bins = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
+
+    def count(self) -> Tensor:
+        """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
+        n, bins = len(self._logits), 2 * len(self._steps) + 1
+        copies = max(1, min(_CELLS, n // 4) // bins)
+        counts = self._bins.new_zeros(copies, bins)
+        sums = torch.zeros_like(counts, dtype=torch.float64)
+        kernels.find_bins(self._logits, self._targets, self._steps.search_edges, self._bins, counts, sums)
+        return torch.stack((counts.sum(0, dtype=torch.float64), sums.sum(0)))
+
+    def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
+        in_place = dtype == torch.float32
+        pulls = self._bins.view(dtype) if in_place else torch.empty_like(self._logits, dtype=dtype)
+        kernels.pull(self._logits, self._bins, self._steps.lines(weights), pulls)
+        return pulls
