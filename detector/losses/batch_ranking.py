@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from detector.losses import compiled
-from detector.losses.compiled import CompiledNegatives, CompiledSteps, positives_of, usable
+from detector.losses.compiled import CompiledNegatives, CompiledPairs, CompiledSteps, positives_of, usable
 from detector.losses.exchange import Exchange
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import SoftSteps, ascending
+from detector.losses.sorting import SortedPositives
 
 if TYPE_CHECKING:
     from detector.losses.gpu import GpuNegatives, GpuSteps
@@ -93,6 +94,12 @@ class BatchRanking:
     def pull_on_positives(self, weights: Tensor) -> Tensor:
         """sum_i w_i H(f_k - f_i) for each positive k, k itself as w_k / 2; non-negative weights [P]."""
         return self._steps.own_pull(weights)
+
+    def pairs(self, quality: Tensor) -> SortedPositives | CompiledPairs:
+        """The positives of all processes, compared by their quality too: float64 [P], as f is ordered."""
+        if isinstance(self._steps, CompiledSteps):
+            return CompiledPairs(self._steps, quality)
+        return SortedPositives(self.f.double(), quality, self._steps.delta)
 
     def gradient(self, errors: Tensor) -> Tensor:
         """The error-driven gradient of this process's logits, [M].

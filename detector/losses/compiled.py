@@ -33,6 +33,12 @@ def positives_of(targets: Tensor) -> Tensor:
     return places[:count].clone()
 
 
+def targets_of_quality(quality: Tensor) -> Tensor | None:
+    """The signs of the qualities [M], int8 [M]; None if one is neither -1 nor in [0, 1]."""
+    targets = torch.empty(len(quality), dtype=torch.int8)
+    return targets if loops.targets_of_quality(quality.numpy(), targets.numpy()) else None
+
+
 def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     """values [P] sorted, and the order that sorts them; a sixth of the time of comparing them."""
     if len(values) < loops.RADIX or values.dtype != torch.float32:
@@ -49,13 +55,18 @@ class CompiledSteps:
     """P soft steps on a CPU: as `SoftSteps`, with its arguments, methods and results.
 
     Totals lie in memory with the count and the sum of a bin side by side.
+
+    Attributes:
+        centres: [P], the thresholds.
+        delta: half-width of the step.
+        windows: uint32 [2, P + 1]: between which thresholds each of them counts in part; see `loops.merge`.
     """
 
     def __init__(self, thresholds: Tensor, delta: float) -> None:
         if delta < 0:
             raise ValueError(f"delta must not be negative, got {delta}")
         self.dtype = thresholds.dtype
-        self._centres, self._delta = thresholds.numpy(), float(delta)
+        self.centres, self.delta = thresholds.numpy(), float(delta)
         p = len(thresholds)
         points = thresholds.new_empty(3, p + 1)
         points[0, :p], points[:, p] = thresholds, torch.inf
@@ -63,13 +74,12 @@ class CompiledSteps:
         if delta == 0:
             points[1, :p], points[2, :p] = searched_break_points(thresholds, 0.0)
         else:
-            loops.break_points(self._centres, self._delta, starts, stops, torch.finfo(self.dtype).eps)
+            loops.break_points(self.centres, self.delta, starts, stops, torch.finfo(self.dtype).eps)
         # What a search sees, until `grid` takes it: with many thresholds every table counts.
         self._edges: Tensor | None = thresholds.new_empty(2 * p)
         self._starts = torch.empty(2 * p, dtype=torch.bool)  # whether a step begins at an edge, or ends
-        # Between which thresholds each of them counts in part.
-        self._windows = _unsigned(torch.empty(2, p + 1, dtype=torch.int32))
-        loops.merge(centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self._windows)
+        self.windows = _unsigned(torch.empty(2, p + 1, dtype=torch.int32))
+        loops.merge(centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self.windows)
 
     def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
         """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
@@ -80,27 +90,27 @@ class CompiledSteps:
         return self._own(weights, below=True)
 
     def _own(self, weights: Tensor | None, below: bool) -> Tensor:
-        p = len(self._centres)
+        p = len(self.centres)
         if weights is None:
             weights = torch.ones(p, dtype=torch.float64)
         sums, before = torch.empty(p, dtype=torch.float64), torch.empty(p + 1, 2, dtype=torch.float64)
-        begins, ends = self._windows
+        begins, ends = self.windows
         loops.window_sums(
-            self._centres, self._delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy()
+            self.centres, self.delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy()
         )
         return sums
 
     def counts_above(self, totals: Tensor) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
-        areas = torch.empty(2, len(self._centres), dtype=torch.float64)
+        areas = torch.empty(2, len(self.centres), dtype=torch.float64)
         pairs = totals.t().contiguous()  # as they lie already, unless they come from other processes
-        loops.counts_above(self._centres, self._delta, self._starts.numpy(), pairs.numpy(), areas.numpy())
+        loops.counts_above(self.centres, self.delta, self._starts.numpy(), pairs.numpy(), areas.numpy())
         return areas[0].clone()  # so that half of them can go
 
     def lines(self, weights: Tensor) -> Tensor:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2]."""
         lines = torch.empty(len(self._starts) + 1, 2, dtype=torch.float64)
-        loops.lines(self._centres, self._delta, self._starts.numpy(), weights.numpy(), lines.numpy())
+        loops.lines(self.centres, self.delta, self._starts.numpy(), weights.numpy(), lines.numpy())
         return lines
 
     def no_totals(self) -> Tensor:
@@ -115,9 +125,56 @@ class CompiledSteps:
         narrow = len(edges) < 1 << 16  # half the memory, and more of it in the cache
         cells = torch.empty(fineness + 1, dtype=torch.int16 if narrow else torch.int32).numpy()
         cells = cells.view(np.uint16 if narrow else np.uint32)
-        scale = np.empty(3, self._centres.dtype)
+        scale = np.empty(3, self.centres.dtype)
         loops.fill_cells(edges, cells, scale)
         return edges, cells, scale
+
+
+class CompiledPairs:
+    """Positives on a CPU that also differ in quality: as `sorting.SortedPositives`, with its results.
+
+    Args:
+        steps: of the positives' logits.
+        quality: float64 [P], in the order of the steps.
+    """
+
+    def __init__(self, steps: CompiledSteps, quality: Tensor) -> None:
+        self._steps, self._quality = steps, quality.numpy()
+        self._order = self._quality.argsort(kind="stable").astype(np.uint32)
+
+    def sums_of_worse(self, values: Tensor) -> Tensor:
+        """sum_k v_k H(f_k - f_i) over the k with q_k < q_i: non-negative float64 [P, 2] -> [P, 2]."""
+        return self._sums(values, self._order, below=False)
+
+    def sums_of_no_worse(self, values: Tensor, of_worse: Tensor) -> Tensor:
+        """The same over the k with q_k >= q_i, i itself as v_i / 2; of_worse: what `sums_of_worse` gave."""
+        of_all = [self._steps.own_counts_above(column.contiguous()) for column in values.unbind(1)]
+        return torch.maximum(torch.stack(of_all, 1) - of_worse, values / 2)
+
+    def pull_of_better(self, weights: Tensor) -> Tensor:
+        """sum_i w_i H(f_k - f_i) over the i with q_i > q_k: non-negative float64 [P] -> [P]."""
+        values = torch.stack((weights, torch.zeros_like(weights)), 1)
+        return self._sums(values, self._order[::-1].copy(), below=True)[:, 0]
+
+    def _sums(self, values: Tensor, order: Array, below: bool) -> Tensor:
+        centres, delta = self._steps.centres, self._steps.delta
+        p, sums = len(centres), torch.empty_like(values)
+        places, tree = values.new_empty(p), values.new_zeros(p + 1, 4)
+        begins, ends = self._steps.windows
+        loops.sums_of_earlier(
+            centres,
+            delta,
+            self._quality,
+            order,
+            values.numpy(),
+            begins,
+            ends,
+            places.numpy(),
+            tree.numpy(),
+            below,
+            sums.numpy(),
+        )
+        return sums
 
 
 class CompiledNegatives:

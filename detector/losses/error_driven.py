@@ -15,6 +15,22 @@ def error_driven(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     return _ErrorDriven.apply(inputs, value, gradient)
 
 
+def two_error_driven(
+    inputs: Tensor, values: tuple[Tensor, Tensor], gradient: Tensor, places: Tensor, of_each: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Two scalars whose gradients differ from each other in a few places only; each can be had by itself.
+
+    Args:
+        inputs: any shape.
+        values: of the scalars.
+        gradient: [as inputs], of the sum of the two. But for the places it is the first one's.
+        places: int64 [p], in the flattened inputs.
+        of_each: [2, p], what each of the two has there.
+    """
+    first, second = _TwoErrorDriven.apply(inputs, *values, gradient, places, of_each)
+    return first, second
+
+
 class _ErrorDriven(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -30,3 +46,29 @@ class _ErrorDriven(torch.autograd.Function):
         if not (factor.device.type == "cpu" and float(factor) == 1):
             gradient = gradient * factor.to(gradient.dtype)
         return gradient.to(ctx.dtype), None, None
+
+
+class _TwoErrorDriven(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        first: Tensor,
+        second: Tensor,
+        gradient: Tensor,
+        places: Tensor,
+        of_each: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(gradient, places, of_each)
+        ctx.dtype = inputs.dtype
+        return first.clone(), second.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        gradient, places, of_each = ctx.saved_tensors
+        factors = torch.stack(grad_outputs)
+        if not (factors.device.type == "cpu" and factors.tolist() == [1, 1]):  # as above
+            gradient = gradient * factors[0].to(gradient.dtype)
+            there = factors.to(of_each.dtype) @ of_each
+            gradient.view(-1)[places] = there.to(gradient.dtype)
+        return gradient.to(ctx.dtype), None, None, None, None, None

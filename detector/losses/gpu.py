@@ -22,6 +22,7 @@ class GpuSteps:
 
     Attributes:
         dtype: of the thresholds.
+        delta: half-width of the step.
         search_edges: [2^k - 1] of dtype, ascending, the last ones infinite: what a search by halves needs no
             bounds for.
     """
@@ -29,18 +30,18 @@ class GpuSteps:
     def __init__(self, thresholds: Tensor, delta: float) -> None:
         if delta < 0:
             raise ValueError(f"delta must not be negative, got {delta}")
-        p, self._delta, self.dtype = len(thresholds), float(delta), thresholds.dtype
+        p, self.delta, self.dtype = len(thresholds), float(delta), thresholds.dtype
         self._centres = thresholds
         if delta == 0:
             points = torch.stack(searched_break_points(thresholds, 0.0))
         else:
             points = thresholds.new_empty(2, p)
-            kernels.break_points(thresholds, points, self._delta)
+            kernels.break_points(thresholds, points, self.delta)
         self.search_edges = thresholds.new_full(((1 << (2 * p).bit_length()) - 1,), torch.inf)
         self._edges = thresholds.new_empty(2 * p, dtype=torch.float64)
         self._origins, self._windows = (thresholds.new_empty(2, p, dtype=torch.int32) for _ in range(2))
         kernels.merge(
-            thresholds, points, self.search_edges, self._edges, self._origins, self._windows, self._delta
+            thresholds, points, self.search_edges, self._edges, self._origins, self._windows, self.delta
         )
 
     def __len__(self) -> int:
@@ -60,22 +61,22 @@ class GpuSteps:
             weights = torch.ones_like(self._edges[: len(self)])
         sums, before = torch.empty_like(weights), weights.new_empty(len(self) + 1, 2)
         kernels.window_sums(
-            self._centres, weights.contiguous(), self._windows, before, sums, self._delta, below
+            self._centres, weights.contiguous(), self._windows, before, sums, self.delta, below
         )
         return sums
 
     def counts_above(self, totals: Tensor) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
         areas = totals.new_empty(2, len(self))
-        kernels.counts_above(self._edges, self._origins, totals.contiguous(), areas, self._delta)
-        if self._delta == 0:
+        kernels.counts_above(self._edges, self._origins, totals.contiguous(), areas, self.delta)
+        if self.delta == 0:
             return areas.mean(0)
-        return (areas[0] - areas[1]).div_(2 * self._delta)
+        return (areas[0] - areas[1]).div_(2 * self.delta)
 
     def lines(self, weights: Tensor) -> Tensor:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2]."""
         lines = weights.new_empty(2 * len(self) + 1, 2)
-        kernels.lines(self._edges, self._origins, weights.contiguous(), lines, self._delta)
+        kernels.lines(self._edges, self._origins, weights.contiguous(), lines, self.delta)
         return lines
 
 

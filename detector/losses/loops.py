@@ -280,3 +280,92 @@ def window_sums(
             out[i] = max(before[begin, 0] + within / 2 - rise, 0.0)
         else:
             out[i] = max(total - before[end, 0] + within / 2 + rise, 0.0)
+
+
+@_compiled
+def sums_of_earlier(
+    centres: Array,
+    delta: float,
+    quality: Array,
+    order: Array,
+    values: Array,
+    begins: Array,
+    ends: Array,
+    places: Array,
+    tree: Array,
+    below: bool,
+    sums: Array,
+) -> None:
+    """sum_k v_k H(t_k - t_i) over the k of another quality that come before i in the order; see window_sums.
+
+    order: [P], by rising or falling quality. values, sums: [P, 2], two sums at once. places: [P], filled.
+    tree: [P + 1, 4] zeros, a Fenwick tree (Fenwick, 1994) over the centres: of the values, and of the values
+    times place, of those that came so far.
+    """
+    p, one = np.uint64(len(centres)), np.uint64(1)
+    place, lower, steepness = 0.0, np.float64(centres[0]), 0.5 / delta if delta > 0 else 0.0
+    for k in range(p):
+        centre = np.float64(centres[k])
+        place += min(centre - lower, 2 * delta)
+        lower = centre
+        places[k] = place
+    total_a = total_b = 0.0
+    first = np.uint64(0)
+    while first < p:
+        last, mine = first, quality[order[first]]
+        while last < p and quality[order[last]] == mine:
+            i = np.uint64(order[last])
+            begin, end = np.uint64(begins[i]), np.uint64(ends[i])
+            begun_a = begun_b = within_a = within_b = moment_a = moment_b = 0.0
+            # What both prefixes have in common is not added to be taken away again.
+            while end > begin:
+                within_a += tree[end, 0]
+                within_b += tree[end, 1]
+                moment_a += tree[end, 2]
+                moment_b += tree[end, 3]
+                end &= end - one
+            while begin > end:
+                within_a -= tree[begin, 0]
+                within_b -= tree[begin, 1]
+                moment_a -= tree[begin, 2]
+                moment_b -= tree[begin, 3]
+                begun_a += tree[begin, 0]
+                begun_b += tree[begin, 1]
+                begin &= begin - one
+            while end > 0:
+                begun_a += tree[end, 0]
+                begun_b += tree[end, 1]
+                end &= end - one
+            rise_a = (moment_a - within_a * places[i]) * steepness
+            rise_b = (moment_b - within_b * places[i]) * steepness
+            if below:
+                sums[i, 0] = max(begun_a + within_a / 2 - rise_a, 0.0)
+                sums[i, 1] = max(begun_b + within_b / 2 - rise_b, 0.0)
+            else:
+                sums[i, 0] = max(total_a - begun_a - within_a / 2 + rise_a, 0.0)
+                sums[i, 1] = max(total_b - begun_b - within_b / 2 + rise_b, 0.0)
+            last += one
+        while first < last:
+            i = np.uint64(order[first])
+            a, b = values[i, 0], values[i, 1]
+            total_a += a
+            total_b += b
+            at = i + one
+            while at <= p:
+                tree[at, 0] += a
+                tree[at, 1] += b
+                tree[at, 2] += a * places[i]
+                tree[at, 3] += b * places[i]
+                at += at & (~at + one)
+            first += one
+
+
+@_compiled
+def targets_of_quality(quality: Array, targets: Array) -> bool:
+    """1 for what is above 0, 0 for 0 and -1 for -1; whether all of it is -1 or in [0, 1]."""
+    wrong = 0
+    for i in range(len(quality)):
+        q = quality[i]
+        targets[i] = np.int8(q > 0) - np.int8(q < 0)
+        wrong += not ((q >= 0) & (q <= 1) | (q == -1))
+    return wrong == 0

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from detector.losses.batch_ranking import BatchRanking, check_ranking
-from detector.losses.error_driven import error_driven
+from detector.losses.compiled import CompiledPairs, targets_of_quality, usable
+from detector.losses.error_driven import two_error_driven
 from detector.losses.exchange import Exchange
 from detector.losses.sorting import SortedPositives
 
@@ -57,62 +58,78 @@ def rank_sort_loss(
     """
     if not quality.is_floating_point():
         raise ValueError(f"quality must be floating point, got {quality.dtype}")
-    if not bool(((quality == -1) | ((quality >= 0) & (quality <= 1))).all()):
-        raise ValueError("quality must be -1 or in [0, 1]")
-    targets = quality.sign().to(torch.int8)
+    quality = quality.detach()
+    targets = _targets(quality)
     check_ranking(logits, targets, delta)
     if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need
         parts = rank_sort_loss(logits.cpu(), quality.cpu(), delta, exchange)
         return RankSort(*(part.to(logits.device) for part in parts))
-    quality = quality.detach().reshape(-1)
-    ranking, on_logits, sorting, positives, on_positives = _errors_and_gradients(
-        logits, targets, quality, delta, exchange or Exchange()
+    ranking, sorting, gradient, positives, of_each = _errors_and_gradients(
+        logits, targets, quality.reshape(-1), delta, exchange or Exchange()
     )
-    return RankSort(
-        error_driven(logits, ranking, on_logits),
-        error_driven(logits.reshape(-1)[positives], sorting, on_positives),
-    )
+    return RankSort(*two_error_driven(logits, (ranking, sorting), gradient, positives, of_each))
+
+
+def _targets(quality: Tensor) -> Tensor:
+    """1, 0 or -1 for positive, negative and ignored, int8 [as quality].
+
+    Raises:
+        ValueError: a quality is neither -1 nor in [0, 1].
+    """
+    flat = quality.reshape(-1)
+    targets: Tensor | None
+    if usable(quality) and quality.dtype in (torch.float32, torch.float64):
+        targets = targets_of_quality(flat)
+    else:
+        right = bool(((flat == -1) | ((flat >= 0) & (flat <= 1))).all())
+        targets = flat.sign().to(torch.int8) if right else None
+    if targets is None:
+        raise ValueError("quality must be -1 or in [0, 1]")
+    return targets.view(quality.shape)
 
 
 @torch.no_grad()
 def _errors_and_gradients(
     logits: Tensor, targets: Tensor, quality: Tensor, delta: float, exchange: Exchange
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Ranking error and its gradient, sorting error, flat index of the positives and their gradient."""
+    """Ranking and sorting error, the gradient of their sum, the flat index of the positives, and what each
+    of the two errors adds to the gradient of these, [2, p].
+    """
     ranking = BatchRanking(logits.reshape(-1), targets.reshape(-1), delta, exchange)
     exact = ranking.f.dtype
     p = len(ranking)
     if p == 0:
         zero = logits.new_zeros((), dtype=exact)
-        return zero, torch.zeros_like(logits), zero, ranking.positives, ranking.f
+        return zero, zero, torch.zeros_like(logits), ranking.positives, logits.new_zeros(2, 0)
     b = ranking.above_negatives
     error = b / (ranking.above_positives() + b)
-    on_logits = ranking.gradient(error).view(logits.shape)
-    sorting, update = _sorting(ranking.f.double(), ranking.gather(quality[ranking.positives]), delta)
-    on_positives = ranking.own(update / p).to(exact)
-    return error.mean().to(exact), on_logits, sorting.mean().to(exact), ranking.positives, on_positives
+    gradient = ranking.gradient(error)
+    quality_of = ranking.gather(quality.index_select(0, ranking.positives))
+    sorting, update = _sorting(ranking.pairs(quality_of), quality_of)
+    of_each = torch.stack((ranking.own(error), ranking.own(-update))).div_(-p)
+    places = ranking.positives.long()
+    gradient[places] = of_each.sum(0).to(gradient.dtype)
+    errors = error.mean().to(exact), sorting.mean().to(exact)
+    return *errors, gradient.view(logits.shape), places, of_each
 
 
-def _sorting(f: Tensor, quality: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+def _sorting(positives: SortedPositives | CompiledPairs, quality: Tensor) -> tuple[Tensor, Tensor]:
     """Sorting error of every positive, and the update of all that they amount to; float64 [P] each.
 
-    f ascending. With A the sums over positives above i that are no worse and W over those that are
-    worse, of 1 (A_0, W_0) and of 1 - q (A_1, W_1), the error is
+    With A the sums over positives above i that are no worse and W over those that are worse, of 1
+    (A_0, W_0) and of 1 - q (A_1, W_1), the error is
 
         (A_1 + W_1) / (A_0 + W_0) - A_1 / A_0  =  W_0 / (A_0 + W_0) (W_1 / W_0 - A_1 / A_0)
 
     in whose second form nothing cancels where it is small.
     """
-    positives = SortedPositives(f, quality, delta)
     lacking = torch.stack((torch.ones_like(quality), 1 - quality), dim=1)  # [P, 2]
-    no_worse, worse = positives.sums_of_no_worse(lacking), positives.sums_of_worse(lacking)
+    worse = positives.sums_of_worse(lacking)
+    no_worse = positives.sums_of_no_worse(lacking, worse)
     total = worse[:, 0]
     part = total / (total + no_worse[:, 0])
     gap = worse[:, 1] / total - no_worse[:, 1] / no_worse[:, 0]
     errors = torch.where(total > 0, part * gap.clamp_min(0), 0)
-    # Each worse positive k takes from i the part that it has in i's error. Seen from k, those it
-    # takes from lie below it and are better: the same sum with logits and qualities turned round.
+    # Each worse positive k takes from i the part that it has in i's error.
     shares = torch.where(total > 0, errors / total, 0)
-    mirrored = SortedPositives(-f.flip(0), -quality.flip(0), delta)
-    taken = mirrored.sums_of_worse(shares.flip(0)[:, None]).flip(0).squeeze(1)
-    return errors, taken - errors
+    return errors, positives.pull_of_better(shares) - errors

@@ -22,7 +22,7 @@ class SortedPositives:
     """
 
     def __init__(self, f: Tensor, quality: Tensor, delta: float) -> None:
-        self._delta = delta
+        self._delta, self._given = delta, (f, quality)
         distinct, self._rank = quality.unique(return_inverse=True)  # equal qualities share a rank
         self._bits = (len(distinct) - 1).bit_length()
         exact = f.double()
@@ -39,8 +39,8 @@ class SortedPositives:
             self._add(result, values, ~better, better, self._rank >> (bit + 1))
         return result
 
-    def sums_of_no_worse(self, values: Tensor) -> Tensor:
-        """The same over the k with q_k >= q_i, i itself as v_i / 2."""
+    def sums_of_no_worse(self, values: Tensor, of_worse: Tensor) -> Tensor:
+        """The same over the k with q_k >= q_i, i itself as v_i / 2; of_worse: what `sums_of_worse` gave."""
         result = torch.zeros_like(values)
         every = torch.ones_like(self._rank, dtype=torch.bool)
         self._add(result, values, every, every, self._rank)
@@ -48,6 +48,13 @@ class SortedPositives:
             better = (self._rank >> bit & 1).bool()
             self._add(result, values, better, ~better, self._rank >> (bit + 1))
         return result
+
+    def pull_of_better(self, weights: Tensor) -> Tensor:
+        """sum_i w_i H(f_k - f_i) over the i with q_i > q_k: float64 [P] -> [P]."""
+        # These i lie below k and are better: the same sum with logits and qualities turned round.
+        f, quality = self._given
+        mirrored = SortedPositives(-f.flip(0), -quality.flip(0), self._delta)
+        return mirrored.sums_of_worse(weights.flip(0)[:, None]).flip(0).squeeze(1)
 
     def _add(self, result: Tensor, values: Tensor, sources: Tensor, targets: Tensor, group: Tensor) -> None:
         """Add to the targets what the sources of the same group give them."""
