@@ -1,6 +1,7 @@
 """Signals, run folders in use, and everything else that interrupts a training without losing it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,16 +184,25 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path / "cut") if "AP" in line] == [2]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped", "missing"])
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    root = small_coco(tmp_path / "set", 8)
-    Trainer(tiny_config(root, tmp_path / "straight", *WORDS), "test").run()
-    config = tiny_config(root, tmp_path / "run", *WORDS, "train.save_every_steps=5")
+@pytest.fixture(scope="module")
+def straight_and_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set, a run on it, and the same run stopped at step 6; its checkpoints are of steps 5 and 6."""
+    folder = tmp_path_factory.mktemp("damage")
+    root = small_coco(folder / "set", 8)
+    Trainer(tiny_config(root, folder / "straight", *WORDS), "test").run()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         signal_at_step(patch, 6)
-        Trainer(config, "test").run()
+        Trainer(tiny_config(root, folder / "run", *WORDS, "train.save_every_steps=5"), "test").run()
+    return folder
+
+
+@pytest.mark.xdist_group("damage")
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped", "missing"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    straight_and_stopped: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(straight_and_stopped / "run", tmp_path / "run")
+    config = tiny_config(straight_and_stopped / "set", tmp_path / "run", *WORDS, "train.save_every_steps=5")
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -209,7 +219,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     assert resumed.step == 5
     resumed.run()
     end = last(tmp_path / "run")
-    straight = last(tmp_path / "straight")
+    straight = last(straight_and_stopped / "straight")
     for one in (end, straight):
         del one["config"]
     assert difference(end, straight) is None
