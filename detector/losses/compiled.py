@@ -13,6 +13,7 @@ from torch import Tensor
 from detector.losses import loops, ranking
 from detector.losses.loops import Array
 from detector.losses.ranking import blocks, searched_break_points
+from detector.losses.sharing import shares, side_by_side
 
 # There may be no wheel for a machine or a Python: ranking.py does the work then.
 _NUMBA = find_spec("numba") is not None
@@ -113,6 +114,11 @@ class CompiledSteps:
         loops.lines(self.centres, self.delta, self._starts.numpy(), weights.numpy(), lines.numpy())
         return lines
 
+    @property
+    def totals_bytes(self) -> int:
+        """The size of `no_totals`."""
+        return 16 * (len(self._starts) + 1)
+
     def no_totals(self) -> Tensor:
         """Zeros for every bin, float64 [2, 2P + 1]."""
         return torch.zeros(len(self._starts) + 1, 2, dtype=torch.float64).t()
@@ -184,35 +190,65 @@ class CompiledNegatives:
     """
 
     def __init__(self, steps: CompiledSteps, logits: Tensor, targets: Tensor) -> None:
-        self._steps, self._logits, self._targets = steps, logits, targets
+        # no_grad holds in the thread that asked for it alone.
+        self._steps, self._logits, self._targets = steps, logits.detach(), targets
         self._bins = torch.empty(len(logits), dtype=torch.int32)
 
     def count(self) -> Tensor:
         """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
-        steps, totals = self._steps, self._steps.no_totals()
-        grid, pairs = steps.grid(len(self._logits)), totals.t().numpy()
-        for block in _parts(self._logits, steps.dtype):
-            values, targets = self._logits[block].to(steps.dtype), self._targets[block]
-            loops.find_bins(values.numpy(), targets.numpy(), *grid, self._bins[block].numpy(), pairs)
+        grid = self._steps.grid(len(self._logits))
+
+        def find(share: slice) -> Tensor:
+            totals = self._steps.no_totals()
+            for block in self._parts(share):
+                bins, pairs = self._bins[block].numpy(), totals.t().numpy()
+                loops.find_bins(self._values(block), self._targets[block].numpy(), *grid, bins, pairs)
+            return totals
+
+        totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes))
+        for other in others:
+            totals += other
         return totals
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
-        working = self._steps.dtype
-        lines = self._steps.lines(weights).numpy()
+        working, lines = self._steps.dtype, self._steps.lines(weights).numpy()
         in_place = dtype == working == torch.float32
         pulls = self._bins.view(dtype) if in_place else torch.empty(len(self._logits), dtype=dtype)
-        for block in _parts(self._logits, dtype):
-            values, out = self._logits[block].to(working), pulls[block].to(working)
-            loops.pull(values.numpy(), _unsigned(self._bins[block]), lines, out.numpy())
-            if dtype != working:
-                pulls[block] = out
+
+        def give(share: slice) -> None:
+            for block in self._parts(share):
+                mine = pulls[block]
+                out = mine if dtype == working else torch.empty_like(mine, dtype=working)
+                loops.pull(self._values(block), _unsigned(self._bins[block]), lines, out.numpy())
+                if dtype == torch.bfloat16:
+                    loops.narrow(_unsigned(out.view(torch.int32)), _bits(mine))
+                elif dtype != working:
+                    mine.copy_(out)
+
+        side_by_side(give, shares(len(self._logits)))
         return pulls
 
+    def _parts(self, share: slice) -> list[slice]:
+        """All of a share where nothing has to be converted, else blocks of it."""
+        if self._logits.dtype == self._steps.dtype:
+            return [share]
+        parts = blocks(share.stop - share.start, self._logits.device)
+        return [slice(share.start + part.start, share.start + part.stop) for part in parts]
 
-def _parts(values: Tensor, dtype: torch.dtype) -> list[slice]:
-    """Everything at once where nothing has to be converted, else blocks."""
-    return [slice(0, len(values))] if values.dtype == dtype else list(blocks(len(values), values.device))
+    def _values(self, block: slice) -> Array:
+        """The logits of a block, in the dtype of the steps."""
+        values = self._logits[block]
+        if values.dtype != torch.bfloat16 or self._steps.dtype != torch.float32:
+            return values.to(self._steps.dtype).numpy()
+        wide = torch.empty_like(values, dtype=torch.float32)
+        loops.widen(_bits(values), _unsigned(wide.view(torch.int32)))
+        return wide.numpy()
+
+
+def _bits(values: Tensor) -> Array:
+    """The bits of bfloat16 numbers, uint16, which NumPy has no floats for."""
+    return values.view(torch.int16).numpy().view(np.uint16)
 
 
 def _unsigned(integers: Tensor) -> Array:

@@ -8,6 +8,7 @@ indices are unsigned, since numba looks whether a signed one is negative.
 
 from collections.abc import Callable
 from functools import cache, partial, wraps
+from threading import Lock
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+_ONCE = Lock()  # several threads may be first
 
 
 def _compiled(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -34,7 +37,9 @@ def _compiled(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
     @wraps(loop)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return fast()(*args, **kwargs)
+        with _ONCE:
+            ready = fast()
+        return ready(*args, **kwargs)
 
     return call
 
@@ -241,6 +246,21 @@ def pull(values: Array, bins: Array, line: Array, out: Array) -> None:
     for i in range(len(values)):
         k = np.uint64(bins[i])
         out[i] = max(line[k, 0] + line[k, 1] * np.float64(values[i]), 0.0)
+
+
+@_compiled
+def widen(bits: Array, wide: Array) -> None:
+    """bfloat16 as float32, by their bits: uint16 -> uint32."""
+    for i in range(len(bits)):
+        wide[i] = np.uint32(bits[i]) << np.uint32(16)
+
+
+@_compiled
+def narrow(wide: Array, bits: Array) -> None:
+    """The reverse for finite numbers, rounded to nearest and ties to even."""
+    for i in range(len(bits)):
+        odd = (wide[i] >> np.uint32(16)) & np.uint32(1)
+        bits[i] = np.uint16((wide[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
 @_compiled

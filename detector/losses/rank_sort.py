@@ -1,7 +1,7 @@
 """Rank & Sort loss: positives above negatives, and among themselves in the order of their quality.
 
 Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation" (ICCV 2021). The
-ranking part is exact in O((N + P) log P), the sorting part in O(P log^2 P).
+ranking part is exact in O((N + P) log P), the sorting part in O(P log P), without numba O(P log^2 P).
 """
 
 from typing import NamedTuple

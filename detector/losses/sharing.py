@@ -1,0 +1,57 @@
+"""Compiled loops on all the threads that PyTorch may use: each takes a share of the values.
+
+Python's threads serve, since the loops let go of its lock; PyTorch's own are beyond the reach of numba.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+_LEAST = 1 << 18  # values; for fewer, handing them over takes as long as the work
+
+
+def shares(count: int, table_bytes: int = 0) -> list[slice]:
+    """range(count) in one part per thread of PyTorch, at least one.
+
+    table_bytes: what each share needs for itself. There are only so many shares that all but the first
+    take no more than a byte for each value.
+    """
+    most = min(torch.get_num_threads(), count // _LEAST, 1 + count // max(table_bytes, 1))
+    size = -(-count // max(1, most))
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))] or [
+        slice(0, 0)
+    ]
+
+
+def side_by_side(work: Callable[[slice], Result], parts: list[slice]) -> list[Result]:
+    """work(part) for each of the parts, the first in this thread; returns the results in order.
+
+    An exception of any of them is raised when all have ended.
+    """
+    if len(parts) == 1:
+        return [work(parts[0])]
+    others = [_pool().submit(work, part) for part in parts[1:]]
+    try:
+        first = work(parts[0])
+    finally:
+        rest = [other.exception() for other in others]  # waits: they work on this call's memory
+    for error in rest:
+        if error is not None:
+            raise error
+    return [first, *(other.result() for other in others)]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="losses")
+
+
+# Threads do not survive a fork; a pool without them would wait for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
