@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function, schedule, tensorboard_trace_handler
 
 PHASES = ("data", "forward", "loss", "backward", "update", "logging")
@@ -42,12 +43,17 @@ def profiled(folder: Path, device: torch.device, say: Callable[[str], None]) -> 
 
 def phase_table(events: Any, cuda: bool) -> str:
     """Milliseconds per step of each phase, as the CPU sees them and, on a GPU, as that does."""
-    by_name = {event.key: event for event in events if event.key in PHASES}
-    rows = []
+    rows: list[list[Any]] = []
     for name in PHASES:
-        if name in by_name:
-            host = by_name[name].cpu_time_total / 1000 / _ACTIVE
-            rows.append((name, host, by_name[name].device_time_total / 1000 / _ACTIVE if cuda else 0.0))
+        # On a GPU there are two of a name: the CPU's, with the kernels that it launched, and the GPU's, from
+        # the first of these to the last, waiting included.
+        mine = [event for event in events if event.key == name and event.cpu_time_total > 0]
+        if mine:
+            host = sum(event.cpu_time_total for event in mine) / 1000 / _ACTIVE
+            gpu = sum(event.device_time_total for event in mine) / 1000 / _ACTIVE if cuda else 0.0
+            rows.append([name, host, gpu])
+    if cuda:
+        _give_the_rest_to_backward(rows, events)
     total = sum(host for _, host, _ in rows) or 1.0
     lines = [f"profile of {_ACTIVE} steps    ms/step    share" + ("    on the GPU, ms" if cuda else "")]
     for name, host, gpu in rows:
@@ -55,3 +61,16 @@ def phase_table(events: Any, cuda: bool) -> str:
             f"{name:18} {host:10.1f} {100 * host / total:7.1f} %" + (f" {gpu:12.1f}" if cuda else "")
         )
     return "\n".join(lines)
+
+
+def _give_the_rest_to_backward(rows: list[list[Any]], events: Any) -> None:
+    """Autograd launches from a thread of its own, whose kernels the profiler gives to no phase."""
+    kernels = sum(
+        event.self_device_time_total
+        for event in events
+        if event.device_type != DeviceType.CPU and not getattr(event, "is_user_annotation", False)
+    )
+    others = sum(gpu for name, _, gpu in rows if name != "backward")
+    for row in rows:
+        if row[0] == "backward":
+            row[2] = max(kernels / 1000 / _ACTIVE - others, 0.0)
