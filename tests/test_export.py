@@ -113,7 +113,7 @@ def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tup
 def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
     for package in FORMATS[form].needs:
         pytest.importorskip(package)
-    words = ["eval.nms=soft", "eval.score_threshold=0.9", "eval.detections_per_img=12"]
+    words = ["eval.nms=soft", "eval.score_threshold=0.9", "eval.detections_per_img=7"]
     outcome = call(
         export.main, "best.pt", *words, "--format", form, "--output", str(tmp_path / "a"), cwd=place
     )

@@ -33,7 +33,14 @@ RECIPES = {
     "frozen": ("model.norm=frozen", "loss.name=focal"),
     "parts": ("model.norm=group", "train.accumulate=2", "train.rank_accumulated=true"),
 }
-COMMON = ("train.batch_size=8", "train.epochs=2", "train.log_every=1", "loss.box=giou", "eval.batch_size=3")
+COMMON = (
+    "train.batch_size=8",
+    "train.epochs=2",
+    "train.eval_every=2",
+    "train.log_every=1",
+    "loss.box=giou",
+    "eval.batch_size=3",
+)
 
 
 def joined() -> Processes:
