@@ -183,8 +183,9 @@ def _counts_above(  # type: ignore[no-untyped-def]
         upper = tl.load(edges + k + 1, mask=partly, other=0)
         count = tl.load(totals + k + 1, mask=inside, other=0)
         total = tl.load(totals + 2 * p + 1 + k + 1, mask=partly, other=0)
-        # Of the values above the bin, which the scan is moved by one for: nothing is taken away again.
-        beyond = higher + tl.cumsum(tl.load(totals + k + 2, mask=inside & (k < 2 * p - 1), other=0), 0)
+        # How many lie above the bin: the bins one higher are added up, so that nothing is taken away again.
+        next_count = tl.load(totals + k + 2, mask=partly, other=0)
+        beyond = higher + tl.cumsum(next_count, 0)
         origin = tl.load(origins + k, mask=inside, other=0)
         is_start = origin >= 0
         place = areas + tl.where(is_start, origin, p - 1 - origin)
@@ -194,7 +195,7 @@ def _counts_above(  # type: ignore[no-untyped-def]
             here = tl.where(partly, beyond * (upper - edge) + tl.maximum(total - count * edge, 0.0), 0.0)
             tl.store(place, area + tl.cumsum(here, 0), mask=inside)
             area += tl.sum(here)
-        higher += tl.sum(tl.load(totals + k + 2, mask=inside & (k < 2 * p - 1), other=0))
+        higher += tl.sum(next_count)
 
 
 def lines(edges: Tensor, origins: Tensor, weights: Tensor, line: Tensor, delta: float) -> None:
