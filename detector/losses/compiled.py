@@ -96,9 +96,8 @@ class CompiledSteps:
             weights = torch.ones(p, dtype=torch.float64)
         sums, before = torch.empty(p, dtype=torch.float64), torch.empty(p + 1, 2, dtype=torch.float64)
         begins, ends = self.windows
-        loops.window_sums(
-            self.centres, self.delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy()
-        )
+        loops.lay_out(self.centres, self.delta, sums.numpy())
+        loops.window_sums(self.delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy())
         return sums
 
     def counts_above(self, totals: Tensor) -> Tensor:
@@ -147,6 +146,8 @@ class CompiledPairs:
     def __init__(self, steps: CompiledSteps, quality: Tensor) -> None:
         self._steps, self._quality = steps, quality.numpy()
         self._order = self._quality.argsort(kind="stable").astype(np.uint32)
+        self._places = torch.empty_like(quality).numpy()
+        loops.lay_out(steps.centres, steps.delta, self._places)
 
     def sums_of_worse(self, values: Tensor) -> Tensor:
         """sum_k v_k H(f_k - f_i) over the k with q_k < q_i: non-negative float64 [P, 2] -> [P, 2]."""
@@ -163,19 +164,16 @@ class CompiledPairs:
         return self._sums(values, self._order[::-1].copy(), below=True)[:, 0]
 
     def _sums(self, values: Tensor, order: Array, below: bool) -> Tensor:
-        centres, delta = self._steps.centres, self._steps.delta
-        p, sums = len(centres), torch.empty_like(values)
-        places, tree = values.new_empty(p), values.new_zeros(p + 1, 4)
+        sums, tree = torch.empty_like(values), values.new_zeros(len(values) + 1, 4)
         begins, ends = self._steps.windows
         loops.sums_of_earlier(
-            centres,
-            delta,
+            self._places,
+            self._steps.delta,
             self._quality,
             order,
             values.numpy(),
             begins,
             ends,
-            places.numpy(),
             tree.numpy(),
             below,
             sums.numpy(),

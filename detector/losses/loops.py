@@ -264,8 +264,22 @@ def narrow(wide: Array, bits: Array) -> None:
 
 
 @_compiled
+def lay_out(centres: Array, delta: float, places: Array) -> None:
+    """Distances from the lowest of the ascending centres, with no gap wider than 2 delta.
+
+    No window of `merge` reaches across such a gap, and sums of places lose no digits where the centres lie
+    far apart.
+    """
+    place, lower = 0.0, np.float64(centres[0])
+    for k in range(len(centres)):
+        centre = np.float64(centres[k])
+        place += min(centre - lower, 2 * delta)
+        lower = centre
+        places[k] = place
+
+
+@_compiled
 def window_sums(
-    centres: Array,
     delta: float,
     weights: Array,
     begins: Array,
@@ -277,20 +291,14 @@ def window_sums(
     """sum_k w_k H(t_k - t_i) for each of the ascending centres t_i; below: sum_k w_k H(t_i - t_k).
 
     begins, ends: of `merge`. before: [P + 1, 2], filled with the sums of weights and of weights times place
-    over all before. Places are distances from the lowest centre with no gap wider than 2 delta: no window
-    reaches across, and so no digits are lost where the centres lie far apart.
+    over all before. out: [P], the places of `lay_out`, and then the result.
     """
-    p, place, steepness = len(centres), 0.0, 0.5 / delta if delta > 0 else 0.0
+    p, steepness = len(out), 0.5 / delta if delta > 0 else 0.0
     total = moment = 0.0
-    lower = np.float64(centres[0])
     for k in range(p):
-        centre = np.float64(centres[k])
-        place += min(centre - lower, 2 * delta)
-        lower = centre
         before[k, 0], before[k, 1] = total, moment
         total += weights[k]
-        moment += weights[k] * place
-        out[k] = place
+        moment += weights[k] * out[k]
     before[p, 0], before[p, 1] = total, moment
     for i in range(p):
         begin, end = begins[i], ends[i]
@@ -304,31 +312,25 @@ def window_sums(
 
 @_compiled
 def sums_of_earlier(
-    centres: Array,
+    places: Array,
     delta: float,
     quality: Array,
     order: Array,
     values: Array,
     begins: Array,
     ends: Array,
-    places: Array,
     tree: Array,
     below: bool,
     sums: Array,
 ) -> None:
     """sum_k v_k H(t_k - t_i) over the k of another quality that come before i in the order; see window_sums.
 
-    order: [P], by rising or falling quality. values, sums: [P, 2], two sums at once. places: [P], filled.
+    places: of `lay_out`. order: [P], by rising or falling quality. values, sums: [P, 2], two sums at once.
     tree: [P + 1, 4] zeros, a Fenwick tree (Fenwick, 1994) over the centres: of the values, and of the values
     times place, of those that came so far.
     """
-    p, one = np.uint64(len(centres)), np.uint64(1)
-    place, lower, steepness = 0.0, np.float64(centres[0]), 0.5 / delta if delta > 0 else 0.0
-    for k in range(p):
-        centre = np.float64(centres[k])
-        place += min(centre - lower, 2 * delta)
-        lower = centre
-        places[k] = place
+    p, one = np.uint64(len(places)), np.uint64(1)
+    steepness = 0.5 / delta if delta > 0 else 0.0
     total_a = total_b = 0.0
     first = np.uint64(0)
     while first < p:
