@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import islice
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -80,6 +81,20 @@ def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterato
         if skipped is not None:
             skipped.note(batch)
         yield batch
+
+
+def in_groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches, those of one step."""
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def next_group(groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError | None]:
+    """The batches of the next step, or why there are none: all processes must hear of it first."""
+    try:
+        return next(groups), None
+    except InputError as error:
+        return [], error
 
 
 def _begun(loader: DataLoader) -> Iterator[Batch | InputError]:

@@ -55,6 +55,18 @@ class Parts:
     learner: Learner
     gradients: Gradients
 
+    def described(self, backbone: str, processes: Processes) -> str:
+        """Data, model and device in a few words."""
+        train, val = self.train_set, self.validation.records
+        weights = sum(p.numel() for p in self.learner.model.parameters())
+        precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[self.amp]
+        several = f"{processes.size} x {self.device.type}"
+        return (
+            f"{len(train)} training images with {len(train.boxes)} boxes of {len(train.classes)} classes, "
+            f"{len(val)} validation images; {backbone}, {weights / 1e6:.1f} M weights, on "
+            f"{self.device if processes.size == 1 else several} in {precision}"
+        )
+
 
 def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | None, fresh: bool) -> Parts:
     """Build everything; nothing is written.

@@ -8,10 +8,12 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from data.sample import DetectionSet
 from detector.criterion import Losses
 from errors import InputError
 
@@ -29,6 +31,15 @@ class Fault:
         values = {name: float(value) for name, value in self.losses.parts.items()}
         bad = [f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value)]
         return ", ".join(bad) or "the gradient"
+
+
+def not_finite(fault: Fault, train_set: DetectionSet) -> str:
+    """Which images it was, and what to do."""
+    names = ", ".join(Path(train_set.files[row]).name for row in fault.rows)
+    return (
+        f"the loss is not finite at step {fault.step} ({fault}; images {names}); lower optimizer.lr, set "
+        f"optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
+    )
 
 
 class FaultWatch:

@@ -2,6 +2,8 @@
 
 import resource
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,25 @@ from doors import close_output
 
 # On a terminal a line has no room for more.
 _NOT_ON_THE_TERMINAL = ("ranked_negatives", "step_s", "data_wait", "memory_gib")
+
+
+@dataclass
+class Interval:
+    """What has happened since a step was last logged."""
+
+    steps: int = 0
+    images: int = 0
+    waited_s: float = 0.0  # for data
+    started: float = field(default_factory=time.perf_counter)
+
+    def speed(self) -> dict[str, float]:
+        """Of all steps of the interval; waiting as a part of the time."""
+        seconds = time.perf_counter() - self.started
+        return {
+            "images_per_s": self.images / seconds,
+            "step_s": seconds / self.steps,
+            "data_wait": self.waited_s / seconds,
+        }
 
 
 class Monitor:

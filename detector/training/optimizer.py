@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from detector.config import ScheduleConfig
+
 
 def build_optimizer(
     model: nn.Module,
@@ -29,6 +31,14 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+
+
+def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """What the learning rate of a step is multiplied by."""
+    factor = warmup_factor(step, schedule.warmup_steps, schedule.warmup_factor)
+    if schedule.name == "cosine":
+        return factor * cosine_factor(step / total_steps, schedule.final_factor)
+    return factor * multistep_factor(step / steps_per_epoch, schedule.milestones, schedule.gamma)
 
 
 def warmup_factor(step: int, steps: int, first: float) -> float:

@@ -159,7 +159,7 @@ def test_nothing_is_measured_on_steps_that_are_not_logged(tmp_path: Path) -> Non
     assert measure is not None
 
     def noted(logits: Any, targets: Any) -> Any:
-        asked.append(trainer.step + 1)
+        asked.append(trainer.progress.step + 1)
         return measure(logits, targets)
 
     trainer.gradients.criterion.ranked_share = noted

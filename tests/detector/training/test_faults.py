@@ -85,7 +85,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, value: float,
     assert all(torch.isfinite(t).all() for t in average.model.state_dict().values())
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert [line["steps_not_finite"] for line in lines] == [0, 0, 0, 1, 2, 2, 2, 2]
-    assert trainer.step == 8
+    assert trainer.progress.step == 8
 
 
 def test_too_many_of_them_stop(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_rollback_takes_the_weights_of_the_last_checkpoint_and_goes_on(tmp_path:
     # The checkpoint is that of the first epoch's end, four steps; seen[k] is the state before step k + 1.
     assert difference(seen[7], seen[4]) is None
     assert difference(seen[7], seen[6]) is not None
-    assert trainer.step == 8
+    assert trainer.progress.step == 8
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["training"]["not_finite"] == 1
 
 

@@ -109,9 +109,9 @@ def evaluate_only(rank: int, size: int) -> Any:
     processes = joined()
     folder = Path(os.environ["TEST_FOLDER"])
     trainer = Trainer(resumed_config(folder), "test", folder / "group_1", processes)
-    trainer.evaluated = 0
+    trainer.progress.evaluated = 0
     trainer.run()
-    return trainer.metrics
+    return trainer.progress.metrics
 
 
 def resumed_config(folder: Path) -> Any:
@@ -259,7 +259,7 @@ def stop_one(rank: int, size: int) -> Any:
     update, detect = Learner.update, type(trainer.parts.validation).detect
 
     def update_and_signal(learner: Learner, losses: Any) -> Any:
-        if rank == 1 and when == "step" and trainer.step == 2:
+        if rank == 1 and when == "step" and trainer.progress.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(learner, losses)
 
@@ -275,7 +275,7 @@ def stop_one(rank: int, size: int) -> Any:
             trainer.run()
         except Stopped as reason:
             return str(reason)
-    return trainer.step
+    return trainer.progress.step
 
 
 def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     resume_config(tmp_path / "run")
     assert "previous.pt" in caplog.text
     resumed = Trainer(config, "test", resume=tmp_path / "run")
-    assert resumed.step == 5
+    assert resumed.progress.step == 5
     resumed.run()
     end = last(tmp_path / "run")
     straight = last(straight_and_stopped / "straight")
@@ -249,8 +249,8 @@ def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch:
         steps.append(1)
         return update(*arguments)
 
-    monkeypatch.setattr("detector.training.trainer.save_checkpoint", lambda *a: saved.append(a[1]["step"]))
-    monkeypatch.setattr("detector.training.trainer.time.monotonic", lambda: 240.0 * len(steps))
+    monkeypatch.setattr("detector.training.progress.save_checkpoint", lambda *a: saved.append(a[1]["step"]))
+    monkeypatch.setattr("detector.training.progress.time.monotonic", lambda: 240.0 * len(steps))
     monkeypatch.setattr(Learner, "update", slow_update)
     Trainer(config, "test").run()
     assert list(dict.fromkeys(saved)) == [3, 6, 8]

@@ -114,7 +114,7 @@ def test_accumulation_steps_along_the_mean_gradient_of_its_batches(tmp_path: Pat
         start = {key: p.detach().clone() for key, p in trainer.learner.model.named_parameters()}
         trainer.run()
         moved[name] = {key: p.detach() - start[key] for key, p in trainer.learner.model.named_parameters()}
-        assert trainer.step == 1
+        assert trainer.progress.step == 1
         rounding = {key: 1e-7 * p.norm() for key, p in start.items()}  # of the weights that are subtracted
     for key, step in moved["both"].items():
         expected = (moved["first"][key] + moved["second"][key]) / 2
@@ -144,7 +144,7 @@ def test_a_few_images_are_learned(tmp_path: Path, words: tuple[str, ...]) -> Non
     for part in ("loss_classification", "loss_box"):
         first, final = (sum(line[part] for line in some) / 5 for some in (lines[:5], lines[-5:]))
         assert final < 0.5 * first, part
-    assert trainer.metrics["AP50"] > 0.5
+    assert trainer.progress.metrics["AP50"] > 0.5
 
 
 @pytest.mark.parametrize("name", ["ap", "focal"])
@@ -281,4 +281,4 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_to_resume_from(tmp_path
     assert resume_config(run) == config.model_dump(mode="json")
     resumed = Trainer(config, "test", resume=run)
     resumed.run()
-    assert resumed.step == 4
+    assert resumed.progress.step == 4

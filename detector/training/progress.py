@@ -1,0 +1,131 @@
+"""How far a run has come, and the checkpoints that keep it."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.sample import DetectionSet
+from detector.checkpoint import LAST, PREVIOUS, save_checkpoint
+from detector.config import Config
+from detector.evaluation.calibration import Calibration
+from detector.training.faults import FaultWatch
+from detector.training.learner import Learner
+from errors import InputError
+
+
+@dataclass
+class Progress:
+    """What changes during a run, beside what the learner holds."""
+
+    step: int = 0  # how many are done
+    evaluated: int = 0  # the step of the last evaluation
+    best: float = -math.inf  # AP so far
+    metrics: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
+    calibration: Calibration | None = None
+
+
+class Checkpoints:
+    """Those of one run: what they hold, and when the next is due.
+
+    Args:
+        config: the resolved configuration.
+        train_set: its classes are kept.
+        learner, progress, watch: what is kept and brought back.
+        total_steps: of the whole run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        train_set: DetectionSet,
+        learner: Learner,
+        progress: Progress,
+        watch: FaultWatch,
+        total_steps: int,
+    ) -> None:
+        self._config = config
+        self._train_set = train_set
+        self._learner = learner
+        self._progress = progress
+        self._watch = watch
+        self._total_steps = total_steps
+        self._steps_per_epoch = total_steps // config.train.epochs
+        self._folder: Path | None = None
+
+    def begin(self, run_folder: Path) -> None:
+        """From now on they go there; the time to the next one runs."""
+        self._folder = run_folder / "checkpoints"
+        self._note()
+
+    def due(self) -> bool:
+        """Whether so many steps or minutes have passed that one should be written."""
+        train, step = self._config.train, self._progress.step
+        if step == self._saved_step:
+            return False
+        if train.save_every_steps is not None and step % train.save_every_steps == 0:
+            return True
+        minutes = train.save_every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+
+    def save(self, name: str) -> None:
+        """Write LAST, which a run goes on from and whose predecessor is kept, or BEST: the weights alone.
+
+        Raises:
+            InputError: no permission or no space.
+        """
+        assert self._folder is not None
+        now, last = self._progress, name == LAST
+        content = {
+            "model": self._learner.evaluated.state_dict(),
+            "config": self._config.model_dump(mode="json"),
+            "classes": list(self._train_set.classes),
+            "category_ids": list(self._train_set.category_ids),
+            "step": now.step,
+            "epoch": now.step // self._steps_per_epoch,
+            "metrics": now.metrics,
+            "calibration": now.calibration.as_plain() if now.calibration else None,
+        }
+        if last:
+            content["training"] = {
+                **self._learner.state(),
+                "best": now.best,
+                "evaluated": now.evaluated,
+                "not_finite": self._watch.count,
+            }
+        save_checkpoint(self._folder / name, content, self._folder / PREVIOUS if last else None)
+        if last:
+            self._note()
+
+    def restore(self, state: dict[str, Any], source: str) -> None:
+        """Go on from what LAST held.
+
+        Args:
+            source: names it in errors.
+
+        Raises:
+            InputError: it is no such state, or of another model, optimizer or a longer run.
+        """
+        training = state.get("training")
+        if not training:
+            raise InputError(f"{source} has no training state to continue from; resume from a run folder")
+        name = state["config"]["optimizer"]["name"]
+        if name != self._config.optimizer.name:
+            raise InputError(f"{source}: optimizer.name is {name} there and cannot be changed when resuming")
+        # What was asked for with --resume stays, not what was saved.
+        self._learner.restore(training, state["model"], source)
+        now = self._progress
+        now.step, now.metrics = state["step"], state["metrics"]
+        if now.step > self._total_steps:
+            raise InputError(
+                f"{source} has come to step {now.step}, and train.epochs={self._config.train.epochs} ends at "
+                f"{self._total_steps}; give at least as many epochs as are done"
+            )
+        now.best, now.evaluated = training["best"], training.get("evaluated", state["step"])
+        if state.get("calibration"):
+            now.calibration = Calibration.from_plain(state["calibration"])
+        self._watch.count = training.get("not_finite", 0)
+
+    def _note(self) -> None:
+        self._saved_at, self._saved_step = time.monotonic(), self._progress.step
