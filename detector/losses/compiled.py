@@ -1,4 +1,4 @@
-"""The soft steps of ranking.py on a CPU, by the compiled loops of loops.py.
+"""The soft steps of ranking.py on a CPU, by the loops of value_loops.py and step_loops.py.
 
 `CompiledSteps` and `CompiledNegatives` give what `SoftSteps` and `Negatives` give. All that the loops fill
 is allocated by torch, so that its allocator sees the memory. The formulas stand in docs/ranking.md.
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.losses import loops, ranking
-from detector.losses.loops import Array
+from detector.losses import ranking, step_loops, value_loops
+from detector.losses.machine_code import Array
 from detector.losses.ranking import blocks, searched_break_points
 from detector.losses.sharing import shares, side_by_side
 
@@ -30,25 +30,25 @@ def usable(values: Tensor) -> bool:
 def positives_of(targets: Tensor) -> Tensor:
     """The places of the ones among targets [M]: int32 (int64 if M is beyond that) [p], ascending."""
     places = torch.empty(len(targets) + 1, dtype=torch.int32 if len(targets) < 1 << 31 else torch.int64)
-    count = loops.find_ones(targets.numpy(), places.numpy())
+    count = value_loops.find_ones(targets.numpy(), places.numpy())
     return places[:count].clone()
 
 
 def targets_of_quality(quality: Tensor) -> Tensor | None:
     """The signs of the qualities [M], int8 [M]; None if one is neither -1 nor in [0, 1]."""
     targets = torch.empty(len(quality), dtype=torch.int8)
-    return targets if loops.targets_of_quality(quality.numpy(), targets.numpy()) else None
+    return targets if value_loops.targets_of_quality(quality.numpy(), targets.numpy()) else None
 
 
 def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     """values [P] sorted, and the order that sorts them; a sixth of the time of comparing them."""
-    if len(values) < loops.RADIX or values.dtype != torch.float32:
+    if len(values) < step_loops.RADIX or values.dtype != torch.float32:
         return ranking.ascending(values)
     keys, places = (torch.empty(2, len(values), dtype=torch.int32) for _ in range(2))
-    counts = torch.zeros(3, loops.RADIX, dtype=torch.int32)
+    counts = torch.zeros(3, step_loops.RADIX, dtype=torch.int32)
     ordered, order = torch.empty_like(values), torch.empty_like(places[0])
     arrays = (values.view(torch.int32), keys, places, counts, ordered.view(torch.int32), order)
-    loops.sort_floats(*map(_unsigned, arrays))
+    step_loops.sort_floats(*map(_unsigned, arrays))
     return ordered, order
 
 
@@ -60,7 +60,7 @@ class CompiledSteps:
     Attributes:
         centres: [P], the thresholds.
         delta: half-width of the step.
-        windows: uint32 [2, P + 1]: between which thresholds each of them counts in part; see `loops.merge`.
+        windows: uint32 [2, P + 1]: between which thresholds each counts in part; see `step_loops.merge`.
     """
 
     def __init__(self, thresholds: Tensor, delta: float) -> None:
@@ -75,12 +75,12 @@ class CompiledSteps:
         if delta == 0:
             points[1, :p], points[2, :p] = searched_break_points(thresholds, 0.0)
         else:
-            loops.break_points(self.centres, self.delta, starts, stops, torch.finfo(self.dtype).eps)
+            step_loops.break_points(self.centres, self.delta, starts, stops, torch.finfo(self.dtype).eps)
         # What a search sees, until `grid` takes it: with many thresholds every table counts.
         self._edges: Tensor | None = thresholds.new_empty(2 * p)
         self._starts = torch.empty(2 * p, dtype=torch.bool)  # whether a step begins at an edge, or ends
         self.windows = _unsigned(torch.empty(2, p + 1, dtype=torch.int32))
-        loops.merge(centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self.windows)
+        step_loops.merge(centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self.windows)
 
     def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
         """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
@@ -96,21 +96,21 @@ class CompiledSteps:
             weights = torch.ones(p, dtype=torch.float64)
         sums, before = torch.empty(p, dtype=torch.float64), torch.empty(p + 1, 2, dtype=torch.float64)
         begins, ends = self.windows
-        loops.lay_out(self.centres, self.delta, sums.numpy())
-        loops.window_sums(self.delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy())
+        step_loops.lay_out(self.centres, self.delta, sums.numpy())
+        step_loops.window_sums(self.delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy())
         return sums
 
     def counts_above(self, totals: Tensor) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
         areas = torch.empty(2, len(self.centres), dtype=torch.float64)
         pairs = totals.t().contiguous()  # as they lie already, unless they come from other processes
-        loops.counts_above(self.centres, self.delta, self._starts.numpy(), pairs.numpy(), areas.numpy())
+        step_loops.counts_above(self.centres, self.delta, self._starts.numpy(), pairs.numpy(), areas.numpy())
         return areas[0].clone()  # so that half of them can go
 
     def lines(self, weights: Tensor) -> Tensor:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2]."""
         lines = torch.empty(len(self._starts) + 1, 2, dtype=torch.float64)
-        loops.lines(self.centres, self.delta, self._starts.numpy(), weights.numpy(), lines.numpy())
+        step_loops.lines(self.centres, self.delta, self._starts.numpy(), weights.numpy(), lines.numpy())
         return lines
 
     @property
@@ -131,7 +131,7 @@ class CompiledSteps:
         cells = torch.empty(fineness + 1, dtype=torch.int16 if narrow else torch.int32).numpy()
         cells = cells.view(np.uint16 if narrow else np.uint32)
         scale = np.empty(3, self.centres.dtype)
-        loops.fill_cells(edges, cells, scale)
+        step_loops.fill_cells(edges, cells, scale)
         return edges, cells, scale
 
 
@@ -147,7 +147,7 @@ class CompiledPairs:
         self._steps, self._quality = steps, quality.numpy()
         self._order = self._quality.argsort(kind="stable").astype(np.uint32)
         self._places = torch.empty_like(quality).numpy()
-        loops.lay_out(steps.centres, steps.delta, self._places)
+        step_loops.lay_out(steps.centres, steps.delta, self._places)
 
     def sums_of_worse(self, values: Tensor) -> Tensor:
         """sum_k v_k H(f_k - f_i) over the k with q_k < q_i: non-negative float64 [P, 2] -> [P, 2]."""
@@ -166,7 +166,7 @@ class CompiledPairs:
     def _sums(self, values: Tensor, order: Array, below: bool) -> Tensor:
         sums, tree = torch.empty_like(values), values.new_zeros(len(values) + 1, 4)
         begins, ends = self._steps.windows
-        loops.sums_of_earlier(
+        step_loops.sums_of_earlier(
             self._places,
             self._steps.delta,
             self._quality,
@@ -200,7 +200,7 @@ class CompiledNegatives:
             totals = self._steps.no_totals()
             for block in self._parts(share):
                 bins, pairs = self._bins[block].numpy(), totals.t().numpy()
-                loops.find_bins(self._values(block), self._targets[block].numpy(), *grid, bins, pairs)
+                value_loops.find_bins(self._values(block), self._targets[block].numpy(), *grid, bins, pairs)
             return totals
 
         totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes))
@@ -218,9 +218,9 @@ class CompiledNegatives:
             for block in self._parts(share):
                 mine = pulls[block]
                 out = mine if dtype == working else torch.empty_like(mine, dtype=working)
-                loops.pull(self._values(block), _unsigned(self._bins[block]), lines, out.numpy())
+                value_loops.pull(self._values(block), _unsigned(self._bins[block]), lines, out.numpy())
                 if dtype == torch.bfloat16:
-                    loops.narrow(_unsigned(out.view(torch.int32)), _bits(mine))
+                    value_loops.narrow(_unsigned(out.view(torch.int32)), _bits(mine))
                 elif dtype != working:
                     mine.copy_(out)
 
@@ -240,7 +240,7 @@ class CompiledNegatives:
         if values.dtype != torch.bfloat16 or self._steps.dtype != torch.float32:
             return values.to(self._steps.dtype).numpy()
         wide = torch.empty_like(values, dtype=torch.float32)
-        loops.widen(_bits(values), _unsigned(wide.view(torch.int32)))
+        value_loops.widen(_bits(values), _unsigned(wide.view(torch.int32)))
         return wide.numpy()
 
 

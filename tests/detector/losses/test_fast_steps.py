@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detector.losses.compiled import CompiledNegatives, CompiledSteps, ascending, positives_of
-from detector.losses.loops import break_points
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import SoftSteps, searched_break_points
+from detector.losses.step_loops import break_points
 
 fuzz = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 numbers = st.one_of(

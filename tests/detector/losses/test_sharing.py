@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.losses import ap_loss, loops
+from detector.losses import ap_loss, value_loops
 from detector.losses.sharing import shares, side_by_side
 
 
@@ -98,7 +98,7 @@ def test_bfloat16_is_widened_and_narrowed_as_torch_does() -> None:
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     wide = torch.empty(len(every))
     bits = every.view(torch.int16).numpy().view(np.uint16)
-    loops.widen(bits, wide.view(torch.int32).numpy().view(np.uint32))
+    value_loops.widen(bits, wide.view(torch.int32).numpy().view(np.uint32))
     assert torch.equal(wide.view(torch.int32), every.float().view(torch.int32))
 
     generator = torch.Generator().manual_seed(0)
@@ -109,5 +109,5 @@ def test_bfloat16_is_widened_and_narrowed_as_torch_does() -> None:
     numbers = numbers[numbers.isfinite()]
     narrow = torch.empty(len(numbers), dtype=torch.bfloat16)
     out = narrow.view(torch.int16).numpy().view(np.uint16)
-    loops.narrow(numbers.view(torch.int32).numpy().view(np.uint32), out)
+    value_loops.narrow(numbers.view(torch.int32).numpy().view(np.uint32), out)
     assert torch.equal(narrow.view(torch.int16), numbers.to(torch.bfloat16).view(torch.int16))

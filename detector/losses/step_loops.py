@@ -1,64 +1,14 @@
-"""The loops of compiled.py, which numba compiles: one pass where PyTorch takes ten.
-
-All arrays are given, those to be filled included. Pairs that are used together lie together ([n, 2]):
-what a loop looks up is in no cache, and one miss costs less than two. Few comparisons are branches, since
-the processor could foresee none of them. Floats become signed integers, which AVX2 does in one step, and
-indices are unsigned, since numba looks whether a signed one is negative.
-"""
-
-from collections.abc import Callable
-from functools import cache, partial, wraps
-from threading import Lock
-from typing import Any, ParamSpec, TypeVar, cast
+"""Loops over P thresholds and the bins between their break points; see machine_code.py."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-_ONCE = Lock()  # several threads may be first
-
-
-def _compiled(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Compile at the first call, and keep the machine code for the next process."""
-
-    @cache
-    def fast() -> Callable[Arguments, Result]:
-        from numba import njit  # takes a second, which only training should pay
-
-        compiler = partial(njit, nogil=True, error_model="numpy")
-        try:
-            made = compiler(cache=True)(loop)
-        except RuntimeError:  # nowhere to keep the machine code: neither beside this file nor at home
-            made = compiler()(loop)
-        return cast(Callable[Arguments, Result], made)
-
-    @wraps(loop)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _ONCE:
-            ready = fast()
-        return ready(*args, **kwargs)
-
-    return call
-
-
-@_compiled
-def find_ones(targets: Array, places: Array) -> int:
-    """How many ones, their places, and after these one that means nothing."""
-    found = np.uint64(0)
-    for i in range(len(targets)):
-        places[found] = i
-        found += np.uint64(targets[i] == 1)
-    return found
-
+from detector.losses.machine_code import Array, compiled_loop
 
 # Three digits of 11 bits make a float32.
 RADIX, _DIGIT_BITS = 1 << 11, 11
 
 
-@_compiled
+@compiled_loop
 def sort_floats(
     bits: Array, keys: Array, places: Array, counts: Array, sorted_bits: Array, sorted_places: Array
 ) -> None:
@@ -90,7 +40,7 @@ def sort_floats(
         sorted_bits[i], sorted_places[i] = key ^ (top if key & top else every), places[1, i]
 
 
-@_compiled
+@compiled_loop
 def break_points(centres: Array, delta: float, starts: Array, stops: Array, eps: float) -> None:
     """See ranking.searched_break_points, for delta > 0; eps is that of the dtype.
 
@@ -105,7 +55,7 @@ def break_points(centres: Array, delta: float, starts: Array, stops: Array, eps:
         stops[i] = stop + up * abs(stop) * (np.float64(stop) < high)
 
 
-@_compiled
+@compiled_loop
 def merge(
     centres: Array, starts: Array, stops: Array, edges: Array, from_starts: Array, begins: Array, ends: Array
 ) -> None:
@@ -128,7 +78,7 @@ def merge(
         stop += np.uint64(not reached)
 
 
-@_compiled
+@compiled_loop
 def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
     """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale, last.
 
@@ -149,41 +99,7 @@ def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
     grid[0], grid[1], grid[2] = low, scale, last
 
 
-@_compiled
-def find_bins(
-    values: Array, targets: Array, edges: Array, cells: Array, grid: Array, bins: Array, totals: Array
-) -> None:
-    """The bin of each value whose target is 0, and count and sum of the values of a bin; bin 0 for others.
-
-    The totals of bin 0 mean nothing: no step counts it.
-    """
-    low, scale, last, top, one = grid[0], grid[1], grid[2], edges[-1], np.uint64(1)
-    for i in range(len(values)):
-        x = values[i]
-        found = np.uint64(len(edges))
-        if x < low:
-            found = np.uint64(0)
-        elif x < top:
-            cell = np.uint64(np.int64(min((x - low) * scale, last)))
-            found = np.uint64(cells[cell])
-            # Two steps without a branch; few cells need more.
-            found += np.uint64(edges[found] <= x)
-            found += np.uint64(edges[found] <= x)
-            if edges[found] <= x:
-                end = np.uint64(cells[cell + one])
-                while found < end:
-                    middle = (found + end) >> one
-                    if edges[middle] <= x:
-                        found = middle + one
-                    else:
-                        end = middle
-        found *= np.uint64(targets[i] == 0)
-        bins[i] = found
-        totals[found, 0] += 1
-        totals[found, 1] += x
-
-
-@_compiled
+@compiled_loop
 def counts_above(centres: Array, delta: float, starts: Array, totals: Array, areas: Array) -> None:
     """See SoftSteps.counts_above: the integral of the values above, from the highest edge down.
 
@@ -213,7 +129,7 @@ def counts_above(centres: Array, delta: float, starts: Array, totals: Array, are
         areas[0, at] = (start + stop) / 2 if delta == 0 else (start - stop) / (2 * delta)
 
 
-@_compiled
+@compiled_loop
 def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Array) -> None:
     """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
     i, above_all = np.uint64(0), np.uint64(2 * len(centres))
@@ -240,30 +156,7 @@ def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Arr
     line[above_all, 0], line[above_all, 1] = height, 0.0
 
 
-@_compiled
-def pull(values: Array, bins: Array, line: Array, out: Array) -> None:
-    """offset + slope x in each value's bin; out may lie where bins do."""
-    for i in range(len(values)):
-        k = np.uint64(bins[i])
-        out[i] = max(line[k, 0] + line[k, 1] * np.float64(values[i]), 0.0)
-
-
-@_compiled
-def widen(bits: Array, wide: Array) -> None:
-    """bfloat16 as float32, by their bits: uint16 -> uint32."""
-    for i in range(len(bits)):
-        wide[i] = np.uint32(bits[i]) << np.uint32(16)
-
-
-@_compiled
-def narrow(wide: Array, bits: Array) -> None:
-    """The reverse for finite numbers, rounded to nearest and ties to even."""
-    for i in range(len(bits)):
-        odd = (wide[i] >> np.uint32(16)) & np.uint32(1)
-        bits[i] = np.uint16((wide[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-
-@_compiled
+@compiled_loop
 def lay_out(centres: Array, delta: float, places: Array) -> None:
     """Distances from the lowest of the ascending centres, with no gap wider than 2 delta.
 
@@ -278,7 +171,7 @@ def lay_out(centres: Array, delta: float, places: Array) -> None:
         places[k] = place
 
 
-@_compiled
+@compiled_loop
 def window_sums(
     delta: float,
     weights: Array,
@@ -310,7 +203,7 @@ def window_sums(
             out[i] = max(total - before[end, 0] + within / 2 + rise, 0.0)
 
 
-@_compiled
+@compiled_loop
 def sums_of_earlier(
     places: Array,
     delta: float,
@@ -380,14 +273,3 @@ def sums_of_earlier(
                 tree[at, 3] += b * places[i]
                 at += at & (~at + one)
             first += one
-
-
-@_compiled
-def targets_of_quality(quality: Array, targets: Array) -> bool:
-    """1 for what is above 0, 0 for 0 and -1 for -1; whether all of it is -1 or in [0, 1]."""
-    wrong = 0
-    for i in range(len(quality)):
-        q = quality[i]
-        targets[i] = np.int8(q > 0) - np.int8(q < 0)
-        wrong += not ((q >= 0) & (q <= 1) | (q == -1))
-    return wrong == 0

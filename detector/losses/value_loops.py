@@ -1,0 +1,83 @@
+"""Loops over the N values of a batch, one pass each; see machine_code.py."""
+
+import numpy as np
+
+from detector.losses.machine_code import Array, compiled_loop
+
+
+@compiled_loop
+def find_ones(targets: Array, places: Array) -> int:
+    """How many ones, their places, and after these one that means nothing."""
+    found = np.uint64(0)
+    for i in range(len(targets)):
+        places[found] = i
+        found += np.uint64(targets[i] == 1)
+    return found
+
+
+@compiled_loop
+def targets_of_quality(quality: Array, targets: Array) -> bool:
+    """1 for what is above 0, 0 for 0 and -1 for -1; whether all of it is -1 or in [0, 1]."""
+    wrong = 0
+    for i in range(len(quality)):
+        q = quality[i]
+        targets[i] = np.int8(q > 0) - np.int8(q < 0)
+        wrong += not ((q >= 0) & (q <= 1) | (q == -1))
+    return wrong == 0
+
+
+@compiled_loop
+def find_bins(
+    values: Array, targets: Array, edges: Array, cells: Array, grid: Array, bins: Array, totals: Array
+) -> None:
+    """The bin of each value whose target is 0, and count and sum of the values of a bin; bin 0 for others.
+
+    The totals of bin 0 mean nothing: no step counts it.
+    """
+    low, scale, last, top, one = grid[0], grid[1], grid[2], edges[-1], np.uint64(1)
+    for i in range(len(values)):
+        x = values[i]
+        found = np.uint64(len(edges))
+        if x < low:
+            found = np.uint64(0)
+        elif x < top:
+            cell = np.uint64(np.int64(min((x - low) * scale, last)))
+            found = np.uint64(cells[cell])
+            # Two steps without a branch; few cells need more.
+            found += np.uint64(edges[found] <= x)
+            found += np.uint64(edges[found] <= x)
+            if edges[found] <= x:
+                end = np.uint64(cells[cell + one])
+                while found < end:
+                    middle = (found + end) >> one
+                    if edges[middle] <= x:
+                        found = middle + one
+                    else:
+                        end = middle
+        found *= np.uint64(targets[i] == 0)
+        bins[i] = found
+        totals[found, 0] += 1
+        totals[found, 1] += x
+
+
+@compiled_loop
+def pull(values: Array, bins: Array, line: Array, out: Array) -> None:
+    """offset + slope x in each value's bin; out may lie where bins do."""
+    for i in range(len(values)):
+        k = np.uint64(bins[i])
+        out[i] = max(line[k, 0] + line[k, 1] * np.float64(values[i]), 0.0)
+
+
+@compiled_loop
+def widen(bits: Array, wide: Array) -> None:
+    """bfloat16 as float32, by their bits: uint16 -> uint32."""
+    for i in range(len(bits)):
+        wide[i] = np.uint32(bits[i]) << np.uint32(16)
+
+
+@compiled_loop
+def narrow(wide: Array, bits: Array) -> None:
+    """The reverse for finite numbers, rounded to nearest and ties to even."""
+    for i in range(len(bits)):
+        odd = (wide[i] >> np.uint32(16)) & np.uint32(1)
+        bits[i] = np.uint16((wide[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
