@@ -113,6 +113,9 @@ class BatchRanking:
         weights = (errors / above).masked_fill_(above <= 0, 0).div_(p)
         half = self._logits.dtype == torch.float16
         gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
+        if isinstance(self._steps, CompiledSteps) and gradient.dtype != torch.bfloat16:
+            compiled.hand_out(errors, self._order, self._own, self.positives, gradient)
+            return gradient
         return gradient.scatter_(0, self.positives.long(), (self.own(errors) / -p).to(gradient.dtype))
 
     def _checked(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -124,8 +127,10 @@ class BatchRanking:
         """
         finite = True
         if logits.numel():
-            extremes = (*torch.aminmax(targets), *torch.aminmax(logits))
-            low, high, *of_logits = torch.stack([x.double() for x in extremes]).tolist()  # one wait for a GPU
+            extremes = [*torch.aminmax(targets), *torch.aminmax(logits)]
+            if logits.device.type != "cpu":
+                extremes = [*torch.stack([x.double() for x in extremes]).cpu()]  # one wait for the device
+            low, high, *of_logits = (x.item() for x in extremes)
             if low < -1 or high > 1:
                 raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low:g} to {high:g}")
             finite = all(map(math.isfinite, of_logits))

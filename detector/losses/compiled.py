@@ -20,6 +20,7 @@ _NUMBA = find_spec("numba") is not None
 
 # Cells of the search grid for each break point: few of them then hold three and more.
 _CELLS_PER_EDGE = 4
+_MOST_CELLS = 1 << 23  # float32 has to count them
 
 
 def usable(values: Tensor) -> bool:
@@ -30,7 +31,11 @@ def usable(values: Tensor) -> bool:
 def positives_of(targets: Tensor) -> Tensor:
     """The places of the ones among targets [M]: int32 (int64 if M is beyond that) [p], ascending."""
     places = torch.empty(len(targets) + 1, dtype=torch.int32 if len(targets) < 1 << 31 else torch.int64)
-    count = value_loops.find_ones(targets.numpy(), places.numpy())
+    words = np.empty(0, np.uint64)
+    if targets.is_contiguous():
+        each = 8 // targets.element_size()
+        words = targets.numpy()[: len(targets) // each * each].view(np.uint64)
+    count = value_loops.find_ones(targets.numpy(), words, places.numpy())
     return places[:count].clone()
 
 
@@ -52,6 +57,15 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     return ordered, order
 
 
+def hand_out(errors: Tensor, order: Tensor, own: slice, places: Tensor, out: Tensor) -> None:
+    """-e_i / P for each positive of this process, into its place in the gradient `out`.
+
+    errors: [P] in the order of the steps, `order` and `own`: where this process's are among them.
+    """
+    arrays = errors.numpy(), order.numpy(), own.start, places.numpy()
+    step_loops.hand_out(*arrays, -1 / len(errors), out.numpy())
+
+
 class CompiledSteps:
     """P soft steps on a CPU: as `SoftSteps`, with its arguments, methods and results.
 
@@ -70,14 +84,14 @@ class CompiledSteps:
         self.centres, self.delta = thresholds.numpy(), float(delta)
         p = len(thresholds)
         points = thresholds.new_empty(3, p + 1)
-        points[0, :p], points[:, p] = thresholds, torch.inf
-        centres, starts, stops = points.numpy()
         if delta == 0:
-            points[1, :p], points[2, :p] = searched_break_points(thresholds, 0.0)
+            points[:, p] = torch.inf
+            points[0, :p], (points[1, :p], points[2, :p]) = thresholds, searched_break_points(thresholds, 0.0)
         else:
-            step_loops.break_points(self.centres, self.delta, starts, stops, torch.finfo(self.dtype).eps)
+            step_loops.break_points(self.centres, self.delta, points.numpy(), torch.finfo(self.dtype).eps)
+        centres, starts, stops = points.numpy()
         # What a search sees, until `grid` takes it: with many thresholds every table counts.
-        self._edges: Tensor | None = thresholds.new_empty(2 * p)
+        self._edges: Tensor | None = thresholds.new_empty(2 * p + 1)
         self._starts = torch.empty(2 * p, dtype=torch.bool)  # whether a step begins at an edge, or ends
         self.windows = _unsigned(torch.empty(2, p + 1, dtype=torch.int32))
         step_loops.merge(centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self.windows)
@@ -102,10 +116,11 @@ class CompiledSteps:
 
     def counts_above(self, totals: Tensor) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
-        areas = torch.empty(2, len(self.centres), dtype=torch.float64)
+        from_starts, counts = (torch.empty(len(self.centres), dtype=torch.float64) for _ in range(2))
         pairs = totals.t().contiguous()  # as they lie already, unless they come from other processes
-        step_loops.counts_above(self.centres, self.delta, self._starts.numpy(), pairs.numpy(), areas.numpy())
-        return areas[0].clone()  # so that half of them can go
+        arrays = self._starts.numpy(), pairs.numpy(), from_starts.numpy(), counts.numpy()
+        step_loops.counts_above(self.centres, self.delta, *arrays)
+        return counts
 
     def lines(self, weights: Tensor) -> Tensor:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2]."""
@@ -126,7 +141,7 @@ class CompiledSteps:
         """What `find_bins` looks values up in, to be had once; a fine one for few searches is a waste."""
         assert self._edges is not None
         edges, self._edges = self._edges.numpy(), None
-        fineness = max(1024, min(_CELLS_PER_EDGE * len(edges), searches // 2))
+        fineness = max(1024, min(_CELLS_PER_EDGE * len(edges), searches // 2, _MOST_CELLS))
         narrow = len(edges) < 1 << 16  # half the memory, and more of it in the cache
         cells = torch.empty(fineness + 1, dtype=torch.int16 if narrow else torch.int32).numpy()
         cells = cells.view(np.uint16 if narrow else np.uint32)

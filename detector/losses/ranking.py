@@ -203,7 +203,7 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     if values.device.type != "cpu":
         return values.sort()
     order = torch.from_numpy(values.detach().numpy().argsort())  # vectorised, unlike torch's
-    return values[order], order
+    return values.index_select(0, order), order
 
 
 def soft_rank_sum(values: Tensor, thresholds: Tensor, delta: float) -> Tensor:

@@ -41,18 +41,22 @@ def sort_floats(
 
 
 @compiled_loop
-def break_points(centres: Array, delta: float, starts: Array, stops: Array, eps: float) -> None:
+def break_points(centres: Array, delta: float, points: Array, eps: float) -> None:
     """See ranking.searched_break_points, for delta > 0; eps is that of the dtype.
+
+    points: [3, P + 1], filled with centres, starts and stops, and an infinity after each.
 
     What was rounded down goes up by 0.7 eps of itself, which lies between a half and one and a half of the
     way to the next number, and is rounded to that one.
     """
-    up = centres.dtype.type(0.7 * eps)
-    for i in range(len(centres)):
+    up, p = centres.dtype.type(0.7 * eps), len(centres)
+    for i in range(p):
         low, high = np.float64(centres[i]) - delta, np.float64(centres[i]) + delta
         start, stop = centres.dtype.type(low), centres.dtype.type(high)
-        starts[i] = start + up * abs(start) * (np.float64(start) < low)
-        stops[i] = stop + up * abs(stop) * (np.float64(stop) < high)
+        points[0, i] = centres[i]
+        points[1, i] = start + up * abs(start) * (np.float64(start) < low)
+        points[2, i] = stop + up * abs(stop) * (np.float64(stop) < high)
+    points[0, p] = points[1, p] = points[2, p] = np.inf
 
 
 @compiled_loop
@@ -61,13 +65,14 @@ def merge(
 ) -> None:
     """Starts and stops in order, and which of them are starts; and how the centres lie among the stops.
 
-    centres, starts, stops: ascending [P + 1], the last an infinity to spare. begins[i]: how many stops lie
-    at or below centre i; ends[k]: how many centres below stop k; [P + 1], one to spare. Each of the two
-    merges has to wait for its own comparisons only: together they take the time of one.
+    centres, starts, stops: ascending [P + 1], the last an infinity to spare; so are the edges [2P + 1].
+    begins[i]: how many stops lie at or below centre i; ends[k]: how many centres below stop k; [P + 1], one
+    to spare. Each of the two merges has to wait for its own comparisons only: together they take the time
+    of one.
     """
     p, i = np.uint64(len(stops) - 1), np.uint64(0)
     centre, stop = i, i
-    for k in range(np.uint64(len(edges))):
+    for k in range(np.uint64(len(from_starts))):
         a, b = starts[i], stops[k - i]
         from_start = (a <= b) & (i < p)
         edges[k], from_starts[k] = min(a, b), from_start
@@ -76,21 +81,22 @@ def merge(
         begins[centre], ends[stop] = stop, centre
         centre += np.uint64(reached)
         stop += np.uint64(not reached)
+    edges[len(from_starts)] = np.inf
 
 
 @compiled_loop
 def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
     """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale, last.
 
-    The cell of x >= low is floor(min((x - low) * scale, last)), which never falls as x rises, rounding
-    included. So a value lies above all edges of lower cells and below all of higher ones, and what is left
-    of a search takes place in its own cell.
+    The cell of x is floor((x - low) * scale), at least 0 and at most last, which never falls as x rises,
+    rounding included. So a value lies above all edges of lower cells and below all of higher ones, and what
+    is left of a search takes place in its own cell.
     """
     low, last = edges[0], edges.dtype.type(len(cells) - 2)
-    span = np.float64(edges[-1]) - np.float64(low)
+    span = np.float64(edges[-2]) - np.float64(low)
     scale = edges.dtype.type(np.float64(last) / span if span > 1e-30 else 1.0)
     cells[:] = 0
-    for k in range(len(edges)):
+    for k in range(len(edges) - 1):
         cells[np.int64(min((edges[k] - low) * scale, last)) + 1] += 1
     lower = np.uint32(0)
     for k in range(len(cells)):
@@ -100,10 +106,12 @@ def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
 
 
 @compiled_loop
-def counts_above(centres: Array, delta: float, starts: Array, totals: Array, areas: Array) -> None:
+def counts_above(
+    centres: Array, delta: float, starts: Array, totals: Array, from_starts: Array, counts: Array
+) -> None:
     """See SoftSteps.counts_above: the integral of the values above, from the highest edge down.
 
-    areas: [2, P], filled with the integral from each stop and from each start; the result ends in areas[0].
+    from_starts, counts: [P], filled with the integrals from each start and stop, and then with the counts.
     """
     p, one = len(centres), np.uint64(1)
     # The highest edge is a stop. Above it no step changes, so the integral begins there. The indices may
@@ -111,7 +119,7 @@ def counts_above(centres: Array, delta: float, starts: Array, totals: Array, are
     i, j = np.uint64(p - 1), np.uint64(p - 2)
     higher, area = totals[2 * p, 0], 0.0  # values in bins above edge k, integral from there
     upper = np.float64(centres[p - 1]) + delta  # edge k + 1
-    areas[0, p - 1] = higher if delta == 0 else 0.0
+    counts[p - 1] = higher if delta == 0 else 0.0
     for below in range(np.uint64(1), np.uint64(2 * p)):
         k = np.uint64(2 * p - 1) - below
         start = starts[k]
@@ -121,12 +129,16 @@ def counts_above(centres: Array, delta: float, starts: Array, totals: Array, are
         area += higher * (upper - edge) + max(totals[k + one, 1] - count * edge, 0.0)
         higher += count
         upper = edge
-        areas[np.uint64(start), at] = higher if delta == 0 else area
+        found = higher if delta == 0 else area
+        if start:
+            from_starts[at] = found
+        else:
+            counts[at] = found
         i -= np.uint64(start)
         j -= np.uint64(not start)
     for at in range(p):
-        start, stop = areas[1, at], areas[0, at]
-        areas[0, at] = (start + stop) / 2 if delta == 0 else (start - stop) / (2 * delta)
+        begun, ended = from_starts[at], counts[at]
+        counts[at] = (begun + ended) / 2 if delta == 0 else (begun - ended) / (2 * delta)
 
 
 @compiled_loop
@@ -154,6 +166,18 @@ def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Arr
         i += np.uint64(start)
     # Above the highest edge the slope is 0, and values may lie so far above that its rounding matters.
     line[above_all, 0], line[above_all, 1] = height, 0.0
+
+
+@compiled_loop
+def hand_out(errors: Array, order: Array, first: int, places: Array, factor: float, out: Array) -> None:
+    """factor times the error of each positive of this process, into its place.
+
+    errors: [P] in ascending order of the logits; order: where they stood before, this process's from first.
+    """
+    for k in range(len(order)):
+        mine = np.int64(order[k]) - first
+        if 0 <= mine < len(places):
+            out[np.uint64(places[mine])] = factor * errors[k]
 
 
 @compiled_loop

@@ -151,12 +151,10 @@ def test_break_points_are_rounded_up_and_to_the_next_number_only(delta: float, d
     marks = torch.randn(100_000, generator=generator, dtype=torch.float64) * 10.0**exponents
     near = torch.tensor([0.0, -0.0, 1e-45, delta, -delta, 1 - delta, 2 - delta, 4 + delta, 3.4e38, -3.4e38])
     thresholds = torch.cat((marks, torch.randn(100_000, generator=generator), near)).to(dtype)
-    starts, stops = torch.empty_like(thresholds), torch.empty_like(thresholds)
-    eps = torch.finfo(dtype).eps
-    break_points(thresholds.numpy(), delta, starts.numpy(), stops.numpy(), eps)
-    expected = searched_break_points(thresholds, delta)
-    assert torch.equal(starts, expected[0])
-    assert torch.equal(stops, expected[1])
+    points = thresholds.new_empty(3, len(thresholds) + 1)
+    break_points(thresholds.numpy(), delta, points.numpy(), torch.finfo(dtype).eps)
+    assert torch.equal(points[:, :-1], torch.stack((thresholds, *searched_break_points(thresholds, delta))))
+    assert torch.equal(points[:, -1], torch.full((3,), torch.inf, dtype=dtype))
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0])
@@ -169,9 +167,16 @@ def test_positives_very_far_apart_count_each_other_as_the_near_ones_do(delta: fl
     assert steps.own_pull(torch.ones(5, dtype=torch.float64)).tolist() == [5 - each for each in above]
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64])
-def test_positives_are_the_ones(dtype: torch.dtype) -> None:
-    assert positives_of(torch.tensor([0, 1, -1, 1, 0], dtype=dtype)).tolist() == [1, 3]
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 1003])
+def test_positives_are_the_ones(size: int, dtype: torch.dtype) -> None:
+    """Oracle: nonzero. Few and many of them, beyond the last whole word as well, and a layout with gaps."""
+    generator = torch.Generator().manual_seed(size)
+    for highest in (2, 60):
+        targets = torch.randint(-1, highest, (2 * size,), generator=generator).clamp_max(1).to(dtype)
+        targets[-1:] = 1
+        for these in (targets, targets[1:], targets[:size], targets[1 - 2 * size :: 2]):
+            assert torch.equal(positives_of(these).long(), (these == 1).nonzero().squeeze(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
