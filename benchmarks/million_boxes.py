@@ -22,7 +22,8 @@ from benchmarks.data import annotation, write_coco
 from benchmarks.measure import progress, report, section
 from data.coco import load_coco
 from data.feed import checked
-from data.loader import EpochBatches, train_loader
+from data.loader import train_loader
+from data.order import EpochBatches
 from data.sample import DetectionSet
 from data.transforms import Pipeline
 

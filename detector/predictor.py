@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.images import read_size, read_upright, rgb_pixels
-from data.loader import like_batches
+from data.order import like_batches
 from data.sample import Sample, collate
 from detector.build import build_pipeline
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.images import read_size, read_upright
 from data.inputs import Source
-from data.loader import like_batches
+from data.order import like_batches
 from data.video import VideoReader, VideoWriter
 from detector.prediction.drawing import draw
 from detector.prediction.results import Result, ResultsFolder

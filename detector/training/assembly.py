@@ -10,7 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from data.feed import SkippedImages
-from data.loader import EpochBatches, train_loader
+from data.loader import train_loader
+from data.order import EpochBatches
 from data.sample import DetectionSet
 from detector.build import (
     build_amp,

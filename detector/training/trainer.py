@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data.feed import checked, in_groups, next_group
-from data.loader import seed_of
+from data.order import seed_of
 from detector.checkpoint import BEST, LAST, load_newest
 from detector.config import Config
 from detector.config_file import dump_config

@@ -14,7 +14,8 @@ from data.annotations import AnnotatedImage, Annotation, build_set
 from data.cache import DiskCache, RamCache, available_memory
 from data.feed import checked
 from data.images import read_image
-from data.loader import EpochBatches, train_loader
+from data.loader import train_loader
+from data.order import EpochBatches
 from data.transforms import Pipeline
 from errors import InputError
 from tests.builders import write_image

@@ -13,7 +13,8 @@ import pytest
 from data.coco import load_coco
 from data.feed import SkippedImages, checked
 from data.images import read_image
-from data.loader import DetectionDataset, EpochBatches, train_loader
+from data.loader import DetectionDataset, train_loader
+from data.order import EpochBatches
 from data.sample import Batch, DetectionSet
 from data.transforms import Pipeline
 from errors import InputError
@@ -95,7 +96,8 @@ import os, signal, sys
 from pathlib import Path
 from data.coco import load_coco
 from data.feed import checked
-from data.loader import EpochBatches, train_loader
+from data.loader import train_loader
+from data.order import EpochBatches
 from data.transforms import Pipeline
 
 root = Path(sys.argv[1])

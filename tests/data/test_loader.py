@@ -8,7 +8,8 @@ import torch
 
 from data.annotations import AnnotatedImage, Annotation, build_set
 from data.feed import checked
-from data.loader import DetectionDataset, EpochBatches, eval_loader, train_loader
+from data.loader import DetectionDataset, eval_loader, train_loader
+from data.order import EpochBatches
 from data.sample import Batch, Sample, collate
 from data.transforms import Pipeline
 from errors import InputError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from data import shapes
-from data.shapes import CLASSES, ShapesSpec, class_frequencies, draw_picture, ensure_shapes
+from data import shapes, shapes_scene
+from data.shapes import ShapesSpec, draw_picture, ensure_shapes
+from data.shapes_scene import CLASSES, class_frequencies
 from errors import InputError
 
 SMALL = ShapesSpec(train_images=6, val_images=4, size_px=128, seed=3)
@@ -26,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture(scope="module")
-def default_val_pictures() -> list[shapes.Picture]:
+def default_val_pictures() -> list[shapes_scene.Picture]:
     spec = ShapesSpec()
     return [draw_picture(spec, "val", number) for number in range(1, spec.val_images + 1)]
 
@@ -76,11 +77,11 @@ def test_pycocotools_reads_what_was_drawn(tmp_path):
 
 def test_boxes_are_tight(monkeypatch):
     """Oracle: where a picture differs from the same picture drawn without its objects."""
-    monkeypatch.setattr(shapes, "_SHADOW_STRENGTH", 0.0)  # a shadow is not part of the box
+    monkeypatch.setattr(shapes_scene, "_SHADOW_STRENGTH", 0.0)  # a shadow is not part of the box
     spec = ShapesSpec()
     pictures = [draw_picture(spec, "val", number) for number in range(1, 46)]
     nothing = (np.zeros((0, 4)), np.zeros(0, np.int64))
-    monkeypatch.setattr(shapes, "_draw_objects", lambda canvas, rng, spec: nothing)
+    monkeypatch.setattr(shapes_scene, "_draw_objects", lambda canvas, rng, imbalance: nothing)
     excess = []  # pixels by which the differing area reaches over the box on each side
     for number, picture in enumerate(pictures, start=1):
         bare = draw_picture(spec, "val", number).image
@@ -108,7 +109,7 @@ def test_boxes_are_tight(monkeypatch):
 
 def test_no_object_hides_too_much_of_an_earlier_one(monkeypatch):
     """Oracle: the stencils that were painted with a shadow, which clutter never has."""
-    painted, paint = [], shapes.paint
+    painted, paint = [], shapes_scene.paint
 
     def record(canvas, stencil, rng, *shadow):
         if shadow:
@@ -116,7 +117,7 @@ def test_no_object_hides_too_much_of_an_earlier_one(monkeypatch):
             painted[-1][stencil.window] = stencil.alpha > 0.5
         paint(canvas, stencil, rng, *shadow)
 
-    monkeypatch.setattr(shapes, "paint", record)
+    monkeypatch.setattr(shapes_scene, "paint", record)
     fractions = []
     for number in range(1, 41):
         painted.clear()

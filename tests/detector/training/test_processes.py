@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.loader import EpochBatches
+from data.order import EpochBatches
 from detector.checkpoint import load_checkpoint
 from detector.training.learner import Learner
 from detector.training.processes import Processes, join_processes

@@ -1,0 +1,129 @@
+"""Which images make a batch, and in which order they come: a function of seed and epoch."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from errors import InputError
+
+_BATCHES_SORTED = 16  # together, by the proportions of their images
+
+
+class Key(NamedTuple):
+    """What a sample is made from, as it travels into the workers."""
+
+    epoch: int
+    row: int  # in the DetectionSet
+    upright: bool | None = None  # the orientation that the image is to have, None: whichever
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers, as different as they are."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The rows of each step, reshuffled every epoch; a set smaller than a batch gives one batch.
+
+    The last, incomplete batch of an epoch is left out: batch norm on one or two images does harm,
+    and another shuffle leaves out other images. A batch is that of one optimizer step. It is dealt
+    out in equal parts, first to the processes, then to their micro-batches, so that the order of the
+    samples does not depend on how many there are.
+
+    Args:
+        length: of the set.
+        batch_size: images per step.
+        micro_batches: that each process makes of its part.
+        rank, processes: this one, and how many.
+        proportions: height / width of each image, to put like ones into one batch.
+        one_orientation: draw for each step whether all its images are to be upright or all on their side.
+
+    Raises:
+        InputError: a batch cannot be dealt out.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        micro_batches: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+        proportions: NDArray[np.float64] | None = None,
+        one_orientation: bool = False,
+    ) -> None:
+        parts = micro_batches * processes
+        if batch_size % parts:
+            raise InputError(
+                f"train.batch_size={batch_size} cannot be dealt out evenly to {processes} processes of "
+                f"{micro_batches} micro-batches (train.accumulate); choose a multiple of {parts}"
+            )
+        if length < parts:
+            raise InputError(
+                f"data.splits.train holds {length} images, too few for the {parts} parts of a batch"
+            )
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.micro_batches = micro_batches
+        self.rank = rank
+        self.parts = parts
+        self.proportions = proportions
+        self.one_orientation = one_orientation
+        self.epoch = 0
+        self.first = 0
+
+    @property
+    def steps(self) -> int:
+        """In an epoch."""
+        return max(1, self.length // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps * self.micro_batches
+
+    def start_at(self, epoch: int, step: int = 0) -> None:
+        """Go to a step of an epoch; the steps before it cost nothing."""
+        self.epoch = epoch
+        self.first = step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order, upright = self._order(), self._upright()
+        for step in range(self.first, self.steps):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            parts = np.array_split(rows, self.parts)  # only a set smaller than a batch makes them uneven
+            for part in parts[self.rank * self.micro_batches : (self.rank + 1) * self.micro_batches]:
+                yield [Key(self.epoch, row, upright[step]) for row in part.tolist()]
+
+    def _order(self) -> NDArray[np.int64]:
+        """All rows in the order of this epoch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.length)
+        if self.proportions is None or self.length < self.batch_size:
+            return order
+        # Sorted within stretches of some batches, whose order is then drawn: each epoch has other
+        # batches, and the images of a stretch are as random as before.
+        stretch, used = _BATCHES_SORTED * self.batch_size, self.steps * self.batch_size
+        for start in range(0, used, stretch):
+            rows = order[start : min(start + stretch, used)]
+            rows = rows[np.argsort(self.proportions[rows], kind="stable")]
+            batches = rng.permutation(rows.reshape(-1, self.batch_size))
+            order[start : start + len(rows)] = batches.reshape(-1)
+        return order
+
+    def _upright(self) -> list[bool] | list[None]:
+        """For every step of this epoch."""
+        if not self.one_orientation:
+            return [None] * self.steps
+        # The seed of the order with one number more: drawn apart from it, so that it stays what it was.
+        draws = np.random.default_rng((self.seed, self.epoch, 1)).integers(2, size=self.steps) > 0
+        return [bool(draw) for draw in draws]
+
+
+def like_batches(sizes: NDArray[np.int64], batch_size: int) -> list[list[int]]:
+    """The rows of batches of images of like shape; sizes [I, 2], height and width."""
+    order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0])).tolist()
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
