@@ -29,7 +29,7 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     from detector.training.processes import is_restart, join_processes, launch_id, leave_processes
     from detector.training.run_folder import resume_config, run_of_launch
     from detector.training.trainer import Trainer
-    from errors import InputError
+    from errors import InputError, Stopped
 
     if config_name and "=" in config_name:  # argparse gives CONFIG the first word, whatever it is
         overrides = [config_name, *overrides]
@@ -62,6 +62,11 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     try:
         trainer = Trainer(config, name, resume, processes)
         trainer.run()
+    except Stopped:  # all together
+        raise
+    except BaseException:
+        processes.announce_failure()
+        raise
     finally:
         leave_processes()
     if processes.main:

@@ -5,6 +5,7 @@ not look at when it reads; here it is checked, so that a flipped bit is found an
 """
 
 import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -21,7 +22,7 @@ from errors import InputError
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+LAST, PREVIOUS, BEST, DAMAGED = "last.pt", "previous.pt", "best.pt", "damaged.pt"
 # What torch's restricted unpickler says of a file that would call something.
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|Can only (create|build)", re.IGNORECASE)
 
@@ -91,6 +92,17 @@ def load_newest(run: Path) -> dict[str, Any]:
     raise AssertionError("unreachable")
 
 
+def set_aside_damaged(run: Path) -> None:
+    """Rename a damaged last.pt: the next one that is written would put it in the place of a whole one."""
+    path = run / "checkpoints" / LAST
+    try:
+        if path.is_file():
+            load_tensors(path)
+    except DamagedCheckpoint:
+        path.replace(path.with_name(DAMAGED))
+        log.warning(f"{path} is kept as {DAMAGED}")
+
+
 class DamagedCheckpoint(InputError):
     """A checkpoint that does not read back as it was written."""
 
@@ -143,7 +155,13 @@ def load_tensors(path: Path) -> Any:
         raise DamagedCheckpoint(path) from None
     except DamagedCheckpoint:
         raise
-    except Exception:  # there is no end to what the unpickler makes of bytes that were never pickled
+    except (PermissionError, MemoryError) as error:
+        raise InputError(
+            f"{path} cannot be read ({getattr(error, 'strerror', 'too little memory')})"
+        ) from None
+    except Exception as error:  # there is no end to what the unpickler makes of bytes that were never pickled
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from None
         raise DamagedCheckpoint(path) from None
 
 

@@ -33,11 +33,12 @@ class Fault:
         return ", ".join(bad) or "the gradient"
 
 
-def not_finite(fault: Fault, train_set: DetectionSet) -> str:
+def not_finite(fault: Fault, train_set: DetectionSet, processes: int) -> str:
     """Which images it was, and what to do."""
     names = ", ".join(Path(train_set.files[row]).name for row in fault.rows)
+    whose = "images" if processes == 1 else f"images of the first of {processes} processes"
     return (
-        f"the loss is not finite at step {fault.step} ({fault}; images {names}); lower optimizer.lr, set "
+        f"the loss is not finite at step {fault.step} ({fault}; {whose} {names}); lower optimizer.lr, set "
         f"optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
     )
 
@@ -135,6 +136,6 @@ def memory_explained(device: torch.device) -> Iterator[None]:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise InputError(
             f"{device} has too little memory ({reason}); raise train.accumulate (the same batch in smaller "
-            "parts), lower train.batch_size or eval.batch_size, or the image size in data.transforms; then "
-            "continue with --resume"
+            "parts), lower eval.batch_size or the image size in data.transforms, and continue with --resume; "
+            "or begin a new run with a lower train.batch_size"
         ) from None

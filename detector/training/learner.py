@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from detector.checkpoint import load_weights
@@ -54,7 +55,7 @@ class Learner:
         self._statistics.keep()
 
     def update(self, losses: Losses) -> tuple[Tensor, Tensor]:
-        """Clip, step, average; nothing moves where loss or gradient is not finite.
+        """Clip, step, average; the weights stay where loss or gradient is not finite.
 
         Returns the norm of the gradient before clipping, and whether it was such a step, bool. Both
         are left on the device: to look at them would be to wait for it.
@@ -67,7 +68,11 @@ class Learner:
             torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
         if self.scaler.is_enabled():
             # fp16 overflows now and then; the scaler then leaves the step out and lowers its factor.
-            fault = ~torch.isfinite(losses.total)
+            fault = ~torch.isfinite(losses.total) | self._scaled_away(norm)
+            if dist.is_initialized():  # its loss may be each process's own
+                anywhere = fault.float()
+                dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+                fault = anywhere > 0
         else:
             fault = ~torch.isfinite(norm)
             # How the fused optimizers are told to leave a step out, by the device itself.
@@ -78,6 +83,11 @@ class Learner:
         if self.average:
             self.average.update(self.model)
         return norm, fault
+
+    def _scaled_away(self, norm: Tensor) -> Tensor:
+        """Whether the gradient is not finite although the scaler has given up all of its factor."""
+        scale = self.scaler._scale
+        return ~torch.isfinite(norm) & (scale < 1) if scale is not None else torch.zeros_like(norm).bool()
 
     def state(self) -> dict[str, Any]:
         """All of it, beside the weights that are evaluated."""

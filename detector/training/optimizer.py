@@ -30,7 +30,12 @@ def build_optimizer(
         groups.append({"params": plain, "weight_decay": 0.0})
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    if momentum:
+        # The fused kernel takes memory as it comes for them; where it leaves the first step out, so it stays.
+        for parameter in trained:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:

@@ -4,12 +4,14 @@ What may take long (an evaluation, the metric on one process while the others wa
 store of the launch, which never times out. What happens at every step is one small reduction.
 """
 
+import contextlib
 import itertools
 import os
 import pickle
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -57,7 +59,7 @@ class Processes:
         """What the main process makes while the others wait, for as long as it takes.
 
         Raises:
-            Bystander: the main process failed; there its own error is raised.
+            Bystander: another process failed; there its own error is raised.
         """
         if self._store is None:
             return make()
@@ -95,6 +97,12 @@ class Processes:
         dist.gather_object(value, values)
         return values  # type: ignore[return-value]
 
+    def announce_failure(self) -> None:
+        """Let the others know that this process will come to no further meeting."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):  # whoever kept the store has gone as well
+                self._store.set("failed", "1")
+
     def announce_stop(self) -> None:
         """Let the others know, between steps, that this process was asked to stop."""
         if self._store is not None:
@@ -105,7 +113,11 @@ class Processes:
         return self._store is not None and self._store.check(["stop"])
 
     def meet(self, stopping: bool) -> bool:
-        """Wait until all have come here; whether any of them came because it is stopping."""
+        """Wait until all have come here; whether any of them came because it is stopping.
+
+        Raises:
+            Bystander: one has failed and will not come.
+        """
         if self._store is None:
             return stopping
         key = f"meeting/{next(self._meetings)}"
@@ -125,6 +137,8 @@ class Processes:
     def _wait_for(self, key: str) -> None:
         assert self._store is not None
         while not self._store.check([key]):
+            if self._store.check(["failed"]):
+                raise Bystander
             time.sleep(_POLL_S)
 
 
@@ -191,7 +205,16 @@ def launch_id() -> str | None:
         return None
     run_id = os.environ["TORCHELASTIC_RUN_ID"]
     # Without --rdzv-id every launch is called "none": its agent, our parent, is then what stays.
-    return run_id if run_id != "none" else f"agent {os.getppid()} of {os.uname().nodename}"
+    return run_id if run_id != "none" else f"agent {_parent()} of {os.uname().nodename}"
+
+
+def _parent() -> str:
+    """The number of the parent process, and when it was started: numbers come again."""
+    number = os.getppid()
+    status = Path(f"/proc/{number}/stat")
+    if not status.is_file():
+        return str(number)
+    return f"{number} since {status.read_text().rpartition(')')[2].split()[19]}"
 
 
 def is_restart() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.sample import DetectionSet
-from detector.checkpoint import LAST, PREVIOUS, save_checkpoint
+from detector.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
 from detector.config import Config
 from detector.evaluation.calibration import Calibration
 from detector.training.faults import FaultWatch
@@ -93,6 +93,7 @@ class Checkpoints:
                 "best": now.best,
                 "evaluated": now.evaluated,
                 "not_finite": self._watch.count,
+                "steps_per_epoch": self._steps_per_epoch,
             }
         save_checkpoint(self._folder / name, content, self._folder / PREVIOUS if last else None)
         if last:
@@ -105,7 +106,7 @@ class Checkpoints:
             source: names it in errors.
 
         Raises:
-            InputError: it is no such state, or of another model, optimizer or a longer run.
+            InputError: it is no such state, or of another model, optimizer, batch size or a longer run.
         """
         training = state.get("training")
         if not training:
@@ -113,6 +114,13 @@ class Checkpoints:
         name = state["config"]["optimizer"]["name"]
         if name != self._config.optimizer.name:
             raise InputError(f"{source}: optimizer.name is {name} there and cannot be changed when resuming")
+        steps = training.get("steps_per_epoch", self._steps_per_epoch)
+        if steps != self._steps_per_epoch:
+            raise InputError(
+                f"{source}: an epoch had {steps} steps and would have {self._steps_per_epoch} now, because "
+                "train.batch_size or the training set has changed; keep them (train.accumulate makes smaller "
+                f"parts of the same batch), or begin a new run with model.init={BEST} of this one"
+            )
         # What was asked for with --resume stays, not what was saved.
         self._learner.restore(training, state["model"], source)
         now = self._progress

@@ -36,10 +36,10 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
                 f"run.dir: {folder} holds something already; choose another, or continue that run with "
                 f"--resume {folder}"
             )
-        return _make(folder, config)
+        return _make(folder, config, new=False)
     for folder in numbered_folders(Path("runs") / name):
-        if not folder.exists():
-            return _make(folder, config)
+        with contextlib.suppress(FileExistsError):
+            return _make(folder, config, new=True)
     raise AssertionError("unreachable")
 
 
@@ -81,18 +81,16 @@ def mark_launch(folder: Path, launch: str) -> None:
 
 
 def run_of_launch(wanted: str | None, name: str, launch: str) -> Path | None:
-    """The run folder that a launch has made before it was restarted.
+    """The run folder that a launch has made before it was restarted: the last, if its name was given twice.
 
     Args:
         wanted, name: as for `create_run_folder`.
     """
     runs = numbered_folders(Path("runs") / name)
     folders = [Path(wanted)] if wanted is not None else itertools.takewhile(Path.exists, runs)
-    for folder in folders:
-        mark = folder / _LAUNCH
-        if mark.is_file() and mark.read_text(encoding="utf-8") == launch:
-            return folder
-    return None
+    marks = [folder / _LAUNCH for folder in folders if (folder / _LAUNCH).is_file()]
+    own = [mark for mark in marks if mark.read_text(encoding="utf-8") == launch]
+    return max(own, key=lambda mark: mark.stat().st_mtime_ns).parent if own else None
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -100,13 +98,16 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def _make(folder: Path, config: str) -> Path:
+def _make(folder: Path, config: str, new: bool) -> Path:
     checkpoints = folder / "checkpoints"
     made = [path for path in (checkpoints, folder, *folder.parents) if not path.exists()]
     try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=not new)
+        checkpoints.mkdir(exist_ok=True)
         write_text(folder / "config.yaml", config)
     except OSError as error:
+        if new and isinstance(error, FileExistsError):  # one that was there, or another run a moment ago
+            raise
         _remove(made)
         raise InputError(
             f"run.dir: {folder} cannot be written to ({error.strerror}); choose another"

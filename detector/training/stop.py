@@ -25,6 +25,9 @@ class StopRequest:
     def __init__(self, speak: bool) -> None:
         self._speak = speak
         self.signal: str | None = None  # the name of the first
+        self.served = (
+            False  # the state is saved: the process is about to end, and more signals change nothing
+        )
         self._since = 0.0
         self._handlers: dict[int, Any] = {}
 
@@ -47,7 +50,7 @@ class StopRequest:
         if self.signal is None:
             self.signal, self._since = name, time.monotonic()
             self._say(f"{name}: the state is saved after this step; a second signal ends at once")
-        elif time.monotonic() - self._since > _SAME_REQUEST_S:
+        elif not self.served and time.monotonic() - self._since > _SAME_REQUEST_S:
             self._say(f"{name}: ended without saving; --resume continues from the last checkpoint")
             os._exit(128 + number)
 

@@ -11,7 +11,7 @@ import torch
 
 from data.feed import checked, in_groups, next_group
 from data.order import seed_of
-from detector.checkpoint import BEST, LAST, load_newest
+from detector.checkpoint import BEST, LAST, load_newest, set_aside_damaged
 from detector.config import Config
 from detector.config_file import dump_config
 from detector.evaluation.inference import Predictions
@@ -134,6 +134,7 @@ class Trainer:
         assert folder is not None
         end.enter_context(in_use(folder))
         if not fresh:
+            set_aside_damaged(folder)
             self._repeated = forget_metrics_after(folder, self.progress.step, self.progress.evaluated)
             write_text(folder / "config.yaml", text)
         launch = launch_id()
@@ -193,7 +194,7 @@ class Trainer:
         if self.config.train.compile and self.monitor and epoch == 0:
             self.monitor.say(compilation_report(len(self.shapes)))
         self._settle(None, wait=True)
-        self._save(LAST)
+        self._save()
 
     # -------------------------------------------------------------------- between two steps
 
@@ -221,7 +222,7 @@ class Trainer:
         if faults:
             self._judge(faults)
         if need != Need.JUDGE:
-            self._save(LAST)
+            self._save()
         if failure is not None:
             raise failure
         if need == Need.FAIL:
@@ -229,9 +230,9 @@ class Trainer:
         if need == Need.STOP:
             raise self._stopped()
 
-    def _save(self, name: str) -> None:
-        if self.processes.main:
-            self._checkpoints.save(name)
+    def _save(self) -> None:
+        """LAST, while all wait: a launcher that sees one process leave ends the others at once."""
+        self.processes.from_main(lambda: self._checkpoints.save(LAST))
 
     def _judge(self, faults: list[Fault]) -> None:
         """Steps were not finite. They have changed nothing; what now?
@@ -243,9 +244,9 @@ class Trainer:
         assert folder is not None
         too_many = self.watch.too_many(faults, self.progress.step)
         if policy == "raise" or too_many or (policy == "rollback" and not has_checkpoint(folder)):
-            raise (
-                InputError(not_finite(faults[0], self.parts.train_set)) if self.processes.main else Bystander
-            )
+            if not self.processes.main:
+                raise Bystander
+            raise InputError(not_finite(faults[0], self.parts.train_set, self.processes.size))
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
@@ -276,7 +277,7 @@ class Trainer:
             return
         if epoch % self.config.train.eval_every == 0 or last:
             self._evaluate(epoch)
-            self._save(LAST)
+            self._save()
 
     def _evaluate(self, epoch: int) -> None:
         """Every process looks at its part of the validation set; the main one judges all.
@@ -305,7 +306,7 @@ class Trainer:
         self.monitor.evaluation(self.progress.step, epoch, result, scores.extra, pictures)
         if result.summary["AP"] > self.progress.best:
             self.progress.best = result.summary["AP"]
-            self._save(BEST)
+            self._checkpoints.save(BEST)
         return self.progress.metrics, self.progress.best
 
     # ------------------------------------------------------------------------ in words
@@ -320,6 +321,7 @@ class Trainer:
         return f"{self.folder}: {parts}, {self.total_steps} steps from {step}{lr}{ended}"
 
     def _stopped(self) -> Stopped:
+        self.stop.served = True
         by = self.stop.signal or "another process"
         return Stopped(
             f"stopped by {by} at step {self.progress.step} of {self.total_steps}; saved: continue with "

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from detector.checkpoint import (
+    DamagedCheckpoint,
     find_checkpoint,
     load_checkpoint,
     load_newest,
     load_tensors,
     load_weights,
     save_checkpoint,
+    set_aside_damaged,
 )
 from errors import InputError
 from tests.runs import no_file_larger_than
@@ -126,6 +128,37 @@ def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
     assert load_newest(tmp_path)["step"] == 2
     path.unlink()  # as between the two renames
     assert load_newest(tmp_path)["step"] == 1
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    path, previous = tmp_path / "checkpoints" / "last.pt", tmp_path / "checkpoints" / "previous.pt"
+    path.parent.mkdir()
+    for seed in range(2):
+        save_checkpoint(path, {**content(seed), "step": seed}, previous)
+    set_aside_damaged(tmp_path)
+    assert load_checkpoint(path)["step"] == 1
+    path.write_bytes(path.read_bytes()[:-100])
+    set_aside_damaged(tmp_path)
+    save_checkpoint(path, {**content(2), "step": 2}, previous)
+    assert (load_checkpoint(path)["step"], load_checkpoint(previous)["step"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+)
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run must not go back to an older one because a disk does not answer."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    save_checkpoint(tmp_path / "last.pt", content())
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(InputError, match=rf"last\.pt cannot be read \({error.strerror}") as caught:
+        load_checkpoint(tmp_path / "last.pt")
+    assert not isinstance(caught.value, DamagedCheckpoint)
 
 
 @pytest.mark.parametrize("start", [b"", b"PK\x03\x04", b"\x80\x02", b"garbage\n", b"\x89PNG\r\n"])

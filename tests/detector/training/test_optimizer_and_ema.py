@@ -72,6 +72,20 @@ def test_momentum_reaches_sgd() -> None:
     assert net.weight.item() == pytest.approx(start - 0.1 - 0.19, abs=1e-6)
 
 
+def test_a_first_step_that_is_left_out_leaves_no_momentum() -> None:
+    """The fused kernel takes memory as it finds it for the momentum, and leaves it so."""
+    net = nn.Linear(512, 512, bias=False)
+    optimizer = build_optimizer(net, "sgd", 0.1, 0.9, weight_decay=0.0, decay_norm_and_bias=True)
+    start = net.weight.detach().clone()
+    net.weight.grad = torch.ones_like(net.weight)
+    used = torch.full_like(net.weight, 1e30)
+    del used
+    for left_out in (1.0, 0.0):
+        optimizer.found_inf = torch.tensor(left_out)  # type: ignore[attr-defined]
+        optimizer.step()
+    torch.testing.assert_close(net.weight.detach(), start - 0.1)
+
+
 def test_average_equals_an_explicit_loop_over_weights_and_statistics() -> None:
     """a <- d a + (1 - d) w, with d = min(decay, n / (n + 10)) at update n, in Python floats."""
     net = small_net()

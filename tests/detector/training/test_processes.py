@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.order import EpochBatches
-from detector.checkpoint import load_checkpoint
+from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.config_file import dump_config
 from detector.training.learner import Learner
 from detector.training.processes import Processes, join_processes
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
@@ -22,6 +23,7 @@ from errors import Bystander, InputError, Stopped
 from tests.builders import small_coco
 from tests.processes import run_processes
 from tests.runs import read_metrics, tiny_config
+from train import train as train_door
 
 # On one worker of the test run: the runs that most tests here look at take a minute.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -268,14 +270,49 @@ def stop_one(rank: int, size: int) -> Any:
             os.kill(os.getpid(), signal.SIGUSR1)
         return detect(*arguments)
 
+    def save_slowly(*arguments: Any) -> None:
+        time.sleep(0.5)
+        save_checkpoint(*arguments)
+        (folder / "saved").write_text(str(time.monotonic()))
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detector.training.progress.save_checkpoint", save_slowly)
         patch.setattr(Learner, "update", update_and_signal)
         patch.setattr(type(trainer.parts.validation), "detect", signal_and_detect)
         try:
             trainer.run()
         except Stopped as reason:
-            return str(reason)
+            return str(reason), time.monotonic()
     return trainer.progress.step
+
+
+def fail_in_evaluation(rank: int, size: int) -> Any:
+    """The second process cannot read one of its validation images."""
+    folder = Path(os.environ["TEST_FOLDER"])
+    rank_, size_ = str(rank), str(size)
+    os.environ |= {"RANK": rank_, "LOCAL_RANK": rank_, "WORLD_SIZE": size_}
+
+    def fail(*_: Any) -> None:
+        raise InputError("an image cannot be read")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detector.training.processes.dist.destroy_process_group", lambda: None)
+        if rank == 1:
+            patch.setattr("detector.training.validation.Validation.detect", fail)
+        try:
+            train_door(str(folder / "config.yaml"), [f"run.dir={folder / 'run'}"], None, False)
+        except (InputError, Bystander) as error:
+            return type(error).__name__
+    return "went on"
+
+
+def test_one_that_fails_leaves_no_other_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine no launcher would end those that wait."""
+    config = tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", "train.epochs=1")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    (tmp_path / "store").mkdir()
+    assert run_processes(fail_in_evaluation, 2, tmp_path / "store") == ["Bystander", "InputError"]
 
 
 def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +321,9 @@ def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.Monke
     for when, step, named in (("step", 3, "SIGTERM"), ("evaluation", 4, "SIGUSR1")):
         monkeypatch.setenv("TEST_WHEN", when)
         (tmp_path / when).mkdir()
-        main, other = run_processes(stop_one, 2, tmp_path / when)
+        (main, _), (other, left) = run_processes(stop_one, 2, tmp_path / when)
+        # Where one process leaves, the launcher ends the others: in the middle of their saving, if need be.
+        assert left > float((tmp_path / "saved").read_text())
         assert f"stopped by another process at step {step} of 8" in main
         assert f"stopped by {named} at step {step} of 8" in other
         assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == step

@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind, and that nothing in it is lost."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from detector.training.run_folder import (
     append_metrics,
     create_run_folder,
     forget_metrics_after,
+    mark_launch,
+    run_of_launch,
     write_text,
 )
 from detector.training.trainer import Trainer
@@ -96,6 +99,20 @@ def test_runs_of_one_name_are_numbered(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     made = [str(create_run_folder(None, name, "a: 1\n")) for name in ("bccd", "bccd", "other", "bccd")]
     assert made == ["runs/bccd", "runs/bccd-2", "runs/other", "runs/bccd-3"]
+
+
+def test_a_launch_whose_name_is_given_again_finds_its_own_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun --rdzv-id coco, twice: what restarts is the second, and its run the newer one."""
+    monkeypatch.chdir(tmp_path)
+    assert run_of_launch(None, "coco", "night") is None
+    for launch in ("night", "night", "day"):
+        mark_launch(create_run_folder(None, "coco", "a: 1\n"), launch)
+    os.utime("runs/coco/.launch", (1, 1))
+    assert str(run_of_launch(None, "coco", "night")) == "runs/coco-2"
+    assert str(run_of_launch(None, "coco", "day")) == "runs/coco-3"
+    assert run_of_launch("runs/coco-3", "coco", "night") is None
 
 
 def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None:

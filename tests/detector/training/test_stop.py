@@ -21,7 +21,16 @@ from detector.training.trainer import Trainer
 from detector.training.validation import Validation
 from errors import InputError, Stopped
 from tests.builders import AUGMENTED, TINY_MODEL, small_coco
-from tests.runs import OF_THE_MACHINE, assert_one_line, call, difference, last, read_metrics, tiny_config
+from tests.runs import (
+    OF_THE_MACHINE,
+    assert_one_line,
+    call,
+    difference,
+    last,
+    listing,
+    read_metrics,
+    tiny_config,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (
@@ -136,6 +145,27 @@ def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
     assert "SIGTERM: ended without saving" in said
 
 
+def test_a_signal_after_the_state_is_saved_does_not_hurry_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher sends one to all that are left when the first of them has gone."""
+    with StopRequest(speak=False) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        stop.served = True
+        monkeypatch.setattr("detector.training.stop.time.monotonic", lambda: 1e9)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == "SIGUSR1"
+
+
+def test_another_batch_size_is_refused_when_resuming(tmp_path: Path) -> None:
+    """The position of a run is counted in steps: with others of another size it would be another epoch."""
+    root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
+    Trainer(tiny_config(root, run, "train.epochs=2"), "test").run()
+    before = listing(run)
+    more = ("train.epochs=3", "train.batch_size=4")
+    with pytest.raises(InputError, match=r"an epoch had 4 steps and would have 2 now.*train\.batch_size"):
+        Trainer(tiny_config(root, run, *more), "test", resume=run)
+    assert listing(run) == before
+
+
 def test_a_stop_request_is_false_until_asked() -> None:
     with StopRequest(speak=False) as stop:
         assert not stop
@@ -218,6 +248,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     resumed = Trainer(config, "test", resume=tmp_path / "run")
     assert resumed.progress.step == 5
     resumed.run()
+    assert (path.parent / "damaged.pt").exists() == (damage != "missing")
     end = last(tmp_path / "run")
     straight = last(straight_and_stopped / "straight")
     for one in (end, straight):
