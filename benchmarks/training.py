@@ -235,7 +235,7 @@ def make_equal(ours: RetinaNet, peer: TorchvisionRetinaNet, data: Data) -> None:
     Raises:
         SystemExit: they are not.
     """
-    initialise(ours, peer.state_dict(), "torchvision")
+    initialise(ours, peer.state_dict(), "torchvision", torch.ones(4))
     with torch.no_grad():
         mine = ours(data.images, data.sizes)
         images, _ = peer.transform(as_floats(data))

@@ -1,6 +1,7 @@
 """Image files -> uint8 RGB, whatever the file holds: rotation in EXIF, grey, palette, alpha, 16 bit."""
 
 import contextlib
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,16 +10,32 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from errors import InputError
 
 # What a folder is searched for; a file that is named is opened whatever its ending.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 _EXIF_ORIENTATION = 0x0112
-_TURNED = range(2, 9)  # orientations that are not upright
+_TURNS = {  # what makes each orientation that is not upright so
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _TRANSPOSING = (5, 6, 7, 8)  # those that swap height and width
-_DECODE_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DECODE_ERRORS = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ def read_header(path: Path) -> ImageHeader:
         InputError: the file is missing or no image.
     """
     with _explained(f"image {path}"), Image.open(path) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNS
         mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
         return ImageHeader(_upright_size(image), (image.height, image.width), mode, turned)
 
@@ -116,9 +133,9 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _to_upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    # exif_transpose would copy an upright image.
-    turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
+    # exif_transpose would write the EXIF anew, and fail at an entry of a wrong type that has no part in it.
+    turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -147,12 +147,13 @@ def eval_loader(
     processes: int = 1,
     cache: ImageCache | None = None,
 ) -> DataLoader:
-    """Every image once, images of like shape together so that little is padded.
+    """Every image once, those together that are padded to one shape.
 
     Of several processes the one of a rank has every so-manieth batch. What is in a batch does not
     depend on them.
     """
-    batches = [[Key(0, row) for row in rows] for rows in like_batches(records.sizes, batch_size)]
+    sizes = pipeline.sizes_of(records.sizes)
+    batches = [[Key(0, row) for row in rows] for rows in like_batches(sizes, batch_size)]
     workers = _worker_count(workers)
     return _loader(
         DetectionDataset(records, pipeline, seed=0, workers=workers, cache=cache),

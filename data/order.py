@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from data.sample import SIZE_DIVISOR
 from errors import InputError
 
 _BATCHES_SORTED = 16  # together, by the proportions of their images
@@ -124,6 +125,16 @@ class EpochBatches(Sampler[list[Key]]):
 
 
 def like_batches(sizes: NDArray[np.int64], batch_size: int) -> list[list[int]]:
-    """The rows of batches of images of like shape; sizes [I, 2], height and width."""
-    order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0])).tolist()
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    """The rows of batches of images that are padded to one shape: what is found in an image does not depend
+    on the others.
+
+    sizes: [I, 2], height and width as the network gets them.
+    """
+    shapes = -(-sizes // SIZE_DIVISOR)
+    order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0], shapes[:, 1], shapes[:, 0]))
+    ends = (np.diff(shapes[order], axis=0) != 0).any(axis=1).nonzero()[0] + 1
+    return [
+        rows[i : i + batch_size].tolist()
+        for rows in np.split(order, ends)
+        for i in range(0, len(rows), batch_size)
+    ]

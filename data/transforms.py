@@ -48,10 +48,14 @@ class ResizeWithin(A.DualTransform):
 
     def apply(self, img: NDArray[np.uint8], long: int, **params: Any) -> NDArray[np.uint8]:
         height, width = img.shape[:2]
+        return resize(img, *self.size(height, width, long))
+
+    def size(self, height: int, width: int, long: int) -> tuple[int, int]:
+        """What an image becomes, height and width, where its long side may have `long` px."""
         scale = long / max(height, width)
         if self.short is not None:
             scale = min(scale, self.short / min(height, width))
-        return resize(img, max(1, round(height * scale)), max(1, round(width * scale)))
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
     def apply_to_bboxes(self, bboxes: NDArray[np.float32], **params: Any) -> NDArray[np.float32]:
         return bboxes  # relative coordinates
@@ -202,6 +206,7 @@ class Pipeline:
         with warnings.catch_warnings():  # a pipeline that moves no boxes is nothing to warn of
             warnings.filterwarnings("ignore", "Got processor for bboxes")
             self._compose = A.Compose(steps, bbox_params=boxes)
+        self._key = key
         # All eight ways to turn and mirror an image are equally likely: one more mirroring changes nothing.
         self.has_no_side_up = any(isinstance(step, A.D4) and step.p == 1 for step in steps)
 
@@ -212,9 +217,55 @@ class Pipeline:
         # albumentations repeats itself in every worker and epoch unless seeded by hand.
         self._compose.set_random_seed(seed)
         done = self._compose(image=image, bboxes=boxes, row=np.arange(len(boxes)))
+        if done["image"].dtype != np.uint8 or done["image"].shape[2:] != (3,):
+            got = f"{done['image'].dtype} {list(done['image'].shape)}"
+            raise InputError(
+                f"{self._key}: the transforms give {got}, and uint8 [H, W, 3] is wanted; leave out "
+                "Normalize, ToFloat, ToTensorV2 and the like: the model normalises by itself"
+            )
         # Without boxes albumentations gives float64 and shape (0,).
         left = np.asarray(done["bboxes"], dtype=np.float32).reshape(-1, 4)
         return done["image"], left, np.asarray(done["row"], dtype=np.int64)
+
+    def sizes_of(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What images of these sizes become, [I, 2], height and width; of random resizing an example."""
+        distinct, which = np.unique(sizes, axis=0, return_inverse=True)
+        made = [self._size_of(height, width) for height, width in distinct.tolist()]
+        return np.array(made, dtype=np.int64).reshape(-1, 2)[which.reshape(-1)]
+
+    def check_that_it_resizes_only(self) -> None:
+        """See that boxes can be scaled back by the size before and after alone.
+
+        Raises:
+            InputError: they cannot.
+        """
+        image, (height, width) = np.zeros((96, 64, 3), dtype=np.uint8), (96, 64)
+        boxes = np.array([[6, 8, 40, 30], [20, 30, 58, 90]], dtype=np.float32)
+        for seed in range(4):
+            try:
+                done, moved, rows = self(image, boxes, seed)
+            except InputError:
+                raise
+            except Exception:  # whatever albumentations says of an image that a crop does not fit into
+                rows = np.zeros(0, dtype=np.int64)
+            if len(rows) == len(boxes):
+                factor = np.array([done.shape[1] / width, done.shape[0] / height])
+                if (np.abs(moved - boxes * np.tile(factor, 2)) < 0.5).all():
+                    continue
+            raise InputError(
+                f"{self._key}: these transforms crop, pad or move the picture; only resizing makes sense "
+                "here, as what is found is scaled back to the image file"
+            )
+
+    def _size_of(self, height: int, width: int) -> tuple[int, int]:
+        steps = self._compose.transforms
+        if all(isinstance(step, ResizeWithin) and step.long[0] == step.long[1] for step in steps):
+            for step in steps:  # in no time, as there may be many sizes
+                height, width = step.size(height, width, step.long[0])
+            return height, width
+        image = np.zeros((height, width, 3), dtype=np.uint8)
+        done = self(image, np.zeros((0, 4), dtype=np.float32), seed=0)[0]
+        return done.shape[0], done.shape[1]
 
 
 def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

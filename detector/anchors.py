@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 Side = TypeVar("Side", int, Tensor)
-_CACHED_SHAPES = 32  # multi-scale training meets many shapes; the cache must not grow with them
+# Multi-scale training and large photographs meet many shapes; the cache must not grow with them.
+_CACHED_SHAPES, _CACHED_BYTES = 32, 1 << 28
 
 
 class AnchorGenerator:
@@ -47,7 +48,10 @@ class AnchorGenerator:
                 _level_anchors(cells, grid, image_size) for cells, grid in zip(self.cells, grids, strict=True)
             ]
             self._cache[key] = torch.cat(levels).to(device)
-            if len(self._cache) > _CACHED_SHAPES:
+            while len(self._cache) > 1 and (
+                len(self._cache) > _CACHED_SHAPES
+                or sum(anchors.nbytes for anchors in self._cache.values()) > _CACHED_BYTES
+            ):
                 self._cache.popitem(last=False)
         return self._cache[key]
 

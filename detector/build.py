@@ -112,7 +112,9 @@ def build_pipeline(config: DataConfig, training: bool, geometry: bool = False) -
     transforms = config.transforms
     if training:
         return Pipeline(transforms.train, transforms.min_visibility, "data.transforms.train", geometry)
-    return Pipeline(transforms.eval, 0.0, "data.transforms.eval", geometry)
+    pipeline = Pipeline(transforms.eval, 0.0, "data.transforms.eval", geometry)
+    pipeline.check_that_it_resizes_only()
+    return pipeline
 
 
 def build_cache(config: DataConfig, records: DetectionSet) -> ImageCache | None:

@@ -98,10 +98,14 @@ class Detector:
             return self._detect([images], ["the image"])[0]
         sizes = np.array([_size(image, f"image {i}") for i, image in enumerate(images)], dtype=np.int64)
         found: dict[int, ImageDetections] = {}
-        for rows in like_batches(sizes.reshape(-1, 2), self.batch_size):
+        for rows in self.batches_of(sizes):
             batch = self._detect([images[row] for row in rows], [f"image {row}" for row in rows])
             found.update(zip(rows, batch, strict=True))
         return [found[row] for row in range(len(images))]
+
+    def batches_of(self, sizes: NDArray[np.int64]) -> list[list[int]]:
+        """Which images of these sizes, [I, 2], height and width, go through the network together."""
+        return like_batches(self._pipeline.sizes_of(sizes.reshape(-1, 2)), self.batch_size)
 
     def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
         """Detections in images that make one batch."""

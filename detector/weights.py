@@ -54,10 +54,14 @@ def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
     raise InputError(f"'{name}' is not a weight of torchvision's RetinaNet")
 
 
-def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str) -> None:
+def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str, box_std: Tensor) -> None:
     """Start from the weights of a torchvision RetinaNet or of a checkpoint's `model`.
 
     The output of the class head is left as it is where the number of classes differs.
+
+    Args:
+        source: names the weights in errors.
+        box_std: the model's, float [4], as in `boxes.decode`: torchvision's deltas have none.
 
     Raises:
         InputError: the weights are of another architecture; the first difference is named.
@@ -66,6 +70,10 @@ def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str) -> No
         raise InputError(f"model.init: {source} holds no state dict (names with tensors)")
     if any(name.startswith("head.") for name in state):
         state = from_torchvision(state)
+        for name in ("box_head.output.weight", "box_head.output.bias"):
+            if name in state:  # [anchors * 4, ...]
+                state[name] = (state[name].unflatten(0, (-1, 4)).transpose(1, -1) / box_std).transpose(1, -1)
+                state[name] = state[name].flatten(0, 1)
     own = model.state_dict()
     left_out = []
     for name in ("class_head.output.weight", "class_head.output.bias"):

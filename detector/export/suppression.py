@@ -7,8 +7,9 @@ no size depends on what is found.
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
+
+from detector.postprocess import nms_of_classes
 
 
 def keep_best(
@@ -26,16 +27,12 @@ def keep_best(
     Returns:
         bool [B, K].
     """
-    batch, k = labels.shape
-    group = torch.arange(batch, device=labels.device)[:, None] * classes + labels
-    score = ranks.expand(batch, k).to(boxes.dtype)
-    at = valid.flatten().nonzero()[:, 0]
-    kept = torchvision.ops.boxes.batched_nms(
-        boxes.flatten(0, 1)[at], score.flatten()[at], group.flatten()[at], iou_threshold
-    )
-    keep = torch.zeros(batch * k, dtype=torch.bool, device=labels.device)
-    keep[at[kept]] = True
-    return keep.view(batch, k)
+    keep = torch.zeros_like(valid)
+    for i in range(labels.shape[0]):
+        at = valid[i].nonzero()[:, 0]
+        kept = nms_of_classes(boxes[i, at], ranks[at], labels[i, at], iou_threshold)
+        keep[i, at[kept]] = True
+    return keep
 
 
 keep_best_op = torch.library.custom_op("aploss::keep_best", keep_best, mutates_args=())

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from data.images import read_size, read_upright
 from data.inputs import Source
-from data.order import like_batches
 from data.video import VideoReader, VideoWriter
 from detector.prediction.drawing import draw
 from detector.prediction.results import Result, ResultsFolder
@@ -93,8 +92,7 @@ class _Session:
         """Detect in images, those of like shape together, reading a batch ahead."""
         self.bar.total = len(sources)
         sized = [(source, size) for source in sources if (size := self._size(source)) is not None]
-        sizes = np.array([size for _, size in sized], dtype=np.int64).reshape(-1, 2)
-        batches = like_batches(sizes, self._detector.batch_size)
+        batches = self._detector.batches_of(np.array([size for _, size in sized], dtype=np.int64))
 
         def begin(rows: list[int]) -> list[tuple[Source, Future[Pixels | InputError]]]:
             return [(sized[row][0], readers.submit(self._read, sized[row][0])) for row in rows]

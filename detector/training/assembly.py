@@ -166,7 +166,7 @@ def _build_model(config: ModelConfig, classes: int, fresh: bool) -> RetinaNet:
     if config.init is not None and fresh:
         state = load_tensors(Path(config.init))
         state = state.get("model", state) if isinstance(state, dict) else state
-        initialise(model, state, config.init)
+        initialise(model, state, config.init, torch.tensor(config.box_std))
     elif config.norm == "frozen" and not config.pretrained and fresh:
         log.warning(
             "frozen batch norm without pretrained weights hardly trains; from scratch set "

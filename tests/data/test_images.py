@@ -1,6 +1,7 @@
 """Whatever an image file holds comes out as upright 8-bit RGB, or as an error that names the file."""
 
 import re
+import struct
 
 import cv2
 import numpy as np
@@ -49,6 +50,16 @@ def test_exif_orientation_is_applied(tmp_path, orientation, ending):
 def test_image_annotated_on_its_stored_pixels_is_not_turned(tmp_path, orientation):
     path = save(tmp_path / "a.png", Image.fromarray(NOISE), orientation)
     np.testing.assert_array_equal(read_image(path, (5, 7)), NOISE)
+
+
+def test_an_exif_entry_of_a_wrong_type_is_no_hindrance(tmp_path):
+    """Orientation 6, and a resolution written as a text: Pillow fails when it writes the EXIF anew."""
+    entries = struct.pack("<HHIHxx", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 4, b"72d")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    path = save(tmp_path / "a.png", Image.fromarray(NOISE), exif=exif)
+    with Image.open(path) as image, pytest.raises(TypeError):
+        ImageOps.exif_transpose(image)
+    np.testing.assert_array_equal(read_image(path, (7, 5)), UPRIGHT[6](NOISE))
 
 
 def test_orientation_out_of_range_is_no_rotation(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from data.annotations import AnnotatedImage, Annotation, build_set
 from data.feed import checked
 from data.loader import DetectionDataset, eval_loader, train_loader
-from data.order import EpochBatches
+from data.order import EpochBatches, like_batches
 from data.sample import Batch, Sample, collate
 from data.transforms import Pipeline
 from errors import InputError
@@ -220,6 +220,19 @@ def test_image_that_changed_since_the_start_is_named(tmp_path):
     (tmp_path / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png does not exist"):
         epoch_of(*train(records), epoch=0)
+
+
+def test_a_batch_of_evaluation_has_one_shape():
+    """Group norm and biases make something of padding: a tall picture would score otherwise beside a wide one."""
+    sizes = np.random.default_rng(0).integers(20, 200, (300, 2))
+    batches = like_batches(sizes, 8)
+    assert sorted(row for rows in batches for row in rows) == list(range(300))
+    shapes = [{tuple(-(-sizes[row] // 32)) for row in rows} for rows in batches]
+    assert all(len(shape) == 1 for shape in shapes)
+    full = [shape for rows, shape in zip(batches, shapes, strict=True) if len(rows) == 8]
+    rest = [shape for rows, shape in zip(batches, shapes, strict=True) if len(rows) < 8]
+    assert full and len(rest) == len(set(map(tuple, rest)))  # one that is not full for each shape, at most
+    assert like_batches(sizes[:0], 8) == []
 
 
 def test_like_proportions_share_a_batch():

@@ -111,6 +111,57 @@ def test_resize_within_draws_sizes_up_to_both_ends():
     assert drawn == {60, 61, 62, 63}
 
 
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [],
+        [{"ResizeWithin": {"long": 64}}],
+        [{"ResizeWithin": {"short": 50, "long": 83}}, {"ResizeWithin": {"long": 40}}],
+        [{"LongestMaxSize": {"max_size": 60}}],
+    ],
+)
+def test_sizes_are_foretold(transforms):
+    """Oracle: the pictures."""
+    sizes = np.array([[30, 47], [120, 31], [30, 47], [1, 200]])
+    none = np.zeros((0, 4), np.float32)
+    made = [pipeline(*transforms)(np.zeros((h, w, 3), np.uint8), none, 0)[0].shape[:2] for h, w in sizes]
+    assert pipeline(*transforms).sizes_of(sizes).tolist() == [list(size) for size in made]
+    assert pipeline(*transforms).sizes_of(sizes[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        ["HorizontalFlip"],
+        [{"CenterCrop": {"height": 512, "width": 512}}],
+        [{"CenterCrop": {"height": 90, "width": 60}}],
+        [{"LongestMaxSize": {"max_size": 64}}, {"PadIfNeeded": {"min_height": 64, "min_width": 64}}],
+        [{"PadIfNeeded": {"min_height": 128, "min_width": 128, "position": "top_left"}}],
+    ],
+)
+def test_evaluation_takes_what_resizes_only(transforms):
+    """Detections are scaled back to the file: after a crop or beside a border they would lie elsewhere."""
+    with pytest.raises(InputError, match=rf"{KEY}: .*only resizing makes sense"):
+        pipeline(*transforms).check_that_it_resizes_only()
+
+
+@pytest.mark.parametrize("name", ["ResizeWithin", "LongestMaxSize", "Resize"])
+def test_evaluation_takes_what_resizes(name):
+    sizes = {
+        "ResizeWithin": {"long": 333, "short": 40},
+        "LongestMaxSize": {"max_size": 50},
+        "Resize": {"height": 77, "width": 200},
+    }
+    pipeline({name: sizes[name]}, "ToGray").check_that_it_resizes_only()
+
+
+@pytest.mark.parametrize("transform", ["Normalize", "ToFloat"])
+def test_pictures_that_are_no_longer_uint8_are_refused(transform):
+    """They would be cut to whole numbers: a training on noise."""
+    with pytest.raises(InputError, match=rf"{KEY}: the transforms give float32.*normalises by itself"):
+        pipeline(transform)(painted(), BOXES, 0)
+
+
 def test_shrinking_averages():
     """Oracle: the mean of every 4 x 4 pixels, where sampling would give a moire."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)

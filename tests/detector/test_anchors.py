@@ -69,6 +69,19 @@ def test_cache_is_bounded_and_forgets_the_shape_unused_for_longest() -> None:
     assert again is not second and torch.equal(again, second)
 
 
+def test_cache_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = AnchorGenerator(RETINANET, [1.0])
+    shapes = [(64 * (i + 1), 64) for i in range(6)]
+    one = generator(shapes[-1], grids_of(*shapes[-1]), CPU)
+    monkeypatch.setattr("detector.anchors._CACHED_BYTES", 2 * one.nbytes)
+    for shape in shapes:
+        generator(shape, grids_of(*shape), CPU)
+    assert 1 < len(generator._cache) < 6
+    monkeypatch.setattr("detector.anchors._CACHED_BYTES", 0)
+    generator(shapes[0], grids_of(*shapes[0]), CPU)
+    assert len(generator._cache) == 1
+
+
 def test_wrong_number_of_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         AnchorGenerator(AP_LOSS, [1.0])((128, 128), [(16, 16)], CPU)

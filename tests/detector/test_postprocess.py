@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
-from detector.postprocess import Detections, detect
+from detector.postprocess import Detections, detect, nms_of_classes
 from detector.retinanet import HeadOutputs
 from detector.soft_nms import soft_nms
 from tests.oracles import iou
@@ -102,6 +102,24 @@ def test_soft_nms_equals_the_definition(seed: int, threshold: float, k: int, mos
         torch.testing.assert_close(
             found.boxes, torch.tensor([box for _, _, box in expected]), atol=1e-3, rtol=0
         )
+
+
+def test_nms_is_exact_with_many_classes_on_large_images() -> None:
+    """Oracle: NMS of each class by itself, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    corner = 4980 * torch.rand(60, 2, generator=generator)[torch.randint(60, (3000,), generator=generator)]
+    corner += 8 * torch.rand(3000, 2, generator=generator)
+    boxes = torch.cat((corner, corner + 12 + 8 * torch.rand(3000, 2, generator=generator)), 1)
+    scores, labels = torch.randn(3000, generator=generator), torch.randint(1000, (3000,), generator=generator)
+    labels[::2] = 999
+    apart = [
+        at[nms(boxes[at].double(), scores[at].double(), 0.5)]
+        for at in (torch.nonzero(labels == label).squeeze(1) for label in labels.unique())
+    ]
+    expected = torch.cat(apart)
+    found = nms_of_classes(boxes, scores, labels, 0.5)
+    assert found.tolist() == expected[scores[expected].argsort(descending=True)].tolist()
+    assert nms_of_classes(boxes[:0], scores[:0], labels[:0], 0.5).tolist() == []
 
 
 def test_soft_nms_by_hand() -> None:

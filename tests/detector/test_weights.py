@@ -34,6 +34,9 @@ def tiny(seed: int, classes: int = 3, **changes: object) -> RetinaNet:
     return build_model(ModelConfig(**{**TINY, **changes}), classes, pretrained=False)
 
 
+STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
+
+
 @cache
 def torchvision_state() -> dict[str, Tensor]:
     return retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
@@ -46,7 +49,7 @@ def weights(model: RetinaNet) -> dict[str, Tensor]:
 def test_own_weights_load_completely() -> None:
     source, model = tiny(0), tiny(1)
     source.backbone.body.bn1.running_mean.fill_(0.25)
-    initialise(model, source.state_dict(), "source.pt")
+    initialise(model, source.state_dict(), "source.pt", STD)
     for name, tensor in weights(model).items():
         assert tensor.equal(source.state_dict()[name]), name
 
@@ -68,7 +71,7 @@ def test_another_number_of_classes_leaves_the_class_output_out(caplog: pytest.Lo
     source, model = tiny(0, classes=3), tiny(1, classes=5)
     before = weights(model)
     with caplog.at_level(logging.WARNING):
-        initialise(model, source.state_dict(), "source.pt")
+        initialise(model, source.state_dict(), "source.pt", STD)
     assert len(caplog.records) == 1 and "source.pt" in caplog.text and "classes" in caplog.text
     for name, tensor in weights(model).items():
         assert tensor.equal(before[name] if name in OUTPUT else source.state_dict()[name]), name
@@ -76,7 +79,7 @@ def test_another_number_of_classes_leaves_the_class_output_out(caplog: pytest.Lo
 
 def test_equal_number_of_classes_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        initialise(tiny(1), tiny(0).state_dict(), "source.pt")
+        initialise(tiny(1), tiny(0).state_dict(), "source.pt", STD)
     assert caplog.records == []
 
 
@@ -100,14 +103,14 @@ def test_another_architecture_is_refused_at_its_first_difference(
         model, source = source, model
     before = weights(model)
     with pytest.raises(InputError, match=first.replace(".", r"\.")) as caught:
-        initialise(model, source.state_dict(), "source.pt")
+        initialise(model, source.state_dict(), "source.pt", STD)
     assert "source.pt" in str(caught.value) and "\n" not in str(caught.value)
     assert all(tensor.equal(before[name]) for name, tensor in weights(model).items())
 
 
 def test_torchvision_weights_of_another_depth_are_refused() -> None:
     with pytest.raises(InputError, match="backbone"):
-        initialise(tiny(0), torchvision_state(), "torchvision.pth")
+        initialise(tiny(0), torchvision_state(), "torchvision.pth", STD)
 
 
 def trainer(tmp_path: Path, init: Path) -> Trainer:
