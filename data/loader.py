@@ -100,7 +100,7 @@ class DetectionDataset(Dataset):
         rows = slice(r.offsets[index], r.offsets[index + 1])
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = seed_of(self.seed, epoch, index)
-        image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed)
+        image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed, r.ignore[rows])
         # Mirrored, if the side that is to be the shorter one is the longer one.
         if upright is not None and image.shape[upright] > image.shape[not upright]:
             image, boxes = image.swapaxes(0, 1), boxes[:, [1, 0, 3, 2]]

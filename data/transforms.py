@@ -9,6 +9,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
@@ -16,6 +17,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the netwo
 import albumentations as A
 import cv2
 import numpy as np
+from albumentations.core.bbox_utils import BboxProcessor, filter_bboxes
 from numpy.typing import NDArray
 
 from errors import InputError
@@ -171,7 +173,8 @@ class Pipeline:
 
     Args:
         transforms: names, or {name: {parameter: value}}, in the order of application.
-        min_visibility: boxes with a smaller part of their area left by a crop are dropped.
+        min_visibility: boxes with a smaller part of their area left by a crop are dropped, unless they are
+            ignored.
         key: where the list stands in the configuration, for errors.
         geometry: leave out what changes pixels alone: only the boxes are wanted, and these in less time.
 
@@ -206,17 +209,31 @@ class Pipeline:
         with warnings.catch_warnings():  # a pipeline that moves no boxes is nothing to warn of
             warnings.filterwarnings("ignore", "Got processor for bboxes")
             self._compose = A.Compose(steps, bbox_params=boxes)
+        processor = self._compose.processors["bboxes"]
+        processor.filter = partial(_filter, processor)
         self._key = key
         # All eight ways to turn and mirror an image are equally likely: one more mirroring changes nothing.
         self.has_no_side_up = any(isinstance(step, A.D4) and step.p == 1 for step in steps)
 
     def __call__(
-        self, image: NDArray[np.uint8], boxes: NDArray[np.float32], seed: int
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        seed: int,
+        ignored: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
-        """image [H, W, 3], boxes [M, 4] xyxy pixels -> image, the boxes left, and their rows."""
+        """image [H, W, 3], boxes [M, 4] xyxy pixels -> image, the boxes left, and their rows.
+
+        ignored: [M], the boxes in which nothing is background.
+        """
         # albumentations repeats itself in every worker and epoch unless seeded by hand.
         self._compose.set_random_seed(seed)
-        done = self._compose(image=image, bboxes=boxes, row=np.arange(len(boxes)))
+        rows = np.arange(len(boxes))
+        if ignored is not None:
+            rows[ignored] = ~rows[
+                ignored
+            ]  # below 0, which `_filter` sees: a second label would take its time
+        done = self._compose(image=image, bboxes=boxes, row=rows)
         if done["image"].dtype != np.uint8 or done["image"].shape[2:] != (3,):
             got = f"{done['image'].dtype} {list(done['image'].shape)}"
             raise InputError(
@@ -225,7 +242,8 @@ class Pipeline:
             )
         # Without boxes albumentations gives float64 and shape (0,).
         left = np.asarray(done["bboxes"], dtype=np.float32).reshape(-1, 4)
-        return done["image"], left, np.asarray(done["row"], dtype=np.int64)
+        rows = np.asarray(done["row"], dtype=np.int64)
+        return done["image"], left, np.maximum(rows, ~rows)
 
     def sizes_of(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """What images of these sizes become, [I, 2], height and width; of random resizing an example."""
@@ -266,6 +284,20 @@ class Pipeline:
         image = np.zeros((height, width, 3), dtype=np.uint8)
         done = self(image, np.zeros((0, 4), dtype=np.float32), seed=0)[0]
         return done.shape[0], done.shape[1]
+
+
+def _filter(processor: BboxProcessor, boxes: NDArray[Any], shape: Any) -> NDArray[Any]:
+    """The boxes that a step leaves, [M, 5] with their rows; of ignored ones, as little as is left of them.
+
+    A crop within a crowd has but a small part of the crowd's box, and is no background for all that.
+    """
+    ignored, limits = (boxes[:, 4:] < 0).any(axis=1), processor.params
+    if not ignored.any():
+        return BboxProcessor.filter(processor, boxes, shape)
+    regular = BboxProcessor.filter(processor, boxes[~ignored], shape)
+    regions = filter_bboxes(boxes[ignored], shape, min_width=limits.min_width, min_height=limits.min_height)
+    kept = [these for these in (regular, regions) if len(these)]
+    return np.concatenate(kept) if kept else regular
 
 
 def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

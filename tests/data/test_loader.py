@@ -223,7 +223,7 @@ def test_image_that_changed_since_the_start_is_named(tmp_path):
 
 
 def test_a_batch_of_evaluation_has_one_shape():
-    """Group norm and biases make something of padding: a tall picture would score otherwise beside a wide one."""
+    """Norms and biases make something of padding: beside a wide picture a tall one would score otherwise."""
     sizes = np.random.default_rng(0).integers(20, 200, (300, 2))
     batches = like_batches(sizes, 8)
     assert sorted(row for rows in batches for row in rows) == list(range(300))

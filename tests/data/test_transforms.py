@@ -273,6 +273,17 @@ def test_boxes_of_less_visibility_than_wanted_are_dropped():
         np.testing.assert_allclose(left, boxes[expected].clip(max=(50, 100, 50, 100)), atol=1e-3)
 
 
+def test_an_ignored_region_stays_however_little_of_it_is_left():
+    """A crop within a crowd: without its region all in it would be background."""
+    image, boxes = np.zeros((100, 100, 3), np.uint8), np.array([[0, 0, 100, 100]] * 2, np.float32)
+    crop = {"Crop": {"x_min": 10, "y_min": 10, "x_max": 30, "y_max": 30}}
+    for ignored, expected in (([True, False], [0]), ([False, True], [1]), ([True, True], [0, 1])):
+        done = pipeline(crop, "HorizontalFlip", min_visibility=0.3)(image, boxes, 0, np.array(ignored))
+        assert done[2].tolist() == expected
+        assert done[1].tolist() == [[0, 0, 20, 20]] * len(expected)
+    assert len(pipeline(crop, min_visibility=0.3)(image, boxes, 0)[1]) == 0
+
+
 def test_seed_decides_whatever_came_before():
     transforms = ["IoUCrop", "HorizontalFlip", {"ZoomOut": {}}, {"RandomBrightnessContrast": {"p": 1.0}}]
     one, other = pipeline(*transforms), pipeline(*transforms)
