@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from errors import Bystander, InputError, Stopped
 
@@ -48,6 +49,13 @@ def close_output() -> None:
     os.close(nowhere)
 
 
+def open_missing_streams() -> None:
+    """Stand in for streams that whoever started the program has closed (2>&-)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))
+
+
 def run_door(main: Callable[[], None]) -> None:
     """Run a program: bad input ends in one line and exit code 2, a training that was stopped and has
     saved its state in 75, Ctrl-C elsewhere in 130."""
@@ -56,8 +64,10 @@ def run_door(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     threading.excepthook = _silent_where_raised_again
     keep_freed_memory()
+    open_missing_streams()
     try:
         main()
+        sys.stdout.flush()  # here, where a reader that has gone is no failure
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
@@ -68,6 +78,10 @@ def run_door(main: Callable[[], None]) -> None:
         sys.exit(STOPPED)
     except BrokenPipeError:  # | head
         close_output()
+    except OSError as error:  # a path that is too long, a disk that does not answer: wherever it was met
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -7,6 +7,9 @@ from typing import Any
 
 from doors import run_door
 
+# How the files begin that --output has written: metrics, or a comparison.
+_EARLIER = r'\{\s*"(AP"|images": *\d)'
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="COCO metrics of a checkpoint, or of a COCO results file.")
@@ -25,9 +28,16 @@ def main() -> None:
     parser.add_argument("--report", metavar="DIR", type=Path, help="write a page that explains the metrics")
     parser.add_argument("--images", metavar="DIR", type=Path, help="for the report of --predictions")
     a = parser.parse_intermixed_args()
-    overrides = [word for word in a.words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in a.words if "=" in word and not _is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
     evaluate(models, overrides, a.split, a.output, a.predictions, a.annotations, a.report, a.images)
+
+
+def _is_there(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def evaluate(
@@ -41,13 +51,14 @@ def evaluate(
     images: Path | None,
 ) -> None:
     """Score what the command line names, print the table, write the JSON and the report."""
+    from detector.output import check_output
     from detector.report.page import check_report_folder, write_report
     from detector.training.monitor import metrics_table
     from detector.training.run_folder import write_text
     from errors import InputError
 
-    if output is not None and not output.absolute().parent.is_dir():
-        raise InputError(f"--output: the folder {output.parent} does not exist")
+    if output is not None:
+        check_output("--output", output, _EARLIER)
     if predictions or annotations is not None:
         if not predictions or annotations is None or models or overrides:
             raise InputError("--predictions and --annotations go together, and without a model")
@@ -68,7 +79,7 @@ def evaluate(
         else:
             compared, title = compare_checkpoints(models, overrides, split), f"split {split}"
         content = compared.as_json()
-        print(comparison_table(compared, title))
+        text = comparison_table(compared, title)
     else:
         if annotations is not None:
             from detector.evaluation.coco import evaluate_material
@@ -85,12 +96,14 @@ def evaluate(
             title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
             facts = [("checkpoint", str(done.file)), ("split", f"{split} of {done.config.data.root}")]
         content = {**result.as_json(), **extra}
-        print(metrics_table(result, extra, title))
+        text = metrics_table(result, extra, title)
         if report is not None:
             name = str(models[0] if models else predictions[0])
-            print(f"report: {write_report(report, f'Evaluation of {name}', facts, result, extra)}")
+            text += f"\nreport: {write_report(report, f'Evaluation of {name}', facts, result, extra)}"
+    # Before the table: whoever reads that may have gone (| head).
     if output is not None:
         write_text(output, json.dumps(content, indent=2) + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

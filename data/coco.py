@@ -11,6 +11,7 @@ from typing import Any
 
 from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
 from data.faults import DataFault, meet
+from data.images import MOST_PIXELS
 from data.sample import DetectionSet
 from errors import InputError
 
@@ -167,9 +168,9 @@ def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     if (
         not isinstance(number, int)
         or abs(number) >= 2**63
-        or not all(isinstance(v, int) and v > 0 for v in size)
+        or not all(isinstance(v, int) and 0 < v <= MOST_PIXELS for v in size)
     ):
-        message = f"{where}: id, height and width must be positive integers"
+        message = f"{where}: id, height and width must be positive integers, the sides at most {MOST_PIXELS}"
         raise DataFault("record-malformed", message, path)
     return AnnotatedImage(number, path, size)
 

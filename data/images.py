@@ -16,6 +16,7 @@ from errors import InputError
 
 # What a folder is searched for; a file that is named is opened whatever its ending.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {  # what makes each orientation that is not upright so
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -233,7 +233,14 @@ class Pipeline:
             rows[ignored] = ~rows[
                 ignored
             ]  # below 0, which `_filter` sees: a second label would take its time
-        done = self._compose(image=image, bboxes=boxes, row=rows)
+        try:
+            done = self._compose(image=image, bboxes=boxes, row=rows)
+        except Exception as error:  # there is no end to what the transforms of others raise
+            height, width = image.shape[:2]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InputError(
+                f"{self._key}: the transforms fail on an image of {width} x {height} px ({reason})"
+            ) from None
         if done["image"].dtype != np.uint8 or done["image"].shape[2:] != (3,):
             got = f"{done['image'].dtype} {list(done['image'].shape)}"
             raise InputError(
@@ -260,12 +267,7 @@ class Pipeline:
         image, (height, width) = np.zeros((96, 64, 3), dtype=np.uint8), (96, 64)
         boxes = np.array([[6, 8, 40, 30], [20, 30, 58, 90]], dtype=np.float32)
         for seed in range(4):
-            try:
-                done, moved, rows = self(image, boxes, seed)
-            except InputError:
-                raise
-            except Exception:  # whatever albumentations says of an image that a crop does not fit into
-                rows = np.zeros(0, dtype=np.int64)
+            done, moved, rows = self(image, boxes, seed)
             if len(rows) == len(boxes):
                 factor = np.array([done.shape[1] / width, done.shape[0] / height])
                 if (np.abs(moved - boxes * np.tile(factor, 2)) < 0.5).all():

@@ -1,12 +1,12 @@
 """Pascal VOC folders (Annotations, ImageSets/Main, JPEGImages) -> DetectionSet."""
 
 import logging
-import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
 from data.faults import DataFault, meet
+from data.images import MOST_PIXELS
 from data.sample import DetectionSet
 from errors import InputError
 
@@ -109,7 +109,7 @@ def _read_xml(path: Path) -> ET.Element:
         return ET.parse(path).getroot()
     except FileNotFoundError:
         raise DataFault("annotation-unreadable", f"annotation file {path} does not exist") from None
-    except (ET.ParseError, OSError, ValueError) as error:
+    except (ET.ParseError, OSError, ValueError, LookupError) as error:  # LookupError: of its encoding
         raise DataFault("annotation-unreadable", f"{path} is not valid XML: {error}") from None
 
 
@@ -138,7 +138,7 @@ def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path) -> Path:
 
 def _side(tree: ET.Element, side: str, xml: Path) -> int:
     value = _number(tree, f"size/{side}", str(xml))
-    if not math.isfinite(value):
+    if not 1 <= value <= MOST_PIXELS:
         message = f"{xml}: size/{side} is {value:g}, not a number of pixels"
         raise DataFault("record-malformed", message)
     return int(value)

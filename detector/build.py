@@ -299,7 +299,8 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, device=device).item()  # which "meta" cannot
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{key}: '{name}' cannot be used ({reason}); try auto or cpu") from None
     return device

@@ -20,7 +20,8 @@ Integer = Annotated[int, BeforeValidator(_no_bool)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
-Count = Annotated[Integer, Field(ge=1)]
+Count = Annotated[Integer, Field(ge=1, lt=2**31)]
+Names = Annotated[list[str], Field(min_length=1)]
 Transform = str | dict[str, dict[str, Any] | None]
 
 
@@ -35,9 +36,9 @@ class RunConfig(Section):
 
 
 class SplitsConfig(Section):
-    train: str | list[str] = Field("train", description="what is trained on; a list is joined")
-    val: str | list[str] = Field("val", description="what is evaluated during training and by default")
-    test: str | list[str] | None = Field(None, description="what evaluate.py --split test scores")
+    train: str | Names = Field("train", description="what is trained on; a list is joined")
+    val: str | Names = Field("val", description="what is evaluated during training and by default")
+    test: str | Names | None = Field(None, description="what evaluate.py --split test scores")
 
 
 class TransformsConfig(Section):
@@ -60,7 +61,7 @@ class DataConfig(Section):
         "annotations/{split}.json", description="coco: the annotation file of a split, below root"
     )
     images: str = Field("images", description="coco: the folder of a split's images, below root")
-    classes: list[str] | None = Field(
+    classes: Names | None = Field(
         None, description="use only these classes, in this order; by default all that the set has"
     )
     transforms: TransformsConfig = TransformsConfig()
@@ -182,8 +183,8 @@ class LossConfig(Section):
     @field_validator("delta")
     @classmethod
     def _not_tiny(cls, value: float | None) -> float | None:
-        if value is not None and 0 < value < 1e-6:
-            raise ValueError("0 (the plain step) or at least 1e-6 is wanted")
+        if value is not None and (0 < value < 1e-6 or value > 1e6):
+            raise ValueError("0 (the plain step) or 1e-6 to 1e6 is wanted")
         return value
 
     @model_validator(mode="after")
@@ -262,7 +263,7 @@ class TrainConfig(Section):
         None, description="steps between checkpoints; the end of an epoch always has one"
     )
     save_every_minutes: Positive | None = Field(10.0, description="minutes between checkpoints; null is off")
-    seed: Annotated[Integer, Field(ge=0)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
     log_every: Count = Field(20, description="steps between log lines")

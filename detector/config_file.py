@@ -10,6 +10,19 @@ from pydantic import ValidationError
 from detector.config import Config, Section, sub_section
 from errors import InputError
 
+_NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML takes the last of several sections of one name, and loses the others without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"'{twice}' stands twice in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file with its bases, apply KEY=VALUE overrides, check everything.
@@ -48,18 +61,22 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise InputError(f"'{override}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005")
         if key not in kinds:
             raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith(("[", "{")) else ""
-            raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
-        if kinds[key] in (str, str | None) and value is not None:
-            value = text  # run.dir=2026 and data.images={split} are text, whatever YAML makes of them
-        nested: Any = value
+        # run.dir=2026 and data.images={split} are text, whatever YAML would make of them.
+        is_text = kinds[key] in (str, str | None) and text not in _NOTHING
+        value: Any = text if is_text else _yaml_value(key, text)
+        nested = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
         values = _merge(values, nested)
     return values
+
+
+def _yaml_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # 2026-13-45 is a ValueError
+        hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith(("[", "{")) else ""
+        raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -67,13 +84,13 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise InputError(f"{path}: base leads back to the file itself")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
     except FileNotFoundError:
         whose = f", the base of {seen[-1]}," if seen else ""
         raise InputError(f"configuration file {path}{whose} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"configuration file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}

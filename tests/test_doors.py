@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import doors
+from tests.runs import assert_one_line, call
 
 FAULTS_OF_TEN_STEPS = """
 import resource
@@ -31,6 +32,11 @@ def test_freed_memory_is_used_again_and_not_cleared_again() -> None:
         return int(subprocess.check_output(words, cwd=Path(doors.__file__).parent))
 
     assert faults("doors.keep_freed_memory()") < faults("") / 10
+
+
+def test_a_path_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    name = "a" * 300
+    assert_one_line(call(lambda: print(Path(name).stat()), cwd=tmp_path), name, "name too long")
 
 
 @pytest.mark.parametrize("line", ["print('x' * 9999)", "monitor.say('x' * 9999)"])

@@ -7,6 +7,8 @@ from pathlib import Path
 from doors import run_door
 
 _FOUND = 1
+# How the files begin that --json and --html have written.
+_EARLIER = {"--json": r'\{\s*"configuration"', "--html": r"<!DOCTYPE html>"}
 
 
 def main() -> None:
@@ -30,19 +32,18 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
     from data.check.report import as_json
     from data.check.text import lines
     from detector.config_file import load_config
+    from detector.output import check_output
     from detector.training.data_check import examine
     from detector.training.run_folder import write_text
     from errors import InputError
 
     for option, path in (("--json", json), ("--html", html)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{option}: the folder {path.parent} does not exist")
-        if path is not None and path.is_dir():
-            raise InputError(f"{option}: {path} is a folder; name a file")
+        if path is not None:
+            check_output(option, path, _EARLIER[option])
+    if json is not None and html is not None and json.resolve() == html.resolve():
+        raise InputError(f"--json and --html: both are {json}; name two files")
     config = load_config(Path(config_name), overrides)
     done = examine(config, " ".join([config_name, *overrides]), decode=not fast)
-    for line in lines(done.report):
-        print(line)
     if json is not None:
         write_text(json, as_json(done.report))
     if html is not None:
@@ -55,6 +56,7 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
             pipeline = build_pipeline(config.data, training=True)
             pictures = sample_pictures(done.sets["train"], pipeline, config.train.seed)
         write_text(html, page(done.report, pictures))
+    print("\n".join(lines(done.report)))
     if done.report.hurts:
         sys.exit(_FOUND)
 

@@ -72,14 +72,18 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{annotations_path} has no list '{section}'; a COCO instances file has one")
-    with _named_fields(str(annotations_path)):
+    with _named_fields(str(annotations_path)) as at:
         image_records = {record["id"]: record for record in content["images"]}
         names = {record["id"]: str(record["name"]) for record in content["categories"]}
+        _no_two(annotations_path, "image id", [record["id"] for record in content["images"]])
+        _no_two(annotations_path, "category id", [record["id"] for record in content["categories"]])
+        _no_two(annotations_path, "category name", list(names.values()))
         image_ids, category_ids = sorted(image_records), sorted(names)
         places = {image: place for place, image in enumerate(image_ids)}
         labels = {category: label for label, category in enumerate(category_ids)}
         gt = []
-        for record in content["annotations"]:
+        for position, record in enumerate(content["annotations"]):
+            at[0] = f"annotation {record.get('id', f'at position {position}')}"
             box = [float(v) for v in record["bbox"]]
             if len(box) != 4 or not all(map(math.isfinite, box)):
                 raise InputError(
@@ -117,9 +121,10 @@ def _read_results(
     if not isinstance(results, list):
         raise InputError(f"{path} is not a COCO results file: a list of detections is wanted")
     found = []
-    with _named_fields(str(path)):
+    with _named_fields(str(path)) as place:
         for i, record in enumerate(results):
-            at = f"{path}: detection {i}"
+            place[0] = f"detection {i}"
+            at = f"{path}: {place[0]}"
             image, category = record["image_id"], record["category_id"]
             box, score = [float(v) for v in record["bbox"]], float(record["score"])
             if image not in places:
@@ -150,6 +155,14 @@ def _files(records: dict[Any, Any], ids: list[Any], folder: Path, source: Path) 
     return tuple(files)
 
 
+def _no_two(path: Path, what: str, values: list[Any]) -> None:
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            raise InputError(f"{path}: the {what} {value!r} stands twice; each must have its own")
+        seen.add(value)
+
+
 def _sizes(records: list[Any]) -> Ints | None:
     if not all(isinstance(r.get("height"), int) and isinstance(r.get("width"), int) for r in records):
         return None
@@ -157,14 +170,15 @@ def _sizes(records: list[Any]) -> Ints | None:
 
 
 @contextlib.contextmanager
-def _named_fields(source: str) -> Iterator[None]:
-    """Turn what a malformed record raises into one line."""
+def _named_fields(source: str) -> Iterator[list[str]]:
+    """Turn what a malformed record raises into one line; gives a list whose only item says where it is."""
+    at = ["an entry"]
     try:
-        yield
+        yield at
     except KeyError as error:
-        raise InputError(f"{source}: an entry has no {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{source}: an entry is malformed: {error}") from None
+        raise InputError(f"{source}: {at[0]} has no {error}") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{source}: {at[0]} is malformed: {error}") from None
 
 
 def xywh(boxes: Floats) -> Floats:

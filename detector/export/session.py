@@ -14,6 +14,7 @@ from detector.export.formats import FORMATS, OUTPUTS, require_packages
 from detector.export.graph import DetectionGraph, HeadsGraph
 from detector.export.metadata import metadata
 from detector.export.probabilities import Probabilities
+from detector.output import check_output
 from errors import InputError
 
 
@@ -44,8 +45,8 @@ def export(
     require_packages(form)
     source = find_checkpoint(model, "best.pt")
     file = output or source.with_suffix(FORMATS[form].suffix)
-    if file.is_dir() or (file.exists() and file.samefile(source)):
-        raise InputError(f"--output: {file} is {'a folder' if file.is_dir() else 'the checkpoint itself'}")
+    pictures_given = [Path(name) for name in check]
+    check_output("--output", file, None, [source, *source.parent.glob("*.pt"), *pictures_given])
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         temporary.touch()  # before the work

@@ -30,6 +30,8 @@ _TRITON = find_spec("triton") is not None
 
 # A narrower step would drown in the rounding of the break points.
 MIN_DELTA = 1e-6
+# A wider one is all of float32's range, and its break points would be infinite.
+MAX_DELTA = 1e30
 
 
 class NonFiniteLogits(ValueError):
@@ -178,7 +180,7 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
     """The checks that the ranking losses share and that need no look at the numbers.
 
     Raises:
-        ValueError: shapes differ, a dtype is wrong, or delta is neither 0 nor at least 1e-6.
+        ValueError: shapes differ, a dtype is wrong, or delta is neither 0 nor from 1e-6 to 1e30.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
@@ -186,5 +188,5 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}")
-    if delta != 0 and not delta >= MIN_DELTA:
-        raise ValueError(f"delta must be 0 or at least {MIN_DELTA:g}, got {delta}")
+    if delta != 0 and not MIN_DELTA <= delta <= MAX_DELTA:
+        raise ValueError(f"delta must be 0 or {MIN_DELTA:g} to {MAX_DELTA:g}, got {delta}")

@@ -22,6 +22,7 @@ from errors import InputError
 
 FORMATS = ("pictures", "coco", "csv")
 DEFAULT_FOLDER = "predictions"
+_MOST_OF_JPEG = 65_000  # pixels of a side
 _CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
 
 
@@ -79,12 +80,12 @@ class ResultsFolder:
         raise AssertionError("unreachable")
 
     def write_picture(self, source: Source, pixels: NDArray[np.uint8]) -> None:
-        """Keep a drawn picture, uint8 [H, W, 3]: PNG stays PNG, all else becomes JPEG.
+        """Keep a drawn picture, uint8 [H, W, 3]: PNG stays PNG, all else becomes JPEG if it fits.
 
         Raises:
             InputError: no permission or no space.
         """
-        png = source.place.suffix.lower() == ".png"
+        png = source.place.suffix.lower() == ".png" or max(pixels.shape) > _MOST_OF_JPEG
         path = self._place("pictures", source.place.with_suffix(".png" if png else ".jpg"))
         encoded = io.BytesIO()
         image = Image.fromarray(pixels)
@@ -92,7 +93,7 @@ class ResultsFolder:
             image.save(encoded, "PNG", compress_level=3)
         else:
             image.save(encoded, "JPEG", quality=92)
-        part = path.with_name(f".{path.name}.part")
+        part = path.with_name(".part")  # no longer than the name itself
         try:
             part.write_bytes(encoded.getbuffer())
             part.replace(path)

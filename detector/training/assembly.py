@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -94,6 +95,9 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
     pipeline = build_pipeline(data, training=True)
+    height, width = train_set.sizes[train_set.sizes.prod(axis=1).argmin()].tolist()
+    # Tried on the smallest image, into which a crop may not fit: before anything is written.
+    pipeline(np.zeros((height, width, 3), np.uint8), np.array([[0, 0, width, height]], np.float32), seed=0)
     batches = EpochBatches(
         len(train_set),
         train.batch_size,

@@ -106,10 +106,9 @@ def _noun(config: Config) -> str:
 
 def _resize(config: Config) -> Resize:
     pipeline = build_pipeline(config.data, training=False, geometry=True)
-    no_boxes = np.zeros((0, 4), dtype=np.float32)
 
     def resize(size: tuple[int, int]) -> tuple[int, int]:
-        height, width = pipeline(np.zeros((*size, 3), dtype=np.uint8), no_boxes, 0)[0].shape[:2]
+        (height, width), *_ = pipeline.sizes_of(np.array([size], dtype=np.int64)).tolist()
         return height, width
 
     return resize

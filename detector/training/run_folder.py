@@ -132,7 +132,8 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files in other encodings go through as they are.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -191,11 +191,20 @@ def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> N
     assert config.data.root == "a=b"
 
 
-@pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs 3", "run.dir=[", ""])
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs 3", "data.classes=[", ""])
 def test_malformed_override_is_refused_and_quoted(override: str) -> None:
     with pytest.raises(InputError) as caught:
         apply_overrides({}, [override])
     assert override.split("=[")[0] in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["{split}/_annotations.coco.json", "2026-13-45", "a: b: c", "@x", "[", "1e3"]
+)
+def test_text_is_taken_as_it_is(text: str) -> None:
+    """Also where YAML would see something else in it, or nothing at all."""
+    values = apply_overrides({}, [f"data.annotations={text}", "run.dir=null"])
+    assert values == {"data": {"annotations": text}, "run": {"dir": None}}
 
 
 def test_applying_overrides_leaves_the_values_given_as_they_are() -> None:

@@ -1,0 +1,117 @@
+"""Files that are written where the user says: nothing that is needed is replaced."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evaluate as door
+from data.check.__main__ import main as check_door
+from detector.output import check_output
+from detector.training.run_folder import write_text
+from errors import InputError
+from tests.builders import small_coco
+from tests.runs import assert_one_line, assert_refused, call
+
+Change = Any
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """gt.json, and res.json that finds all of it."""
+    small_coco(tmp_path / "set", 3)
+    gt = json.loads((tmp_path / "set/annotations/val.json").read_text())
+    (tmp_path / "gt.json").write_text(json.dumps(gt))
+    found = [
+        {**{k: one[k] for k in ("image_id", "category_id", "bbox")}, "score": 1} for one in gt["annotations"]
+    ]
+    (tmp_path / "res.json").write_text(json.dumps(found))
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\n")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+SCORE = ("--predictions", "res.json", "--annotations", "gt.json", "--output")
+
+
+@pytest.mark.parametrize("output", ["gt.json", "res.json", "folder", "tiny.yaml", "nowhere/out.json", "pipe"])
+def test_an_output_of_evaluation_replaces_no_other_file(place: Path, output: str) -> None:
+    os.mkfifo(place / "pipe")
+    assert_refused(door.main, (*SCORE, output), place, "--output", output.partition("/")[0])
+
+
+def test_an_earlier_output_is_replaced(place: Path) -> None:
+    """Metrics by a comparison, and the other way round; an empty file, as mktemp makes it, as well."""
+    (place / "out.json").touch()
+    compare = ("--predictions", "res.json", "res.json", *SCORE[2:])
+    for words in (SCORE, SCORE, compare, SCORE):
+        assert call(door.main, *words, "out.json", cwd=place).code == 0
+    assert json.loads((place / "out.json").read_text())["AP"] == pytest.approx(1)
+
+
+def test_the_file_is_there_when_the_reader_of_the_table_has_gone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(door, "print", gone, raising=False)
+    monkeypatch.setattr("doors.close_output", lambda: None)
+    assert call(door.main, *SCORE, "out.json", cwd=place).code == 0
+    assert "AP" in json.loads((place / "out.json").read_text())
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("output", ["set/annotations/train.json", "tiny.yaml", "folder"])
+def test_an_output_of_the_check_replaces_no_other_file(place: Path, option: str, output: str) -> None:
+    assert_refused(check_door, ("tiny.yaml", "--fast", option, output), place, option, output)
+
+
+def test_two_outputs_are_two_files(place: Path) -> None:
+    words = ("tiny.yaml", "--fast", "--json", "both", "--html", "folder/../both")
+    assert_refused(check_door, words, place, "--json and --html", "both")
+
+
+def test_what_is_read_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    (tmp_path / "link.onnx").symlink_to("last.pt")
+    with pytest.raises(InputError, match=r"--output: .*link\.onnx is read by this very command"):
+        check_output("--output", tmp_path / "link.onnx", None, [tmp_path / "last.pt"])
+    check_output("--output", tmp_path / "link.onnx", None, [tmp_path / "other.pt"])
+
+
+def test_a_file_name_in_another_encoding_goes_through(tmp_path: Path) -> None:
+    write_text(tmp_path / "names.csv", "caf\udce9.jpg\n")
+    assert (tmp_path / "names.csv").read_bytes() == b"caf\xe9.jpg\n"
+
+
+RESULTS: dict[str, tuple[Change, str]] = {
+    "no box": (lambda found: found[1].pop("bbox"), "detection 1 has no 'bbox'"),
+    "no score": (lambda found: found[1].update(score=None), "detection 1 is malformed"),
+    "huge": (lambda found: found[1].update(score=10**400), "detection 1 is malformed"),
+}
+ANNOTATIONS: dict[str, tuple[Change, str]] = {
+    "image twice": (lambda gt: gt["images"].append(dict(gt["images"][0])), "the image id"),
+    "class twice": (lambda gt: gt["categories"].append({**gt["categories"][0], "id": 99}), "category name"),
+    "no box": (lambda gt: gt["annotations"][0].pop("bbox"), "annotation "),
+    "huge": (lambda gt: gt["annotations"][0].update(area=10**400), "is malformed"),
+}
+
+
+@pytest.mark.parametrize("case", [*RESULTS, *(f"gt: {name}" for name in ANNOTATIONS)])
+def test_an_entry_at_fault_is_named(place: Path, case: str) -> None:
+    is_gt = case.startswith("gt: ")
+    change, named = ANNOTATIONS[case[4:]] if is_gt else RESULTS[case]
+    path = place / ("gt.json" if is_gt else "res.json")
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    assert_refused(door.main, SCORE[:-1], place, path.name, named)
+
+
+def test_a_long_override_is_no_file(place: Path) -> None:
+    transforms = ", ".join(["HorizontalFlip"] * 30)
+    outcome = call(door.main, "nowhere", f"data.transforms.train=[{transforms}]", cwd=place)
+    assert_one_line(outcome, "nowhere does not exist")
