@@ -286,7 +286,13 @@ def test_non_finite_logit_is_named(value: float, target: int, kind: str, dtype: 
             torch.zeros(3),
             torch.zeros(3, dtype=torch.int8),
             -0.1,
-            "delta must be 0 or at least 1e-06, got -0.1",
+            "delta must be 0 or 1e-06 to .*, got -0.1",
+        ),
+        (
+            torch.zeros(3),
+            torch.zeros(3, dtype=torch.int8),
+            1e39,
+            "delta must be 0 or 1e-06 to .*, got 1e.39",
         ),
     ],
 )
