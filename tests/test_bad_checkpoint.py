@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--resume", "set"), ("--resume", "set", "checkpoints/last.pt")),
         (("--resume", "run/checkpoints/last.pt"), ("--resume", "last.pt", "the folder of the run")),
         (("--resume", "run", "run.dir=other"), ("--resume", "run.dir")),
-        (("--resume", "run", "train.batch_size=4"), ("run", "step 2", "train.epochs=1", "ends at 1")),
+        (("--resume", "run", "train.batch_size=4"), ("run", "an epoch had 2 steps", "train.batch_size")),
         (("tiny.yaml", "--resume", "run"), ("--resume", "CONFIG")),
         (("--resume", "run", "train.epoch=3"), ("'train.epoch'", "'train.epochs'")),
         (("--resume", "run", "model.backbone=resnet34"), ("run", "another architecture")),

@@ -133,7 +133,6 @@ def test_sizes_are_foretold(transforms):
     "transforms",
     [
         ["HorizontalFlip"],
-        [{"CenterCrop": {"height": 512, "width": 512}}],
         [{"CenterCrop": {"height": 90, "width": 60}}],
         [{"LongestMaxSize": {"max_size": 64}}, {"PadIfNeeded": {"min_height": 64, "min_width": 64}}],
         [{"PadIfNeeded": {"min_height": 128, "min_width": 128, "position": "top_left"}}],
@@ -143,6 +142,13 @@ def test_evaluation_takes_what_resizes_only(transforms):
     """Detections are scaled back to the file: after a crop or beside a border they would lie elsewhere."""
     with pytest.raises(InputError, match=rf"{KEY}: .*only resizing makes sense"):
         pipeline(*transforms).check_that_it_resizes_only()
+
+
+def test_a_transform_that_does_not_fit_the_image_is_one_line():
+    with pytest.raises(
+        InputError, match=rf"{KEY}: the transforms fail on an image of 160 x 120 px \\(CropSize"
+    ):
+        pipeline({"CenterCrop": {"height": 512, "width": 512}})(painted(), BOXES, 0)
 
 
 @pytest.mark.parametrize("name", ["ResizeWithin", "LongestMaxSize", "Resize"])

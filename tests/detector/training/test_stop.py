@@ -163,6 +163,8 @@ def test_another_batch_size_is_refused_when_resuming(tmp_path: Path) -> None:
     more = ("train.epochs=3", "train.batch_size=4")
     with pytest.raises(InputError, match=r"an epoch had 4 steps and would have 2 now.*train\.batch_size"):
         Trainer(tiny_config(root, run, *more), "test", resume=run)
+    with pytest.raises(InputError, match=r"come to step 8, and train\.epochs=1 ends at 4"):
+        Trainer(tiny_config(root, run, "train.epochs=1"), "test", resume=run)
     assert listing(run) == before
 
 
