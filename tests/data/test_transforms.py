@@ -145,9 +145,7 @@ def test_evaluation_takes_what_resizes_only(transforms):
 
 
 def test_a_transform_that_does_not_fit_the_image_is_one_line():
-    with pytest.raises(
-        InputError, match=rf"{KEY}: the transforms fail on an image of 160 x 120 px \\(CropSize"
-    ):
+    with pytest.raises(InputError, match=rf"{KEY}: the transforms fail on .* 160 x 120 px .CropSize"):
         pipeline({"CenterCrop": {"height": 512, "width": 512}})(painted(), BOXES, 0)
 
 
