@@ -1,5 +1,6 @@
 """What the command-line programs share: how they take memory, and how they end."""
 
+import argparse
 import ctypes
 import logging
 import os
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from errors import Bystander, InputError, Stopped
 
@@ -15,6 +17,13 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
 INTERRUPTED = 130
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse's, with a wrong command line in one line as all bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} ({self.prog} --help tells what there is)")
 
 
 class _OneLine(logging.Formatter):

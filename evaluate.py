@@ -1,25 +1,26 @@
 """Score a checkpoint on a split of its data set, or any COCO results file; compare several of them."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from doors import run_door
+from doors import OptionParser, run_door
 
 # How the files begin that --output has written: metrics, or a comparison.
 _EARLIER = r'\{\s*"(AP"|images": *\d)'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="COCO metrics of a checkpoint, or of a COCO results file.")
+    parser = OptionParser(description="COCO metrics of a checkpoint, or of a COCO results file.")
     parser.add_argument(
         "words",
         nargs="*",
         metavar="RUN_DIR_OR_CHECKPOINT|KEY=VALUE",
         help="takes best.pt of a run folder; several are compared; dotted configuration keys",
     )
-    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument(
+        "--split", choices=("val", "test"), help="of the checkpoint's data set (default: val)"
+    )
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the metrics as JSON")
     parser.add_argument(
         "--predictions", nargs="+", metavar="RESULTS.json", type=Path, default=[], help="COCO results"
@@ -43,7 +44,7 @@ def _is_there(word: str) -> bool:
 def evaluate(
     models: list[Path],
     overrides: list[str],
-    split: str,
+    split: str | None,
     output: Path | None,
     predictions: list[Path],
     annotations: Path | None,
@@ -62,8 +63,11 @@ def evaluate(
     if predictions or annotations is not None:
         if not predictions or annotations is None or models or overrides:
             raise InputError("--predictions and --annotations go together, and without a model")
+        if split is not None:
+            raise InputError("--split is of a checkpoint's data set; --annotations names the gt itself")
     elif not models:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
+    split = split or "val"
     if images is not None and (report is None or not predictions):
         raise InputError("--images is for the pictures of --predictions with --report")
     if report is not None:

@@ -1,13 +1,12 @@
 """Write a checkpoint for other runtimes: python export.py RUN_DIR_OR_CHECKPOINT --format onnx"""
 
-import argparse
 from pathlib import Path
 
-from doors import run_door
+from doors import OptionParser, run_door
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description="Write a checkpoint as one ONNX or TorchScript file, pixels in, detections out.",
         epilog="Example: python export.py runs/bccd --format onnx --output bccd.onnx. docs/export.md tells "
         "how to use the file.",

@@ -1,13 +1,12 @@
 """Detect in images and videos: python predict.py RUN_DIR_OR_CHECKPOINT INPUT ..."""
 
-import argparse
 from pathlib import Path
 
-from doors import run_door
+from doors import OptionParser, run_door
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description="Detect in images and videos with a trained checkpoint.",
         epilog="Example: python predict.py runs/bccd photographs/ clip.mp4 --threshold 0.5",
     )

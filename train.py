@@ -3,15 +3,14 @@
 With several processes: torchrun --nproc-per-node N train.py ...
 """
 
-import argparse
 import logging
 from pathlib import Path
 
-from doors import run_door
+from doors import OptionParser, run_door
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description="Train a RetinaNet with a ranking loss.",
         epilog="Example: python train.py configs/bccd.yaml data.root=my_set optimizer.lr=0.0005",
     )

@@ -38,7 +38,7 @@ def load_voc(
     root = root / folder
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         require_folder(root / part, "data.root (voc)")
-    names = _read_list(root / "ImageSets" / "Main" / f"{name}.txt")
+    names = _read_list(root / "ImageSets" / "Main" / f"{name}.txt", root / "Annotations")
     trees = {}
     for stem in names:
         try:
@@ -92,16 +92,22 @@ def voc_classes(root: Path, faults: list[DataFault] | None = None) -> tuple[str,
     return tuple(sorted(found))
 
 
-def _read_list(path: Path) -> list[str]:
+def _read_list(path: Path, annotations: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise InputError(f"split list {path} does not exist; there are: {there} (set data.splits)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"split list {path} cannot be read: {error}") from None
-    # "aeroplane_train.txt" style lists carry a second column; the name is the first.
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    return list(dict.fromkeys(_stem(line.strip(), annotations) for line in lines if line.strip()))
+
+
+def _stem(line: str, annotations: Path) -> str:
+    """The name of a line: all of it, but for the second column of lists like aeroplane_train.txt."""
+    name, *rest = line.rsplit(maxsplit=1)
+    flag = rest in (["1"], ["0"], ["-1"]) and not (annotations / f"{line}.xml").is_file()
+    return name if flag else line
 
 
 def _read_xml(path: Path) -> ET.Element:

@@ -100,7 +100,7 @@ def load_yolo(
 
 def _read_index(file: Path) -> _Index:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"data.root: {file} does not exist; a YOLO set has one") from None
     except OSError as error:
@@ -170,7 +170,7 @@ def _place(index: _Index, place: str) -> Path | None:
 
 def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterator[Path]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"list of images {file} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
@@ -203,7 +203,7 @@ def _label_lines(
 ) -> Iterator[tuple[int, list[str]]]:
     """Number and words of each line that is not blank."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:

@@ -54,26 +54,28 @@ def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
     raise InputError(f"'{name}' is not a weight of torchvision's RetinaNet")
 
 
-def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str, box_std: Tensor) -> None:
-    """Start from the weights of a torchvision RetinaNet or of a checkpoint's `model`.
+def initialise(model: RetinaNet, content: object, source: str, box_std: Tensor) -> None:
+    """Start from the weights of a torchvision RetinaNet or of a checkpoint of this project.
 
     The output of the class head is left as it is where the number of classes differs.
 
     Args:
+        content: of the file: a state dict, or a checkpoint, whose "model" is one.
         source: names the weights in errors.
-        box_std: the model's, float [4], as in `boxes.decode`: torchvision's deltas have none.
+        box_std: the model's, float [4], as in `boxes.decode`. Deltas that were learned for another are
+            scaled to it.
 
     Raises:
         InputError: the weights are of another architecture; the first difference is named.
     """
+    state = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"model.init: {source} holds no state dict (names with tensors)")
+    learned_for = _box_std_of(content)
     if any(name.startswith("head.") for name in state):
-        state = from_torchvision(state)
-        for name in ("box_head.output.weight", "box_head.output.bias"):
-            if name in state:  # [anchors * 4, ...]
-                state[name] = (state[name].unflatten(0, (-1, 4)).transpose(1, -1) / box_std).transpose(1, -1)
-                state[name] = state[name].flatten(0, 1)
+        state, learned_for = from_torchvision(state), torch.ones(4)
+    if learned_for is not None:
+        state = _with_deltas_scaled(state, learned_for / box_std)
     own = model.state_dict()
     left_out = []
     for name in ("class_head.output.weight", "class_head.output.bias"):
@@ -98,3 +100,21 @@ def initialise(model: RetinaNet, state: Mapping[str, Tensor], source: str, box_s
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(state[name])
+
+
+def _box_std_of(content: object) -> Tensor | None:
+    """What a checkpoint says of its deltas; None where it says nothing."""
+    for key in ("config", "model", "box_std"):
+        if not isinstance(content, Mapping) or key not in content:
+            return None
+        content = content[key]
+    return torch.tensor(content)
+
+
+def _with_deltas_scaled(state: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    scaled = dict(state)
+    for name in ("box_head.output.weight", "box_head.output.bias"):
+        if name in scaled:  # [anchors * 4, ...]
+            each = scaled[name].unflatten(0, (-1, 4))
+            scaled[name] = (each.transpose(1, -1) * factors).transpose(1, -1).flatten(0, 1)
+    return scaled

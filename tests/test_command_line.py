@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import evaluate
 import train
 from tests.builders import TINY_MODEL, coco_dict, small_coco
-from tests.runs import boxes_lost_at, call, read_metrics
+from tests.runs import assert_one_line, boxes_lost_at, call, read_metrics
 
 STEPS = 6  # two epochs of 6 images in batches of 2
 PROJECT = Path(train.__file__).parent
@@ -113,6 +114,21 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert [scores[name] for name in ("AP", "AP50", "AP75", "APs", "AR100")] == [1.0] * 5
     assert {name: one["gt_boxes"] for name, one in scores["per_class"].items()} == {"cat": 1, "dog": 2}
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (train.main, ["--resume"], "--resume"),
+        (train.main, ["configs/demo.yaml", "--epochs", "3"], "--epochs"),
+        (evaluate.main, ["run", "--split", "train"], "'train'"),
+        (evaluate.main, ["--predictions", "a", "--annotations", "b", "--split", "val"], "--split"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    tmp_path: Path, main: Callable[[], None], words: list[str], said: str
+) -> None:
+    assert_one_line(call(main, *words, cwd=tmp_path), said)
 
 
 def test_help_comes_at_once_from_any_folder(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
 """Look for faults in a data set: python -m data.check CONFIG [KEY=VALUE ...]."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from doors import run_door
+from doors import OptionParser, run_door
 
 _FOUND = 1
 # How the files begin that --json and --html have written.
@@ -12,7 +11,7 @@ _EARLIER = {"--json": r'\{\s*"configuration"', "--html": r"<!DOCTYPE html>"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m data.check",
         description="Find all that is wrong with the data of a configuration, and how its anchors fit.",
         epilog="Ends with code 0 where nothing hurts training, 1 where something does, 2 for bad input. "

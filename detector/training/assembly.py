@@ -168,9 +168,7 @@ def scaled_lr(config: Config) -> float:
 def _build_model(config: ModelConfig, classes: int, fresh: bool) -> RetinaNet:
     model = build_model(config, classes, config.pretrained and fresh)
     if config.init is not None and fresh:
-        state = load_tensors(Path(config.init))
-        state = state.get("model", state) if isinstance(state, dict) else state
-        initialise(model, state, config.init, torch.tensor(config.box_std))
+        initialise(model, load_tensors(Path(config.init)), config.init, torch.tensor(config.box_std))
     elif config.norm == "frozen" and not config.pretrained and fresh:
         log.warning(
             "frozen batch norm without pretrained weights hardly trains; from scratch set "

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,14 @@ def test_box_without_area_is_dropped_with_one_warning(root, caplog):
 def test_list_with_a_second_column_gives_its_first(root):
     (root / "ImageSets" / "Main" / "cat_train.txt").write_text("b  1\na -1\n\n")
     assert load_voc(root, "cat_train").files.tolist() == load_voc(root, "train").files.tolist()
+
+
+def test_names_may_have_spaces_and_the_list_a_byte_order_mark(tmp_path):
+    """ "a 1" is a name where there is such an annotation, and else the name a with its column."""
+    contents = {"my image": FIRST, "b": SECOND, "b 1": FIRST}
+    root = write_voc(tmp_path / "spaced", contents, {"train": list(contents)})
+    (root / "ImageSets" / "Main" / "train.txt").write_text("my image\nmy image -1\nb -1\nb 1\n", "utf-8-sig")
+    assert [Path(file).stem for file in load_voc(root, "train").files] == ["my image", "b", "b 1"]
 
 
 def test_split_may_lie_in_a_folder_below(root):

@@ -163,6 +163,17 @@ def test_splits_are_found_wherever_data_yaml_may_say(root: Path, case: str) -> N
     assert records.boxes.tolist()[:2] == expected.boxes.tolist()
 
 
+def test_files_may_begin_with_a_byte_order_mark(root: Path) -> None:
+    expected = load_yolo(root, "train")
+    write_yolo(root, {}, train="train.txt")
+    (root / "train.txt").write_text("images/train/a.png\nimages/train/b.png\n")
+    for path in (root / "train.txt", root / "data.yaml", root / "labels/train/a.txt"):
+        path.write_text(path.read_text(), "utf-8-sig")
+    records = load_yolo(root, "train")
+    assert records.classes == expected.classes
+    assert records.boxes.tolist() == expected.boxes.tolist()
+
+
 def test_labels_stand_for_the_last_folder_called_images(tmp_path: Path, monkeypatch) -> None:
     """Also where the data set itself lies below a folder of that name, and is named relatively."""
     root = write_yolo(tmp_path / "images" / "set", {"train/a": lines(BOXES[0])})

@@ -54,6 +54,19 @@ def test_own_weights_load_completely() -> None:
         assert tensor.equal(source.state_dict()[name]), name
 
 
+def test_deltas_of_a_checkpoint_mean_the_same_boxes_with_another_box_std() -> None:
+    source, model = tiny(0), tiny(1)
+    other = [0.2, 0.1, 0.4, 0.1]
+    content = {"model": source.state_dict(), "config": {"model": {"box_std": other}}}
+    initialise(model, content, "source.pt", STD)
+    images, sizes = torch.rand(1, 3, 64, 64), torch.tensor([[64, 64]])
+    with torch.no_grad():
+        ours, theirs = model.eval()(images, sizes), source.eval()(images, sizes)
+    expected = theirs.deltas * (torch.tensor(other) / STD)
+    torch.testing.assert_close(ours.deltas, expected, rtol=1e-4, atol=1e-6)
+    assert ours.logits.equal(theirs.logits)
+
+
 def test_torchvision_names_map_one_to_one() -> None:
     """Every weight of the file lands on a weight of ours with the same shape, and none is left over."""
     mapped = from_torchvision(torchvision_state())
