@@ -218,7 +218,9 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: Count = 12
+    epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = Field(
+        12, description="0 evaluates the weights that the run begins with"
+    )
     batch_size: Count = Field(
         16, description="images per optimizer step, over all processes and micro-batches together"
     )

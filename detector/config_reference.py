@@ -33,7 +33,9 @@ def _reference_rows(section: type[Section], prefix: str) -> list[str]:
         if inner:
             rows += _reference_rows(inner, f"{prefix}{name}.")
             continue
-        default = yaml.safe_dump(_rounded(field.get_default()), default_flow_style=True).strip()
+        default = yaml.safe_dump(
+            _rounded(field.get_default()), default_flow_style=True, width=1 << 20
+        ).strip()
         default = default.removesuffix("...").strip()
         kind = _type_name(field.annotation).replace("|", "\\|")
         rows.append(f"| `{prefix}{name}` | {kind} | `{default}` | {field.description or ''} |")

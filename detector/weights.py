@@ -2,10 +2,11 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from detector.retinanet import RetinaNet
 from errors import InputError
@@ -21,6 +22,7 @@ _RENAMED = (
     (r"head\.classification_head\.cls_logits\.(weight|bias)", r"class_head.output.\1"),
     (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_head.output.\1"),
 )
+_CLASS_OUTPUT = ("class_head.output.weight", "class_head.output.bias")
 _TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)")
 
 
@@ -54,16 +56,21 @@ def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
     raise InputError(f"'{name}' is not a weight of torchvision's RetinaNet")
 
 
-def initialise(model: RetinaNet, content: object, source: str, box_std: Tensor) -> None:
+def initialise(
+    model: RetinaNet, content: object, source: str, box_std: Tensor, classes: Sequence[str] = ()
+) -> None:
     """Start from the weights of a torchvision RetinaNet or of a checkpoint of this project.
 
-    The output of the class head is left as it is where the number of classes differs.
+    Where the file tells its classes (a checkpoint does, and torchvision's 91 outputs are COCO's), the class
+    head keeps the outputs of those with the same names, and those of the others start afresh. Where it does
+    not, all do if their number differs.
 
     Args:
         content: of the file: a state dict, or a checkpoint, whose "model" is one.
         source: names the weights in errors.
         box_std: the model's, float [4], as in `boxes.decode`. Deltas that were learned for another are
             scaled to it.
+        classes: the model's; without them only their number counts.
 
     Raises:
         InputError: the weights are of another architecture; the first difference is named.
@@ -74,13 +81,15 @@ def initialise(model: RetinaNet, content: object, source: str, box_std: Tensor) 
     learned_for = _box_std_of(content)
     if any(name.startswith("head.") for name in state):
         state, learned_for = from_torchvision(state), torch.ones(4)
+        if _classes_of(content, state) and not any(".tower.1.weight" in name for name in state):
+            state = _with_norms_of_no_eps(state, model.backbone.body.bn1.eps)
     if learned_for is not None:
         state = _with_deltas_scaled(state, learned_for / box_std)
     own = model.state_dict()
-    left_out = []
-    for name in ("class_head.output.weight", "class_head.output.bias"):
-        if name in state and state[name].shape != own[name].shape:
-            left_out.append(name)
+    known = _classes_of(content, state)
+    if known and classes and list(known) != list(classes):
+        state = _with_classes(state, known, own, classes)
+    left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
     for name in wanted:
         if name not in state or state[name].shape != own[name].shape:
@@ -95,8 +104,12 @@ def initialise(model: RetinaNet, content: object, source: str, box_std: Tensor) 
             f"model.init: {source} has '{extra[0]}', which this model does not; "
             f"set model.* to the architecture of the file"
         )
+    afresh = [name for name in classes if name not in known] if known else []
     if left_out:
         log.warning("%s has another number of classes: the class head's output starts afresh", source)
+    elif afresh:
+        few = ", ".join(afresh[:5]) + f" and {len(afresh) - 5} more" * (len(afresh) > 5)
+        log.warning("%s does not know the classes %s: their outputs start afresh", source, few)
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(state[name])
@@ -118,3 +131,35 @@ def _with_deltas_scaled(state: Mapping[str, Tensor], factors: Tensor) -> dict[st
             each = scaled[name].unflatten(0, (-1, 4))
             scaled[name] = (each.transpose(1, -1) * factors).transpose(1, -1).flatten(0, 1)
     return scaled
+
+
+def _with_norms_of_no_eps(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
+    """COCO_V1's norms were trained with an eps of 0, and torchvision sets it so for these weights."""
+    # What is smaller is a channel that never changes, and would be lost in the rounding of eps.
+    return {n: t.clamp_min(1e-8) - eps if n.endswith("running_var") else t for n, t in state.items()}
+
+
+def _classes_of(content: object, state: Mapping[str, Tensor]) -> Sequence[str]:
+    """The names of a file's classes, one for each output of an anchor; none where it does not tell them."""
+    if isinstance(content, Mapping) and "classes" in content:
+        return [str(name) for name in content["classes"]]
+    categories = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    coordinates, outputs = (len(state.get(f"{head}_head.output.bias", ())) for head in ("box", "class"))
+    return categories if 4 * outputs == coordinates * len(categories) > 0 else ()
+
+
+def _with_classes(
+    state: Mapping[str, Tensor], known: Sequence[str], own: Mapping[str, Tensor], classes: Sequence[str]
+) -> dict[str, Tensor]:
+    """The outputs of `known` classes in the order of the model's `classes`, its own where there is none."""
+    changed = dict(state)
+    shared = [(i, known.index(name)) for i, name in enumerate(classes) if name in known]
+    for name in _CLASS_OUTPUT:
+        if name in state and len(state[name]) * len(classes) == len(own[name]) * len(known):
+            theirs = state[name].unflatten(0, (-1, len(known)))  # [anchors, classes, ...]
+            ours = own[name].clone().unflatten(0, (-1, len(classes)))
+            if theirs.shape[2:] == ours.shape[2:]:
+                for here, there in shared:
+                    ours[:, here] = theirs[:, there]
+                changed[name] = ours.flatten(0, 1)
+    return changed

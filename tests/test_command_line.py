@@ -12,7 +12,7 @@ import pytest
 import evaluate
 import train
 from tests.builders import TINY_MODEL, coco_dict, small_coco
-from tests.runs import assert_one_line, boxes_lost_at, call, read_metrics
+from tests.runs import assert_one_line, boxes_lost_at, call, last, read_metrics
 
 STEPS = 6  # two epochs of 6 images in batches of 2
 PROJECT = Path(train.__file__).parent
@@ -98,6 +98,23 @@ def test_a_finished_run_is_continued_with_more_epochs(workplace: Path, tmp_path:
         outcome = call(train.main, "--resume", str(tmp_path / "run"), "train.epochs=2", cwd=tmp_path)
     assert outcome.code == 0
     assert evaluations(tmp_path / "run") == evaluations(workplace / "run")
+
+
+def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp_path: Path) -> None:
+    """And leave a checkpoint; a higher train.epochs goes on from there."""
+    best = workplace / "run" / "checkpoints" / "best.pt"
+    words = ["tiny.yaml", f"run.dir={tmp_path / 'none'}", *TINY_MODEL, "train.epochs=0", f"model.init={best}"]
+    outcome = call(train.main, *words, cwd=workplace)
+    assert outcome.code == 0
+    (found,), expected = evaluations(tmp_path / "none"), evaluations(workplace / "run")
+    assert {name: found[name] for name in COCO_NAMES} == {name: expected[0][name] for name in COCO_NAMES}
+    outcome = call(
+        evaluate.main, str(tmp_path / "none"), "--output", str(tmp_path / "out.json"), cwd=workplace
+    )
+    assert outcome.code == 0
+    assert json.loads((tmp_path / "out.json").read_text())["AP"] == found["AP"]
+    assert call(train.main, "--resume", str(tmp_path / "none"), "train.epochs=1", cwd=workplace).code == 0
+    assert last(tmp_path / "none")["step"] == STEPS // 2
 
 
 def test_perfect_predictions_score_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From the configuration to the parts of a training."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     cache = build_cache(data, train_set)
     loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory, cache)
 
-    model = _build_model(config.model, len(train_set.classes), fresh)
+    model = _build_model(config.model, train_set.classes, fresh)
     if train.sync_batch_norm and processes.size > 1:
         synchronise_norms(model, device)
     model = place(model, train, device)
@@ -165,10 +166,11 @@ def scaled_lr(config: Config) -> float:
     return config.optimizer.lr * (config.train.batch_size / meant_for if meant_for else 1)
 
 
-def _build_model(config: ModelConfig, classes: int, fresh: bool) -> RetinaNet:
-    model = build_model(config, classes, config.pretrained and fresh)
+def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> RetinaNet:
+    model = build_model(config, len(classes), config.pretrained and fresh)
     if config.init is not None and fresh:
-        initialise(model, load_tensors(Path(config.init)), config.init, torch.tensor(config.box_std))
+        content = load_tensors(Path(config.init))
+        initialise(model, content, config.init, torch.tensor(config.box_std), classes)
     elif config.norm == "frozen" and not config.pretrained and fresh:
         log.warning(
             "frozen batch norm without pretrained weights hardly trains; from scratch set "

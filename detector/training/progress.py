@@ -20,7 +20,7 @@ class Progress:
     """What changes during a run, beside what the learner holds."""
 
     step: int = 0  # how many are done
-    evaluated: int = 0  # the step of the last evaluation
+    evaluated: int = -1  # the step of the last evaluation
     best: float = -math.inf  # AP so far
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
     calibration: Calibration | None = None
@@ -34,6 +34,7 @@ class Checkpoints:
         train_set: its classes are kept.
         learner, progress, watch: what is kept and brought back.
         total_steps: of the whole run.
+        steps_per_epoch: what a step means depends on it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Checkpoints:
         progress: Progress,
         watch: FaultWatch,
         total_steps: int,
+        steps_per_epoch: int,
     ) -> None:
         self._config = config
         self._train_set = train_set
@@ -51,7 +53,7 @@ class Checkpoints:
         self._progress = progress
         self._watch = watch
         self._total_steps = total_steps
-        self._steps_per_epoch = total_steps // config.train.epochs
+        self._steps_per_epoch = steps_per_epoch
         self._folder: Path | None = None
 
     def begin(self, run_folder: Path) -> None:
@@ -94,6 +96,7 @@ class Checkpoints:
                 "evaluated": now.evaluated,
                 "not_finite": self._watch.count,
                 "steps_per_epoch": self._steps_per_epoch,
+                "images": len(self._train_set),
             }
         save_checkpoint(self._folder / name, content, self._folder / PREVIOUS if last else None)
         if last:
@@ -106,7 +109,8 @@ class Checkpoints:
             source: names it in errors.
 
         Raises:
-            InputError: it is no such state, or of another model, optimizer, batch size or a longer run.
+            InputError: it is no such state, or of another model, optimizer, batch size or
+                training set, or of a longer run.
         """
         training = state.get("training")
         if not training:
@@ -120,6 +124,12 @@ class Checkpoints:
                 f"{source}: an epoch had {steps} steps and would have {self._steps_per_epoch} now, because "
                 "train.batch_size or the training set has changed; keep them (train.accumulate makes smaller "
                 f"parts of the same batch), or begin a new run with model.init={BEST} of this one"
+            )
+        images = training.get("images", len(self._train_set))
+        if images != len(self._train_set):
+            raise InputError(
+                f"{source}: the training set had {images} images and has {len(self._train_set)} now, so the "
+                f"run cannot go on where it was; begin a new one with model.init={BEST} of this one"
             )
         # What was asked for with --resume stays, not what was saved.
         self._learner.restore(training, state["model"], source)

@@ -80,7 +80,13 @@ class Trainer:
         self.watch = FaultWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
         self.progress = Progress()
         self._checkpoints = Checkpoints(
-            config, parts.train_set, self.learner, self.progress, self.watch, self.total_steps
+            config,
+            parts.train_set,
+            self.learner,
+            self.progress,
+            self.watch,
+            self.total_steps,
+            self.steps_per_epoch,
         )
         if state:
             self._checkpoints.restore(state, str(resume))
@@ -273,9 +279,9 @@ class Trainer:
     def _evaluate_if_due(self) -> None:
         epoch, rest = divmod(self.progress.step, self.steps_per_epoch)
         last = self.progress.step >= self.total_steps
-        if rest or not self.progress.step or self.progress.evaluated == self.progress.step:
+        if rest or self.progress.evaluated == self.progress.step:
             return
-        if epoch % self.config.train.eval_every == 0 or last:
+        if last or (epoch and epoch % self.config.train.eval_every == 0):
             self._evaluate(epoch)
             self._save()
 

@@ -1,14 +1,16 @@
 """model.init: weights of a torchvision RetinaNet and of this project's checkpoints."""
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from torchvision.models.detection import retinanet_resnet50_fpn
+from torch import Tensor, nn
+from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
+import train
 from detector.build import build_model
 from detector.config import ModelConfig
 from detector.config_file import load_config
@@ -18,6 +20,7 @@ from detector.weights import from_torchvision, initialise
 from errors import InputError
 from tests.builders import TINY_MODEL, small_coco
 
+PROJECT = Path(train.__file__).parent
 TINY = {
     "backbone": "resnet18",
     "norm": "batch",
@@ -67,12 +70,29 @@ def test_deltas_of_a_checkpoint_mean_the_same_boxes_with_another_box_std() -> No
     assert ours.logits.equal(theirs.logits)
 
 
-def test_torchvision_names_map_one_to_one() -> None:
-    """Every weight of the file lands on a weight of ours with the same shape, and none is left over."""
-    mapped = from_torchvision(torchvision_state())
+@pytest.mark.parametrize(
+    ("theirs", "changes"),
+    [
+        (retinanet_resnet50_fpn, []),
+        (retinanet_resnet50_fpn_v2, ["model.p6_from=c5", "model.head_norm=group"]),
+    ],
+)
+def test_torchvision_names_map_one_to_one(theirs: Callable[..., nn.Module], changes: list[str]) -> None:
+    """Every weight of the file lands on a weight of ours with the same shape, and none is left over.
+
+    The model is that of the configuration made for it, with the changes that its comment names.
+    """
+    path = PROJECT / "configs" / "torchvision_r50.yaml"
+    for change in changes:
+        assert change in path.read_text()
+    config = load_config(path, changes).model
+    mapped = from_torchvision(theirs(weights=None, weights_backbone=None, num_classes=4).state_dict())
     with torch.device("meta"):
-        own = build_model(ModelConfig(p6_from="p5", norm="batch"), 4, pretrained=False).state_dict()
-    assert {n: t.shape for n, t in mapped.items()} == {n: t.shape for n, t in own.items()}
+        own = build_model(config, 4, pretrained=False).state_dict()
+    counters = {name for name in mapped if name.endswith("num_batches_tracked")}  # frozen norms have none
+    assert {n: t.shape for n, t in mapped.items() if n not in counters} == {
+        n: t.shape for n, t in own.items()
+    }
 
 
 def test_names_that_torchvision_does_not_have_are_refused() -> None:
@@ -88,6 +108,58 @@ def test_another_number_of_classes_leaves_the_class_output_out(caplog: pytest.Lo
     assert len(caplog.records) == 1 and "source.pt" in caplog.text and "classes" in caplog.text
     for name, tensor in weights(model).items():
         assert tensor.equal(before[name] if name in OUTPUT else source.state_dict()[name]), name
+
+
+def class_outputs(model: RetinaNet, classes: list[str]) -> dict[str, Tensor]:
+    """Of each class, what its outputs are made of: [anchors, 1 + weights]."""
+    output = model.class_head.output
+    rows = torch.cat((output.bias[:, None], output.weight.flatten(1)), 1).detach().clone()
+    return dict(zip(classes, rows.unflatten(0, (-1, len(classes))).unbind(1), strict=True))
+
+
+@pytest.mark.parametrize("classes", [["dog", "bird", "cat"], ["cat", "bird", "dog", "fish"], ["bird"]])
+def test_classes_of_the_same_name_keep_their_outputs(
+    classes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    known = ["cat", "cow", "dog"]
+    source, model = tiny(0, classes=3), tiny(1, classes=len(classes))
+    expected = class_outputs(model, classes) | class_outputs(source, known)
+    with caplog.at_level(logging.WARNING):
+        initialise(model, {"model": source.state_dict(), "classes": known}, "source.pt", STD, classes)
+    for name, rows in class_outputs(model, classes).items():
+        assert rows.equal(expected[name]), name
+    assert model.box_head.output.weight.equal(source.box_head.output.weight)
+    (warning,) = caplog.messages
+    assert "bird" in warning and "cat" not in warning
+
+
+def test_outputs_of_torchvision_are_those_of_cocos_classes(caplog: pytest.LogCaptureFixture) -> None:
+    """Its label is COCO's category id: 1 is person, 90 toothbrush, and some there are none of."""
+    theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    model = build_model(ModelConfig(p6_from="p5", norm="batch"), 3, pretrained=False)
+    classes = ["toothbrush", "person", "dog"]
+    with caplog.at_level(logging.WARNING):
+        initialise(model, theirs.state_dict(), "torchvision.pth", torch.ones(4), classes)
+    bias = theirs.head.classification_head.cls_logits.weight.unflatten(0, (9, 91))
+    assert model.class_head.output.weight.unflatten(0, (9, 3)).equal(bias[:, [90, 1, 18]])
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("classes", "eps"), [(91, 0.0), (5, 1e-5)])
+def test_norms_of_coco_v1_are_those_of_torchvision(classes: int, eps: float) -> None:
+    """torchvision gives these weights norms with an eps of 0, which shows where a variance is small."""
+    theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
+    theirs.backbone.body.bn1.eps = eps
+    variances = theirs.backbone.body.bn1.running_var.uniform_(5e-6, 5e-5)
+    variances[0] = 1e-7
+    config = ModelConfig(p6_from="p5", norm="frozen", pretrained=False)
+    model = build_model(config, classes, pretrained=False).eval()
+    initialise(model, theirs.state_dict(), "torchvision.pth", torch.ones(4))
+    stems = [m.backbone.body for m in (model, theirs)]
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, expected = (stem.bn1(stem.conv1(images)) for stem in stems)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_equal_number_of_classes_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
