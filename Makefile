@@ -39,7 +39,7 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# What stands in docs/benchmarks.md; takes about an hour on two cores.
+# Speed, memory and reliability as in docs/benchmarks.md; about an hour on two cores.
 bench: setup
 	$(RUN) -m benchmarks.losses
 	$(RUN) -m benchmarks.losses --loss alrp --loop-limit 0

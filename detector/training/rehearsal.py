@@ -45,7 +45,7 @@ def rehearse(config: Config) -> Iterator[str]:
     yield f"memory    {_peak_memory(parts.device) / 2**30:.1f} GiB at most, on {parts.device}"
     yield (
         f"run       {trainer.total_steps} steps and {evaluations} evaluations: about {_duration(total_s)}; "
-        "nothing was written"
+        "no run was made"
     )
 
 

@@ -67,7 +67,7 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
     ("values", "key"),
     [
         ({"train": {"epochs": "many"}}, "train.epochs"),
-        ({"train": {"epochs": 0}}, "train.epochs"),
+        ({"train": {"epochs": -1}}, "train.epochs"),
         ({"train": {"epochs": 1.5}}, "train.epochs"),
         ({"train": {"batch_size": [4]}}, "train.batch_size"),
         ({"optimizer": {"lr": -0.1}}, "optimizer.lr"),
