@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import io
 import logging
 import os
 import sys
@@ -65,6 +66,13 @@ def open_missing_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode))
 
 
+def print_any_name() -> None:
+    """Let names of files that are in no encoding be printed, with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_door(main: Callable[[], None]) -> None:
     """Run a program: bad input ends in one line and exit code 2, a training that was stopped and has
     saved its state in 75, Ctrl-C elsewhere in 130."""
@@ -74,6 +82,7 @@ def run_door(main: Callable[[], None]) -> None:
     threading.excepthook = _silent_where_raised_again
     keep_freed_memory()
     open_missing_streams()
+    print_any_name()
     try:
         main()
         sys.stdout.flush()  # here, where a reader that has gone is no failure

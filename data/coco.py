@@ -16,6 +16,7 @@ from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
+_IDS = ("id", "image_id", "category_id")
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
 
@@ -211,4 +212,6 @@ def _float(number: float) -> float:
 def _field(record: Any, key: str, where: str) -> Any:
     if not isinstance(record, dict) or key not in record:
         raise DataFault("record-malformed", f"{where} has no '{key}'")
-    return record[key]
+    value = record[key]
+    # pandas writes ids as 10.0.
+    return int(value) if key in _IDS and isinstance(value, float) and value.is_integer() else value

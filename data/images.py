@@ -1,6 +1,7 @@
 """Image files -> uint8 RGB, whatever the file holds: rotation in EXIF, grey, palette, alpha, 16 bit."""
 
 import contextlib
+import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -36,7 +37,24 @@ _DECODE_ERRORS = (
     TypeError,
     struct.error,
     Image.DecompressionBombError,
+    RuntimeError,  # of AVIF
 )
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in those below, linked ones too, sorted.
+
+    Without hidden ones: these are thumbnails and what other systems leave behind.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(place, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(path for path in found if path.is_file())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.images import IMAGE_SUFFIXES
+from data.images import IMAGE_SUFFIXES, files_below
 from errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
@@ -57,11 +57,8 @@ def _sources(path: Path) -> Iterable[Source]:
         kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
         yield Source(kind, path, Path(path.name))
         return
-    for file in sorted(path.rglob("*")):
+    for file in files_below(path):
         place = file.relative_to(path)
-        # Hidden files are thumbnails and what other systems leave behind.
-        if any(part.startswith(".") for part in place.parts) or not file.is_file():
-            continue
         if file.suffix.lower() in IMAGE_SUFFIXES:
             yield Source("image", file, place)
         elif file.suffix.lower() in VIDEO_SUFFIXES:

@@ -34,7 +34,7 @@ class VideoReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._capture = cv2.VideoCapture(str(path))
+        self._capture = cv2.VideoCapture(_for_opencv(path))
         if not self._capture.isOpened():
             raise InputError(f"video {path} cannot be read: it is no video, or of a kind that OpenCV lacks")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
@@ -73,7 +73,7 @@ class VideoWriter:
         self._path = path
         self._part = path.with_name(f".{path.stem}.part{path.suffix}")
         code = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(self._part), code, rate, (size[1], size[0]))
+        self._writer = cv2.VideoWriter(_for_opencv(self._part), code, rate, (size[1], size[0]))
         if not self._writer.isOpened():
             self._part.unlink(missing_ok=True)
             raise InputError(f"cannot write {path}: OpenCV has no permission, no space or no MPEG-4 encoder")
@@ -98,7 +98,7 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
             return
         # OpenCV does not say when the disk is full.
-        check = cv2.VideoCapture(str(self._part))
+        check = cv2.VideoCapture(_for_opencv(self._part))
         whole = check.isOpened() and int(check.get(cv2.CAP_PROP_FRAME_COUNT)) == self._count
         check.release()
         if not whole:
@@ -109,3 +109,16 @@ class VideoWriter:
         except OSError as problem:
             self._part.unlink(missing_ok=True)
             raise InputError(f"cannot write {self._path}: {problem.strerror}") from None
+
+
+def _for_opencv(path: Path) -> str:
+    """A name that it takes for a file's: "12:30.mp4" could be that of a protocol.
+
+    Raises:
+        InputError: the name is not UTF-8, which ends the process.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"video {path}: its name is not UTF-8; rename it") from None
+    return str(path.absolute())

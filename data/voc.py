@@ -12,6 +12,8 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
+_ENDINGS = (".jpg", ".jpeg", ".JPG", ".png")
+
 
 def load_voc(
     root: Path,
@@ -136,7 +138,7 @@ def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path) -> Path:
     named = tree.findtext("filename")
     if named:
         inside(folder, named, str(xml))
-    for candidate in (f"{stem}.jpg", named or "", f"{stem}.png", f"{stem}.jpeg", f"{stem}.JPG"):
+    for candidate in (*(f"{stem}{ending}" for ending in _ENDINGS), named or ""):
         if candidate and (folder / candidate).is_file():
             return folder / candidate
     return folder / f"{stem}.jpg"

@@ -11,7 +11,7 @@ import yaml
 
 from data.annotations import AnnotatedImage, Annotation, build_set
 from data.faults import DataFault, meet
-from data.images import IMAGE_SUFFIXES, read_size
+from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.sample import DetectionSet
 from errors import InputError
 
@@ -100,7 +100,8 @@ def load_yolo(
 
 def _read_index(file: Path) -> _Index:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(f"data.root: {file} does not exist; a YOLO set has one") from None
     except OSError as error:
@@ -109,7 +110,8 @@ def _read_index(file: Path) -> _Index:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: keys are wanted (train, val, names), not a {type(content).__name__}")
-    names = _names(content.get("names"), file)
+    # As text: "no" is a name here, and so is 08.
+    names = _names(yaml.load(text, yaml.BaseLoader).get("names"), file)
     if "nc" in content and content["nc"] != len(names):
         raise InputError(f"{file}: nc is {content['nc']!r}, but names has {len(names)}; correct one of them")
     known = ("path", "names", "nc", "download", "yaml_file", "channels")
@@ -129,15 +131,11 @@ def _read_index(file: Path) -> _Index:
 
 
 def _names(given: Any, file: Path) -> tuple[str, ...]:
-    if isinstance(given, dict) and given and set(given) == set(range(len(given))):
-        given = [given[i] for i in range(len(given))]
-    if (
-        not isinstance(given, list)
-        or not given
-        or any(isinstance(n, dict | list) or n is None for n in given)
-    ):
+    if isinstance(given, dict) and given and set(given) == set(map(str, range(len(given)))):
+        given = [given[str(i)] for i in range(len(given))]
+    if not isinstance(given, list) or not given or not all(isinstance(n, str) and n for n in given):
         raise InputError(f"{file}: names must list the classes, or map 0, 1, ... to them, got {given!r}")
-    names = tuple(str(name) for name in given)
+    names = tuple(given)
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{file}: the class name '{name}' stands twice")
@@ -146,20 +144,22 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
 
 def _images(index: _Index, split: str, faults: list[DataFault] | None) -> list[Path]:
     """The images of a split, sorted, each once. Raises InputError: a place is missing, or none holds any."""
-    found: set[Path] = set()
+    found: dict[Path, Path] = {}
     for place in index.splits[split]:
         where = _place(index, place)
         if where is None:
             raise InputError(f"{index.file}: '{split}: {place}' does not exist below {index.root}")
         if where.is_dir():
-            found.update(p for p in where.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            files = [path for path in files_below(where) if path.suffix.lower() in IMAGE_SUFFIXES]
         elif where.suffix.lower() == ".txt":
-            found.update(_listed(where, index, faults))
+            files = list(_listed(where, index, faults))
         else:
             raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
+        for path in files:
+            found.setdefault(path.absolute(), path)
     if not found:
         raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
-    return sorted(found)
+    return sorted(found.values())
 
 
 def _place(index: _Index, place: str) -> Path | None:

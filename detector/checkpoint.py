@@ -92,6 +92,15 @@ def load_newest(run: Path) -> dict[str, Any]:
     raise AssertionError("unreachable")
 
 
+def checkpoint_mark(run: Path) -> tuple[int, int] | None:
+    """What tells the last.pt of a run from the one that replaces it; None where there is none."""
+    try:
+        status = (run / "checkpoints" / LAST).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def set_aside_damaged(run: Path) -> None:
     """Rename a damaged last.pt: the next one that is written would put it in the place of a whole one."""
     path = run / "checkpoints" / LAST

@@ -5,7 +5,22 @@ docs/configuration.md is generated from it by `python -m detector.config_referen
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+
+def _no_two(names: list[str]) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"'{name}' stands twice")
+    return names
 
 
 def _no_bool(value: Any) -> Any:
@@ -22,6 +37,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Names = Annotated[list[str], Field(min_length=1)]
+Classes = Annotated[Names, AfterValidator(_no_two)]
 Transform = str | dict[str, dict[str, Any] | None]
 
 
@@ -61,7 +77,7 @@ class DataConfig(Section):
         "annotations/{split}.json", description="coco: the annotation file of a split, below root"
     )
     images: str = Field("images", description="coco: the folder of a split's images, below root")
-    classes: Names | None = Field(
+    classes: Classes | None = Field(
         None, description="use only these classes, in this order; by default all that the set has"
     )
     transforms: TransformsConfig = TransformsConfig()

@@ -1,5 +1,6 @@
 """What all programs share, seen from the system."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -37,6 +38,15 @@ def test_freed_memory_is_used_again_and_not_cleared_again() -> None:
 def test_a_path_that_is_too_long_is_one_line(tmp_path: Path) -> None:
     name = "a" * 300
     assert_one_line(call(lambda: print(Path(name).stat()), cwd=tmp_path), name, "name too long")
+
+
+def test_a_name_in_no_encoding_can_be_printed() -> None:
+    """A file system takes any bytes for a name."""
+    program = "import doors; doors.run_door(lambda: print('caf\\udce9'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=Path(doors.__file__).parent, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, b"caf\\udce9")
 
 
 @pytest.mark.parametrize("line", ["print('x' * 9999)", "monitor.say('x' * 9999)"])

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 import evaluate
 import predict
 import train
+from data.video import VideoWriter
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
 from detector.evaluation.coco import to_results
 from tests.builders import TINY_MODEL, small_coco, write_image
@@ -129,7 +130,8 @@ def test_csv_says_the_same_as_coco(place, trained) -> None:
 def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained, evaluated) -> None:
     """Counted in the predictions of the evaluation."""
     predictions, per_class = evaluated.scores.predictions, evaluated.scores.coco.per_class
-    best = np.array([per_class[name].best_threshold for name in ("cat", "dog")])[predictions.labels]
+    both = [per_class[name] for name in ("cat", "dog")]
+    best = np.array([one.best_threshold if one.best_f1 > 0 else 0.5 for one in both])[predictions.labels]
     middle = float(np.median(predictions.scores))
     for words, threshold in (((), best), (("--threshold", repr(middle)), middle)):
         words = (*words, "--format", "coco", "--output", f"out{len(words)}")
@@ -257,6 +259,18 @@ def test_a_video_that_is_none_costs_one_line_of_a_process(place: Path, trained: 
         words = [sys.executable, predict.__file__, str(trained / "run"), name, "--device", "cpu"]
         done = subprocess.run(words, cwd=place, capture_output=True, text=True)
         assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), f"video {name} cannot be read")
+
+
+def test_names_that_opencv_does_not_take_for_files_are_no_hindrance(place: Path, trained: Path) -> None:
+    """It takes "12:30.mp4" for an address, and dies of what is not UTF-8."""
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    shutil.copy(place / "clip.mp4", place / "12:30.mp4")
+    (place / "clip.mp4").rename(place / "caf\udce9.mp4")
+    outcome = run(place, trained, "12:30.mp4", "caf\udce9.mp4", *ALL, "--output", "out")
+    assert outcome.code == 0
+    assert len(read(place / "out/images.json")["images"]) == 1
+    assert "its name is not UTF-8" in (place / "out/failed.txt").read_text(errors="surrogateescape")
 
 
 def test_a_wrong_checkpoint_or_device_costs_one_line(place: Path, trained: Path) -> None:

@@ -37,7 +37,10 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
             text = f"class '{name}' has {count} of the {len(train.boxes)} boxes in train"
             yield Spot("class-rare", text, "train")
     for split, records in sets.items():
-        if split == "train" or not len(records.boxes):
+        if split == "train":
+            continue
+        if not counts(records).sum():
+            yield Spot("no-boxes-to-find", f"{split} holds no boxes", split)
             continue
         here = dict(zip(records.classes, counts(records).tolist(), strict=True))
         for name, count in here.items():
@@ -56,7 +59,7 @@ def split_spots(split: str, records: DetectionSet) -> Iterator[Spot]:
     if not len(records):
         return
     empty = int((np.diff(records.offsets) == 0).sum())
-    if empty > _MOSTLY * len(records):
+    if _MOSTLY * len(records) < empty < len(records):
         yield Spot("mostly-empty", f"{empty} of the {len(records)} images of {split} have no box", split)
     longest = records.sizes.max(axis=1)
     small, large = int(longest.argmin()), int(longest.argmax())

@@ -80,6 +80,11 @@ KINDS: dict[str, Kind] = {
     "class-left-out": Kind(
         _W, "boxes of a class that training does not know", "add examples to training, or correct the name"
     ),
+    "no-boxes-to-find": Kind(
+        _W,
+        "a split for evaluation has no boxes, and so no AP",
+        "see that its annotations are where they belong",
+    ),
     "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
     "anchors-miss": Kind(_W, "many boxes have no anchor that fits", "take the sizes and ratios suggested"),
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),

@@ -79,8 +79,8 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
 
 def _best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
     per_class = metrics.get("per_class", {})
-    found = {name: float(one.get("best_f1_threshold", -1)) for name, one in per_class.items()}
-    return {name: threshold for name, threshold in found.items() if threshold >= 0}
+    # Where nothing was found that is right, no threshold is better than another.
+    return {n: float(one["best_f1_threshold"]) for n, one in per_class.items() if one.get("best_f1", 0) > 0}
 
 
 def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> CheckpointScores:

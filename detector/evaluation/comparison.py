@@ -24,7 +24,7 @@ from errors import InputError
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 _SEED = 0
-_FEW = 5  # images that hold a class
+_FEW = 5  # images that hold a class, or anything
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
     if first.gt_counts.sum() == 0:
         raise InputError("there are no gt boxes to compare by in this split")
     counts = draws(images)
-    few = [False] * 3 + ((first.gt_counts > 0).sum(0) < _FEW).tolist()
+    there = first.gt_counts > 0  # [I, K]
+    few = [int(there.any(1).sum()) < _FEW] * 3 + (there.sum(0) < _FEW).tolist()
     values = [_metrics(average_precision(tally, counts)) for tally in tallies]  # [1 + R, 3 + K]
     runs = []
     for i, (name, mine) in enumerate(zip(names, values, strict=True)):
@@ -160,7 +161,7 @@ def comparison_table(comparison: Comparison, title: str) -> str:
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
             *(f"{letter}  {run.name}" for letter, run in zip(letters, runs, strict=True)),
             *lines,
-            f"* the interval of the difference excludes 0 (not said of a class in fewer than {_FEW} images)",
+            f"* the interval of the difference excludes 0 (not said of what is in fewer than {_FEW} images)",
         ]
     )
 

@@ -78,6 +78,8 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         _no_two(annotations_path, "image id", [record["id"] for record in content["images"]])
         _no_two(annotations_path, "category id", [record["id"] for record in content["categories"]])
         _no_two(annotations_path, "category name", list(names.values()))
+        if not names:
+            raise InputError(f"{annotations_path}: 'categories' is empty; there is nothing to score")
         image_ids, category_ids = sorted(image_records), sorted(names)
         places = {image: place for place, image in enumerate(image_ids)}
         labels = {category: label for label, category in enumerate(category_ids)}
@@ -89,7 +91,8 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
                 raise InputError(
                     f"{annotations_path}: annotation {record.get('id')}: bbox must be four finite numbers"
                 )
-            crowd, area = bool(record.get("iscrowd", 0)), float(record.get("area", box[2] * box[3]))
+            area = record.get("area")
+            crowd, area = bool(record.get("iscrowd", 0)), float(box[2] * box[3] if area is None else area)
             image, category = record["image_id"], record["category_id"]
             if image in places and category in labels:  # lists may be cut down to a part of the set
                 gt.append((box, labels[category], crowd, places[image], area))
@@ -128,9 +131,9 @@ def _read_results(
             image, category = record["image_id"], record["category_id"]
             box, score = [float(v) for v in record["bbox"]], float(record["score"])
             if image not in places:
-                raise InputError(f"{at} is for image id {image}, which {annotations_path} does not list")
+                raise InputError(f"{at} is for image id {image!r}, which {annotations_path} does not list")
             if category not in labels:
-                raise InputError(f"{at} has category id {category}, which {annotations_path} does not list")
+                raise InputError(f"{at} has category id {category!r}, which {annotations_path} does not list")
             if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
                 raise InputError(f"{at}: four finite numbers and a finite score are wanted")
             found.append((box, labels[category], score, places[image]))

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,8 +54,9 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
         facts = {name: scan(records, name) for name, records in sets.items()}
         spots += image_spots(sets, facts, faulty)
     anchors = None
-    if "train" in sets and len(sets["train"].boxes):
-        fit = anchor_fit(sets["train"], config)
+    train = _without(sets["train"], faulty) if "train" in sets else None
+    if train is not None and len(train.boxes):
+        fit = anchor_fit(train, config)
         spots += _anchor_spots(fit)
         anchors = _anchor_report(fit)
     summaries = {name: summarise(records, facts[name]) for name, records in sets.items()}
@@ -95,9 +96,31 @@ def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
             failure = failure or error
             spots.append(Spot("split-unreadable", f"{split}: {error}", split))
         spots += [spot_of_fault(fault, split) for fault in faults]
+        if config.data.format == "voc" and split != "train" and {"train", split} <= sets.keys():
+            # Its classes are those that happen to occur, which says nothing of what is listed.
+            sets[split] = _with_classes(sets[split], sets["train"].classes)
     if failure is not None and not sets:
         raise failure
     return sets, spots
+
+
+def _with_classes(records: DetectionSet, classes: tuple[str, ...]) -> DetectionSet:
+    """With those that it lacks behind its own."""
+    names = tuple(dict.fromkeys((*records.classes, *classes)))
+    return replace(records, classes=names, category_ids=tuple(range(1, len(names) + 1)))
+
+
+def _without(records: DetectionSet, faulty: frozenset[str]) -> DetectionSet:
+    """Without the images of these files, and their boxes."""
+    kept = np.array([str(file) not in faulty for file in records.files], dtype=np.bool_)
+    counts = np.diff(records.offsets)
+    boxes = np.repeat(kept, counts)
+    of_images = {name: getattr(records, name)[kept] for name in ("files", "image_ids", "sizes")}
+    of_boxes = {
+        n: getattr(records, n)[boxes] for n in ("boxes", "labels", "ignore", "areas", "annotation_ids")
+    }
+    offsets = np.concatenate(([0], np.cumsum(counts[kept])))
+    return replace(records, offsets=offsets, **of_images, **of_boxes)
 
 
 def _noun(config: Config) -> str:

@@ -35,8 +35,7 @@ def rehearse(config: Config) -> Iterator[str]:
     with memory_explained(parts.device):
         step_s, data_s = _time_steps(trainer)
         evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
-    epochs = range(1, config.train.epochs + 1)
-    evaluations = sum(e % config.train.eval_every == 0 or e == config.train.epochs for e in epochs)
+    evaluations = -(-config.train.epochs // config.train.eval_every) or 1
     total_s = trainer.total_steps * step_s + evaluations * batches * evaluation_s
     yield (
         f"step      {step_s:.2f} s for {config.train.batch_size} images ({data_s:.2f} s of it waiting for "

@@ -11,7 +11,7 @@ import torch
 
 from data.feed import checked, in_groups, next_group
 from data.order import seed_of
-from detector.checkpoint import BEST, LAST, load_newest, set_aside_damaged
+from detector.checkpoint import BEST, LAST, checkpoint_mark, load_newest, set_aside_damaged
 from detector.config import Config
 from detector.config_file import dump_config
 from detector.evaluation.inference import Predictions
@@ -67,6 +67,7 @@ class Trainer:
         self.name = name
         self.folder = resume
         self.processes = processes or Processes()
+        self._resumed_from = checkpoint_mark(resume) if resume is not None else None
         state = load_newest(resume) if resume is not None and has_checkpoint(resume) else None
         classes = tuple(state["classes"]) if state else None
         parts = assemble(config, self.processes, classes, fresh=state is None)
@@ -105,12 +106,13 @@ class Trainer:
         main = self.processes.main
         text = dump_config(self.config)
         with ExitStack() as end:
+            # First in, last out: a signal while all is brought to an end changes nothing any more.
+            self.stop = end.enter_context(StopRequest(speak=main))
             self.folder = self.processes.from_main(lambda: self._claim_folder(text, end))
             self.monitor = self._new_monitor(end) if main else None
             if self.monitor:
                 self.monitor.config(self.config, self.parts.lr)
                 self.monitor.say(self._introduction())
-            self.stop = end.enter_context(StopRequest(speak=main))
             self._checkpoints.begin(self.folder)
             self.profile_step = self._profiler(end)
             with memory_explained(self.parts.device), compilation_explained():
@@ -140,6 +142,10 @@ class Trainer:
         assert folder is not None
         end.enter_context(in_use(folder))
         if not fresh:
+            if checkpoint_mark(folder) != self._resumed_from:
+                raise InputError(
+                    f"the run in {folder} has gone on in another process meanwhile; start --resume once more"
+                )
             set_aside_damaged(folder)
             self._repeated = forget_metrics_after(folder, self.progress.step, self.progress.evaluated)
             write_text(folder / "config.yaml", text)
@@ -310,8 +316,9 @@ class Trainer:
         self.progress.metrics = {**result.as_json(), **scores.extra}
         pictures = self.parts.validation.pictures(scores)
         self.monitor.evaluation(self.progress.step, epoch, result, scores.extra, pictures)
-        if result.summary["AP"] > self.progress.best:
-            self.progress.best = result.summary["AP"]
+        ap = result.summary["AP"]
+        if ap > self.progress.best or ap < 0:  # without gt boxes the newest is as good as any
+            self.progress.best = ap
             self._checkpoints.save(BEST)
         return self.progress.metrics, self.progress.best
 
@@ -322,7 +329,9 @@ class Trainer:
         if self.parts.lr != config.optimizer.lr:
             lr = f"; lr {self.parts.lr:g} = {config.optimizer.lr:g} x {config.train.batch_size}"
             lr += f" / {config.optimizer.lr_for_batch}"
-        ended = "; nothing is left to do: a higher train.epochs goes on" * (step == self.total_steps)
+        ended = "; nothing is left to do: a higher train.epochs goes on" * (
+            self.progress.evaluated == self.total_steps
+        )
         parts = self.parts.described(config.model.backbone, self.processes)
         return f"{self.folder}: {parts}, {self.total_steps} steps from {step}{lr}{ended}"
 

@@ -67,15 +67,16 @@ class Validation:
         batches = sum(len(share) for share in shares)
         in_order = [shares[i % len(shares)][i // len(shares)] for i in range(batches)]
         scores = score(self._config, self.records, join_predictions(in_order))
+        if not any(one.gt_boxes > 0 for one in scores.coco.per_class.values()):
+            return scores, None  # all detections would be wrong
         calibration = fit_calibration(scores.coco.matched)
         return (scores.calibrated(calibration) if self._config.eval.calibrate else scores), calibration
 
     def pictures(self, scores: Scores) -> dict[str, NDArray[np.uint8]]:
         """The first images, by name, with what there is beside what was found: uint8 [H, W, 3] each."""
         dataset = DetectionDataset(self.records, build_pipeline(self._config.data, False), seed=0)
-        return {
-            f"{row}_{Path(self.records.files[row]).stem}": gt_beside_found(
-                dataset, row, scores.predictions, scores.coco
-            )
-            for row in range(min(_PICTURES, len(self.records)))
-        }
+        shown = {}
+        for row in range(min(_PICTURES, len(self.records))):
+            stem = Path(self.records.files[row]).stem.encode(errors="replace").decode()  # may not be UTF-8
+            shown[f"{row}_{stem}"] = gt_beside_found(dataset, row, scores.predictions, scores.coco)
+        return shown

@@ -27,6 +27,9 @@ FOLDER = [("image", "in/a.png"), ("image", "in/b.JPG"), ("video", "in/clip.MP4")
 
 def test_a_folder_is_searched_to_the_bottom(place: Path) -> None:
     assert found("in") == FOLDER
+    (place / "links").mkdir()
+    (place / "links" / "to").symlink_to(place / "in")
+    assert len(found("links")) == len(FOLDER)
     assert [str(source.place) for source in find_sources(["in"])] == [
         "a.png",
         "b.JPG",

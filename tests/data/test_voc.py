@@ -113,11 +113,14 @@ def test_split_may_lie_in_a_folder_below(root):
 
 
 def test_image_is_found_by_its_stem_or_else_by_the_name_in_the_xml(root):
+    """A file that was copied or renamed with another image's name in it does not get that one's boxes."""
     (root / "JPEGImages" / "a.jpg").unlink()
     write_image(root / "JPEGImages" / "a.png")
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.png")
     write_image(root / "JPEGImages" / "other.jpg")
     rewrite(root, "a.jpg", "other.jpg")
+    assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.png")
+    (root / "JPEGImages" / "a.png").unlink()
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "other.jpg")
 
 

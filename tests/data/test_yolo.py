@@ -163,6 +163,37 @@ def test_splits_are_found_wherever_data_yaml_may_say(root: Path, case: str) -> N
     assert records.boxes.tolist()[:2] == expected.boxes.tolist()
 
 
+def test_linked_folders_belong_to_a_split_and_hidden_files_do_not(root: Path) -> None:
+    expected = load_yolo(root, "train")
+    folder, elsewhere = root / "images/train", root.parent / "elsewhere" / "images"
+    elsewhere.mkdir(parents=True)
+    (folder / "c.png").rename(elsewhere / "c.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # no end to it
+    (folder / ".ipynb_checkpoints").mkdir()
+    write_image(folder / ".ipynb_checkpoints" / "a-checkpoint.png")
+    (folder / "._a.png").write_bytes(b"of a Mac")
+    records = load_yolo(root, "train")
+    assert [Path(file).name for file in records.files] == ["a.png", "b.png", "c.png"]
+    assert records.labels.tolist() == expected.labels.tolist()
+
+
+def test_an_image_that_is_named_in_two_ways_is_one(root: Path, monkeypatch) -> None:
+    (root / "train.txt").write_text(f"{root / 'images/train/a.png'}\n")
+    write_yolo(root, {}, train=["images/train", "train.txt"])
+    monkeypatch.chdir(root.parent)
+    assert len(load_yolo(Path(root.name), "train")) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["names: [no, 08]", "names: {0: no, 1: 08}", "names:\n- no\n- 08", "names: ['no', \"08\"]"]
+)
+def test_names_are_taken_as_they_stand(root: Path, text: str) -> None:
+    """YAML reads a truth value and a number there."""
+    (root / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\n{text}\n")
+    assert load_yolo(root, "train").classes == ("no", "08")
+
+
 def test_files_may_begin_with_a_byte_order_mark(root: Path) -> None:
     expected = load_yolo(root, "train")
     write_yolo(root, {}, train="train.txt")

@@ -77,11 +77,15 @@ def test_the_kind_of_an_image_makes_no_difference(detector, evaluated) -> None:
 
 
 def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> None:
-    best = [evaluated.scores.coco.per_class[name].best_threshold for name in ("cat", "dog")]
-    assert detector.thresholds.tolist() == best
+    """A class of which nothing right was found has none that is better than another."""
     bare = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
-    torch.save({**bare, "metrics": {}}, run.parent / "bare.pt")
-    assert Detector.load(run.parent / "bare.pt").thresholds.tolist() == [0.5, 0.5]
+    metrics = bare["metrics"]
+    found = {name: {**one, "best_f1": 0.4} for name, one in metrics["per_class"].items()}
+    best = [evaluated.scores.coco.per_class[name].best_threshold for name in ("cat", "dog")]
+    cat, dog = {"best_f1": 0.4, "best_f1_threshold": 0.3}, {"best_f1": 0.0, "best_f1_threshold": 0.0004}
+    for per_class, expected in ((found, best), ({"cat": cat, "dog": dog}, [0.3, 0.5]), ({}, [0.5, 0.5])):
+        torch.save({**bare, "metrics": {"per_class": per_class}}, run.parent / "other.pt")
+        assert Detector.load(run.parent / "other.pt").thresholds.tolist() == expected
     # Raw scores have other thresholds, which a calibrated training does not leave.
     raw = Detector.load(run, overrides=["eval.calibrate=false"])
     assert raw.thresholds.tolist() == [0.5, 0.5]
@@ -95,6 +99,8 @@ def test_thresholds_of_a_training_without_calibration_are_brought_to_its_scale(r
     raw = evaluate_checkpoint(run, ["eval.calibrate=false"], "val").scores.coco
     content["config"]["eval"]["calibrate"] = False
     content["metrics"] = raw.as_json()
+    for one in content["metrics"]["per_class"].values():
+        one["best_f1"] = 0.4  # one epoch finds too little to have a threshold
     torch.save(content, run.parent / "raw.pt")
     as_trained = Detector.load(run.parent / "raw.pt")
     calibrated = Detector.load(run.parent / "raw.pt", overrides=["eval.calibrate=true"])

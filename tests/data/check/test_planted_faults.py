@@ -238,6 +238,9 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "a class in val only": ("class-left-out", a_third_class("cow", "val"), ("val", "'cow'", "1 boxes")),
     "a class in train only": ("category-missing", a_third_class("cow", "train"), ("val", "'cow'")),
     "a rare class": ("class-rare", many_cats, ("'dog'", "4 of the 88")),
+    "no objects to find": (
+        "no-boxes-to-find", edited(lambda c: c.update(annotations=[]), "val"), ("val holds no boxes",),
+    ),
     "no objects": (
         "mostly-empty", edited(lambda c: c.update(annotations=c["annotations"][:2])), ("3 of the 4", "train"),
     ),

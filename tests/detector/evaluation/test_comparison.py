@@ -228,6 +228,20 @@ def test_files_are_compared_at_the_command_line(tmp_path: Path) -> None:
     assert f"{alone[0]:.3f} [" in line and f"{alone[1] - alone[0]:+.3f} [" in line
 
 
+def test_nothing_is_told_from_a_single_image(tmp_path: Path) -> None:
+    """All draws of one image are the same, and so would every difference be beyond chance."""
+    content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]]])
+    found = [
+        {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for a in content["annotations"]
+    ]
+    for name, results in (("gt", content), ("one", found[:1]), ("two", found)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    comparison = compare_files([tmp_path / "one.json", tmp_path / "two.json"], tmp_path / "gt.json")
+    difference = comparison.runs[1].differences["AP"]
+    assert difference.value > 0 and not difference.excludes_zero
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared")

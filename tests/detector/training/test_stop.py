@@ -187,6 +187,18 @@ def test_a_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_has_gone_on_since_it_was_read_is_refused(tmp_path: Path) -> None:
+    """Between reading the checkpoint and taking the folder lies the building of all the rest."""
+    root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
+    Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
+    late = Trainer(tiny_config(root, run, "train.epochs=3"), "test", resume=run)
+    Trainer(tiny_config(root, run, "train.epochs=2"), "test", resume=run).run()
+    before = read_metrics(run)
+    with pytest.raises(InputError, match="has gone on"):
+        late.run()
+    assert read_metrics(run) == before
+
+
 def test_a_lock_of_a_process_that_was_killed_is_no_hindrance(tmp_path: Path) -> None:
     path = str(tmp_path / ".lock")
     script = f"import time, filelock; lock = filelock.FileLock({path!r}); lock.acquire()"
