@@ -75,35 +75,13 @@ def initialise(
     Raises:
         InputError: the weights are of another architecture; the first difference is named.
     """
-    state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"model.init: {source} holds no state dict (names with tensors)")
-    learned_for = _box_std_of(content)
-    if any(name.startswith("head.") for name in state):
-        state, learned_for = from_torchvision(state), torch.ones(4)
-        if _classes_of(content, state) and not any(".tower.1.weight" in name for name in state):
-            state = _with_norms_of_no_eps(state, model.backbone.body.bn1.eps)
-    if learned_for is not None:
-        state = _with_deltas_scaled(state, learned_for / box_std)
+    state, known = _translated(content, source, box_std, model.backbone.body.bn1.eps)
     own = model.state_dict()
-    known = _classes_of(content, state)
     if known and classes and list(known) != list(classes):
         state = _with_classes(state, known, own, classes)
     left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
-    for name in wanted:
-        if name not in state or state[name].shape != own[name].shape:
-            has = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
-            raise InputError(
-                f"model.init: {source} has {has} for '{name}', this model wants {tuple(own[name].shape)}; "
-                f"set model.* to the architecture of the file"
-            )
-    extra = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
-    if extra:
-        raise InputError(
-            f"model.init: {source} has '{extra[0]}', which this model does not; "
-            f"set model.* to the architecture of the file"
-        )
+    _check_architecture(state, own, wanted, source)
     afresh = [name for name in classes if name not in known] if known else []
     if left_out:
         log.warning("%s has another number of classes: the class head's output starts afresh", source)
@@ -113,6 +91,41 @@ def initialise(
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(state[name])
+
+
+def _translated(
+    content: object, source: str, box_std: Tensor, eps: float
+) -> tuple[Mapping[str, Tensor], Sequence[str]]:
+    """The weights of a file under our names and for our box_std and eps; its classes, where it tells them."""
+    state = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"model.init: {source} holds no state dict (names with tensors)")
+    learned_for = _box_std_of(content)
+    theirs = any(name.startswith("head.") for name in state)
+    if theirs:
+        state, learned_for = from_torchvision(state), torch.ones(4)
+    known = _classes_of(content, state)
+    if theirs and known and not any(".tower.1.weight" in name for name in state):
+        state = _with_norms_of_no_eps(state, eps)
+    if learned_for is not None:
+        state = _with_deltas_scaled(state, learned_for / box_std)
+    return state, known
+
+
+def _check_architecture(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: Sequence[str], source: str
+) -> None:
+    remedy = "set model.* to the architecture of the file"
+    for name in wanted:
+        if name not in state or state[name].shape != own[name].shape:
+            has = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
+            wants = tuple(own[name].shape)
+            raise InputError(
+                f"model.init: {source} has {has} for '{name}', this model wants {wants}; {remedy}"
+            )
+    extra = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
+    if extra:
+        raise InputError(f"model.init: {source} has '{extra[0]}', which this model does not; {remedy}")
 
 
 def _box_std_of(content: object) -> Tensor | None:
