@@ -78,7 +78,8 @@ def predict(
             "%d of %d inputs could not be read; see %s",
             report.failed, len(sources), report.folder / "failed.txt",
         )  # fmt: skip
-    print(f"{report.detections} detections in {report.images} images: {report.folder}")
+    images = f"{report.images} image{'s' * (report.images != 1)}"
+    print(f"{report.detections} detections in {images}: {report.folder}")
 
 
 def _number(option: str, text: str) -> float:

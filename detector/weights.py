@@ -87,7 +87,8 @@ def initialise(
         log.warning("%s has another number of classes: the class head's output starts afresh", source)
     elif afresh:
         few = ", ".join(afresh[:5]) + f" and {len(afresh) - 5} more" * (len(afresh) > 5)
-        log.warning("%s does not know the classes %s: their outputs start afresh", source, few)
+        which = "any of the" if len(afresh) == len(classes) else "the"
+        log.warning("%s does not know %s classes %s: their outputs start afresh", source, which, few)
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(state[name])
@@ -115,7 +116,10 @@ def _translated(
 def _check_architecture(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: Sequence[str], source: str
 ) -> None:
-    remedy = "set model.* to the architecture of the file"
+    remedy = (
+        "set model.* to the architecture of the file (configs/torchvision_r50.yaml: torchvision's RetinaNet, "
+        "with model.p6_from=c5 model.head_norm=group its version 2)"
+    )
     for name in wanted:
         if name not in state or state[name].shape != own[name].shape:
             has = f"shape {tuple(state[name].shape)}" if name in state else "nothing"

@@ -53,7 +53,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for head, spread in ((model.class_head, 0.3), (model.box_head, 0.1)):
         torch.nn.init.normal_(head.output.weight, std=spread)  # scores far apart
     torch.nn.init.zeros_(model.class_head.output.bias)
-    per_class = {"cat": {"best_f1_threshold": 0.25}, "dog": {"best_f1_threshold": -1}}
+    per_class = {
+        "cat": {"best_f1": 0.8, "best_f1_threshold": 0.25},
+        "dog": {"best_f1": -1, "best_f1_threshold": -1},
+    }
     checkpoint = {
         "format": 1, "model": model.state_dict(), "config": config.model_dump(mode="json"), "step": 1,
         "epoch": 1, "classes": CLASSES, "category_ids": [3, 7, 9], "calibration": KNOTS,

@@ -1,5 +1,6 @@
 """A checkpoint -> a file for other runtimes, which is there only if it does what the checkpoint does."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from detector.export.metadata import metadata
 from detector.export.probabilities import Probabilities
 from detector.output import check_output
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ def export(
         # In float32 on the CPU, as the graph is written.
         checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
         given = pictures(checkpoint, check)
+        if form == "onnx" and not raw and checkpoint.config.eval.nms == "soft":
+            count = checkpoint.config.eval.detections_per_img
+            log.warning("Soft-NMS is written out for %d detections: minutes; eval.nms=hard is quick", count)
         graph = _graph(checkpoint, form, raw)
         kind = "raw" if raw else "detections"
         content = FORMATS[form].make(graph, kind, metadata(checkpoint, raw))

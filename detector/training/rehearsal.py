@@ -42,10 +42,8 @@ def rehearse(config: Config) -> Iterator[str]:
         f"data); evaluation {evaluation_s:.2f} s a batch"
     )
     yield f"memory    {_peak_memory(parts.device) / 2**30:.1f} GiB at most, on {parts.device}"
-    yield (
-        f"run       {trainer.total_steps} steps and {evaluations} evaluations: about {_duration(total_s)}; "
-        "no run was made"
-    )
+    times = f"{evaluations} evaluation{'s' * (evaluations != 1)}"
+    yield (f"run       {trainer.total_steps} steps and {times}: about {_duration(total_s)}; no run was made")
 
 
 def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:

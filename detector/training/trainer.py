@@ -333,7 +333,8 @@ class Trainer:
             self.progress.evaluated == self.total_steps
         )
         parts = self.parts.described(config.model.backbone, self.processes)
-        return f"{self.folder}: {parts}, {self.total_steps} steps from {step}{lr}{ended}"
+        begun = f" with the weights of {config.model.init}" if config.model.init and not step else ""
+        return f"{self.folder}: {parts}, {self.total_steps} steps from {step}{begun}{lr}{ended}"
 
     def _stopped(self) -> Stopped:
         self.stop.served = True
