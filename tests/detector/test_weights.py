@@ -159,7 +159,7 @@ def test_norms_of_coco_v1_are_those_of_torchvision(classes: int, eps: float) -> 
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         ours, expected = (stem.bn1(stem.conv1(images)) for stem in stems)
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-2)  # of values in the hundreds
 
 
 def test_equal_number_of_classes_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
