@@ -16,7 +16,6 @@ from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
-_IDS = ("id", "image_id", "category_id")
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
 
@@ -56,8 +55,8 @@ def _load(
     for record in content["annotations"]:
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
         try:
-            image_id = _field(record, "image_id", where)
-            category_id = _field(record, "category_id", where)
+            image_id = _id(record, "image_id", where)
+            category_id = _id(record, "category_id", where)
             if not isinstance(image_id, int) or image_id not in found:
                 if isinstance(image_id, int) and image_id in refused:
                     continue
@@ -117,7 +116,7 @@ def _categories(
     for record in records:
         where = f"a category in {source}"
         try:
-            name, number = str(_field(record, "name", where)), _field(record, "id", where)
+            name, number = str(_field(record, "name", where)), _id(record, "id", where)
             if not isinstance(number, int):
                 message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
                 raise DataFault("record-malformed", message)
@@ -162,7 +161,7 @@ def _images(
 
 def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
-    number = _field(record, "id", where)
+    number = _id(record, "id", where)
     where = f"image id {number} in {source}"
     path = inside(folder, str(_field(record, "file_name", where)), where)
     size = (_field(record, "height", where), _field(record, "width", where))
@@ -212,6 +211,10 @@ def _float(number: float) -> float:
 def _field(record: Any, key: str, where: str) -> Any:
     if not isinstance(record, dict) or key not in record:
         raise DataFault("record-malformed", f"{where} has no '{key}'")
-    value = record[key]
-    # pandas writes ids as 10.0.
-    return int(value) if key in _IDS and isinstance(value, float) and value.is_integer() else value
+    return record[key]
+
+
+def _id(record: Any, key: str, where: str) -> Any:
+    value = _field(record, key, where)
+    # pandas writes 10.0.
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -230,9 +230,8 @@ class Pipeline:
         self._compose.set_random_seed(seed)
         rows = np.arange(len(boxes))
         if ignored is not None:
-            rows[ignored] = ~rows[
-                ignored
-            ]  # below 0, which `_filter` sees: a second label would take its time
+            # Below 0, which `_filter` sees: a second label would take its time.
+            rows[ignored] = ~rows[ignored]
         try:
             done = self._compose(image=image, bboxes=boxes, row=rows)
         except Exception as error:  # there is no end to what the transforms of others raise

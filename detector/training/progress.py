@@ -33,7 +33,6 @@ class Checkpoints:
         config: the resolved configuration.
         train_set: its classes are kept.
         learner, progress, watch: what is kept and brought back.
-        total_steps: of the whole run.
         steps_per_epoch: what a step means depends on it.
     """
 
@@ -44,7 +43,6 @@ class Checkpoints:
         learner: Learner,
         progress: Progress,
         watch: FaultWatch,
-        total_steps: int,
         steps_per_epoch: int,
     ) -> None:
         self._config = config
@@ -52,7 +50,7 @@ class Checkpoints:
         self._learner = learner
         self._progress = progress
         self._watch = watch
-        self._total_steps = total_steps
+        self._total_steps = steps_per_epoch * config.train.epochs
         self._steps_per_epoch = steps_per_epoch
         self._folder: Path | None = None
 

@@ -81,13 +81,7 @@ class Trainer:
         self.watch = FaultWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
         self.progress = Progress()
         self._checkpoints = Checkpoints(
-            config,
-            parts.train_set,
-            self.learner,
-            self.progress,
-            self.watch,
-            self.total_steps,
-            self.steps_per_epoch,
+            config, parts.train_set, self.learner, self.progress, self.watch, self.steps_per_epoch
         )
         if state:
             self._checkpoints.restore(state, str(resume))
@@ -325,13 +319,12 @@ class Trainer:
     # ------------------------------------------------------------------------ in words
 
     def _introduction(self) -> str:
-        config, lr, step = self.config, "", self.progress.step
+        config, lr, ended, step = self.config, "", "", self.progress.step
         if self.parts.lr != config.optimizer.lr:
             lr = f"; lr {self.parts.lr:g} = {config.optimizer.lr:g} x {config.train.batch_size}"
             lr += f" / {config.optimizer.lr_for_batch}"
-        ended = "; nothing is left to do: a higher train.epochs goes on" * (
-            self.progress.evaluated == self.total_steps
-        )
+        if self.progress.evaluated == self.total_steps:
+            ended = "; nothing is left to do: a higher train.epochs goes on"
         parts = self.parts.described(config.model.backbone, self.processes)
         begun = f" with the weights of {config.model.init}" if config.model.init and not step else ""
         return f"{self.folder}: {parts}, {self.total_steps} steps from {step}{begun}{lr}{ended}"
