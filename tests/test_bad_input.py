@@ -59,6 +59,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "loss.delta=1e39": ("loss.delta", "1e6"),
     "data.splits.train=[]": ("data.splits.train",),
     "data.classes=[]": ("data.classes",),
+    "data.classes=[cat, cat]": ("data.classes", "'cat' stands twice"),
     "train.device=meta": ("train.device", "meta"),
     "data.transforms.train=[{RandomCrop: {height: 999, width: 999}}]": ("data.transforms.train", "Crop"),
     "data.transforms.train=[Normalize]": ("data.transforms.train", "normalises by itself"),

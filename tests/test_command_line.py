@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import evaluate
 import train
@@ -107,6 +108,7 @@ def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp
     outcome = call(train.main, *words, cwd=workplace)
     assert outcome.code == 0
     (found,), expected = evaluations(tmp_path / "none"), evaluations(workplace / "run")
+    assert found["AP"] > 0
     assert {name: found[name] for name in COCO_NAMES} == {name: expected[0][name] for name in COCO_NAMES}
     outcome = call(
         evaluate.main, str(tmp_path / "none"), "--output", str(tmp_path / "out.json"), cwd=workplace
@@ -115,6 +117,16 @@ def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp
     assert json.loads((tmp_path / "out.json").read_text())["AP"] == found["AP"]
     assert call(train.main, "--resume", str(tmp_path / "none"), "train.epochs=1", cwd=workplace).code == 0
     assert last(tmp_path / "none")["step"] == STEPS // 2
+
+
+def test_the_best_of_evaluations_without_objects_is_the_newest(workplace: Path, tmp_path: Path) -> None:
+    """There is no AP to choose by, and nothing that scores could be calibrated to."""
+    annotations = small_coco(tmp_path / "set") / "annotations" / "val.json"
+    annotations.write_text(json.dumps({**json.loads(annotations.read_text()), "annotations": []}))
+    words = ["tiny.yaml", f"run.dir={tmp_path / 'run'}", *TINY_MODEL, f"data.root={tmp_path / 'set'}"]
+    assert call(train.main, *words, cwd=workplace).code == 0
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
+    assert (best["step"], best["metrics"]["AP"], best["calibration"]) == (STEPS, -1, None)
 
 
 def test_perfect_predictions_score_one(tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def test_an_output_of_evaluation_replaces_no_other_file(place: Path, output: str
     assert_refused(door.main, (*SCORE, output), place, "--output", output.partition("/")[0])
 
 
+def test_an_area_that_is_null_is_that_of_the_box(place: Path) -> None:
+    content = json.loads((place / "gt.json").read_text())
+    for one in content["annotations"]:
+        one["area"] = None
+    (place / "gt.json").write_text(json.dumps(content))
+    assert call(door.main, *SCORE, "out.json", cwd=place).code == 0
+    assert json.loads((place / "out.json").read_text())["AP"] == pytest.approx(1)
+
+
 def test_an_earlier_output_is_replaced(place: Path) -> None:
     """Metrics by a comparison, and the other way round; an empty file, as mktemp makes it, as well."""
     (place / "out.json").touch()
@@ -95,6 +104,7 @@ RESULTS: dict[str, tuple[Change, str]] = {
 ANNOTATIONS: dict[str, tuple[Change, str]] = {
     "image twice": (lambda gt: gt["images"].append(dict(gt["images"][0])), "the image id"),
     "class twice": (lambda gt: gt["categories"].append({**gt["categories"][0], "id": 99}), "category name"),
+    "no classes": (lambda gt: gt.update(categories=[]), "'categories' is empty"),
     "no box": (lambda gt: gt["annotations"][0].pop("bbox"), "annotation "),
     "huge": (lambda gt: gt["annotations"][0].update(area=10**400), "is malformed"),
 }

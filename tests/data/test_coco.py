@@ -51,6 +51,20 @@ def test_records_arrive_as_they_are_written(tmp_path, content):
     assert records.areas.tolist() == [20 * 18, 123.5, 3 * 4]
 
 
+def test_whole_numbers_written_as_floats_are_ids(tmp_path, content):
+    """As pandas writes them; others are none."""
+    expected = load(tmp_path, content)
+    for record in (*content["images"], *content["categories"]):
+        record["id"] = float(record["id"])
+    for record in content["annotations"]:
+        record.update(image_id=float(record["image_id"]), category_id=float(record["category_id"]))
+    records = load(tmp_path, content)
+    assert records.image_ids.tolist() == expected.image_ids.tolist()
+    assert records.labels.tolist() == expected.labels.tolist()
+    content["annotations"][0]["image_id"] = 10.5
+    assert "10.5" in error_of(tmp_path, content)
+
+
 def test_boxes_go_to_their_image_in_any_order_of_the_file(tmp_path, content):
     content["annotations"].reverse()
     records = load(tmp_path, content)

@@ -6,7 +6,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from data.images import read_image, read_size
 from errors import InputError
@@ -164,6 +164,18 @@ def test_damaged_file_is_named(tmp_path, kind, ending):
     with pytest.raises(InputError, match=rf"image {re.escape(str(path))} cannot be read") as raised:
         read_image(path, (40, 50))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_damaged_avif_is_named(tmp_path):
+    """What its decoder raises is of a kind of its own."""
+    path = tmp_path / "a.avif"
+    Image.fromarray(np.resize(NOISE, (40, 50, 3))).save(path)
+    data = path.read_bytes()
+    at = data.index(b"mdat")
+    path.write_bytes(data[: at + 4] + bytes(len(data) - at - 4))
+    with pytest.raises(InputError, match=rf"image {re.escape(str(path))} cannot be read"):
+        read_image(path, (40, 50))
 
 
 @pytest.mark.parametrize("read", [lambda path: read_image(path, (5, 7)), read_size])

@@ -344,6 +344,28 @@ def test_faults_of_voc_files_have_their_object(tmp_path: Path) -> None:
     assert "c.xml" in places["annotation-unreadable"][0]
 
 
+def test_a_voc_folder_without_a_class_of_training_lists_it_all_the_same(tmp_path: Path) -> None:
+    """A training reads it: VOC's classes are those that occur."""
+    cat, dog = ("cat", (8, 8, 48, 48), 0), ("dog", (60, 4, 110, 40), 0)
+    for folder, objects in (("one", [cat, dog]), ("two", [cat])):
+        files = {folder: voc_xml(objects, HEIGHT, WIDTH, name=f"{folder}.jpg")}
+        root = write_voc(tmp_path / folder, files, {"all": [folder]})
+        write_image(root / "JPEGImages" / f"{folder}.jpg", HEIGHT, WIDTH, seed=len(objects))
+    report = examined(
+        tmp_path, "data.format=voc", "data.splits.train=one/all", "data.splits.val=two/all"
+    ).report
+    assert [finding.code for finding in report.findings] == ["class-not-evaluated"]
+
+
+def test_an_annotated_size_beyond_all_memory_is_a_fault_like_another(root: Path) -> None:
+    """The anchors are measured on images of the annotated sizes."""
+    edited(lambda c: c["images"][0].update(width=10**6, height=10**6))(root)
+    report = examined(root).report
+    assert "image-size-differs" in {finding.code for finding in report.findings}
+    assert report.anchors is not None
+    assert report.anchors.levels[0].boxes == len(BOXES) * (len(IMAGES["train"]) - 1)
+
+
 def test_faults_of_yolo_files_have_their_line(tmp_path: Path) -> None:
     root = tmp_path / "set"
     good = "0 0.3 0.5 0.35 0.45\n1 0.7 0.5 0.35 0.5\n"
