@@ -2,9 +2,11 @@
 
 import atexit
 import logging
+import multiprocessing
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 
@@ -16,6 +18,7 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
+_GONE_WITHIN_S = 1.0  # a process whose connections are closed
 # What DataLoader says of a loading process that is no more.
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
@@ -69,11 +72,11 @@ def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterato
     while True:
         try:
             batch = next(batches, None)
-        except RuntimeError as error:
-            dead = _DEAD_WORKER.search(str(error))
-            if dead is None:
+        except (RuntimeError, OSError, EOFError) as error:
+            dead = _dead_workers(loader, error)
+            if not dead:
                 raise
-            raise InputError(_death(loader.dataset, dead[1])) from None
+            raise InputError(_death(loader.dataset, dead)) from None
         if batch is None:
             return
         if isinstance(batch, InputError):
@@ -116,9 +119,25 @@ def _begun(loader: DataLoader) -> Iterator[Batch | InputError]:
     return batches
 
 
-def _death(dataset: Dataset, processes: str) -> str:
+def _dead_workers(loader: DataLoader, error: Exception) -> list[int]:
+    """The process ids of the loading processes that the error comes from, empty where they all live."""
+    if named := _DEAD_WORKER.search(str(error)):
+        return [int(process) for process in named[1].split(",")]
+    # A batch is fetched from the memory of the worker that made it, which may have died of the next
+    # one: then it is a connection that fails. A process closes those before it is gone itself.
+    assert isinstance(loader.dataset, DetectionDataset)
+    deadline = time.monotonic() + (_GONE_WITHIN_S if loader.num_workers else 0)
+    while True:
+        alive = {child.pid for child in multiprocessing.active_children()}
+        dead = [process for process in loader.dataset.readers() if process not in alive]
+        if dead or time.monotonic() >= deadline:
+            return dead
+        time.sleep(0.02)
+
+
+def _death(dataset: Dataset, processes: list[int]) -> str:
     assert isinstance(dataset, DetectionDataset)
-    files = [dataset.file_read_by(int(process)) for process in processes.split(",")]
+    files = [dataset.file_read_by(process) for process in processes]
     known = [file for file in files if file is not None]
     while_reading = f" while it read {known[0]}" if known else ""
     return (

@@ -76,6 +76,10 @@ class DetectionDataset(Dataset):
         if worker is not None and worker.id < len(self.reading):
             self.reading[worker.id] = torch.tensor([os.getpid(), row])
 
+    def readers(self) -> list[int]:
+        """The process ids of the workers that have begun to read."""
+        return [pid for pid, _ in self.reading.tolist() if pid != -1]
+
     def file_read_by(self, process: int) -> str | None:
         """The file that a loading process was at, where that is known."""
         rows = [row for pid, row in self.reading.tolist() if pid == process]

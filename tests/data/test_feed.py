@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from data.coco import load_coco
 from data.feed import SkippedImages, checked
 from data.images import read_image
-from data.loader import DetectionDataset, train_loader
+from data.loader import DetectionDataset, eval_loader, train_loader
 from data.order import EpochBatches
 from data.sample import Batch, DetectionSet
 from data.transforms import Pipeline
@@ -89,6 +90,40 @@ def test_a_loading_process_that_dies_names_its_file(
     monkeypatch.setattr("data.loader.read_image", deadly)
     with pytest.raises(InputError, match=r"a loading process died while it read .*5\.png.*data\.workers=0"):
         epoch(records, 2)
+
+
+def test_a_batch_of_a_loading_process_that_died_since_is_not_fetched_in_vain(
+    records: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second worker has handed on its first batch, and dies of its second before that is fetched.
+
+    The batches are (0, 1), (2, 3), (4, 5), (6, 7), the workers in turns.
+    """
+    fetched, dying = tmp_path / "fetched", tmp_path / "dying"
+
+    def deadly(path: Path, size: Any) -> Any:
+        if path.name in ("2.png", "3.png"):
+            wait_for(fetched)
+        if path.name in ("6.png", "7.png"):
+            time.sleep(0.5)  # for the thread that hands the batch on
+            dying.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_image(path, size)
+
+    monkeypatch.setattr("data.loader.read_image", deadly)
+    feed = checked(eval_loader(records, Pipeline([], 0.3, "eval"), 2, 2, False))
+    assert next(feed).indices.tolist() == [0, 1]
+    fetched.touch()
+    wait_for(dying)
+    with pytest.raises(InputError, match=r"a loading process died while it read .*6\.png.*data\.workers=0"):
+        list(feed)
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 LOADING = """
