@@ -16,6 +16,7 @@ from tests.runs import OF_THE_MACHINE, read_metrics
 pytestmark = pytest.mark.xdist_group("faults")  # each keeps both cores busy
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGES = 28
 WORDS = (
     *(word for word in TINY_MODEL if not word.startswith("data.workers")),
     AUGMENTED,
@@ -44,7 +45,7 @@ def words(root: Path, *more: str) -> list[str]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set, and a run on it that nothing disturbs."""
     folder = tmp_path_factory.mktemp("straight")
-    small_coco(folder / "set", 40)
+    small_coco(folder / "set", IMAGES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         mine = [*words(folder, "data.workers=0"), f"run.dir={folder / 'straight'}"]
@@ -91,7 +92,7 @@ def workers_of(launcher: subprocess.Popen) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_a_launch_that_loses_a_process_restarts_and_continues(tmp_path: Path) -> None:
     """Oracle: the same launch undisturbed, weight for weight; the run folder is the default one."""
-    small_coco(tmp_path / "set", 40)
+    small_coco(tmp_path / "set", IMAGES)
     log = tmp_path / "log.txt"
     mine = words(tmp_path, "model.norm=group", "train.batch_size=4", "data.workers=1")
     assert launch([*mine, f"run.dir={tmp_path / 'straight'}"], log).wait(timeout=200) == 0, log.read_text()
@@ -102,14 +103,14 @@ def test_a_launch_that_loses_a_process_restarts_and_continues(tmp_path: Path) ->
         time.sleep(0.02)
     os.kill(workers_of(launcher)[1], signal.SIGKILL)
     assert launcher.wait(timeout=200) == 0, log.read_text()
-    assert log.read_text().count(f"{run}: 40 training images") == 2  # the second from its checkpoint
+    assert log.read_text().count(f"{run}: {IMAGES} training images") == 2  # the second from its checkpoint
     assert same_weights(tmp_path / "straight", run), log.read_text()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_a_launch_stopped_by_its_scheduler_saves_and_continues_on_one_process(tmp_path: Path) -> None:
     """SIGTERM to the launcher; then another number of processes, the same global batch."""
-    small_coco(tmp_path / "set", 40)
+    small_coco(tmp_path / "set", IMAGES)
     log, run = tmp_path / "log.txt", tmp_path / "run"
     mine = words(tmp_path, "model.norm=group", "train.batch_size=4", "data.workers=1")
     launcher = launch([*mine, f"run.dir={run}"], log)
@@ -120,4 +121,4 @@ def test_a_launch_stopped_by_its_scheduler_saves_and_continues_on_one_process(tm
     assert f"continue with --resume {run}" in log.read_text()
     assert start(["--resume", str(run)], log).wait() == 0, log.read_text()
     steps = [line["step"] for line in read_metrics(run) if "loss" in line]
-    assert steps == list(range(1, 31))
+    assert steps == list(range(1, 1 + 3 * IMAGES // 4))

@@ -60,7 +60,7 @@ def signal_at_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SI
 def assert_same_end(one: Path, other: Path) -> None:
     ends = [last(run) for run in (one, other)]
     for end in ends:
-        del end["config"]["run"], end["config"]["data"]["workers"]
+        del end["config"]  # with the folder of the run
     assert difference(*ends) is None
     lines = [
         [{key: v for key, v in line.items() if key not in OF_THE_MACHINE} for line in read_metrics(run)]
@@ -69,27 +69,33 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set, and a run on it that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("straight")
+    Trainer(tiny_config(small_coco(folder / "set", 8), folder / "straight", *WORDS), "test").run()
+    return folder
+
+
+@pytest.mark.xdist_group("stop")
 @pytest.mark.parametrize(("workers", "step"), [(0, 1), (1, 5), (4, 6)])
 def test_a_stop_in_mid_epoch_and_resumption_equal_a_straight_run(
-    tmp_path: Path, workers: int, step: int
+    straight: Path, tmp_path: Path, workers: int, step: int
 ) -> None:
     """In the first step, in mid-epoch, and at the end of an epoch; 4 steps each."""
-    root = small_coco(tmp_path / "set", 8)
-    Trainer(tiny_config(root, tmp_path / "straight", *WORDS), "test").run()
-    config = tiny_config(root, tmp_path / "stopped", *WORDS, f"data.workers={workers}")
+    config = tiny_config(straight / "set", tmp_path / "stopped", *WORDS, f"data.workers={workers}")
     with pytest.MonkeyPatch.context() as patch:
         signal_at_step(patch, step)
         with pytest.raises(Stopped, match=rf"SIGTERM at step {step} of 12; saved: continue with --resume"):
             Trainer(config, "test").run()
     assert last(tmp_path / "stopped")["step"] == step
     Trainer(config, "test", resume=tmp_path / "stopped").run()
-    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+    assert_same_end(straight / "straight", tmp_path / "stopped")
 
 
-def test_an_evaluation_that_was_broken_off_is_made_again(tmp_path: Path) -> None:
-    root = small_coco(tmp_path / "set", 8)
-    Trainer(tiny_config(root, tmp_path / "straight", *WORDS), "test").run()
-    config = tiny_config(root, tmp_path / "stopped", *WORDS)
+@pytest.mark.xdist_group("stop")
+def test_an_evaluation_that_was_broken_off_is_made_again(straight: Path, tmp_path: Path) -> None:
+    config = tiny_config(straight / "set", tmp_path / "stopped", *WORDS)
     detect = Validation.detect
 
     def signal_and_detect(*arguments: Any) -> Any:
@@ -101,7 +107,7 @@ def test_an_evaluation_that_was_broken_off_is_made_again(tmp_path: Path) -> None
         Trainer(config, "test").run()
     assert not [line for line in read_metrics(tmp_path / "stopped") if "AP" in line]
     Trainer(config, "test", resume=tmp_path / "stopped").run()
-    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+    assert_same_end(straight / "straight", tmp_path / "stopped")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -229,24 +235,22 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight_and_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set, a run on it, and the same run stopped at step 6; its checkpoints are of steps 5 and 6."""
-    folder = tmp_path_factory.mktemp("damage")
-    root = small_coco(folder / "set", 8)
-    Trainer(tiny_config(root, folder / "straight", *WORDS), "test").run()
+def stopped(straight: Path) -> Path:
+    """The run of `straight` stopped at step 6; its checkpoints are of steps 5 and 6."""
+    config = tiny_config(straight / "set", straight / "run", *WORDS, "train.save_every_steps=5")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         signal_at_step(patch, 6)
-        Trainer(tiny_config(root, folder / "run", *WORDS, "train.save_every_steps=5"), "test").run()
-    return folder
+        Trainer(config, "test").run()
+    return straight / "run"
 
 
-@pytest.mark.xdist_group("damage")
+@pytest.mark.xdist_group("stop")
 @pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped", "missing"])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
-    straight_and_stopped: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    straight: Path, stopped: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(straight_and_stopped / "run", tmp_path / "run")
-    config = tiny_config(straight_and_stopped / "set", tmp_path / "run", *WORDS, "train.save_every_steps=5")
+    shutil.copytree(stopped, tmp_path / "run")
+    config = tiny_config(straight / "set", tmp_path / "run", *WORDS, "train.save_every_steps=5")
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -263,11 +267,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     assert resumed.progress.step == 5
     resumed.run()
     assert (path.parent / "damaged.pt").exists() == (damage != "missing")
-    end = last(tmp_path / "run")
-    straight = last(straight_and_stopped / "straight")
-    for one in (end, straight):
-        del one["config"]
-    assert difference(end, straight) is None
+    assert_same_end(straight / "straight", tmp_path / "run")
 
 
 def test_two_damaged_checkpoints_are_one_line(tmp_path: Path) -> None:
