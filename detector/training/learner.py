@@ -84,6 +84,17 @@ class Learner:
             self.average.update(self.model)
         return norm, fault
 
+    def _lay_out_state(self) -> None:
+        """Let the optimizer's state lie in memory as the weights do.
+
+        It may come from a run in another memory format (train.channels_last), and the fused optimizers walk
+        through memory without a look at strides.
+        """
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
     def _scaled_away(self, norm: Tensor) -> Tensor:
         """Whether the gradient is not finite although the scaler has given up all of its factor."""
         scale = self.scaler._scale
@@ -121,5 +132,6 @@ class Learner:
             raise InputError(f"{source}: the optimizer cannot be restored ({error})") from None
         for group, wanted in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(wanted)
+        self._lay_out_state()
         if state["scaler"]:  # empty where the run was not in fp16 so far
             self.scaler.load_state_dict(state["scaler"])

@@ -1,12 +1,16 @@
 """Learning rate, weight decay and the moving average, by hand and by loops."""
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from detector.criterion import Losses
 from detector.training.ema import WeightAverage
+from detector.training.learner import Learner
 from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
 
 
@@ -42,6 +46,35 @@ def small_net() -> nn.Sequential:
     for parameter in net.parameters():
         nn.init.uniform_(parameter, 0.5, 1.5)
     return net
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
+def test_a_state_is_restored_whatever_memory_format_it_was_in(name: str, before: torch.memory_format) -> None:
+    """Oracle: the same two steps without a change; the fused kernels take memory as it lies."""
+
+    def learner(layout: torch.memory_format) -> Learner:
+        net: Any = small_net().to(memory_format=layout)
+        optimizer = build_optimizer(net, name, 0.1, 0.9, weight_decay=0.01, decay_norm_and_bias=True)
+        return Learner(net, optimizer, torch.amp.GradScaler("cpu", enabled=False), None, 0)
+
+    def step(learner: Learner, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in learner.model.parameters():
+            value = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.empty_like(parameter).copy_(value)
+        learner.update(Losses({"box": torch.zeros(())}, torch.tensor(1)))
+
+    after = torch.channels_last if before == torch.contiguous_format else torch.contiguous_format
+    straight, moved = learner(before), learner(after)
+    step(straight, 1)
+    state, weights = copy.deepcopy((straight.state(), straight.model.state_dict()))
+    moved.restore(state, weights, "the test")
+    step(straight, 2)
+    step(moved, 2)
+    assert moved.model[0].weight.is_contiguous(memory_format=after)  # type: ignore[index]
+    for one, other in zip(straight.model.parameters(), moved.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
