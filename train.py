@@ -25,7 +25,7 @@ def main() -> None:
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.config_file import apply_overrides, load_config, parse_config
-    from detector.training.processes import is_restart, join_processes, launch_id, leave_processes
+    from detector.training.processes import join_processes, leave_processes
     from detector.training.run_folder import resume_config, run_of_launch
     from detector.training.trainer import Trainer
     from errors import InputError, Stopped
@@ -45,10 +45,6 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     else:
         path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
         config, name = load_config(path, overrides), path.stem
-        launch = launch_id()
-        if launch is not None and is_restart():
-            # torchrun has restarted the processes after one was lost: what they had is in their folder.
-            resume = run_of_launch(config.run.dir, name, launch)
     if dry_run:
         from detector.training.rehearsal import rehearse
 
@@ -59,6 +55,12 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
     try:
+        if resume is None:
+            # torchrun may have restarted the processes after one was lost: what they had is in their folder.
+            launch = processes.launch
+            resume = processes.from_main(
+                lambda: run_of_launch(config.run.dir, name, launch) if launch else None
+            )
         trainer = Trainer(config, name, resume, processes)
         trainer.run()
     except Stopped:  # all together

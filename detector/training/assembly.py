@@ -32,6 +32,7 @@ from detector.config import Config, ModelConfig
 from detector.retinanet import RetinaNet
 from detector.training.compilation import compile_parts
 from detector.training.data_check import warn_before_training
+from detector.training.faults import memory_explained
 from detector.training.gradients import Gradients
 from detector.training.learner import Learner
 from detector.training.optimizer import build_optimizer
@@ -114,50 +115,51 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     cache = build_cache(data, train_set)
     loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory, cache)
 
-    model = _build_model(config.model, train_set.classes, fresh)
-    if train.sync_batch_norm and processes.size > 1:
-        synchronise_norms(model, device)
-    model = place(model, train, device)
-    model.backbone.checkpoint_activations = train.checkpoint_activations
-    if train.compile:
-        compile_parts(model)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    lr = scaled_lr(config)
-    exchange = build_exchange(config.loss)
-    return Parts(
-        device=device,
-        amp=amp,
-        lr=lr,
-        train_set=train_set,
-        batches=batches,
-        loader=loader,
-        skipped=SkippedImages(train_set, data.max_skipped) if skip else None,
-        validation=Validation(config, val_set, device, processes),
-        learner=Learner(
-            model,
-            build_optimizer(
+    with memory_explained(device):
+        model = _build_model(config.model, train_set.classes, fresh)
+        if train.sync_batch_norm and processes.size > 1:
+            synchronise_norms(model, device)
+        model = place(model, train, device)
+        model.backbone.checkpoint_activations = train.checkpoint_activations
+        if train.compile:
+            compile_parts(model)
+        scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+        lr = scaled_lr(config)
+        exchange = build_exchange(config.loss)
+        return Parts(
+            device=device,
+            amp=amp,
+            lr=lr,
+            train_set=train_set,
+            batches=batches,
+            loader=loader,
+            skipped=SkippedImages(train_set, data.max_skipped) if skip else None,
+            validation=Validation(config, val_set, device, processes),
+            learner=Learner(
                 model,
-                config.optimizer.name,
-                lr,
-                config.optimizer.momentum,
-                config.optimizer.weight_decay,
-                config.optimizer.decay_norm_and_bias,
+                build_optimizer(
+                    model,
+                    config.optimizer.name,
+                    lr,
+                    config.optimizer.momentum,
+                    config.optimizer.weight_decay,
+                    config.optimizer.decay_norm_and_bias,
+                ),
+                scaler,
+                config.optimizer.clip_norm,
+                train.ema_decay,
             ),
-            scaler,
-            config.optimizer.clip_norm,
-            train.ema_decay,
-        ),
-        gradients=Gradients(
-            model,
-            _shared(model, device, processes),
-            build_criterion(config, device, exchange),
-            scaler,
-            amp,
-            device,
-            exchange.size,
-            train.rank_accumulated,
-        ),
-    )
+            gradients=Gradients(
+                model,
+                _shared(model, device, processes),
+                build_criterion(config, device, exchange),
+                scaler,
+                amp,
+                device,
+                exchange.size,
+                train.rank_accumulated,
+            ),
+        )
 
 
 def scaled_lr(config: Config) -> float:
@@ -183,5 +185,6 @@ def _shared(model: RetinaNet, device: torch.device, processes: Processes) -> nn.
     """The model as it is called: its gradients are the mean over all processes."""
     if processes.size == 1:
         return model
+    processes.meet(False)  # one that failed would leave the others waiting for its weights
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)

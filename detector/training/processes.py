@@ -11,14 +11,14 @@ import pickle
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from detector.training.launch import Launch, launch_of, launched
 from errors import Bystander, InputError
 
 Value = TypeVar("Value")
@@ -34,6 +34,7 @@ class Processes:
         rank: 0 is the main process, which alone writes and speaks.
         size: how many there are.
         local_rank: among those of this machine, which says its GPU.
+        launch: that of torchrun; None without, and beside the main process.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, store: dist.Store | None = None):
@@ -42,6 +43,7 @@ class Processes:
         self.local_rank = local_rank
         self._store = store
         self._meetings = itertools.count()
+        self.launch: Launch | None = None
 
     @property
     def main(self) -> bool:
@@ -66,7 +68,7 @@ class Processes:
         key = f"from_main/{next(self._meetings)}"
         if not self.main:
             self._wait_for(key)
-            done, value = pickle.loads(self._store.get(key))  # our own bytes
+            done, value = pickle.loads(_asked(self._store.get, key))  # our own bytes
             if not done:
                 raise Bystander
             return value
@@ -75,7 +77,7 @@ class Processes:
             value = make()
             answer = pickle.dumps((True, value))
         finally:
-            self._store.set(key, answer)  # type: ignore[arg-type] # takes bytes as well
+            _asked(self._store.set, key, answer)
         return value
 
     def main_first(self, make: Callable[[], Value]) -> Value:
@@ -106,11 +108,11 @@ class Processes:
     def announce_stop(self) -> None:
         """Let the others know, between steps, that this process was asked to stop."""
         if self._store is not None:
-            self._store.set("stop", "1")
+            _asked(self._store.set, "stop", "1")
 
     def stop_announced(self) -> bool:
         """Whether any process has announced it."""
-        return self._store is not None and self._store.check(["stop"])
+        return self._store is not None and _asked(self._store.check, ["stop"])
 
     def meet(self, stopping: bool) -> bool:
         """Wait until all have come here; whether any of them came because it is stopping.
@@ -122,11 +124,11 @@ class Processes:
             return stopping
         key = f"meeting/{next(self._meetings)}"
         if stopping:
-            self._store.add(f"{key}/stopping", 1)
-        if self._store.add(key, 1) == self.size:
-            self._store.set(f"{key}/all", "1")
+            _asked(self._store.add, f"{key}/stopping", 1)
+        if _asked(self._store.add, key, 1) == self.size:
+            _asked(self._store.set, f"{key}/all", "1")
         self._wait_for(f"{key}/all")
-        return self._store.add(f"{key}/stopping", 0) > 0
+        return _asked(self._store.add, f"{key}/stopping", 0) > 0
 
     def share_state(self, model: nn.Module) -> None:
         """Give all processes the main one's weights and statistics, to the bit."""
@@ -136,8 +138,8 @@ class Processes:
 
     def _wait_for(self, key: str) -> None:
         assert self._store is not None
-        while not self._store.check([key]):
-            if self._store.check(["failed"]):
+        while not _asked(self._store.check, [key]):
+            if _asked(self._store.check, ["failed"]):
                 raise Bystander
             time.sleep(_POLL_S)
 
@@ -179,7 +181,11 @@ def join_processes(device: str) -> Processes:
                 f"the processes of the training cannot be joined ({reason}); start with torchrun"
             ) from None
     store = dist.distributed_c10d._get_default_store()
-    return Processes(dist.get_rank(), dist.get_world_size(), local_rank, dist.PrefixStore("training", store))
+    store = dist.PrefixStore("training", store)
+    processes = Processes(dist.get_rank(), dist.get_world_size(), local_rank, store)
+    known = processes.gather(launched())
+    processes.launch = launch_of(known) if known is not None else None
+    return processes
 
 
 def _attempt() -> str:
@@ -199,27 +205,16 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def launch_id() -> str | None:
-    """What tells this launch of torchrun from others and outlives its restarts; None without torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    run_id = os.environ["TORCHELASTIC_RUN_ID"]
-    # Without --rdzv-id every launch is called "none": its agent, our parent, is then what stays.
-    return run_id if run_id != "none" else f"agent {_parent()} of {os.uname().nodename}"
+def _asked(call: Callable[..., Value], *arguments: Any) -> Value:
+    """What the store says; whoever kept it may have failed and left.
 
-
-def _parent() -> str:
-    """The number of the parent process, and when it was started: numbers come again."""
-    number = os.getppid()
-    status = Path(f"/proc/{number}/stat")
-    if not status.is_file():
-        return str(number)
-    return f"{number} since {status.read_text().rpartition(')')[2].split()[19]}"
-
-
-def is_restart() -> bool:
-    """Whether torchrun has restarted the processes of this launch."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    Raises:
+        Bystander: it has.
+    """
+    try:
+        return call(*arguments)
+    except RuntimeError:
+        raise Bystander from None
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from detector.checkpoint import LAST, PREVIOUS, load_newest
+from detector.training.launch import Launch
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -75,22 +77,29 @@ def in_use(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def mark_launch(folder: Path, launch: str) -> None:
+def mark_launch(folder: Path, launch: Launch) -> None:
     """Remember which launch of several processes a run belongs to."""
-    write_text(folder / _LAUNCH, launch)
+    write_text(folder / _LAUNCH, launch.mark)
 
 
-def run_of_launch(wanted: str | None, name: str, launch: str) -> Path | None:
+def run_of_launch(wanted: str | None, name: str, launch: Launch) -> Path | None:
     """The run folder that a launch has made before it was restarted: the last, if its name was given twice.
 
     Args:
         wanted, name: as for `create_run_folder`.
     """
-    runs = numbered_folders(Path("runs") / name)
-    folders = [Path(wanted)] if wanted is not None else itertools.takewhile(Path.exists, runs)
+    folders = [Path(wanted)] if wanted is not None else _numbered_so_far(Path("runs") / name)
     marks = [folder / _LAUNCH for folder in folders if (folder / _LAUNCH).is_file()]
-    own = [mark for mark in marks if mark.read_text(encoding="utf-8") == launch]
+    own = [mark for mark in marks if launch.has_made(mark.read_text(encoding="utf-8"))]
     return max(own, key=lambda mark: mark.stat().st_mtime_ns).parent if own else None
+
+
+def _numbered_so_far(first: Path) -> list[Path]:
+    """Those of `numbered_folders` that are there; some between them may have been deleted."""
+    if not first.parent.is_dir():
+        return []
+    name = re.compile(re.escape(first.name) + r"(-\d+)?")
+    return [folder for folder in first.parent.iterdir() if name.fullmatch(folder.name)]
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -198,6 +207,9 @@ def resume_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"--resume: {folder} holds no checkpoints/{LAST} to continue from")
     log.warning(f"{folder} holds no checkpoint yet; the run begins at its first step")
     try:
-        return yaml.safe_load(written.read_text(encoding="utf-8"))
+        content = yaml.safe_load(written.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        raise InputError(f"--resume: {written} cannot be read, and there is no checkpoint") from None
+        content = None
+    if not isinstance(content, dict):  # empty, say, after a power failure
+        raise InputError(f"--resume: {written} cannot be read, and there is no checkpoint")
+    return content

@@ -20,7 +20,7 @@ from detector.training.compilation import compilation_explained, compilation_rep
 from detector.training.faults import Fault, FaultWatch, memory_explained, not_finite
 from detector.training.monitor import Interval, Monitor, memory_gib, summary_values
 from detector.training.optimizer import lr_factor
-from detector.training.processes import Processes, launch_id
+from detector.training.processes import Processes
 from detector.training.profile import phase, profiled
 from detector.training.progress import Checkpoints, Progress
 from detector.training.run_folder import (
@@ -66,6 +66,7 @@ class Trainer:
         self.config = config
         self.name = name
         self.folder = resume
+        self._fresh = resume is None
         self.processes = processes or Processes()
         self._resumed_from = checkpoint_mark(resume) if resume is not None else None
         state = load_newest(resume) if resume is not None and has_checkpoint(resume) else None
@@ -84,7 +85,17 @@ class Trainer:
             config, parts.train_set, self.learner, self.progress, self.watch, self.steps_per_epoch
         )
         if state:
-            self._checkpoints.restore(state, str(resume))
+            with memory_explained(parts.device):
+                self._checkpoints.restore(state, str(resume))
+        self._check_all_begin_together()
+
+    def _check_all_begin_together(self) -> None:
+        step = self.progress.step
+        if self.processes.worst(step) != -self.processes.worst(-step):
+            raise InputError(
+                f"process {self.processes.rank} would begin at step {step} and others elsewhere; put the run "
+                "folder on a disk that all machines see"
+            )
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -122,20 +133,17 @@ class Trainer:
     def _new_monitor(self, end: ExitStack) -> Monitor:
         """What it shows begins behind this step, or with an evaluation that is made again."""
         assert self.folder is not None
-        purge_step = None
-        if self.progress.step:
-            purge_step = self.progress.step + (not self._repeated)
+        purge_step = None if self._fresh else self.progress.step + (not self._repeated)
         monitor = Monitor(self.folder, self.total_steps, self.progress.step, purge_step)
         end.callback(monitor.close)
         return monitor
 
     def _claim_folder(self, text: str, end: ExitStack) -> Path:
         """The run folder, kept for this process until the end."""
-        fresh = self.folder is None
-        folder = create_run_folder(self.config.run.dir, self.name, text) if fresh else self.folder
+        folder = create_run_folder(self.config.run.dir, self.name, text) if self._fresh else self.folder
         assert folder is not None
         end.enter_context(in_use(folder))
-        if not fresh:
+        if not self._fresh:
             if checkpoint_mark(folder) != self._resumed_from:
                 raise InputError(
                     f"the run in {folder} has gone on in another process meanwhile; start --resume once more"
@@ -143,9 +151,8 @@ class Trainer:
             set_aside_damaged(folder)
             self._repeated = forget_metrics_after(folder, self.progress.step, self.progress.evaluated)
             write_text(folder / "config.yaml", text)
-        launch = launch_id()
-        if launch is not None:
-            mark_launch(folder, launch)
+        if self.processes.launch is not None:
+            mark_launch(folder, self.processes.launch)
         return folder
 
     def _profiler(self, end: ExitStack) -> Callable[[], None]:
@@ -213,10 +220,10 @@ class Trainer:
         """
         faults = self.watch.found(wait)
         need = Need.NOTHING
-        if failure is not None:
-            need = Need.FAIL
-        elif self.stop:
+        if self.stop:  # first: the signal may be what the loading processes died of
             need = Need.STOP
+        elif failure is not None:
+            need = Need.FAIL
         elif faults:
             need = Need.JUDGE
         elif self.processes.main and self._checkpoints.due():
@@ -229,12 +236,10 @@ class Trainer:
             self._judge(faults)
         if need != Need.JUDGE:
             self._save()
-        if failure is not None:
-            raise failure
-        if need == Need.FAIL:
-            raise Bystander
         if need == Need.STOP:
             raise self._stopped()
+        if need == Need.FAIL:
+            raise failure or Bystander
 
     def _save(self) -> None:
         """LAST, while all wait: a launcher that sees one process leave ends the others at once."""

@@ -286,9 +286,9 @@ def stop_one(rank: int, size: int) -> Any:
     return trainer.progress.step
 
 
-def fail_in_evaluation(rank: int, size: int) -> Any:
-    """The second process cannot read one of its validation images."""
-    folder = Path(os.environ["TEST_FOLDER"])
+def fail_alone(rank: int, size: int) -> Any:
+    """The second process cannot read one of its validation images, or build its validation set."""
+    folder, where = Path(os.environ["TEST_FOLDER"]), os.environ["TEST_WHERE"]
     rank_, size_ = str(rank), str(size)
     os.environ |= {"RANK": rank_, "LOCAL_RANK": rank_, "WORLD_SIZE": size_}
 
@@ -298,7 +298,7 @@ def fail_in_evaluation(rank: int, size: int) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detector.training.processes.dist.destroy_process_group", lambda: None)
         if rank == 1:
-            patch.setattr("detector.training.validation.Validation.detect", fail)
+            patch.setattr(where, fail)
         try:
             train_door(str(folder / "config.yaml"), [f"run.dir={folder / 'run'}"], None, False)
         except (InputError, Bystander) as error:
@@ -306,13 +306,51 @@ def fail_in_evaluation(rank: int, size: int) -> Any:
     return "went on"
 
 
-def test_one_that_fails_leaves_no_other_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["validation.Validation.detect", "assembly.Validation"])
+def test_one_that_fails_leaves_no_other_waiting(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On another machine no launcher would end those that wait."""
     config = tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", "train.epochs=1")
     (tmp_path / "config.yaml").write_text(dump_config(config))
     monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    monkeypatch.setenv("TEST_WHERE", f"detector.training.{where}")
     (tmp_path / "store").mkdir()
-    assert run_processes(fail_in_evaluation, 2, tmp_path / "store") == ["Bystander", "InputError"]
+    assert run_processes(fail_alone, 2, tmp_path / "store") == ["Bystander", "InputError"]
+
+
+def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
+    class Broken(dist.HashStore):
+        def check(self, keys: list[str]) -> bool:
+            raise RuntimeError("Connection reset by peer")
+
+    processes = Processes(1, 2, store=Broken())
+    for call in (lambda: processes.meet(False), processes.stop_announced, lambda: processes.from_main(int)):
+        with pytest.raises(Bystander):
+            call()
+
+
+def begin_apart(rank: int, size: int) -> Any:
+    """The second process does not see the run folder."""
+    processes, folder = joined(), Path(os.environ["TEST_FOLDER"])
+    config = tiny_config(folder / "set", folder / "run", "model.norm=group", "train.epochs=2")
+    try:
+        Trainer(config, "test", folder / "run" if rank == 0 else None, processes)
+    except InputError as error:
+        return str(error)
+    return "went on"
+
+
+def test_processes_that_would_begin_at_different_steps_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = small_coco(tmp_path / "set", 4)
+    Trainer(tiny_config(root, tmp_path / "run", "model.norm=group", "train.epochs=1"), "test").run()
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    (tmp_path / "store").mkdir()
+    said = run_processes(begin_apart, 2, tmp_path / "store")
+    for rank, step in ((0, 2), (1, 0)):
+        assert f"process {rank} would begin at step {step} and others elsewhere" in said[rank]
 
 
 def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

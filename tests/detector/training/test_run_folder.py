@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 import yaml
 
 from detector.config_file import parse_config
+from detector.training.launch import Launch, launch_of, launched
 from detector.training.run_folder import (
     append_metrics,
     create_run_folder,
     forget_metrics_after,
     mark_launch,
+    resume_config,
     run_of_launch,
     write_text,
 )
@@ -101,18 +105,60 @@ def test_runs_of_one_name_are_numbered(tmp_path: Path, monkeypatch: pytest.Monke
     assert made == ["runs/bccd", "runs/bccd-2", "runs/other", "runs/bccd-3"]
 
 
+def launch(name: str, *agents: str, restarted: bool = False) -> Launch:
+    return Launch(name, frozenset(agents), restarted)
+
+
 def test_a_launch_whose_name_is_given_again_finds_its_own_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchrun --rdzv-id coco, twice: what restarts is the second, and its run the newer one."""
     monkeypatch.chdir(tmp_path)
-    assert run_of_launch(None, "coco", "night") is None
-    for launch in ("night", "night", "day"):
-        mark_launch(create_run_folder(None, "coco", "a: 1\n"), launch)
+    again = launch("night", "agent 9", restarted=True)
+    assert run_of_launch(None, "coco", again) is None
+    for name, agent in (("night", "agent 1"), ("night", "agent 2"), ("day", "agent 3"), ("none", "agent 4")):
+        mark_launch(create_run_folder(None, "coco", "a: 1\n"), launch(name, agent))
     os.utime("runs/coco/.launch", (1, 1))
-    assert str(run_of_launch(None, "coco", "night")) == "runs/coco-2"
-    assert str(run_of_launch(None, "coco", "day")) == "runs/coco-3"
-    assert run_of_launch("runs/coco-3", "coco", "night") is None
+    assert str(run_of_launch(None, "coco", again)) == "runs/coco-2"
+    assert str(run_of_launch(None, "coco", launch("day", "agent 9", restarted=True))) == "runs/coco-3"
+    assert run_of_launch("runs/coco-3", "coco", again) is None
+    assert run_of_launch(None, "coco", launch("night", "agent 9")) is None  # a new launch begins a new run
+    assert run_of_launch(None, "coco", launch("none", "agent 9", restarted=True)) is None
+    shutil.rmtree("runs/coco")  # no gap in the numbers hides what comes behind it
+    assert str(run_of_launch(None, "coco", again)) == "runs/coco-2"
+
+
+def test_a_launch_is_the_same_as_long_as_one_of_its_agents_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a machine joins or leaves, the others start their processes anew and count no restart."""
+    monkeypatch.chdir(tmp_path)
+    mark_launch(create_run_folder(None, "coco", "a: 1\n"), launch("none", "agent 1", "agent 2"))
+    assert str(run_of_launch(None, "coco", launch("none", "agent 2", "agent 3"))) == "runs/coco"
+    assert run_of_launch(None, "coco", launch("none", "agent 3")) is None
+
+
+def test_a_launch_is_what_its_processes_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launched() is None and launch_of([None, None]) is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    mine = launched()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    other = launched()
+    assert mine is not None and other is not None
+    assert launch_of([mine]) == launch("night", mine.agent)
+    assert launch_of([mine, replace(other, agent="far")]) == launch(
+        "night", mine.agent, "far", restarted=True
+    )
+
+
+@pytest.mark.parametrize("content", ["", "- 1\n", "words\n", "a: [\n"])
+def test_a_configuration_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    """As a power failure before the first checkpoint may leave it."""
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"config\.yaml cannot be read, and there is no checkpoint"):
+        resume_config(tmp_path)
 
 
 def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None:
