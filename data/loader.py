@@ -6,6 +6,7 @@ middle of a run, or another process count changes nothing in what a sample looks
 
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -173,6 +174,11 @@ def _worker_count(wanted: int | None) -> int:
     return min(4, max(0, len(os.sched_getaffinity(0)) - 1)) if hasattr(os, "sched_getaffinity") else 2
 
 
+# Its children start at once and share the annotations. Python 3.14's default would load all libraries once
+# more, copy the annotations into each, and have a server between that dies of a signal to all processes.
+_START = "fork" if sys.platform == "linux" else None
+
+
 def _loader(
     dataset: DetectionDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int, pin: bool
 ) -> DataLoader:
@@ -184,6 +190,7 @@ def _loader(
         persistent_workers=workers > 0,
         pin_memory=pin,
         worker_init_fn=_start_worker,
+        multiprocessing_context=_START if workers else None,
     )
 
 

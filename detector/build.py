@@ -292,15 +292,18 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
     Raises:
         InputError: there is no such device.
     """
+    wanted = name
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", local_rank)
-    if name == "auto":
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        wanted = f"cuda:{local_rank}"
+    elif name == "auto":
+        wanted = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(wanted)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
         torch.empty(1, device=device)
         torch.ones(1, device=device).item()  # which "meta" cannot
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{key}: '{name}' cannot be used ({reason}); try auto or cpu") from None
+        raise InputError(f"{key}: '{wanted}' cannot be used ({reason}); try another, or cpu") from None
     return device

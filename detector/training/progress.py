@@ -64,9 +64,10 @@ class Checkpoints:
         train, step = self._config.train, self._progress.step
         if step == self._saved_step:
             return False
-        if train.save_every_steps is not None and step % train.save_every_steps == 0:
+        steps, minutes = train.save_every_steps, train.save_every_minutes
+        # Passed rather than met: at the step itself something else may have been more urgent.
+        if steps is not None and step // steps > self._saved_step // steps:
             return True
-        minutes = train.save_every_minutes
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     def save(self, name: str) -> None:

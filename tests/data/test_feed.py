@@ -127,7 +127,7 @@ def wait_for(file: Path) -> None:
 
 
 LOADING = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 from pathlib import Path
 from data.coco import load_coco
 from data.feed import checked
@@ -135,6 +135,7 @@ from data.loader import train_loader
 from data.order import EpochBatches
 from data.transforms import Pipeline
 
+multiprocessing.set_start_method(sys.argv[3])
 root = Path(sys.argv[1])
 records = load_coco(root / "annotations" / "train.json", root / "images", None)
 batches = EpochBatches(len(records), 1, 0)
@@ -151,12 +152,16 @@ if sys.argv[2] == "error":
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [("plain", 0), ("error", 3)])
-def test_loading_processes_outlive_signals_and_leave_quietly(tmp_path: Path, end: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("end", "code", "default"), [("plain", 0, "fork"), ("error", 3, "fork"), ("plain", 0, "forkserver")]
+)
+def test_loading_processes_outlive_signals_and_leave_quietly(
+    tmp_path: Path, end: str, code: int, default: str
+) -> None:
     """The signals go to the whole process group, as from a terminal or a scheduler."""
     root = small_coco(tmp_path / "set", IMAGES)
     done = subprocess.run(
-        [sys.executable, "-c", LOADING, str(root), end],
+        [sys.executable, "-c", LOADING, str(root), end, default],
         cwd=Path(__file__).resolve().parents[2],
         start_new_session=True,
         capture_output=True,

@@ -126,8 +126,9 @@ def test_the_configuration_is_shown_as_text(run: Path) -> None:
     assert text.tensor_proto.string_val[0].decode().split() == (run / "config.yaml").read_text().split()
 
 
-def test_a_resumed_run_continues_its_curves_without_doubling(tmp_path: Path) -> None:
-    """Killed in the fifth step, after the fourth was logged: both are made again from step 3."""
+@pytest.mark.parametrize("killed", [2, 4])
+def test_a_resumed_run_continues_its_curves_without_doubling(tmp_path: Path, killed: int) -> None:
+    """Killed after the fourth step was logged: it is made again from step 3. After the second: from none."""
     root, run = small_coco(tmp_path / "set"), tmp_path / "run"
     config = tiny_config(root, run, *WORDS)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -135,12 +136,12 @@ def test_a_resumed_run_continues_its_curves_without_doubling(tmp_path: Path) -> 
 
         def interrupted(monitor: Monitor) -> None:
             advance(monitor)
-            if read_metrics(run)[-1]["step"] == 4:
+            if read_metrics(run)[-1]["step"] == killed:
                 raise KeyboardInterrupt
 
         patch.setattr(Monitor, "advance", interrupted)
         Trainer(config, "demo").run()
-    assert [event.step for event in events(run).Scalars("loss/total")] == [1, 2, 3, 4]
+    assert [event.step for event in events(run).Scalars("loss/total")] == [*range(1, killed + 1)]
     Trainer(config, "demo", resume=run).run()
     board = events(run)
     assert [event.step for event in board.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]

@@ -161,6 +161,27 @@ def test_statistics_go_back_where_a_fault_says_so() -> None:
     assert norm.running_mean.tolist() == pytest.approx([0.1, 0.1])
 
 
+def test_out_of_memory_while_building_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("detector.training.assembly.place", full)
+    with pytest.raises(InputError, match="too little memory"):
+        Trainer(tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run"), "test")
+
+
+def test_a_checkpoint_that_falls_due_at_a_fault_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("train.epochs=1", "train.on_nonfinite=skip", "train.save_every_steps=4")
+    config = tiny_config(small_coco(tmp_path / "set", 16), tmp_path / "run", *words)
+    saved: list[int] = []
+    monkeypatch.setattr("detector.training.progress.save_checkpoint", lambda *a: saved.append(a[1]["step"]))
+    spoil_steps(monkeypatch, {4}, torch.nan)
+    Trainer(config, "test").run()
+    assert list(dict.fromkeys(saved)) == [5, 8]
+
+
 def test_out_of_memory_says_what_to_lower() -> None:
     with pytest.raises(InputError) as caught, memory_explained(torch.device("cuda")):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nmore")

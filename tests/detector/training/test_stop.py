@@ -110,6 +110,18 @@ def test_an_evaluation_that_was_broken_off_is_made_again(straight: Path, tmp_pat
     assert_same_end(straight / "straight", tmp_path / "stopped")
 
 
+def test_a_stop_comes_before_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    """What kills the loading processes may be the signal; what is really damaged is found again."""
+    root = small_coco(tmp_path / "set", 8)
+    trainer = Trainer(tiny_config(root, tmp_path / "run", *WORDS), "test")
+    third = [key.row for key in list(trainer.parts.batches)[2]]
+    Path(trainer.parts.train_set.files[third[0]]).write_bytes(b"no picture")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="SIGTERM at step 2"):
+        signal_at_step(patch, 2)
+        trainer.run()
+    assert last(tmp_path / "run")["step"] == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stopped_training_has_an_exit_code_of_its_own(tmp_path: Path, number: int) -> None:
     small_coco(tmp_path / "set", 8)
