@@ -7,18 +7,22 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from errors import InputError
 
+# The chunks of a PNG from its pixels on that say nothing about them.
+_PNG_PIXELS = frozenset({b"IDAT", b"fcTL", b"fdAT", b"tIME", b"IEND"})
 # What a folder is searched for; a file that is named is opened whatever its ending.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 _TURNS = {  # what makes each orientation that is not upright so
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,6 +32,7 @@ _TURNS = {  # what makes each orientation that is not upright so
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNS_BACK = _TURNS | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 _TRANSPOSING = (5, 6, 7, 8)  # those that swap height and width
 _DECODE_ERRORS = (
     OSError,
@@ -76,9 +81,9 @@ def read_header(path: Path) -> ImageHeader:
         InputError: the file is missing or no image.
     """
     with _explained(f"image {path}"), Image.open(path) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNS
+        stored = _as_stored(image)
         mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
-        return ImageHeader(_upright_size(image), (image.height, image.width), mode, turned)
+        return ImageHeader(stored.upright_size, stored.size, mode, stored.orientation in _TURNS)
 
 
 def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -103,8 +108,9 @@ def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
     """
     # OpenCV decodes to the same pixels in less time, but passes many a damaged file that Pillow refuses.
     with _explained(f"image {path}"), Image.open(path) as image:
-        on_stored = expected_size != _upright_size(image) and expected_size == (image.height, image.width)
-        pixels = _to_rgb(image) if on_stored else _to_upright_rgb(image)
+        stored = _as_stored(image)
+        on_stored = expected_size != stored.upright_size and expected_size == stored.size
+        pixels = _pixels(image, stored, upright=not on_stored)
     if pixels.shape[:2] != expected_size:
         raise InputError(size_mismatch(path, expected_size, pixels.shape[:2]))
     return pixels
@@ -117,7 +123,7 @@ def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
         InputError: the file is missing, damaged or of an unsupported kind.
     """
     with _explained(f"image {name}"), Image.open(file) as image:
-        return _to_upright_rgb(image)
+        return _pixels(image, _as_stored(image), upright=True)
 
 
 def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -138,9 +144,47 @@ def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]
     )
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING
-    return (image.width, image.height) if turned else (image.height, image.width)
+class _Stored(NamedTuple):
+    """How the pixels lie in the file."""
+
+    size: tuple[int, int]  # height, width
+    orientation: int  # as EXIF counts them; upright is 1
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        height, width = self.size
+        return (width, height) if self.orientation in _TRANSPOSING else self.size
+
+
+def _as_stored(image: Image.Image) -> _Stored:
+    """Of an image just opened."""
+    if isinstance(image, TiffImageFile):  # its own width and height may be those of the upright image
+        tags = image.tag_v2
+        return _Stored((tags[_TIFF_HEIGHT], tags[_TIFF_WIDTH]), tags.get(_EXIF_ORIENTATION, 1))
+    return _Stored((image.height, image.width), _exif(image).get(_EXIF_ORIENTATION, 1))
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    if isinstance(image, PngImageFile) and not _speaks_after_its_pixels(image):
+        return Image.Image.getexif(image)  # PngImageFile's decodes all pixels first, for what may follow
+    return image.getexif()
+
+
+def _speaks_after_its_pixels(image: PngImageFile) -> bool:
+    """Whether anything but pixels follows them in the file."""
+    file = image.fp
+    if file is None:  # they are decoded already
+        return True
+    before, found = file.tell(), False
+    file.seek(8)
+    pixels = False
+    while not found and len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        pixels |= kind == b"IDAT"
+        found = pixels and kind not in _PNG_PIXELS
+        file.seek(length + 4, os.SEEK_CUR)
+    file.seek(before)
+    return found
 
 
 @contextlib.contextmanager
@@ -153,9 +197,12 @@ def _explained(what: str) -> Iterator[None]:
         raise InputError(f"{what} cannot be read: {_reason(error)}") from None
 
 
-def _to_upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image, stored: _Stored, upright: bool) -> NDArray[np.uint8]:
     # exif_transpose would write the EXIF anew, and fail at an entry of a wrong type that has no part in it.
-    turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    turns = _TURNS if upright else {}
+    if isinstance(image, TiffImageFile):  # Pillow turns it while loading
+        turns = {} if upright else _TURNS_BACK
+    turn = turns.get(stored.orientation)
     return _to_rgb(image if turn is None else image.transpose(turn))
 
 

@@ -6,9 +6,9 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 
-from data.images import read_image, read_size
+from data.images import read_image, read_size, read_upright
 from errors import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -33,23 +33,59 @@ def save(path, image: Image.Image, orientation: int | None = None, **options):
     return path
 
 
+KINDS = {
+    "png": {},
+    "jpg": {},
+    "webp": {"lossless": True},
+    "tif": {},  # which Pillow turns while it loads it, on two ways
+    "tiff": {"compression": "tiff_lzw"},
+}
+
+
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("ending", KINDS)
 def test_exif_orientation_is_applied(tmp_path, orientation, ending):
     """Oracles: the definition of the eight orientations, and Pillow's own exif_transpose."""
-    path = save(tmp_path / f"a.{ending}", Image.fromarray(NOISE), orientation)
+    path = save(tmp_path / f"a.{ending}", Image.fromarray(NOISE), orientation, **KINDS[ending])
     with Image.open(path) as image:
-        stored, turned = np.array(image), np.array(ImageOps.exif_transpose(image))
+        stored = np.array(image) if ending == "jpg" else NOISE
+        turned = np.array(ImageOps.exif_transpose(image))
     expected = UPRIGHT[orientation](stored)
     np.testing.assert_array_equal(expected, turned)
     np.testing.assert_array_equal(read_image(path, expected.shape[:2]), expected)
+    np.testing.assert_array_equal(read_upright(path, "a"), expected)
     assert read_size(path) == (expected.shape[:2], (5, 7))
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_image_annotated_on_its_stored_pixels_is_not_turned(tmp_path, orientation):
-    path = save(tmp_path / "a.png", Image.fromarray(NOISE), orientation)
+@pytest.mark.parametrize("ending", ["png", "tif", "tiff"])
+def test_image_annotated_on_its_stored_pixels_is_not_turned(tmp_path, orientation, ending):
+    path = save(tmp_path / f"a.{ending}", Image.fromarray(NOISE), orientation, **KINDS[ending])
     np.testing.assert_array_equal(read_image(path, (5, 7)), NOISE)
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path):
+    """The chunk may stand on either side of them."""
+    content = save(tmp_path / "a.png", Image.fromarray(NOISE), 6).read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    (tmp_path / "b.png").write_bytes(
+        content[:start] + content[end:last] + content[start:end] + content[last:]
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png", (7, 5)), UPRIGHT[6](NOISE))
+    assert read_size(tmp_path / "b.png") == ((7, 5), (5, 7))
+
+
+@pytest.mark.parametrize("ending", KINDS)
+def test_the_size_is_read_without_the_pixels(tmp_path, ending, monkeypatch):
+    path = save(tmp_path / f"a.{ending}", Image.fromarray(NOISE))
+
+    def load(_):
+        raise AssertionError("the pixels are decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert read_size(path) == ((5, 7), (5, 7))
 
 
 def test_an_exif_entry_of_a_wrong_type_is_no_hindrance(tmp_path):
