@@ -7,6 +7,7 @@ is decoded again.
 import hashlib
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from data.sample import DetectionSet
 from errors import InputError
 
 _SHARED_MEMORY = Path("/dev/shm")
+_BLOCK = 1 << 24
 _LEFT_FREE = 0.2  # of the memory that is available, for the training itself
 
 
@@ -54,18 +56,28 @@ class ImageCache:
         pixels, stamps = self._arrays()
         place = pixels[self._starts[row] : self._starts[row + 1]].reshape(height, width, 3)
         stamp = _stamp(path)
-        if stamp is not None and (stamps[row] == stamp).all():
-            return place.copy()
+        if stamp is not None and (stamps[row, :2] == stamp).all():
+            image = place.copy()
+            if stamps[row, 2] == self._sum(image):
+                return image
         image = read_image(path, (height, width))
         if stamp is not None:
             stamps[row] = 0  # a process that is killed in the middle leaves a place that counts as empty
             place[:] = image
-            stamps[row] = stamp
+            stamps[row] = (*stamp, self._sum(image))
         return image
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Pixels, uint8 [nbytes], one image after the other, and the stamps of their files, int64 [I, 2]."""
+        """Pixels and stamps.
+
+        Pixels: uint8 [nbytes], one image after the other. Stamps, int64 [I, 3]: of the files, and the sums of
+        the pixels.
+        """
         raise NotImplementedError
+
+    def _sum(self, image: NDArray[np.uint8]) -> int:
+        """What tells whether pixels are those that were kept, where they may be lost."""
+        return 0
 
 
 class RamCache(ImageCache):
@@ -92,7 +104,7 @@ class RamCache(ImageCache):
             self._pixels = torch.empty(self.nbytes, dtype=torch.uint8).share_memory_()
         except RuntimeError:  # another process was quicker
             raise InputError(too_much) from None
-        self._stamps = torch.zeros(len(records), 2, dtype=torch.int64).share_memory_()
+        self._stamps = torch.zeros(len(records), 3, dtype=torch.int64).share_memory_()
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return self._pixels.numpy(), self._stamps.numpy()
@@ -102,7 +114,9 @@ class DiskCache(ImageCache):
     """A cache in a file, shared by all processes and later trainings on the same set.
 
     Its space on the disk is taken at once, so that a disk that fills up later does no harm. The name of
-    the file is made of the paths and sizes of the images and Pillow's version.
+    the file is made of the paths and sizes of the images and Pillow's version. Every image has a CRC-32:
+    after a power failure stamps may have come to the disk without their pixels, and two machines that
+    write to one page over a network undo each other's edges.
 
     Args:
         folder: of the cache; made where it does not exist.
@@ -115,11 +129,11 @@ class DiskCache(ImageCache):
         super().__init__(records)
         paths = "\0".join(str(Path(file).absolute()) for file in records.files)
         key = hashlib.sha256(paths.encode("utf-8", "surrogateescape") + records.sizes.tobytes())
-        key.update(PIL.__version__.encode())  # another decoder may round otherwise
+        key.update(f"{PIL.__version__} crc32".encode())  # another decoder may round otherwise
         self._file = folder / f"{key.hexdigest()[:16]}.npy"
         self._open: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
         # One file for both: stamps without their pixels would pass zeros for images.
-        self._stamp_bytes = 16 * len(records)
+        self._stamp_bytes = 24 * len(records)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
@@ -138,12 +152,21 @@ class DiskCache(ImageCache):
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         if self._open is None:
-            content = np.load(self._file, mmap_mode="r+")
+            try:
+                content = np.load(self._file, mmap_mode="r+")
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"data.cache=disk: {self._file} was there and cannot be opened any more "
+                    f"({getattr(error, 'strerror', None) or error}); start again, and keep the file meanwhile"
+                ) from None
             self._open = (
                 content[self._stamp_bytes :],
-                content[: self._stamp_bytes].view(np.int64).reshape(-1, 2),
+                content[: self._stamp_bytes].view(np.int64).reshape(-1, 3),
             )
         return self._open
+
+    def _sum(self, image: NDArray[np.uint8]) -> int:
+        return zlib.crc32(image.data)
 
 
 def available_memory() -> int:
@@ -185,9 +208,15 @@ def _reserve(path: Path, nbytes: int) -> None:
         if free < nbytes:
             raise OSError(f"there are {free / 1e9:.1f} GB free")
         np.lib.format.open_memmap(partial, "w+", np.uint8, (nbytes,))
-        if hasattr(os, "posix_fallocate"):  # the file has holes: to fill them on a full disk would be fatal
-            with partial.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        # The file has holes: to fill them on a full disk would be fatal.
+        size = partial.stat().st_size
+        with partial.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                for start in range(size - nbytes, size, _BLOCK):
+                    file.seek(start)
+                    file.write(bytes(min(_BLOCK, size - start)))
         partial.replace(path)
     except ValueError as error:  # not an .npy file
         raise OSError(f"{path.name} is damaged ({error}), delete it") from None

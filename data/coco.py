@@ -187,13 +187,15 @@ def _annotation(record: dict[str, Any], where: str, label: int, image: Annotated
             number,
         )
     x, y, width, height = map(_float, box)
-    area = record.get("area")
-    crowd = bool(record.get("iscrowd", 0))
+    area, crowd = record.get("area"), record.get("iscrowd")
+    if crowd not in (0, 1, None):  # "0" and NaN are true in Python
+        message = f"{where}: iscrowd must be 0 or 1, got {crowd!r} (image '{image.path.name}')"
+        raise DataFault("record-malformed", message, image.path, image.id, number)
     given = _float(area) if isinstance(area, int | float) else None
     if given is not None and not math.isfinite(given):
         message = f"{where}: area {area} is not a finite number (image '{image.path.name}')"
         raise DataFault("record-malformed", message, image.path, image.id, number)
-    return Annotation(where, (x, y, x + width, y + height), label, crowd, given, number)
+    return Annotation(where, (x, y, x + width, y + height), label, bool(crowd), given, number)
 
 
 def _number(record: dict[str, Any]) -> int:

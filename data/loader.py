@@ -13,6 +13,7 @@ from types import FrameType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.cache import ImageCache
@@ -65,10 +66,14 @@ class DetectionDataset(Dataset):
         for row in rows:
             self._mark(row)
             try:
-                sample = self.sample(epoch, row, upright)
-                return replace(sample, wanted=wanted)
+                image = self._read(row)
             except InputError as error:
                 failure = failure or error
+                continue
+            try:
+                return replace(self._augmented(image, epoch, row, upright), wanted=wanted)
+            except InputError as error:  # of the transforms: nothing is wrong with the image
+                return error
         assert failure is not None
         return failure
 
@@ -96,12 +101,17 @@ class DetectionDataset(Dataset):
         Raises:
             InputError: the image is missing, damaged or of another size than annotated.
         """
+        return self._augmented(self._read(index), epoch, index, upright)
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        if self.cache is not None:
+            return self.cache.read(index)
+        height, width = self.records.sizes[index].tolist()
+        return read_image(Path(self.records.files[index]), (height, width))
+
+    def _augmented(self, image: NDArray[np.uint8], epoch: int, index: int, upright: bool | None) -> Sample:
         r = self.records
         height, width = (int(v) for v in r.sizes[index])
-        if self.cache is None:
-            image = read_image(Path(r.files[index]), (height, width))
-        else:
-            image = self.cache.read(index)
         rows = slice(r.offsets[index], r.offsets[index + 1])
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = seed_of(self.seed, epoch, index)

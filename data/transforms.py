@@ -213,7 +213,11 @@ class Pipeline:
         processor.filter = partial(_filter, processor)
         self._key = key
         # All eight ways to turn and mirror an image are equally likely: one more mirroring changes nothing.
-        self.has_no_side_up = any(isinstance(step, A.D4) and step.p == 1 for step in steps)
+        # Unless something comes behind that knows height from width, as a crop of 200 x 300 does.
+        turned = [i for i, step in enumerate(steps) if isinstance(step, A.D4) and step.p == 1]
+        self.has_no_side_up = bool(turned) and all(
+            isinstance(step, _BLIND_TO_SIDES) for step in steps[turned[-1] :]
+        )
 
     def __call__(
         self,
@@ -285,6 +289,22 @@ class Pipeline:
         image = np.zeros((height, width, 3), dtype=np.uint8)
         done = self(image, np.zeros((0, 4), dtype=np.float32), seed=0)[0]
         return done.shape[0], done.shape[1]
+
+
+# What does to a mirrored image what it does to the image, mirrored.
+_BLIND_TO_SIDES = (
+    A.ImageOnlyTransform,
+    ResizeWithin,
+    ZoomOut,
+    IoUCrop,
+    A.D4,
+    A.HorizontalFlip,
+    A.VerticalFlip,
+    A.RandomRotate90,
+    A.Transpose,
+    A.LongestMaxSize,
+    A.SmallestMaxSize,
+)
 
 
 def _filter(processor: BboxProcessor, boxes: NDArray[Any], shape: Any) -> NDArray[Any]:

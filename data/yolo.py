@@ -60,8 +60,9 @@ def load_yolo(
         raise InputError(f"{index.file} has no class '{unknown[0]}'; it has {', '.join(index.names)}")
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
+    paths = _images(index, split, faults)
     images, twice = [], []
-    for number, path in enumerate(_images(index, split, faults), start=1):
+    for number, path in enumerate(paths, start=1):
         try:
             size = read_size(path)[0]
         except InputError as error:
@@ -88,6 +89,7 @@ def load_yolo(
             if category in labels:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 image.objects.append(Annotation(where, box, labels[category], number=line))
+    _labels_without_images(index, split, paths, faults)
     if faults is not None:
         faults += twice
     elif twice:
@@ -160,6 +162,30 @@ def _images(index: _Index, split: str, faults: list[DataFault] | None) -> list[P
     if not found:
         raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
     return sorted(found.values())
+
+
+def _labels_without_images(
+    index: _Index, split: str, images: list[Path], faults: list[DataFault] | None
+) -> None:
+    """Say which label files of the split's folders have no image: lost, or of a kind that is not read."""
+    known = {_label_file(path).absolute() for path in images}
+    alone = []
+    for place in index.splits[split]:
+        where = _place(index, place)
+        if where is None or not where.is_dir():
+            continue
+        folder = _label_file(where / "any.jpg").parent
+        if folder != where and folder.is_dir():  # beside images there may be texts of all kinds
+            labels = [path for path in files_below(folder) if path.suffix == ".txt"]
+            alone += [p for p in labels if p.absolute() not in known and p.name != "classes.txt"]
+    if faults is not None:
+        for path in alone:
+            message = f"{path} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            faults.append(DataFault("label-without-image", message, path))
+    elif alone:
+        files = "1 label file has" if len(alone) == 1 else f"{len(alone)} label files have"
+        more = ", ..." if len(alone) > 1 else ""
+        log.warning("split %s: %s no image and are left out (%s%s)", split, files, alone[0], more)
 
 
 def _place(index: _Index, place: str) -> Path | None:

@@ -74,11 +74,13 @@ def build_set(
     if len(records) == 0:
         message = f"data.splits.{split} ({', '.join(names)}) of {root} holds no images"
         meet(DataFault("no-images", message), faults)
-    elif split == "train" and len(records.boxes) == 0:
-        message = f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from"
+    elif split == "train" and records.ignore.all():
+        crowds = f": all {len(records.boxes)} are iscrowd or difficult" if len(records.boxes) else ""
+        message = f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from{crowds}"
         meet(DataFault("no-boxes", message), faults)
     if split == "train" and config.classes is not None:
-        unseen = [name for label, name in enumerate(records.classes) if label not in records.labels]
+        seen = set(records.labels[~records.ignore].tolist())
+        unseen = [name for label, name in enumerate(records.classes) if label not in seen]
         for unseen_name in unseen:
             message = f"data.classes: data.splits.train holds no box of class '{unseen_name}'"
             meet(DataFault("class-unseen", message), faults)

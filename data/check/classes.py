@@ -10,7 +10,7 @@ from data.check.findings import Spot, spot_of_image
 from data.sample import DetectionSet
 
 _FEW_BOXES, _FEWER_THAN_THE_MOST = 10, 20
-_MOSTLY = 0.5
+_MOSTLY, _MUCH_IGNORED = 0.5, 1 / 3
 _SIDES_VARY = 6.0
 
 
@@ -29,6 +29,8 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     train = sets.get("train")
     if train is None or not len(train.boxes):
         return
+    for split, records in sets.items():
+        yield from _much_ignored(split, records)
     known, most = set(train.classes), int(counts(train).max())
     for name, count in zip(train.classes, counts(train).tolist(), strict=True):
         if count == 0:
@@ -67,6 +69,15 @@ def split_spots(split: str, records: DetectionSet) -> Iterator[Spot]:
         (h0, w0), (h1, w1) = records.sizes[small].tolist(), records.sizes[large].tolist()
         problem = f"is {w0} x {h0} px, but {records.files[large]} is {w1} x {h1} px"
         yield spot_of_image("sizes-vary", problem, split, records, small)
+
+
+def _much_ignored(split: str, records: DetectionSet) -> Iterator[Spot]:
+    there = np.bincount(records.labels, minlength=len(records.classes))
+    ignored = there - counts(records)
+    for name, of_them, every in zip(records.classes, ignored.tolist(), there.tolist(), strict=True):
+        if of_them >= _FEW_BOXES and of_them > _MUCH_IGNORED * every:
+            text = f"{of_them} of the {every} boxes of class '{name}' in {split} are iscrowd or difficult"
+            yield Spot("much-ignored", text, split)
 
 
 def _alike(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:

@@ -85,6 +85,14 @@ KINDS: dict[str, Kind] = {
         "a split for evaluation has no boxes, and so no AP",
         "see that its annotations are where they belong",
     ),
+    "much-ignored": Kind(
+        _W,
+        "much of a class is iscrowd or difficult, so neither learned nor evaluated",
+        "see whether a tool marks masks so; set iscrowd to 0 where it is one object",
+    ),
+    "label-without-image": Kind(
+        _W, "a label file has no image; its boxes are left out", "put the image there, or remove the file"
+    ),
     "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
     "anchors-miss": Kind(_W, "many boxes have no anchor that fits", "take the sizes and ratios suggested"),
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),

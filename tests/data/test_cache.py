@@ -198,6 +198,39 @@ def test_full_disk_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypat
     np.testing.assert_array_equal(DiskCache(records, tmp_path / "cache").read(0), decoded(records, 0))
 
 
+def test_pixels_that_were_lost_are_decoded_again(tmp_path):
+    """As after a power failure: the stamps have come to the disk, pages of pixels have not."""
+    records = make_set(tmp_path)
+    read_all(DiskCache(records, tmp_path / "cache"), range(6))
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    content = np.load(file, mmap_mode="r+")
+    content[24 * 6 + 20_000 :] = 0
+    content.flush()
+    for _ in range(2):
+        cache = DiskCache(records, tmp_path / "cache")
+        for row in range(6):
+            np.testing.assert_array_equal(cache.read(row), decoded(records, row))
+
+
+def test_a_cache_that_has_gone_is_named(tmp_path):
+    cache = DiskCache(make_set(tmp_path), tmp_path / "cache")
+    next((tmp_path / "cache").glob("*.npy")).unlink()
+    with pytest.raises(InputError, match=r"data\.cache=disk: .*\.npy was there .*No such file"):
+        cache.read(0)
+
+
+def test_space_is_taken_where_the_system_cannot_be_asked_for_it(tmp_path, monkeypatch):
+    """macOS has no posix_fallocate; a file with holes has fewer blocks than bytes."""
+    records = make_set(tmp_path)
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(data.cache, "_BLOCK", 10_000)
+    cache = DiskCache(records, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    assert 512 * file.stat().st_blocks >= cache.nbytes
+    for row in range(6):
+        np.testing.assert_array_equal(cache.read(row), decoded(records, row))
+
+
 def test_damaged_cache_is_named(tmp_path):
     records = make_set(tmp_path)
     read_all(DiskCache(records, tmp_path / "cache"), range(6))

@@ -76,7 +76,19 @@ def test_boxes_go_to_their_image_in_any_order_of_the_file(tmp_path, content):
 def test_crowds_are_ignored(tmp_path, content):
     content["annotations"][1]["iscrowd"] = 1
     del content["annotations"][2]["iscrowd"]
+    content["annotations"][0]["iscrowd"] = None
     assert load(tmp_path, content).ignore.tolist() == [False, True, False]
+    for number, crowd in ((0, False), (1, True), (2, 0.0)):
+        content["annotations"][number]["iscrowd"] = crowd
+    assert load(tmp_path, content).ignore.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("value", ["0", "false", math.nan, 2, [0]])
+def test_a_crowd_that_is_neither_yes_nor_no_is_refused(tmp_path, content, value):
+    """Python takes each of them for true, and so whole sets for crowds."""
+    content["annotations"][1]["iscrowd"] = value
+    with pytest.raises(InputError, match=r"annotation 2 in .*: iscrowd must be 0 or 1, got .*0\.png"):
+        load(tmp_path, content)
 
 
 def test_images_without_boxes_stay(tmp_path, content):

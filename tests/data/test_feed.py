@@ -63,6 +63,15 @@ def test_the_next_image_stands_in_for_one_that_cannot_be_read(
         assert caplog.text.count(str(records.files[row])) == 1
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_image_stands_in_where_the_transforms_fail(records: DetectionSet, workers: int) -> None:
+    """Nothing is wrong with the image, and another would hide what is."""
+    pipeline = Pipeline([{"RandomCrop": {"height": 500, "width": 500}}], 0.3, "data.transforms.train")
+    loader = train_loader(records, pipeline, EpochBatches(len(records), 2, seed=3), 3, True, workers, False)
+    with pytest.raises(InputError, match=r"data\.transforms\.train: the transforms fail"):
+        list(checked(loader, SkippedImages(records, 5)))
+
+
 def test_too_many_images_that_cannot_be_read_stop(records: DetectionSet) -> None:
     for row in range(3):
         Path(records.files[row]).write_bytes(b"no picture")

@@ -163,7 +163,16 @@ def test_one_orientation_mirrors_what_lies_the_other_way(tmp_path):
 
 @pytest.mark.parametrize(
     ("transforms", "expected"),
-    [(["D4"], True), ([{"D4": {"p": 0.5}}], False), (["HorizontalFlip"], False), ([], False)],
+    [
+        (["D4"], True),
+        ([{"D4": {"p": 0.5}}], False),
+        (["HorizontalFlip"], False),
+        ([], False),
+        (["D4", "IoUCrop", {"ResizeWithin": {"long": 64}}, "ColorJitter"], True),
+        ([{"RandomCrop": {"height": 20, "width": 30}}, "D4"], True),
+        (["D4", {"RandomCrop": {"height": 20, "width": 30}}], False),
+        (["D4", {"Resize": {"height": 20, "width": 30}}], False),
+    ],
 )
 def test_only_d4_of_every_image_leaves_no_side_up(transforms, expected):
     assert Pipeline(transforms, 0.3, "train").has_no_side_up == expected

@@ -16,6 +16,7 @@ import evaluate
 import train
 from data.annotations import join_sets
 from data.coco import load_coco
+from data.faults import DataFault
 from data.images import read_image
 from data.yolo import load_yolo
 from detector.build import build_set
@@ -176,6 +177,23 @@ def test_linked_folders_belong_to_a_split_and_hidden_files_do_not(root: Path) ->
     records = load_yolo(root, "train")
     assert [Path(file).name for file in records.files] == ["a.png", "b.png", "c.png"]
     assert records.labels.tolist() == expected.labels.tolist()
+
+
+def test_labels_whose_image_is_not_there_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half a set that was not copied would be half a training."""
+    for name in ("train/gone", "train/deep/lost", "val/of_val"):
+        (root / "labels" / f"{name}.txt").parent.mkdir(exist_ok=True)
+        (root / "labels" / f"{name}.txt").write_text(lines(BOXES[0]))
+    (root / "labels" / "train" / "classes.txt").write_text("cat\ndog\n")
+    assert len(load_yolo(root, "train", None)) == 3
+    assert "split train: 2 label files have no image and are left out" in caplog.text
+    assert "lost.txt, ..." in caplog.text
+    faults: list[DataFault] = []
+    load_yolo(root, "train", None, faults)
+    assert [(fault.code, fault.image.name) for fault in faults if fault.image] == [
+        ("label-without-image", "lost.txt"),
+        ("label-without-image", "gone.txt"),
+    ]
 
 
 def test_an_image_that_is_named_in_two_ways_is_one(root: Path, monkeypatch) -> None:

@@ -148,6 +148,17 @@ def many_cats(root: Path) -> None:
     edited(change)(root)
 
 
+def many_crowds(root: Path) -> None:
+    """12 more cats that count as crowds."""
+
+    def change(content: dict[str, Any]) -> None:
+        for k in range(12):
+            crowd = added(300 + k, 1, 0, (k % 10, k // 10, 40.0 + k % 7, 41.0))
+            content["annotations"].append({**crowd, "iscrowd": 1})
+
+    edited(change)(root)
+
+
 def exif(orientation: int) -> bytes:
     tags = Image.Exif()
     tags[0x0112] = orientation
@@ -238,6 +249,7 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "a class in val only": ("class-left-out", a_third_class("cow", "val"), ("val", "'cow'", "1 boxes")),
     "a class in train only": ("category-missing", a_third_class("cow", "train"), ("val", "'cow'")),
     "a rare class": ("class-rare", many_cats, ("'dog'", "4 of the 88")),
+    "mostly crowds": ("much-ignored", many_crowds, ("12 of the 16", "'cat'", "train")),
     "no objects to find": (
         "no-boxes-to-find", edited(lambda c: c.update(annotations=[]), "val"), ("val holds no boxes",),
     ),
