@@ -191,7 +191,7 @@ class LossConfig(Section):
     global_ranking: bool = Field(True, description="with several processes: rank and count over all of them")
     negatives_per_positive: Positive = Field(3.0, description="ce_ohem: hard negatives for each positive")
     focal_alpha: Fraction = Field(0.25, description="focal: weight of the positives")
-    focal_gamma: NonNegative = Field(2.0, description="focal: focusing exponent")
+    focal_gamma: NonNegative = Field(2.0, description="focal: focusing exponent, 0 or at least 1")
     box: Literal["smooth_l1", "giou"] = Field("smooth_l1", description="loss of the boxes")
     box_weight: NonNegative = Field(1.0, description="weight of the box loss in the sum")
     smooth_l1_beta: Positive = Field(1.0, description="where smooth-L1 turns from square to line")
@@ -201,6 +201,13 @@ class LossConfig(Section):
     def _not_tiny(cls, value: float | None) -> float | None:
         if value is not None and (0 < value < 1e-6 or value > 1e6):
             raise ValueError("0 (the plain step) or 1e-6 to 1e6 is wanted")
+        return value
+
+    @field_validator("focal_gamma")
+    @classmethod
+    def _has_a_gradient(cls, value: float) -> float:
+        if 0 < value < 1:  # (1 - p) ** gamma is infinitely steep where p is 1
+            raise ValueError("0 or at least 1 is wanted: between, the gradient of a sure negative is NaN")
         return value
 
     @model_validator(mode="after")

@@ -58,7 +58,9 @@ def alrp(
     takes the factor from the last epoch and guesses the first one; here it is that of the step.
     """
     errors = giou_errors(*positives, std=box_std) / 2
-    ranking, box = alrp_loss(logits, targets, errors.clamp(0, 1), delta, exchange)
+    ranking, box = alrp_loss(logits, targets, errors.nan_to_num(nan=1.0).clamp(0, 1), delta, exchange)
+    # Boxes that are not finite are found with the loss: an error here would leave other processes waiting.
+    box = box + 0 * errors.sum()
     factor = _balance(ranking + box, box) if self_balance else 1.0
     return {"classification": ranking, "box": box_weight * factor * box}
 
@@ -80,7 +82,8 @@ def rank_sort(
     Self-balancing (section 4 of its paper) brings the box part up to the ranking and sorting parts.
     """
     boxes = decode(positives.deltas.detach(), positives.anchors, box_std)
-    iou = paired_iou(boxes, positives.gt_boxes).clamp(_LEAST_QUALITY, 1)
+    # NaN, as of every box that is not finite, comes out in the box part.
+    iou = paired_iou(boxes, positives.gt_boxes).nan_to_num(nan=0.0).clamp(_LEAST_QUALITY, 1)
     quality = targets.float()
     quality[targets == 1] = iou.to(quality.dtype)
     ranking, sorting = rank_sort_loss(logits, quality, delta, exchange)

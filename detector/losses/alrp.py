@@ -51,7 +51,7 @@ def alrp_loss(
 
     Raises:
         ValueError: as `ap_loss`, or the regression losses are not one in [0, 1] per positive.
-        NonFiniteLogits: a ranked logit is NaN or infinite.
+        NonFiniteLogits: a ranked logit is NaN, infinite or beyond 1e12 delta.
 
     Source: eqs. 8 to 10 of the paper; gradient: its section 4 (target error E_i / rank_i).
     """

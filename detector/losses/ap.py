@@ -38,7 +38,7 @@ def ap_loss(
     Raises:
         ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, or delta
             is neither 0 nor from 1e-6 to 1e30.
-        NonFiniteLogits: a ranked logit is NaN or infinite; the message names the first.
+        NonFiniteLogits: a ranked logit is NaN, infinite or beyond 1e12 delta; the message names the first.
     """
     check_ranking(logits, targets, delta)
     if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need

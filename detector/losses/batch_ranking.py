@@ -5,7 +5,6 @@ standing, and share how it is given back: a negative takes from each positive th
 the positive's error.
 """
 
-import math
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,12 @@ MIN_DELTA = 1e-6
 MAX_DELTA = 1e30
 
 
+# So many times delta from 0 the steps drown in the rounding of float64, and a loss would seem perfect.
+_FARTHEST = 1e12
+
+
 class NonFiniteLogits(ValueError):
-    """A logit that takes part in a ranking is NaN or infinite."""
+    """A logit that takes part in a ranking is NaN, infinite, or too large to be told from others."""
 
 
 class BatchRanking:
@@ -56,12 +59,13 @@ class BatchRanking:
 
     Raises:
         ValueError: a target is outside {-1, 0, 1}.
-        NonFiniteLogits: a ranked logit is NaN or infinite; the message names the first.
+        NonFiniteLogits: a ranked logit is NaN, infinite or beyond 1e12 delta; the message names the first.
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._logits = self._checked(logits, targets)
+        # Plain steps compare, and what may overflow is a difference of two.
+        self._logits = self._checked(logits, targets, _FARTHEST * delta if delta else 1e300)
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self.positives = _places_of_positives(targets)  # [p]
         f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
@@ -120,12 +124,12 @@ class BatchRanking:
             return gradient
         return gradient.scatter_(0, self.positives.long(), (self.own(errors) / -p).to(gradient.dtype))
 
-    def _checked(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The logits, zeros in the place of those that take no part if any logit is not finite.
+    def _checked(self, logits: Tensor, targets: Tensor, farthest: float) -> Tensor:
+        """The logits, zeros in the place of those that take no part if any is farther from 0 than that.
 
         Raises:
             ValueError: a target is outside {-1, 0, 1}.
-            NonFiniteLogits: one that takes part is not finite, here or in another process.
+            NonFiniteLogits: one that takes part is, or is NaN, here or in another process.
         """
         finite = True
         if logits.numel():
@@ -135,19 +139,22 @@ class BatchRanking:
             low, high, *of_logits = (x.item() for x in extremes)
             if low < -1 or high > 1:
                 raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low:g} to {high:g}")
-            finite = all(map(math.isfinite, of_logits))
-        bad = [] if finite else (~torch.isfinite(logits) & (targets >= 0)).nonzero().squeeze(1).tolist()
+            finite = all(abs(extreme) <= farthest for extreme in of_logits)
+        bad = []
+        if not finite:
+            near = logits.double().abs() <= farthest  # which NaN is not
+            bad = (~near & (targets >= 0)).nonzero().squeeze(1).tolist()
         everywhere = len(bad)
         if self._exchange.size > 1:
             everywhere = int(self._exchange.sum(torch.tensor(len(bad), device=logits.device)))
         if bad:
             kind = "positive" if targets[bad[0]] == 1 else "negative"
             raise NonFiniteLogits(
-                f"{len(bad)} of the ranked logits are not finite; the first is {float(logits[bad[0]])}, "
-                f"a {kind}, at flat index {bad[0]}"
+                f"{len(bad)} of the ranked logits are not finite, or beyond {farthest:g}; the first is "
+                f"{float(logits[bad[0]])}, a {kind}, at flat index {bad[0]}"
             )
         if everywhere:
-            raise NonFiniteLogits("a ranked logit of another process is not finite")
+            raise NonFiniteLogits(f"a ranked logit of another process is not finite, or beyond {farthest:g}")
         return logits if finite else logits.masked_fill(targets < 0, 0)
 
 

@@ -52,7 +52,7 @@ def rank_sort_loss(
 
     Raises:
         ValueError: as `ap_loss`, or a quality is neither -1 nor in [0, 1].
-        NonFiniteLogits: a ranked logit is NaN or infinite.
+        NonFiniteLogits: a ranked logit is NaN, infinite or beyond 1e12 delta.
 
     Source: the paper's eqs. 5 to 9; that i itself counts 1/2 is its published code's.
     """

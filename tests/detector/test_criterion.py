@@ -152,6 +152,17 @@ def test_alrp_brings_the_boxes_up_to_the_total() -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_boxes_that_are_not_finite_are_found_in_the_total(name: str, value: float) -> None:
+    """An error here, in the middle of what processes do together, would leave the others waiting."""
+    logits, deltas = worse_above_better()
+    deltas[0, 0, 0] = value
+    losses = criterion(OBJECTIVES[name])(outputs(logits, deltas), two_images())
+    assert not torch.isfinite(losses.total)
+    assert torch.isfinite(losses.parts["classification"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_only_positives_move_boxes_and_only_ranked_anchors_move_logits(name: str) -> None:
     logits = torch.zeros(2, 4, 3, requires_grad=True)
     deltas = torch.ones(2, 4, 4, requires_grad=True)

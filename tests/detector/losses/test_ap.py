@@ -273,6 +273,33 @@ def test_non_finite_logit_is_named(value: float, target: int, kind: str, dtype: 
 
 
 @pytest.mark.parametrize(
+    "far, delta, dtype",
+    [
+        (1.1e12, 1.0, torch.float32),
+        (1e16, 1.0, torch.float64),
+        (3e38, 1.0, torch.bfloat16),
+        (torch.finfo(torch.float64).max, 1.0, torch.float64),
+        (torch.finfo(torch.float64).max, 0.0, torch.float64),
+    ],
+)
+def test_a_logit_too_far_to_be_told_from_others_is_named(
+    far: float, delta: float, dtype: torch.dtype
+) -> None:
+    """A diverged training must not seem perfect: the steps drown in rounding, or the search overflows."""
+    targets = torch.tensor([1, 0, 0, 1, -1])
+    logits = torch.tensor([-far, 0.0, 1.0, far / 2, torch.inf], dtype=dtype)
+    with pytest.raises(NonFiniteLogits, match=r"are not finite, or beyond .*e.*; the first is -"):
+        ap_loss(logits, targets, delta)
+
+
+def test_logits_as_far_as_may_be_are_ranked_exactly() -> None:
+    """The negatives 0 and 1 lie above one positive, none above the other: precisions 2/4 and 1."""
+    targets = torch.tensor([1, 0, 0, 1])
+    logits = torch.tensor([-9e11, 0.0, 1.0, 4.5e11])
+    assert float(ap_loss(logits, targets, interpolated=False)) == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize(
     "logits, targets, delta, message",
     [
         (torch.zeros(3), torch.tensor([0, 1, 2]), 1.0, "from 0 to 2"),
