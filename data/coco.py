@@ -191,7 +191,7 @@ def _annotation(record: dict[str, Any], where: str, label: int, image: Annotated
     if crowd not in (0, 1, None):  # "0" and NaN are true in Python
         message = f"{where}: iscrowd must be 0 or 1, got {crowd!r} (image '{image.path.name}')"
         raise DataFault("record-malformed", message, image.path, image.id, number)
-    given = _float(area) if isinstance(area, int | float) else None
+    given = _float(area) if isinstance(area, int | float) and not area < 0 else None  # -1 stands for none
     if given is not None and not math.isfinite(given):
         message = f"{where}: area {area} is not a finite number (image '{image.path.name}')"
         raise DataFault("record-malformed", message, image.path, image.id, number)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 import export
 from detector.build import build_model
@@ -133,6 +134,21 @@ def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
             np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-3)
             np.testing.assert_allclose(other.scores, one.scores, atol=1e-5)
             assert np.array_equal(other.labels, one.labels)
+
+
+def test_soft_nms_is_checked_on_a_picture_of_one_colour(place: Path, tmp_path: Path) -> None:
+    """Scores that are equal to the last digit may come in any order: no difference of the models."""
+    Image.new("RGB", (600, 500), "white").save(tmp_path / "white.png")
+    words = [
+        "eval.nms=soft",
+        "eval.score_threshold=0",
+        "eval.topk_candidates=1000",
+        "data.transforms.eval=[]",
+    ]
+    words += ["eval.detections_per_img=100", "--format", "torchscript", "--check"]
+    words += [str(tmp_path / "white.png"), "--output", str(tmp_path / "a")]
+    outcome = call(export.main, "best.pt", *words, cwd=place)
+    assert outcome.code == 0, outcome.err
 
 
 def test_what_is_beyond_the_count_is_empty(exported: tuple[str, Path]) -> None:

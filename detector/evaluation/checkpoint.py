@@ -16,6 +16,7 @@ from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.inference import join_predictions
 from detector.evaluation.score import Scores, predictions_of, score
+from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 
 
@@ -97,10 +98,11 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
     """Score an open checkpoint on a set of its classes.
 
     Raises:
-        InputError: an image cannot be used.
+        InputError: an image cannot be used, or the memory does not suffice.
     """
     loader = build_eval_loader(c.config, records, c.device)
-    found = join_predictions(list(predictions_of(c.config, c.model, loader, c.device)))
+    with memory_explained(c.device, "set a lower eval.batch_size, or train.device=cpu"):
+        found = join_predictions(list(predictions_of(c.config, c.model, loader, c.device)))
     return CheckpointScores(
         c.file, c.config, records, score(c.config, records, found).calibrated(c.calibration)
     )

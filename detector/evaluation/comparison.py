@@ -126,7 +126,11 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
     counts = draws(images)
     there = first.gt_counts > 0  # [I, K]
     few = [int(there.any(1).sum()) < _FEW] * 3 + (there.sum(0) < _FEW).tolist()
-    values = [_metrics(average_precision(tally, counts)) for tally in tallies]  # [1 + R, 3 + K]
+    values = []  # [1 + R, 3 + K] each
+    for tally in tallies:
+        # Each has the classes in the order of its own category ids, which need not be the first one's.
+        columns = [tally.classes.index(name) for name in first.classes]
+        values.append(_metrics(average_precision(tally, counts)[:, :, columns]))
     runs = []
     for i, (name, mine) in enumerate(zip(names, values, strict=True)):
         own = _intervals(mine, few, first.classes)

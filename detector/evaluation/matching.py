@@ -18,6 +18,7 @@ Flags = NDArray[np.bool_]
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 _MOST = 100  # detections of a class in an image that COCO looks at
+_AREAS = (0, 1e10)  # px, "all areas" of COCO: what lies outside may be right, but is never wrong
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FoundBoxes:
 class Kind(IntEnum):
     """What a detection is, or what is wrong with it."""
 
-    IGNORED = -1  # on ignored gt, or beyond the hundredth of its class in its image
+    IGNORED = -1  # on ignored gt, beyond the hundredth of its class in its image, or of a negative area
     CORRECT = 0
     CLASSIFICATION = 1  # on a gt box of another class
     LOCALISATION = 2  # on a gt box of its class, at an IoU that is too small
@@ -96,6 +97,7 @@ def match(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) ->
         rows = rows[m.kinds[rows] != Kind.IGNORED]
         if image in gt_of and len(rows):
             _match_image(m, gt, found, gt_of[image], rows, foreground)
+    _ignore_wrong_areas(m, found, np.arange(len(found.scores)))  # those in images without gt
     m.missed[(m.found >= 0) | (m.usable >= 0)] = False
     return m
 
@@ -126,6 +128,7 @@ def _match_image(
     overlap = mask.iou(found.xywh[rows], gt.xywh[gts], ignore.astype(np.uint8))  # [D, G]
     same: Flags = np.equal.outer(found.labels[rows], gt.labels[gts])  # [D, G]
     _assign(m, overlap, same, gts, rows, ignore, foreground)
+    _ignore_wrong_areas(m, found, rows)
     taking_part, regular = m.kinds[rows] == Kind.BACKGROUND, ~ignore
     wrong, gts = rows[taking_part], gts[regular]
     if len(wrong) == 0 or len(gts) == 0:
@@ -155,6 +158,12 @@ def _match_image(
     # Only one detection can be mended for each gt box: the best of both kinds.
     wanted, first = np.unique(gts[at[free]], return_index=True)
     m.usable[wanted] = wrong[free][first]
+
+
+def _ignore_wrong_areas(m: Matching, found: FoundBoxes, rows: Ints) -> None:
+    area = found.xywh[rows, 2] * found.xywh[rows, 3]
+    outside = (area < _AREAS[0]) | (area > _AREAS[1])
+    m.kinds[rows[outside & (m.kinds[rows] == Kind.BACKGROUND)]] = Kind.IGNORED
 
 
 def _assign(

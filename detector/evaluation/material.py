@@ -92,12 +92,13 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
                     f"{annotations_path}: annotation {record.get('id')}: bbox must be four finite numbers"
                 )
             area = record.get("area")
-            crowd, area = bool(record.get("iscrowd", 0)), float(box[2] * box[3] if area is None else area)
+            area = float(-1 if area is None else area)
+            crowd, area = bool(record.get("iscrowd", 0)), box[2] * box[3] if area < 0 else area
             image, category = record["image_id"], record["category_id"]
             if image in places and category in labels:  # lists may be cut down to a part of the set
                 gt.append((box, labels[category], crowd, places[image], area))
-        files = None if images is None else _files(image_records, image_ids, images, annotations_path)
-        sizes = _sizes([image_records[image] for image in image_ids])
+        files = None if images is None else _files(image_records, image_ids, images, annotations_path, at)
+        sizes = _sizes(image_records, image_ids, at)
     found = _read_results(results_path, annotations_path, places, labels)
     return Material(
         tuple(names[category] for category in category_ids),
@@ -145,12 +146,14 @@ def _read_results(
     )
 
 
-def _files(records: dict[Any, Any], ids: list[Any], folder: Path, source: Path) -> tuple[Path, ...]:
+def _files(
+    records: dict[Any, Any], ids: list[Any], folder: Path, source: Path, at: list[str]
+) -> tuple[Path, ...]:
     require_folder(folder, "--images")
     files = []
     for image in ids:
-        where = f"image id {image} in {source}"
-        files.append(inside(folder, str(records[image]["file_name"]), where))
+        at[0] = f"image id {image}"
+        files.append(inside(folder, str(records[image]["file_name"]), f"{at[0]} in {source}"))
     missing = [file for file in files if not file.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 else ""
@@ -166,10 +169,15 @@ def _no_two(path: Path, what: str, values: list[Any]) -> None:
         seen.add(value)
 
 
-def _sizes(records: list[Any]) -> Ints | None:
-    if not all(isinstance(r.get("height"), int) and isinstance(r.get("width"), int) for r in records):
-        return None
-    return np.array([(r["height"], r["width"]) for r in records], np.int64).reshape(-1, 2)
+def _sizes(records: dict[Any, Any], ids: list[Any], at: list[str]) -> Ints | None:
+    sizes = np.zeros((len(ids), 2), np.int64)
+    for place, image in enumerate(ids):
+        at[0] = f"image id {image}"
+        height, width = records[image].get("height"), records[image].get("width")
+        if not isinstance(height, int) or not isinstance(width, int):
+            return None
+        sizes[place] = height, width
+    return sizes
 
 
 @contextlib.contextmanager

@@ -19,8 +19,10 @@ from detector.evaluation.calibration import fit_calibration
 from detector.evaluation.coco import COCO_NAMES, CocoResult, evaluate_coco, evaluate_files
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Kind
+from detector.evaluation.material import read_material
 from detector.evaluation.score import Scores
 from errors import InputError
+from tests.builders import write_image
 
 CATEGORIES = (4, 90, 17)  # not contiguous, not in order
 NAMES = ("car", "cow", "cup")
@@ -370,6 +372,32 @@ def test_malformed_annotations_are_named_in_one_line(change: Content, named: str
     with pytest.raises(InputError, match=named) as caught:
         evaluate({**content, **change}, [GOOD], tmp_path)
     assert "\n" not in str(caught.value) and "gt.json" in str(caught.value)
+
+
+def test_a_wrong_image_record_is_named_and_no_annotation(tmp_path: Path) -> None:
+    content, _ = random_case(0)
+    content["images"][1]["height"] = 10**30
+    with pytest.raises(InputError, match=r"image id 100 is malformed"):
+        evaluate(content, [GOOD], tmp_path)
+    content["images"][1]["height"] = 480
+    del content["images"][1]["file_name"]
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    write_image(tmp_path / "3.jpg")
+    write_image(tmp_path / "7.jpg")
+    write_image(tmp_path / "55.jpg")
+    with pytest.raises(InputError, match=r"image id 100 has no 'file_name'"):
+        read_material(tmp_path / "results.json", tmp_path / "gt.json", tmp_path)
+
+
+def test_a_negative_area_stands_for_none(tmp_path: Path) -> None:
+    """pycocotools would ignore such a box; tools write -1 where they know no area."""
+    content, results = random_case(0)
+    for annotation in content["annotations"]:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    expected = evaluate(content, results, tmp_path).summary
+    for annotation in content["annotations"]:
+        annotation["area"] = -1
+    assert evaluate(content, results, tmp_path).summary == expected
 
 
 @pytest.mark.parametrize("text", ["{", "", "\xff", '{"a": 1}', "3"])

@@ -97,6 +97,38 @@ def test_the_point_estimates_are_those_of_one_run_alone(tmp_path: Path) -> None:
     )
 
 
+def test_classes_stand_under_their_names_whatever_their_ids(tmp_path: Path) -> None:
+    """Two exports of one set may number its categories differently."""
+    content, results = random_case(1)
+    last = max(category["id"] for category in content["categories"])
+    turned, moved = copy.deepcopy((content, results))
+    for record in turned["categories"]:
+        record["id"] = last + 1 - record["id"]
+    for record in (*turned["annotations"], *moved):
+        record["category_id"] = last + 1 - record["category_id"]
+    first, second = tally_files(content, results, tmp_path), tally_files(turned, moved, tmp_path)
+    assert first.classes != second.classes
+    _, run = compare(["one", "other"], [first, second]).runs
+    assert {k: v.value for k, v in run.per_class.items()} == pytest.approx(
+        {k: v.value for k, v in _.per_class.items()}, abs=1e-12, nan_ok=True
+    )
+    for one in (*run.differences.values(), *run.per_class_differences.values()):
+        assert np.isnan(one.value) or (one.low, one.value, one.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_boxes_of_no_area_that_is_count_for_nothing_as_in_pycocotools(tmp_path: Path) -> None:
+    """Some tools write negative sides after clipping: alone such a file had another AP than beside others."""
+    content, results = random_case(1)
+    results += [
+        {**record, "bbox": [*record["bbox"][:2], -2.0, record["bbox"][3]], "score": 0.99}
+        for record in results[:40]
+    ]
+    mine = average_precision(tally_files(content, results, tmp_path), np.ones((1, 4), dtype=np.int32))
+    np.testing.assert_allclose(mine[0], precision_of_pycocotools(content, results), rtol=0, atol=1e-12)
+    alone = evaluate_files(tmp_path / "found.json", tmp_path / "gt.json")
+    assert alone.errors.ap50 == pytest.approx(alone.summary["AP50"], abs=1e-12)
+
+
 def all_or_nothing(hits: np.ndarray) -> Tally:
     """One gt box in every image, found for certain where `hits` is true and not at all elsewhere."""
     images = np.flatnonzero(hits)
