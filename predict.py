@@ -4,6 +4,8 @@ from pathlib import Path
 
 from doors import OptionParser, run_door
 
+_MOST_AT_A_TIME = 100_000
+
 
 def main() -> None:
     parser = OptionParser(
@@ -65,8 +67,8 @@ def predict(
     if least is not None and not 0 <= least <= 1:
         raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {threshold}")
     size = None if batch is None else _number("--batch", batch)
-    if size is not None and (size < 1 or not size.is_integer()):
-        raise InputError(f"--batch: a whole number from 1 on is wanted, not {batch}")
+    if size is not None and not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
+        raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
     sources, folder = find_sources(inputs), ResultsFolder(output)
     detector = Detector.load(model, device)
     if size is not None:

@@ -22,6 +22,8 @@ _PNG_PIXELS = frozenset({b"IDAT", b"fcTL", b"fdAT", b"tIME", b"IEND"})
 # What a folder is searched for; a file that is named is opened whatever its ending.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
+_MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns of 89 megapixels, and refuses 179
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 _TURNS = {  # what makes each orientation that is not upright so
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,8 +43,8 @@ _DECODE_ERRORS = (
     ValueError,
     TypeError,
     struct.error,
-    Image.DecompressionBombError,
     RuntimeError,  # of AVIF
+    MemoryError,
 )
 
 
@@ -80,7 +82,7 @@ def read_header(path: Path) -> ImageHeader:
     Raises:
         InputError: the file is missing or no image.
     """
-    with _explained(f"image {path}"), Image.open(path) as image:
+    with _explained(f"image {path}"), _opened(path) as image:
         stored = _as_stored(image)
         mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
         return ImageHeader(stored.upright_size, stored.size, mode, stored.orientation in _TURNS)
@@ -107,7 +109,7 @@ def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
         InputError: the file is missing, damaged, of an unsupported kind, or of another size.
     """
     # OpenCV decodes to the same pixels in less time, but passes many a damaged file that Pillow refuses.
-    with _explained(f"image {path}"), Image.open(path) as image:
+    with _explained(f"image {path}"), _opened(path) as image:
         stored = _as_stored(image)
         on_stored = expected_size != stored.upright_size and expected_size == stored.size
         pixels = _pixels(image, stored, upright=not on_stored)
@@ -122,7 +124,7 @@ def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is missing, damaged or of an unsupported kind.
     """
-    with _explained(f"image {name}"), Image.open(file) as image:
+    with _explained(f"image {name}"), _opened(file) as image:
         return _pixels(image, _as_stored(image), upright=True)
 
 
@@ -142,6 +144,16 @@ def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]
         f"image {path} is {found[1]} x {found[0]} px, but its annotation says "
         f"{annotated[1]} x {annotated[0]}; the boxes would be in the wrong place. Correct the annotation."
     )
+
+
+@contextlib.contextmanager
+def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    with Image.open(file) as image:
+        if image.width * image.height > _MOST_IN_ALL:
+            raise ValueError(
+                f"its {image.width} x {image.height} px are more than {_MOST_IN_ALL:,}; cut it up"
+            )
+        yield image
 
 
 class _Stored(NamedTuple):

@@ -1,6 +1,7 @@
 """What a user points at -> the images and videos in it: files, folders, patterns, standard input."""
 
 import glob
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Literal
 from data.images import IMAGE_SUFFIXES, files_below
 from errors import InputError
 
+log = logging.getLogger(__name__)
+
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 STDIN = "-"
+# What tells results of predict.py.
+_LISTINGS, _DRAWN = frozenset({"images.json", "detections.csv"}), ("pictures", "videos")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     """
     found: dict[Path, Source] = {}
     for word in words:
+        if not word:
+            raise InputError("an input is empty, as a variable that is not set; . is the current folder")
         if word == STDIN:
             found.setdefault(Path(STDIN), Source("stdin", Path("stdin"), Path("stdin")))
             continue
@@ -52,12 +59,23 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     return list(found.values())
 
 
+def _without_results(folder: Path, files: list[Path]) -> list[Path]:
+    """The files of a folder without those of results of predict.py: their inputs are there too."""
+    listings = [file for file in files if file.name in _LISTINGS]
+    results = {file.parent for file in listings if any((file.parent / name).is_dir() for name in _DRAWN)}
+    results.discard(folder)
+    if not results:
+        return files
+    log.warning("%s holds results of predict.py (%s); they are left out", folder, min(results))
+    return [file for file in files if results.isdisjoint(file.parents)]
+
+
 def _sources(path: Path) -> Iterable[Source]:
     if not path.is_dir():
         kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
         yield Source(kind, path, Path(path.name))
         return
-    for file in files_below(path):
+    for file in _without_results(path, files_below(path)):
         place = file.relative_to(path)
         if file.suffix.lower() in IMAGE_SUFFIXES:
             yield Source("image", file, place)

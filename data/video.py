@@ -18,6 +18,7 @@ from errors import InputError
 log = logging.getLogger(__name__)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+_MOST_OF_MPEG4 = 8190  # pixels of a side
 _USUAL_RATE = 25.0  # frames per second of a file that does not say
 
 
@@ -70,14 +71,17 @@ class VideoWriter:
             rate: frames per second.
             size: height and width of a frame in pixels.
         """
+        # MPEG-4 knows no larger frames, as those of panoramas, and no smaller ones; `write` scales.
+        shrink = min(1.0, _MOST_OF_MPEG4 / max(size))
+        height, width = (max(2, round(side * shrink)) for side in size)
         self._path = path
         self._part = path.with_name(f".{path.stem}.part{path.suffix}")
         code = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(_for_opencv(self._part), code, rate, (size[1], size[0]))
+        self._writer = cv2.VideoWriter(_for_opencv(self._part), code, rate, (width, height))
         if not self._writer.isOpened():
             self._part.unlink(missing_ok=True)
             raise InputError(f"cannot write {path}: OpenCV has no permission, no space or no MPEG-4 encoder")
-        self._size = size
+        self._size = height, width
         self._count = 0
 
     def write(self, frame: NDArray[np.uint8]) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from detector.losses import alrp_loss, ap_loss, class_ap_loss, rank_sort_loss
+from detector.memory import memory_explained
 from detector.predictor import Detector
-from detector.training.faults import memory_explained
 from detector.training.monitor import Monitor
 from detector.training.trainer import Trainer
 from errors import InputError

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -24,6 +25,7 @@ import train
 from data.video import VideoWriter
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
 from detector.evaluation.coco import to_results
+from detector.predictor import Detector
 from tests.builders import TINY_MODEL, small_coco, write_image
 from tests.runs import Outcome, assert_one_line, assert_refused, call, listing, no_file_larger_than
 
@@ -151,6 +153,49 @@ def test_pictures_keep_the_tree_and_names_do_not_meet(place, trained) -> None:
     assert drawn.shape == (48 * 8, 64 * 8, 3)
 
 
+def test_a_folder_may_be_called_as_the_picture_of_another_input(place, trained) -> None:
+    """b.jpg and x.jpg are folders; b.webp comes after the one, and x.bmp before the other."""
+    for folder, name in (("b.jpg", "b.webp"), ("x.jpg", "x.bmp")):
+        Image.new("RGB", (64, 48)).save(place / "images" / name)
+        (place / "images" / folder).mkdir()
+        shutil.copy(place / "images" / "1.png", place / "images" / folder / "y.png")
+    assert run(place, trained, "images", *ALL, "--format", "pictures").code == 0
+    names = files(place / "predictions/pictures")
+    assert len(names) == 11
+    assert {"b.jpg/y.png", "b-2.jpg", "x.jpg", "x.jpg-2/y.png"} <= names
+
+
+@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
+    place, trained, problem: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that does not is made smaller; all else is done, and written."""
+    detect, asked = Detector.__call__, []
+
+    def limited(detector: Detector, images: Any) -> Any:
+        asked.append(len(images))
+        if len(images) > 2 or any(image.shape[0] > 48 for image in images):
+            raise problem
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", limited)
+    Image.new("RGB", (64, 49)).save(place / "images" / "large.png")
+    outcome = run(place, trained, "images", *ALL, "--batch", "4")
+    assert outcome.code == 0, outcome.err
+    assert max(asked) == 4
+    (failed,) = (place / "predictions/failed.txt").read_text().splitlines()
+    assert "large.png: 64 x 49 px need more memory than there is" in failed
+    assert len(read(place / "predictions/images.json")["images"]) == 7
+    assert len(files(place / "predictions/pictures")) == 7
+
+
+def test_a_video_of_frames_too_large_for_mpeg4_is_drawn_smaller(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 5, (100, 8200)) as video:
+        video.write(np.zeros((100, 8200, 3), dtype=np.uint8))
+    frame = cv2.VideoCapture(str(tmp_path / "a.mp4")).read()[1]
+    assert frame.shape == (100, 8190, 3)
+
+
 def test_the_next_folder_is_taken_and_nothing_is_overwritten(place, trained) -> None:
     for name in ("predictions", "predictions-2", "predictions-3"):
         before = listing(place)
@@ -229,6 +274,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--batch", "0"): ("--batch", "0"),
     ("images", "--batch", "1.5"): ("--batch", "1.5"),
     ("images", "--batch", "inf"): ("--batch", "inf"),
+    ("images", "--batch", "1e30"): ("--batch", "1e30"),
     ("images", "--output", "images"): ("--output", "images", "holds something already"),
     ("images", "--output", "images/0.png"): ("--output", "images/0.png", "no folder"),
     ("images", "--output", "images/0.png/new"): ("--output", "images/0.png/new"),

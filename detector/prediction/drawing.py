@@ -47,7 +47,9 @@ def draw_boxes(
     image = Image.fromarray(pixels)
     enlarge = max(1, round(_LEAST_SIDE / max(image.size)))
     image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.BICUBIC)
-    boxes = boxes * enlarge
+    # What reaches farther looks the same, and takes for ever to draw.
+    far = np.array(image.size * 2, dtype=np.float64)
+    boxes = (boxes * enlarge).clip(-far, 2 * far)
     dashed = np.zeros(len(boxes), dtype=bool) if dashed is None else dashed
     canvas = ImageDraw.Draw(image)
     side = math.sqrt(image.width * image.height) * scale

@@ -54,7 +54,7 @@ class ResultsFolder:
             return
         if wanted.exists() and not wanted.is_dir():
             raise InputError(f"--output: {wanted} is no folder")
-        if wanted.is_dir() and any(wanted.iterdir()):
+        if wanted.is_dir() and any(not path.name.startswith(".") for path in wanted.iterdir()):
             raise InputError(f"--output: {wanted} holds something already; choose another")
 
     @property
@@ -107,10 +107,14 @@ class ResultsFolder:
 
     def _place(self, kind: str, place: Path) -> Path:
         """A path of its own for each: a.jpg, then a-2.jpg."""
+        folder = self.path / kind
+        for part in place.parent.parts:  # a folder may be called as the picture of another input
+            names = itertools.chain((part,), (f"{part}-{number}" for number in itertools.count(2)))
+            folder = next(path for name in names if not (path := folder / name).is_file())
         for number in itertools.count(1):
             name = place.name if number == 1 else f"{place.stem}-{number}{place.suffix}"
-            path = self.path / kind / place.with_name(name)
-            if path not in self._taken:
+            path = folder / name
+            if path not in self._taken and not path.exists():  # A.jpg may be a.jpg there
                 break
         self._taken.add(path)
         try:

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from data.images import read_size, read_upright
 from data.inputs import Source
 from data.video import VideoReader, VideoWriter
+from detector.memory import is_out_of_memory
 from detector.prediction.drawing import draw
 from detector.prediction.results import Result, ResultsFolder
-from detector.predictor import Detector
+from detector.predictor import Detector, ImageDetections
 from errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -71,6 +72,10 @@ def predict(
         folder.write_failed(session.failed)
     found = sum(len(result.found) for result in results)
     return Report(folder.path, len(results), found, len(session.failed))
+
+
+class _TooLarge(InputError):
+    """An image or frame for which the memory does not suffice."""
 
 
 class _Session:
@@ -144,7 +149,16 @@ class _Session:
             return
         self.bar.total += reader.frames
         self.bar.refresh()
-        first = 0
+        try:
+            self._frames(source, reader, frames, batch)
+        except _TooLarge as error:
+            self._fail(source, error)
+
+    def _frames(
+        self, source: Source, reader: VideoReader, frames: Iterator[Pixels], batch: list[Pixels]
+    ) -> None:
+        """Those of a batch that was read already, and all others."""
+        first, size = 0, self._detector.batch_size
         with ExitStack() as stack:
             writer: VideoWriter | None = None
             while batch:
@@ -162,12 +176,34 @@ class _Session:
         self, images: list[tuple[Source, Pixels]], first_frame: int | None
     ) -> Iterator[Pixels | None]:
         """The drawn pictures of a batch, where they are wanted; the results are kept."""
-        found = self._detector([pixels for _, pixels in images])
+        found = self._found([pixels for _, pixels in images])
         for number, ((source, pixels), one) in enumerate(zip(images, found, strict=True)):
+            if one is None:
+                height, width = pixels.shape[:2]
+                error = _TooLarge(
+                    f"{source.path}: {width} x {height} px need more memory than there is; let "
+                    "data.transforms.eval of the training make images smaller"
+                )
+                if first_frame is not None:  # the other frames are as large
+                    raise error
+                self._fail(source, error)
+                yield None
+                continue
             shown = one.above(self._thresholds)
             frame = None if first_frame is None else first_frame + number
             self.results.append(Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown))
             yield draw(pixels, shown) if self._pictures else None
+
+    def _found(self, images: list[Pixels]) -> list[ImageDetections | None]:
+        """What is in each; None for one that does not fit into the memory even by itself."""
+        try:
+            return [*self._detector(images)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(images) == 1:
+            return [None]
+        return [one for image in images for one in self._found([image])]
 
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))

@@ -62,6 +62,7 @@ def check_report_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--report: {folder} is no folder")
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    held = {name for name in held if not name.startswith(".")}  # Finder's and others' own
     if held and (held != {PAGE} or not _is_report(folder / PAGE)):
         raise InputError(f"--report: {folder} holds something else than a report; choose another folder")
 

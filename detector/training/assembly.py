@@ -29,10 +29,10 @@ from detector.build import (
 )
 from detector.checkpoint import load_tensors
 from detector.config import Config, ModelConfig
+from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 from detector.training.compilation import compile_parts
 from detector.training.data_check import warn_before_training
-from detector.training.faults import memory_explained
 from detector.training.gradients import Gradients
 from detector.training.learner import Learner
 from detector.training.optimizer import build_optimizer

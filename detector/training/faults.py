@@ -1,12 +1,8 @@
-"""Steps that go wrong: what is not finite is kept from the weights at once, and noticed without waiting.
+"""Steps that go wrong: what is not finite is kept from the weights at once, and noticed without waiting."""
 
-Out of memory is told with what to lower.
-"""
-
-import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +11,6 @@ from torch import Tensor, nn
 
 from data.sample import DetectionSet
 from detector.criterion import Losses
-from errors import InputError
 
 
 @dataclass(frozen=True)
@@ -121,21 +116,3 @@ class Statistics:
             return
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             torch.where(fault, kept, buffer, out=buffer)
-
-
-@contextlib.contextmanager
-def memory_explained(device: torch.device) -> Iterator[None]:
-    """Say what to lower where a GPU's memory does not suffice.
-
-    Raises:
-        InputError: it did not.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise InputError(
-            f"{device} has too little memory ({reason}); raise train.accumulate (the same batch in smaller "
-            "parts), lower eval.batch_size or the image size in data.transforms, and continue with --resume; "
-            "or begin a new run with a lower train.batch_size"
-        ) from None

@@ -11,8 +11,8 @@ import torch
 from data.feed import checked
 from data.sample import Batch, DetectionSet
 from detector.config import Config
+from detector.memory import memory_explained
 from detector.training.anchor_check import anchor_fit, recall
-from detector.training.faults import memory_explained
 from detector.training.trainer import Trainer
 
 _STEPS = 3  # that are timed, after one that is slower than all others

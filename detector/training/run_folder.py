@@ -141,12 +141,19 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        # Names of files in other encodings go through as they are.
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_bytes(_encoded(text))
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; names of files in other encodings go through as they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character in JSON
+        return text.encode("utf-8", "backslashreplace")
 
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ from detector.checkpoint import BEST, LAST, checkpoint_mark, load_newest, set_as
 from detector.config import Config
 from detector.config_file import dump_config
 from detector.evaluation.inference import Predictions
+from detector.memory import memory_explained
 from detector.training.assembly import assemble
 from detector.training.compilation import compilation_explained, compilation_report
-from detector.training.faults import Fault, FaultWatch, memory_explained, not_finite
+from detector.training.faults import Fault, FaultWatch, not_finite
 from detector.training.monitor import Interval, Monitor, memory_gib, summary_values
 from detector.training.optimizer import lr_factor
 from detector.training.processes import Processes

@@ -98,6 +98,16 @@ def test_an_exif_entry_of_a_wrong_type_is_no_hindrance(tmp_path):
     np.testing.assert_array_equal(read_image(path, (7, 5)), UPRIGHT[6](NOISE))
 
 
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.fromarray(NOISE))
+    monkeypatch.setattr("data.images._MOST_IN_ALL", 34)
+    for read in (read_size, lambda p: read_image(p, (5, 7)), lambda p: read_upright(p, "a.png")):
+        with pytest.raises(InputError, match=r"a\.png cannot be read: its 7 x 5 px are more than 34"):
+            read(path)
+    monkeypatch.setattr("data.images._MOST_IN_ALL", 35)
+    assert read_size(path)[0] == (5, 7)
+
+
 def test_orientation_out_of_range_is_no_rotation(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(NOISE), 9)
     np.testing.assert_array_equal(read_image(path, (5, 7)), NOISE)

@@ -56,9 +56,20 @@ def test_order_is_kept_and_each_stands_once(place: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_predict_has_drawn_is_no_input(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`cd photos; predict.py RUN .` a second time. A folder of results that is named itself is meant."""
+    for name in ("pictures/a.jpg", "detections.csv", "deep/clip.png"):
+        (place / "in/predictions" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "in/predictions" / name).touch()
+    assert found("in") == FOLDER
+    assert "in holds results of predict.py (in/predictions); they are left out" in caplog.text
+    assert ("image", "in/predictions/pictures/a.jpg") in found("in/predictions")
+
+
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
+        ("", "an input is empty"),
         ("gone.jpg", "gone.jpg does not exist"),
         ("gone/*.jpg", r"gone/\*.jpg matches nothing"),
         ("empty", "empty holds no images and no videos"),

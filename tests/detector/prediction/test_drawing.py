@@ -109,6 +109,15 @@ def test_a_label_stays_within_the_picture() -> None:
         assert coloured(*corner) >= label
 
 
+@pytest.mark.parametrize("far", [1e7, 1e20, 1e308])
+def test_boxes_that_reach_far_out_are_drawn_as_far_as_the_picture_goes(far: float) -> None:
+    """At once, and alike."""
+    pixels = np.full((600, 800, 3), 90, dtype=np.uint8)
+    drawn = draw(pixels, found((-far, 100.0, 300.0, far)))
+    assert np.array_equal(drawn, draw(pixels, found((-790.0, 100.0, 300.0, 1190.0))))
+    assert not np.array_equal(drawn, pixels)
+
+
 def test_names_in_other_scripts_can_be_drawn() -> None:
     one = found((100, 100, 300, 300))
     named = ImageDetections(one.boxes, one.scores, one.labels, ("Fußgänger Ω",))

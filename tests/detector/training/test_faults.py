@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from detector.checkpoint import load_checkpoint
 from detector.criterion import Criterion, Losses
-from detector.training.faults import FaultWatch, Statistics, memory_explained
+from detector.memory import memory_explained
+from detector.training.faults import FaultWatch, Statistics
 from detector.training.learner import Learner
 from detector.training.trainer import Trainer
 from errors import InputError

@@ -182,6 +182,15 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_half_a_character_does_not_hinder_a_text(tmp_path: Path) -> None:
+    """As JSON may bring it; names of files in other encodings stay as they are."""
+    write_text(tmp_path / "a", "cat \ud83d\n")
+    assert (tmp_path / "a").read_bytes() == b"cat \\ud83d\n"
+    write_text(tmp_path / "a", os.fsdecode(b"\xe9.jpg"))
+    assert (tmp_path / "a").read_bytes() == b"\xe9.jpg"
+    assert listing(tmp_path).keys() == {"a"}
+
+
 def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     append_metrics(tmp_path, {"step": 1, "AP": 0.5})
     append_metrics(tmp_path, {"step": 2, "AP": 1 / 3})

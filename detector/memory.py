@@ -1,0 +1,38 @@
+"""Memory that does not suffice, told with what to lower."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from errors import InputError
+
+_FOR_TRAINING = (
+    "raise train.accumulate (the same batch in smaller parts), lower eval.batch_size or the image size in "
+    "data.transforms, and continue with --resume; or begin a new run with a lower train.batch_size"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says so, of a GPU or of the machine."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory")
+    )
+
+
+@contextlib.contextmanager
+def memory_explained(device: torch.device, remedy: str = _FOR_TRAINING) -> Iterator[None]:
+    """Say what to lower where the memory does not suffice.
+
+    Raises:
+        InputError: it did not.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise InputError(f"{device} has too little memory ({reason}); {remedy}") from None
