@@ -15,6 +15,7 @@ from filelock import FileLock
 
 import train as door
 from detector.training.learner import Learner
+from detector.training.monitor import Monitor
 from detector.training.run_folder import in_use, resume_config
 from detector.training.stop import StopRequest
 from detector.training.trainer import Trainer
@@ -108,6 +109,26 @@ def test_an_evaluation_that_was_broken_off_is_made_again(straight: Path, tmp_pat
     assert not [line for line in read_metrics(tmp_path / "stopped") if "AP" in line]
     Trainer(config, "test", resume=tmp_path / "stopped").run()
     assert_same_end(straight / "straight", tmp_path / "stopped")
+
+
+def test_a_signal_while_a_stopped_run_is_brought_to_an_end_changes_nothing(tmp_path: Path) -> None:
+    """A launcher sends one to all that are left; the events are being written then."""
+    close, came = Monitor.close, []
+
+    def close_and_signal(monitor: Monitor) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(monitor)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="SIGUSR1 at step 2"):
+            signal_at_step(patch, 2, signal.SIGUSR1)
+            patch.setattr(Monitor, "close", close_and_signal)
+            Trainer(tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *WORDS), "test").run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not came
+    assert last(tmp_path / "run")["step"] == 2
 
 
 def test_a_stop_comes_before_an_image_that_cannot_be_read(tmp_path: Path) -> None:
