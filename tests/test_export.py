@@ -20,7 +20,7 @@ from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.agreement import compare
 from detector.export.check import as_batch, found_by, found_by_model, normalised
-from detector.export.formats import FORMATS, METADATA_FILE
+from detector.export.formats import FORMATS, METADATA_FILE, torch_serves
 from tests.builders import TINY_MODEL, coco_dict, write_coco, write_image
 from tests.runs import assert_refused, call, listing
 
@@ -74,11 +74,18 @@ def opened(place: Path) -> OpenCheckpoint:
     return opened
 
 
+def require(form: str) -> None:
+    """Skip where the format cannot be written here."""
+    if not torch_serves(form):
+        pytest.skip(f"PyTorch {torch.__version__} is too old")
+    for package in FORMATS[form].needs:
+        pytest.importorskip(package)
+
+
 @pytest.fixture(scope="module", params=["torchscript", "onnx"])
 def exported(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
     """The name of the format and a file of it, made by the command line."""
-    for package in FORMATS[request.param].needs:
-        pytest.importorskip(package)
+    require(request.param)
     file = place / f"model{FORMATS[request.param].suffix}"
     outcome = call(export.main, "best.pt", "--format", request.param, "--output", file.name, cwd=place)
     assert (outcome.code, outcome.err) == (0, "")
@@ -115,8 +122,7 @@ def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tup
 
 @pytest.mark.parametrize("form", ["torchscript", "onnx"])
 def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
-    for package in FORMATS[form].needs:
-        pytest.importorskip(package)
+    require(form)
     words = ["eval.nms=soft", "eval.score_threshold=0.9", "eval.detections_per_img=7"]
     outcome = call(
         export.main, "best.pt", *words, "--format", form, "--output", str(tmp_path / "a"), cwd=place
@@ -312,6 +318,12 @@ def test_what_cannot_be_exported_is_refused(
     assert_refused(export.main, (*words, "--format", "torchscript"), place, *named)
 
 
+def test_a_pytorch_too_old_for_the_format_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.export.formats.torch.__version__", "2.7.1+cpu")
+    assert_refused(export.main, ("best.pt", "--format", "onnx"), place, "PyTorch 2.8 or newer", "2.7.1+cpu")
+
+
+@pytest.mark.skipif(not torch_serves("onnx"), reason="PyTorch is too old")
 def test_missing_packages_are_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detector.export.formats.find_spec", lambda name: None if "script" in name else 1)
     before = listing(place)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from detector.export.suppression import keep_best, keep_best_op, onnx_translations
 from errors import InputError
@@ -38,18 +39,29 @@ class Format:
 
     suffix: str
     needs: tuple[str, ...]  # packages beyond requirements.txt
+    least_torch: str  # the first version that can
     suppress: Any  # NMS in the graph
     make: Callable[[nn.Module, str, dict[str, str]], bytes]
     run: Callable[[Path], Run]
 
 
 def require_packages(name: str) -> None:
-    """Raises InputError where a format's packages are not installed."""
+    """Raises InputError where a format's packages are not installed, or PyTorch is too old for it."""
+    if not torch_serves(name):
+        raise InputError(
+            f"--format {name} needs PyTorch {FORMATS[name].least_torch} or newer, and here is "
+            f"{torch.__version__}; --format torchscript does with any"
+        )
     missing = [package for package in FORMATS[name].needs if find_spec(package) is None]
     if missing:
         raise InputError(
             f"--format {name} needs {', '.join(missing)}: python -m pip install -r requirements-export.txt"
         )
+
+
+def torch_serves(name: str) -> bool:
+    """Whether PyTorch is new enough for a format."""
+    return TorchVersion(torch.__version__) >= FORMATS[name].least_torch
 
 
 def _make_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> bytes:
@@ -147,6 +159,11 @@ def _without_noise() -> Iterator[None]:
 
 METADATA_FILE = "metadata.json"  # within a TorchScript file: all values as one JSON object
 FORMATS = {
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), keep_best_op, _make_onnx, _run_onnx),
-    "torchscript": Format(".torchscript", (), _keep_best_in_torchscript, _make_torchscript, _run_torchscript),
+    # Older exporters cannot leave height and width open.
+    "onnx": Format(
+        ".onnx", ("onnx", "onnxscript", "onnxruntime"), "2.8", keep_best_op, _make_onnx, _run_onnx
+    ),
+    "torchscript": Format(
+        ".torchscript", (), "2.6", _keep_best_in_torchscript, _make_torchscript, _run_torchscript
+    ),
 }

@@ -196,7 +196,7 @@ def test_ranking_over_micro_batches_equals_one_large_batch(tmp_path: Path, name:
     exact = first_step(root, tmp_path / "exact", *parts, "train.rank_accumulated=true", *words)
     apart = first_step(root, tmp_path / "apart", *parts, *words)
     for key, value in whole.items():
-        torch.testing.assert_close(exact[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(exact[key], value, rtol=1e-4, atol=1e-4)
     # The case can tell: each micro-batch ranked by itself goes elsewhere.
     assert max(float((apart[key] - value).abs().max()) for key, value in whole.items()) > 1e-3
 
