@@ -77,7 +77,7 @@ def predict(
     report = run(detector, sources, folder, wanted, thresholds)
     if report.failed:
         logging.getLogger(__name__).warning(
-            "%d of %d inputs could not be read; see %s",
+            "%d of %d inputs could not be used; see %s",
             report.failed, len(sources), report.folder / "failed.txt",
         )  # fmt: skip
     images = f"{report.images} image{'s' * (report.images != 1)}"

@@ -17,13 +17,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from errors import InputError
 
-# The chunks of a PNG from its pixels on that say nothing about them.
-_PNG_PIXELS = frozenset({b"IDAT", b"fcTL", b"fdAT", b"tIME", b"IEND"})
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
 # What a folder is searched for; a file that is named is opened whatever its ending.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns of 89 megapixels, and refuses 179
+Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 _TURNS = {  # what makes each orientation that is not upright so
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,8 +43,8 @@ _DECODE_ERRORS = (
     ValueError,
     TypeError,
     struct.error,
+    Image.DecompressionBombError,
     RuntimeError,  # of AVIF
-    MemoryError,
 )
 
 
@@ -171,9 +171,10 @@ class _Stored(NamedTuple):
 def _as_stored(image: Image.Image) -> _Stored:
     """Of an image just opened."""
     if isinstance(image, TiffImageFile):  # its own width and height may be those of the upright image
-        tags = image.tag_v2
-        return _Stored((tags[_TIFF_HEIGHT], tags[_TIFF_WIDTH]), tags.get(_EXIF_ORIENTATION, 1))
-    return _Stored((image.height, image.width), _exif(image).get(_EXIF_ORIENTATION, 1))
+        size = image.tag_v2[_TIFF_HEIGHT], image.tag_v2[_TIFF_WIDTH]
+    else:
+        size = image.height, image.width
+    return _Stored(size, _exif(image).get(_EXIF_ORIENTATION, 1))
 
 
 def _exif(image: Image.Image) -> Image.Exif:
@@ -183,18 +184,19 @@ def _exif(image: Image.Image) -> Image.Exif:
 
 
 def _speaks_after_its_pixels(image: PngImageFile) -> bool:
-    """Whether anything but pixels follows them in the file."""
+    """Whether an orientation may follow them in the file."""
     file = image.fp
     if file is None:  # they are decoded already
         return True
-    before, found = file.tell(), False
+    before, found, pixels = file.tell(), False, False
     file.seek(8)
-    pixels = False
     while not found and len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        next_chunk = file.tell() + length + 4
         pixels |= kind == b"IDAT"
-        found = pixels and kind not in _PNG_PIXELS
-        file.seek(length + 4, os.SEEK_CUR)
+        if pixels:
+            found = kind == b"eXIf" or (kind in _PNG_TEXTS and file.read(22).startswith(_PNG_ORIENTED))
+        file.seek(next_chunk)
     file.seek(before)
     return found
 

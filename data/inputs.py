@@ -14,8 +14,7 @@ log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 STDIN = "-"
-# What tells results of predict.py.
-_LISTINGS, _DRAWN = frozenset({"images.json", "detections.csv"}), ("pictures", "videos")
+RESULTS_MARK = ".predictions"  # a file in each folder of results of predict.py
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ def find_sources(words: Sequence[str]) -> list[Source]:
 
 def _without_results(folder: Path, files: list[Path]) -> list[Path]:
     """The files of a folder without those of results of predict.py: their inputs are there too."""
-    listings = [file for file in files if file.name in _LISTINGS]
-    results = {file.parent for file in listings if any((file.parent / name).is_dir() for name in _DRAWN)}
-    results.discard(folder)
+    places = {place for file in files for place in file.parents if place.is_relative_to(folder)}
+    results = {place for place in places - {folder} if (place / RESULTS_MARK).exists()}
     if not results:
         return files
-    log.warning("%s holds results of predict.py (%s); they are left out", folder, min(results))
+    named = ", ".join(map(str, sorted(results)[:3])) + ", ..." * (len(results) > 3)
+    log.warning("%s holds results of predict.py, which are left out: %s", folder, named)
     return [file for file in files if results.isdisjoint(file.parents)]
 
 

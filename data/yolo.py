@@ -62,7 +62,8 @@ def load_yolo(
     labels = {category: label for label, category in enumerate(category_ids)}
     paths = _images(index, split, faults)
     images, twice = [], []
-    for number, path in enumerate(paths, start=1):
+    label_files = [_label_file(path) for path in paths]
+    for number, (path, label_file) in enumerate(zip(paths, label_files, strict=True), start=1):
         try:
             size = read_size(path)[0]
         except InputError as error:
@@ -71,7 +72,6 @@ def load_yolo(
         image = AnnotatedImage(number, path, size)
         images.append(image)
         height, width = image.size
-        label_file = _label_file(path)
         seen = set()
         for line, fields in _label_lines(label_file, image, faults):
             where = f"{label_file}:{line}"
@@ -89,7 +89,7 @@ def load_yolo(
             if category in labels:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 image.objects.append(Annotation(where, box, labels[category], number=line))
-    _labels_without_images(index, split, paths, faults)
+    _labels_without_images(index, split, label_files, faults)
     if faults is not None:
         faults += twice
     elif twice:
@@ -165,10 +165,10 @@ def _images(index: _Index, split: str, faults: list[DataFault] | None) -> list[P
 
 
 def _labels_without_images(
-    index: _Index, split: str, images: list[Path], faults: list[DataFault] | None
+    index: _Index, split: str, label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
     """Say which label files of the split's folders have no image: lost, or of a kind that is not read."""
-    known = {_label_file(path).absolute() for path in images}
+    known = {path.absolute() for path in label_files}
     alone = []
     for place in index.splits[split]:
         where = _place(index, place)

@@ -189,8 +189,17 @@ def memory_format(config: TrainConfig, device: torch.device) -> torch.memory_for
 
 
 def build_criterion(config: Config, device: torch.device, exchange: Exchange) -> Criterion:
-    """The losses of training, taken together with the processes of the exchange."""
-    matcher = config.matcher
+    """The losses of training, taken together with the processes of the exchange.
+
+    Raises:
+        InputError: the loss cannot be trained with.
+    """
+    matcher, gamma = config.matcher, config.loss.focal_gamma
+    if config.loss.name == "focal" and 0 < gamma < 1:  # (1 - p) ** gamma is infinitely steep where p is 1
+        raise InputError(
+            f"loss.focal_gamma: 0 or at least 1 is wanted, got {gamma:g}: between, the gradient of a sure "
+            "negative is NaN"
+        )
     objective = build_objective(config.loss, box_std(config, device), exchange)
     share = None
     if config.loss.name in ("ap", "alrp", "rank_sort"):
@@ -301,8 +310,6 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
         wanted = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
         torch.empty(1, device=device)
         torch.ones(1, device=device).item()  # which "meta" cannot
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:

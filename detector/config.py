@@ -203,13 +203,6 @@ class LossConfig(Section):
             raise ValueError("0 (the plain step) or 1e-6 to 1e6 is wanted")
         return value
 
-    @field_validator("focal_gamma")
-    @classmethod
-    def _has_a_gradient(cls, value: float) -> float:
-        if 0 < value < 1:  # (1 - p) ** gamma is infinitely steep where p is 1
-            raise ValueError("0 or at least 1 is wanted: between, the gradient of a sure negative is NaN")
-        return value
-
     @model_validator(mode="after")
     def _alrp_measures_boxes_by_giou(self) -> "LossConfig":
         if self.name == "alrp" and self.box != "giou":

@@ -56,7 +56,6 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "train.epochs=2026-13-45": ("train.epochs", "2026-13-45"),
     "train.epochs=3000000000": ("train.epochs", "3000000000"),
     "train.seed=18446744073709551616": ("train.seed", "18446744073709551616"),
-    "loss.focal_gamma=0.5": ("loss.focal_gamma", "0 or at least 1"),
     "loss.delta=1e39": ("loss.delta", "1e6"),
     "data.splits.train=[]": ("data.splits.train",),
     "data.classes=[]": ("data.classes",),

@@ -88,7 +88,7 @@ KINDS: dict[str, Kind] = {
     "much-ignored": Kind(
         _W,
         "much of a class is iscrowd or difficult, so neither learned nor evaluated",
-        "see whether a tool marks masks so; set iscrowd to 0 where it is one object",
+        "nothing where it is meant; some tools mark every object drawn as a mask: iscrowd is 0 there",
     ),
     "label-without-image": Kind(
         _W, "a label file has no image; its boxes are left out", "put the image there, or remove the file"

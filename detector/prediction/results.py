@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.inputs import Source
+from data.inputs import RESULTS_MARK, Source
 from data.video import VideoWriter
 from detector.predictor import ImageDetections
 from detector.training.run_folder import numbered_folders, write_text
@@ -68,10 +68,12 @@ class ResultsFolder:
         try:
             if self._wanted is not None:
                 self._wanted.mkdir(parents=True, exist_ok=True)
+                (self._wanted / RESULTS_MARK).touch()
                 return self._wanted
             for folder in numbered_folders(Path(DEFAULT_FOLDER)):
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir()
+                    (folder / RESULTS_MARK).touch()
                     return folder
         except OSError as error:
             raise InputError(

@@ -112,7 +112,11 @@ class _Session:
                     self._fail(source, pixels)
                 else:
                     good.append((source, pixels))
-            for (source, _), drawn in zip(good, self._detect(good, None), strict=True):
+            for (source, _), (result, drawn) in zip(good, self._detect(good, None), strict=True):
+                if isinstance(result, InputError):
+                    self._fail(source, result)
+                    continue
+                self.results.append(result)
                 if drawn is not None:
                     self._folder.write_picture(source, drawn)
                 self.bar.update()
@@ -135,6 +139,8 @@ class _Session:
             return read_upright(source.path, str(source.path))
         except InputError as error:
             return error
+        except MemoryError:
+            return InputError(f"image {source.path} needs more memory than there is")
 
     def video(self, source: Source) -> None:
         """Detect in every frame of a video."""
@@ -149,23 +155,30 @@ class _Session:
             return
         self.bar.total += reader.frames
         self.bar.refresh()
+        before = len(self.results)
         try:
-            self._frames(source, reader, frames, batch)
+            self._frames(source, frames, batch, reader.rate)
         except _TooLarge as error:
+            del self.results[before:]  # as its drawn video: no half of it
             self._fail(source, error)
 
-    def _frames(
-        self, source: Source, reader: VideoReader, frames: Iterator[Pixels], batch: list[Pixels]
-    ) -> None:
-        """Those of a batch that was read already, and all others."""
+    def _frames(self, source: Source, frames: Iterator[Pixels], batch: list[Pixels], rate: float) -> None:
+        """Those of a batch that was read already, and all others.
+
+        Raises:
+            _TooLarge: one does not fit into the memory.
+        """
         first, size = 0, self._detector.batch_size
         with ExitStack() as stack:
             writer: VideoWriter | None = None
             while batch:
-                for drawn in self._detect([(source, frame) for frame in batch], first):
+                for result, drawn in self._detect([(source, frame) for frame in batch], first):
+                    if isinstance(result, InputError):
+                        raise result
+                    self.results.append(result)
                     if drawn is not None and writer is None:
                         extent = (drawn.shape[0], drawn.shape[1])
-                        writer = stack.enter_context(self._folder.video_writer(source, reader.rate, extent))
+                        writer = stack.enter_context(self._folder.video_writer(source, rate, extent))
                     if drawn is not None and writer is not None:
                         writer.write(drawn)
                     self.bar.update()
@@ -174,25 +187,19 @@ class _Session:
 
     def _detect(
         self, images: list[tuple[Source, Pixels]], first_frame: int | None
-    ) -> Iterator[Pixels | None]:
-        """The drawn pictures of a batch, where they are wanted; the results are kept."""
+    ) -> Iterator[tuple[Result | InputError, Pixels | None]]:
+        """Of each image of a batch the result, or why there is none, and the drawn picture if wanted."""
         found = self._found([pixels for _, pixels in images])
         for number, ((source, pixels), one) in enumerate(zip(images, found, strict=True)):
             if one is None:
                 height, width = pixels.shape[:2]
-                error = _TooLarge(
-                    f"{source.path}: {width} x {height} px need more memory than there is; let "
-                    "data.transforms.eval of the training make images smaller"
-                )
-                if first_frame is not None:  # the other frames are as large
-                    raise error
-                self._fail(source, error)
-                yield None
+                reason = f"{source.path}: {width} x {height} px need more memory than there is; let "
+                yield _TooLarge(reason + "data.transforms.eval of the training make images smaller"), None
                 continue
             shown = one.above(self._thresholds)
             frame = None if first_frame is None else first_frame + number
-            self.results.append(Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown))
-            yield draw(pixels, shown) if self._pictures else None
+            result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown)
+            yield result, draw(pixels, shown) if self._pictures else None
 
     def _found(self, images: list[Pixels]) -> list[ImageDetections | None]:
         """What is in each; None for one that does not fit into the memory even by itself."""

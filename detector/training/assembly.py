@@ -85,6 +85,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     train, data = config.train, config.data
     torch.manual_seed(train.seed)
     device = build_device(train.device, processes.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
     amp = build_amp(train, device)
     if train.amp == "bf16" and device.type == "cpu" and not cpu_is_fast_in_bf16():
         log.warning(
@@ -115,7 +117,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     cache = build_cache(data, train_set)
     loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory, cache)
 
-    with memory_explained(device):
+    with memory_explained(device, "take another train.device, or a smaller model.backbone"):
         model = _build_model(config.model, train_set.classes, fresh)
         if train.sync_batch_norm and processes.size > 1:
             synchronise_norms(model, device)

@@ -1,6 +1,7 @@
 """A launch of torchrun: what outlives its processes, and so tells a restart from another start."""
 
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,13 @@ class Launch:
         """Whether the mark is of this launch, before its processes were started anew.
 
         Agents count their own processes' restarts only, and not those because a machine has come or gone.
-        But as long as one agent is left it is the same launch. The name alone may have been given twice.
+        But as long as one agent is left, and others are not, it is the same launch. The name alone may have
+        been given twice, and one program may begin several launches.
         """
         name, *agents = mark.splitlines() or [""]
-        return not self.agents.isdisjoint(agents) or (self.restarted and name == self.name != "none")
+        if self.agents.isdisjoint(agents):
+            return self.restarted and name == self.name != "none"
+        return self.restarted or self.agents != set(agents)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def launched() -> LaunchedProcess | None:
     if name is None:
         return None
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return LaunchedProcess(name, f"agent {_parent()} of {os.uname().nodename}", restarts)
+    return LaunchedProcess(name, f"agent {_parent()} of {platform.node()}", restarts)
 
 
 def launch_of(processes: Sequence[LaunchedProcess | None]) -> Launch | None:

@@ -6,6 +6,7 @@ store of the launch, which never times out. What happens at every step is one sm
 
 import contextlib
 import itertools
+import logging
 import os
 import pickle
 import time
@@ -20,6 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from detector.training.launch import Launch, launch_of, launched
 from errors import Bystander, InputError
+
+log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 _POLL_S = 0.05
@@ -72,12 +75,13 @@ class Processes:
             if not done:
                 raise Bystander
             return value
-        answer = pickle.dumps((False, None))
         try:
             value = make()
-            answer = pickle.dumps((True, value))
-        finally:
-            _asked(self._store.set, key, answer)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what has failed here is what is to be told
+                self._store.set(key, pickle.dumps((False, None)))  # type: ignore[arg-type] # takes bytes
+            raise
+        _asked(self._store.set, key, pickle.dumps((True, value)))
         return value
 
     def main_first(self, make: Callable[[], Value]) -> Value:
@@ -213,7 +217,8 @@ def _asked(call: Callable[..., Value], *arguments: Any) -> Value:
     """
     try:
         return call(*arguments)
-    except RuntimeError:
+    except RuntimeError as error:
+        log.error(f"the process that keeps the launch together is gone ({str(error).splitlines()[0]})")
         raise Bystander from None
 
 

@@ -89,9 +89,13 @@ def run_of_launch(wanted: str | None, name: str, launch: Launch) -> Path | None:
         wanted, name: as for `create_run_folder`.
     """
     folders = [Path(wanted)] if wanted is not None else _numbered_so_far(Path("runs") / name)
-    marks = [folder / _LAUNCH for folder in folders if (folder / _LAUNCH).is_file()]
-    own = [mark for mark in marks if launch.has_made(mark.read_text(encoding="utf-8"))]
-    return max(own, key=lambda mark: mark.stat().st_mtime_ns).parent if own else None
+    own: list[tuple[int, Path]] = []
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):  # without a mark, or somebody else's
+            mark = folder / _LAUNCH
+            if launch.has_made(mark.read_text(encoding="utf-8")):
+                own.append((mark.stat().st_mtime_ns, folder))
+    return max(own)[1] if own else None
 
 
 def _numbered_so_far(first: Path) -> list[Path]:

@@ -91,6 +91,7 @@ class Trainer:
         self._check_all_begin_together()
 
     def _check_all_begin_together(self) -> None:
+        self.processes.meet(False)  # one that failed would leave the others waiting
         step = self.progress.step
         if self.processes.worst(step) != -self.processes.worst(-step):
             raise InputError(

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -84,8 +85,28 @@ def test_the_size_is_read_without_the_pixels(tmp_path, ending, monkeypatch):
     def load(_):
         raise AssertionError("the pixels are decoded")
 
+    if ending == "png":  # as ImageMagick writes it, with a text behind the pixels
+        content = path.read_bytes()
+        text = b"tEXtdate:create\0" + b"2026-11-27"
+        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+        path.write_bytes(content[:-12] + chunk + content[-12:])
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     assert read_size(path) == ((5, 7), (5, 7))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_an_orientation_in_xmp_counts_for_size_and_pixels_alike(tmp_path, ending):
+    """Pillow goes by it where EXIF says nothing; in the PNG it stands behind the pixels."""
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    if ending == "tif":
+        path = save(tmp_path / "a.tif", Image.fromarray(NOISE), tiffinfo={700: xmp})
+    else:
+        path = save(tmp_path / "a.png", Image.fromarray(NOISE))
+        content, text = path.read_bytes(), b"iTXtXML:com.adobe.xmp" + bytes(5) + xmp
+        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+        path.write_bytes(content[:-12] + chunk + content[-12:])
+    assert read_size(path) == ((7, 5), (5, 7))
+    np.testing.assert_array_equal(read_image(path, (7, 5)), UPRIGHT[6](NOISE))
 
 
 def test_an_exif_entry_of_a_wrong_type_is_no_hindrance(tmp_path):

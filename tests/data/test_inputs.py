@@ -58,11 +58,11 @@ def test_order_is_kept_and_each_stands_once(place: Path) -> None:
 
 def test_what_predict_has_drawn_is_no_input(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`cd photos; predict.py RUN .` a second time. A folder of results that is named itself is meant."""
-    for name in ("pictures/a.jpg", "detections.csv", "deep/clip.png"):
+    for name in ("pictures/a.jpg", ".predictions", "deep/clip.png"):
         (place / "in/predictions" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "in/predictions" / name).touch()
     assert found("in") == FOLDER
-    assert "in holds results of predict.py (in/predictions); they are left out" in caplog.text
+    assert "in holds results of predict.py, which are left out: in/predictions" in caplog.text
     assert ("image", "in/predictions/pictures/a.jpg") in found("in/predictions")
 
 

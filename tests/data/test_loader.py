@@ -172,6 +172,8 @@ def test_one_orientation_mirrors_what_lies_the_other_way(tmp_path):
         ([{"RandomCrop": {"height": 20, "width": 30}}, "D4"], True),
         (["D4", {"RandomCrop": {"height": 20, "width": 30}}], False),
         (["D4", {"Resize": {"height": 20, "width": 30}}], False),
+        (["D4", {"LongestMaxSize": {"max_size": 40}}, "NoOp"], True),
+        (["D4", {"LongestMaxSize": {"max_size_hw": [20, 40]}}], False),
     ],
 )
 def test_only_d4_of_every_image_leaves_no_side_up(transforms, expected):

@@ -1,11 +1,14 @@
 """From the configuration to a set: what a split must hold."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
-from detector.build import build_set
-from detector.config import DataConfig
+from detector.build import build_criterion, build_set
+from detector.config import Config, DataConfig, LossConfig
+from detector.losses import Exchange
 from errors import InputError
 from tests.builders import coco_dict, write_coco
 
@@ -32,3 +35,12 @@ def test_a_class_that_was_asked_for_must_have_a_box_to_learn_from(tmp_path: Path
     root = crowds(tmp_path / "set", 1, 3)
     with pytest.raises(InputError, match=r"data\.classes: data\.splits\.train holds no box of class 'dog'"):
         build_set(DataConfig(format="coco", root=str(root), classes=["cat", "dog"]), "train", None)
+
+
+def test_focal_loss_without_a_gradient_is_refused_for_training() -> None:
+    """Only there: a checkpoint of such a training can be evaluated."""
+    for name, gamma, refused in (("focal", 0.5, True), ("focal", 0.0, False), ("ap", 0.5, False)):
+        config = Config(data=DataConfig(format="coco"), loss=LossConfig(name=name, focal_gamma=gamma))
+        expected = pytest.raises(InputError, match=r"loss\.focal_gamma: 0 or") if refused else nullcontext()
+        with expected:
+            build_criterion(config, torch.device("cpu"), Exchange())

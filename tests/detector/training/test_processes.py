@@ -324,6 +324,14 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
         def check(self, keys: list[str]) -> bool:
             raise RuntimeError("Connection reset by peer")
 
+        def set(self, key: str, value: str) -> None:
+            raise RuntimeError("Connection reset by peer")
+
+    def fail() -> None:
+        raise InputError("no space left")
+
+    with pytest.raises(InputError, match="no space left"):  # not that the others cannot be told
+        Processes(0, 2, store=Broken()).from_main(fail)
     processes = Processes(1, 2, store=Broken())
     for call in (lambda: processes.meet(False), processes.stop_announced, lambda: processes.from_main(int)):
         with pytest.raises(Bystander):

@@ -131,11 +131,19 @@ def test_a_launch_whose_name_is_given_again_finds_its_own_run(
 def test_a_launch_is_the_same_as_long_as_one_of_its_agents_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a machine joins or leaves, the others start their processes anew and count no restart."""
+    """Where a machine joins or leaves, the others start their processes anew and count no restart.
+
+    The same agents without one are another launch: a script or a program may begin several.
+    """
     monkeypatch.chdir(tmp_path)
     mark_launch(create_run_folder(None, "coco", "a: 1\n"), launch("none", "agent 1", "agent 2"))
     assert str(run_of_launch(None, "coco", launch("none", "agent 2", "agent 3"))) == "runs/coco"
     assert run_of_launch(None, "coco", launch("none", "agent 3")) is None
+    assert run_of_launch(None, "coco", launch("other", "agent 2", "agent 1")) is None
+    again = launch("none", "agent 1", "agent 2", restarted=True)
+    assert str(run_of_launch(None, "coco", again)) == "runs/coco"
+    Path("runs/coco-2/.launch").mkdir(parents=True)  # not to be read
+    assert str(run_of_launch(None, "coco", again)) == "runs/coco"
 
 
 def test_a_launch_is_what_its_processes_know(monkeypatch: pytest.MonkeyPatch) -> None:
