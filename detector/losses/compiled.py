@@ -13,7 +13,7 @@ from torch import Tensor
 from detector.losses import ranking, step_loops, value_loops
 from detector.losses.machine_code import Array
 from detector.losses.ranking import blocks, searched_break_points
-from detector.losses.sharing import shares, side_by_side
+from detector.losses.sharing import LEAST, LEAST_OF_COSTLY, shares, side_by_side
 
 # There may be no wheel for a machine or a Python: ranking.py does the work then.
 _NUMBA = find_spec("numba") is not None
@@ -21,6 +21,7 @@ _NUMBA = find_spec("numba") is not None
 # Cells of the search grid for each break point: few of them then hold three and more.
 _CELLS_PER_EDGE = 4
 _MOST_CELLS = 1 << 23  # float32 has to count them
+_MANY = 1 << 12  # thresholds, whose tables lie in the second cache
 
 
 def usable(values: Tensor) -> bool:
@@ -206,6 +207,7 @@ class CompiledNegatives:
         # no_grad holds in the thread that asked for it alone.
         self._steps, self._logits, self._targets = steps, logits.detach(), targets
         self._bins = torch.empty(len(logits), dtype=torch.int32)
+        self._least = LEAST if len(steps.centres) < _MANY else LEAST_OF_COSTLY
 
     def count(self) -> Tensor:
         """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
@@ -218,7 +220,7 @@ class CompiledNegatives:
                 value_loops.find_bins(self._values(block), self._targets[block].numpy(), *grid, bins, pairs)
             return totals
 
-        totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes))
+        totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes, self._least))
         for other in others:
             totals += other
         return totals
@@ -239,7 +241,7 @@ class CompiledNegatives:
                 elif dtype != working:
                     mine.copy_(out)
 
-        side_by_side(give, shares(len(self._logits)))
+        side_by_side(give, shares(len(self._logits), least=self._least))
         return pulls
 
     def _parts(self, share: slice) -> list[slice]:
