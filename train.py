@@ -30,7 +30,8 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     from detector.training.trainer import Trainer
     from errors import InputError, Stopped
 
-    if config_name and "=" in config_name:  # argparse gives CONFIG the first word, whatever it is
+    # argparse gives CONFIG the first word, whatever it is.
+    if config_name and "=" in config_name and not Path(config_name).is_file():
         overrides = [config_name, *overrides]
         config_name = None
     if resume is not None:

@@ -80,6 +80,12 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output.resolve() / Path(args.config).stem
     output.mkdir(parents=True, exist_ok=True)
+    settings, written = " ".join([args.config, *args.settings]), output / "settings.txt"
+    if written.is_file() and written.read_text() != settings:
+        raise SystemExit(
+            f"{output} holds runs of other settings ({written.read_text()}); give another --output"
+        )
+    written.write_text(settings)
     runs = {(loss, seed): output / f"{loss}-{seed}" for seed in args.seeds for loss in args.losses}
     threads = ONE_THREAD if args.side_by_side > 1 else {}
     with ThreadPoolExecutor(args.side_by_side) as pool:

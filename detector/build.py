@@ -290,7 +290,8 @@ def cpu_is_fast_in_bf16() -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         # oneDNN calls every CPU with AVX-512 fit for bf16; many of these only emulate it.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # Not every PyTorch has oneDNN: that of macOS has not.
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> torch.device:

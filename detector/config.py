@@ -3,6 +3,7 @@
 docs/configuration.md is generated from it by `python -m detector.config_reference`.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +15,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+
+def _in_home(path: str | None) -> str | None:
+    """A path with ~ for the user's folder, which a shell expands at the beginning of a word alone."""
+    return path and os.path.expanduser(path)  # noqa: PTH111  a path stays as it was written otherwise
 
 
 def _no_two(names: list[str]) -> list[str]:
@@ -49,6 +55,8 @@ class Section(BaseModel):
 
 class RunConfig(Section):
     dir: str | None = Field(None, description="the run folder; by default runs/NAME of the configuration")
+
+    _home = field_validator("dir")(_in_home)
 
 
 class SplitsConfig(Section):
@@ -119,6 +127,8 @@ class DataConfig(Section):
         "0.5 the first 4.5 times as frequent as the last, 1 20 times",
     )
 
+    _home = field_validator("root", "cache_dir")(_in_home)
+
 
 class AnchorConfig(Section):
     sizes: list[list[Positive]] = Field(
@@ -156,6 +166,8 @@ class ModelConfig(Section):
     box_std: list[Positive] = Field(
         [0.1, 0.1, 0.2, 0.2], min_length=4, max_length=4, description="spread of dx, dy, dw, dh"
     )
+
+    _home = field_validator("init")(_in_home)
 
 
 class MatcherConfig(Section):

@@ -7,9 +7,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from detector.config import Config, Section, sub_section
+from detector.config import Config, Names, Section, sub_section
 from errors import InputError
 
+_TEXTS = (str, str | None)
+_TEXT_OR_LIST = (str | Names, str | Names | None)
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
 
 
@@ -62,7 +64,9 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         if key not in kinds:
             raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
         # run.dir=2026 and data.images={split} are text, whatever YAML would make of them.
-        is_text = kinds[key] in (str, str | None) and text not in _NOTHING
+        # So is data.splits.train=2007, unless it is a list.
+        texts = _TEXTS if text.startswith("[") else (*_TEXTS, *_TEXT_OR_LIST)
+        is_text = kinds[key] in texts and text not in _NOTHING
         value: Any = text if is_text else _yaml_value(key, text)
         nested = value
         for part in reversed(key.split(".")):
@@ -80,7 +84,7 @@ def _yaml_value(key: str, text: str) -> Any:
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve() if path.exists() else path
+    path = path.resolve() if path.is_file() else path  # a pipe has no other name
     if path in seen:
         raise InputError(f"{path}: base leads back to the file itself")
     try:
@@ -101,7 +105,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise InputError(f"{path}: base must be the name of one file")
-    return _merge(_read_with_bases(path.parent / base, (*seen, path)), values)
+    return _merge(_read_with_bases(path.parent / Path(base).expanduser(), (*seen, path)), values)
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

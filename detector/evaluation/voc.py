@@ -58,9 +58,13 @@ def _judge(
     right, wrong = np.zeros(len(mine), np.bool_), np.zeros(len(mine), np.bool_)
     place = np.empty(len(p.labels), np.int64)
     place[mine] = np.arange(len(mine))
-    for image in np.unique(p.rows[mine]):
-        detections = mine[p.rows[mine] == image]
-        gts = gt_rows[image_of_gt == image]
+    # Stable: within an image the best stay first.
+    by_image = mine[np.argsort(p.rows[mine], kind="stable")]
+    images, starts = np.unique(p.rows[by_image], return_index=True)
+    first_gts, last_gts = (np.searchsorted(image_of_gt, images, side=side) for side in ("left", "right"))
+    parts = np.split(by_image, starts[1:])
+    for detections, first_gt, last_gt in zip(parts, first_gts, last_gts, strict=False):  # one part of nothing
+        gts = gt_rows[first_gt:last_gt]
         if len(gts) == 0:
             wrong[place[detections]] = True
             continue

@@ -73,8 +73,9 @@ def anchor_fit(
     )
     positive = config.matcher.positive_iou
     ious, suggested = level_ious(seen, shapes), None
-    if search and len(seen.boxes):
-        other = suggest(seen_boxes(records, config, epoch=1, images=images), shapes, positive)
+    others = seen_boxes(records, config, epoch=1, images=images) if search else seen
+    if search and len(seen.boxes) and len(others.boxes):  # a crop may have left none
+        other = suggest(others, shapes, positive)
         gain = recall(level_ious(seen, other).amax(1), positive) - recall(ious.amax(1), positive)
         suggested = other if gain >= _WORTH_SAYING else None
     return AnchorFit(seen, shapes, ious, positive, config.matcher.negative_iou, suggested)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from data.feed import SkippedImages
 from data.loader import train_loader
 from data.order import EpochBatches
-from data.sample import DetectionSet
+from data.sample import SIZE_DIVISOR, DetectionSet
 from detector.build import (
     build_amp,
     build_cache,
@@ -40,6 +40,7 @@ from detector.training.processes import Processes
 from detector.training.sync_norm import synchronise_norms
 from detector.training.validation import Validation
 from detector.weights import initialise
+from errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,16 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     pipeline = build_pipeline(data, training=True)
     height, width = train_set.sizes[train_set.sizes.prod(axis=1).argmin()].tolist()
     # Tried on the smallest image, into which a crop may not fit: before anything is written.
-    pipeline(np.zeros((height, width, 3), np.uint8), np.array([[0, 0, width, height]], np.float32), seed=0)
+    box = np.array([[0, 0, width, height]], np.float32)
+    image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed=0)
+    at_once = train.batch_size // (train.accumulate * processes.size)
+    alone = at_once == 1 and not (train.sync_batch_norm and processes.size > 1)
+    if config.model.norm == "batch" and alone and max(image.shape[:2]) <= SIZE_DIVISOR:
+        raise InputError(
+            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
+            f"{width} px one value per channel is left; set model.norm=group, or make images larger in "
+            "data.transforms.train"
+        )
     batches = EpochBatches(
         len(train_set),
         train.batch_size,
@@ -171,7 +181,8 @@ def scaled_lr(config: Config) -> float:
 
 
 def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> RetinaNet:
-    model = build_model(config, len(classes), config.pretrained and fresh)
+    # What model.init brings takes the place of all that ImageNet's weights would be.
+    model = build_model(config, len(classes), config.pretrained and fresh and config.init is None)
     if config.init is not None and fresh:
         content = load_tensors(Path(config.init))
         initialise(model, content, config.init, torch.tensor(config.box_std), classes)

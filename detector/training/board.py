@@ -138,7 +138,7 @@ class Board:
         with self._writing():
             for one in curves(result, _THRESHOLDS):
                 self._writer.add_pr_curve_raw(
-                    f"val_PR/{one.name}",
+                    _text(f"val_PR/{one.name}"),
                     one.right,
                     one.wrong,
                     np.zeros_like(one.right),  # background has no number
@@ -159,7 +159,7 @@ class Board:
     def _scalars(self, values: dict[str, float], step: int) -> None:
         with self._writing():
             for tag, value in values.items():
-                self._writer.add_scalar(tag, value, step)
+                self._writer.add_scalar(_text(tag), value, step)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -170,6 +170,11 @@ class Board:
             raise InputError(
                 f"cannot write {self._folder}/events.* of TensorBoard: {error.strerror}"
             ) from None
+
+
+def _text(name: str) -> str:
+    """Without half characters, which JSON may bring and TensorBoard does not take."""
+    return name.encode(errors="replace").decode()
 
 
 def hyperparameters(config: Config, lr: float) -> dict[str, bool | float | str]:

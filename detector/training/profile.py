@@ -43,19 +43,23 @@ def profiled(folder: Path, device: torch.device, say: Callable[[str], None]) -> 
 
 def phase_table(events: Any, cuda: bool) -> str:
     """Milliseconds per step of each phase, as the CPU sees them and, on a GPU, as that does."""
+    # A run that ends early has fewer than _ACTIVE.
+    steps = max((event.count for event in events if event.key == "data"), default=0)
+    if steps == 0:
+        return "train.profile: the run ended before the steps that are profiled"
     rows: list[list[Any]] = []
     for name in PHASES:
         # On a GPU there are two of a name: the CPU's, with the kernels that it launched, and the GPU's, from
         # the first of these to the last, waiting included.
         mine = [event for event in events if event.key == name and event.cpu_time_total > 0]
         if mine:
-            host = sum(event.cpu_time_total for event in mine) / 1000 / _ACTIVE
-            gpu = sum(event.device_time_total for event in mine) / 1000 / _ACTIVE if cuda else 0.0
+            host = sum(event.cpu_time_total for event in mine) / 1000 / steps
+            gpu = sum(event.device_time_total for event in mine) / 1000 / steps if cuda else 0.0
             rows.append([name, host, gpu])
     if cuda:
-        _give_the_rest_to_backward(rows, events)
+        _give_the_rest_to_backward(rows, events, steps)
     total = sum(host for _, host, _ in rows) or 1.0
-    lines = [f"profile of {_ACTIVE} steps    ms/step    share" + ("    on the GPU, ms" if cuda else "")]
+    lines = [f"profile of {steps} steps    ms/step    share" + ("    on the GPU, ms" if cuda else "")]
     for name, host, gpu in rows:
         lines.append(
             f"{name:18} {host:10.1f} {100 * host / total:7.1f} %" + (f" {gpu:12.1f}" if cuda else "")
@@ -63,7 +67,7 @@ def phase_table(events: Any, cuda: bool) -> str:
     return "\n".join(lines)
 
 
-def _give_the_rest_to_backward(rows: list[list[Any]], events: Any) -> None:
+def _give_the_rest_to_backward(rows: list[list[Any]], events: Any, steps: int) -> None:
     """Autograd launches from a thread of its own, whose kernels the profiler gives to no phase."""
     kernels = sum(
         event.self_device_time_total
@@ -73,4 +77,4 @@ def _give_the_rest_to_backward(rows: list[list[Any]], events: Any) -> None:
     others = sum(gpu for name, _, gpu in rows if name != "backward")
     for row in rows:
         if row[0] == "backward":
-            row[2] = max(kernels / 1000 / _ACTIVE - others, 0.0)
+            row[2] = max(kernels / 1000 / steps - others, 0.0)

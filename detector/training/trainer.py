@@ -72,6 +72,11 @@ class Trainer:
         self._resumed_from = checkpoint_mark(resume) if resume is not None else None
         state = load_newest(resume) if resume is not None and has_checkpoint(resume) else None
         classes = tuple(state["classes"]) if state else None
+        if classes is not None and config.data.classes not in (None, [*classes]):
+            raise InputError(
+                f"{resume}: the run is of the classes {', '.join(classes)}, and data.classes cannot be "
+                f"changed when resuming; begin a new one with model.init={BEST} of this one"
+            )
         parts = assemble(config, self.processes, classes, fresh=state is None)
         self.parts = parts
         self.learner = parts.learner

@@ -1,6 +1,8 @@
 """The configuration: errors that name the key and the remedy, inheritance, overrides, the shipped files."""
 
+import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +241,33 @@ def test_focal_recipe_differs_from_the_ap_recipe_in_the_loss_alone() -> None:
     assert (ap.loss.name, focal.loss.name) == ("ap", "focal")
     assert focal.model_copy(update={"loss": ap.loss}) == ap
     assert focal.loss.model_copy(update={"name": "ap"}) == ap.loss
+
+
+def test_the_users_folder_may_be_called_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell expands it at the beginning of a word alone, YAML never."""
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["run.dir=~/r", "data.root=~/set", "model.init=~/a.pt", "data.cache_dir=~/c", "data.images=~x"]
+    config = parse_config(apply_overrides({}, words), "the test")
+    assert (config.run.dir, config.data.root) == ("/home/me/r", "/home/me/set")
+    assert config.model.init == "/home/me/a.pt"
+    assert (config.data.cache_dir, config.data.images) == ("/home/me/c", "~x")
+    assert parse_config({}, "the test").run.dir is None
+
+
+def test_names_of_splits_may_look_like_numbers() -> None:
+    words = ["data.splits.train=[2007, a]", "data.splits.val=2007", "data.splits.test=0"]
+    with pytest.raises(InputError, match=r"data\.splits\.train"):
+        parse_config(apply_overrides({}, words), "the test")
+    splits = parse_config(apply_overrides({}, words[1:]), "the test").data.splits
+    assert (splits.train, splits.val, splits.test) == ("train", "2007", "0")
+    listed = parse_config(apply_overrides({}, ["data.splits.train=[a, b]"]), "the test")
+    assert listed.data.splits.train == ["a", "b"]
+
+
+def test_a_configuration_may_come_through_a_pipe_and_its_name_hold_an_equals_sign(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("train: {epochs: 7}",))
+    writer.start()
+    assert load_config(pipe).train.epochs == 7
+    writer.join()

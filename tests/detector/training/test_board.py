@@ -69,6 +69,16 @@ def test_the_scalars_are_those_of_metrics_jsonl_and_there_are_no_others(run: Pat
         assert [event.value for event in found] == pytest.approx(list(values.values())), tag
 
 
+def test_half_a_character_in_a_class_name_is_shown_as_a_question_mark(tmp_path: Path, run: Path) -> None:
+    """JSON may bring it, and TensorBoard takes none."""
+    from detector.training.board import Board
+
+    board = Board(tmp_path, None)
+    board._scalars({"val_class_AP/cat \ud83d": 0.5}, 1)
+    board.close()
+    assert [event.value for event in events(tmp_path).Scalars("val_class_AP/cat ?")] == [0.5]
+
+
 def test_pr_curves_count_gt_boxes_that_were_not_found(run: Path) -> None:
     """Rows: true and false positives, true and false negatives, precision, recall; from all down to none."""
     board = events(run)

@@ -83,6 +83,7 @@ def test_a_profile_on_a_gpu_tells_waiting_from_work() -> None:
         where = getattr(DeviceType, on)
         return SimpleNamespace(
             key=key,
+            count=6,
             cpu_time_total=cpu,
             device_time_total=gpu,
             self_device_time_total=kernels,
@@ -132,3 +133,13 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing was compiled" in compilation_report(1)
     with pytest.raises(InputError, match=r"train\.compile=false"), compilation_explained():
         raise torch._dynamo.exc.TorchDynamoException("\nno compiler\nmore")
+
+
+@pytest.mark.parametrize(("images", "said"), [(16, "profile of 4 steps"), (8, "ended before the steps that")])
+def test_a_profile_of_a_short_run_says_how_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], images: int, said: str
+) -> None:
+    """Two steps are waited for and two more for warming up; six would be taken."""
+    words = ("train.epochs=1", "train.profile=true")
+    Trainer(tiny_config(small_coco(tmp_path / "set", images), tmp_path / "run", *words), "test").run()
+    assert said in capsys.readouterr().out

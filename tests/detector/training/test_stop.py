@@ -207,6 +207,18 @@ def test_another_batch_size_is_refused_when_resuming(tmp_path: Path) -> None:
     assert listing(run) == before
 
 
+def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:
+    """They were ignored, and written down as if they held."""
+    root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
+    Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
+    before = listing(run)
+    for classes in ("[dog]", "[dog, cat]", "[bird]"):
+        with pytest.raises(InputError, match=r"the run is of the classes cat, dog, and data\.classes cannot"):
+            Trainer(tiny_config(root, run, f"data.classes={classes}"), "test", resume=run)
+    assert listing(run) == before
+    Trainer(tiny_config(root, run, "train.epochs=1", "data.classes=[cat, dog]"), "test", resume=run)
+
+
 def test_a_stop_request_is_false_until_asked() -> None:
     with StopRequest(speak=False) as stop:
         assert not stop

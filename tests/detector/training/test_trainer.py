@@ -17,7 +17,7 @@ from detector.training.monitor import Monitor
 from detector.training.run_folder import resume_config
 from detector.training.trainer import Trainer
 from errors import InputError
-from tests.builders import AUGMENTED, coco_dict, small_coco, write_coco
+from tests.builders import AUGMENTED, coco_dict, small_coco, write_coco, write_image
 from tests.runs import OF_THE_MACHINE, difference, last, no_file_larger_than, read_metrics, tiny_config
 
 PLAIN = "data.transforms.train=[]"
@@ -227,6 +227,44 @@ def test_automatic_precision_is_bf16_only_on_a_cpu_that_computes_in_it(
     layout = torch.channels_last if fast else torch.contiguous_format
     assert memory_format(automatic, torch.device("cpu")) == layout
     assert memory_format(automatic, torch.device("cuda")) == torch.channels_last
+
+
+def test_weights_of_ones_own_are_enough_to_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of ImageNet are not fetched: offline they could not be, and all of them would be replaced."""
+
+    def offline(*_: Any, **__: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    root = small_coco(tmp_path / "set", 4)
+    first = train(root, tmp_path / "first", "train.epochs=1")
+    words = ("model.pretrained=true", f"model.init={tmp_path / 'first'}/checkpoints/last.pt")
+    second = Trainer(tiny_config(root, tmp_path / "second", *words), "test")
+    one, other = (dict(t.learner.model.named_parameters()) for t in (first, second))
+    assert difference(one, other) is None
+    with pytest.raises(InputError, match=r"model\.pretrained"):
+        Trainer(tiny_config(root, tmp_path / "second", words[0]), "test")
+
+
+def test_batch_norm_of_a_single_value_is_refused(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "set", *2 * [coco_dict([[[4.0, 5.0, 20.0, 18.0]]] * 2, 30, 32)])
+    for path in (root / "images").iterdir():
+        write_image(path, 30, 32)
+    for words in (("train.batch_size=1",), ("train.batch_size=2", "train.accumulate=2")):
+        with pytest.raises(InputError, match=r"of 30 x 32 px one value per channel .* model\.norm=group"):
+            Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+    train(root, tmp_path / "run", "train.batch_size=1", "model.norm=group", "train.epochs=1")
+
+
+def test_automatic_precision_needs_no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch for macOS has none, and not its operators either."""
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    monkeypatch.setattr("torch.ops.mkldnn", object())
+    assert build_amp(TrainConfig(), torch.device("cpu")) is None
 
 
 def diverge(trainer: Trainer) -> None:
