@@ -111,8 +111,7 @@ class ResultsFolder:
         """A path of its own for each: a.jpg, then a-2.jpg."""
         folder = self.path / kind
         for part in place.parent.parts:  # a folder may be called as the picture of another input
-            names = itertools.chain((part,), (f"{part}-{number}" for number in itertools.count(2)))
-            folder = next(path for name in names if not (path := folder / name).is_file())
+            folder = next(path for path in numbered_folders(folder / part) if not path.is_file())
         for number in itertools.count(1):
             name = place.name if number == 1 else f"{place.stem}-{number}{place.suffix}"
             path = folder / name

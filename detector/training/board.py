@@ -122,7 +122,8 @@ class Board:
             image = Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue()
             )
-            self._summaries(Summary(value=[Summary.Value(tag=f"val_images/{name}", image=image)]), step=step)
+            value = Summary.Value(tag=_text(f"val_images/{name}"), image=image)
+            self._summaries(Summary(value=[value]), step=step)
 
     def close(self) -> None:
         """Write what is left.
@@ -173,7 +174,7 @@ class Board:
 
 
 def _text(name: str) -> str:
-    """Without half characters, which JSON may bring and TensorBoard does not take."""
+    """Without what is not UTF-8, from JSON or names of files, which TensorBoard does not take."""
     return name.encode(errors="replace").decode()
 
 

@@ -39,31 +39,22 @@ class Launch:
         return self.restarted or self.agents != set(agents)
 
 
-@dataclass(frozen=True)
-class LaunchedProcess:
-    """What a process knows of its launch."""
-
-    name: str
-    agent: str
-    restarts: int
-
-
-def launched() -> LaunchedProcess | None:
-    """Of this process; None where no torchrun started it."""
+def launched() -> Launch | None:
+    """What this process knows: the agent of its own machine; None where no torchrun started it."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None:
         return None
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return LaunchedProcess(name, f"agent {_parent()} of {platform.node()}", restarts)
+    return Launch(name, frozenset([f"agent {_parent()} of {platform.node()}"]), restarts > 0)
 
 
-def launch_of(processes: Sequence[LaunchedProcess | None]) -> Launch | None:
+def launch_of(processes: Sequence[Launch | None]) -> Launch | None:
     """What they know together."""
-    known = [process for process in processes if process is not None]
+    known = [launch for launch in processes if launch is not None]
     if not known:
         return None
-    agents = frozenset(process.agent for process in known)
-    return Launch(known[0].name, agents, any(process.restarts for process in known))
+    agents = frozenset().union(*(launch.agents for launch in known))
+    return Launch(known[0].name, agents, any(launch.restarted for launch in known))
 
 
 def _parent() -> str:

@@ -77,6 +77,6 @@ class Validation:
         dataset = DetectionDataset(self.records, build_pipeline(self._config.data, False), seed=0)
         shown = {}
         for row in range(min(_PICTURES, len(self.records))):
-            stem = Path(self.records.files[row]).stem.encode(errors="replace").decode()  # may not be UTF-8
+            stem = Path(self.records.files[row]).stem
             shown[f"{row}_{stem}"] = gt_beside_found(dataset, row, scores.predictions, scores.coco)
         return shown

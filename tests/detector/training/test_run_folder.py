@@ -155,10 +155,9 @@ def test_a_launch_is_what_its_processes_know(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     other = launched()
     assert mine is not None and other is not None
-    assert launch_of([mine]) == launch("night", mine.agent)
-    assert launch_of([mine, replace(other, agent="far")]) == launch(
-        "night", mine.agent, "far", restarted=True
-    )
+    assert launch_of([mine]) == launch("night", *mine.agents)
+    far = replace(other, agents=frozenset(["far"]))
+    assert launch_of([mine, far]) == launch("night", *mine.agents, "far", restarted=True)
 
 
 @pytest.mark.parametrize("content", ["", "- 1\n", "words\n", "a: [\n"])
