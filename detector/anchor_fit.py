@@ -62,7 +62,8 @@ def suggest(seen: SeenBoxes, current: AnchorShapes, positive_iou: float) -> Anch
 
     Coordinate ascent on the recall, and a little on the mean IoU, over a fine lattice of sizes and ratios:
     one of them is moved at a time, to where it is best given the others, until none gains. It starts from
-    the current ones and from the quantiles of the boxes, and the better result is returned.
+    the current ones and from the quantiles of the boxes, and the better result is returned. No two sizes of
+    a level are the same, and no two ratios: an anchor that is there twice would rank everything twice.
     """
     seen = _thinned(seen)
     with _one_thread():
@@ -130,7 +131,10 @@ def _ascend(table: Tensor, choice: _Choice, positive_iou: float) -> _Choice:
         for slot in range(len(choice.ratios)):
             others = [r for k, r in enumerate(choice.ratios) if k != slot]
             of_ratio = torch.stack([table[:, lv, s].amax(1) for lv, s in enumerate(choice.sizes)]).amax(0)
-            choice.ratios[slot] = _best_column(of_ratio, of_ratio[:, others], positive_iou)
+            free = _free(range(len(_RATIOS)), others)
+            choice.ratios[slot] = _best_column(
+                of_ratio, of_ratio[:, others], positive_iou, free, choice.ratios[slot]
+            )
         of_size = table[..., choice.ratios].amax(3)  # [G, levels, sizes]
         for level, sizes in enumerate(choice.sizes):
             for slot in range(len(sizes)):
@@ -138,8 +142,10 @@ def _ascend(table: Tensor, choice: _Choice, positive_iou: float) -> _Choice:
                     of_size[:, lv, [s for k, s in enumerate(row) if (lv, k) != (level, slot)]]
                     for lv, row in enumerate(choice.sizes)
                 ]
-                found = _best_column(of_size[:, level], torch.cat(chosen, dim=1), positive_iou, sizes[slot])
-                sizes[slot] = found
+                free = _free(_places(level), sizes[:slot] + sizes[slot + 1 :])
+                sizes[slot] = _best_column(
+                    of_size[:, level], torch.cat(chosen, dim=1), positive_iou, free, sizes[slot]
+                )
         reached = torch.stack([of_size[:, lv, s].amax(1) for lv, s in enumerate(choice.sizes)]).amax(0)
         score = _score(reached, positive_iou)
         if score < best + _LEAST_GAIN:
@@ -148,13 +154,21 @@ def _ascend(table: Tensor, choice: _Choice, positive_iou: float) -> _Choice:
     raise AssertionError("unreachable")
 
 
-def _best_column(columns: Tensor, others: Tensor, positive_iou: float, kept: int | None = None) -> int:
-    """Which of the columns [G, S] is the best beside the others [G, T]; `kept` where none is better."""
+def _free(places: Sequence[int], taken: Sequence[int]) -> list[int]:
+    return [place for place in places if place not in taken] or list(places)
+
+
+def _best_column(columns: Tensor, others: Tensor, positive_iou: float, free: list[int], kept: int) -> int:
+    """Which free one of the columns [G, S] is the best beside the others [G, T].
+
+    `kept`, or the free one nearest to it, where none is better.
+    """
+    kept = min(free, key=lambda place: abs(place - kept))
     beside = others.amax(1, keepdim=True) if others.shape[1] else torch.zeros(len(columns), 1)
-    reached = torch.maximum(columns, beside)
+    reached = torch.maximum(columns[:, free], beside)
     scores = (reached >= positive_iou).double().mean(0) + _WEIGHT_OF_MEAN * reached.double().mean(0)
     best = int(scores.argmax())
-    return kept if kept is not None and scores[best] < scores[kept] + _LEAST_GAIN else best
+    return free[best] if scores[best] >= scores[free.index(kept)] + _LEAST_GAIN else kept
 
 
 def _score(reached: Tensor, positive_iou: float) -> float:
@@ -181,8 +195,12 @@ def _quantiles(seen: SeenBoxes, current: AnchorShapes) -> _Choice:
 
 
 def _lattice(size: float, level: int) -> int:
-    allowed = [s for s in _SIZES if _allowed(s, level)]
-    return _SIZES.index(allowed[_index(allowed, size)])
+    places = _places(level)
+    return places[_index([_SIZES[place] for place in places], size)]
+
+
+def _places(level: int) -> list[int]:
+    return [place for place, size in enumerate(_SIZES) if _allowed(size, level)]
 
 
 def _index(values: Sequence[float], wanted: float) -> int:
@@ -194,11 +212,15 @@ def _shapes(choice: _Choice, current: AnchorShapes) -> AnchorShapes:
     rows = []
     for level, row in enumerate(choice.sizes):
         kept = {_lattice(size, level): size for size in current.sizes[level]}
-        rows.append(tuple(sorted(kept.get(s, float(round(_SIZES[s]))) for s in row)))
+        rows.append(tuple(sorted(kept.get(s, _rounded(_SIZES[s])) for s in row)))
     ratios = {_index(_RATIOS, ratio): ratio for ratio in current.ratios}
     return AnchorShapes(
         tuple(rows), tuple(sorted(ratios.get(r, round(_RATIOS[r], 2)) for r in choice.ratios))
     )
+
+
+def _rounded(size: float) -> float:
+    return float(round(size)) if size > 16 else round(size, 1)  # to what tells the lattice's places apart
 
 
 def _thinned(seen: SeenBoxes) -> SeenBoxes:

@@ -3,12 +3,14 @@
 import contextlib
 import http.client
 from collections.abc import Iterator
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from detector.folding import BatchNorm, FrozenNorm, fold_norms
@@ -35,7 +37,8 @@ class ResNet(nn.Module):
         name: resnet18, resnet34, resnet50 or resnet101.
         norm: batch (trained), frozen (fixed statistics: pretrained weights only) or group.
         pretrained: ImageNet weights, fetched by torchvision at first use.
-        frozen_stages: 0 trains all; 1 fixes the stem, 2 the first stage as well, and so on.
+        frozen_stages: 0 trains all; 1 fixes the stem, 2 the first stage as well, and so on: their weights,
+            and the statistics of their norms.
 
     Raises:
         InputError: the weights cannot be fetched.
@@ -53,10 +56,10 @@ class ResNet(nn.Module):
         # The last convolution of a block is conv3 in bottlenecks (ResNet-50 and up), conv2 otherwise.
         ends = [stage[-1] for stage in (body.layer2, body.layer3, body.layer4)]
         self.channels = [getattr(end, "conv3", end.conv2).out_channels for end in ends]
-        stages = [(body.conv1, body.bn1), (body.layer1,), (body.layer2,), (body.layer3,), (body.layer4,)]
-        for stage in stages[:frozen_stages]:
-            for module in stage:
-                module.requires_grad_(False)
+        self._frozen_stages = frozen_stages
+        for module in self._frozen():
+            module.requires_grad_(False)
+        self.train()
 
     @staticmethod
     def _load(body: nn.Module, name: str) -> None:
@@ -71,6 +74,26 @@ class ResNet(nn.Module):
                 "connect to the internet once, or train from scratch with model.pretrained=false "
                 "model.norm=batch model.frozen_stages=0"
             ) from None
+
+    def train(self, mode: bool = True) -> "ResNet":
+        """As for every module; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        b = self.body
+        stages = [(b.conv1, b.bn1), (b.layer1,), (b.layer2,), (b.layer3,), (b.layer4,)]
+        return list(chain.from_iterable(stages[: self._frozen_stages]))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As for every module; stage by stage where activations are checkpointed: that does not compile."""
+        if not self.checkpoint_activations:
+            super().compile(*args, **kwargs)
+            return
+        for stage in (self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4):
+            stage.compile(*args, **kwargs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         b = self.body
@@ -89,7 +112,7 @@ class ResNet(nn.Module):
 @contextlib.contextmanager
 def _without_statistics(network: nn.Module) -> Iterator[None]:
     """Leave the running statistics of batch norms alone: a second forward pass must not count twice."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -65,7 +65,7 @@ def fit_calibration(matched: Matched) -> Calibration | None:
     if len(matched.scores) == 0:
         return None
     order = np.argsort(matched.scores, kind="stable")
-    bins = np.split(order, _cuts(matched.correct[order]))
+    bins = np.split(order, _cuts(matched.scores[order], matched.correct[order]))
     sizes = np.array([len(rows) for rows in bins], dtype=np.float64)
     x = np.array([_logit(matched.scores[rows]).mean() for rows in bins])
     # Half a success and half a failure more: nothing is certain after a few detections.
@@ -79,8 +79,8 @@ def fit_calibration(matched: Matched) -> Calibration | None:
     return Calibration(tuple(middle[distinct].tolist()), tuple(height[distinct].tolist()))
 
 
-def _cuts(correct: NDArray[np.bool_]) -> list[int]:
-    """Where to cut detections in ascending order of score into bins.
+def _cuts(scores: Floats, correct: NDArray[np.bool_]) -> list[int]:
+    """Where to cut detections in ascending order of score into bins; never between equal scores.
 
     Each bin gets an equal share of the right ones and of the wrong ones, taken together. There may be a
     hundred wrong ones with scores near 0 to a right one: bins of equal count would see little else, and
@@ -89,7 +89,8 @@ def _cuts(correct: NDArray[np.bool_]) -> list[int]:
     right = int(correct.sum())
     share = np.where(correct, 1 / max(right, 1), 1 / max(len(correct) - right, 1)).cumsum()
     cuts = [0]
-    for cut in np.searchsorted(share, share[-1] * np.arange(1, _BINS) / _BINS):
+    wanted = np.searchsorted(share, share[-1] * np.arange(1, _BINS) / _BINS)
+    for cut in np.searchsorted(scores, scores[wanted]):
         if cut - cuts[-1] >= _FEWEST and len(correct) - cut >= _FEWEST:
             cuts.append(int(cut))
     return cuts[1:]

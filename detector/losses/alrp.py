@@ -60,9 +60,10 @@ def alrp_loss(
         parts = alrp_loss(logits.cpu(), targets.cpu(), regression_losses.cpu(), delta, exchange)
         return ALRP(*(part.to(logits.device) for part in parts))
     errors = regression_losses.detach().double()
-    ranking, on_logits, localisation, on_errors = _errors_and_gradients(
-        logits, targets, errors, delta, exchange or Exchange()
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        ranking, on_logits, localisation, on_errors = _errors_and_gradients(
+            logits, targets, errors, delta, exchange or Exchange()
+        )
     return ALRP(
         error_driven(logits, ranking, on_logits),
         error_driven(regression_losses, localisation, on_errors.to(regression_losses.dtype)),

@@ -43,7 +43,8 @@ def ap_loss(
     check_ranking(logits, targets, delta)
     if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need
         return ap_loss(logits.cpu(), targets.cpu(), delta, interpolated, exchange).to(logits.device)
-    value, gradient = _loss_and_gradient(logits, targets, delta, interpolated, exchange or Exchange())
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        value, gradient = _loss_and_gradient(logits, targets, delta, interpolated, exchange or Exchange())
     return error_driven(logits, value, gradient)
 
 

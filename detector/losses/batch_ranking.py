@@ -5,6 +5,8 @@ standing, and share how it is given back: a negative takes from each positive th
 the positive's error.
 """
 
+import logging
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -24,8 +26,7 @@ if TYPE_CHECKING:
     Steps = SoftSteps | CompiledSteps | GpuSteps
     Counted = Negatives | CompiledNegatives | GpuNegatives
 
-# Comes with PyTorch for CUDA on Linux: elsewhere negatives.py does the work.
-_TRITON = find_spec("triton") is not None
+log = logging.getLogger(__name__)
 
 # A narrower step would drown in the rounding of the break points.
 MIN_DELTA = 1e-6
@@ -180,7 +181,29 @@ def _steps_and_negatives(
 
 def _triton_serves(device: torch.device) -> bool:
     # Its sums change in the last bit from run to run.
-    return _TRITON and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+    return (
+        device.type == "cuda" and not torch.are_deterministic_algorithms_enabled() and _triton_works(device)
+    )
+
+
+@cache
+def _triton_works(device: torch.device) -> bool:
+    """Whether Triton is there, and can build for a GPU; one line is logged where it cannot."""
+    if find_spec("triton") is None:  # it comes with PyTorch for CUDA on Linux
+        return False
+    try:
+        from detector.losses import kernels
+
+        kernels.try_out(device)
+    except Exception as error:  # whatever a compiler, a linker and a driver may have to say
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        log.warning(
+            "Triton is installed but does not work here (%s): losses rank without it, slower; it needs a C "
+            "compiler and Python's headers (python3-dev)",
+            reason,
+        )
+        return False
+    return True
 
 
 def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:

@@ -4,19 +4,14 @@
 is allocated by torch, so that its allocator sees the memory. The formulas stand in docs/ranking.md.
 """
 
-from importlib.util import find_spec
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from detector.losses import ranking, step_loops, value_loops
-from detector.losses.machine_code import Array
+from detector.losses.machine_code import Array, numba_works
 from detector.losses.ranking import blocks, searched_break_points
 from detector.losses.sharing import LEAST, LEAST_OF_COSTLY, shares, side_by_side
-
-# There may be no wheel for a machine or a Python: ranking.py does the work then.
-_NUMBA = find_spec("numba") is not None
 
 # Cells of the search grid for each break point: few of them then hold three and more.
 _CELLS_PER_EDGE = 4
@@ -25,8 +20,8 @@ _MANY = 1 << 12  # thresholds, whose tables lie in the second cache
 
 
 def usable(values: Tensor) -> bool:
-    """Whether the compiled loops can work on a tensor."""
-    return _NUMBA and values.device.type == "cpu"
+    """Whether the compiled loops can work on a tensor; ranking.py does the work where they cannot."""
+    return values.device.type == "cpu" and numba_works()
 
 
 def positives_of(targets: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class _ErrorDriven(torch.autograd.Function):
         factor = grad_outputs[0]
         # Saves a pass and its memory. On other devices a look at the factor would wait for the device.
         if not (factor.device.type == "cpu" and float(factor) == 1):
-            gradient = gradient * factor.to(gradient.dtype)
+            gradient = gradient * factor  # a scalar, which does not widen it and is not rounded to it
         return gradient.to(ctx.dtype), None, None
 
 
@@ -68,7 +68,7 @@ class _TwoErrorDriven(torch.autograd.Function):
         gradient, places, of_each = ctx.saved_tensors
         factors = torch.stack(grad_outputs)
         if not (factors.device.type == "cpu" and factors.tolist() == [1, 1]):  # as above
-            gradient = gradient * factors[0].to(gradient.dtype)
+            gradient = gradient * factors[0]
             there = factors.to(of_each.dtype) @ of_each
             gradient.view(-1)[places] = there.to(gradient.dtype)
         return gradient.to(ctx.dtype), None, None, None, None, None

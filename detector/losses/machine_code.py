@@ -6,8 +6,10 @@ comparisons are branches, since the processor could foresee none of them. Floats
 which AVX2 does in one step, and indices are unsigned, since numba looks whether a signed one is negative.
 """
 
+import logging
 from collections.abc import Callable
 from functools import cache, partial, wraps
+from importlib.util import find_spec
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -19,13 +21,29 @@ Result = TypeVar("Result")
 
 _ONCE = Lock()  # several threads may be first
 
+log = logging.getLogger(__name__)
+
+
+@cache
+def numba_works() -> bool:
+    """Whether numba is there, and goes with what else is; one line is logged where it does not."""
+    if find_spec("numba") is None:  # there may be no wheel for a machine or a Python
+        return False
+    try:
+        import numba  # noqa: F401  takes a second, which only training should pay
+    except (ImportError, OSError) as error:  # of another NumPy, say
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        log.warning("numba is installed but does not work here (%s): losses rank without it, slower", reason)
+        return False
+    return True
+
 
 def compiled_loop(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Compile at the first call, and keep the machine code for the next process."""
 
     @cache
     def fast() -> Callable[Arguments, Result]:
-        from numba import njit  # takes a second, which only training should pay
+        from numba import njit
 
         compiler = partial(njit, nogil=True, error_model="numpy")
         try:

@@ -64,9 +64,10 @@ def rank_sort_loss(
     if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need
         parts = rank_sort_loss(logits.cpu(), quality.cpu(), delta, exchange)
         return RankSort(*(part.to(logits.device) for part in parts))
-    ranking, sorting, gradient, positives, of_each = _errors_and_gradients(
-        logits, targets, quality.reshape(-1), delta, exchange or Exchange()
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        ranking, sorting, gradient, positives, of_each = _errors_and_gradients(
+            logits, targets, quality.reshape(-1), delta, exchange or Exchange()
+        )
     return RankSort(*two_error_driven(logits, (ranking, sorting), gradient, positives, of_each))
 
 

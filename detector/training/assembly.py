@@ -186,10 +186,12 @@ def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> Re
     if config.init is not None and fresh:
         content = load_tensors(Path(config.init))
         initialise(model, content, config.init, torch.tensor(config.box_std), classes)
-    elif config.norm == "frozen" and not config.pretrained and fresh:
+    elif not config.pretrained and fresh and (config.norm == "frozen" or config.frozen_stages):
+        what = "frozen batch norm" if config.norm == "frozen" else f"frozen_stages={config.frozen_stages}"
         log.warning(
-            "frozen batch norm without pretrained weights hardly trains; from scratch set "
-            "model.norm=batch model.frozen_stages=0"
+            "%s without pretrained weights hardly trains; from scratch set model.norm=batch "
+            "model.frozen_stages=0",
+            what,
         )
     return model
 

@@ -13,6 +13,7 @@ from data.sample import Batch, DetectionSet
 from detector.config import Config
 from detector.memory import memory_explained
 from detector.training.anchor_check import anchor_fit, recall
+from detector.training.compilation import compilation_explained
 from detector.training.trainer import Trainer
 
 _STEPS = 3  # that are timed, after one that is slower than all others
@@ -32,7 +33,7 @@ def rehearse(config: Config) -> Iterator[str]:
         f"classes, {len(val)} validation images"
     )
     yield from _anchor_lines(records, config)
-    with memory_explained(parts.device):
+    with memory_explained(parts.device), compilation_explained():
         step_s, data_s = _time_steps(trainer)
         evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
     evaluations = -(-config.train.epochs // config.train.eval_every) or 1

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,14 +162,18 @@ def _encoded(text: str) -> bytes:
 
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Add one line to metrics.jsonl.
+    """Add one line to metrics.jsonl; null for numbers that are not finite, which JSON does not have.
 
     Raises:
         InputError: no permission or no space.
     """
+    content = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
     try:
         with (folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(content, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {folder / METRICS}: {error.strerror}") from None
 

@@ -44,6 +44,22 @@ def test_flat_boxes_are_given_flat_anchors() -> None:
     assert found.sizes[1:] == default.sizes[1:]  # levels that no box needs stay as they are
 
 
+@pytest.mark.parametrize("sides", [(300, 30), (50, 50), (20, 21)])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_no_anchor_is_suggested_twice(sides: tuple[int, int], slots: int) -> None:
+    """Boxes of one shape, for which one size and one ratio do: the other slots gain nothing anywhere."""
+    draws = torch.Generator().manual_seed(0)
+    widths = torch.tensor(sides) + 5 * torch.rand(200, 2, generator=draws)
+    centres = 100 + 300 * torch.rand(200, 2, generator=draws)
+    boxes = torch.cat((centres - widths / 2, centres + widths / 2), dim=1)
+    seen = SeenBoxes(boxes, torch.tensor([512, 512]).expand(200, 2))
+    sizes = tuple(tuple(s * 2 ** (k / 3) for k in range(slots)) for s in (32, 64, 128, 256, 512))
+    found = suggest(seen, AnchorShapes(sizes, (0.5, 1.0, 2.0)), 0.5)
+    assert float((level_ious(seen, found).amax(1) >= 0.5).double().mean()) > 0.9
+    assert len(set(found.ratios)) == 3
+    assert [len(set(level)) for level in found.sizes] == [slots] * 5
+
+
 def test_anchors_that_fit_are_left_alone() -> None:
     boxes = torch.tensor([[96.0, 96.0, 128.0, 128.0]])  # about a point of the finest grid
     shapes = AnchorShapes(((32,), (64,), (128,), (256,), (512,)), (1.0,))

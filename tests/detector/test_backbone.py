@@ -7,10 +7,12 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from detector.backbone import STRIDES, FeaturePyramid, ResNet, make_norm
 from detector.folding import unfold_norms
+from detector.training.sync_norm import synchronise_norms
 from errors import InputError
 
 # Where every one of torchvision's get_state_dict ends.
@@ -112,18 +114,23 @@ def loss_and_kept_bytes(network: ResNet) -> tuple[Tensor, int]:
     return loss, sum(kept)
 
 
-@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group", "synchronised"])
 def test_checkpointed_activations_change_nothing_but_memory(norm: str) -> None:
     """Gradients and running statistics, which the second forward pass must leave alone."""
     torch.manual_seed(1)
-    network = ResNet("resnet18", norm, pretrained=False, frozen_stages=2)
+    network = ResNet(
+        "resnet18", "batch" if norm == "synchronised" else norm, pretrained=False, frozen_stages=2
+    )
+    if norm == "synchronised":
+        synchronise_norms(network, torch.device("cuda"))
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
     results = []
     for on in (False, True):
         one = copy.deepcopy(network).train()
         one.checkpoint_activations = on
         loss, kept_bytes = loss_and_kept_bytes(one)
         loss.backward()
-        momenta = {m.momentum for m in one.modules() if isinstance(m, nn.BatchNorm2d)}
+        momenta = {m.momentum for m in one.modules() if isinstance(m, _BatchNorm)}
         assert momenta <= {0.1}
         results.append((kept_bytes, one))
     (plain_bytes, plain), (few_bytes, few) = results
@@ -165,12 +172,20 @@ STAGES = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
 @pytest.mark.parametrize("count", range(6))
 def test_frozen_stages_are_fixed_from_the_stem_on(count: int, norm: str) -> None:
-    body = ResNet("resnet18", norm, pretrained=False, frozen_stages=count).body
+    network = ResNet("resnet18", norm, pretrained=False, frozen_stages=count)
+    body = network.body
     fixed = {part for stage in STAGES[:count] for part in stage}
     names = dict(body.named_parameters())
     assert "conv1.weight" in names and "layer4.1.conv2.weight" in names
     for name, parameter in names.items():
         assert parameter.requires_grad == (name.split(".")[0] not in fixed), name
+    before = {name: buffer.clone() for name, buffer in body.named_buffers()}
+    for _ in range(2):  # as built, and as at the first step of a training
+        network(picture(0) + 3)
+        network.train()
+    for name, buffer in body.named_buffers():
+        still = torch.equal(buffer, before[name])
+        assert still == (norm == "frozen" or name.split(".")[0] in fixed), name
 
 
 def test_frozen_statistics_stay_while_batch_statistics_move() -> None:

@@ -79,6 +79,18 @@ def test_equal_scores_and_none_at_all() -> None:
     assert held_out_error(nothing) == 0
 
 
+def test_the_order_of_detections_with_one_score_does_not_matter() -> None:
+    """All right ones behind all wrong ones, as where the last images are the easy ones."""
+    rng = np.random.default_rng(0)
+    scores = rng.choice([0.01, 0.2, 0.7], 3000)
+    correct = rng.random(3000) < scores
+    behind = correct.argsort(kind="stable")
+    one = fit_calibration(Matched(scores, correct, np.arange(3000)))
+    other = fit_calibration(Matched(scores[behind], correct[behind], np.arange(3000)))
+    assert one == other and one is not None
+    assert one(np.array([0.01, 0.2, 0.7])) == pytest.approx([0.01, 0.2, 0.7], abs=0.05)
+
+
 def test_calibration_error_by_hand() -> None:
     """Bins of width 1/2: scores 0.1 and 0.3, one right, gap 0.3; scores 0.9, 1 and 1, two right, gap 0.3."""
     scores = np.array([0.1, 0.3, 0.9, 1.0, 1.0])

@@ -248,6 +248,17 @@ def test_gradient_scales_with_what_comes_from_above(dtype: torch.dtype) -> None:
     torch.testing.assert_close(thrice, once * 3)
 
 
+@pytest.mark.parametrize("factor", [1 / 3, 0.7])
+def test_a_factor_from_above_is_not_rounded_to_bfloat16(factor: float) -> None:
+    """1 / 3 would be 0.15 % more, and the classification that much heavier than the boxes."""
+    logits, targets = random_case()
+    logits = logits.bfloat16()
+    _, gradient = loss_and_gradient(logits, targets)
+    inputs = logits.clone().requires_grad_()
+    (scaled,) = torch.autograd.grad(factor * ap_loss(inputs, targets), inputs)
+    assert torch.equal(scaled, (gradient.float() * factor).bfloat16())
+
+
 def test_loss_scaling_keeps_small_gradients_in_half_precision() -> None:
     """The first factor of torch's GradScaler, 2^16, is itself beyond float16; the oracle is float32."""
     targets = torch.zeros(300_000, dtype=torch.int8)

@@ -3,8 +3,12 @@
 Where there is no GPU, Triton's interpreter runs its kernels (tests/conftest.py asks for it).
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from detector.losses import batch_ranking
 from detector.losses.compiled import CompiledNegatives, CompiledSteps, ascending, positives_of
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import SoftSteps, searched_break_points
@@ -191,3 +196,40 @@ def test_positives_are_sorted_and_none_is_lost(size: int, dtype: torch.dtype) ->
     assert torch.equal(ordered, values.sort().values)
     assert torch.equal(values[order], ordered)
     assert torch.equal(order.sort().values.long(), torch.arange(size))
+
+
+@with_triton
+def test_where_triton_cannot_build_pytorch_ranks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image without a C compiler, which is wanted at the first launch."""
+    from detector.losses import kernels
+
+    def refuse(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    kernels.try_out(GPU)  # which can
+    monkeypatch.setattr(kernels, "try_out", refuse)
+    batch_ranking._triton_works.cache_clear()
+    for _ in range(2):
+        assert not batch_ranking._triton_serves(torch.device("cuda:3"))
+    batch_ranking._triton_works.cache_clear()
+    (record,) = caplog.records
+    assert "Failed to find C compiler" in record.message and "\n" not in record.message
+
+
+def test_where_numba_does_not_import_pytorch_ranks(tmp_path: Path) -> None:
+    """As beside a NumPy that is too new for it."""
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
+    script = (
+        "import torch; from detector.losses import ap_loss;"
+        "print(float(ap_loss(torch.tensor([0., 2, 2.5, 5]), torch.tensor([0, 0, 1, 1]))))"
+    )
+    paths = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[3])))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and float(done.stdout) == pytest.approx(1 / 18), done.stderr
+    assert done.stderr.count("\n") == 1 and "Numba needs NumPy 2.4 or less" in done.stderr

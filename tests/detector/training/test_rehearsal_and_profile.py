@@ -14,6 +14,7 @@ from data.loader import DetectionDataset
 from detector.build import build_pipeline
 from detector.training.anchor_check import anchor_fit
 from detector.training.compilation import compilation_explained, compilation_report, compile_parts
+from detector.training.gradients import Gradients
 from detector.training.profile import phase_table
 from detector.training.trainer import Trainer
 from errors import InputError
@@ -106,8 +107,9 @@ def test_a_profile_on_a_gpu_tells_waiting_from_work() -> None:
     ]
 
 
+@pytest.mark.parametrize("checkpointed", ["false", "true"])
 def test_a_compiled_network_trains_as_the_plain_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpointed: str
 ) -> None:
     """With the backend that runs the captured graphs as they are: the same operations, the same bits."""
     monkeypatch.setattr(
@@ -117,9 +119,8 @@ def test_a_compiled_network_trains_as_the_plain_one(
     for name, on in (("plain", "false"), ("compiled", "true")):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        config = tiny_config(
-            root, tmp_path / name, "train.epochs=1", "train.ema_decay=0.9", f"train.compile={on}"
-        )
+        words = f"train.compile={on}", f"train.checkpoint_activations={checkpointed}"
+        config = tiny_config(root, tmp_path / name, "train.epochs=1", "train.ema_decay=0.9", *words)
         Trainer(config, "test").run()
     assert difference(last(tmp_path / "plain")["training"], last(tmp_path / "compiled")["training"]) is None
     assert re.search(
@@ -133,6 +134,28 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing was compiled" in compilation_report(1)
     with pytest.raises(InputError, match=r"train\.compile=false"), compilation_explained():
         raise torch._dynamo.exc.TorchDynamoException("\nno compiler\nmore")
+
+
+def test_a_dry_run_that_cannot_compile_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no compiler")
+
+    monkeypatch.setattr(Gradients, "__call__", refuse)
+    small_coco(tmp_path / "set", 8)
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
+    outcome = call(door.main, "tiny.yaml", *TINY_MODEL, "--dry-run", cwd=tmp_path)
+    assert_one_line(outcome, "train.compile=false")
+
+
+@pytest.mark.parametrize(
+    ("norm", "stages", "said"), [("frozen", 0, True), ("group", 2, True), ("batch", 0, False)]
+)
+def test_what_is_frozen_at_random_weights_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, norm: str, stages: int, said: bool
+) -> None:
+    words = f"model.norm={norm}", f"model.frozen_stages={stages}"
+    Trainer(tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", *words), "test")
+    assert ("without pretrained weights" in caplog.text) == said
 
 
 @pytest.mark.parametrize(("images", "said"), [(16, "profile of 4 steps"), (8, "ended before the steps that")])

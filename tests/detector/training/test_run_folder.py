@@ -206,6 +206,12 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         append_metrics(tmp_path, {"step": 3, "AP": 0.5})
 
 
+def test_metrics_are_json_where_a_number_is_not_finite(tmp_path: Path) -> None:
+    append_metrics(tmp_path, {"step": 1, "loss": float("nan"), "gradient_norm": float("inf"), "lr": 0.1})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line == '{"step": 1, "loss": null, "gradient_norm": null, "lr": 0.1}\n'
+
+
 def test_metrics_after_a_step_and_lines_cut_off_are_forgotten(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 0.1}) for step in (1, 2, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 2, "lo']))
