@@ -25,7 +25,7 @@ def main() -> None:
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.config_file import apply_overrides, load_config, parse_config
-    from detector.training.processes import join_processes, leave_processes
+    from detector.training.processes import join_processes, leave_processes, lost_peers_explained
     from detector.training.run_folder import resume_config, run_of_launch
     from detector.training.trainer import Trainer
     from errors import InputError, Stopped
@@ -56,14 +56,15 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
     try:
-        if resume is None:
-            # torchrun may have restarted the processes after one was lost: what they had is in their folder.
-            launch = processes.launch
-            resume = processes.from_main(
-                lambda: run_of_launch(config.run.dir, name, launch) if launch else None
-            )
-        trainer = Trainer(config, name, resume, processes)
-        trainer.run()
+        with lost_peers_explained():
+            if resume is None:
+                # torchrun may have restarted after one was lost: what they had is in their folder.
+                launch = processes.launch
+                resume = processes.from_main(
+                    lambda: run_of_launch(config.run.dir, name, launch) if launch else None
+                )
+            trainer = Trainer(config, name, resume, processes)
+            trainer.run()
     except Stopped:  # all together
         raise
     except BaseException:

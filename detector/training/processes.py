@@ -10,7 +10,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -201,6 +201,23 @@ def _attempt() -> str:
     """
     one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if one_node else 'any'}"
+
+
+@contextlib.contextmanager
+def lost_peers_explained() -> Iterator[None]:
+    """One line where another process is lost in the middle of what all do together.
+
+    Raises:
+        Bystander: it, or its machine, is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". This is")[0]  # [file] what. advice
+        log.error(f"the connection to another process is lost ({reason}); --resume continues the run")
+        raise Bystander from None
 
 
 def leave_processes() -> None:

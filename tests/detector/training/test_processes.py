@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from data.order import EpochBatches
 from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.config_file import dump_config
+from detector.training import processes as processes_module
 from detector.training.learner import Learner
-from detector.training.processes import Processes, join_processes
+from detector.training.processes import Processes, join_processes, lost_peers_explained
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 from detector.training.trainer import Trainer
 from errors import Bystander, InputError, Stopped
@@ -336,6 +337,33 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
     for call in (lambda: processes.meet(False), processes.stop_announced, lambda: processes.from_main(int)):
         with pytest.raises(Bystander):
             call()
+
+
+def lose_one(rank: int, size: int) -> Any:
+    """The second process is killed in the middle of the first one's step."""
+    joined()
+    network = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes_module.log, "error", said.append)
+        if rank == 1:
+            os._exit(0)
+        try:
+            with lost_peers_explained():
+                network(torch.ones(2, 3)).sum().backward()
+        except Bystander:
+            return said
+    return "went on"
+
+
+def test_a_process_that_is_lost_is_one_line_in_the_others(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), lost_peers_explained():
+        raise ValueError("mine")
+    with pytest.raises(RuntimeError, match="shape"), lost_peers_explained():
+        raise RuntimeError("shape")
+    torch.save(None, tmp_path / "1.pt")  # what it would have given back
+    (said,) = run_processes(lose_one, 2, tmp_path)[0]
+    assert said.startswith("the connection to another process is lost (") and "peer" in said
 
 
 def begin_apart(rank: int, size: int) -> Any:
