@@ -52,10 +52,9 @@ def evaluate(
     images: Path | None,
 ) -> None:
     """Score what the command line names, print the table, write the JSON and the report."""
-    from detector.output import check_output
+    from detector.evaluation.table import metrics_table
+    from detector.output import check_output, write_text
     from detector.report.page import check_report_folder, write_report
-    from detector.training.monitor import metrics_table
-    from detector.training.run_folder import write_text
     from errors import InputError
 
     if output is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.faults import DataFault, meet
+from data.faults import DataFault, raise_or_collect
 from data.images import read_size, size_mismatch
 from data.sample import DetectionSet
 from errors import InputError
@@ -89,7 +89,7 @@ def build_set(
     boxes = np.array([item.box for item in items], dtype=np.float64).reshape(-1, 4)
     bad = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1))
     for k in np.flatnonzero(bad):
-        meet(_what_is_wrong(items[k], images[of_image[k]]), faults)
+        raise_or_collect(_what_is_wrong(items[k], images[of_image[k]]), faults)
     x0, y0, x1, y1 = boxes.T
     height, width = sizes[of_image].T
     kept = (np.minimum(x1, width) > np.maximum(x0, 0)) & (np.minimum(y1, height) > np.maximum(y0, 0))
@@ -164,7 +164,7 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
         message = f"image {image.path} does not exist{more}"
-        meet(DataFault("image-missing", message, image.path, image.id), faults)
+        raise_or_collect(DataFault("image-missing", message, image.path, image.id), faults)
     if len(images) > _HEADERS_CHECKED:
         return
     lost = {image.path for image in missing}
@@ -174,11 +174,11 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
         try:
             upright, stored = read_size(image.path)
         except InputError as error:
-            meet(DataFault("image-unreadable", str(error), image.path, image.id), faults)
+            raise_or_collect(DataFault("image-unreadable", str(error), image.path, image.id), faults)
             continue
         if image.size not in (upright, stored):
             message = size_mismatch(image.path, image.size, upright)
-            meet(DataFault("image-size-differs", message, image.path, image.id), faults)
+            raise_or_collect(DataFault("image-size-differs", message, image.path, image.id), faults)
 
 
 def _what_is_wrong(item: Annotation, image: AnnotatedImage) -> DataFault:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
-from data.faults import DataFault, meet
+from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
 from errors import InputError
@@ -78,7 +78,7 @@ def _load(
             if category_id in labels:
                 image.objects.append(_annotation(record, where, labels[category_id], image))
         except DataFault as fault:
-            meet(fault, faults)
+            raise_or_collect(fault, faults)
     return build_set(found.values(), names, tuple(labels), source, faults=faults)
 
 
@@ -124,7 +124,7 @@ def _categories(
                 message = f"{source}: category '{name}' (id {number}) stands twice"
                 raise DataFault("category-twice", message)
         except DataFault as fault:
-            meet(fault, faults)
+            raise_or_collect(fault, faults)
             continue
         ids[name] = number
         known.add(number)
@@ -151,7 +151,7 @@ def _images(
                 message = f"{source}: image id {image.id} stands twice"
                 raise DataFault("image-id-twice", message, image.path, image.id)
         except DataFault as fault:
-            meet(fault, faults)
+            raise_or_collect(fault, faults)
             if isinstance(record, dict) and isinstance(record.get("id"), int):
                 refused.add(record["id"])
             continue

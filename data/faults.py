@@ -31,7 +31,7 @@ class DataFault(InputError):
         self.annotation = annotation
 
 
-def meet(fault: DataFault, faults: list[DataFault] | None) -> None:
+def raise_or_collect(fault: DataFault, faults: list[DataFault] | None) -> None:
     """Raise the fault; where faults are collected, note it, and the reader goes on without what it concerns.
 
     Raises:

@@ -116,8 +116,9 @@ class DetectionDataset(Dataset):
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = seed_of(self.seed, epoch, index)
         image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed, r.ignore[rows])
-        # Mirrored, if the side that is to be the shorter one is the longer one.
-        if upright is not None and image.shape[upright] > image.shape[not upright]:
+        height_now, width_now = image.shape[:2]
+        if upright is not None and (width_now > height_now if upright else height_now > width_now):
+            # Mirrored at the diagonal: the side that is to be the shorter one is the longer one.
             image, boxes = image.swapaxes(0, 1), boxes[:, [1, 0, 3, 2]]
         return Sample(
             index=index,

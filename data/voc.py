@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
-from data.faults import DataFault, meet
+from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
 from errors import InputError
@@ -46,7 +46,7 @@ def load_voc(
         try:
             trees[stem] = _read_xml(inside(root / "Annotations", f"{stem}.xml", f"split {split}"))
         except DataFault as fault:
-            meet(fault, faults)
+            raise_or_collect(fault, faults)
     if classes is None:
         classes = voc_classes(root, faults)
     labels = {name: label for label, name in enumerate(classes)}
@@ -58,7 +58,7 @@ def load_voc(
             file_name = _image_name(root, stem, tree, xml)
             size = (_side(tree, "height", xml), _side(tree, "width", xml))
         except DataFault as fault:
-            meet(fault, faults)
+            raise_or_collect(fault, faults)
             continue
         image = AnnotatedImage(number, file_name, size)
         for position, node in enumerate(tree.iter("object"), start=1):
@@ -66,7 +66,7 @@ def load_voc(
                 item = _object(node, position, xml, labels)
             except DataFault as fault:
                 fault.image, fault.image_id, fault.annotation = file_name, number, position
-                meet(fault, faults)
+                raise_or_collect(fault, faults)
                 continue
             if isinstance(item, str):
                 left_out[item] = left_out.get(item, 0) + 1
@@ -88,7 +88,7 @@ def voc_classes(root: Path, faults: list[DataFault] | None = None) -> tuple[str,
             for position, node in enumerate(nodes, start=1):
                 found.add(_text(node, "name", f"object {position} in {path}"))
         except DataFault as fault:
-            meet(fault, faults)
+            raise_or_collect(fault, faults)
     if not found:
         raise InputError(f"{root / 'Annotations'} holds no objects")
     return tuple(sorted(found))

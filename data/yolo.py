@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from data.annotations import AnnotatedImage, Annotation, build_set
-from data.faults import DataFault, meet
+from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.sample import DetectionSet
 from errors import InputError
@@ -67,7 +67,7 @@ def load_yolo(
         try:
             size = read_size(path)[0]
         except InputError as error:
-            meet(DataFault("image-unreadable", str(error), path, number), faults)
+            raise_or_collect(DataFault("image-unreadable", str(error), path, number), faults)
             continue
         image = AnnotatedImage(number, path, size)
         images.append(image)
@@ -79,7 +79,7 @@ def load_yolo(
                 category, (x0, y0, x1, y1) = _parse(fields, index, where)
             except DataFault as fault:
                 fault.image, fault.image_id, fault.annotation = path, number, line
-                meet(fault, faults)
+                raise_or_collect(fault, faults)
                 continue
             if (category, x0, y0, x1, y1) in seen:
                 message = f"{where}: the line stands twice. Remove it."
@@ -206,7 +206,7 @@ def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterat
             path = next((path for path in tries if path.is_file()), None)
             if path is None:
                 message = f"{file}:{number}: image {name} does not exist"
-                meet(DataFault("image-missing", message, tries[0]), faults)
+                raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
             else:
                 yield path
 
@@ -234,7 +234,7 @@ def _label_lines(
         return
     except (OSError, UnicodeDecodeError) as error:
         message = f"label file {file} cannot be read: {error}"
-        meet(DataFault("annotation-unreadable", message, image.path, image.id), faults)
+        raise_or_collect(DataFault("annotation-unreadable", message, image.path, image.id), faults)
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():

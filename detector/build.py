@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from data.annotations import join_sets, require_folder
 from data.cache import DiskCache, ImageCache, RamCache
 from data.coco import load_coco
-from data.faults import DataFault, meet
+from data.faults import DataFault, raise_or_collect
 from data.loader import eval_loader
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
@@ -73,17 +73,17 @@ def build_set(
     records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0:
         message = f"data.splits.{split} ({', '.join(names)}) of {root} holds no images"
-        meet(DataFault("no-images", message), faults)
+        raise_or_collect(DataFault("no-images", message), faults)
     elif split == "train" and records.ignore.all():
         crowds = f": all {len(records.boxes)} are iscrowd or difficult" if len(records.boxes) else ""
         message = f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from{crowds}"
-        meet(DataFault("no-boxes", message), faults)
+        raise_or_collect(DataFault("no-boxes", message), faults)
     if split == "train" and config.classes is not None:
         seen = set(records.labels[~records.ignore].tolist())
         unseen = [name for label, name in enumerate(records.classes) if label not in seen]
         for unseen_name in unseen:
             message = f"data.classes: data.splits.train holds no box of class '{unseen_name}'"
-            meet(DataFault("class-unseen", message), faults)
+            raise_or_collect(DataFault("class-unseen", message), faults)
     return records
 
 

@@ -1,7 +1,10 @@
-"""Files that a program writes where the user says: looked at before the work, so that nothing is lost."""
+"""Where programs write: checked before the work, and files whole or not at all, so that nothing is lost."""
 
+import itertools
+import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from errors import InputError
@@ -39,3 +42,40 @@ def check_output(option: str, path: Path, earlier: str | None = None, inputs: It
         raise InputError(f"{option}: {path} cannot be replaced: {error.strerror}") from None
     if earlier is not None and head and not re.match(earlier, head):
         raise InputError(f"{option}: {path} holds something else than an earlier output; name another file")
+
+
+def numbered_folders(first: Path) -> Iterator[Path]:
+    """NAME, NAME-2, NAME-3 and so on."""
+    return (
+        first if number == 1 else first.with_name(f"{first.name}-{number}") for number in itertools.count(1)
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing.
+
+    Raises:
+        InputError: no permission or no space.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(_encoded(text))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; names of files in other encodings go through as they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character in JSON
+        return text.encode("utf-8", "backslashreplace")
+
+
+def close_output() -> None:
+    """Let what is printed from now on go nowhere: nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -49,21 +49,38 @@ def detect(
         boxes, logits, labels = boxes.cpu(), logits.cpu(), labels.cpu()
 
     if soft:
-        index, log_scores = soft_nms(boxes, logits.double(), labels, detections_per_img)
-        scores = log_scores.exp()
-        # The best come first: what the threshold drops has lowered none that it keeps.
-        left = scores > score_threshold if score_threshold > 0 else log_scores > -math.inf
-        each = zip(index, scores, left, boxes, labels, strict=True)
-        return [Detections(b[i[k]], s[k], c[i[k]]) for i, s, k, b, c in each]
+        return _soft(boxes, logits, labels, score_threshold, detections_per_img)
+    return [
+        _hard(*of_image, score_threshold, nms_threshold, detections_per_img)
+        for of_image in zip(boxes, logits, labels, strict=True)
+    ]
 
+
+def _hard(
+    boxes: Tensor, logits: Tensor, labels: Tensor, score_threshold: float, iou_threshold: float, most: int
+) -> Detections:
+    """One image: boxes [K, 4], logits [K], labels [K]."""
     scores = logits.double().sigmoid()
-    found = []
-    for b, f, s, c in zip(boxes, logits, scores, labels, strict=True):
-        if score_threshold > 0:
-            b, f, s, c = (x[s > score_threshold] for x in (b, f, s, c))
-        keep = nms_of_classes(b, f, c, nms_threshold)[:detections_per_img]
-        found.append(Detections(b[keep], s[keep], c[keep]))
-    return found
+    if score_threshold > 0:
+        candidates = scores > score_threshold
+        boxes, logits, labels, scores = (x[candidates] for x in (boxes, logits, labels, scores))
+    kept = nms_of_classes(boxes, logits, labels, iou_threshold)[:most]
+    return Detections(boxes[kept], scores[kept], labels[kept])
+
+
+def _soft(
+    boxes: Tensor, logits: Tensor, labels: Tensor, score_threshold: float, most: int
+) -> list[Detections]:
+    """All images: boxes [B, K, 4], logits [B, K], labels [B, K]."""
+    index, log_scores = soft_nms(boxes, logits.double(), labels, most)
+    scores = log_scores.exp()
+    # Detections come best first and lower the scores of later ones only: so the threshold can come last.
+    kept = scores > score_threshold if score_threshold > 0 else log_scores > -math.inf
+    detections = []
+    for image, mask in enumerate(kept):
+        taken = index[image, mask]
+        detections.append(Detections(boxes[image, taken], scores[image, mask], labels[image, taken]))
+    return detections
 
 
 def nms_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:

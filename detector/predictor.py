@@ -16,7 +16,7 @@ from data.sample import Sample, collate
 from detector.build import build_pipeline
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.inference import Predictions
-from detector.evaluation.score import predictions_in
+from detector.evaluation.score import predict
 from errors import InputError
 
 ImageLike = str | Path | NDArray[np.uint8] | Image.Image | Tensor
@@ -111,7 +111,7 @@ class Detector:
         """Detections in images that make one batch."""
         batch = collate([self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))])
         c = self._checkpoint
-        (predictions,) = predictions_in(c.config, c.model, [batch], c.device)
+        (predictions,) = predict(c.config, c.model, [batch], c.device)
         return [self._of_image(predictions, row) for row in range(len(images))]
 
     def _sample(self, index: int, image: ImageLike, name: str) -> Sample:

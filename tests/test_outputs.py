@@ -9,8 +9,7 @@ import pytest
 
 import evaluate as door
 from data.check.__main__ import main as check_door
-from detector.output import check_output
-from detector.training.run_folder import write_text
+from detector.output import check_output, write_text
 from errors import InputError
 from tests.builders import small_coco
 from tests.runs import assert_one_line, assert_refused, call

@@ -31,9 +31,8 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
     from data.check.report import as_json
     from data.check.text import lines
     from detector.config_file import load_config
-    from detector.output import check_output
+    from detector.output import check_output, write_text
     from detector.training.data_check import examine
-    from detector.training.run_folder import write_text
     from errors import InputError
 
     for option, path in (("--json", json), ("--html", html)):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.feed import checked
 from data.sample import DetectionSet
 from detector.build import build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
@@ -15,7 +16,7 @@ from detector.config import Config
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.inference import join_predictions
-from detector.evaluation.score import Scores, predictions_of, score
+from detector.evaluation.score import Scores, predict, score
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 
@@ -102,7 +103,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
     """
     loader = build_eval_loader(c.config, records, c.device)
     with memory_explained(c.device, "set a lower eval.batch_size, or train.device=cpu"):
-        found = join_predictions(list(predictions_of(c.config, c.model, loader, c.device)))
+        found = join_predictions(list(predict(c.config, c.model, checked(loader), c.device)))
     return CheckpointScores(
         c.file, c.config, records, score(c.config, records, found).calibrated(c.calibration)
     )

@@ -1,6 +1,6 @@
 """Running a model over a set: detections of all images, in pixels of the files."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.sample import Batch
-from detector.postprocess import detect
-from detector.retinanet import RetinaNet
+from detector.postprocess import Detections
+from detector.retinanet import HeadOutputs, RetinaNet
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,20 @@ def predict_batches(
     batches: Iterable[Batch],
     device: torch.device,
     amp: torch.dtype | None,
-    box_std: Tensor,
-    score_threshold: float,
-    topk_candidates: int,
-    nms_threshold: float,
-    detections_per_img: int,
-    soft_nms: bool,
+    postprocess: Callable[[HeadOutputs, Tensor], list[Detections]],
 ) -> Iterator[Predictions]:
-    """Detect in every image, a batch at a time. The model is left in evaluation mode."""
+    """Detect in every image, a batch at a time. The model is left in evaluation mode.
+
+    Args:
+        amp: what autocast computes in; None without.
+        postprocess: from head outputs and the sizes of the images, int64 [B, 2], to detections.
+    """
     model.eval()
     for batch in batches:
         batch = batch.to(device)
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
             outputs = model(batch.images, batch.sizes)
-        found = detect(
-            outputs,
-            batch.sizes,
-            box_std,
-            score_threshold,
-            topk_candidates,
-            nms_threshold,
-            detections_per_img,
-            soft_nms,
-        )
+        found = postprocess(outputs, batch.sizes)
         factors = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).cpu()  # x, y, x, y
         rows, boxes, scores, labels = [], [], [], []
         for index, factor, image in zip(batch.indices.tolist(), factors, found, strict=True):

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from data.feed import checked
 from data.sample import Batch, DetectionSet
 from detector.build import box_std, build_amp
 from detector.config import Config
@@ -15,6 +14,7 @@ from detector.evaluation.calibration import Calibration, calibration_error, held
 from detector.evaluation.coco import CocoResult, evaluate_coco
 from detector.evaluation.inference import Predictions, predict_batches
 from detector.evaluation.voc import evaluate_voc
+from detector.postprocess import detect
 from detector.retinanet import RetinaNet
 
 
@@ -56,34 +56,25 @@ class Scores:
         )
 
 
-def predictions_of(
-    config: Config, model: RetinaNet, loader: DataLoader, device: torch.device
-) -> Iterator[Predictions]:
-    """What a model finds in the batches of a loader, one after another.
-
-    Raises:
-        InputError: an image cannot be used.
-    """
-    return predictions_in(config, model, checked(loader), device)
-
-
-def predictions_in(
+def predict(
     config: Config, model: RetinaNet, batches: Iterable[Batch], device: torch.device
 ) -> Iterator[Predictions]:
-    """What a model finds in batches, one after another, with the settings of evaluation."""
-    e = config.eval
-    return predict_batches(
-        model,
-        batches,
-        device,
-        build_amp(config.train, device),
-        box_std(config, device),
-        e.score_threshold,
-        e.topk_candidates,
-        e.nms_threshold,
-        e.detections_per_img,
-        e.nms == "soft",
+    """What a model finds in batches, one after another, with the settings of evaluation.
+
+    Raises:
+        InputError: an image cannot be used, where `batches` raises it.
+    """
+    settings = config.eval
+    postprocess = partial(
+        detect,
+        box_std=box_std(config, device),
+        score_threshold=settings.score_threshold,
+        topk_candidates=settings.topk_candidates,
+        nms_threshold=settings.nms_threshold,
+        detections_per_img=settings.detections_per_img,
+        soft=settings.nms == "soft",
     )
+    return predict_batches(model, batches, device, build_amp(config.train, device), postprocess)
 
 
 def score(config: Config, records: DetectionSet, predictions: Predictions) -> Scores:
@@ -95,7 +86,7 @@ def score(config: Config, records: DetectionSet, predictions: Predictions) -> Sc
     coco = evaluate_coco(records, predictions, config.eval.backend)
     errors = {
         "calibration_error_raw": calibration_error(coco.matched.scores, coco.matched.correct),
-        # What a map is worth on images that it was not fitted to, as those of validation are.
+        # On images that the map was not fitted to; on its own it would flatter.
         "calibration_error_held_out": held_out_error(coco.matched),
     }
     return Scores(predictions, coco, voc, errors)

@@ -18,7 +18,7 @@ from data.sample import Batch, Sample, collate
 from data.transforms import resize
 from detector.build import build_pipeline, build_set
 from detector.evaluation.checkpoint import OpenCheckpoint
-from detector.evaluation.score import predictions_in
+from detector.evaluation.score import predict
 from detector.export.agreement import NOTHING, Agreement, Found, compare
 from detector.export.formats import Run
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
@@ -161,7 +161,7 @@ def found_by(run: Run, images: Pixels) -> list[Found]:
 def found_by_model(checkpoint: OpenCheckpoint, images: Pixels) -> list[Found]:
     """What the checkpoint's model finds in them, as `evaluate.py` does."""
     c = checkpoint
-    (found,) = predictions_in(c.config, c.model, [as_batch(images)], c.device)
+    (found,) = predict(c.config, c.model, [as_batch(images)], c.device)
     scores = found.scores if c.calibration is None else c.calibration(found.scores)
     rows = [found.rows == i for i in range(len(images))]
     return [Found(found.boxes[mine], scores[mine], found.labels[mine]) for mine in rows]

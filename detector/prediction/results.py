@@ -16,8 +16,8 @@ from PIL import Image
 
 from data.inputs import RESULTS_MARK, Source
 from data.video import VideoWriter
+from detector.output import numbered_folders, write_text
 from detector.predictor import ImageDetections
-from detector.training.run_folder import numbered_folders, write_text
 from errors import InputError
 
 FORMATS = ("pictures", "coco", "csv")

@@ -6,10 +6,10 @@ from html import escape
 from pathlib import Path
 
 from detector.evaluation.coco import CocoResult
+from detector.output import write_text
 from detector.report import sections
 from detector.report.facts import shown
 from detector.report.galleries import galleries
-from detector.training.run_folder import write_text
 from errors import InputError
 
 PAGE = "index.html"

@@ -200,6 +200,6 @@ def _shared(model: RetinaNet, device: torch.device, processes: Processes) -> nn.
     """The model as it is called: its gradients are the mean over all processes."""
     if processes.size == 1:
         return model
-    processes.meet(False)  # one that failed would leave the others waiting for its weights
+    processes.barrier()  # one that failed would leave the others waiting for its weights
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)

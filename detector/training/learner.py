@@ -10,7 +10,7 @@ from detector.checkpoint import load_weights
 from detector.criterion import Losses
 from detector.retinanet import RetinaNet
 from detector.training.ema import WeightAverage
-from detector.training.faults import Statistics
+from detector.training.nonfinite import RunningStatistics
 from errors import InputError
 
 
@@ -38,7 +38,7 @@ class Learner:
         self.scaler = scaler
         self.clip_norm = clip_norm
         self.average = WeightAverage(model, ema_decay) if ema_decay else None
-        self._statistics = Statistics(model)
+        self._statistics = RunningStatistics(model)
 
     @property
     def evaluated(self) -> RetinaNet:
@@ -68,21 +68,21 @@ class Learner:
             torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
         if self.scaler.is_enabled():
             # fp16 overflows now and then; the scaler then leaves the step out and lowers its factor.
-            fault = ~torch.isfinite(losses.total) | self._scaled_away(norm)
+            nonfinite = ~torch.isfinite(losses.total) | self._scaled_away(norm)
             if dist.is_initialized():  # its loss may be each process's own
-                anywhere = fault.float()
+                anywhere = nonfinite.float()
                 dist.all_reduce(anywhere, dist.ReduceOp.MAX)
-                fault = anywhere > 0
+                nonfinite = anywhere > 0
         else:
-            fault = ~torch.isfinite(norm)
+            nonfinite = ~torch.isfinite(norm)
             # How the fused optimizers are told to leave a step out, by the device itself.
-            self.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._statistics.restore_where(fault)
+        self._statistics.restore_where(nonfinite)
         if self.average:
             self.average.update(self.model)
-        return norm, fault
+        return norm, nonfinite
 
     def _lay_out_state(self) -> None:
         """Let the optimizer's state lie in memory as the weights do.

@@ -15,18 +15,18 @@ from tqdm import tqdm
 from detector.config import Config
 from detector.config_file import dump_config
 from detector.criterion import Losses
-from detector.evaluation.coco import COCO_NAMES, CocoResult
-from detector.evaluation.error_breakdown import SHORT_NAMES
+from detector.evaluation.coco import CocoResult
+from detector.evaluation.table import metrics_table
+from detector.output import close_output
 from detector.training.board import Board, hyperparameters
 from detector.training.run_folder import append_metrics
-from doors import close_output
 
 # On a terminal a line has no room for more.
 _NOT_ON_THE_TERMINAL = ("ranked_negatives", "step_s", "data_wait", "memory_gib")
 
 
 @dataclass
-class Interval:
+class StepTimer:
     """What has happened since a step was last logged."""
 
     steps: int = 0
@@ -124,24 +124,6 @@ class Monitor:
         """
         self._bar.close()
         self._board.close()
-
-
-def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
-    """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost."""
-    rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
-    rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
-    if extra:
-        rows.append("  ".join(f"{name} {value:.3f}" for name, value in extra.items()))
-    width = max([5, *(len(name) for name in result.per_class)])
-    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'gt':>6}")
-    for name, one in result.per_class.items():
-        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}")
-    costs = result.errors.costs()
-    rows.append("AP50 to be gained without errors of a kind, and how many there are:")
-    rows.append("      " + "  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
-    rows.append("AP50  " + "  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
-    rows.append("count " + "  ".join(f"{cost.count:11d}" for cost in costs.values()))
-    return "\n".join(rows)
 
 
 def summary_values(losses: Losses, gradient_norm: Tensor, images: int) -> dict[str, float]:

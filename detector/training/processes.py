@@ -52,11 +52,11 @@ class Processes:
     def main(self) -> bool:
         return self.rank == 0
 
-    def worst(self, severity: int) -> int:
+    def largest(self, value: int) -> int:
         """The largest of the processes' values: one small reduction on the CPU."""
         if self.size == 1:
-            return severity
-        values = torch.tensor([severity])
+            return value
+        values = torch.tensor([value])
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
@@ -98,7 +98,7 @@ class Processes:
         """The values of all, in order of rank, at the main process; None elsewhere."""
         if self.size == 1:
             return [value]
-        self.meet(False)  # the collective is entered by all at once, so that none waits in it
+        self.barrier()  # the collective is entered by all at once, so that none waits in it
         values: list[Value | None] | None = [None] * self.size if self.main else None
         dist.gather_object(value, values)
         return values  # type: ignore[return-value]
@@ -118,8 +118,8 @@ class Processes:
         """Whether any process has announced it."""
         return self._store is not None and _asked(self._store.check, ["stop"])
 
-    def meet(self, stopping: bool) -> bool:
-        """Wait until all have come here; whether any of them came because it is stopping.
+    def barrier(self, stopping: bool = False) -> bool:
+        """Wait, for as long as it takes, until all have come here; whether any came because it is stopping.
 
         Raises:
             Bystander: one has failed and will not come.

@@ -10,8 +10,8 @@ from data.sample import DetectionSet
 from detector.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
 from detector.config import Config
 from detector.evaluation.calibration import Calibration
-from detector.training.faults import FaultWatch
 from detector.training.learner import Learner
+from detector.training.nonfinite import NonFiniteWatch
 from errors import InputError
 
 
@@ -42,7 +42,7 @@ class Checkpoints:
         train_set: DetectionSet,
         learner: Learner,
         progress: Progress,
-        watch: FaultWatch,
+        watch: NonFiniteWatch,
         steps_per_epoch: int,
     ) -> None:
         self._config = config

@@ -1,7 +1,6 @@
 """The run folder: configuration, metrics, checkpoints and TensorBoard events of one training."""
 
 import contextlib
-import itertools
 import json
 import logging
 import math
@@ -14,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from detector.checkpoint import LAST, PREVIOUS, load_newest
+from detector.output import numbered_folders, write_text
 from detector.training.launch import Launch
 from errors import InputError
 
@@ -44,13 +44,6 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
         with contextlib.suppress(FileExistsError):
             return _make(folder, config, new=True)
     raise AssertionError("unreachable")
-
-
-def numbered_folders(first: Path) -> Iterator[Path]:
-    """NAME, NAME-2, NAME-3 and so on."""
-    return (
-        first if number == 1 else first.with_name(f"{first.name}-{number}") for number in itertools.count(1)
-    )
 
 
 @contextlib.contextmanager
@@ -136,29 +129,6 @@ def _remove(folders: list[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):  # some were not made yet
             folder.rmdir()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing.
-
-    Raises:
-        InputError: no permission or no space.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(_encoded(text))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _encoded(text: str) -> bytes:
-    """UTF-8; names of files in other encodings go through as they are."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a character in JSON
-        return text.encode("utf-8", "backslashreplace")
 
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:

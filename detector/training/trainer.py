@@ -16,10 +16,11 @@ from detector.config import Config
 from detector.config_file import dump_config
 from detector.evaluation.inference import Predictions
 from detector.memory import memory_explained
+from detector.output import write_text
 from detector.training.assembly import assemble
 from detector.training.compilation import compilation_explained, compilation_report
-from detector.training.faults import Fault, FaultWatch, not_finite
-from detector.training.monitor import Interval, Monitor, memory_gib, summary_values
+from detector.training.monitor import Monitor, StepTimer, memory_gib, summary_values
+from detector.training.nonfinite import NonFiniteStep, NonFiniteWatch, not_finite
 from detector.training.optimizer import lr_factor
 from detector.training.processes import Processes
 from detector.training.profile import phase, profiled
@@ -30,7 +31,6 @@ from detector.training.run_folder import (
     has_checkpoint,
     in_use,
     mark_launch,
-    write_text,
 )
 from detector.training.stop import StopRequest
 from errors import Bystander, InputError, Stopped
@@ -85,7 +85,7 @@ class Trainer:
         self._repeated = False  # the evaluation of this step was logged already, and lost
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
-        self.watch = FaultWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
+        self.watch = NonFiniteWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
         self.progress = Progress()
         self._checkpoints = Checkpoints(
             config, parts.train_set, self.learner, self.progress, self.watch, self.steps_per_epoch
@@ -96,9 +96,10 @@ class Trainer:
         self._check_all_begin_together()
 
     def _check_all_begin_together(self) -> None:
-        self.processes.meet(False)  # one that failed would leave the others waiting
+        self.processes.barrier()  # one that failed would leave the others waiting
         step = self.progress.step
-        if self.processes.worst(step) != -self.processes.worst(-step):
+        lowest, highest = -self.processes.largest(-step), self.processes.largest(step)
+        if lowest != highest:
             raise InputError(
                 f"process {self.processes.rank} would begin at step {step} and others elsewhere; put the run "
                 "folder on a disk that all machines see"
@@ -173,7 +174,7 @@ class Trainer:
         epoch, first = divmod(self.progress.step, self.steps_per_epoch)
         self.parts.batches.start_at(epoch, first)
         groups = in_groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
-        logged = Interval()
+        logged = StepTimer()
         schedule = self.config.schedule
         while self.progress.step < (epoch + 1) * self.steps_per_epoch:
             with phase("data"):
@@ -190,12 +191,12 @@ class Trainer:
             due = self._log_is_due(self.progress.step + 1)
             losses = self.gradients(group, measure=due)
             with phase("update"):
-                gradient_norm, fault = self.learner.update(losses)
+                gradient_norm, nonfinite = self.learner.update(losses)
             self.progress.step += 1
             if self.config.train.compile:
                 self.shapes.update(tuple(batch.images.shape) for batch in group)
             rows = [row for batch in group for row in batch.indices.tolist()]
-            self.watch.note(fault, self.progress.step, losses, rows)
+            self.watch.note(nonfinite, self.progress.step, losses, rows)
             logged.steps += 1
             logged.images += len(rows) * self.processes.size
             if self.monitor:
@@ -208,7 +209,7 @@ class Trainer:
                         self.monitor.step(
                             self.progress.step, self.progress.step / self.steps_per_epoch, values
                         )
-                        logged = Interval()
+                        logged = StepTimer()
                     self.monitor.advance()
             self.profile_step()
         if self.config.train.compile and self.monitor and epoch == 0:
@@ -225,22 +226,22 @@ class Trainer:
             failure: of this process, which cannot go on.
             wait: for the device to have done all steps.
         """
-        faults = self.watch.found(wait)
+        nonfinite = self.watch.found(wait)
         need = Need.NOTHING
         if self.stop:  # first: the signal may be what the loading processes died of
             need = Need.STOP
         elif failure is not None:
             need = Need.FAIL
-        elif faults:
+        elif nonfinite:
             need = Need.JUDGE
         elif self.processes.main and self._checkpoints.due():
             need = Need.SAVE
-        need = Need(self.processes.worst(need))
+        need = Need(self.processes.largest(need))
         if need == Need.NOTHING:
             return
-        faults += self.watch.found(wait=True)
-        if faults:
-            self._judge(faults)
+        nonfinite += self.watch.found(wait=True)
+        if nonfinite:
+            self._judge(nonfinite)
         if need != Need.JUDGE:
             self._save()
         if need == Need.STOP:
@@ -252,7 +253,7 @@ class Trainer:
         """LAST, while all wait: a launcher that sees one process leave ends the others at once."""
         self.processes.from_main(lambda: self._checkpoints.save(LAST))
 
-    def _judge(self, faults: list[Fault]) -> None:
+    def _judge(self, nonfinite: list[NonFiniteStep]) -> None:
         """Steps were not finite. They have changed nothing; what now?
 
         Raises:
@@ -260,19 +261,19 @@ class Trainer:
         """
         policy, folder = self.config.train.on_nonfinite, self.folder
         assert folder is not None
-        too_many = self.watch.too_many(faults, self.progress.step)
+        too_many = self.watch.too_many(nonfinite, self.progress.step)
         if policy == "raise" or too_many or (policy == "rollback" and not has_checkpoint(folder)):
             if not self.processes.main:
                 raise Bystander
-            raise InputError(not_finite(faults[0], self.parts.train_set, self.processes.size))
+            raise InputError(not_finite(nonfinite[0], self.parts.train_set, self.processes.size))
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
             self.learner.restore(state["training"], state["model"], str(folder))
             then = f"back to the weights of step {state['step']}"
         if self.monitor:
-            steps = ", ".join(str(fault.step) for fault in faults)
-            self.monitor.say(f"warning: the loss is not finite at step {steps} ({faults[0]}): {then}")
+            steps = ", ".join(str(one.step) for one in nonfinite)
+            self.monitor.say(f"warning: the loss is not finite at step {steps} ({nonfinite[0]}): {then}")
 
     def _log_is_due(self, step: int) -> bool:
         return step % self.config.train.log_every == 0 or step == self.total_steps

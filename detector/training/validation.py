@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.feed import checked
 from data.loader import DetectionDataset
 from data.sample import DetectionSet
 from detector.build import build_cache, build_eval_loader, build_pipeline
@@ -15,7 +16,7 @@ from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
 from detector.evaluation.inference import Predictions, join_predictions
 from detector.evaluation.pictures import gt_beside_found
-from detector.evaluation.score import Scores, predictions_of, score
+from detector.evaluation.score import Scores, predict, score
 from detector.retinanet import RetinaNet
 from detector.training.processes import Processes
 from detector.training.stop import StopRequest
@@ -45,20 +46,20 @@ class Validation:
         """What the model finds in this process's batches; None if any process was asked to stop."""
         processes = self._processes
         found: list[Predictions] = []
-        for predictions in predictions_of(self._config, model, self._loader, self._device):
+        for predictions in predict(self._config, model, checked(self._loader), self._device):
             found.append(predictions)
             if stop:
                 processes.announce_stop()
             if stop or processes.stop_announced():
                 break
         # Agreed on by all: none is left waiting for one that has gone.
-        stopping = processes.meet(stopping=bool(stop) or processes.stop_announced())
+        stopping = processes.barrier(stopping=bool(stop) or processes.stop_announced())
         return None if stopping else found
 
     def time_batch(self, model: RetinaNet) -> tuple[float, int]:
         """Seconds that a batch takes, the second one where there are two; and how many batches there are."""
         marks = [time.perf_counter()]
-        for _ in islice(predictions_of(self._config, model, self._loader, self._device), 2):
+        for _ in islice(predict(self._config, model, checked(self._loader), self._device), 2):
             marks.append(time.perf_counter())
         return marks[-1] - marks[-2], len(self._loader)
 

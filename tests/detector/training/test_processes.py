@@ -136,11 +136,11 @@ def test_the_evaluation_is_that_of_one_process_to_the_last_digit(
 def talk(rank: int, size: int) -> dict[str, Any]:
     processes = joined()
     told = {
-        "worst": processes.worst([3, 1, 7, 5][rank]),
+        "worst": processes.largest([3, 1, 7, 5][rank]),
         "agreed": processes.from_main(lambda: f"of {rank}"),
         "gathered": processes.gather({"rank": rank, "large": torch.full((3_000_000,), rank)}),
-        "met": processes.meet(stopping=False),
-        "met_stopping": processes.meet(stopping=rank == size - 1),
+        "met": processes.barrier(stopping=False),
+        "met_stopping": processes.barrier(stopping=rank == size - 1),
     }
     model = nn.BatchNorm1d(4)
     nn.init.constant_(model.weight, rank + 1)
@@ -187,8 +187,8 @@ def _talk_and_count(rank: int, size: int) -> dict[str, Any]:
 def test_one_process_needs_no_group() -> None:
     alone = Processes()
     assert alone.main
-    assert (alone.worst(3), alone.from_main(lambda: "a"), alone.gather(1)) == (3, "a", [1])
-    assert (alone.meet(True), alone.meet(False), alone.stop_announced()) == (True, False, False)
+    assert (alone.largest(3), alone.from_main(lambda: "a"), alone.gather(1)) == (3, "a", [1])
+    assert (alone.barrier(True), alone.barrier(), alone.stop_announced()) == (True, False, False)
 
 
 def normalise(rank: int, size: int) -> dict[str, Tensor]:
@@ -334,7 +334,7 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
     with pytest.raises(InputError, match="no space left"):  # not that the others cannot be told
         Processes(0, 2, store=Broken()).from_main(fail)
     processes = Processes(1, 2, store=Broken())
-    for call in (lambda: processes.meet(False), processes.stop_announced, lambda: processes.from_main(int)):
+    for call in (lambda: processes.barrier(), processes.stop_announced, lambda: processes.from_main(int)):
         with pytest.raises(Bystander):
             call()
 

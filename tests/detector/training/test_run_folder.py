@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from detector.config_file import parse_config
+from detector.output import write_text
 from detector.training.launch import Launch, launch_of, launched
 from detector.training.run_folder import (
     append_metrics,
@@ -19,7 +20,6 @@ from detector.training.run_folder import (
     mark_launch,
     resume_config,
     run_of_launch,
-    write_text,
 )
 from detector.training.trainer import Trainer
 from errors import InputError

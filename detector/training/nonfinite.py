@@ -1,4 +1,4 @@
-"""Steps that go wrong: what is not finite is kept from the weights at once, and noticed without waiting."""
+"""Steps whose loss or gradient is not finite: kept from the weights at once, and noticed without waiting."""
 
 import math
 from collections import deque
@@ -14,7 +14,7 @@ from detector.criterion import Losses
 
 
 @dataclass(frozen=True)
-class Fault:
+class NonFiniteStep:
     """A step that did not count."""
 
     step: int
@@ -28,26 +28,26 @@ class Fault:
         return ", ".join(bad) or "the gradient"
 
 
-def not_finite(fault: Fault, train_set: DetectionSet, processes: int) -> str:
+def not_finite(step: NonFiniteStep, train_set: DetectionSet, processes: int) -> str:
     """Which images it was, and what to do."""
-    names = ", ".join(Path(train_set.files[row]).name for row in fault.rows)
+    names = ", ".join(Path(train_set.files[row]).name for row in step.rows)
     whose = "images" if processes == 1 else f"images of the first of {processes} processes"
     return (
-        f"the loss is not finite at step {fault.step} ({fault}; {whose} {names}); lower optimizer.lr, set "
+        f"the loss is not finite at step {step.step} ({step}; {whose} {names}); lower optimizer.lr, set "
         f"optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
     )
 
 
-class FaultWatch:
+class NonFiniteWatch:
     """Collects what the device says of each step, and looks at it when it is there.
 
     Args:
         device: where the steps run. On the CPU each is looked at at once.
-        limit: how many faults there may be within one epoch.
+        limit: how many there may be within one epoch.
         steps_per_epoch: how long that is.
 
     Attributes:
-        count: of the faults, so far.
+        count: of these steps, so far.
     """
 
     def __init__(self, device: torch.device, limit: int, steps_per_epoch: int) -> None:
@@ -56,44 +56,44 @@ class FaultWatch:
         self._limit = limit
         self._steps_per_epoch = steps_per_epoch
         self._recent: list[int] = []
-        self._open: deque[tuple[Fault, Tensor, torch.cuda.Event | None]] = deque()
+        self._open: deque[tuple[NonFiniteStep, Tensor, torch.cuda.Event | None]] = deque()
 
-    def note(self, fault: Tensor, step: int, losses: Losses, rows: Sequence[int]) -> None:
-        """One step: `fault` says, on the device, whether it was one."""
+    def note(self, nonfinite: Tensor, step: int, losses: Losses, rows: Sequence[int]) -> None:
+        """One step: `nonfinite`, bool [], says on the device whether it was one."""
         event = None
         if self._device.type == "cuda":
-            fault = fault.to("cpu", non_blocking=True)
+            nonfinite = nonfinite.to("cpu", non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._open.append((Fault(step, losses, list(rows)), fault, event))
+        self._open.append((NonFiniteStep(step, losses, list(rows)), nonfinite, event))
 
-    def found(self, wait: bool) -> list[Fault]:
-        """The faults that have come to light since the last call.
+    def found(self, wait: bool) -> list[NonFiniteStep]:
+        """Those that have come to light since the last call.
 
         Args:
             wait: for the device to have done all steps.
         """
-        faults = []
+        found = []
         while self._open:
-            fault, flag, event = self._open[0]
+            step, flag, event = self._open[0]
             if event is not None and not event.query():
                 if not wait:
                     break
                 event.synchronize()
             self._open.popleft()
             if bool(flag):
-                faults.append(fault)
-        return faults
+                found.append(step)
+        return found
 
-    def too_many(self, faults: list[Fault], step: int) -> bool:
-        """Count the faults that were found before `step`; whether that is more than there may be."""
-        self.count += len(faults)
-        self._recent += [fault.step for fault in faults]
+    def too_many(self, found: list[NonFiniteStep], step: int) -> bool:
+        """Count those that were found before `step`; whether that is more than there may be."""
+        self.count += len(found)
+        self._recent += [one.step for one in found]
         self._recent = [at for at in self._recent if at > step - self._steps_per_epoch]
         return len(self._recent) > self._limit
 
 
-class Statistics:
+class RunningStatistics:
     """Batch norm's running statistics, which a forward pass changes before its loss is known."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -108,11 +108,11 @@ class Statistics:
             torch._foreach_copy_(self._kept, self._buffers)
 
     @torch.no_grad()
-    def restore_where(self, fault: Tensor) -> None:
-        """Go back to what was kept if `fault` is true, which only the device knows."""
-        if fault.device.type == "cpu":
-            if fault and self._buffers:
+    def restore_where(self, nonfinite: Tensor) -> None:
+        """Go back to what was kept if `nonfinite`, bool [], is true, which only the device knows."""
+        if nonfinite.device.type == "cpu":
+            if nonfinite and self._buffers:
                 torch._foreach_copy_(self._buffers, self._kept)
             return
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            torch.where(fault, kept, buffer, out=buffer)
+            torch.where(nonfinite, kept, buffer, out=buffer)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from detector.checkpoint import load_checkpoint
 from detector.criterion import Criterion, Losses
 from detector.memory import memory_explained
-from detector.training.faults import FaultWatch, Statistics
 from detector.training.learner import Learner
+from detector.training.nonfinite import NonFiniteWatch, RunningStatistics
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import small_coco
@@ -136,7 +136,7 @@ def test_rollback_without_a_checkpoint_stops(tmp_path: Path) -> None:
 
 
 def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:
-    watch = FaultWatch(torch.device("cpu"), limit=2, steps_per_epoch=10)
+    watch = NonFiniteWatch(torch.device("cpu"), limit=2, steps_per_epoch=10)
     losses = Losses({"box": torch.tensor(torch.inf), "classification": torch.tensor(1.0)}, torch.tensor(3))
     for step in range(1, 31):
         watch.note(torch.tensor(step in (1, 2, 15, 16, 17)), step, losses, [step, step + 1])
@@ -152,7 +152,7 @@ def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:
 
 def test_statistics_go_back_where_a_fault_says_so() -> None:
     norm = nn.BatchNorm2d(2)
-    statistics = Statistics(nn.Sequential(norm))
+    statistics = RunningStatistics(nn.Sequential(norm))
     statistics.keep()
     norm(torch.full((1, 2, 3, 3), torch.nan))
     statistics.restore_where(torch.tensor(True))

@@ -1,0 +1,22 @@
+"""The metrics of an evaluation as text."""
+
+from detector.evaluation.coco import COCO_NAMES, CocoResult
+from detector.evaluation.error_breakdown import SHORT_NAMES
+
+
+def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
+    """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost."""
+    rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
+    rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
+    if extra:
+        rows.append("  ".join(f"{name} {value:.3f}" for name, value in extra.items()))
+    width = max([5, *(len(name) for name in result.per_class)])
+    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'gt':>6}")
+    for name, one in result.per_class.items():
+        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}")
+    costs = result.errors.costs()
+    rows.append("AP50 to be gained without errors of a kind, and how many there are:")
+    rows.append("      " + "  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
+    rows.append("AP50  " + "  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
+    rows.append("count " + "  ".join(f"{cost.count:11d}" for cost in costs.values()))
+    return "\n".join(rows)
