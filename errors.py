@@ -1,4 +1,4 @@
-"""The exceptions that the command line turns into one line and an exit code."""
+"""The exceptions that the command line turns into one line and an exit code, and that line."""
 
 
 class InputError(Exception):
@@ -11,3 +11,8 @@ class Stopped(Exception):
 
 class Bystander(Exception):
     """Another process of the training has failed and says why."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file (default: configs/demo.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
     parser.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue the run in this folder")
-    parser.add_argument("--dry-run", action="store_true", help="build all, make a few steps, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="build all, make a few steps, leave no run")
     arguments = parser.parse_intermixed_args()
     train(arguments.config, arguments.overrides, arguments.resume, arguments.dry_run)
 

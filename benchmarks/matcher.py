@@ -16,8 +16,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from benchmarks.measure import devices, in_turns, parser, peak_extra_bytes, report, section
-from detector.anchors import AnchorGenerator
-from detector.backbone import STRIDES
+from detector.anchors import STRIDES, AnchorGenerator
 from detector.config import AnchorConfig
 from detector.matcher import match
 

@@ -61,7 +61,7 @@ def require_folder(folder: Path, key: str) -> None:
         raise InputError(f"{key}: the folder {folder} does not exist")
 
 
-def build_set(
+def pack_set(
     images: Iterable[AnnotatedImage],
     classes: tuple[str, ...],
     category_ids: tuple[int, ...],

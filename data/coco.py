@@ -2,20 +2,18 @@
 
 import gc
 import json
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
+from data.annotations import AnnotatedImage, Annotation, inside, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
 from errors import InputError
 
-log = logging.getLogger(__name__)
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
 
@@ -79,7 +77,7 @@ def _load(
                 image.objects.append(_annotation(record, where, labels[category_id], image))
         except DataFault as fault:
             raise_or_collect(fault, faults)
-    return build_set(found.values(), names, tuple(labels), source, faults=faults)
+    return pack_set(found.values(), names, tuple(labels), source, faults=faults)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from errors import InputError
+from errors import InputError, first_line
 
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
@@ -239,4 +239,4 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

@@ -1,7 +1,8 @@
 """From a DetectionSet to batches: reading, augmenting, collating, in loading processes.
 
-Everything random is a function of (seed, epoch, index): the number of workers, a restart in the
-middle of a run, or another process count changes nothing in what a sample looks like.
+Everything random is a function of (seed, epoch, index), and the orientation of a batch one of (seed, epoch,
+step): the number of workers, a restart in the middle of an epoch or the number of processes changes nothing
+about what a sample looks like.
 """
 
 import os
@@ -165,8 +166,8 @@ def eval_loader(
 ) -> DataLoader:
     """Every image once, those together that are padded to one shape.
 
-    Of several processes the one of a rank has every so-manieth batch. What is in a batch does not
-    depend on them.
+    Process `rank` of several has batches rank, rank + processes, rank + 2 processes and so on. What is in a
+    batch does not depend on them.
     """
     sizes = pipeline.sizes_of(records.sizes)
     batches = [[Key(0, row) for row in rows] for rows in like_batches(sizes, batch_size)]

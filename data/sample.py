@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# A batch is padded to a multiple of the pyramid's coarsest trained stride, as torchvision does.
+# A batch is padded to a multiple of the stride of C5, as in torchvision; P6 and P7 round up.
 SIZE_DIVISOR = 32
 
 

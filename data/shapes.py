@@ -56,7 +56,6 @@ def ensure_shapes(root: Path, spec: ShapesSpec) -> None:
     untouched), and where it cannot be written.
     """
     _check_spec(spec)
-    root = Path(root)
     try:
         if _is_there(root, spec):
             return

@@ -216,7 +216,7 @@ class Pipeline:
         # Unless something comes behind that knows height from width, as a crop of 200 x 300 does.
         turned = [i for i, step in enumerate(steps) if isinstance(step, A.D4) and step.p == 1]
         self.has_no_side_up = bool(turned) and all(
-            isinstance(step, _BLIND_TO_SIDES) and getattr(step, "max_size_hw", None) is None
+            isinstance(step, _COMMUTE_WITH_TRANSPOSE) and getattr(step, "max_size_hw", None) is None
             for step in steps[turned[-1] :]
         )
 
@@ -292,8 +292,8 @@ class Pipeline:
         return done.shape[0], done.shape[1]
 
 
-# What does to an image mirrored at its diagonal the mirror image of what it does to the image, as a rule.
-_BLIND_TO_SIDES = (
+# Transforms that commute with mirroring an image at its diagonal (transposing it), as a rule.
+_COMMUTE_WITH_TRANSPOSE = (
     A.ImageOnlyTransform,
     ResizeWithin,
     ZoomOut,

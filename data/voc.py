@@ -4,7 +4,7 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from data.annotations import AnnotatedImage, Annotation, build_set, inside, require_folder
+from data.annotations import AnnotatedImage, Annotation, inside, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
@@ -76,7 +76,7 @@ def load_voc(
     if left_out:
         counts = ", ".join(f"{count} of '{name}'" for name, count in sorted(left_out.items()))
         log.warning("%s: objects of classes that are not used left out: %s", split, counts)
-    return build_set(images, classes, tuple(range(1, len(classes) + 1)), f"split {split}", faults=faults)
+    return pack_set(images, classes, tuple(range(1, len(classes) + 1)), f"split {split}", faults=faults)
 
 
 def voc_classes(root: Path, faults: list[DataFault] | None = None) -> tuple[str, ...]:

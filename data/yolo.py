@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from data.annotations import AnnotatedImage, Annotation, build_set
+from data.annotations import AnnotatedImage, Annotation, pack_set
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.sample import DetectionSet
@@ -97,7 +97,7 @@ def load_yolo(
         names = [fault.image.with_suffix(".txt").name for fault in twice if fault.image]
         more = ", ..." if len(set(names)) > 1 else ""
         log.warning("split %s: %s dropped (%s%s)", split, lines, names[0], more)
-    return build_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
+    return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
 def _read_index(file: Path) -> _Index:

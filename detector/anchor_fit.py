@@ -12,11 +12,9 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from detector.anchors import cell_anchors, pyramid_grids
+from detector.anchors import STRIDES, cell_anchors, pyramid_grids
 from detector.boxes import area
 
-LEVELS = 5  # P3 to P7
-_STRIDES = (8, 16, 32, 64, 128)
 # What is searched: five sizes an octave, three ratios an octave.
 _SIZES = tuple(4 * 2 ** (k / 5) for k in range(41))
 _RATIOS = tuple(2 ** (k / 3) for k in range(-7, 8))
@@ -113,7 +111,7 @@ def _table(seen: SeenBoxes) -> Tensor:
     """IoU of each box with every shape of the lattice, 0 where a size is not for its level."""
     cells = cell_anchors(_SIZES, _RATIOS)
     levels = []
-    for level in range(LEVELS):
+    for level in range(len(STRIDES)):
         ious = _cell_ious(seen, cells, level).view(-1, len(_RATIOS), len(_SIZES)).transpose(1, 2)
         ious[:, ~torch.tensor([_allowed(size, level) for size in _SIZES])] = 0
         levels.append(ious)
@@ -121,7 +119,7 @@ def _table(seen: SeenBoxes) -> Tensor:
 
 
 def _allowed(size: float, level: int) -> bool:
-    least, most = (bound * _STRIDES[level] for bound in _SIZE_IN_STRIDES)
+    least, most = (bound * STRIDES[level] for bound in _SIZE_IN_STRIDES)
     return (level == 0 or size >= least) and size <= most
 
 
@@ -185,9 +183,10 @@ def _quantiles(seen: SeenBoxes, current: AnchorShapes) -> _Choice:
     sides = (seen.boxes[:, 2:] - seen.boxes[:, :2]).double().clamp(min=1)
     sizes, ratios = sides.prod(1).sqrt(), sides[:, 1] / sides[:, 0]
     per_level = len(current.sizes[0])
-    steps = torch.quantile(sizes, (torch.arange(LEVELS * per_level) + 0.5).double() / (LEVELS * per_level))
+    count = len(STRIDES) * per_level
+    steps = torch.quantile(sizes, (torch.arange(count) + 0.5).double() / count)
     middle = torch.quantile(ratios, (torch.arange(len(current.ratios)) + 0.5).double() / len(current.ratios))
-    rows = steps.view(LEVELS, per_level).tolist()
+    rows = steps.view(len(STRIDES), per_level).tolist()
     return _Choice(
         [[_lattice(size, level) for size in row] for level, row in enumerate(rows)],
         [_index(_RATIOS, ratio) for ratio in middle.tolist()],

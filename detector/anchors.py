@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+STRIDES = (8, 16, 32, 64, 128)  # of the pyramid levels, P3 to P7, pixels
 Side = TypeVar("Side", int, Tensor)
 # Multi-scale training and large photographs meet many shapes; the cache must not grow with them.
 _CACHED_SHAPES, _CACHED_BYTES = 32, 1 << 28
@@ -26,6 +27,7 @@ class AnchorGenerator:
 
     @property
     def per_location(self) -> int:
+        """How many anchors a cell has."""
         return len(self.cells[0])
 
     def __call__(
@@ -57,9 +59,13 @@ class AnchorGenerator:
 
 
 def pyramid_grids(height: Side, width: Side) -> list[tuple[Side, Side]]:
-    """Height and width of the feature maps P3 to P7 of an image padded to a multiple of 32 px, or of many."""
-    grids = [(height // 8, width // 8)]
-    for _ in range(4):
+    """Height and width of the feature maps P3 to P7 of an image padded to a multiple of 32 px.
+
+    Args:
+        height, width: ints, or tensors of the sides of many images.
+    """
+    grids = [(height // STRIDES[0], width // STRIDES[0])]
+    for _ in STRIDES[1:]:  # each halves, and rounds up
         grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
     return grids
 
@@ -73,6 +79,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
 
 
 def _level_anchors(cells: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    # By the grid, not by STRIDES: where P6 and P7 round up they lie closer, as torchvision's do.
     stride_y, stride_x = image_size[0] // grid[0], image_size[1] // grid[1]
     y, x = torch.meshgrid(torch.arange(grid[0]) * stride_y, torch.arange(grid[1]) * stride_x, indexing="ij")
     shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)

@@ -14,20 +14,38 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from detector.folding import BatchNorm, FrozenNorm, fold_norms
-from errors import InputError
+from errors import InputError, first_line
 
-STRIDES = (8, 16, 32, 64, 128)
 Norm = Literal["batch", "frozen", "group"]
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
-    """A norm layer of `channels` features; group norm has the largest count of groups up to 32."""
+    """A norm layer of `channels` features; group norm with the most groups of 32, 16, 8 that fit."""
     if kind == "batch":
         return BatchNorm(channels)
     if kind == "frozen":
         return FrozenNorm(channels)
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
+
+
+def load_imagenet(body: nn.Module, name: str) -> None:
+    """Give one of torchvision's networks its ImageNet weights; norms may be of another kind.
+
+    Raises:
+        InputError: they cannot be fetched.
+    """
+    try:
+        # V1: the weights that published detectors start from.
+        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+        body.load_state_dict(weights.get_state_dict(progress=True, check_hash=True), strict=False)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = first_line(error)
+        raise InputError(
+            f"model.pretrained: the ImageNet weights of {name} could not be fetched ({reason}); "
+            "connect to the internet once, or train from scratch with model.pretrained=false "
+            "model.norm=batch model.frozen_stages=0"
+        ) from None
 
 
 class ResNet(nn.Module):
@@ -48,7 +66,7 @@ class ResNet(nn.Module):
         super().__init__()
         body = getattr(torchvision.models, name)(weights=None, norm_layer=lambda c: make_norm(norm, c))
         if pretrained:
-            self._load(body, name)
+            load_imagenet(body, name)
         del body.fc, body.avgpool
         self.checkpoint_activations = False  # keep only the stages' outputs for the backward pass
         fold_norms(body)
@@ -60,20 +78,6 @@ class ResNet(nn.Module):
         for module in self._frozen():
             module.requires_grad_(False)
         self.train()
-
-    @staticmethod
-    def _load(body: nn.Module, name: str) -> None:
-        try:
-            # V1: the weights that published detectors start from.
-            weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-            body.load_state_dict(weights.get_state_dict(progress=True, check_hash=True), strict=False)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"model.pretrained: the ImageNet weights of {name} could not be fetched ({reason}); "
-                "connect to the internet once, or train from scratch with model.pretrained=false "
-                "model.norm=batch model.frozen_stages=0"
-            ) from None
 
     def train(self, mode: bool = True) -> "ResNet":
         """As for every module; what is frozen stays in evaluation mode."""

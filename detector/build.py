@@ -1,4 +1,4 @@
-"""From the configuration to the parts. Only here, and in the doors, is the configuration known."""
+"""From the configuration to the parts: model, losses and data take plain arguments."""
 
 import platform
 from functools import partial
@@ -35,7 +35,7 @@ from detector.losses import (
 from detector.objectives import BoxErrors, ClassLoss, Objective, alrp, rank_sort, separate
 from detector.ranked import ranked_share
 from detector.retinanet import RetinaNet
-from errors import InputError
+from errors import InputError, first_line
 
 
 def build_set(
@@ -314,6 +314,6 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
         torch.empty(1, device=device)
         torch.ones(1, device=device).item()  # which "meta" cannot
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{key}: '{wanted}' cannot be used ({reason}); try another, or cpu") from None
     return device

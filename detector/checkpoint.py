@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errors import InputError
+from errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path} ({str(error).splitlines()[0]}); the checkpoint before it is kept: free "
+            f"cannot write {path} ({first_line(error)}); the checkpoint before it is kept: free "
             f"some space, then continue with --resume"
         ) from None
     _sync_folder(path.parent)
@@ -174,8 +174,8 @@ def load_tensors(path: Path) -> Any:
         raise DamagedCheckpoint(path) from None
 
 
-def find_checkpoint(path: Path, name: str) -> Path:
-    """The checkpoint `name` of a run folder, or the path itself if it is a file.
+def find_checkpoint(path: Path) -> Path:
+    """The best checkpoint of a run folder, or the path itself if it is a file.
 
     Raises:
         InputError: there is nothing.
@@ -184,14 +184,14 @@ def find_checkpoint(path: Path, name: str) -> Path:
         if not path.exists():
             raise InputError(f"{path} does not exist; give a run folder or a checkpoint file")
         return path
-    found = path / "checkpoints" / name
+    found = path / "checkpoints" / BEST
     if not found.is_file() and (path / "checkpoints" / LAST).is_file():
         raise InputError(
-            f"{path} has not been evaluated yet and so holds no checkpoints/{name}; give "
+            f"{path} has not been evaluated yet and so holds no checkpoints/{BEST}; give "
             f"{path / 'checkpoints' / LAST}, or continue the run with train.py --resume {path}"
         )
     if not found.is_file():
-        raise InputError(f"{path} holds no checkpoints/{name}; give a run folder or a checkpoint file")
+        raise InputError(f"{path} holds no checkpoints/{BEST}; give a run folder or a checkpoint file")
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from errors import InputError
+from errors import InputError, first_line
 
 _FOR_TRAINING = (
     "raise train.accumulate (the same batch in smaller parts), lower eval.batch_size or the image size in "
@@ -34,5 +34,5 @@ def memory_explained(device: torch.device, remedy: str = _FOR_TRAINING) -> Itera
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise InputError(f"{device} has too little memory ({reason}); {remedy}") from None

@@ -98,7 +98,7 @@ def mean_over_all(errors: Tensor, exchange: Exchange) -> Tensor:
     With no positive this is still a sum over the network's output: every parameter gets a gradient.
     """
     count = exchange.sum(torch.tensor(len(errors), device=errors.device))
-    return exchange.total(errors.sum() / count.clamp(min=1))
+    return exchange.sum_of_losses(errors.sum() / count.clamp(min=1))
 
 
 def _balance(wanted: Tensor, box: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
+from detector.folding import BatchNorm, FrozenNorm
 from detector.retinanet import RetinaNet
 from errors import InputError
 
@@ -75,7 +76,7 @@ def initialise(
     Raises:
         InputError: the weights are of another architecture; the first difference is named.
     """
-    state, known = _translated(content, source, box_std, model.backbone.body.bn1.eps)
+    state, known = _translated(content, source, box_std, _eps_of(model))
     own = model.state_dict()
     if known and classes and list(known) != list(classes):
         state = _with_classes(state, known, own, classes)
@@ -148,6 +149,13 @@ def _with_deltas_scaled(state: Mapping[str, Tensor], factors: Tensor) -> dict[st
             each = scaled[name].unflatten(0, (-1, 4))
             scaled[name] = (each.transpose(1, -1) * factors).transpose(1, -1).flatten(0, 1)
     return scaled
+
+
+def _eps_of(model: RetinaNet) -> float:
+    """Of the backbone's batch norms, which all have one; 0 where there are none."""
+    return next(
+        (float(m.eps) for m in model.backbone.modules() if isinstance(m, BatchNorm | FrozenNorm)), 0.0
+    )
 
 
 def _with_norms_of_no_eps(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:

@@ -25,7 +25,6 @@ import train
 from data.inputs import RESULTS_MARK
 from data.video import VideoWriter
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
-from detector.evaluation.coco import to_results
 from detector.predictor import Detector
 from tests.builders import TINY_MODEL, small_coco, write_image
 from tests.runs import Outcome, assert_one_line, assert_refused, call, listing, no_file_larger_than
@@ -81,6 +80,20 @@ def standard_input(content: bytes) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
         yield
+
+
+def to_results(records, predictions) -> list[dict]:
+    """Predictions as entries of a COCO results file, with the set's own image and category ids."""
+    p = predictions
+    return [
+        {
+            "image_id": int(records.image_ids[row]),
+            "category_id": int(records.category_ids[label]),
+            "bbox": [float(v) for v in (*box[:2], *(box[2:] - box[:2]))],
+            "score": float(score),
+        }
+        for row, label, box, score in zip(p.rows, p.labels, p.boxes, p.scores, strict=True)
+    ]
 
 
 def test_results_are_those_of_evaluation_and_can_be_scored(place, trained, evaluated) -> None:

@@ -54,7 +54,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     Raises:
         InputError: the checkpoint or an override is wrong, or the device is not there.
     """
-    file = find_checkpoint(path, "best.pt")
+    file = find_checkpoint(path)
     content = load_checkpoint(file)
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file))
     device = build_device(config.train.device, key=device_key)

@@ -18,11 +18,11 @@ from pycocotools.cocoeval import COCOeval
 
 from data.sample import DetectionSet
 from detector.evaluation.calibration import Matched
-from detector.evaluation.error_breakdown import ErrorBreakdown, breakdown_of
+from detector.evaluation.error_breakdown import ErrorBreakdown, error_breakdown
 from detector.evaluation.inference import Predictions
-from detector.evaluation.matching import Flags, Floats, Kind, Matching, match
+from detector.evaluation.matching import IOU_THRESHOLDS, RECALLS, Flags, Floats, Kind, Matching, match
 from detector.evaluation.material import Material, material_of, read_material
-from detector.evaluation.tally import IOU_THRESHOLDS, Tally, tally_of
+from detector.evaluation.tally import Tally, tally_of
 from errors import InputError
 
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -38,7 +38,7 @@ class ClassResult:
     ap50: float
     ap75: float
     gt_boxes: int
-    detections: int  # that count: neither on ignored gt nor beyond the hundredth of an image
+    detections: int  # that count: not on ignored gt, nor beyond the hundredth of an image and class
     best_f1: float  # at IoU 0.5
     best_threshold: float  # the score at which it is reached
     best_precision: float  # of the detections from that score on
@@ -115,21 +115,7 @@ def evaluate_material(material: Material, backend: Backend = "auto") -> CocoResu
         name: _class_result(material, matching, precision[:, :, label], label)
         for label, name in enumerate(material.classes)
     }
-    return CocoResult(summary, per_class, breakdown_of(gt, found, matching), precision, matching, material)
-
-
-def to_results(records: DetectionSet, predictions: Predictions) -> list[dict[str, Any]]:
-    """Predictions as entries of a COCO results file, with the set's own image and category ids."""
-    p = predictions
-    return [
-        {
-            "image_id": int(records.image_ids[row]),
-            "category_id": int(records.category_ids[label]),
-            "bbox": _xywh(box),
-            "score": float(score),
-        }
-        for row, label, box, score in zip(p.rows, p.labels, p.boxes, p.scores, strict=True)
-    ]
+    return CocoResult(summary, per_class, error_breakdown(gt, found, matching), precision, matching, material)
 
 
 def has_faster_coco_eval() -> bool:
@@ -146,7 +132,7 @@ def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Fl
         )
     gt, found = material.gt, material.found
     if len(gt.labels) == 0:
-        shape = (len(IOU_THRESHOLDS), 101, len(material.classes))
+        shape = (len(IOU_THRESHOLDS), len(RECALLS), len(material.classes))
         return dict.fromkeys(COCO_NAMES, -1.0), np.full(shape, -1.0)
     gt_extra = (
         {"area": a, "iscrowd": int(i)} for a, i in zip(material.gt_areas.tolist(), gt.ignore, strict=True)
@@ -218,8 +204,3 @@ def _index(material: Material, boxes: Any, extra: Iterable[dict[str, Any]]) -> C
     }
     coco.createIndex()
     return coco
-
-
-def _xywh(box: np.ndarray) -> list[float]:
-    x0, y0, x1, y1 = (float(v) for v in box)
-    return [x0, y0, x1 - x0, y1 - y0]

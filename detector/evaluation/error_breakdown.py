@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.evaluation.matching import Flags, Floats, FoundBoxes, GtBoxes, Ints, Kind, Matching, match
+from detector.evaluation.matching import RECALLS, Flags, Floats, FoundBoxes, GtBoxes, Ints, Kind, Matching
 
 # For the columns of a table.
 SHORT_NAMES = {
@@ -22,7 +22,6 @@ SHORT_NAMES = {
     "false_positives": "all false",
     "false_negatives": "all unfound",
 }
-_RECALLS = np.linspace(0, 1, 101)  # COCO's
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,8 @@ class ErrorBreakdown:
         return {name: {"count": one.count, "AP50": one.ap50} for name, one in self.costs().items()}
 
 
-def error_breakdown(gt: GtBoxes, found: FoundBoxes) -> ErrorBreakdown:
-    """What the errors of a set of detections cost; IoU 0.5 is foreground, 0.1 background."""
-    return breakdown_of(gt, found, match(gt, found))
-
-
-def breakdown_of(gt: GtBoxes, found: FoundBoxes, matching: Matching) -> ErrorBreakdown:
-    """The same of detections that have been matched already."""
+def error_breakdown(gt: GtBoxes, found: FoundBoxes, matching: Matching) -> ErrorBreakdown:
+    """What the errors of a set of detections cost, which `match` has told apart."""
     counted = matching.order[matching.kinds[matching.order] != Kind.IGNORED]  # in descending order of score
     kinds, labels, correct = matching.kinds[counted], found.labels[counted], matching.correct[counted]
     classes = int(max(gt.labels.max(initial=-1), labels.max(initial=-1))) + 1
@@ -132,7 +126,7 @@ def precisions(correct: Flags, total: int) -> Floats:
     right = np.cumsum(correct, dtype=np.float64)
     precision = right / (np.arange(1, len(correct) + 1) + np.spacing(1))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(right / total, _RECALLS, side="left")
+    at = np.searchsorted(right / total, RECALLS, side="left")
     return np.concatenate([envelope, [0.0]])[at]
 
 

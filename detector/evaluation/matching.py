@@ -16,6 +16,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+# COCO's, at which AP is taken.
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 _MOST = 100  # detections of a class in an image that COCO looks at
 _AREAS = (0, 1e10)  # px, "all areas" of COCO: what lies outside may be right, but is never wrong

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.evaluation.matching import Kind, match
+from detector.evaluation.matching import IOU_THRESHOLDS, RECALLS, Kind, match
 from detector.evaluation.material import Material
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
 
 _ELEMENTS = 1 << 24  # of a temporary array, at most
 _EPSILON = np.spacing(1)  # in pycocotools' precision

@@ -89,7 +89,11 @@ def stacked(images: Iterable[Pixels]) -> Pixels:
 
 
 def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) -> Agreement:
-    """Raises InputError where the exported model finds anything else than PyTorch's."""
+    """How far the exported model and PyTorch's agree over all pictures.
+
+    Raises:
+        InputError: one finds anything that the other does not.
+    """
     total = NOTHING
     for name, images in batches(checkpoint, given):
         part = _agreement(checkpoint, run, images)

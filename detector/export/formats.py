@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from detector.export.suppression import keep_best, keep_best_op, onnx_translations
-from errors import InputError
+from errors import InputError, first_line
 
 OUTPUTS = {"detections": ("boxes", "scores", "labels", "count"), "raw": ("logits", "deltas", "anchors")}
 OPSET = 18  # the oldest that torch.onnx.export writes without a conversion
@@ -87,7 +87,7 @@ def _make_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> byte
         except torch.onnx.errors.OnnxExporterError as error:
             raise InputError(
                 f"PyTorch {torch.__version__} could not write the model as ONNX "
-                f"({str(error).splitlines()[0]}); try newer versions of torch and onnxscript"
+                f"({first_line(error)}); try newer versions of torch and onnxscript"
             ) from None
     assert converted is not None
     model = converted.model_proto

@@ -46,7 +46,7 @@ def export(
             no file then, or the one that was there before.
     """
     require_packages(form)
-    source = find_checkpoint(model, "best.pt")
+    source = find_checkpoint(model)
     file = output or source.with_suffix(FORMATS[form].suffix)
     pictures_given = [Path(name) for name in check]
     check_output("--output", file, None, [source, *source.parent.glob("*.pt"), *pictures_given])

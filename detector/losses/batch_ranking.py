@@ -19,6 +19,7 @@ from detector.losses.exchange import Exchange
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import SoftSteps, ascending
 from detector.losses.sorting import SortedPositives
+from errors import first_line
 
 if TYPE_CHECKING:
     from detector.losses.gpu import GpuNegatives, GpuSteps
@@ -196,7 +197,7 @@ def _triton_works(device: torch.device) -> bool:
 
         kernels.try_out(device)
     except Exception as error:  # whatever a compiler, a linker and a driver may have to say
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         log.warning(
             "Triton is installed but does not work here (%s): losses rank without it, slower; it needs a C "
             "compiler and Python's headers (python3-dev)",

@@ -63,9 +63,9 @@ def hand_out(errors: Tensor, order: Tensor, own: slice, places: Tensor, out: Ten
 
 
 class CompiledSteps:
-    """P soft steps on a CPU: as `SoftSteps`, with its arguments, methods and results.
+    """P soft steps on a CPU: `counts_above`, `own_counts_above` and `own_pull` are those of `SoftSteps`.
 
-    Totals lie in memory with the count and the sum of a bin side by side.
+    Totals and lines lie in memory with the two numbers of a bin side by side.
 
     Attributes:
         centres: [P], the thresholds.
@@ -74,8 +74,6 @@ class CompiledSteps:
     """
 
     def __init__(self, thresholds: Tensor, delta: float) -> None:
-        if delta < 0:
-            raise ValueError(f"delta must not be negative, got {delta}")
         self.dtype = thresholds.dtype
         self.centres, self.delta = thresholds.numpy(), float(delta)
         p = len(thresholds)

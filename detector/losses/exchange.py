@@ -57,7 +57,7 @@ class Exchange:
         self.bytes_sent += values.nbytes
         return values
 
-    def total(self, share: Tensor) -> Tensor:
+    def sum_of_losses(self, share: Tensor) -> Tensor:
         """The sum of the processes' shares of a loss; its gradient is that of this process's share."""
         if self._group is None:
             return share

@@ -21,4 +21,6 @@ def focal_loss(
     positive = targets == 1
     loss = sigmoid_focal_loss(logits.float(), positive.float(), alpha, gamma)
     exchange = exchange or Exchange()
-    return exchange.total(loss.masked_fill(targets < 0, 0).sum() / exchange.sum(positive.sum()).clamp(min=1))
+    return exchange.sum_of_losses(
+        loss.masked_fill(targets < 0, 0).sum() / exchange.sum(positive.sum()).clamp(min=1)
+    )

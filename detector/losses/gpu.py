@@ -18,7 +18,9 @@ _CELLS = 1 << 19
 
 
 class GpuSteps:
-    """P soft steps on a GPU: as `SoftSteps`, with its arguments, methods and results.
+    """P soft steps on a GPU: `counts_above`, `own_counts_above` and `own_pull` are those of `SoftSteps`.
+
+    Lines lie in memory with the two numbers of a bin side by side.
 
     Attributes:
         dtype: of the thresholds.
@@ -28,8 +30,6 @@ class GpuSteps:
     """
 
     def __init__(self, thresholds: Tensor, delta: float) -> None:
-        if delta < 0:
-            raise ValueError(f"delta must not be negative, got {delta}")
         p, self.delta, self.dtype = len(thresholds), float(delta), thresholds.dtype
         self._centres = thresholds
         if delta == 0:

@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from numpy.typing import NDArray
 
+from errors import first_line
+
 Array = NDArray[Any]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -32,7 +34,7 @@ def numba_works() -> bool:
     try:
         import numba  # noqa: F401  takes a second, which only training should pay
     except (ImportError, OSError) as error:  # of another NumPy, say
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         log.warning("numba is installed but does not work here (%s): losses rank without it, slower", reason)
         return False
     return True

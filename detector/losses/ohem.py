@@ -27,4 +27,6 @@ def ce_ohem_loss(
     hardest = negatives.topk(min(len(negatives), wanted), sorted=False).values
     exchange = exchange or Exchange()
     count = exchange.sum(torch.tensor(len(positives), device=logits.device))
-    return exchange.total((F.softplus(-positives).sum() + F.softplus(hardest).sum()) / count.clamp(min=1))
+    return exchange.sum_of_losses(
+        (F.softplus(-positives).sum() + F.softplus(hardest).sum()) / count.clamp(min=1)
+    )

@@ -60,7 +60,7 @@ def seen_boxes(records: DetectionSet, config: Config, epoch: int = 0, images: in
     return SeenBoxes(torch.cat(boxes), torch.cat(sizes))
 
 
-def anchor_fit(
+def measure_anchors(
     records: DetectionSet, config: Config, images: int = _IMAGES, search: bool = True
 ) -> AnchorFit:
     """Measure the anchors; with `search` also look for better ones.

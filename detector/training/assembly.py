@@ -74,7 +74,7 @@ class Parts:
 
 
 def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | None, fresh: bool) -> Parts:
-    """Build everything; nothing is written.
+    """Build everything; no run is written, but the demo set and the file of data.cache=disk may be.
 
     Args:
         classes: of the checkpoint that is continued.

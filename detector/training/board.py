@@ -21,7 +21,7 @@ from errors import InputError
 
 _THRESHOLDS = np.linspace(0, 1, 101)  # of the PR curves; TensorBoard takes 127 at most
 
-# Where the numbers of metrics.jsonl stand: a section for each question that one has.
+# The tag of each number of metrics.jsonl; TensorBoard makes a section of what stands before the slash.
 _STEP_SECTIONS = {
     "loss": "loss/total",
     "lr": "train/lr",

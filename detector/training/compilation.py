@@ -8,7 +8,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from detector.retinanet import RetinaNet
-from errors import InputError
+from errors import InputError, first_line
 
 
 def compile_parts(model: RetinaNet, backend: str = "inductor") -> None:
@@ -43,9 +43,7 @@ def compilation_explained() -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
+        reason = first_line(error)
         raise InputError(
             f"train.compile: torch.compile cannot compile the network here ({reason}); it needs a C++ "
             "compiler, on a GPU Triton; set train.compile=false"

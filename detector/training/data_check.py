@@ -17,7 +17,7 @@ from data.sample import DetectionSet
 from detector.anchor_fit import level_ious
 from detector.build import build_pipeline, build_set
 from detector.config import Config
-from detector.training.anchor_check import AnchorFit, anchor_fit, recall
+from detector.training.anchor_check import AnchorFit, measure_anchors, recall
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
     anchors = None
     train = _without(sets["train"], faulty) if "train" in sets else None
     if train is not None and len(train.boxes):
-        fit = anchor_fit(train, config)
+        fit = measure_anchors(train, config)
         spots += _anchor_spots(fit)
         anchors = _anchor_report(fit)
     summaries = {name: summarise(records, facts[name]) for name, records in sets.items()}
@@ -69,7 +69,7 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
     spots = list(annotation_spots({"train": train, "val": val}, _noun(config), _resize(config), paths=True))
     pixels = float(train.sizes.prod(axis=1).mean())
     images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
-    spots += _anchor_spots(anchor_fit(train, config, images, search=False))
+    spots += _anchor_spots(measure_anchors(train, config, images, search=False))
     found = [finding for finding in gather(spots) if finding.kind.level < Level.NOTE]
     for finding in found[:_LINES_BEFORE_TRAINING]:
         first, more = finding.spots[0].text, len(finding.spots) - 1

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from detector.training.launch import Launch, launch_of, launched
-from errors import Bystander, InputError
+from errors import Bystander, InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def join_processes(device: str) -> Processes:
                 "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
             )
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"the processes of the training cannot be joined ({reason}); start with torchrun"
             ) from None
@@ -215,7 +215,7 @@ def lost_peers_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". This is")[0]  # [file] what. advice
+        reason = first_line(error).split("] ", 1)[-1].split(". This is")[0]  # [file] what. advice
         log.error(f"the connection to another process is lost ({reason}); --resume continues the run")
         raise Bystander from None
 
@@ -235,7 +235,7 @@ def _asked(call: Callable[..., Value], *arguments: Any) -> Value:
     try:
         return call(*arguments)
     except RuntimeError as error:
-        log.error(f"the process that keeps the launch together is gone ({str(error).splitlines()[0]})")
+        log.error(f"the process that keeps the launch together is gone ({first_line(error)})")
         raise Bystander from None
 
 

@@ -1,4 +1,4 @@
-"""A dry run: everything is built, a few steps are made, nothing is written."""
+"""A dry run: everything is built and a few steps are made; there is no run folder."""
 
 import resource
 import sys
@@ -12,7 +12,7 @@ from data.feed import checked
 from data.sample import Batch, DetectionSet
 from detector.config import Config
 from detector.memory import memory_explained
-from detector.training.anchor_check import anchor_fit, recall
+from detector.training.anchor_check import measure_anchors, recall
 from detector.training.compilation import compilation_explained
 from detector.training.trainer import Trainer
 
@@ -48,7 +48,7 @@ def rehearse(config: Config) -> Iterator[str]:
 
 
 def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
-    fit = anchor_fit(records, config)
+    fit = measure_anchors(records, config)
     if not len(fit.best):
         return
     recalls = [100 * recall(fit.best, iou) for iou in (fit.positive_iou, fit.negative_iou)]

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from data.annotations import AnnotatedImage, Annotation, build_set, inside, join_sets
+from data.annotations import AnnotatedImage, Annotation, inside, join_sets, pack_set
 from errors import InputError
 from tests.builders import write_image
 
@@ -18,7 +18,7 @@ def make_set(folder, boxes, first_id=1, classes=("cat", "dog"), size=(48, 64), *
         write_image(path)
         objects = [Annotation(f"box {k}", box, k % 2, **annotation) for k, box in enumerate(mine)]
         images.append(AnnotatedImage(first_id + i, path, size, objects))
-    return build_set(images, classes, tuple(range(1, len(classes) + 1)), "the split")
+    return pack_set(images, classes, tuple(range(1, len(classes) + 1)), "the split")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "deep/a.jpg", "a..b.jpg", ".hidden.jpg", "ä ö.jpg"])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import data.cache
-from data.annotations import AnnotatedImage, Annotation, build_set
+from data.annotations import AnnotatedImage, Annotation, pack_set
 from data.cache import DiskCache, RamCache, available_memory
 from data.feed import checked
 from data.images import read_image
@@ -35,7 +35,7 @@ def make_set(folder, count=6):
             with Image.open(path) as image:
                 image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
         images.append(AnnotatedImage(i, path, size, [Annotation("", (1.0, 1.0, 4.0, 4.0), 0)]))
-    return build_set(images, ("cat",), (1,), "the split")
+    return pack_set(images, ("cat",), (1,), "the split")
 
 
 @pytest.fixture(params=["ram", "disk"])

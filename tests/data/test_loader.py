@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.annotations import AnnotatedImage, Annotation, build_set
+from data.annotations import AnnotatedImage, Annotation, pack_set
 from data.feed import checked
 from data.loader import DetectionDataset, eval_loader, train_loader
 from data.order import EpochBatches, like_batches
@@ -27,7 +27,7 @@ def make_set(folder, count=7, sizes=((48, 64), (64, 48), (40, 40))):
         boxes = [(2.0 + k, 3.0, 30.0 + k, 33.0 + i) for k in range(i % 3)]
         objects = [Annotation("", box, label=k, ignore=k > 0) for k, box in enumerate(boxes)]
         images.append(AnnotatedImage(100 + i, path, size, objects))
-    return build_set(images, ("cat", "dog"), (1, 2), "the split")
+    return pack_set(images, ("cat", "dog"), (1, 2), "the split")
 
 
 def train(records, workers=0, batch_size=2, seed=0, transforms=AUGMENT):
@@ -82,7 +82,7 @@ def test_every_image_and_seed_augments_on_its_own(tmp_path):
     """One file that is listed four times."""
     write_image(tmp_path / "0.png")
     images = [AnnotatedImage(k, tmp_path / "0.png", (48, 64)) for k in range(4)]
-    records = build_set(images, ("cat",), (1,), "the split")
+    records = pack_set(images, ("cat",), (1,), "the split")
     pipeline = Pipeline(AUGMENT, 0.3, "train")
     samples = [
         DetectionDataset(records, pipeline, seed).sample(0, row) for seed in (0, 1) for row in range(4)
@@ -193,7 +193,7 @@ def test_boxes_are_clipped_to_the_image_for_training(tmp_path):
     write_image(tmp_path / "0.png")
     boxes = [(-5.0, -6.0, 10.0, 12.0), (50.0, 40.0, 99.0, 98.0)]
     image = AnnotatedImage(1, tmp_path / "0.png", (48, 64), [Annotation("", box, 0) for box in boxes])
-    records = build_set([image], ("cat",), (1,), "the split")
+    records = pack_set([image], ("cat",), (1,), "the split")
     sample = DetectionDataset(records, Pipeline([], 0.9, "train"), 0).sample(0, 0)
     np.testing.assert_allclose(sample.boxes, [[0, 0, 10, 12], [50, 40, 64, 48]], atol=1e-4)
     assert records.boxes.tolist() == [list(box) for box in boxes]
@@ -329,7 +329,7 @@ def test_batch_without_any_box_has_no_places():
 
 def test_empty_images_go_through_training(tmp_path):
     write_image(tmp_path / "0.png")
-    records = build_set([AnnotatedImage(1, tmp_path / "0.png", (48, 64))], ("cat",), (1,), "the split")
+    records = pack_set([AnnotatedImage(1, tmp_path / "0.png", (48, 64))], ("cat",), (1,), "the split")
     loader, batches = train(records, transforms=["IoUCrop", {"ZoomOut": {"p": 1.0}}, "HorizontalFlip"])
     (batch,) = epoch_of(loader, batches, 0)
     assert batch.boxes.shape == (1, 0, 4)

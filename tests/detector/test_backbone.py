@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from detector.backbone import STRIDES, FeaturePyramid, ResNet, make_norm
+from detector.anchors import STRIDES
+from detector.backbone import FeaturePyramid, ResNet, make_norm
 from detector.folding import unfold_norms
 from detector.training.sync_norm import synchronise_norms
 from errors import InputError

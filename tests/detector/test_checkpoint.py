@@ -202,12 +202,13 @@ def test_find_checkpoint_takes_a_run_folder_or_a_file(tmp_path: Path) -> None:
     best = tmp_path / "run" / "checkpoints" / "best.pt"
     best.parent.mkdir(parents=True)
     best.touch()
-    assert find_checkpoint(tmp_path / "run", "best.pt") == best
-    assert find_checkpoint(best, "last.pt") == best
-    with pytest.raises(InputError, match=r"run holds no checkpoints/last\.pt"):
-        find_checkpoint(tmp_path / "run", "last.pt")
+    assert find_checkpoint(tmp_path / "run") == best
+    assert find_checkpoint(best) == best
+    best.unlink()
+    with pytest.raises(InputError, match=r"run holds no checkpoints/best\.pt"):
+        find_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="nowhere does not exist"):
-        find_checkpoint(tmp_path / "nowhere", "best.pt")
+        find_checkpoint(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.evaluation.error_breakdown import ErrorBreakdown, breakdown_of, error_breakdown
+from detector.evaluation.error_breakdown import ErrorBreakdown, error_breakdown
 from detector.evaluation.matching import FoundBoxes, GtBoxes, Kind, match
 
 HALF = 51 / 101  # the AP of a class whose first detection is right and finds one of two gt boxes
@@ -18,6 +18,10 @@ NEAR_A, NEAR_B = (0, 0, 10, 4), (100, 0, 10, 4)  # IoU 0.4
 
 Placed = tuple[int, tuple[int, int, int, int]]  # class, box
 Scored = tuple[int, tuple[int, int, int, int], float]
+
+
+def breakdown(gt: GtBoxes, found: FoundBoxes) -> ErrorBreakdown:
+    return error_breakdown(gt, found, match(gt, found))
 
 
 def boxes(gt: list[Placed], found: list[Scored], crowd: int = 0) -> tuple[GtBoxes, FoundBoxes]:
@@ -92,7 +96,7 @@ def test_every_kind_by_hand(
     before: float,
     after: float,
 ) -> None:
-    result = error_breakdown(*boxes(gt, found))
+    result = breakdown(*boxes(gt, found))
     assert counts(result) == occurring
     assert result.ap50 == pytest.approx(before, abs=1e-12)
     assert result.costs()[kind].ap50 == pytest.approx(after - before, abs=1e-12)
@@ -101,16 +105,16 @@ def test_every_kind_by_hand(
 def test_ignored_gt_takes_no_part() -> None:
     """On a crowd of its class a detection is nothing; one of another class there is on background."""
     case = boxes([(0, A), (0, FAR)], [(0, A, 0.9), (0, FAR, 0.8), (1, FAR, 0.7)], crowd=1)
-    assert counts(error_breakdown(*case)) == {"background": 1, "false_positives": 1}
+    assert counts(breakdown(*case)) == {"background": 1, "false_positives": 1}
     assert match(*case).kinds.tolist() == [Kind.CORRECT, Kind.IGNORED, Kind.BACKGROUND]
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
-    result = error_breakdown(*boxes([(0, A), (1, B)], []))
+    result = breakdown(*boxes([(0, A), (1, B)], []))
     assert (result.ap50, counts(result)) == (0, {"missed": 2, "false_negatives": 2})
-    result = error_breakdown(*boxes([], [(0, A, 0.9)]))
+    result = breakdown(*boxes([], [(0, A, 0.9)]))
     assert (result.ap50, counts(result)) == (-1, {"background": 1, "false_positives": 1})
-    assert error_breakdown(*boxes([], [])).ap50 == -1
+    assert breakdown(*boxes([], [])).ap50 == -1
 
 
 def random_case(seed: int) -> tuple[GtBoxes, FoundBoxes]:
@@ -164,7 +168,7 @@ def pycocotools_ap50(gt: GtBoxes, found: FoundBoxes) -> float:
 def test_ap50_before_any_fix_is_that_of_pycocotools(seed: int) -> None:
     gt, found = random_case(seed)
     assert np.unique(found.images * 10 + found.labels, return_counts=True)[1].max() > 100
-    result = error_breakdown(gt, found)
+    result = breakdown(gt, found)
     assert 0.05 < result.ap50 < 0.95
     assert result.ap50 == pytest.approx(pycocotools_ap50(gt, found), abs=1e-15)
 
@@ -174,7 +178,7 @@ def test_everything_is_accounted_for_once(seed: int) -> None:
     """A false detection has one kind; an unfound gt box is missed, or the aim of a detection to be mended."""
     gt, found = random_case(seed)
     matching = match(gt, found)
-    result = breakdown_of(gt, found, matching)
+    result = error_breakdown(gt, found, matching)
     kinds = ("classification", "localisation", "both", "duplicate", "background")
     assert all(result.costs()[name].count for name in (*kinds, "missed"))
     assert sum(result.costs()[name].count for name in kinds) == result.false_positives.count
@@ -197,4 +201,4 @@ def test_the_order_of_the_arrays_matters_for_equal_scores_alone() -> None:
     other = FoundBoxes(
         found.xywh[shuffled], found.labels[shuffled], found.scores[shuffled], found.images[shuffled]
     )
-    assert error_breakdown(gt, found) == error_breakdown(gt, other)
+    assert breakdown(gt, found) == breakdown(gt, other)

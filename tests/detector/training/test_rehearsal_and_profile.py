@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 import train as door
 from data.loader import DetectionDataset
 from detector.build import build_pipeline
-from detector.training.anchor_check import anchor_fit
+from detector.training.anchor_check import measure_anchors
 from detector.training.compilation import compilation_explained, compilation_report, compile_parts
 from detector.training.gradients import Gradients
 from detector.training.profile import phase_table
@@ -52,7 +52,7 @@ def test_recall_is_the_best_iou_of_each_box_with_an_anchor(tmp_path: Path) -> No
     config = tiny_config(root, tmp_path / "run", "data.transforms.train=[]")
     parts = Trainer(config, "test").parts
     model = parts.learner.model
-    found = anchor_fit(parts.train_set, config).best
+    found = measure_anchors(parts.train_set, config).best
     anchors = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[48, 64]])).anchors
     dataset = DetectionDataset(parts.train_set, build_pipeline(config.data, True), 0)
     boxes = [box for row in range(2) for box in dataset.sample(0, row).boxes.tolist()]
