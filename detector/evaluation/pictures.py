@@ -24,22 +24,15 @@ def pictures(
 
     Returns uint8 [3, H, W] each; where the dataset resizes them to less than 512 px, enlarged.
     """
-    classes = dataset.records.classes
-    thresholds = np.array([result.per_class[name].best_threshold for name in classes])
     drawn = []
     for row in rows:
         sample = dataset.sample(0, row)
-        mine = predictions.rows == row
-        labels, scores = predictions.labels[mine], predictions.scores[mine]
-        shown = (scores >= thresholds[labels]) & (thresholds[labels] >= 0)
-        height, width = sample.original_size
-        factors = np.tile([sample.image.shape[1] / width, sample.image.shape[0] / height], 2)
-        boxes = predictions.boxes[mine][shown] * factors
-        texts = [f"{classes[n]} {s:.2f}" for n, s in zip(labels[shown], scores[shown], strict=True)]
+        height, width = sample.image.shape[:2]
+        boxes, labels, texts = _above_thresholds(predictions, row, result, sample.original_size)
         picture = draw_boxes(
             sample.image,
-            np.concatenate([boxes, sample.boxes]),
-            np.concatenate([labels[shown], sample.labels]),
+            np.concatenate([boxes * [width, height, width, height], sample.boxes]),
+            np.concatenate([labels, sample.labels]),
             [*texts, *[""] * len(sample.boxes)],
             dashed=np.arange(len(texts) + len(sample.boxes)) >= len(texts),
         )
@@ -53,7 +46,6 @@ def gt_beside_found(
     """The image of a row with gt on the left, and on the right the detections above each class's best
     threshold: uint8 [H, W, 3], each half at most 640 px."""
     classes = dataset.records.classes
-    thresholds = np.array([result.per_class[name].best_threshold for name in classes])
     sample = dataset.sample(0, row)
     image = Image.fromarray(sample.image)
     image.thumbnail((_MOST_PX, _MOST_PX))
@@ -65,14 +57,30 @@ def gt_beside_found(
     gt_boxes = sample.boxes[counted] * (size / np.array([width, height] * 2))
     gt = draw_boxes(pixels, gt_boxes, labels, [classes[n] for n in labels])
 
+    boxes, labels, texts = _above_thresholds(predictions, row, result, sample.original_size)
+    return _beside([gt, draw_boxes(pixels, boxes * size, labels, texts)], ["gt", "found"])
+
+
+def _above_thresholds(
+    predictions: Predictions, row: int, result: CocoResult, size: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """The detections in the image of a row from their class's best threshold on.
+
+    Args:
+        size: height and width of the image file, pixels.
+
+    Returns:
+        boxes [D, 4] xyxy as parts of width and height, labels [D], and what is written at each.
+    """
+    names = list(result.per_class)
+    thresholds = np.array([one.best_threshold for one in result.per_class.values()])
     mine = np.flatnonzero(predictions.rows == row)
     least = thresholds[predictions.labels[mine]]
     mine = mine[(predictions.scores[mine] >= least) & (least >= 0)]
-    height, width = sample.original_size
+    height, width = size
     labels, scores = predictions.labels[mine], predictions.scores[mine]
-    boxes = predictions.boxes[mine] * (size / np.array([width, height] * 2))
-    texts = [f"{classes[n]} {score:.2f}" for n, score in zip(labels, scores, strict=True)]
-    return _beside([gt, draw_boxes(pixels, boxes, labels, texts)], ["gt", "found"])
+    texts = [f"{names[n]} {score:.2f}" for n, score in zip(labels, scores, strict=True)]
+    return predictions.boxes[mine] / [width, height, width, height], labels, texts
 
 
 def _beside(halves: list[NDArray[np.uint8]], titles: list[str]) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from data.feed import SkippedImages
 from data.loader import train_loader
 from data.order import EpochBatches
 from data.sample import SIZE_DIVISOR, DetectionSet
+from data.transforms import Pipeline
 from detector.build import (
     build_amp,
     build_cache,
@@ -28,7 +29,7 @@ from detector.build import (
     place,
 )
 from detector.checkpoint import load_tensors
-from detector.config import Config, ModelConfig
+from detector.config import Config, ModelConfig, TrainConfig
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 from detector.training.compilation import compile_parts
@@ -89,29 +90,14 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
     amp = build_amp(train, device)
-    if train.amp == "bf16" and device.type == "cpu" and not cpu_is_fast_in_bf16():
-        log.warning(
-            "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
-            "in float32; set train.amp=auto"
-        )
+    _warn_of_slow_bf16(train, device)
 
     train_set = processes.main_first(lambda: build_set(data, "train", classes))  # which may generate it
     val_set = build_set(data, "val", train_set.classes)
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
     pipeline = build_pipeline(data, training=True)
-    height, width = train_set.sizes[train_set.sizes.prod(axis=1).argmin()].tolist()
-    # Tried on the smallest image, into which a crop may not fit: before anything is written.
-    box = np.array([[0, 0, width, height]], np.float32)
-    image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed=0)
-    at_once = train.batch_size // (train.accumulate * processes.size)
-    alone = at_once == 1 and not (train.sync_batch_norm and processes.size > 1)
-    if config.model.norm == "batch" and alone and max(image.shape[:2]) <= SIZE_DIVISOR:
-        raise InputError(
-            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
-            f"{width} px one value per channel is left; set model.norm=group, or make images larger in "
-            "data.transforms.train"
-        )
+    _try_on_smallest(pipeline, train_set, config, processes)
     batches = EpochBatches(
         len(train_set),
         train.batch_size,
@@ -171,6 +157,36 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
                 exchange.size,
                 train.rank_accumulated,
             ),
+        )
+
+
+def _warn_of_slow_bf16(train: TrainConfig, device: torch.device) -> None:
+    if train.amp == "bf16" and device.type == "cpu" and not cpu_is_fast_in_bf16():
+        log.warning(
+            "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
+            "in float32; set train.amp=auto"
+        )
+
+
+def _try_on_smallest(
+    pipeline: Pipeline, train_set: DetectionSet, config: Config, processes: Processes
+) -> None:
+    """Augment the smallest image, into which a crop may not fit, before anything is written.
+
+    Raises:
+        InputError: a transform cannot be used on it, or batch norm on what is left of it.
+    """
+    height, width = train_set.sizes[train_set.sizes.prod(axis=1).argmin()].tolist()
+    box = np.array([[0, 0, width, height]], np.float32)
+    image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed=0)
+    train = config.train
+    at_once = train.batch_size // (train.accumulate * processes.size)
+    alone = at_once == 1 and not (train.sync_batch_norm and processes.size > 1)
+    if config.model.norm == "batch" and alone and max(image.shape[:2]) <= SIZE_DIVISOR:
+        raise InputError(
+            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
+            f"{width} px one value per channel is left; set model.norm=group, or make images larger in "
+            "data.transforms.train"
         )
 
 

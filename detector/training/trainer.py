@@ -199,17 +199,14 @@ class Trainer:
             self.watch.note(nonfinite, self.progress.step, losses, rows)
             logged.steps += 1
             logged.images += len(rows) * self.processes.size
-            if self.monitor:
-                with phase("logging"):
-                    if due:
-                        values = summary_values(losses, gradient_norm, len(rows)) | {"lr": lr}
-                        values |= (
-                            logged.speed() | {"memory_gib": memory_gib(self.parts.device)} | self._counts()
-                        )
-                        self.monitor.step(
-                            self.progress.step, self.progress.step / self.steps_per_epoch, values
-                        )
-                        logged = StepTimer()
+            with phase("logging"):
+                if due and self.monitor:
+                    values = summary_values(losses, gradient_norm, len(rows)) | {"lr": lr} | logged.speed()
+                    values |= {"memory_gib": memory_gib(self.parts.device)} | self._counts()
+                    step = self.progress.step
+                    self.monitor.step(step, step / self.steps_per_epoch, values)
+                    logged = StepTimer()
+                if self.monitor:
                     self.monitor.advance()
             self.profile_step()
         if self.config.train.compile and self.monitor and epoch == 0:
