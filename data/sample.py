@@ -47,6 +47,12 @@ class Sample:
     labels: NDArray[np.int64]  # [M]
     ignore: NDArray[np.bool_]  # [M]
 
+    @staticmethod
+    def without_boxes(index: int, image: NDArray[np.uint8], original_size: tuple[int, int]) -> "Sample":
+        """An image of which nothing is known; arguments as the attributes."""
+        boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        return Sample(index, index, image, original_size, boxes, labels, np.zeros(0, np.bool_))
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -16,12 +16,9 @@ from data.sample import Sample, collate
 from detector.build import build_pipeline
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.inference import Predictions
-from detector.evaluation.score import predict
 from errors import InputError
 
 ImageLike = str | Path | NDArray[np.uint8] | Image.Image | Tensor
-
-DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,7 @@ class Detector:
         self._pipeline = build_pipeline(checkpoint.config.data, training=False)
         self.classes = checkpoint.classes
         self.category_ids = checkpoint.category_ids
-        self.thresholds = np.array(
-            [checkpoint.best_thresholds.get(name, DEFAULT_THRESHOLD) for name in self.classes]
-        )
+        self.thresholds = np.array(checkpoint.thresholds)
         self.batch_size = checkpoint.config.eval.batch_size
 
     @classmethod
@@ -110,27 +105,20 @@ class Detector:
     def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
         """Detections in images that make one batch."""
         batch = collate([self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))])
-        c = self._checkpoint
-        (predictions,) = predict(c.config, c.model, [batch], c.device)
+        predictions = self._checkpoint.detect(batch)
         return [self._of_image(predictions, row) for row in range(len(images))]
 
     def _sample(self, index: int, image: ImageLike, name: str) -> Sample:
         pixels = _pixels(image, name)
-        none = np.zeros((0, 4), dtype=np.float32)
-        resized, boxes, rows = self._pipeline(pixels, none, seed=0)
+        resized, _, _ = self._pipeline(pixels, np.zeros((0, 4), dtype=np.float32), seed=0)
         height, width = pixels.shape[:2]
-        return Sample(index, index, resized, (height, width), boxes, rows, np.zeros(0, dtype=np.bool_))
+        return Sample.without_boxes(index, resized, (height, width))
 
     def _of_image(self, predictions: Predictions, row: int) -> ImageDetections:
         mine = predictions.rows == row
-        calibration, scores = self._checkpoint.calibration, predictions.scores[mine]
         labels = predictions.labels[mine]
-        return ImageDetections(
-            predictions.boxes[mine],
-            scores if calibration is None else calibration(scores),
-            labels,
-            tuple(self.classes[label] for label in labels),
-        )
+        names = tuple(self.classes[label] for label in labels)
+        return ImageDetections(predictions.boxes[mine], predictions.scores[mine], labels, names)
 
 
 def _size(image: ImageLike, name: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A checkpoint ready for use, and its score: everything that is needed is in it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,18 @@ import numpy as np
 import torch
 
 from data.feed import checked
-from data.sample import DetectionSet
+from data.sample import Batch, DetectionSet
 from detector.build import build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
-from detector.evaluation.inference import join_predictions
+from detector.evaluation.inference import Predictions, join_predictions
 from detector.evaluation.score import Scores, predict, score
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
+
+_DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,14 @@ class OpenCheckpoint:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     calibration: Calibration | None  # None as well where it is not wanted
-    best_thresholds: dict[str, float]  # the score with the best F1 of the classes that have one
+    thresholds: tuple[float, ...]  # of each class the score with the best F1 in validation, or 0.5
+
+    def detect(self, batch: Batch) -> Predictions:
+        """What the model finds in a batch, with calibrated scores."""
+        (found,) = predict(self.config, self.model, [batch], self.device)
+        if self.calibration is None:
+            return found
+        return replace(found, scores=self.calibration(found.scores))
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
         tuple(content["classes"]),
         tuple(content["category_ids"]),
         calibration if config.eval.calibrate else None,
-        thresholds,
+        tuple(thresholds.get(name, _DEFAULT_THRESHOLD) for name in content["classes"]),
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from data.sample import Batch, Sample, collate
 from data.transforms import resize
 from detector.build import build_pipeline, build_set
 from detector.evaluation.checkpoint import OpenCheckpoint
-from detector.evaluation.score import predict
 from detector.export.agreement import NOTHING, Agreement, Found, compare
 from detector.export.formats import Run
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
@@ -164,23 +162,16 @@ def found_by(run: Run, images: Pixels) -> list[Found]:
 
 def found_by_model(checkpoint: OpenCheckpoint, images: Pixels) -> list[Found]:
     """What the checkpoint's model finds in them, as `evaluate.py` does."""
-    c = checkpoint
-    (found,) = predict(c.config, c.model, [as_batch(images)], c.device)
-    scores = found.scores if c.calibration is None else c.calibration(found.scores)
+    found = checkpoint.detect(as_batch(images))
     rows = [found.rows == i for i in range(len(images))]
-    return [Found(found.boxes[mine], scores[mine], found.labels[mine]) for mine in rows]
+    return [Found(found.boxes[mine], found.scores[mine], found.labels[mine]) for mine in rows]
 
 
 def as_batch(images: Pixels) -> Batch:
     """As if they came from the loader."""
     height, width = images.shape[2:]
-    no_boxes = np.zeros((0, 4), dtype=np.float32)
-    no_rows: NDArray[Any] = np.zeros(0, dtype=np.int64)
     return collate(
-        [
-            Sample(i, i, image.transpose(1, 2, 0), (height, width), no_boxes, no_rows, no_rows.astype(bool))
-            for i, image in enumerate(images)
-        ]
+        [Sample.without_boxes(i, image.transpose(1, 2, 0), (height, width)) for i, image in enumerate(images)]
     )
 
 

@@ -6,21 +6,19 @@ from typing import Any
 import detector
 from detector.config import Config
 from detector.evaluation.checkpoint import OpenCheckpoint
-from detector.predictor import DEFAULT_THRESHOLD
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
 
 
 def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
     """Names and values, each a JSON text; docs/export.md lists them."""
     config, calibration = checkpoint.config, checkpoint.calibration
-    thresholds = [checkpoint.best_thresholds.get(name, DEFAULT_THRESHOLD) for name in checkpoint.classes]
     values: dict[str, Any] = {
         "project": "aploss-detector",
         "version": detector.__version__,
         "outputs": "raw" if raw else "detections",
         "classes": checkpoint.classes,
         "category_ids": checkpoint.category_ids,
-        "thresholds": thresholds,
+        "thresholds": checkpoint.thresholds,
         "calibrated": calibration is not None,
         "calibration": None if calibration is None else calibration.as_plain(),
         "resize": resize_advice(config),
