@@ -1,14 +1,18 @@
 """From the configuration to a set: what a split must hold."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from detector.build import build_criterion, build_set
+from data.cache import DiskCache
+from detector.build import build_cache, build_criterion, build_objective, build_set
 from detector.config import Config, DataConfig, LossConfig
 from detector.losses import Exchange
+from detector.objectives import Positives
 from errors import InputError
 from tests.builders import coco_dict, write_coco
 
@@ -35,6 +39,43 @@ def test_a_class_that_was_asked_for_must_have_a_box_to_learn_from(tmp_path: Path
     root = crowds(tmp_path / "set", 1, 3)
     with pytest.raises(InputError, match=r"data\.classes: data\.splits\.train holds no box of class 'dog'"):
         build_set(DataConfig(format="coco", root=str(root), classes=["cat", "dog"]), "train", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "logits", "classification"),
+    [
+        ({"interpolated": False}, [30.0, 20, 10, 0], 1 - (1 + 2 / 3 + 3 / 4) / 3),
+        ({}, [30.0, 20, 10, 0], 1 - (1 + 3 / 4 + 3 / 4) / 3),
+        ({"delta": 20}, [30.0, 20, 10, 0], 1 - (1 / 1.25 + 2.25 / 3 + 2.75 / 3.75) / 3),
+        (
+            {"name": "focal", "focal_alpha": 0.7, "focal_gamma": 3},
+            [0.0] * 4,
+            (3 * 0.7 + 0.3) * 0.5**3 * math.log(2) / 3,
+        ),
+        ({"name": "ce_ohem", "negatives_per_positive": 0.1}, [0.0] * 4, math.log(2)),
+    ],
+)
+def test_the_settings_of_a_loss_reach_it(
+    words: dict[str, Any], logits: list[float], classification: float
+) -> None:
+    """By hand: three positives and a negative; deltas of 1 where 0 is wanted cost 1 - beta / 2 each."""
+    loss = LossConfig(box_weight=3, smooth_l1_beta=0.2, **words)
+    objective = build_objective(loss, torch.tensor([0.1, 0.1, 0.2, 0.2]), Exchange())
+    targets = torch.tensor([1, 0, 1, 1], dtype=torch.int8)[:, None]
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(3, 4)
+    parts = objective(torch.tensor(logits)[:, None], targets, Positives(torch.ones(3, 4), boxes, boxes))
+    assert float(parts["classification"]) == pytest.approx(classification, abs=1e-6)
+    assert float(parts["box"]) == pytest.approx(3 * (1 - 0.2 / 2))
+
+
+def test_the_file_of_decoded_images_is_where_it_is_wanted(tmp_path: Path) -> None:
+    root = crowds(tmp_path / "set", 1)
+    for wanted, folder in ((tmp_path / "kept", "kept"), (None, "set.cache")):
+        before = {path.name for path in tmp_path.iterdir()}
+        where = None if wanted is None else str(wanted)
+        data = DataConfig(format="coco", root=str(root), cache="disk", cache_dir=where)
+        assert isinstance(build_cache(data, build_set(data, "train")), DiskCache)
+        assert {path.name for path in tmp_path.iterdir()} - before == {folder}
 
 
 def test_focal_loss_without_a_gradient_is_refused_for_training() -> None:

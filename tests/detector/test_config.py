@@ -87,6 +87,7 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
         ({"data": {"transforms": {"train": [5]}}}, "data.transforms.train[0]"),
         ({"matcher": {"negative_iou": 0.6, "positive_iou": 0.5}}, "matcher.negative_iou"),
         ({"matcher": {"negative_iou": 0}}, "matcher.negative_iou"),
+        ({"loss": {"name": "alrp", "box": "smooth_l1"}}, "loss.box"),
         ({"matcher": {"negative_iou": 0, "positive_iou": 0}}, "matcher.positive_iou"),
         ({"train": 5}, "train"),
         ({"train": [1]}, "train"),

@@ -1,0 +1,116 @@
+"""From a network to scores: pixels of the file, the settings of evaluation, and what detections are worth."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.sample import Batch, DetectionSet, Sample, collate
+from detector.build import build_set
+from detector.config import Config
+from detector.evaluation.inference import Predictions
+from detector.evaluation.score import predict, score
+from detector.retinanet import HeadOutputs
+from detector.training.processes import Processes
+from detector.training.validation import Validation
+from errors import InputError
+from tests.builders import voc_xml, write_voc
+from tests.runs import tiny_config
+
+CPU = torch.device("cpu")
+
+
+class Says(nn.Module):
+    """A network of one class that says the same of every image."""
+
+    def __init__(self, anchors: list[list[float]], logits: list[float], dy: list[float]) -> None:
+        super().__init__()
+        self.anchors, self.logits, self.dy = (torch.tensor(values) for values in (anchors, logits, dy))
+
+    def forward(self, images: Tensor, sizes: Tensor) -> HeadOutputs:
+        deltas = torch.zeros(len(self.dy), 4)
+        deltas[:, 1] = self.dy
+        levels = (len(self.dy) - 1, 1)  # the last anchor is on a level of its own
+        return HeadOutputs(self.logits[None, :, None], deltas[None], self.anchors, levels)
+
+
+def empty(size: tuple[int, int], original: tuple[int, int]) -> Batch:
+    """One image without boxes, as the network sees it; height and width."""
+    nothing = np.zeros(0, np.int64)
+    boxes, ignore = np.zeros((0, 4), np.float32), np.zeros(0, bool)
+    return collate([Sample(0, 0, np.zeros((*size, 3), np.uint8), original, boxes, nothing, ignore)])
+
+
+def test_boxes_are_in_pixels_of_the_file() -> None:
+    """Half as wide and a third as high for the network: x doubles, y trebles."""
+    model = Says([[8.0, 4, 24, 12], [0, 0, 4, 16]], [1.0, 0.0], [0.0, 0.0])
+    (found,) = predict(Config(), model, [empty((16, 32), (48, 64))], CPU)  # type: ignore[arg-type]
+    assert found.boxes.tolist() == [[16, 12, 48, 36], [0, 0, 8, 48]]
+
+
+@pytest.mark.parametrize(
+    ("words", "bottoms"),
+    [
+        ((), [20, 8, 62]),
+        (("eval.nms_threshold=0.3",), [20, 62]),
+        (("eval.nms_threshold=0.95",), [20, 18, 8, 62]),
+        (("eval.nms=soft",), [20, 18, 8, 62]),
+        (("eval.score_threshold=0.6",), [20, 8]),
+        (("eval.topk_candidates=1",), [20, 62]),
+        (("eval.detections_per_img=1",), [20]),
+        (("model.box_std=[0.1, 0.15, 0.2, 0.2]",), [20, 8, 63]),
+    ],
+)
+def test_every_setting_of_evaluation_reaches_the_detections(
+    tmp_path: Path, words: tuple[str, ...], bottoms: list[int]
+) -> None:
+    """IoU of the first box with the next two: 0.9 and 0.4. The last moves by dy * std * 20 px; score 0.5."""
+    anchors = [[0.0, 0, 20, 20], [0, 0, 20, 18], [0, 0, 20, 8], [40, 40, 60, 60]]
+    model = Says(anchors, [3.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0])
+    config = tiny_config(tmp_path, tmp_path / "run", *words)
+    (found,) = predict(config, model, [empty((64, 64), (64, 64))], CPU)  # type: ignore[arg-type]
+    assert sorted(found.boxes[:, 3].tolist()) == pytest.approx(sorted(bottoms))
+
+
+def two_of_a_class(root: Path, *words: str) -> tuple[Config, DetectionSet, Predictions]:
+    """Two cats, and three detections of one score: the first is right, the others lie elsewhere."""
+    boxes = ((2, 3, 22, 23), (30, 10, 60, 40))
+    xml = voc_xml([("cat", box, 0) for box in boxes])
+    write_voc(root, {"0": xml}, {"train": ["0"], "val": ["0"]})
+    config = tiny_config(root, root / "run", "data.format=voc", *words)
+    records = build_set(config.data, "val")
+    found = np.stack([records.boxes[0], records.boxes[0] + 25, records.boxes[0] + [0, 25, 0, 25]])
+    rows = np.zeros(3, np.int64)
+    return config, records, Predictions(rows, found, np.full(3, 0.9), rows)
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_scores_of_a_voc_set_by_hand(tmp_path: Path, calibrate: bool) -> None:
+    """Precision 1 up to a recall of 1/2: half the area, 6 of 11 points. One detection of three is right.
+
+    The map fitted to so few is one knot: 1.5 of 4, with half a success and half a failure added. Beside a
+    single image there is nothing to fit one to.
+    """
+    config, records, predictions = two_of_a_class(tmp_path, f"eval.calibrate={str(calibrate).lower()}")
+    validation = Validation(config, records, CPU, Processes())
+    scores, calibration = validation.judge([[predictions]])
+    expected = {"VOC07": 6 / 11, "VOC12": 1 / 2}
+    expected |= {"calibration_error_raw": 0.9 - 1 / 3, "calibration_error_held_out": 0.9 - 1 / 3}
+    if calibrate:
+        expected["calibration_error"] = 1.5 / 4 - 1 / 3
+    assert scores.extra == pytest.approx(expected)
+    assert scores.predictions.scores == pytest.approx(np.full(3, 1.5 / 4 if calibrate else 0.9))
+    assert calibration is not None  # a checkpoint has it in any case
+    assert calibration(predictions.scores) == pytest.approx(np.full(3, 1.5 / 4))
+
+
+def test_the_backend_of_the_metrics_is_the_configured_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    config, records, predictions = two_of_a_class(tmp_path, "eval.backend=faster_coco_eval")
+    with pytest.raises(InputError, match=r"eval\.backend: faster_coco_eval is not installed"):
+        score(config, records, predictions)

@@ -1,0 +1,92 @@
+"""From the configuration to the parts of a training: no key is read and then forgotten."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from data.cache import RamCache
+from data.feed import checked
+from data.loader import DetectionDataset
+from detector.training.assembly import Parts
+from detector.training.trainer import Trainer
+from errors import InputError
+from tests.builders import small_coco
+from tests.runs import tiny_config
+
+# Each unlike its default, and unlike that of the function that it is for.
+WORDS = (
+    "data.group_by_shape=true",
+    "data.one_orientation=true",
+    "data.on_error=skip",
+    "data.max_skipped=1",
+    "data.cache=ram",
+    "data.transforms.train=[{Crop: {x_max: 44, y_max: 48}}]",
+    "data.transforms.min_visibility=0.7",
+    "model.prior=0.2",
+    "train.checkpoint_activations=true",
+    "train.ema_decay=0.5",
+    "matcher.positive_iou=0.6",
+    "matcher.negative_iou=0.3",
+    "matcher.best_anchor=false",
+    "optimizer.momentum=0.5",
+    "optimizer.weight_decay=0.25",
+    "optimizer.decay_norm_and_bias=false",
+    "optimizer.clip_norm=7",
+    "eval.batch_size=3",
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    folder = tmp_path_factory.mktemp("parts")
+    return Trainer(tiny_config(small_coco(folder / "set", 8), folder / "run", *WORDS), "test").parts
+
+
+def dataset_of(loader: DataLoader) -> DetectionDataset:
+    assert isinstance(loader.dataset, DetectionDataset)
+    return loader.dataset
+
+
+def test_the_data_are_taken_as_configured(parts: Parts) -> None:
+    dataset = dataset_of(parts.loader)
+    assert isinstance(dataset.cache, RamCache)
+    assert parts.batches.proportions is not None
+    assert np.array_equal(parts.batches.proportions, np.full(8, 48 / 64))
+    uprights = {key.upright for batch in parts.batches for key in batch}
+    assert uprights and uprights <= {True, False}
+    # Of the cat, 24 px wide from x = 30, the crop at x = 44 leaves 0.58: more than the default asks for.
+    assert dataset.sample(0, 0).labels.tolist() == [1]
+    _, batches = parts.validation.time_batch(parts.learner.evaluated)
+    assert batches == 3  # of 8 images, 3 at a time
+
+
+def test_images_that_cannot_be_read_are_passed_over_as_often_as_configured(tmp_path: Path) -> None:
+    words = ("data.on_error=skip", "data.max_skipped=1", "data.transforms.train=[]")
+    root = small_coco(tmp_path / "set", 8)
+    parts = Trainer(tiny_config(root, tmp_path / "run", *words), "test").parts
+    (root / "images" / "2.png").write_bytes(b"no picture")
+    assert len(list(checked(parts.loader, parts.skipped))) == 4
+    (root / "images" / "5.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"more than data\.max_skipped=1 training images"):
+        list(checked(parts.loader, parts.skipped))
+
+
+def test_the_model_is_made_as_configured(parts: Parts) -> None:
+    model = parts.learner.model
+    assert model.backbone.checkpoint_activations
+    assert model.class_head.output.bias.sigmoid().tolist() == pytest.approx(
+        [0.2] * 18
+    )  # 9 anchors, 2 classes
+    criterion = parts.gradients.criterion
+    assert (criterion.positive_iou, criterion.negative_iou, criterion.best_anchor) == (0.6, 0.3, False)
+
+
+def test_the_weights_are_moved_as_configured(parts: Parts) -> None:
+    learner = parts.learner
+    matrices, vectors = learner.optimizer.param_groups
+    assert (matrices["momentum"], matrices["weight_decay"]) == (0.5, 0.25)
+    assert (vectors["momentum"], vectors["weight_decay"]) == (0.5, 0)
+    assert learner.clip_norm == 7
+    assert learner.average is not None and learner.average.decay == 0.5
