@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, and nothing in them is run."""
 
 import io
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,31 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path, seed: int) -> None:
         assert torch.equal(loaded["model"].pop("w"), content()["model"]["w"])
         assert loaded == {**content(), "model": {}, "format": 1}
     assert found > 30  # most of the file is weights
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole after a power failure: its bytes come before the renames, and these before the run goes on."""
+    path, done = tmp_path / "last.pt", []
+    save_checkpoint(path, content())
+    sync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        done.append(
+            next(p.name for p in (tmp_path, *tmp_path.iterdir()) if os.path.samestat(p.stat(), status))
+        )
+        sync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> Path:
+        done.append(f"{source.name} -> {target.name}")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    save_checkpoint(path, content(1), tmp_path / "previous.pt")
+    assert done == ["last.tmp", "last.pt -> previous.pt", "last.tmp -> last.pt", tmp_path.name]
 
 
 def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:

@@ -8,10 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from detector.config import ScheduleConfig
 from detector.criterion import Losses
 from detector.training.ema import WeightAverage
 from detector.training.learner import Learner
-from detector.training.optimizer import build_optimizer, cosine_factor, multistep_factor, warmup_factor
+from detector.training.optimizer import (
+    build_optimizer,
+    cosine_factor,
+    lr_factor,
+    multistep_factor,
+    warmup_factor,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,24 @@ def test_multistep_falls_at_every_milestone(epoch: float, factor: float) -> None
 )
 def test_cosine_falls_to_the_final_factor_and_stays(progress: float, factor: float) -> None:
     assert cosine_factor(progress, final=0.2) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (ScheduleConfig(milestones=[1, 2.5], gamma=0.5), [1] * 4 + [0.5] * 6 + [0.25] * 2),
+        (
+            ScheduleConfig(name="cosine", final_factor=0.2),
+            [0.6 + 0.4 * math.cos(math.pi * k / 12) for k in range(12)],
+        ),
+    ],
+)
+def test_a_schedule_is_its_warm_up_times_its_fall(schedule: ScheduleConfig, expected: list[float]) -> None:
+    """Three epochs of four steps: milestones are in epochs, the warm-up is in steps."""
+    schedule = schedule.model_copy(update={"warmup_steps": 3, "warmup_factor": 0.4})
+    warm_up = [0.4, 0.6, 0.8] + [1] * 9
+    factors = [lr_factor(schedule, step, total_steps=12, steps_per_epoch=4) for step in range(12)]
+    assert factors == pytest.approx([one * other for one, other in zip(warm_up, expected, strict=True)])
 
 
 def small_net() -> nn.Sequential:
@@ -75,6 +100,19 @@ def test_a_state_is_restored_whatever_memory_format_it_was_in(name: str, before:
     assert moved.model[0].weight.is_contiguous(memory_format=after)  # type: ignore[index]
     for one, other in zip(straight.model.parameters(), moved.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_the_scale_of_the_loss_is_restored() -> None:
+    """What fp16 has found out is not found out again, by a dozen steps that are left out."""
+
+    def learner(scale: float) -> Learner:
+        net: Any = small_net()
+        optimizer = build_optimizer(net, "sgd", 0.1, 0.9, weight_decay=0.0, decay_norm_and_bias=True)
+        return Learner(net, optimizer, torch.amp.GradScaler("cpu", init_scale=scale), None, 0)
+
+    before, after = learner(8.0), learner(65536.0)
+    after.restore(before.state(), before.model.state_dict(), "the test")
+    assert after.scaler.get_scale() == 8.0
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

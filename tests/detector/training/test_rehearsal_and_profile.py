@@ -16,6 +16,7 @@ from detector.training.anchor_check import measure_anchors
 from detector.training.compilation import compilation_explained, compilation_report, compile_parts
 from detector.training.gradients import Gradients
 from detector.training.profile import phase_table
+from detector.training.rehearsal import rehearse
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, small_coco, write_coco
@@ -38,6 +39,15 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> Non
         r"120 steps and 5 evaluations: about \d+ min",
     ):
         assert re.search(claim, outcome.out), claim
+
+
+def test_a_dry_run_counts_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """120 steps of 6 s; after every seven epochs and at the end, evaluations of 4 batches of a minute."""
+    monkeypatch.setattr("detector.training.rehearsal._time_steps", lambda trainer: (6.0, 1.0))
+    monkeypatch.setattr("detector.training.validation.Validation.time_batch", lambda *_: (60.0, 4))
+    words = ("train.epochs=30", "train.eval_every=7")
+    said = list(rehearse(tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *words)))
+    assert said[-1] == "run       120 steps and 5 evaluations: about 32 min; no run was made"
 
 
 def test_a_dry_run_of_bad_data_is_one_line(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Signals, run folders in use, and everything else that interrupts a training without losing it."""
 
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,8 +115,10 @@ def test_an_evaluation_that_was_broken_off_is_made_again(straight: Path, tmp_pat
 
 
 def test_a_signal_while_a_stopped_run_is_brought_to_an_end_changes_nothing(tmp_path: Path) -> None:
-    """A launcher sends one to all that are left; the events are being written then."""
+    """A launcher sends one to all that are left; the events are being written then, minutes later."""
     close, came = Monitor.close, []
+    ended: list[int] = []
+    minutes = itertools.count(step=60)
 
     def close_and_signal(monitor: Monitor) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -124,10 +129,13 @@ def test_a_signal_while_a_stopped_run_is_brought_to_an_end_changes_nothing(tmp_p
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="SIGUSR1 at step 2"):
             signal_at_step(patch, 2, signal.SIGUSR1)
             patch.setattr(Monitor, "close", close_and_signal)
+            clock = SimpleNamespace(monotonic=lambda: next(minutes))
+            patch.setattr("detector.training.stop.time", clock)
+            patch.setattr("detector.training.stop.os", SimpleNamespace(_exit=ended.append, write=os.write))
             Trainer(tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *WORDS), "test").run()
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert not came
+    assert not came and not ended
     assert last(tmp_path / "run")["step"] == 2
 
 
@@ -189,13 +197,13 @@ def test_a_signal_after_the_state_is_saved_does_not_hurry_the_end(monkeypatch: p
     with StopRequest(speak=False) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         stop.served = True
-        monkeypatch.setattr("detector.training.stop.time.monotonic", lambda: 1e9)
+        monkeypatch.setattr("detector.training.stop.time", SimpleNamespace(monotonic=lambda: 1e9))
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == "SIGUSR1"
 
 
-def test_another_batch_size_is_refused_when_resuming(tmp_path: Path) -> None:
-    """The position of a run is counted in steps: with others of another size it would be another epoch."""
+def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Path) -> None:
+    """The position of a run is counted in steps: with others it would be in another place, or epoch."""
     root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
     Trainer(tiny_config(root, run, "train.epochs=2"), "test").run()
     before = listing(run)
@@ -204,6 +212,12 @@ def test_another_batch_size_is_refused_when_resuming(tmp_path: Path) -> None:
         Trainer(tiny_config(root, run, *more), "test", resume=run)
     with pytest.raises(InputError, match=r"come to step 8, and train\.epochs=1 ends at 4"):
         Trainer(tiny_config(root, run, "train.epochs=1"), "test", resume=run)
+    path = root / "annotations" / "train.json"  # one image more: as many steps of another order
+    content = json.loads(path.read_text())
+    content["images"].append({**content["images"][0], "id": 99})
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"the training set had 8 images and has 9 now"):
+        Trainer(tiny_config(root, run, "train.epochs=3"), "test", resume=run)
     assert listing(run) == before
 
 
@@ -265,7 +279,7 @@ def test_a_lock_of_a_process_that_was_killed_is_no_hindrance(tmp_path: Path) -> 
             assert not FileLock(tmp_path / ".lock").is_locked
 
 
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Killed before its first checkpoint: nothing but the configuration is there."""
     small_coco(tmp_path / "set", 4)
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 1}")
@@ -275,6 +289,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
         path.unlink()
     outcome = call(door.main, "--resume", "cut", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
+    assert "cut holds no checkpoint yet; the run begins at its first step" in caplog.text
     assert torch.equal(*(last(tmp_path / name)["model"]["pyramid.p7.weight"] for name in ("whole", "cut")))
     assert [line["step"] for line in read_metrics(tmp_path / "cut") if "AP" in line] == [2]
 
@@ -340,7 +355,8 @@ def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch:
         return update(*arguments)
 
     monkeypatch.setattr("detector.training.progress.save_checkpoint", lambda *a: saved.append(a[1]["step"]))
-    monkeypatch.setattr("detector.training.progress.time.monotonic", lambda: 240.0 * len(steps))
+    clock = SimpleNamespace(monotonic=lambda: 240.0 * len(steps))  # of this module: others wait by theirs
+    monkeypatch.setattr("detector.training.progress.time", clock)
     monkeypatch.setattr(Learner, "update", slow_update)
     Trainer(config, "test").run()
     assert list(dict.fromkeys(saved)) == [3, 6, 8]

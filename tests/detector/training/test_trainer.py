@@ -5,15 +5,20 @@ import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from data.feed import next_group
 from detector.build import build_amp, memory_format
 from detector.config import TrainConfig
-from detector.training.monitor import Monitor
+from detector.config_file import dump_config
+from detector.training.learner import Learner
+from detector.training.monitor import Monitor, StepTimer
 from detector.training.run_folder import resume_config
 from detector.training.trainer import Trainer
 from errors import InputError
@@ -103,7 +108,7 @@ def test_accumulation_steps_along_the_mean_gradient_of_its_batches(tmp_path: Pat
     contents["second"]["annotations"][0]["category_id"] = 3  # "cat", as in "both"
     words = [PLAIN, "model.norm=frozen", "train.epochs=1", "schedule.warmup_steps=0"]
     words += ["optimizer.momentum=0", "optimizer.weight_decay=0", "optimizer.lr=0.1"]
-    moved = {}
+    moved, logged = {}, {}
     for name, content in contents.items():
         root = write_coco(tmp_path / name, content, content)
         if name == "second":  # `write_coco` numbers its noise; the picture must be that of "both"
@@ -111,14 +116,22 @@ def test_accumulation_steps_along_the_mean_gradient_of_its_batches(tmp_path: Pat
         images = len(content["images"])
         parts = (f"train.batch_size={images}", f"train.accumulate={images}")
         trainer = Trainer(tiny_config(root, tmp_path / f"run_{name}", *parts, *words), "test")
+        shares = iter((0.25, 0.75))  # all negatives take part so early: these can tell the mean from either
+        trainer.gradients.criterion.ranked_share = lambda *_, these=shares: torch.tensor(next(these))
         start = {key: p.detach().clone() for key, p in trainer.learner.model.named_parameters()}
         trainer.run()
         moved[name] = {key: p.detach() - start[key] for key, p in trainer.learner.model.named_parameters()}
         assert trainer.progress.step == 1
+        (logged[name],) = [line for line in read_metrics(tmp_path / f"run_{name}") if "loss" in line]
         rounding = {key: 1e-7 * p.norm() for key, p in start.items()}  # of the weights that are subtracted
     for key, step in moved["both"].items():
         expected = (moved["first"][key] + moved["second"][key]) / 2
         assert (step - expected).norm() <= 1e-3 * expected.norm() + rounding[key], key
+    for key in ("loss", "positives_per_image"):
+        first, second = logged["first"][key], logged["second"][key]
+        assert first != second  # the case can tell the mean from either
+        assert logged["both"][key] == pytest.approx((first + second) / 2), key
+    assert logged["both"]["ranked_negatives"] == 0.5
 
 
 def test_micro_batches_that_fill_no_step_are_left_out(tmp_path: Path) -> None:
@@ -171,14 +184,51 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
-def test_resume_takes_the_optimizer_settings_it_is_given(tmp_path: Path) -> None:
+def test_resume_takes_the_settings_it_is_given_and_the_state_it_finds(tmp_path: Path) -> None:
     root, run = small_coco(tmp_path / "set", 2), tmp_path / "run"
-    momentum = train(root, run, PLAIN, "train.epochs=1").learner.optimizer.state_dict()["state"]
-    resumed = Trainer(
-        tiny_config(root, run, "optimizer.weight_decay=0.5"), "test", resume=run
-    ).learner.optimizer
-    assert [group["weight_decay"] for group in resumed.param_groups] == [0.5]
-    assert difference(resumed.state_dict()["state"], momentum) is None
+    ended = train(root, run, PLAIN, "train.epochs=1")
+    config = tiny_config(root, run, "train.epochs=1", "optimizer.weight_decay=0.5")
+    resumed = Trainer(config, "test", resume=run)
+    one, other = (trainer.learner.optimizer.state_dict() for trainer in (ended, resumed))
+    assert [group["weight_decay"] for group in other["param_groups"]] == [0.5]
+    assert difference(one["state"], other["state"]) is None
+    assert ended.progress.calibration is not None
+    assert resumed.progress == ended.progress
+    resumed.run()
+    assert (run / "config.yaml").read_text() == dump_config(config)
+
+
+def test_speed_is_that_of_all_steps_since_the_line_before(tmp_path: Path) -> None:
+    """By a clock that is turned: step k waits k seconds for its data and takes one more.
+
+    An epoch has three steps, every other one of the run is logged, and what lies between two epochs does not
+    count: steps 1 and 2, step 4, steps 5 and 6.
+    """
+    clock = SimpleNamespace(now=0.0, waits=itertools.count(1))
+    clock.perf_counter = lambda: clock.now
+    update = Learner.update
+
+    def wait(groups: Any) -> Any:
+        clock.now += next(clock.waits)
+        return next_group(groups)
+
+    def work(*arguments: Any) -> Any:
+        clock.now += 1
+        return update(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detector.training.trainer.time", clock)
+        patch.setattr("detector.training.monitor.time", clock)
+        patch.setattr("detector.training.trainer.StepTimer", lambda: StepTimer(started=clock.now))
+        patch.setattr("detector.training.trainer.next_group", wait)
+        patch.setattr(Learner, "update", work)
+        words = ("train.epochs=2", "train.eval_every=2", "train.log_every=2")
+        train(small_coco(tmp_path / "set", 6), tmp_path / "run", *words)
+    lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    waited, seconds, steps = ([3, 4, 11], [5, 5, 13], [2, 1, 2])
+    assert [line["data_wait"] for line in lines] == pytest.approx(np.divide(waited, seconds))
+    assert [line["step_s"] for line in lines] == pytest.approx(np.divide(seconds, steps))
+    assert [line["images_per_s"] for line in lines] == pytest.approx(2 * np.divide(steps, seconds))
 
 
 def first_step(root: Path, run: Path, *overrides: str) -> dict[str, Tensor]:
