@@ -13,17 +13,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.order import EpochBatches
+from detector.build import build_exchange
 from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.config_file import dump_config
+from detector.criterion import Losses
 from detector.training import processes as processes_module
 from detector.training.learner import Learner
 from detector.training.processes import Processes, join_processes, lost_peers_explained
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 from detector.training.trainer import Trainer
+from detector.training.validation import Validation
 from errors import Bystander, InputError, Stopped
 from tests.builders import small_coco
 from tests.processes import run_processes
-from tests.runs import read_metrics, tiny_config
+from tests.runs import difference, read_metrics, tiny_config
 from train import train as train_door
 
 # On one worker of the test run: the runs that most tests here look at take a minute.
@@ -105,6 +108,14 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, recipe: str, size: in
     ]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_speed_is_that_of_all_processes_together(runs: Path, size: int) -> None:
+    """The whole batch in the time of a step, also where the micro-batches of a step are several."""
+    for recipe in ("group", "parts"):
+        lines = [line for line in read_metrics(runs / f"{recipe}_{size}") if "loss" in line]
+        assert [line["images_per_s"] * line["step_s"] for line in lines] == pytest.approx([8] * 4)
 
 
 def evaluate_only(rank: int, size: int) -> Any:
@@ -247,6 +258,71 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
         EpochBatches(70, 16, 0, micro_batches=2, processes=3)
     with pytest.raises(InputError, match="holds 3 images, too few for the 4 parts"):
         EpochBatches(3, 8, 0, micro_batches=1, processes=4)
+
+
+def look_inside(rank: int, size: int) -> dict[str, Any]:
+    """What each of two processes has in places where no file shows it."""
+    processes, folder = joined(), Path(os.environ["TEST_FOLDER"])
+    seen: dict[str, Any] = {"warned": 0}
+    for word in ("true", "false"):
+        loss = tiny_config(folder, folder, f"loss.global_ranking={word}").loss
+        seen[f"global_ranking={word}"] = build_exchange(loss).size
+
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    learner = Learner(model, optimizer, torch.amp.GradScaler("cpu"), None, 0.0)  # type: ignore[arg-type]
+    loss = model(torch.ones(1, 2)).sum()
+    learner.scaler.scale(loss).backward()
+    own = torch.tensor(torch.inf if rank == 1 else 1.0)
+    seen["nonfinite"] = bool(learner.update(Losses({"box": own}, torch.tensor(1)))[1])
+
+    detect = Validation.detect
+
+    def look_and_detect(validation: Validation, network: Any, stop: Any) -> Any:
+        seen["evaluated"] = {key: value.clone() for key, value in network.state_dict().items()}
+        return detect(validation, network, stop)
+
+    def warn(*_: Any) -> None:
+        seen["warned"] += 1
+
+    words = ("train.batch_size=4", "train.epochs=1", "data.check=true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validation, "detect", look_and_detect)
+        patch.setattr("detector.training.assembly.warn_before_training", warn)
+        config = tiny_config(folder / "set", folder / "run", *words)
+        Trainer(config, "test", processes=processes).run()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("inside")
+    small_coco(folder / "set", 4)
+    (folder / "store").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_FOLDER", str(folder))
+        return run_processes(look_inside, 2, folder / "store")
+
+
+def test_all_evaluate_the_same_statistics(inside: list[dict[str, Any]]) -> None:
+    """Those of plain batch norm are each process's own, of its part of every batch."""
+    one, other = (seen["evaluated"] for seen in inside)
+    assert sum("running" in key for key in one) > 20
+    assert difference(one, other) is None
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_so_in_all(inside: list[dict[str, Any]]) -> None:
+    """In fp16, where no gradient tells the others: they would go on while that one rolls back."""
+    assert [seen["nonfinite"] for seen in inside] == [True, True]
+
+
+def test_one_process_speaks_of_the_data(inside: list[dict[str, Any]]) -> None:
+    assert [seen["warned"] for seen in inside] == [1, 0]
+
+
+def test_a_ranking_is_over_all_processes_or_within_each(inside: list[dict[str, Any]]) -> None:
+    assert [seen["global_ranking=true"] for seen in inside] == [2, 2]
+    assert [seen["global_ranking=false"] for seen in inside] == [1, 1]
 
 
 def stop_one(rank: int, size: int) -> Any:
