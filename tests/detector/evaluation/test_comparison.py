@@ -293,13 +293,20 @@ def test_runs_are_compared_at_the_command_line(run: Path, tmp_path: Path) -> Non
 
 def test_runs_of_other_data_are_refused_with_what_differs(run: Path, tmp_path: Path) -> None:
     content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]]] * 2)
-    moved = json.loads((run.parent / "set" / "annotations" / "val.json").read_text())
+    same = json.loads((run.parent / "set" / "annotations" / "val.json").read_text())
+    moved, relabelled, crowd, renamed = (copy.deepcopy(same) for _ in range(4))
     moved["annotations"][0]["bbox"][0] += 1
+    relabelled["annotations"][0]["category_id"] = 3  # a cat, where there is a dog
+    crowd["annotations"][0]["iscrowd"] = 1
+    renamed["images"][2]["file_name"] = "other.png"
     checkpoint = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     for name, other, classes, said in (
         ("fewer", content, ["cat", "dog"], "2 images, there 6"),
         ("one", moved, ["dog"], "classes are dog, there cat, dog"),
         ("moved", moved, ["cat", "dog"], "gt boxes"),
+        ("relabelled", relabelled, ["cat", "dog"], "gt boxes"),
+        ("crowd", crowd, ["cat", "dog"], "gt boxes"),
+        ("renamed", renamed, ["cat", "dog"], "images differ, e.g. "),
     ):
         root = write_coco(tmp_path / name, other, other)
         config = {**checkpoint["config"], "data": {**checkpoint["config"]["data"], "root": str(root)}}

@@ -1,5 +1,6 @@
 """The numbers behind the report, by hand and against one another."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from detector.report.facts import (
     worst_images,
     worst_missed,
 )
+from detector.report.sections import curves, matrix
 
 A, B, C, FAR = (0, 0, 20, 20), (100, 0, 40, 40), (200, 0, 100, 100), (500, 0, 20, 20)
 Boxes = list[tuple[int, int, tuple[int, int, int, int]]]  # image, class, xywh
@@ -60,6 +62,8 @@ def test_confusion_by_hand() -> None:
     lower = shown_at(result, [0.87, 0.86])
     assert confusion(result, lower).tolist() == [[1, 0, 2], [1, 1, 0], [2, 0, 0]]
     assert lower.found.sum() == 5 and found.scores[lower.found].min() == 0.86
+    page = matrix(result, lower)
+    assert "gt dog, detected as cat: 1 (50.0%)" in page and "gt cat, detected as dog: 0 (0.0%)" in page
 
 
 def shown_at(result: CocoResult, thresholds: list[float]) -> Shown:
@@ -69,6 +73,29 @@ def shown_at(result: CocoResult, thresholds: list[float]) -> Shown:
         for (name, one), threshold in zip(result.per_class.items(), thresholds, strict=True)
     }
     return shown(replace(result, per_class=per_class))
+
+
+def test_a_class_without_gt_shows_no_more_than_the_others() -> None:
+    """It has no best threshold: at the highest of the others, where its -1 would show all that it finds."""
+    found = [(0, 0, A), (0, 1, B), (0, 1, FAR)]
+    at = shown(result_of([(0, 0, A)], found, [0.6, 0.7, 0.5]))
+    assert at.thresholds.tolist() == [0.6, 0.6]
+    assert at.found.tolist() == [True, True, False]
+
+
+def test_each_curve_ends_at_the_recall_of_its_iou() -> None:
+    """Boxes of IoU 0.92, 0.87, 0.78, 0.72 and 0.52, the best first: 5 of 5, 3 and 1 are right, and none wrong
+    before them. The axis is 244 px long and begins at 46; a precision of 1 lies at 8."""
+    widths = (92, 87, 78, 72, 52)
+    gt = [(0, 0, (0, 60 * k, 100, 40)) for k in range(5)]
+    found = [(0, 0, (0, 60 * k, width, 40)) for k, width in enumerate(widths)]
+    page = curves(result_of(gt, found, [0.9, 0.8, 0.7, 0.6, 0.5]))
+    lines = re.findall(r'<polyline points="([^"]*)"', page)
+    assert re.findall(r">(IoU 0.5|0.75|0.9)<", page) == ["IoU 0.5", "0.75", "0.9"]
+    for line, recall in zip(lines, (1.0, 0.6, 0.2), strict=True):
+        points = [tuple(map(float, point.split(","))) for point in line.split()]
+        end = max(x for x, y in points if y == 8)
+        assert end == pytest.approx(46 + 244 * recall, abs=2.5)  # a step of the recall
 
 
 def test_what_is_worst_comes_first() -> None:

@@ -1,0 +1,63 @@
+"""The pictures of the report: what is drawn where, on black images, and what is said of it."""
+
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from detector.report.galleries import Galleries, galleries
+from tests.detector.report.test_facts import result_of, shown_at
+
+SIDE = 480  # as large as the pictures of the report become: theirs are pixels of the image
+LANDMARK = (340, 112)  # x, y of a white square
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Galleries:
+    """A cat found, one found below the threshold, and a cat where there is none."""
+    file = tmp_path_factory.mktemp("galleries") / "a.png"
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    x, y = LANDMARK
+    pixels[y : y + 8, x : x + 8] = 255
+    Image.fromarray(pixels).save(file)
+    found, unsure, wrong = (100, 300, 60, 40), (300, 100, 20, 20), (200, 400, 30, 30)
+    result = result_of([(0, 0, found), (0, 0, unsure)], [(0, 0, b) for b in (found, unsure, wrong)],
+                       [0.9, 0.3, 0.95])  # fmt: skip
+    result = replace(result, material=replace(result.material, files=(file, file, file)))
+    return galleries(result, shown_at(result, [0.8, 0.8]))
+
+
+def lit(jpeg: str, x: int, y: int) -> bool:
+    """Whether a line or anything else is there."""
+    content = base64.b64decode(jpeg.removeprefix("data:image/jpeg;base64,"))
+    pixels: NDArray[np.uint8] = np.asarray(Image.open(io.BytesIO(content)))
+    assert pixels.shape == (SIDE, SIDE, 3)
+    return bool(pixels[y, x].max() > 100)
+
+
+def test_gt_stands_on_the_left_and_detections_on_the_right(drawn: Galleries) -> None:
+    """Seen at the lower right corners, where no label is."""
+    (whole,) = drawn.worst
+    assert (whole.title, whole.text) == ("F1 0.50: 1 right, 1 wrong, 1 not found", "a.jpg")
+    corners = {"found": (160, 340), "unsure": (320, 120), "wrong": (230, 430)}
+    left, right = ({name for name, at in corners.items() if lit(jpeg, *at)} for jpeg in whole.jpegs)
+    assert left == {"found", "unsure"}
+    assert right == {"found", "wrong"}
+
+
+def test_boxes_of_a_crop_lie_where_they_lie_in_the_image(drawn: Galleries) -> None:
+    """The crop has the box in its middle, 96 px of the image wide, each of which is 5 of the picture."""
+    (missed,) = drawn.missed
+    assert missed.title == "cat, 20 x 20 px: found with score 0.30, below the threshold 0.80"
+    (jpeg,) = missed.jpegs
+    assert lit(jpeg, 290, 290)  # the lower right corner
+    x, y = (5 * (at + 4 - origin) for at, origin in zip(LANDMARK, (310 - 48, 110 - 48), strict=True))
+    assert lit(jpeg, x, y)
+    assert not lit(jpeg, 240, 240)
+    (false,) = drawn.false
+    assert false.title == "cat 0.95: no gt box there"
+    assert lit(false.jpegs[0], 240 + 75, 240 + 75)
