@@ -5,6 +5,7 @@ The oracle is the model of the checkpoint by way of `detect`; random weights, a 
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import export
+from data.images import read_upright
 from detector.build import build_model
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
-from detector.export.agreement import compare
-from detector.export.check import as_batch, found_by, found_by_model, normalised
-from detector.export.formats import FORMATS, METADATA_FILE, torch_serves
+from detector.export.agreement import Found, compare
+from detector.export.check import (
+    Picture,
+    as_batch,
+    check_detections,
+    check_raw,
+    found_by,
+    found_by_model,
+    normalised,
+)
+from detector.export.formats import FORMATS, METADATA_FILE, Run, torch_serves
+from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
+from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, write_coco, write_image
 from tests.runs import assert_refused, call, listing
 
@@ -274,6 +286,115 @@ def test_a_check_that_finds_nothing_says_so(
     words = ["eval.score_threshold=1", "--format", "torchscript", "--output", str(tmp_path / "a")]
     assert call(export.main, "best.pt", *words, cwd=place).code == 0
     assert "nothing was found" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def eager(place: Path) -> OpenCheckpoint:
+    """One that finds something in any picture."""
+    return open_checkpoint(place / "best.pt", ["eval.score_threshold=0.9"])
+
+
+@pytest.fixture(scope="module")
+def shown(place: Path) -> list[Picture]:
+    """Two of 120 x 90 px, which become 96 x 72."""
+    write_image(place / "other.png", 90, 120, seed=1)
+    names = ("picture.png", "other.png")
+    return [Picture(name, read_upright(place / name, name)) for name in names]
+
+
+def as_file(opened: OpenCheckpoint, spoil: Callable[[NDArray[np.uint8], list[Found]], None]) -> Run:
+    """A run of what the model itself finds, after `spoil` has seen the images and changed the detections."""
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        found = found_by_model(opened, images)
+        spoil(images, found)
+        counts = np.array([len(one.scores) for one in found])
+        boxes, scores = np.zeros((len(found), 30, 4)), np.zeros((len(found), 30))
+        labels = np.zeros((len(found), 30), np.int64)
+        for i, (one, n) in enumerate(zip(found, counts, strict=True)):
+            boxes[i, :n], scores[i, :n], labels[i, :n] = one.boxes, one.scores, one.labels
+        return [boxes, scores, labels, counts]
+
+    return run
+
+
+def lose_one(found: list[Found]) -> None:
+    """The best of the first image."""
+    found[0] = Found(found[0].boxes[1:], found[0].scores[1:], found[0].labels[1:])
+
+
+def test_what_differs_in_a_batch_of_three_of_an_odd_size_alone_is_refused(
+    eager: OpenCheckpoint, shown: list[Picture]
+) -> None:
+    """Three quarters of 96 x 72, made odd."""
+
+    def spoil(images: NDArray[np.uint8], found: list[Found]) -> None:
+        if images.shape == (3, 3, 55, 73):
+            lose_one(found)
+
+    with pytest.raises(
+        InputError, match=r"^three pictures of 73 x 55 px, picture\.png first: .* differ in 1 of"
+    ):
+        check_detections(eager, as_file(eager, spoil), shown)
+
+
+def test_the_check_sums_up_all_pictures(eager: OpenCheckpoint, shown: list[Picture]) -> None:
+    """The boxes of the first are 4e-4 px off, which counts as the same."""
+    counts: list[int] = []
+
+    def spoil(images: NDArray[np.uint8], found: list[Found]) -> None:
+        if not counts:
+            found[0].boxes[:, 1] += 4e-4
+        counts.extend(len(one.scores) for one in found)
+
+    agreement = check_detections(eager, as_file(eager, spoil), shown)
+    assert len(counts) == 5 and all(counts[:2])
+    assert (agreement.detections, agreement.unexplained) == (sum(counts), 0)
+    assert agreement.box_px == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize("nms", ["hard", "soft"])
+def test_the_second_look_with_noise_is_for_soft_nms_alone(
+    place: Path, shown: list[Picture], nms: str
+) -> None:
+    """A file that differs in the very picture, and not in the picture with noise."""
+    opened = open_checkpoint(place / "best.pt", [f"eval.nms={nms}", "eval.score_threshold=0.9"])
+    seen: list[NDArray[np.uint8]] = []
+
+    def spoil(images: NDArray[np.uint8], found: list[Found]) -> None:
+        seen.append(images)
+        if len(seen) == 1:
+            lose_one(found)
+
+    if nms == "hard":
+        with pytest.raises(InputError, match=r"^picture\.png: .* differ in 1 of"):
+            check_detections(opened, as_file(opened, spoil), shown)
+    else:
+        assert check_detections(opened, as_file(opened, spoil), shown).unexplained == 0
+        assert np.abs(seen[1].astype(int) - seen[0]).max() == 2
+
+
+@pytest.mark.parametrize("what", ["logits", "deltas", "anchors"])
+def test_raw_outputs_may_differ_by_rounding_and_no_more(
+    opened: OpenCheckpoint, shown: list[Picture], what: str
+) -> None:
+    """By 1e-4 of the largest value: half of it passes, twice as much does not."""
+
+    def off_by(part: float) -> Run:
+        def run(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+            mean, std = (np.reshape(v, (3, 1, 1)) for v in (IMAGENET_MEAN, IMAGENET_STD))
+            batch = as_batch((255 * (images * std + mean)).round().astype(np.uint8))
+            with torch.no_grad():
+                found = opened.model(batch.images, batch.sizes)
+            outputs = {name: getattr(found, name).numpy().copy() for name in ("logits", "deltas", "anchors")}
+            outputs[what].flat[7] += part * np.abs(outputs[what]).max()
+            return list(outputs.values())
+
+        return run
+
+    assert check_raw(opened, off_by(5e-5), shown) == pytest.approx(5e-5, rel=0.1)
+    with pytest.raises(InputError, match=rf"^picture\.png: the {what} of the exported model .* differ"):
+        check_raw(opened, off_by(2e-4), shown)
 
 
 def test_a_file_that_differs_is_not_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,10 @@ from pycocotools.coco import COCO
 import evaluate
 import predict
 import train
-from data.inputs import RESULTS_MARK
-from data.video import VideoWriter
+from data.inputs import RESULTS_MARK, Source
+from data.video import VideoReader, VideoWriter
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
+from detector.prediction.results import ResultsFolder
 from detector.predictor import Detector
 from tests.builders import TINY_MODEL, small_coco, write_image
 from tests.runs import Outcome, assert_one_line, assert_refused, call, listing, no_file_larger_than
@@ -205,6 +206,76 @@ def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
     assert len(files(place / "predictions/pictures")) == 7
 
 
+def test_of_a_video_beyond_the_memory_no_half_is_left(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second batch, of white frames, is what does not fit."""
+    detect = Detector.__call__
+
+    def limited(detector: Detector, images: Any) -> Any:
+        if any(image.mean() > 200 for image in images):
+            raise MemoryError
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", limited)
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        for grey in (0, 0, 255, 255):
+            video.write(np.full((48, 64, 3), grey, np.uint8))
+    outcome = run(place, trained, "images/0.png", "clip.mp4", *ALL, "--batch", "2", "--output", "out")
+    assert outcome.code == 0, outcome.err
+    assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == ["images/0.png"]
+    assert {row["file"] for row in rows(place / "out")} == {"images/0.png"}
+    assert "clip.mp4: 64 x 48 px need more memory" in (place / "out/failed.txt").read_text()
+    assert not [name for name in files(place / "out") if "clip" in name]
+
+
+def test_results_come_in_the_order_of_the_inputs(place: Path, trained: Path) -> None:
+    """Images of one shape are detected together, and videos last."""
+    write_image(place / "tall.png", 64, 40)
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        for _ in range(2):
+            video.write(np.zeros((48, 64, 3), np.uint8))
+    names = ["images/3.png", "tall.png", "clip.mp4", "images/1.png", "images/0.png"]
+    assert run(place, trained, *names, *ALL, "--format", "coco,csv", "--output", "out").code == 0
+    expected = [*names[:3], *names[2:]]  # the video has two frames
+    assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == expected
+    assert list(dict.fromkeys(row["file"] for row in rows(place / "out"))) == names
+
+
+@pytest.mark.parametrize(("width", "name"), [(65_000, "wide.jpg"), (70_000, "wide.png")])
+def test_a_picture_too_wide_for_jpeg_becomes_png(tmp_path: Path, width: int, name: str) -> None:
+    """JPEG writes a side in 16 bits."""
+    folder = ResultsFolder(tmp_path / "out")
+    folder.write_picture(
+        Source("image", Path("wide.webp"), Path("wide.webp")), np.zeros((1, width, 3), np.uint8)
+    )
+    assert files(tmp_path / "out") == {f"pictures/{name}"}
+    assert Image.open(tmp_path / "out/pictures" / name).size == (width, 1)
+
+
+def test_a_video_that_breaks_off_is_told_with_what_there_is_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for seed in range(10):
+        writer.write(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    assert len(list(VideoReader(tmp_path / "clip.avi"))) == 10
+    assert caplog.messages == []
+    whole = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "clip.avi").write_bytes(whole[: len(whole) // 2])
+    count = len(list(VideoReader(tmp_path / "clip.avi")))
+    assert 1 < count < 9
+    assert caplog.messages == [f"video {tmp_path}/clip.avi breaks off after {count} of 10 frames"]
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(12, 12), (5000, 25)])
+def test_a_rate_that_no_video_has_is_not_believed(tmp_path: Path, rate: int, taken: int) -> None:
+    with VideoWriter(tmp_path / "clip.mp4", rate, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    assert VideoReader(tmp_path / "clip.mp4").rate == taken
+
+
 def test_a_video_of_frames_too_large_for_mpeg4_is_drawn_smaller(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", 5, (100, 8200)) as video:
         video.write(np.zeros((100, 8200, 3), dtype=np.uint8))
@@ -218,6 +289,12 @@ def test_the_next_folder_is_taken_and_nothing_is_overwritten(place, trained) -> 
         assert run(place, trained, "images/0.png").out.endswith(f": {name}\n")
         after = listing(place)
         assert all(after[path] == before[path] for path in before)
+
+
+def test_results_in_a_folder_that_was_named_are_no_inputs_of_the_next_run(place: Path, trained: Path) -> None:
+    for name in ("mine", "later"):
+        assert run(place, trained, ".", *ALL, "--output", name).code == 0
+    assert read(place / "later/images.json") == read(place / "mine/images.json")
 
 
 def test_broken_files_are_left_out_listed_and_counted(place, trained, caplog) -> None:

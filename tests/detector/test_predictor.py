@@ -3,14 +3,17 @@
 from dataclasses import astuple
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 import train
 from data.images import read_image
-from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
+from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint, open_checkpoint
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, write_coco
@@ -64,6 +67,26 @@ def test_a_list_of_files_gives_what_evaluation_finds(detector, evaluated) -> Non
         assert (np.diff(image.scores) <= 0).all()
 
 
+def test_a_file_gives_what_the_network_says_of_its_pixels(run: Path, evaluated: CheckpointScores) -> None:
+    """Oracles: OpenCV's reading and resizing, torchvision's decoding and NMS, one after another by hand for
+    the picture of 90 x 40 px, which becomes 50 x 22. Without calibration."""
+    file, opened = evaluated.records.files[3], open_checkpoint(run, [])
+    small = cv2.resize(cv2.imread(file)[:, :, ::-1], (50, 22), interpolation=cv2.INTER_AREA)
+    padded = torch.zeros(1, 3, 32, 64, dtype=torch.uint8)
+    padded[0, :, :22, :50] = torch.from_numpy(small).permute(2, 0, 1)
+    with torch.no_grad():
+        outputs = opened.model.eval()(padded, torch.tensor([[22, 50]]))
+    decoded = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode_single(outputs.deltas[0], outputs.anchors)
+    boxes = clip_boxes_to_image(decoded, (22, 50)).repeat(2, 1).double()  # of each of the two classes
+    logits, labels = outputs.logits[0].T.flatten().double(), torch.arange(2).repeat_interleave(len(decoded))
+    best = batched_nms(boxes, logits, labels, 0.5)[:5].numpy()
+    found = Detector.load(run, "cpu", ["eval.calibrate=false"])(file)
+    scale = (90 / 50, 40 / 22, 90 / 50, 40 / 22)
+    np.testing.assert_allclose(found.boxes[:5], boxes.numpy()[best] * scale, atol=1e-3)
+    assert found.labels[:5].tolist() == labels.numpy()[best].tolist()
+    np.testing.assert_allclose(found.scores[:5], logits.sigmoid().numpy()[best], rtol=1e-5)
+
+
 def test_the_kind_of_an_image_makes_no_difference(detector, evaluated) -> None:
     """An array that is not contiguous, too: here the flip of a flipped picture."""
     path, size = Path(evaluated.records.files[3]), SIZES[3]
@@ -74,6 +97,16 @@ def test_the_kind_of_an_image_makes_no_difference(detector, evaluated) -> None:
     for image in (str(path), pixels, pixels[::-1].copy()[::-1], Image.open(path), tensor):
         assert same(detector(image), expected)
         assert same(detector([image])[0], expected)
+
+
+def test_a_pil_image_shares_batches_with_its_like_alone(
+    detector: Detector, evaluated: CheckpointScores
+) -> None:
+    """A turned picture is of another shape: each finds what it finds by itself."""
+    image = Image.open(evaluated.records.files[3])
+    turned = np.rot90(np.asarray(image)).copy()
+    assert all(map(same, detector([image, turned]), (detector(image), detector(turned))))
+    assert detector.batches_of(np.array([SIZES[3], SIZES[3][::-1]])) == [[0], [1]]
 
 
 def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> None:

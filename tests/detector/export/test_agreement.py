@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detector.export.agreement import Found, compare
+from detector.export.agreement import Agreement, Found, compare
 
 A, B, C = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 70.0, 80.0), (100.0, 0.0, 130.0, 30.0)
 HALF = (0.0, 0.0, 10.0, 20.0)  # IoU 0.5 with A
@@ -72,3 +72,8 @@ def test_what_the_limit_of_detections_decides_by_rounding_is_none() -> None:
     one, other = found((A, 0.9, 0), (B, 0.5, 1)), found((A, 0.9, 0), (C, 0.5, 1))
     assert verdict(one, other, limit=2) == (2, 0)
     assert verdict(one, other, limit=3) == (0, 2)
+
+
+def test_a_sum_has_the_counts_of_both_and_the_largest_differences() -> None:
+    one, other = Agreement(3, 1e-3, 2e-6, 1, 0), Agreement(4, 5e-4, 8e-6, 0, 2)
+    assert one + other == other + one == Agreement(7, 1e-3, 8e-6, 1, 2)
