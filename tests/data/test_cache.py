@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from PIL import Image
 
 import data.cache
@@ -79,12 +81,21 @@ def test_what_the_caller_does_to_an_image_stays_with_the_caller(tmp_path, make_c
         image[:] = 0
 
 
-def test_changed_file_is_decoded_again(tmp_path, make_cache):
+@pytest.mark.parametrize(("time", "size"), [(1, 0), (0, 1), (1, 1)])
+def test_file_of_another_time_or_size_is_decoded_again(tmp_path, make_cache, time, size):
+    """Zeros behind the picture are no part of it; the clock of a file system may be too coarse for a test."""
     records = make_set(tmp_path)
+    path = Path(records.files[0])
     cache = make_cache(records)
+
+    def write(seed, time, size):
+        write_image(path, *SIZES[0], seed=seed)
+        path.write_bytes(path.read_bytes().ljust(20_000 + size, b"\0"))
+        os.utime(path, ns=(10**9 + time, 10**9 + time))
+
+    write(98, 0, 0)
     old = cache.read(0)
-    write_image(Path(records.files[0]), *SIZES[0], seed=99)
-    os.utime(records.files[0], ns=(1, 1))  # the clock of a file system may be too coarse for a test
+    write(99, time, size)
     new = cache.read(0)
     np.testing.assert_array_equal(new, decoded(records, 0))
     assert (new != old).any()
@@ -147,8 +158,11 @@ def test_processes_share_what_each_has_decoded(tmp_path, make_cache, monkeypatch
 
 
 def test_memory_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    """The images take 37,074 bytes: four fifths of 46,400 hold them, of 46,300 do not."""
     records = make_set(tmp_path)
-    monkeypatch.setattr(data.cache, "available_memory", lambda: 30_000)
+    monkeypatch.setattr(data.cache, "available_memory", lambda: 46_400)
+    RamCache(records)
+    monkeypatch.setattr(data.cache, "available_memory", lambda: 46_300)
     with pytest.raises(
         InputError, match=r"^data\.cache=ram: 6 decoded images need .* set data\.cache=disk"
     ) as e:
@@ -176,6 +190,32 @@ def test_another_set_has_another_file(tmp_path):
         read_all(DiskCache(make_set(tmp_path / name, count), tmp_path / "cache"), range(count))
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_other_sizes_or_another_decoder_have_another_file(tmp_path, monkeypatch):
+    """Of the same paths, and as many bytes."""
+    records, count = make_set(tmp_path), lambda: len(list((tmp_path / "cache").glob("*.npy")))
+    DiskCache(records, tmp_path / "cache")
+    DiskCache(replace(records, sizes=records.sizes[:, ::-1].copy()), tmp_path / "cache")
+    assert count() == 2
+    monkeypatch.setattr(data.cache.PIL, "__version__", "0.1")
+    DiskCache(records, tmp_path / "cache")
+    assert count() == 3
+
+
+def test_one_process_at_a_time_makes_the_file(tmp_path, monkeypatch):
+    """Two would write into one another's, and the first to be done would move away what the other needs."""
+    reserve, seen = data.cache._reserve, []
+
+    def watched(path, nbytes):
+        with pytest.raises(Timeout):
+            FileLock(path.parent / ".lock").acquire(timeout=0)
+        reserve(path, nbytes)
+        seen.append(path)
+
+    monkeypatch.setattr(data.cache, "_reserve", watched)
+    DiskCache(make_set(tmp_path), tmp_path / "cache")
+    assert len(seen) == 1
 
 
 def test_full_disk_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):

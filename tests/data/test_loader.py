@@ -1,6 +1,8 @@
 """Batches: the same for any number of workers and any restart, different in every epoch."""
 
+import os
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,16 @@ def test_worker_count_and_global_seeds_change_nothing(tmp_path):
     assert seen[1] == seen[0]
     assert seen[2] == seen[0]
     assert seen[0][0] != seen[0][1]
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (3, 2), (5, 4), (64, 4)])
+def test_a_core_is_left_to_the_training_and_four_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    records = make_set(tmp_path)
+    assert train(records, workers=None)[0].num_workers == workers
+    assert eval_loader(records, Pipeline([], 0.0, "eval"), 3, None, False).num_workers == workers
 
 
 def test_restart_continues_exactly(tmp_path):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.transforms import Pipeline
+from data.transforms import Pipeline, resize
 from errors import InputError
 
 SEEDS = range(40)
@@ -171,6 +171,15 @@ def test_shrinking_averages():
     noise = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
     image, _, _ = pipeline({"ResizeWithin": {"long": 20}})(noise, BOXES[:0], 0)
     np.testing.assert_allclose(image, noise.reshape(10, 4, 20, 4, 3).mean((1, 3)), atol=1)
+    lower = resize(noise, 10, 80)
+    np.testing.assert_allclose(lower, noise.reshape(10, 4, 80, 3).mean(1), atol=1)
+
+
+def test_enlarging_interpolates() -> None:
+    """Linearly between the middles of the pixels."""
+    image = np.repeat(np.array([[[0], [100]]], np.uint8), 3, axis=2)
+    for channel in range(3):
+        assert resize(image, 1, 4)[:, :, channel].tolist() == [[0, 25, 75, 100]]
 
 
 def test_zoom_out_puts_the_picture_on_a_mean_coloured_canvas():

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,4 +120,13 @@ def test_a_training_on_the_demo_set_has_nothing_to_say(demo: Path, caplog: pytes
     val_set = build_set(config.data, "val", train_set.classes)
     with caplog.at_level(logging.WARNING):
         warn_before_training(config, train_set, val_set)
-    assert caplog.messages == []
+        assert caplog.messages == []
+        boxes = train_set.boxes.copy()
+        height, width = train_set.sizes[0]
+        boxes[0] = (0, 0, width, height)  # the whole image: a note, which is for the data check alone
+        warn_before_training(config, replace(train_set, boxes=boxes), val_set)
+        assert caplog.messages == []
+        boxes[0] = (0, 0, 0.1, height)
+        warn_before_training(config, replace(train_set, boxes=boxes), val_set)
+    (message,) = caplog.messages
+    assert "under 2 px" in message

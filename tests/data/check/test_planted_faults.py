@@ -193,7 +193,14 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     ),
     "an image twice, other boxes": ("image-twice-differing", copied("2.png", "3.png"), ("3.png", "2.png")),
     "the name of another": ("same-name-other-image", in_folders, ("b/same.png", "a/same.png")),
-    "a turned image": ("image-turned", pixels(lambda i: i, exif=exif(6)), TWO),
+    "a turned image": (
+        "image-turned",
+        pixels(lambda i: i.transpose(Image.Transpose.ROTATE_90), exif=exif(6)),
+        ("takes it upright", *TWO),
+    ),
+    "a turned image, annotated as stored": (
+        "image-turned", pixels(lambda i: i, exif=exif(6)), ("takes it as it is stored", *TWO),
+    ),
     "a grey image": ("image-not-rgb", pixels(lambda i: i.convert("L")), ("mode L", *TWO)),
     "a transparent image": ("image-not-rgb", pixels(lambda i: i.convert("RGBA")), ("mode RGBA", *TWO)),
     "sixteen bits": (
@@ -280,6 +287,41 @@ def test_a_planted_fault_is_found_alone_and_with_its_place(root: Path, name: str
     for word in named:
         assert word in spot.text, spot.text
     assert report.hurts == (KINDS[code].level < Level.NOTE)
+
+
+def test_ignored_regions_may_be_what_boxes_may_not(root: Path) -> None:
+    """Tiny, as large as the image, and where an object is: before it in the file and behind it."""
+
+    def change(content: dict[str, Any]) -> None:
+        first, second, *_ = content["annotations"]
+        boxes = ((70, 5, 1.5, 30), (0, 0, WIDTH, HEIGHT), first["bbox"], second["bbox"])
+        one, two, three, four = ({**added(90 + k, 1, k % 2, b), "iscrowd": 1} for k, b in enumerate(boxes))
+        content["annotations"] = [four, *content["annotations"], one, two, three]
+
+    edited(change)(root)
+    report = examined(root).report
+    assert report.findings == ()
+    assert (report.splits["train"].boxes, report.splits["train"].ignored) == (8, 4)
+
+
+def test_a_split_is_summed_up(root: Path) -> None:
+    """Sizes are width and height; boxes are those to learn from."""
+    enlarged(root)
+    many_crowds(root)
+    split = examined(root, decode=False).report.splits["train"]
+    assert (split.images, split.without_boxes, split.boxes, split.ignored) == (4, 0, 8, 12)
+    assert (split.smallest, split.largest) == ((WIDTH, HEIGHT), (8 * WIDTH, 8 * HEIGHT))
+    assert split.per_class == {"cat": 4, "dog": 4}
+
+
+def test_the_parts_of_the_boxes_that_reach_an_iou_by_hand(root: Path) -> None:
+    """Square anchors of 64 px on P3, 8 px apart, hold every box whole: IoU 0.39 for cats, 0.61 for dogs."""
+    words = ("model.anchors.sizes=[[64], [512], [512], [512], [512]]", "model.anchors.ratios=[1]",
+             "data.transforms.train=[]", "matcher.negative_iou=0.3")  # fmt: skip
+    anchors = examined(root, *words, decode=False).report.anchors
+    assert anchors is not None and (anchors.positive_iou, anchors.negative_iou) == (0.5, 0.3)
+    levels = [(one.name, one.boxes, one.positive, one.above_negative) for one in anchors.levels]
+    assert levels[:3] == [("all", 8, 0.5, 1.0), ("P3", 8, 0.5, 1.0), ("P4", 0, 0.0, 0.0)]
 
 
 def test_anchors_that_do_not_fit_are_found_and_better_ones_suggested(root: Path) -> None:

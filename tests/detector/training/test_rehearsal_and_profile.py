@@ -56,8 +56,11 @@ def test_a_dry_run_of_bad_data_is_one_line(tmp_path: Path) -> None:
 
 
 def test_recall_is_the_best_iou_of_each_box_with_an_anchor(tmp_path: Path) -> None:
-    """Oracle: IoU by a double loop with the anchors that the network itself gives."""
-    content = coco_dict([[[8.0, 8.0, 32.0, 32.0], [2.0, 3.0, 4.0, 5.0]], [[10.0, 1.0, 50.0, 11.0]]])
+    """Oracle: IoU by a double loop with the anchors that the network itself gives; the crowd has none."""
+    content = coco_dict(
+        [[[8.0, 8.0, 32.0, 32.0], [2.0, 3.0, 4.0, 5.0]], [[10.0, 1.0, 50.0, 11.0], [0.0, 0.0, 3.0, 40.0]]]
+    )
+    content["annotations"][3]["iscrowd"] = 1
     root = write_coco(tmp_path / "set", content, content)
     config = tiny_config(root, tmp_path / "run", "data.transforms.train=[]")
     parts = Trainer(config, "test").parts
@@ -65,7 +68,9 @@ def test_recall_is_the_best_iou_of_each_box_with_an_anchor(tmp_path: Path) -> No
     found = measure_anchors(parts.train_set, config).best
     anchors = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[48, 64]])).anchors
     dataset = DetectionDataset(parts.train_set, build_pipeline(config.data, True), 0)
-    boxes = [box for row in range(2) for box in dataset.sample(0, row).boxes.tolist()]
+    samples = [dataset.sample(0, row) for row in range(2)]
+    boxes = [box for sample in samples for box in sample.boxes[~sample.ignore].tolist()]
+    assert len(boxes) == 3
     expected = [max(iou(box, anchor) for anchor in anchors.tolist()) for box in boxes]
     assert sorted(found.tolist()) == pytest.approx(sorted(expected), abs=1e-6)
     assert max(expected) > 0.9 and min(expected) < 0.1
