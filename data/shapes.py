@@ -7,7 +7,6 @@ depends on (seed, split, number) alone, so a larger set begins with the pictures
 """
 
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
 from data.shapes_scene import CLASSES, Picture, draw_scene
 from errors import InputError
@@ -24,7 +22,6 @@ CATEGORY_IDS = (1, 3, 7, 8, 20)  # of the classes, with gaps, as in COCO
 
 _FORMAT_VERSION = 2
 _SPLITS = ("train", "val")
-_WORTH_PROCESSES, _MOST_PROCESSES = 100, 8
 
 
 @dataclass(frozen=True)
@@ -84,38 +81,6 @@ def draw_picture(spec: ShapesSpec, split: str, number: int) -> Picture:
     return draw_scene(stream, spec.size_px, spec.imbalance)
 
 
-class _Drawing(Dataset[tuple[Picture, bytes]]):
-    """The pictures of a split, and their files."""
-
-    def __init__(self, spec: ShapesSpec, split: str, count: int) -> None:
-        self.spec, self.split, self.count = spec, split, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Picture, bytes]:
-        picture = draw_picture(self.spec, self.split, index + 1)
-        _, jpeg = cv2.imencode(".jpg", picture.image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        return picture, jpeg.tobytes()
-
-
-def _drawn(spec: ShapesSpec, split: str, count: int) -> DataLoader:
-    """The pictures in turn, drawn by as many processes as there are cores; few are not worth any."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    workers = min(cores, _MOST_PROCESSES) if cores > 1 and count >= _WORTH_PROCESSES else 0
-    return DataLoader(
-        _Drawing(spec, split, count),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-    )
-
-
-def _as_it_is(drawn: Any) -> Any:
-    return drawn
-
-
 def _check_spec(spec: ShapesSpec) -> None:
     for name, least in (("train_images", 1), ("val_images", 1), ("size_px", 64), ("seed", 0)):
         if getattr(spec, name) < least:
@@ -160,11 +125,13 @@ def _write_set(root: Path, spec: ShapesSpec) -> None:
         folder.mkdir(parents=True)
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for number, (picture, jpeg) in enumerate(_drawn(spec, split, count), start=1):
+        for number in range(1, count + 1):
+            picture = draw_picture(spec, split, number)
             height, width = picture.image.shape[:2]
             name = f"{split}_{number:05d}.jpg"
+            _, jpeg = cv2.imencode(".jpg", picture.image, [cv2.IMWRITE_JPEG_QUALITY, 90])
             # Not cv2.imwrite, which says nothing of why it could not write.
-            (folder / name).write_bytes(jpeg)
+            (folder / name).write_bytes(jpeg.tobytes())
             images.append({"id": number, "file_name": name, "width": width, "height": height})
             for (x1, y1, x2, y2), label in zip(picture.boxes, picture.labels, strict=True):
                 annotations.append(

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,16 +38,6 @@ def test_same_spec_gives_the_same_bytes(tmp_path):
     first = contents(tmp_path / "a")
     assert first == contents(tmp_path / "b")
     assert sum(name.endswith(".jpg") for name in first) == 10
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="one process draws all")
-def test_several_processes_draw_the_same(tmp_path, monkeypatch):
-    ensure_shapes(tmp_path / "alone", SMALL)
-    monkeypatch.setattr(shapes, "_WORTH_PROCESSES", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    assert shapes._drawn(SMALL, "train", 6).num_workers == 3
-    ensure_shapes(tmp_path / "together", SMALL)
-    assert contents(tmp_path / "alone") == contents(tmp_path / "together")
 
 
 def test_larger_set_begins_with_the_smaller_one(tmp_path):
