@@ -25,7 +25,7 @@ def main() -> None:
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.config_file import apply_overrides, load_config, parse_config
-    from detector.training.processes import join_processes, leave_processes, lost_peers_explained
+    from detector.training.processes import join_processes, leave_processes
     from detector.training.run_folder import resume_config, run_of_launch
     from detector.training.trainer import Trainer
     from errors import InputError, Stopped
@@ -56,7 +56,7 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
     try:
-        with lost_peers_explained():
+        with processes.lost_peers_explained():
             if resume is None:
                 # torchrun may have restarted after one was lost: what they had is in their folder.
                 launch = processes.launch

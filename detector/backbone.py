@@ -115,18 +115,19 @@ class ResNet(nn.Module):
 
 @contextlib.contextmanager
 def _without_statistics(network: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch norms alone: a second forward pass must not count twice."""
+    """Leave the running statistics of batch norms alone: a second forward pass must not count twice.
+
+    They are put back behind it. A norm told not to count would be another graph to torch.compile.
+    """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = torch.tensor(0)  # a stand-in
+    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked = count
+        for buffer, value in zip(buffers, kept, strict=True):
+            # By .data: autograd has saved these buffers, and no gradient depends on what is in them.
+            buffer.data.copy_(value)
 
 
 class FeaturePyramid(nn.Module):

@@ -200,6 +200,8 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
             f"loss.focal_gamma: 0 or at least 1 is wanted, got {gamma:g}: between, the gradient of a sure "
             "negative is NaN"
         )
+    if matcher.negative_iou == 0:
+        raise InputError("matcher.negative_iou: 0 leaves no anchor negative; a value above it is wanted")
     objective = build_objective(config.loss, box_std(config, device), exchange)
     share = None
     if config.loss.name in ("ap", "alrp", "rank_sort"):

@@ -39,7 +39,6 @@ def _no_bool(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
-Overlap = Annotated[Number, Field(gt=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Integer, Field(ge=1, lt=2**31)]
@@ -172,8 +171,8 @@ class ModelConfig(Section):
 
 
 class MatcherConfig(Section):
-    positive_iou: Overlap = Field(0.5, description="anchors from this IoU on are positive")
-    negative_iou: Overlap = Field(0.4, description="anchors below this IoU are negative")
+    positive_iou: Fraction = Field(0.5, description="anchors from this IoU on are positive")
+    negative_iou: Fraction = Field(0.4, description="anchors below this IoU are negative")
     best_anchor: bool = Field(True, description="the best anchor of each gt box is positive in any case")
 
     @model_validator(mode="after")

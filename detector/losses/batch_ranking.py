@@ -197,6 +197,8 @@ def _triton_works(device: torch.device) -> bool:
 
         kernels.try_out(device)
     except Exception as error:  # whatever a compiler, a linker and a driver may have to say
+        if any(words in str(error) for words in ("out of memory", "CUDA error")):  # no fault of Triton's
+            raise
         reason = first_line(error)
         log.warning(
             "Triton is installed but does not work here (%s): losses rank without it, slower; it needs a C "

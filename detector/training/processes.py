@@ -134,6 +134,28 @@ class Processes:
         self._wait_for(f"{key}/all")
         return _asked(self._store.add, f"{key}/stopping", 0) > 0
 
+    @contextlib.contextmanager
+    def lost_peers_explained(self) -> Iterator[None]:
+        """One line where another process is lost in the middle of what all do together.
+
+        Raises:
+            Bystander: it, or its machine, is gone, or it has failed and says why itself.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not _tells_of_a_lost_peer(error):
+                raise
+            with contextlib.suppress(RuntimeError):  # whoever kept the store may be the one
+                if self._store is not None and self._store.check(["failed"]):
+                    raise Bystander from None
+            reason = first_line(error).split("] ", 1)[-1].split(". This is")[0]  # [file] what. advice
+            log.error(
+                f"the connection to another process is lost ({reason}); --resume continues from the last "
+                "checkpoint"
+            )
+            raise Bystander from None
+
     def share_state(self, model: nn.Module) -> None:
         """Give all processes the main one's weights and statistics, to the bit."""
         if self.size > 1:
@@ -203,27 +225,16 @@ def _attempt() -> str:
     return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if one_node else 'any'}"
 
 
-@contextlib.contextmanager
-def lost_peers_explained() -> Iterator[None]:
-    """One line where another process is lost in the middle of what all do together.
-
-    Raises:
-        Bystander: it, or its machine, is gone.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        reason = first_line(error).split("] ", 1)[-1].split(". This is")[0]  # [file] what. advice
-        log.error(f"the connection to another process is lost ({reason}); --resume continues the run")
-        raise Bystander from None
-
-
 def leave_processes() -> None:
     """End the membership of a launch, where there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
+    """By gloo, or by NCCL: other errors of theirs are faults of the program or of the machine."""
+    words = ("closed by peer", "reset by peer", "Timed out waiting", "remote process exited")
+    return dist.is_initialized() and any(word in str(error) for word in words)
 
 
 def _asked(call: Callable[..., Value], *arguments: Any) -> Value:

@@ -143,6 +143,29 @@ def test_checkpointed_activations_change_nothing_but_memory(norm: str) -> None:
         assert torch.equal(mine, expected)
 
 
+def test_compiled_stages_are_checkpointed_at_every_shape() -> None:
+    """In the way of inductor but for its code; the second pass must be the graph of the first one."""
+    torch.manual_seed(1)
+    network = ResNet("resnet18", "batch", pretrained=False, frozen_stages=0)
+    for number in (1, 2, 3, 4):  # small ones, since compiling takes time
+        channels = 64 if number == 1 else 8
+        stage = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), make_norm("batch", 8), nn.ReLU())
+        setattr(network.body, f"layer{number}", stage)
+    compiled = copy.deepcopy(network)
+    compiled.checkpoint_activations = True
+    compiled.compile(backend="aot_eager")
+    torch._dynamo.reset()
+    for one in (network, compiled):
+        one.eval()(picture(0))
+        one.train()
+        for images in (picture(0), picture(1)[..., :64], picture(2)):
+            torch.stack([f.square().mean() for f in one(images)]).sum().backward()
+    for mine, expected in zip(compiled.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad)
+    for mine, expected in zip(compiled.buffers(), network.buffers(), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
 def test_batch_norm_is_not_folded_in_training() -> None:
     torch.manual_seed(1)
     network = ResNet("resnet18", "batch", pretrained=False, frozen_stages=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from detector.config_file import dump_config
 from detector.criterion import Losses
 from detector.training import processes as processes_module
 from detector.training.learner import Learner
-from detector.training.processes import Processes, join_processes, lost_peers_explained
+from detector.training.processes import Processes, join_processes
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
@@ -416,30 +417,46 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
 
 
 def lose_one(rank: int, size: int) -> Any:
-    """The second process is killed in the middle of the first one's step."""
-    joined()
+    """The second process is lost in the middle of the first one's step, having told why or not."""
+    processes = joined()
     network = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
+    if os.environ["TEST_ANNOUNCED"] == "1" and rank == 1:
+        processes.announce_failure()
+    dist.barrier()
+    if rank == 1:
+        os._exit(0)
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes_module.log, "error", said.append)
-        if rank == 1:
-            os._exit(0)
-        try:
-            with lost_peers_explained():
-                network(torch.ones(2, 3)).sum().backward()
-        except Bystander:
-            return said
-    return "went on"
+        with pytest.raises(Bystander), processes.lost_peers_explained():
+            network(torch.ones(2, 3)).sum().backward()
+    return said
 
 
-def test_a_process_that_is_lost_is_one_line_in_the_others(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="mine"), lost_peers_explained():
-        raise ValueError("mine")
-    with pytest.raises(RuntimeError, match="shape"), lost_peers_explained():
-        raise RuntimeError("shape")
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_process_that_is_lost_is_one_line_in_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
+) -> None:
+    """And none where it has said itself what it failed of."""
+    monkeypatch.setenv("TEST_ANNOUNCED", str(int(announced)))
     torch.save(None, tmp_path / "1.pt")  # what it would have given back
-    (said,) = run_processes(lose_one, 2, tmp_path)[0]
-    assert said.startswith("the connection to another process is lost (") and "peer" in said
+    said = run_processes(lose_one, 2, tmp_path)[0]
+    assert len(said) == (not announced)
+    assert all("another process is lost (" in line and "peer" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "shape '[2]' is invalid",
+        "/home/igloo/train.py: no",
+        "[gloo/x.cc:1] op.preamble.length <= op.nbytes. 8 vs 4",
+    ],
+)
+def test_other_errors_are_left_as_they_are(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match=re.escape(message)), Processes().lost_peers_explained():
+        raise RuntimeError(message)
 
 
 def begin_apart(rank: int, size: int) -> Any:
