@@ -10,7 +10,7 @@ import torch
 
 from data.cache import DiskCache
 from detector.build import build_cache, build_criterion, build_objective, build_set
-from detector.config import Config, DataConfig, LossConfig
+from detector.config import Config, DataConfig, LossConfig, MatcherConfig
 from detector.losses import Exchange
 from detector.objectives import Positives
 from errors import InputError
@@ -85,3 +85,9 @@ def test_focal_loss_without_a_gradient_is_refused_for_training() -> None:
         expected = pytest.raises(InputError, match=r"loss\.focal_gamma: 0 or") if refused else nullcontext()
         with expected:
             build_criterion(config, torch.device("cpu"), Exchange())
+
+
+def test_a_matcher_that_leaves_no_negative_is_refused_for_training() -> None:
+    config = Config(data=DataConfig(format="coco"), matcher=MatcherConfig(negative_iou=0))
+    with pytest.raises(InputError, match=r"matcher\.negative_iou: 0 leaves no anchor negative"):
+        build_criterion(config, torch.device("cpu"), Exchange())
