@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.loader import DetectionDataset
+from detector.drawing import draw_boxes
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.inference import Predictions
-from detector.prediction.drawing import draw_boxes
 
 _MOST_PX = 640  # long side of a half: enough to read the labels, quick to write
 _GAP_PX, _TITLE_PX = 8, 22

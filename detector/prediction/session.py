@@ -16,8 +16,8 @@ from tqdm import tqdm
 from data.images import read_size, read_upright
 from data.inputs import Source
 from data.video import VideoReader, VideoWriter
+from detector.drawing import draw_boxes
 from detector.memory import is_out_of_memory
-from detector.prediction.drawing import draw
 from detector.prediction.results import Result, ResultsFolder
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
@@ -215,3 +215,9 @@ class _Session:
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))
         self.bar.update()
+
+
+def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and scores, the best on top."""
+    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    return draw_boxes(pixels, found.boxes, found.labels, texts)

@@ -11,10 +11,10 @@ from PIL import Image
 from pycocotools import mask
 
 from data.images import read_image, read_upright
+from detector.drawing import draw_boxes
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.matching import BACKGROUND_IOU, Floats, Ints, Kind
 from detector.evaluation.material import Material
-from detector.prediction.drawing import draw_boxes
 from detector.report.facts import Shown, best_images, worst_false, worst_images, worst_missed
 
 Pixels = NDArray[np.uint8]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.colours import PALETTE, colour
-from detector.prediction.drawing import draw
+from detector.prediction.session import draw
 from detector.predictor import ImageDetections
 
 # Machado, Oliveira & Fernandes (2009), severity 1.0, for linear RGB.

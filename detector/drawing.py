@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from data.colours import Colour, colour
-from detector.predictor import ImageDetections
 
 Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
@@ -16,15 +15,6 @@ _EDGE: Colour = (16, 16, 16)  # along both sides of a line, which is seen on eve
 # Where the default font has no letters for a class name.
 _FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf")
 _LEAST_SIDE = 512  # pixels of the long side: in less no label can be read
-
-
-def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and scores, the best on top.
-
-    Small pictures are enlarged, by a whole number.
-    """
-    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
-    return draw_boxes(pixels, found.boxes, found.labels, texts)
 
 
 def draw_boxes(
@@ -35,7 +25,9 @@ def draw_boxes(
     dashed: NDArray[np.bool_] | None = None,
     scale: float = 1,
 ) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB -> a copy, enlarged as by `draw`, with any boxes in the colours of their classes.
+    """uint8 [H, W, 3] RGB -> a copy with boxes in the colours of their classes.
+
+    Small pictures are enlarged, by a whole number.
 
     Args:
         boxes: [K, 4] xyxy pixels; the first is on top.
