@@ -10,10 +10,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from detector.folding import BatchNorm, FrozenNorm, fold_norms
+from detector.folding import BatchNorm, FrozenNorm, fold_norms, running_statistics
 from errors import InputError, first_line
 
 Norm = Literal["batch", "frozen", "group"]
@@ -119,8 +118,7 @@ def _without_statistics(network: nn.Module) -> Iterator[None]:
 
     They are put back behind it. A norm told not to count would be another graph to torch.compile.
     """
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
-    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    buffers = running_statistics(network)
     kept = [buffer.clone() for buffer in buffers]
     try:
         yield

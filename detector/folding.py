@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 
@@ -91,6 +92,12 @@ def unfold_norms(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FoldingConv2d):
             module.unfold()
+
+
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The buffers of all batch norms, of any kind but frozen: what a forward pass in training changes."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def plain_convolutions(network: nn.Module) -> None:

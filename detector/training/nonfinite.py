@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data.sample import DetectionSet
 from detector.criterion import Losses
+from detector.folding import running_statistics
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ class RunningStatistics:
     """Batch norm's running statistics, which a forward pass changes before its loss is known."""
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        self._buffers = running_statistics(model)
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     @torch.no_grad()
