@@ -58,6 +58,10 @@ def evaluate(
     from errors import InputError
 
     if output is not None:
+        if report is not None and report.absolute() in output.absolute().parents:
+            raise InputError(
+                f"--output: {output} lies in the folder of --report, which is for the page alone"
+            )
         check_output("--output", output, _EARLIER)
     if predictions or annotations is not None:
         if not predictions or annotations is None or models or overrides:
@@ -100,13 +104,15 @@ def evaluate(
             facts = [("checkpoint", str(done.file)), ("split", f"{split} of {done.config.data.root}")]
         content = {**result.as_json(), **extra}
         text = metrics_table(result, extra, title)
-        if report is not None:
-            name = str(models[0] if models else predictions[0])
-            text += f"\nreport: {write_report(report, f'Evaluation of {name}', facts, result, extra)}"
     # Before the table: whoever reads that may have gone (| head).
     if output is not None:
         write_text(output, json.dumps(content, indent=2) + "\n")
-    print(text)
+    try:
+        if report is not None:
+            name = str(models[0] if models else predictions[0])
+            text += f"\nreport: {write_report(report, f'Evaluation of {name}', facts, result, extra)}"
+    finally:  # a report that fails costs no metrics
+        print(text)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@ With several processes: torchrun --nproc-per-node N train.py ...
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from doors import OptionParser, run_door
+
+if TYPE_CHECKING:
+    from detector.config import Config
 
 
 def main() -> None:
@@ -24,39 +28,24 @@ def main() -> None:
 
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
-    from detector.config_file import apply_overrides, load_config, parse_config
-    from detector.training.processes import join_processes, leave_processes
-    from detector.training.run_folder import resume_config, run_of_launch
+    from detector.training.processes import join_processes, leave_processes, one_of_a_machine_speaks
+    from detector.training.rehearsal import rehearse
+    from detector.training.run_folder import run_of_launch
     from detector.training.trainer import Trainer
-    from errors import InputError, Stopped
+    from errors import Stopped
 
-    # argparse gives CONFIG the first word, whatever it is.
-    if config_name and "=" in config_name and not Path(config_name).is_file():
-        overrides = [config_name, *overrides]
-        config_name = None
-    if resume is not None:
-        if config_name is not None:
-            raise InputError("--resume takes the configuration of the run; leave CONFIG out")
-        if any(word.startswith("run.dir=") for word in overrides):
-            raise InputError("--resume goes on in the folder of the run; leave run.dir out")
-        config, name = (
-            parse_config(apply_overrides(resume_config(resume), overrides), str(resume)),
-            resume.name,
-        )
-    else:
-        path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
-        config, name = load_config(path, overrides), path.stem
-    if dry_run:
-        from detector.training.rehearsal import rehearse
-
-        for line in rehearse(config):
-            print(line, flush=True)
-        return
+    with one_of_a_machine_speaks():
+        config, name = _configuration(config_name, overrides, resume)
     processes = join_processes(config.train.device)
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
     try:
         with processes.lost_peers_explained():
+            if dry_run:
+                for line in rehearse(config, resume, processes):
+                    if processes.main:
+                        print(line, flush=True)
+                return
             if resume is None:
                 # torchrun may have restarted after one was lost: what they had is in their folder.
                 launch = processes.launch
@@ -75,6 +64,28 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     if processes.main:
         folder = trainer.folder
         print(f"evaluate: python evaluate.py {folder}\nlook:     tensorboard --logdir {folder}")
+
+
+def _configuration(
+    config_name: str | None, overrides: list[str], resume: Path | None
+) -> tuple["Config", str]:
+    """What the command line describes, and the name of the run."""
+    from detector.config_file import apply_overrides, load_config, parse_config
+    from detector.training.run_folder import resume_config
+    from errors import InputError
+
+    # argparse gives CONFIG the first word, whatever it is.
+    if config_name and "=" in config_name and not Path(config_name).is_file():
+        overrides = [config_name, *overrides]
+        config_name = None
+    if resume is None:
+        path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
+        return load_config(path, overrides), path.stem
+    if config_name is not None:
+        raise InputError("--resume takes the configuration of the run; leave CONFIG out")
+    if any(word.startswith("run.dir=") for word in overrides):
+        raise InputError("--resume goes on in the folder of the run; leave run.dir out")
+    return parse_config(apply_overrides(resume_config(resume), overrides), str(resume)), resume.name
 
 
 if __name__ == "__main__":

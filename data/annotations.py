@@ -52,7 +52,10 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """
     if not name or _LEADS_OUT.match(name):
         raise DataFault("image-outside", f"{where} names the image '{name}', which points outside {folder}")
-    return folder / name
+    path = folder / name
+    if "\\" in name and not path.exists():  # written on Windows
+        return folder / name.replace("\\", "/")
+    return path
 
 
 def require_folder(folder: Path, key: str) -> None:

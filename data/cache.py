@@ -22,6 +22,7 @@ from data.sample import DetectionSet
 from errors import InputError
 
 _SHARED_MEMORY = Path("/dev/shm")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")  # where a container finds its own
 _BLOCK = 1 << 24
 _LEFT_FREE = 0.2  # of the memory that is available, for the training itself
 
@@ -176,14 +177,27 @@ def available_memory() -> int:
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
         limits.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    group = Path("/sys/fs/cgroup")  # the limit of a container
-    if (group / "memory.max").is_file() and (most := (group / "memory.max").read_text().strip()) != "max":
-        limits.append(int(most) - int((group / "memory.current").read_text()))
+    limits += _left_in_container()
     if _SHARED_MEMORY.is_dir():
         limits.append(shutil.disk_usage(_SHARED_MEMORY).free)
     if not limits and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return max(0, min(limits)) if limits else 0
+
+
+def _left_in_container() -> list[int]:
+    """What its limit leaves; empty where there is none. Files that are kept in memory make room."""
+    group, limit, used, files = _CONTROL_GROUP, "memory.max", "memory.current", "inactive_file"
+    if (group / "memory").is_dir():  # version 1
+        group, limit, used = group / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        files = "total_inactive_file"
+    try:
+        most = (group / limit).read_text().strip()
+        taken = int((group / used).read_text())
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:
+        return []
+    return [] if most == "max" else [int(most) - taken + int(parts.get(files, 0))]
 
 
 def _stamp(path: Path) -> NDArray[np.int64] | None:

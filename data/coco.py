@@ -3,7 +3,8 @@
 import gc
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,18 @@ def _load(
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{annotations} has no list '{section}'; a COCO instances file has one")
-    known, labels, names = _categories(content["categories"], classes, annotations, faults)
+    known, refused_categories, labels, names = _categories(
+        named_categories(content), classes, annotations, faults
+    )
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     for record in content["annotations"]:
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
         try:
-            image_id = _id(record, "image_id", where)
-            category_id = _id(record, "category_id", where)
+            image_id = _whole(record, "image_id", where)
+            category_id = _whole(record, "category_id", where)
             if not isinstance(image_id, int) or image_id not in found:
-                if isinstance(image_id, int) and image_id in refused:
+                if isinstance(image_id, Hashable) and image_id in refused:
                     continue
                 raise DataFault(
                     "image-unlisted",
@@ -65,6 +68,8 @@ def _load(
                 )
             image = found[image_id]
             if not isinstance(category_id, int) or category_id not in known:
+                if isinstance(category_id, Hashable) and category_id in refused_categories:
+                    continue
                 raise DataFault(
                     "category-unlisted",
                     f"{where} (image '{image.path.name}') has category id {category_id}, which is not "
@@ -105,24 +110,47 @@ def read_json(path: Path, kind: str = "annotation file") -> Any:
         raise InputError(f"{kind} {path} is not valid JSON: {error}") from None
 
 
+def named_categories(content: dict[str, Any]) -> list[Any]:
+    """The categories of a COCO file, but for Roboflow's heading.
+
+    Its lists begin with the name of the project, as a category without supercategory and boxes. In a set of
+    one class that is often the very name of the class.
+    """
+    records = content["categories"]
+    names = Counter(str(record.get("name")) for record in records if isinstance(record, dict))
+    headings = [
+        record
+        for record in records
+        if isinstance(record, dict)
+        and record.get("supercategory") == "none"
+        and names[str(record.get("name"))] > 1
+    ]
+    if not headings:
+        return records
+    used = [record.get("category_id") for record in content["annotations"] if isinstance(record, dict)]
+    return [record for record in records if record not in headings or record.get("id") in used]
+
+
 def _categories(
     records: list[Any], classes: tuple[str, ...] | None, source: Path, faults: list[DataFault] | None
-) -> tuple[set[int], dict[int, int], tuple[str, ...]]:
-    """All category ids; the label of each that is used, by label; the names in that order."""
+) -> tuple[set[int], set[Any], dict[int, int], tuple[str, ...]]:
+    """All category ids; those refused; the label of each that is used, by label; the names in that order."""
     ids: dict[str, int] = {}
     known: set[int] = set()
+    refused: set[Any] = set()
     for record in records:
         where = f"a category in {source}"
         try:
-            name, number = str(_field(record, "name", where)), _id(record, "id", where)
+            name, number = str(_field(record, "name", where)), _whole(record, "id", where)
             if not isinstance(number, int):
                 message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
                 raise DataFault("record-malformed", message)
             if name in ids or number in known:
-                message = f"{source}: category '{name}' (id {number}) stands twice"
+                message = f"{source}: category '{name}' (id {number}) stands twice; keep one of the two"
                 raise DataFault("category-twice", message)
         except DataFault as fault:
             raise_or_collect(fault, faults)
+            refused |= _id_of_refused(record)
             continue
         ids[name] = number
         known.add(number)
@@ -133,15 +161,15 @@ def _categories(
             raise InputError(f"{source} has no category '{name}'; it has {', '.join(ids) or 'none'}")
     if not classes:
         raise InputError(f"{source} lists no categories")
-    return known, {ids[name]: label for label, name in enumerate(classes)}, classes
+    return known, refused, {ids[name]: label for label, name in enumerate(classes)}, classes
 
 
 def _images(
     records: list[Any], folder: Path, source: Path, faults: list[DataFault] | None
-) -> tuple[dict[int, AnnotatedImage], set[int]]:
+) -> tuple[dict[int, AnnotatedImage], set[Any]]:
     """The images by their ids, and the ids of those that were refused."""
     found: dict[int, AnnotatedImage] = {}
-    refused: set[int] = set()
+    refused: set[Any] = set()
     for record in records:
         try:
             image = _image(record, folder, source)
@@ -150,25 +178,30 @@ def _images(
                 raise DataFault("image-id-twice", message, image.path, image.id)
         except DataFault as fault:
             raise_or_collect(fault, faults)
-            if isinstance(record, dict) and isinstance(record.get("id"), int):
-                refused.add(record["id"])
+            refused |= _id_of_refused(record)
             continue
         found[image.id] = image
     return found, refused
 
 
+def _id_of_refused(record: Any) -> set[Any]:
+    """What its annotations call it: they are not to be refused as well, for the same fault."""
+    number = record.get("id") if isinstance(record, dict) else None
+    return {number} if number is not None and isinstance(number, Hashable) else set()
+
+
 def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
-    number = _id(record, "id", where)
+    number = _whole(record, "id", where)
     where = f"image id {number} in {source}"
     path = inside(folder, str(_field(record, "file_name", where)), where)
-    size = (_field(record, "height", where), _field(record, "width", where))
+    size = (_whole(record, "height", where), _whole(record, "width", where))
     if (
         not isinstance(number, int)
         or abs(number) >= 2**63
         or not all(isinstance(v, int) and 0 < v <= MOST_PIXELS for v in size)
     ):
-        message = f"{where}: id, height and width must be positive integers, the sides at most {MOST_PIXELS}"
+        message = f"{where}: the id must be an integer, the sides positive integers up to {MOST_PIXELS}"
         raise DataFault("record-malformed", message, path)
     return AnnotatedImage(number, path, size)
 
@@ -214,7 +247,7 @@ def _field(record: Any, key: str, where: str) -> Any:
     return record[key]
 
 
-def _id(record: Any, key: str, where: str) -> Any:
+def _whole(record: Any, key: str, where: str) -> Any:
     value = _field(record, key, where)
     # pandas writes 10.0.
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -21,7 +21,7 @@ from data.cache import ImageCache
 from data.images import read_image
 from data.order import EpochBatches, Key, like_batches, seed_of
 from data.sample import Batch, DetectionSet, Sample, collate
-from data.transforms import Pipeline
+from data.transforms import Pipeline, scaled
 from errors import InputError
 
 
@@ -60,9 +60,9 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: Key) -> Sample | InputError:
-        epoch, wanted, upright = key
+        epoch, wanted, upright, scale = key
         length = len(self.records)
-        rows = [(wanted + k) % length for k in range(length if self.substitute else 1)]
+        rows = ((wanted + k) % length for k in range(length if self.substitute else 1))
         failure: InputError | None = None
         for row in rows:
             self._mark(row)
@@ -72,7 +72,7 @@ class DetectionDataset(Dataset):
                 failure = failure or error
                 continue
             try:
-                return replace(self._augmented(image, epoch, row, upright), wanted=wanted)
+                return replace(self._augmented(image, epoch, row, upright, scale), wanted=wanted)
             except InputError as error:  # of the transforms: nothing is wrong with the image
                 return error
         assert failure is not None
@@ -96,13 +96,13 @@ class DetectionDataset(Dataset):
         """Let the loading processes end when they are told to; before, they ignore it."""
         self.closing.fill_(True)
 
-    def sample(self, epoch: int, index: int, upright: bool | None = None) -> Sample:
+    def sample(self, epoch: int, index: int, upright: bool | None = None, scale: float = 1.0) -> Sample:
         """The sample that training sees at this epoch and row, mirrored at its diagonal if it is not upright.
 
         Raises:
             InputError: the image is missing, damaged or of another size than annotated.
         """
-        return self._augmented(self._read(index), epoch, index, upright)
+        return self._augmented(self._read(index), epoch, index, upright, scale)
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         if self.cache is not None:
@@ -110,13 +110,16 @@ class DetectionDataset(Dataset):
         height, width = self.records.sizes[index].tolist()
         return read_image(Path(self.records.files[index]), (height, width))
 
-    def _augmented(self, image: NDArray[np.uint8], epoch: int, index: int, upright: bool | None) -> Sample:
+    def _augmented(
+        self, image: NDArray[np.uint8], epoch: int, index: int, upright: bool | None, scale: float
+    ) -> Sample:
         r = self.records
         height, width = (int(v) for v in r.sizes[index])
         rows = slice(r.offsets[index], r.offsets[index + 1])
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = seed_of(self.seed, epoch, index)
         image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed, r.ignore[rows])
+        image, boxes = scaled(image, boxes, scale)
         height_now, width_now = image.shape[:2]
         if upright is not None and (width_now > height_now if upright else height_now > width_now):
             # Mirrored at the diagonal: the side that is to be the shorter one is the longer one.
@@ -178,6 +181,18 @@ def eval_loader(
         workers,
         pin_memory,
     )
+
+
+def load_batch(dataset: DetectionDataset, keys: list[Key]) -> Batch:
+    """One batch, read here and now.
+
+    Raises:
+        InputError: an image of it cannot be used.
+    """
+    batch = _collate([dataset[key] for key in keys])
+    if isinstance(batch, InputError):
+        raise batch
+    return batch
 
 
 def _worker_count(wanted: int | None) -> int:

@@ -1,6 +1,6 @@
 """Which images make a batch, and in which order they come: a function of seed and epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ class Key(NamedTuple):
     epoch: int
     row: int  # in the DetectionSet
     upright: bool | None = None  # the orientation that the image is to have, None: whichever
+    scale: float = 1.0  # of the sides, after augmentation
 
 
 def seed_of(*parts: int) -> int:
@@ -31,16 +32,17 @@ class EpochBatches(Sampler[list[Key]]):
 
     The last, incomplete batch of an epoch is left out: batch norm on one or two images does harm,
     and another shuffle leaves out other images. A batch is that of one optimizer step. It is dealt
-    out in equal parts, first to the processes, then to their micro-batches, so that the order of the
-    samples does not depend on how many there are.
+    out in equal parts, first to the micro-batches, then to the processes, so that neither the order of
+    the samples nor which of them meet in a micro-batch depends on how many processes there are.
 
     Args:
         length: of the set.
         batch_size: images per step.
-        micro_batches: that each process makes of its part.
+        micro_batches: of a step.
         rank, processes: this one, and how many.
         proportions: height / width of each image, to put like ones into one batch.
         one_orientation: draw for each step whether all its images are to be upright or all on their side.
+        scales: of the images in each epoch; the last one's holds for all that follow.
 
     Raises:
         InputError: a batch cannot be dealt out.
@@ -56,6 +58,7 @@ class EpochBatches(Sampler[list[Key]]):
         processes: int = 1,
         proportions: NDArray[np.float64] | None = None,
         one_orientation: bool = False,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         parts = micro_batches * processes
         if batch_size % parts:
@@ -72,7 +75,8 @@ class EpochBatches(Sampler[list[Key]]):
         self.seed = seed
         self.micro_batches = micro_batches
         self.rank = rank
-        self.parts = parts
+        self.processes = processes
+        self.scales = tuple(scales)
         self.proportions = proportions
         self.one_orientation = one_orientation
         self.epoch = 0
@@ -82,6 +86,11 @@ class EpochBatches(Sampler[list[Key]]):
     def steps(self) -> int:
         """In an epoch."""
         return max(1, self.length // self.batch_size)
+
+    @property
+    def scale(self) -> float:
+        """Of this epoch's images."""
+        return self.scales[min(self.epoch, len(self.scales) - 1)]
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
@@ -95,9 +104,10 @@ class EpochBatches(Sampler[list[Key]]):
         order, upright = self._order(), self._upright()
         for step in range(self.first, self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            parts = np.array_split(rows, self.parts)  # only a set smaller than a batch makes them uneven
-            for part in parts[self.rank * self.micro_batches : (self.rank + 1) * self.micro_batches]:
-                yield [Key(self.epoch, row, upright[step]) for row in part.tolist()]
+            # Only a set smaller than a batch makes the parts uneven.
+            parts = np.array_split(rows, self.micro_batches * self.processes)
+            for part in parts[self.rank :: self.processes]:
+                yield [Key(self.epoch, row, upright[step], self.scale) for row in part.tolist()]
 
     def _order(self) -> NDArray[np.int64]:
         """All rows in the order of this epoch."""

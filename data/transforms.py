@@ -333,6 +333,16 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
 
 
+def scaled(
+    image: NDArray[np.uint8], boxes: NDArray[np.float32], scale: float
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """An image [H, W, 3] with sides of `scale` times theirs, and its boxes [M, 4] xyxy."""
+    height, width = image.shape[:2]
+    done = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    factor = np.array([done.shape[1] / width, done.shape[0] / height], dtype=np.float32)
+    return done, boxes * np.tile(factor, 2)
+
+
 def _make(transform: str | dict[str, dict[str, Any] | None], where: str) -> Any:
     if isinstance(transform, str):
         transform = {transform: {}}

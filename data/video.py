@@ -75,7 +75,7 @@ class VideoWriter:
         shrink = min(1.0, _MOST_OF_MPEG4 / max(size))
         height, width = (max(2, round(side * shrink)) for side in size)
         self._path = path
-        self._part = path.with_name(f".{path.stem}.part{path.suffix}")
+        self._part = path.with_name(f".part{path.suffix}")  # no longer than the name itself
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(_for_opencv(self._part), code, rate, (width, height))
         if not self._writer.isOpened():

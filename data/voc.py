@@ -6,13 +6,11 @@ from pathlib import Path
 
 from data.annotations import AnnotatedImage, Annotation, inside, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
-from data.images import MOST_PIXELS
+from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
-
-_ENDINGS = (".jpg", ".jpeg", ".JPG", ".png")
 
 
 def load_voc(
@@ -49,13 +47,14 @@ def load_voc(
             raise_or_collect(fault, faults)
     if classes is None:
         classes = voc_classes(root, faults)
+    pictures = _by_stem(root / "JPEGImages")
     labels = {name: label for label, name in enumerate(classes)}
     left_out: dict[str, int] = {}
     images = []
     for number, (stem, tree) in enumerate(trees.items(), start=1):
         xml = root / "Annotations" / f"{stem}.xml"
         try:
-            file_name = _image_name(root, stem, tree, xml)
+            file_name = _image_name(root, stem, tree, xml, pictures)
             size = (_side(tree, "height", xml), _side(tree, "width", xml))
         except DataFault as fault:
             raise_or_collect(fault, faults)
@@ -82,7 +81,9 @@ def load_voc(
 def voc_classes(root: Path, faults: list[DataFault] | None = None) -> tuple[str, ...]:
     """All class names in root/Annotations, sorted. `faults`: as for `load_voc`."""
     found = set()
-    for path in (root / "Annotations").glob("*.xml"):
+    for path in files_below(root / "Annotations"):
+        if path.suffix != ".xml":
+            continue
         try:
             nodes = list(_read_xml(path).iter("object"))
             for position, node in enumerate(nodes, start=1):
@@ -132,16 +133,27 @@ def _object(node: ET.Element, position: int, xml: Path, labels: dict[str, int]) 
     return Annotation(where, (x0, y0, x1, y1), labels[name], ignore=difficult, number=position)
 
 
-def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path) -> Path:
-    """The image beside the XML file: by its own stem, else by the name that the XML gives."""
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The images below a folder by their names without the ending: "a", "cam1/b"."""
+    pictures: dict[str, list[Path]] = {}
+    for path in files_below(folder):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            pictures.setdefault(stem, []).append(path)
+    return pictures
+
+
+def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path, pictures: dict[str, list[Path]]) -> Path:
+    """The image of the XML file: that of its own stem, else the one that the XML names."""
     folder = root / "JPEGImages"
-    named = tree.findtext("filename")
-    if named:
-        inside(folder, named, str(xml))
-    for candidate in (*(f"{stem}{ending}" for ending in _ENDINGS), named or ""):
-        if candidate and (folder / candidate).is_file():
-            return folder / candidate
-    return folder / f"{stem}.jpg"
+    name = (tree.findtext("filename") or "").strip()
+    named = inside(folder, name, str(xml)) if name else None
+    own = pictures.get(stem, [])
+    if own:
+        return named if named in own else own[0]
+    if named is not None and named.is_file():
+        return named
+    return pictures.get(name, [folder / f"{stem}.jpg"])[0]
 
 
 def _side(tree: ET.Element, side: str, xml: Path) -> int:

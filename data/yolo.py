@@ -82,18 +82,20 @@ def load_yolo(
                 raise_or_collect(fault, faults)
                 continue
             if (category, x0, y0, x1, y1) in seen:
-                message = f"{where}: the line stands twice. Remove it."
+                message = f"{where}: a line before has the same class and box. Remove it."
                 twice.append(DataFault("box-duplicated", message, path, number, line))
                 continue
             seen.add((category, x0, y0, x1, y1))
             if category in labels:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 image.objects.append(Annotation(where, box, labels[category], number=line))
+    if not any(file.is_file() for file in label_files):
+        log.warning("split %s has no labels; those of %s would be in %s", split, paths[0], label_files[0])
     _labels_without_images(index, split, label_files, faults)
     if faults is not None:
         faults += twice
     elif twice:
-        lines = "1 line that stands twice" if len(twice) == 1 else f"{len(twice)} lines that stand twice"
+        lines = "1 line that repeats a box" if len(twice) == 1 else f"{len(twice)} lines that repeat a box"
         names = [fault.image.with_suffix(".txt").name for fault in twice if fault.image]
         more = ", ..." if len(set(names)) > 1 else ""
         log.warning("split %s: %s dropped (%s%s)", split, lines, names[0], more)
@@ -189,7 +191,9 @@ def _labels_without_images(
 
 
 def _place(index: _Index, place: str) -> Path | None:
-    # Roboflow writes "../train/images" for a folder beside data.yaml.
+    # Roboflow writes "../train/images" for a folder beside data.yaml, Windows "images\\train".
+    if not (index.root / place).exists():
+        place = place.replace("\\", "/")
     tries = [index.root / place, index.root / place.removeprefix("../"), index.file.parent / place]
     return next((path for path in tries if path.exists()), None)
 
@@ -202,7 +206,8 @@ def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterat
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name:
-            tries = (file.parent / name, index.root / name)
+            slashed = name.replace("\\", "/")
+            tries = (file.parent / name, index.root / name, file.parent / slashed, index.root / slashed)
             path = next((path for path in tries if path.is_file()), None)
             if path is None:
                 message = f"{file}:{number}: image {name} does not exist"

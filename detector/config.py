@@ -243,6 +243,11 @@ class ScheduleConfig(Section):
     final_factor: Fraction = Field(0.0, description="cosine: lr at the end, as a part of lr")
     warmup_steps: Annotated[Integer, Field(ge=0)] = 500
     warmup_factor: Fraction = Field(1 / 3, description="lr of the first step, as a part of lr")
+    image_scales: Annotated[list[Annotated[Positive, Field(le=1)]], Field(min_length=1)] = Field(
+        [1.0],
+        description="progressive resizing: so many equal parts of the epochs, in which training images are "
+        "shrunk to so much of the size that data.transforms gives them; [0.5, 0.75, 1] begins with half",
+    )
 
 
 class TrainConfig(Section):
@@ -272,7 +277,7 @@ class TrainConfig(Section):
         "back: less memory for more time",
     )
     compile: bool = Field(
-        False, description="compile the network with torch.compile, for each shape of images"
+        False, description="compile the network with torch.compile, anew for images of other shapes"
     )
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="keep a moving average of the weights and evaluate that; 0 is off"

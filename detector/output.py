@@ -22,11 +22,14 @@ def check_output(option: str, path: Path, earlier: str | None = None, inputs: It
         inputs: files that the program reads.
 
     Raises:
-        InputError: there is no such folder, or the path is a folder, no regular file, an input or another
-            file.
+        InputError: there is no such folder or no permission, or the path is a folder, no regular file, an
+            input or another file.
     """
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise InputError(f"{option}: the folder {path.parent} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: no permission to write in the folder {path.parent}")
     if not path.exists():
         return
     if path.is_dir():

@@ -354,24 +354,24 @@ def test_the_check_sums_up_all_pictures(eager: OpenCheckpoint, shown: list[Pictu
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft"])
-def test_the_second_look_with_noise_is_for_soft_nms_alone(
+def test_what_differs_in_the_very_picture_and_not_with_noise_is_a_matter_of_ties(
     place: Path, shown: list[Picture], nms: str
 ) -> None:
-    """A file that differs in the very picture, and not in the picture with noise."""
     opened = open_checkpoint(place / "best.pt", [f"eval.nms={nms}", "eval.score_threshold=0.9"])
     seen: list[NDArray[np.uint8]] = []
 
     def spoil(images: NDArray[np.uint8], found: list[Found]) -> None:
         seen.append(images)
-        if len(seen) == 1:
+        if len(seen) in spoiled:
             lose_one(found)
 
-    if nms == "hard":
-        with pytest.raises(InputError, match=r"^picture\.png: .* differ in 1 of"):
-            check_detections(opened, as_file(opened, spoil), shown)
-    else:
-        assert check_detections(opened, as_file(opened, spoil), shown).unexplained == 0
-        assert np.abs(seen[1].astype(int) - seen[0]).max() == 2
+    spoiled = {1}
+    assert check_detections(opened, as_file(opened, spoil), shown).unexplained == 0
+    assert np.abs(seen[1].astype(int) - seen[0]).max() == 2
+    seen.clear()
+    spoiled = {1, 2}
+    with pytest.raises(InputError, match=r"^picture\.png: .* differ in 1 of"):
+        check_detections(opened, as_file(opened, spoil), shown)
 
 
 @pytest.mark.parametrize("what", ["logits", "deltas", "anchors"])

@@ -71,6 +71,33 @@ def test_the_file_is_there_when_the_reader_of_the_table_has_gone(
     assert "AP" in json.loads((place / "out.json").read_text())
 
 
+def test_a_report_that_fails_costs_no_metrics(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise InputError("--report: no space left")
+
+    monkeypatch.setattr("detector.report.page.report_page", fail)
+    outcome = call(door.main, *SCORE, "out.json", "--report", "page", cwd=place)
+    assert outcome.code == 2
+    assert outcome.err == "error: --report: no space left\n"
+    assert "AP50" in outcome.out
+    assert json.loads((place / "out.json").read_text())["AP"] == pytest.approx(1)
+
+
+def test_the_folder_of_a_report_is_for_it_alone(place: Path) -> None:
+    for output in ("page/out.json", "page/deep/out.json"):
+        assert_refused(
+            door.main, (*SCORE, output, "--report", "page"), place, f"--output: {output}", "--report"
+        )
+
+
+def test_a_folder_without_permission_is_known_beforehand(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != place / "folder")
+    assert_refused(door.main, (*SCORE, "folder/out.json"), place, "--output: no permission", "folder")
+    check_output("--output", place / "out.json")
+
+
 @pytest.mark.parametrize("option", ["--json", "--html"])
 @pytest.mark.parametrize("output", ["set/annotations/train.json", "tiny.yaml", "folder"])
 def test_an_output_of_the_check_replaces_no_other_file(place: Path, option: str, output: str) -> None:

@@ -27,6 +27,8 @@ from data.video import VideoReader, VideoWriter
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
 from detector.prediction.results import ResultsFolder
 from detector.predictor import Detector
+from doors import INTERRUPTED
+from errors import InputError
 from tests.builders import TINY_MODEL, small_coco, write_image
 from tests.runs import Outcome, assert_one_line, assert_refused, call, listing, no_file_larger_than
 
@@ -201,7 +203,7 @@ def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
     assert outcome.code == 0, outcome.err
     assert max(asked) == 4
     (failed,) = (place / "predictions/failed.txt").read_text().splitlines()
-    assert "large.png: 64 x 49 px need more memory than there is" in failed
+    assert "large.png (64 x 49 px): needs more memory than there is" in failed
     assert len(read(place / "predictions/images.json")["images"]) == 7
     assert len(files(place / "predictions/pictures")) == 7
 
@@ -225,8 +227,56 @@ def test_of_a_video_beyond_the_memory_no_half_is_left(
     assert outcome.code == 0, outcome.err
     assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == ["images/0.png"]
     assert {row["file"] for row in rows(place / "out")} == {"images/0.png"}
-    assert "clip.mp4: 64 x 48 px need more memory" in (place / "out/failed.txt").read_text()
+    assert "clip.mp4 (64 x 48 px): needs more memory" in (place / "out/failed.txt").read_text()
     assert not [name for name in files(place / "out") if "clip" in name]
+
+
+def test_an_image_that_the_transforms_cannot_take_is_left_out(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = Detector._sample
+
+    def refusing(detector: Detector, index: int, image: Any, name: str) -> Any:
+        if image.shape[0] > 48:
+            raise InputError("data.transforms.eval: the transforms fail")
+        return sample(detector, index, image, name)
+
+    monkeypatch.setattr(Detector, "_sample", refusing)
+    Image.new("RGB", (64, 49)).save(place / "images" / "large.png")
+    assert run(place, trained, "images", *ALL).code == 0
+    (failed,) = (place / "predictions/failed.txt").read_text().splitlines()
+    assert "large.png (64 x 49 px): data.transforms.eval: the transforms fail" in failed
+    assert len(read(place / "predictions/images.json")["images"]) == 7
+
+
+def test_what_was_found_before_it_broke_off_is_kept(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a video: of the images all, of the video nothing."""
+    detect = Detector.__call__
+
+    def interrupted(detector: Detector, images: Any) -> Any:
+        if any(image.mean() > 200 for image in images):
+            raise KeyboardInterrupt
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", interrupted)
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        for grey in (0, 0, 255, 255):
+            video.write(np.full((48, 64, 3), grey, np.uint8))
+    outcome = run(place, trained, "images/0.png", "clip.mp4", *ALL, "--batch", "2", "--output", "out")
+    assert outcome.code == INTERRUPTED
+    assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == ["images/0.png"]
+    assert {row["file"] for row in rows(place / "out")} == {"images/0.png"}
+    assert not [name for name in files(place / "out") if "clip" in name]
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    """82 letters of three bytes."""
+    path = tmp_path / f"{82 * chr(0x6620)}.mp4"
+    with VideoWriter(path, 5, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    assert len(list(VideoReader(path))) == 1
 
 
 def test_results_come_in_the_order_of_the_inputs(place: Path, trained: Path) -> None:
@@ -424,7 +474,7 @@ def test_a_full_disk_costs_one_line_and_leaves_no_half_file(place: Path, trained
     with no_file_larger_than(20_000):
         outcome = run(place, trained, "images/0.png", *ALL)
     assert_one_line(outcome, "cannot write predictions/pictures/0.png")
-    assert files(place / "predictions") == set()
+    assert files(place / "predictions") == {"coco.json", "images.json", "detections.csv"}
 
 
 def test_a_disk_too_full_for_a_video_costs_one_line(place: Path, trained: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data.check.findings import Spot, spot_of_box
+from data.check.findings import Spot, numbered, spot_of_box
 from data.sample import DetectionSet
 
 _TINY_PX = 2.0
@@ -78,9 +78,9 @@ def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np
     for first, second in zip(order[:-1][same_place].tolist(), order[1:][same_place].tolist(), strict=True):
         if records.ignore[first] or records.ignore[second]:
             continue
-        label, number = records.labels[first], records.annotation_ids[first]
+        label, number = records.labels[first], int(records.annotation_ids[first])
         same_class = label == records.labels[second]
         code = "box-duplicated" if same_class else "box-in-two-classes"
         other = "once more" if same_class else f"a {records.classes[label]}"
-        text = f"is that of {noun} {number}, {other}"
+        text = f"is that of {numbered(noun, number)}, {other}"
         yield spot_of_box(code, text, split, records, noun, second)

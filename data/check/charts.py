@@ -45,7 +45,11 @@ def class_bars(per_split: Mapping[str, Mapping[str, int]]) -> str:
             )
             label = f"{count:,} ({100 * part:.1f} %)"
             parts.append(_text(left + max(width, 1) + 5, top + bar - 3, label, size=10))
-    return _svg(len(names) * high, parts, "part of each class in the boxes of each split")
+    height, rarer = len(names) * high, len(totals) - len(names)
+    if rarer:
+        height += bar + gap
+        parts.append(_text(left, height - gap, f"and {rarer} classes with fewer boxes"))
+    return _svg(height, parts, "part of each class in the boxes of each split")
 
 
 def histogram(values: NDArray[np.float64], marks: Sequence[float], per_doubling: int = 4) -> str:

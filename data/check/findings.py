@@ -180,5 +180,11 @@ def spot_of_box(code: str, problem: str, split: str, records: DetectionSet, noun
     annotation = int(records.annotation_ids[box])
     corners = ", ".join(f"{v:g}" for v in records.boxes[box])
     name = records.classes[records.labels[box]]
-    text = f"{noun} {annotation} of image {path} (id {number}, {split}): {name} [{corners}] {problem}"
+    which = numbered(noun, annotation)
+    text = f"{which} of image {path} (id {number}, {split}): {name} [{corners}] {problem}"
     return Spot(code, text, split, str(path), number, annotation)
+
+
+def numbered(noun: str, number: int) -> str:
+    """ "annotation 3", by a number of `annotation_ids`."""
+    return f"{noun} without id" if number == -1 else f"{noun} {number}"

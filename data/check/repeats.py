@@ -1,6 +1,6 @@
 """Images that stand twice: in training and evaluation, or within a split."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from data.sample import DetectionSet
 
 Place = tuple[str, int]  # split, row
 # Of 256 that may differ. Copies in another size or quality differ in 10 or less, other photographs in 70 or
-# more. The bits are compared in 16 groups, of which one must then be equal.
+# more.
 _BITS = 15
 
 
@@ -82,21 +82,12 @@ def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np
                 )
 
 
-def _near_pairs(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Iterable[tuple[int, int]]:
-    """(row of one, a row of other) for each row of one that has a near one."""
-    buckets: dict[tuple[int, int], list[int]] = {}
-    groups = other.view(np.uint16)  # [I, 16]
-    for row in np.flatnonzero(other.any(axis=1)).tolist():
-        for group, bits in enumerate(groups[row].tolist()):
-            buckets.setdefault((group, bits), []).append(row)
-    for row in np.flatnonzero(one.any(axis=1)).tolist():
-        near = {
-            candidate
-            for group, bits in enumerate(one[row].view(np.uint16).tolist())
-            for candidate in buckets.get((group, bits), ())
-        }
-        rows = np.fromiter(near, dtype=np.int64)
-        if len(rows):
-            distance = np.bitwise_count(other[rows] ^ one[row]).sum(axis=1)
+def _near_pairs(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """(row of one, the nearest row of other) for each row of one that has a near one."""
+    rows = np.flatnonzero(other.any(axis=1))
+    theirs = other[rows]
+    if len(rows):
+        for row in np.flatnonzero(one.any(axis=1)).tolist():
+            distance = np.bitwise_count(theirs ^ one[row]).sum(axis=1)
             if distance.min() <= _BITS:
                 yield row, int(rows[distance.argmin()])

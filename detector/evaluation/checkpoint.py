@@ -61,7 +61,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
         device_key: where the user has set the device, for messages.
 
     Raises:
-        InputError: the checkpoint or an override is wrong, or the device is not there.
+        InputError: the checkpoint or an override is wrong, or the device is not there or full.
     """
     file = find_checkpoint(path)
     content = load_checkpoint(file)
@@ -76,10 +76,12 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     thresholds = _best_thresholds(content.get("metrics", {}))
     if calibration is not None and trained != config.eval.calibrate:
         thresholds = {} if trained else {k: float(calibration(np.array(t))) for k, t in thresholds.items()}
+    with memory_explained(device, f"let it run elsewhere: {device_key}=cpu"):
+        model = place(model, config.train, device)
     return OpenCheckpoint(
         file,
         config,
-        place(model, config.train, device),
+        model,
         device,
         tuple(content["classes"]),
         tuple(content["category_ids"]),

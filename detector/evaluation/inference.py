@@ -11,6 +11,7 @@ from torch import Tensor
 from data.sample import Batch
 from detector.postprocess import Detections
 from detector.retinanet import HeadOutputs, RetinaNet
+from errors import InputError
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ def predict_batches(
     Args:
         amp: what autocast computes in; None without.
         postprocess: from head outputs and the sizes of the images, int64 [B, 2], to detections.
+
+    Raises:
+        InputError: what the network gives is not finite.
     """
     model.eval()
     for batch in batches:
@@ -60,6 +64,12 @@ def predict_batches(
             boxes.append((image.boxes.cpu() * factor).double().numpy())
             scores.append(image.scores.cpu().numpy())
             labels.append(image.labels.cpu().numpy())
-        yield Predictions(
+        done = Predictions(
             np.concatenate(rows), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
         )
+        if not (np.isfinite(done.scores).all() and np.isfinite(done.boxes).all()):
+            raise InputError(
+                "the network gives NaN or infinite numbers: its weights are damaged, or too large for fp16 "
+                "(train.amp=off tells)"
+            )
+        yield done

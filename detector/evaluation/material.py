@@ -1,6 +1,7 @@
 """What an evaluation looks at: gt boxes and detections of a set in flat arrays, wherever they come from."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from data.annotations import inside, require_folder
-from data.coco import read_json
+from data.coco import named_categories, read_json
 from data.sample import DetectionSet
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,10 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
             raise InputError(f"{annotations_path} has no list '{section}'; a COCO instances file has one")
     with _named_fields(str(annotations_path)) as at:
         image_records = {record["id"]: record for record in content["images"]}
-        names = {record["id"]: str(record["name"]) for record in content["categories"]}
+        categories = named_categories(content)
+        names = {record["id"]: str(record["name"]) for record in categories}
         _no_two(annotations_path, "image id", [record["id"] for record in content["images"]])
-        _no_two(annotations_path, "category id", [record["id"] for record in content["categories"]])
+        _no_two(annotations_path, "category id", [record["id"] for record in categories])
         _no_two(annotations_path, "category name", list(names.values()))
         if not names:
             raise InputError(f"{annotations_path}: 'categories' is empty; there is nothing to score")
@@ -86,19 +90,22 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         gt = []
         for position, record in enumerate(content["annotations"]):
             at[0] = f"annotation {record.get('id', f'at position {position}')}"
-            box = [float(v) for v in record["bbox"]]
-            if len(box) != 4 or not all(map(math.isfinite, box)):
-                raise InputError(
-                    f"{annotations_path}: annotation {record.get('id')}: bbox must be four finite numbers"
-                )
-            area = record.get("area")
-            area = float(-1 if area is None else area)
-            crowd, area = bool(record.get("iscrowd", 0)), box[2] * box[3] if area < 0 else area
+            box, area, crowd = record["bbox"], record.get("area"), record.get("iscrowd")
+            if not isinstance(box, list):  # a text has letters
+                raise TypeError(f"bbox is {box!r}")
+            box, area = [float(v) for v in box], float(-1 if area is None else area)
+            if len(box) != 4 or not all(map(math.isfinite, (*box, area))) or min(box[2:]) < 0:
+                raise ValueError("bbox and area must be finite numbers, and no side of the four negative")
+            if crowd not in (0, 1, None):  # "0" is true in Python
+                raise ValueError(f"iscrowd must be 0 or 1, got {crowd!r}")
             image, category = record["image_id"], record["category_id"]
             if image in places and category in labels:  # lists may be cut down to a part of the set
-                gt.append((box, labels[category], crowd, places[image], area))
+                area = box[2] * box[3] if area < 0 else area
+                gt.append((box, labels[category], bool(crowd), places[image], area))
         files = None if images is None else _files(image_records, image_ids, images, annotations_path, at)
         sizes = _sizes(image_records, image_ids, at)
+        if len(gt) < len(content["annotations"]):
+            _say_what_is_left_out(annotations_path, len(gt), len(content["annotations"]))
     found = _read_results(results_path, annotations_path, places, labels)
     return Material(
         tuple(names[category] for category in category_ids),
@@ -118,6 +125,13 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
     )
 
 
+def _say_what_is_left_out(path: Path, used: int, given: int) -> None:
+    listed = "of an image and a category that the file lists"
+    if used == 0:
+        raise InputError(f"{path}: none of the {given} annotations is {listed}; compare the ids")
+    log.warning("%s: %d of %d annotations left out: they are not %s", path, given - used, given, listed)
+
+
 def _read_results(
     path: Path, annotations_path: Path, places: dict[Any, int], labels: dict[Any, int]
 ) -> FoundBoxes:
@@ -130,6 +144,8 @@ def _read_results(
             place[0] = f"detection {i}"
             at = f"{path}: {place[0]}"
             image, category = record["image_id"], record["category_id"]
+            if not isinstance(record["bbox"], list):  # a text has letters
+                raise TypeError(f"bbox is {record['bbox']!r}")
             box, score = [float(v) for v in record["bbox"]], float(record["score"])
             if image not in places:
                 raise InputError(f"{at} is for image id {image!r}, which {annotations_path} does not list")

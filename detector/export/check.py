@@ -95,7 +95,7 @@ def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Pictu
     total = NOTHING
     for name, images in batches(checkpoint, given):
         part = _agreement(checkpoint, run, images)
-        if part.unexplained and checkpoint.config.eval.nms == "soft":
+        if part.unexplained:
             # In flat areas scores are equal to the last digit; which of them comes first is no rule.
             part = _agreement(checkpoint, run, _grained(images))
         if part.unexplained:

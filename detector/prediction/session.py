@@ -24,6 +24,10 @@ from errors import InputError
 
 Pixels = NDArray[np.uint8]
 
+_MORE_MEMORY = (
+    "needs more memory than there is; let data.transforms.eval of the training make images smaller, or try "
+    "--device cpu"
+)
 _READERS = 4  # threads that decode a batch while the network works on the one before
 
 
@@ -54,28 +58,24 @@ def predict(
         InputError: not one of the sources can be read, or the results cannot be written.
     """
     session = _Session(detector, folder, "pictures" in formats, thresholds)
-    with ThreadPoolExecutor(_READERS) as readers, session.bar:
-        session.images([source for source in sources if source.kind != "video"], readers)
-        for source in sources:
-            if source.kind == "video":
-                session.video(source)
+    try:
+        with ThreadPoolExecutor(_READERS) as readers, session.bar:
+            session.images([source for source in sources if source.kind != "video"], readers)
+            for source in sources:
+                if source.kind == "video":
+                    session.video(source)
+    finally:  # if it breaks off, what was found so far is not lost
+        if session.results:
+            session.write_tables(sources, formats)
     if not session.results:
         (_, reason), *more = session.failed
         raise InputError(f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason)
-    position = {source: number for number, source in enumerate(sources)}
-    results = sorted(session.results, key=lambda r: (position[r.source], r.frame or 0))
-    if "coco" in formats:
-        folder.write_coco(results, detector.classes, detector.category_ids)
-    if "csv" in formats:
-        folder.write_csv(results)
-    if session.failed:
-        folder.write_failed(session.failed)
-    found = sum(len(result.found) for result in results)
-    return Report(folder.path, len(results), found, len(session.failed))
+    found = sum(len(result.found) for result in session.results)
+    return Report(folder.path, len(session.results), found, len(session.failed))
 
 
-class _TooLarge(InputError):
-    """An image or frame for which the memory does not suffice."""
+class _Undetectable(InputError):
+    """An image or frame that the detector cannot take."""
 
 
 class _Session:
@@ -158,15 +158,17 @@ class _Session:
         before = len(self.results)
         try:
             self._frames(source, frames, batch, reader.rate)
-        except _TooLarge as error:
+        except BaseException as error:
             del self.results[before:]  # as its drawn video: no half of it
+            if not isinstance(error, _Undetectable):
+                raise
             self._fail(source, error)
 
     def _frames(self, source: Source, frames: Iterator[Pixels], batch: list[Pixels], rate: float) -> None:
         """Those of a batch that was read already, and all others.
 
         Raises:
-            _TooLarge: one does not fit into the memory.
+            _Undetectable: the detector cannot take one.
         """
         first, size = 0, self._detector.batch_size
         with ExitStack() as stack:
@@ -191,26 +193,39 @@ class _Session:
         """Of each image of a batch the result, or why there is none, and the drawn picture if wanted."""
         found = self._found([pixels for _, pixels in images])
         for number, ((source, pixels), one) in enumerate(zip(images, found, strict=True)):
-            if one is None:
+            if isinstance(one, str):
                 height, width = pixels.shape[:2]
-                reason = f"{source.path}: {width} x {height} px need more memory than there is; let "
-                yield _TooLarge(reason + "data.transforms.eval of the training make images smaller"), None
+                yield _Undetectable(f"{source.path} ({width} x {height} px): {one}"), None
                 continue
             shown = one.above(self._thresholds)
             frame = None if first_frame is None else first_frame + number
             result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown)
             yield result, draw(pixels, shown) if self._pictures else None
 
-    def _found(self, images: list[Pixels]) -> list[ImageDetections | None]:
-        """What is in each; None for one that does not fit into the memory even by itself."""
+    def _found(self, images: list[Pixels]) -> list[ImageDetections | str]:
+        """What is in each; for one that cannot be taken even by itself, the reason."""
         try:
             return [*self._detector(images)]
+        except InputError as error:  # of the transforms
+            reason = str(error)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            reason = _MORE_MEMORY
         if len(images) == 1:
-            return [None]
+            return [reason]
         return [one for image in images for one in self._found([image])]
+
+    def write_tables(self, sources: Sequence[Source], formats: Sequence[str]) -> None:
+        """All but the pictures, in the order of the sources."""
+        position = {source: number for number, source in enumerate(sources)}
+        self.results.sort(key=lambda r: (position[r.source], r.frame or 0))
+        if "coco" in formats:
+            self._folder.write_coco(self.results, self._detector.classes, self._detector.category_ids)
+        if "csv" in formats:
+            self._folder.write_csv(self.results)
+        if self.failed:
+            self._folder.write_failed(self.failed)
 
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))

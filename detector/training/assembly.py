@@ -91,6 +91,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
     amp = build_amp(train, device)
     _warn_of_slow_bf16(train, device)
+    if config.loss.class_by_class and config.loss.name != "ap":
+        log.warning("loss.class_by_class is of loss.name=ap alone; %s does without", config.loss.name)
 
     train_set = processes.main_first(lambda: build_set(data, "train", classes))  # which may generate it
     val_set = build_set(data, "val", train_set.classes)
@@ -107,6 +109,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         processes.size,
         train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
         pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
+        epoch_scales(config.schedule.image_scales, train.epochs),
     )
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
@@ -114,7 +117,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory, cache)
 
     with memory_explained(device, "take another train.device, or a smaller model.backbone"):
-        model = _build_model(config.model, train_set.classes, fresh)
+        # Pretrained weights are fetched once.
+        model = processes.main_first(lambda: _build_model(config.model, train_set.classes, fresh))
         if train.sync_batch_norm and processes.size > 1:
             synchronise_norms(model, device)
         model = place(model, train, device)
@@ -182,12 +186,19 @@ def _try_on_smallest(
     train = config.train
     at_once = train.batch_size // (train.accumulate * processes.size)
     alone = at_once == 1 and not (train.sync_batch_norm and processes.size > 1)
-    if config.model.norm == "batch" and alone and max(image.shape[:2]) <= SIZE_DIVISOR:
+    smallest = min(config.schedule.image_scales) * max(image.shape[:2])
+    if config.model.norm == "batch" and alone and smallest <= SIZE_DIVISOR:
         raise InputError(
             f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
             f"{width} px one value per channel is left; set model.norm=group, or make images larger in "
-            "data.transforms.train"
+            "data.transforms.train or schedule.image_scales"
         )
+
+
+def epoch_scales(image_scales: Sequence[float], epochs: int) -> list[float]:
+    """The scale of each epoch's images: an equal part of the epochs for each, the last not the least."""
+    count = len(image_scales)
+    return [image_scales[-(-done * count // epochs) - 1] for done in range(1, epochs + 1)] or [1.0]
 
 
 def scaled_lr(config: Config) -> float:

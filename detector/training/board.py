@@ -185,7 +185,7 @@ def hyperparameters(config: Config, lr: float) -> dict[str, bool | float | str]:
     """
     model, loss, optimizer, train = config.model, config.loss, config.optimizer, config.train
     return {
-        "data.root": str(config.data.root),
+        "data.root": _text(config.data.root),
         "loss.box": loss.box,
         "loss.class_by_class": loss.class_by_class,
         "loss.delta": ranking_delta(loss),

@@ -10,9 +10,15 @@ from torch._dynamo.utils import counters
 from detector.retinanet import RetinaNet
 from errors import InputError, first_line
 
+_MOST_GRAPHS = 64  # of a function, where dynamo's own limit is 8
+
 
 def compile_parts(model: RetinaNet, backend: str = "inductor") -> None:
     """Compile backbone, pyramid and heads in place; anchors and normalising stay as they are."""
+    # Each shape of images may want a graph of its own, and so may a pass without gradients.
+    for name in ("recompile_limit", "cache_size_limit"):  # the latter up to torch 2.6
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, _MOST_GRAPHS)
     for part in (model.backbone, model.pyramid, model.class_head, model.box_head):
         part.compile(backend=backend)
 
@@ -26,10 +32,10 @@ def compilation_report(shapes: int) -> str:
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     if not graphs:
         return "train.compile: nothing was compiled; the network runs as it is"
-    limit = getattr(torch._dynamo.config, "recompile_limit", 8)  # from torch 2.7 on
     said = f"train.compile: {graphs} graphs compiled for {shapes} image shapes, {breaks} graph breaks"
-    if counters["recompile_limit"] or shapes > limit:
-        said += f"; beyond {limit} shapes the rest runs uncompiled: resize to fewer"
+    refused = counters["frames"]["total"] - counters["frames"]["ok"]
+    if refused:
+        said += f"; {refused} more were not compiled, and run as they are: resize to fewer shapes"
     return said
 
 

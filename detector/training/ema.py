@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 class WeightAverage(Generic[Model]):
     """A copy of the model that follows it.
 
-    The decay rises from 0 at the first update towards `decay`, so that the random start is forgotten.
+    The decay rises from 1/11 at the first update towards `decay`, so that the random start is forgotten.
     Buffers (batch norm's statistics) are averaged like weights.
     """
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import count, islice
+from pathlib import Path
 
 import torch
 
@@ -14,18 +15,24 @@ from detector.config import Config
 from detector.memory import memory_explained
 from detector.training.anchor_check import measure_anchors, recall
 from detector.training.compilation import compilation_explained
+from detector.training.processes import Processes
 from detector.training.trainer import Trainer
 
-_STEPS = 3  # that are timed, after one that is slower than all others
+_STEPS = 3  # that are timed, the last of those that are made
+_PATIENCE_S = 30.0  # in which what was loaded beforehand must have been used up
 
 
-def rehearse(config: Config) -> Iterator[str]:
+def rehearse(config: Config, resume: Path | None = None, processes: Processes | None = None) -> Iterator[str]:
     """Say, a line at a time, what a training would need and how well its anchors fit.
+
+    Args:
+        resume: the run that would be continued.
+        processes: those that would train together; all of them rehearse.
 
     Raises:
         InputError: something in the configuration or the data is wrong, or memory does not suffice.
     """
-    trainer = Trainer(config, "dry run")
+    trainer = Trainer(config, "dry run", resume, processes)
     parts = trainer.parts
     records, val = parts.train_set, parts.validation.records
     yield (
@@ -36,15 +43,20 @@ def rehearse(config: Config) -> Iterator[str]:
     with memory_explained(parts.device), compilation_explained():
         step_s, data_s = _time_steps(trainer)
         evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
-    evaluations = -(-config.train.epochs // config.train.eval_every) or 1
-    total_s = trainer.total_steps * step_s + evaluations * batches * evaluation_s
+    done = trainer.progress.step // trainer.steps_per_epoch
+    evaluations = -(-(config.train.epochs - done) // config.train.eval_every) or 1
+    steps = trainer.total_steps - trainer.progress.step
+    # The time of a step goes by the pixels; it was taken of those of the last epochs.
+    scales = parts.batches.scales[done:]
+    work = sum(scale**2 for scale in scales) / (len(scales) * scales[-1] ** 2) if scales else 1
+    total_s = steps * step_s * work + evaluations * batches * evaluation_s
     yield (
         f"step      {step_s:.2f} s for {config.train.batch_size} images ({data_s:.2f} s of it waiting for "
         f"data); evaluation {evaluation_s:.2f} s a batch"
     )
-    yield f"memory    {_peak_memory(parts.device) / 2**30:.1f} GiB at most, on {parts.device}"
+    yield f"memory    {_peak_memory(parts.device) / 2**30:.1f} GiB, on {parts.device}"
     times = f"{evaluations} evaluation{'s' * (evaluations != 1)}"
-    yield (f"run       {trainer.total_steps} steps and {times}: about {_duration(total_s)}; no run was made")
+    yield f"run       {steps} steps and {times}: about {_duration(total_s)}; no run was made"
 
 
 def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
@@ -64,23 +76,29 @@ def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
 def _time_steps(trainer: Trainer) -> tuple[float, float]:
     """Seconds of a step, and of them those spent waiting for data."""
     parts, accumulate = trainer.parts, trainer.config.train.accumulate
-    batches = _endless(trainer)
-    waited = started = 0.0
-    for step in range(_STEPS + 1):
-        if step == 1:
-            _finish(parts.device)
-            waited, started = 0.0, time.perf_counter()
+    loader, batches = parts.loader, _endless(trainer)
+    # In the first step, slower than all others, the loading processes get ahead by so many steps.
+    ahead = -(-loader.num_workers * (loader.prefetch_factor or 0) // accumulate)
+    steps, started = [], time.perf_counter()
+    while True:
         before = time.perf_counter()
         group = list(islice(batches, accumulate))
-        waited += time.perf_counter() - before
+        waited = time.perf_counter() - before
         trainer.learner.begin(parts.lr)
         trainer.learner.update(trainer.gradients(group))
-    _finish(parts.device)
-    return (time.perf_counter() - started) / _STEPS, waited / _STEPS
+        _finish(parts.device)
+        steps.append((time.perf_counter() - before, waited))
+        patient = time.perf_counter() - started < _PATIENCE_S
+        # All processes must make as many.
+        if trainer.processes.largest(len(steps) <= _STEPS + (ahead if patient else 0)) == 0:
+            break
+    timed = steps[-_STEPS:]
+    return sum(step for step, _ in timed) / _STEPS, sum(waited for _, waited in timed) / _STEPS
 
 
 def _endless(trainer: Trainer) -> Iterator[Batch]:
-    for epoch in count():
+    """Batches as in the last epochs, whose images are not scaled down."""
+    for epoch in count(max(trainer.config.train.epochs - 1, 0)):
         trainer.parts.batches.start_at(epoch)
         yield from checked(trainer.parts.loader)
 

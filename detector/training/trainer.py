@@ -82,6 +82,8 @@ class Trainer:
         self.learner = parts.learner
         self.gradients = parts.gradients
         self.shapes: set[tuple[int, ...]] = set()  # of batches
+        self._scale = 1.0  # of the images of the epoch
+        self._compilation_told = False
         self._repeated = False  # the evaluation of this step was logged already, and lost
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
@@ -173,6 +175,10 @@ class Trainer:
         """From this step to the end of its epoch."""
         epoch, first = divmod(self.progress.step, self.steps_per_epoch)
         self.parts.batches.start_at(epoch, first)
+        scale = self.parts.batches.scale
+        if self.monitor and scale != self._scale:
+            self.monitor.say(f"epoch {epoch}: images at {scale:g} of their size")
+        self._scale = scale
         groups = in_groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
         logged = StepTimer()
         schedule = self.config.schedule
@@ -209,7 +215,8 @@ class Trainer:
                 if self.monitor:
                     self.monitor.advance()
             self.profile_step()
-        if self.config.train.compile and self.monitor and epoch == 0:
+        if self.config.train.compile and self.monitor and not self._compilation_told:
+            self._compilation_told = True
             self.monitor.say(compilation_report(len(self.shapes)))
         self._settle(None, wait=True)
         self._save()

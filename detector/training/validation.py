@@ -1,7 +1,6 @@
 """Evaluation in the course of training: each process looks at a part of the validation set."""
 
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.feed import checked
-from data.loader import DetectionDataset
+from data.loader import DetectionDataset, load_batch
 from data.sample import DetectionSet
 from detector.build import build_cache, build_eval_loader, build_pipeline
 from detector.config import Config
@@ -57,11 +56,20 @@ class Validation:
         return None if stopping else found
 
     def time_batch(self, model: RetinaNet) -> tuple[float, int]:
-        """Seconds that a batch takes, the second one where there are two; and how many batches there are."""
+        """Seconds that a middling batch takes, after the largest, which needs most memory; and how many
+        batches this process has."""
+        dataset, batches = self._loader.dataset, self._loader.batch_sampler
+        assert isinstance(dataset, DetectionDataset) and isinstance(batches, list)
+        if not batches:  # fewer than processes
+            return 0.0, 0
+        sizes = dataset.pipeline.sizes_of(self.records.sizes)
+        by_size = sorted(batches, key=lambda keys: len(keys) * sizes[[key.row for key in keys]].max(0).prod())
         marks = [time.perf_counter()]
-        for _ in islice(predict(self._config, model, checked(self._loader), self._device), 2):
+        for keys in (by_size[-1], by_size[len(by_size) // 2]):
+            batch = load_batch(dataset, keys)
+            list(predict(self._config, model, [batch], self._device))
             marks.append(time.perf_counter())
-        return marks[-1] - marks[-2], len(self._loader)
+        return marks[2] - marks[1], len(batches)
 
     def judge(self, shares: list[list[Predictions]]) -> tuple[Scores, Calibration | None]:
         """Scores of what all processes have found, by rank; and the calibration fitted to it."""

@@ -175,6 +175,28 @@ def test_available_memory_is_less_than_the_machine_has():
     assert 0 < available_memory() <= physical
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_available_memory_is_what_the_limit_of_a_container_leaves(tmp_path, monkeypatch, version):
+    """Files that the system keeps in memory count as used, and make room when it is needed."""
+    if version == 1:
+        folder, limit, used, files = (
+            tmp_path / "memory",
+            "limit_in_bytes",
+            "usage_in_bytes",
+            "total_inactive_file",
+        )
+        folder.mkdir()
+    else:
+        folder, limit, used, files = tmp_path, "max", "current", "inactive_file"
+    (folder / f"memory.{limit}").write_text("5000\n")
+    (folder / f"memory.{used}").write_text("4500\n")
+    (folder / "memory.stat").write_text(f"anon 4000\n{files} 300\n")
+    monkeypatch.setattr(data.cache, "_CONTROL_GROUP", tmp_path)
+    assert available_memory() == 800
+    (folder / f"memory.{limit}").write_text("max\n" if version == 2 else f"{2**63 - 4096}\n")
+    assert available_memory() > 5000
+
+
 def test_file_serves_later_trainings(tmp_path, monkeypatch):
     records = make_set(tmp_path)
     read_all(DiskCache(records, tmp_path / "cache"), range(6))

@@ -57,6 +57,7 @@ def test_whole_numbers_written_as_floats_are_ids(tmp_path, content):
     expected = load(tmp_path, content)
     for record in (*content["images"], *content["categories"]):
         record["id"] = float(record["id"])
+    content["images"][0].update(width=64.0, height=48.0)
     for record in content["annotations"]:
         record.update(image_id=float(record["image_id"]), category_id=float(record["category_id"]))
     records = load(tmp_path, content)
@@ -212,6 +213,16 @@ def test_wrong_image_is_named(tmp_path, content, change, problem):
     assert str(tmp_path / "set.json") in message
 
 
+def test_names_written_on_windows_are_found(tmp_path, content):
+    """A backslash is a letter elsewhere, and a file may have it in its name."""
+    content["images"][0]["file_name"] = "left\\0.png"
+    content["images"][1]["file_name"] = "left\\1.png"
+    write_image(tmp_path / "images" / "left" / "0.png")
+    write_image(tmp_path / "images" / "left\\1.png")
+    expected = [str(tmp_path / "images" / "left" / "0.png"), str(tmp_path / "images" / "left\\1.png")]
+    assert load(tmp_path, content).files.tolist() == expected
+
+
 def test_absolute_path_is_refused_even_into_the_folder(tmp_path, content):
     content["images"][0]["file_name"] = str(tmp_path / "images" / "0.png")
     assert "outside" in error_of(tmp_path, content)
@@ -281,6 +292,20 @@ WRONG_CATEGORIES = {
     "text and number": ([{"id": 3, "name": "cat"}, {"id": "7", "name": "dog"}], "id.*integer"),
     "list as id": ([{"id": [3], "name": "cat"}], "id.*integer"),
 }
+
+
+def test_roboflows_heading_is_no_class(tmp_path, content):
+    """It may have the name of the only class; with boxes, or a parent, it is one that stands twice."""
+    content["categories"] = [
+        {"id": 0, "name": "cat", "supercategory": "none"},
+        {"id": 3, "name": "cat", "supercategory": "cat"},
+        {"id": 7, "name": "dog", "supercategory": "cat"},
+    ]
+    records = load(tmp_path, content)
+    assert records.classes == ("cat", "dog")
+    assert records.category_ids == (3, 7)
+    content["annotations"][0]["category_id"] = 0
+    assert "'cat' (id 3) stands twice" in error_of(tmp_path, content)
 
 
 @pytest.mark.parametrize(("categories", "problem"), WRONG_CATEGORIES.values(), ids=WRONG_CATEGORIES)

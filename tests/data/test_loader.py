@@ -2,8 +2,10 @@
 
 import os
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -111,7 +113,7 @@ def test_epoch_is_a_permutation_without_its_incomplete_batch(length, batch_size,
         assert len(keys) == len(batches) == count
         assert all(len(batch) == batch_size for batch in keys)
         assert {key[0] for batch in keys for key in batch} == {epoch}
-        orders.append([row for batch in keys for _, row, _ in batch])
+        orders.append([key.row for batch in keys for key in batch])
         assert len(set(orders[-1])) == count * batch_size
         assert set(orders[-1]) <= set(range(length))
     assert length == batch_size == 4 or len({tuple(order) for order in orders}) == 3
@@ -126,7 +128,7 @@ def test_every_image_is_left_out_in_turn():
     batches, left_out = EpochBatches(5, 4, seed=0), set()
     for epoch in range(60):
         batches.start_at(epoch)
-        left_out |= set(range(5)) - {row for batch in batches for _, row, _ in batch}
+        left_out |= set(range(5)) - {key.row for batch in batches for key in batch}
     assert left_out == set(range(5))
 
 
@@ -135,6 +137,28 @@ def test_set_smaller_than_a_batch_gives_one_batch(tmp_path):
     (batch,) = epoch_of(loader, batches, 0)
     assert len(loader) == 1
     assert sorted(batch.indices.tolist()) == [0, 1, 2]
+
+
+def test_images_grow_with_the_epochs(tmp_path):
+    """The oracle is OpenCV's mean over areas of what the epoch gives at full size."""
+    records = make_set(tmp_path, 8)
+    dataset = DetectionDataset(records, Pipeline(AUGMENT, 0.3, "train"), seed=0)
+    plain, growing = EpochBatches(8, 4, seed=0), EpochBatches(8, 4, seed=0, scales=(0.5, 0.75, 1.0))
+    for epoch, scale in enumerate((0.5, 0.75, 1.0, 1.0)):
+        for batches in (plain, growing):
+            batches.start_at(epoch)
+        for key, full in zip(chain(*growing), chain(*plain), strict=True):
+            assert key == full._replace(scale=scale)
+            small, large = dataset[key], dataset[full]
+            height, width = (round(scale * side) for side in large.image.shape[:2])
+            expected = large.image
+            if scale < 1:
+                expected = cv2.resize(large.image, (width, height), interpolation=cv2.INTER_AREA)
+            np.testing.assert_array_equal(small.image, expected)
+            ratio = np.array([width, height] * 2) / np.array([*large.image.shape[1::-1]] * 2)
+            np.testing.assert_allclose(small.boxes, large.boxes * ratio, rtol=1e-5)
+            assert small.original_size == large.original_size
+            assert small.labels.tolist() == large.labels.tolist()
 
 
 def test_one_orientation_mirrors_what_lies_the_other_way(tmp_path):
@@ -266,7 +290,7 @@ def test_like_proportions_share_a_batch():
 
     def padding(batches):
         """Area of the padded batches, all images being 1 wide, by the area of the images."""
-        shapes = [proportions[[row for _, row, _ in batch]] for batch in batches]
+        shapes = [proportions[[key.row for key in batch]] for batch in batches]
         return sum(len(shape) * shape.max() for shape in shapes) / sum(shape.sum() for shape in shapes)
 
     at_random = EpochBatches(1000, 8, seed=1)
@@ -275,17 +299,17 @@ def test_like_proportions_share_a_batch():
     for epoch in range(3):
         for batches in (at_random, grouped):
             batches.start_at(epoch)
-        rows = [row for batch in grouped for _, row, _ in batch]
+        rows = [key.row for batch in grouped for key in batch]
         assert sorted(rows) == list(range(1000))
         assert padding(grouped) < 1 + 0.15 * (padding(at_random) - 1)
-        seen |= {tuple(sorted(row for _, row, _ in batch)) for batch in grouped}
+        seen |= {tuple(sorted(key.row for key in batch)) for batch in grouped}
         grouped.start_at(epoch, 40)
-        assert [row for batch in grouped for _, row, _ in batch] == rows[320:]
+        assert [key.row for batch in grouped for key in batch] == rows[320:]
         shares = [EpochBatches(1000, 8, 1, 1, rank, 2, proportions) for rank in range(2)]
         for share in shares:
             share.start_at(epoch)
         dealt = [one + other for one, other in zip(*shares, strict=True)]
-        assert [row for batch in dealt for _, row, _ in batch] == rows
+        assert [key.row for batch in dealt for key in batch] == rows
     assert len(seen) == 3 * 125
 
 

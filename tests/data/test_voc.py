@@ -124,6 +124,37 @@ def test_image_is_found_by_its_stem_or_else_by_the_name_in_the_xml(root):
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "other.jpg")
 
 
+@pytest.mark.parametrize("name", ["a.JPEG", "a.PNG", "a.bmp", "a.tif", "a.webp"])
+def test_image_of_its_stem_is_found_whatever_its_ending(root, name):
+    (root / "JPEGImages" / "a.jpg").unlink()
+    write_image(root / "JPEGImages" / name)
+    rewrite(root, "a.jpg", "b.jpg")
+    assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / name)
+
+
+def test_of_two_images_with_its_stem_that_is_taken_which_the_xml_names(root):
+    write_image(root / "JPEGImages" / "a.bmp")
+    assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.jpg")
+    rewrite(root, "a.jpg", "a.bmp")
+    assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.bmp")
+
+
+def test_annotations_in_folders_below_count_and_hidden_files_do_not(tmp_path):
+    """As CVAT and Datumaro write images in folders; macOS leaves "._a.xml" in what it packs."""
+    cat = voc_xml([("cat", (1, 2, 30, 40), 0)], name="a.jpg")
+    root = write_voc(tmp_path / "voc", {"a": cat}, {"train": ["a"]})
+    for folder in ("Annotations", "JPEGImages"):
+        (root / folder / "cam1").mkdir()
+    write_image(root / "JPEGImages" / "cam1" / "a.jpg")
+    (root / "Annotations" / "cam1" / "a.xml").write_text(voc_xml([("dog", (3, 4, 5, 6), 0)], name="a.jpg"))
+    (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05\x16\x07")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\ncam1/a\n")
+    records = load_voc(root, "train")
+    assert records.classes == ("cat", "dog")
+    assert records.labels.tolist() == [0, 1]
+    assert records.files.tolist() == [str(root / "JPEGImages" / name) for name in ("a.jpg", "cam1/a.jpg")]
+
+
 WRONG_XML = {  # old text, new text -> what the message says
     "torn": (("</annotation>", ""), "not valid XML"),
     "no box": (("bndbox>", "box>"), "has no <bndbox/xmin>"),

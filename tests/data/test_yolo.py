@@ -116,6 +116,22 @@ def test_lines_that_stand_twice_are_dropped_with_one_warning(root, caplog) -> No
     assert "a.txt" in message
 
 
+def test_labels_that_are_not_where_they_are_looked_for_are_said_once(root: Path, caplog) -> None:
+    (root / "labels").rename(root / "Labels")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_yolo(root, "train").boxes) == 0
+    (message,) = caplog.messages
+    assert str(root / "labels" / "train" / "a.txt") in message
+
+
+def test_paths_written_on_windows_are_found(root: Path) -> None:
+    (root / "list.txt").write_text("images\\train\\a.png\n")
+    index = (root / "data.yaml").read_text().replace("images/val", "images\\val")
+    (root / "data.yaml").write_text(f"{index}listed: list.txt\n")
+    assert load_yolo(root, "val").files.tolist() == [str(root / "images" / "val" / "d.png")]
+    assert load_yolo(root, "listed").files.tolist() == [str(root / "images" / "train" / "a.png")]
+
+
 def test_a_turned_photograph_has_the_size_that_reading_it_gives(root: Path) -> None:
     """Its labels were made on the upright picture, as every viewer shows it."""
     path = root / "images/val/d.jpg"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.annotations import AnnotatedImage, Annotation, pack_set
-from data.check.charts import histogram
+from data.check.charts import class_bars, histogram
 from data.check.samples import sample_pictures
 from data.colours import colour
 from data.transforms import Pipeline
@@ -42,3 +42,12 @@ def test_anchors_stand_below_the_boxes_of_their_size() -> None:
     assert marks == pytest.approx([ticks[32], ticks[64], (ticks[64] + ticks[128]) / 2], abs=0.1)
     bars = [(float(h), float(x)) for x, h in re.findall(r'<rect x="([^"]*)"[^>]* height="([^"]*)"', chart)]
     assert max(bars)[1] == ticks[32]
+
+
+def test_classes_that_are_too_many_to_be_shown_are_counted():
+    counts = {f"class {k}": 100 - k for k in range(50)}
+    shown = class_bars({"train": counts})
+    assert "class 39" in shown
+    assert "class 40" not in shown
+    assert "and 10 classes with fewer boxes" in shown
+    assert "fewer" not in class_bars({"train": dict(list(counts.items())[:40])})

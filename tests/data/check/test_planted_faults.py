@@ -359,6 +359,24 @@ def test_all_faults_are_found_in_one_pass(root: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("section", ["images", "categories"])
+def test_the_boxes_of_what_was_refused_are_not_refused_as_well(root: Path, section: str) -> None:
+    """An id that is a text is one fault, however many boxes have it."""
+
+    def damage(content: dict[str, Any]) -> None:
+        key = {"images": "image_id", "categories": "category_id"}[section]
+        wrong = content[section][0]["id"]
+        content[section][0]["id"] = str(wrong)
+        for record in content["annotations"]:
+            if record[key] == wrong:
+                record[key] = str(wrong)
+
+    edited(damage, "train", "val")(root)
+    codes = [f.code for f in examined(root).report.findings]
+    assert "record-malformed" in codes
+    assert not {"image-unlisted", "category-unlisted"} & {*codes}
+
+
 def test_without_decoding_the_annotations_are_checked_all_the_same(root: Path) -> None:
     """A file that is named twice needs no pixels."""
     box(50, 8, -20, 30)(root)

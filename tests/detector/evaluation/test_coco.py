@@ -340,6 +340,7 @@ GOOD = {"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({**GOOD, "bbox": [1, 2, 3]}, "detection 1"),
         ({**GOOD, "bbox": [1, 2, 3, math.inf]}, "detection 1"),
         ({**GOOD, "bbox": 3}, "results.json"),
+        ({**GOOD, "bbox": "1234"}, "detection 1.* '1234'"),
         ({**GOOD, "score": math.nan}, "detection 1"),
         ({**GOOD, "score": None}, "results.json"),
         ({"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4]}, "score"),
@@ -364,6 +365,14 @@ def test_malformed_detection_is_named_in_one_line(entry: Any, named: str, tmp_pa
         ({"annotations": [{"id": 8, "image_id": 7, "category_id": 4}]}, "bbox"),
         ({"annotations": ["text"]}, "malformed"),
         ({"annotations": [{**GOOD, "id": 8, "bbox": [1, 2, math.nan, 4]}]}, "annotation 8"),
+        ({"annotations": [{**GOOD, "id": 8, "bbox": [1, 2, -3, 4]}]}, "annotation 8.* negative"),
+        ({"annotations": [{**GOOD, "id": 8, "bbox": "1234"}]}, "annotation 8.* '1234'"),
+        ({"annotations": [{**GOOD, "id": 8, "area": math.nan}]}, "annotation 8.* finite"),
+        (
+            {"annotations": [{**GOOD, "id": 8, "iscrowd": "0"}]},
+            "annotation 8.* iscrowd must be 0 or 1, got '0'",
+        ),
+        ({"annotations": [{**GOOD, "id": 8, "image_id": "7"}]}, "none of the 1 annotations"),
         ({"categories": [{"id": 4}]}, "name"),
     ],
 )
@@ -387,6 +396,28 @@ def test_a_wrong_image_record_is_named_and_no_annotation(tmp_path: Path) -> None
     write_image(tmp_path / "55.jpg")
     with pytest.raises(InputError, match=r"image id 100 has no 'file_name'"):
         read_material(tmp_path / "results.json", tmp_path / "gt.json", tmp_path)
+
+
+def test_annotations_that_are_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content, results = random_case(0)
+    expected = evaluate(content, results, tmp_path).summary
+    assert not caplog.messages
+    for image_id, category_id in (("7", 4), (99999, 4), (7, "4")):
+        extra = {"id": 10**6, "image_id": image_id, "category_id": category_id, "bbox": [1, 2, 3, 4]}
+        content["annotations"].append(extra)
+    assert evaluate(content, results, tmp_path).summary == expected
+    (message,) = caplog.messages
+    assert f"3 of {len(content['annotations'])} annotations left out" in message
+    assert "gt.json" in message
+
+
+def test_roboflows_heading_is_no_class(tmp_path: Path) -> None:
+    content, results = random_case(0)
+    expected = evaluate(content, results, tmp_path)
+    heading = {**content["categories"][-1], "id": 0, "supercategory": "none"}
+    done = evaluate({**content, "categories": [heading, *content["categories"]]}, results, tmp_path)
+    assert done.summary == expected.summary
+    assert [*done.per_class] == [*expected.per_class]
 
 
 def test_a_negative_area_stands_for_none(tmp_path: Path) -> None:

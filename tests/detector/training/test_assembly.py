@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from data.cache import RamCache
 from data.feed import checked
 from data.loader import DetectionDataset
-from detector.training.assembly import Parts
+from detector.training.assembly import Parts, epoch_scales
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import small_coco
@@ -21,6 +21,7 @@ WORDS = (
     "data.one_orientation=true",
     "data.on_error=skip",
     "data.max_skipped=1",
+    "schedule.image_scales=[0.5,1]",
     "data.cache=ram",
     "data.transforms.train=[{Crop: {x_max: 44, y_max: 48}}]",
     "data.transforms.min_visibility=0.7",
@@ -90,3 +91,27 @@ def test_the_weights_are_moved_as_configured(parts: Parts) -> None:
     assert (vectors["momentum"], vectors["weight_decay"]) == (0.5, 0)
     assert learner.clip_norm == 7
     assert learner.average is not None and learner.average.decay == 0.5
+
+
+@pytest.mark.parametrize(
+    ("scales", "epochs", "expected"),
+    [
+        ([1.0], 3, [1.0, 1.0, 1.0]),
+        ([0.5, 0.75, 1.0], 6, [0.5, 0.5, 0.75, 0.75, 1.0, 1.0]),
+        ([0.5, 0.75, 1.0], 4, [0.5, 0.75, 1.0, 1.0]),
+        ([0.5, 0.75, 1.0], 1, [1.0]),
+        ([0.5, 1.0], 0, [1.0]),
+    ],
+)
+def test_every_scale_has_its_part_of_the_epochs(
+    scales: list[float], epochs: int, expected: list[float]
+) -> None:
+    assert epoch_scales(scales, epochs) == expected
+
+
+def test_a_key_that_the_loss_does_not_have_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = small_coco(tmp_path / "set", 4)
+    for name, said in (("focal", True), ("ap", False)):
+        caplog.clear()
+        Trainer(tiny_config(root, tmp_path, "loss.class_by_class=true", f"loss.name={name}"), "test")
+        assert any("loss.class_by_class" in message for message in caplog.messages) == said

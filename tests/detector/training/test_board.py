@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from detector.training.board import Board
+from detector.training.board import Board, hyperparameters
 from detector.training.monitor import Monitor
 from detector.training.trainer import Trainer
 from tests.builders import small_coco
@@ -185,3 +185,8 @@ def test_an_evaluation_that_is_made_again_replaces_the_one_before(tmp_path: Path
         board.close()
         time.sleep(1.1)  # files are read in the order of their names, which tell the second
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss/total")] == [(4, 0.5)]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_shown_with_a_question_mark(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "caf\udce9", tmp_path)
+    assert hyperparameters(config, 0.1)["data.root"] == str(tmp_path / "caf?")

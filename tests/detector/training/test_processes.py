@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from detector.criterion import Losses
 from detector.training import processes as processes_module
 from detector.training.learner import Learner
 from detector.training.processes import Processes, join_processes
+from detector.training.rehearsal import rehearse
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
@@ -39,6 +41,7 @@ RECIPES = {
     "sync": ("model.norm=batch", "train.sync_batch_norm=true", "train.ema_decay=0.9"),
     "frozen": ("model.norm=frozen", "loss.name=focal"),
     "parts": ("model.norm=group", "train.accumulate=2", "train.rank_accumulated=true"),
+    "ranked apart": ("model.norm=group", "train.accumulate=2"),
 }
 COMMON = (
     "train.batch_size=8",
@@ -243,15 +246,27 @@ def test_a_synchronised_norm_is_batch_norm_of_all_batches(tmp_path: Path) -> Non
 
 
 def test_the_order_of_the_samples_does_not_depend_on_processes_and_micro_batches() -> None:
-    """Oracle: one process that takes whole batches."""
+    """Oracle: one process that takes whole batches; and one with as many micro-batches, which are ranked
+    each by itself."""
     whole = list(EpochBatches(70, 12, seed=3))
     assert len(whole) == 5
     for micro_batches, processes in ((1, 2), (2, 1), (3, 2), (2, 6), (1, 12)):
+        alone = list(EpochBatches(70, 12, 3, micro_batches))
+        steps = range(0, len(alone), micro_batches)
+        assert [[*chain(*alone[i : i + micro_batches])] for i in steps] == whole
         shares = [list(EpochBatches(70, 12, 3, micro_batches, rank, processes)) for rank in range(processes)]
-        for step, batch in enumerate(whole):
-            parts = [s[step * micro_batches + m] for s in shares for m in range(micro_batches)]
-            assert [key for part in parts for key in part] == batch
-            assert {len(part) for part in parts} == {12 // (micro_batches * processes)}
+        assert [[*chain(*parts)] for parts in zip(*shares, strict=True)] == alone
+        assert {len(part) for share in shares for part in share} == {12 // (micro_batches * processes)}
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_a_wrong_configuration_is_said_once_on_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str | None
+) -> None:
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(Bystander if rank == "1" else InputError):
+        train_door(str(tmp_path / "none.yaml"), [], None, False)
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
@@ -292,6 +307,7 @@ def look_inside(rank: int, size: int) -> dict[str, Any]:
         patch.setattr("detector.training.assembly.warn_before_training", warn)
         config = tiny_config(folder / "set", folder / "run", *words)
         Trainer(config, "test", processes=processes).run()
+    seen["rehearsed"] = list(rehearse(config, processes=processes))
     return seen
 
 
@@ -319,6 +335,12 @@ def test_a_loss_that_is_not_finite_in_one_process_is_so_in_all(inside: list[dict
 
 def test_one_process_speaks_of_the_data(inside: list[dict[str, Any]]) -> None:
     assert [seen["warned"] for seen in inside] == [1, 0]
+
+
+def test_all_processes_rehearse_together(inside: list[dict[str, Any]]) -> None:
+    assert [seen["rehearsed"][-1].partition(":")[0] for seen in inside] == 2 * [
+        "run       1 steps and 1 evaluation"
+    ]
 
 
 def test_a_ranking_is_over_all_processes_or_within_each(inside: list[dict[str, Any]]) -> None:

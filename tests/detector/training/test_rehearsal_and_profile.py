@@ -1,6 +1,7 @@
 """The dry run, the profile of a step, and compilation: what they say, and that they leave no trace."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,15 @@ import torch
 from torch.autograd import DeviceType
 
 import train as door
+from data.feed import checked
 from data.loader import DetectionDataset
-from detector.build import build_pipeline
+from data.sample import Batch
+from detector.build import build_model, build_pipeline
 from detector.training.anchor_check import measure_anchors
 from detector.training.compilation import compilation_explained, compilation_report, compile_parts
 from detector.training.gradients import Gradients
 from detector.training.profile import phase_table
-from detector.training.rehearsal import rehearse
+from detector.training.rehearsal import _time_steps, rehearse
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, small_coco, write_coco
@@ -35,7 +38,7 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> Non
         r"8 training images with 14 boxes of 2 classes, 8 validation images",
         r"anchors   [\d.]+ % of 14 gt boxes",
         r"step      [\d.]+ s for 2 images",
-        r"memory    [\d.]+ GiB at most, on cpu",
+        r"memory    [\d.]+ GiB, on cpu",
         r"120 steps and 5 evaluations: about \d+ min",
     ):
         assert re.search(claim, outcome.out), claim
@@ -46,8 +49,46 @@ def test_a_dry_run_counts_steps_and_evaluations(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("detector.training.rehearsal._time_steps", lambda trainer: (6.0, 1.0))
     monkeypatch.setattr("detector.training.validation.Validation.time_batch", lambda *_: (60.0, 4))
     words = ("train.epochs=30", "train.eval_every=7")
-    said = list(rehearse(tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *words)))
+    root = small_coco(tmp_path / "set", 8)
+    said = list(rehearse(tiny_config(root, tmp_path / "run", *words)))
     assert said[-1] == "run       120 steps and 5 evaluations: about 32 min; no run was made"
+    # Half of the steps on a quarter of the pixels: 7.5 minutes of steps for 12.
+    said = list(rehearse(tiny_config(root, tmp_path / "run", *words, "schedule.image_scales=[0.5,1]")))
+    assert said[-1] == "run       120 steps and 5 evaluations: about 28 min; no run was made"
+
+
+def test_a_dry_run_of_a_run_to_be_continued_counts_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of 30 epochs are done: 112 steps of 6 s and four evaluations of four minutes are left."""
+    config = tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", "train.epochs=2")
+    Trainer(config, "test").run()
+    before = listing(tmp_path)
+    monkeypatch.setattr("detector.training.rehearsal._time_steps", lambda trainer: (6.0, 1.0))
+    monkeypatch.setattr("detector.training.validation.Validation.time_batch", lambda *_: (60.0, 4))
+    words = ("train.epochs=30", "train.eval_every=7")
+    outcome = call(door.main, "--resume", "run", *words, "--dry-run", cwd=tmp_path)
+    assert "112 steps and 4 evaluations: about 27 min" in outcome.out, outcome.err
+    assert listing(tmp_path) == before
+
+
+def test_the_steps_of_a_dry_run_are_timed_when_what_was_loaded_ahead_is_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two loading processes have two batches each when the first step is done; all others take a second."""
+    trainer = Trainer(tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run"), "test")
+    now = [0.0]
+
+    def batches(loader: Any) -> Iterator[Batch]:
+        for number in range(100):
+            now[0] += 1.0 if number > 4 else 0.0
+            yield batch
+
+    (batch, *_) = checked(trainer.parts.loader)
+    trainer.parts.loader.num_workers, trainer.parts.loader.prefetch_factor = 2, 2
+    monkeypatch.setattr("detector.training.rehearsal.checked", batches)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert _time_steps(trainer) == (1.0, 1.0)
 
 
 def test_a_dry_run_of_bad_data_is_one_line(tmp_path: Path) -> None:
@@ -149,6 +190,23 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing was compiled" in compilation_report(1)
     with pytest.raises(InputError, match=r"train\.compile=false"), compilation_explained():
         raise torch._dynamo.exc.TorchDynamoException("\nno compiler\nmore")
+
+
+@pytest.mark.parametrize("most", [1, 64])
+def test_what_dynamo_refuses_to_compile_is_counted(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """The two heads share their code and so its limit: a single graph does not do."""
+    monkeypatch.setattr("detector.training.compilation._MOST_GRAPHS", most)
+    for name in ("recompile_limit", "cache_size_limit"):
+        if hasattr(torch._dynamo.config, name):
+            monkeypatch.setattr(torch._dynamo.config, name, 8)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = build_model(tiny_config(Path(), Path()).model, 2, pretrained=False).eval()
+    compile_parts(model, backend="eager")
+    with torch.no_grad():
+        for height in (64, 96, 128):
+            model(torch.zeros(1, 3, height, 64, dtype=torch.uint8), torch.tensor([[height, 64]]))
+    assert ("more were not compiled" in compilation_report(3)) == (most == 1)
 
 
 def test_a_dry_run_that_cannot_compile_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
