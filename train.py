@@ -28,14 +28,13 @@ def main() -> None:
 
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
-    from detector.training.processes import join_processes, leave_processes, one_of_a_machine_speaks
+    from detector.training.processes import join_processes, leave_processes
     from detector.training.rehearsal import rehearse
     from detector.training.run_folder import run_of_launch
     from detector.training.trainer import Trainer
     from errors import Stopped
 
-    with one_of_a_machine_speaks():
-        config, name = _configuration(config_name, overrides, resume)
+    config, name = _configuration(config_name, overrides, resume)
     processes = join_processes(config.train.device)
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all

@@ -52,9 +52,13 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """
     if not name or _LEADS_OUT.match(name):
         raise DataFault("image-outside", f"{where} names the image '{name}', which points outside {folder}")
-    path = folder / name
-    if "\\" in name and not path.exists():  # written on Windows
-        return folder / name.replace("\\", "/")
+    return folder / name
+
+
+def found_with_slashes(path: Path) -> Path:
+    """The path itself if it is there or has none, else that with slashes for the backslashes of Windows."""
+    if "\\" in path.name and not path.exists():
+        return path.parent / path.name.replace("\\", "/")
     return path
 
 

@@ -3,13 +3,12 @@
 import gc
 import json
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.annotations import AnnotatedImage, Annotation, inside, pack_set, require_folder
+from data.annotations import AnnotatedImage, Annotation, found_with_slashes, inside, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
@@ -113,22 +112,20 @@ def read_json(path: Path, kind: str = "annotation file") -> Any:
 def named_categories(content: dict[str, Any]) -> list[Any]:
     """The categories of a COCO file, but for Roboflow's heading.
 
-    Its lists begin with the name of the project, as a category without supercategory and boxes. In a set of
-    one class that is often the very name of the class.
+    Its lists begin with the name of the project, as a category without boxes that is the supercategory of
+    the others. In a set of one class that is often the very name of the class.
     """
-    records = content["categories"]
-    names = Counter(str(record.get("name")) for record in records if isinstance(record, dict))
-    headings = [
-        record
-        for record in records
-        if isinstance(record, dict)
-        and record.get("supercategory") == "none"
-        and names[str(record.get("name"))] > 1
-    ]
-    if not headings:
-        return records
-    used = [record.get("category_id") for record in content["annotations"] if isinstance(record, dict)]
-    return [record for record in records if record not in headings or record.get("id") in used]
+    heading, *rest = content["categories"] or [None]
+    if not isinstance(heading, dict) or heading.get("supercategory") != "none":
+        return content["categories"]
+    name, others = heading.get("name"), [record for record in rest if isinstance(record, dict)]
+    if any(other.get("name") == name for other in others) and any(
+        other.get("supercategory") == name for other in others
+    ):
+        used = (record.get("category_id") for record in content["annotations"] if isinstance(record, dict))
+        if heading.get("id") not in used:
+            return rest
+    return content["categories"]
 
 
 def _categories(
@@ -194,7 +191,7 @@ def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
     number = _whole(record, "id", where)
     where = f"image id {number} in {source}"
-    path = inside(folder, str(_field(record, "file_name", where)), where)
+    path = found_with_slashes(inside(folder, str(_field(record, "file_name", where)), where))
     size = (_whole(record, "height", where), _whole(record, "width", where))
     if (
         not isinstance(number, int)

@@ -33,7 +33,8 @@ class EpochBatches(Sampler[list[Key]]):
     The last, incomplete batch of an epoch is left out: batch norm on one or two images does harm,
     and another shuffle leaves out other images. A batch is that of one optimizer step. It is dealt
     out in equal parts, first to the micro-batches, then to the processes, so that neither the order of
-    the samples nor which of them meet in a micro-batch depends on how many processes there are.
+    the samples nor which of them meet in a micro-batch depends on how many processes there are (but for
+    a set smaller than a batch, whose parts are uneven).
 
     Args:
         length: of the set.

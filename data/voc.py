@@ -4,7 +4,7 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from data.annotations import AnnotatedImage, Annotation, inside, pack_set, require_folder
+from data.annotations import AnnotatedImage, Annotation, found_with_slashes, inside, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.sample import DetectionSet
@@ -110,7 +110,10 @@ def _stem(line: str, annotations: Path) -> str:
     """The name of a line: all of it, but for the second column of lists like aeroplane_train.txt."""
     name, *rest = line.rsplit(maxsplit=1)
     flag = rest in (["1"], ["0"], ["-1"]) and not (annotations / f"{line}.xml").is_file()
-    return name if flag else line
+    name = name if flag else line
+    if "\\" in name and not (annotations / f"{name}.xml").is_file():
+        return name.replace("\\", "/")  # written on Windows
+    return name
 
 
 def _read_xml(path: Path) -> ET.Element:
@@ -147,7 +150,7 @@ def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path, pictures: di
     """The image of the XML file: that of its own stem, else the one that the XML names."""
     folder = root / "JPEGImages"
     name = (tree.findtext("filename") or "").strip()
-    named = inside(folder, name, str(xml)) if name else None
+    named = found_with_slashes(inside(folder, name, str(xml))) if name else None
     own = pictures.get(stem, [])
     if own:
         return named if named in own else own[0]

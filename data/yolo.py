@@ -90,7 +90,11 @@ def load_yolo(
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 image.objects.append(Annotation(where, box, labels[category], number=line))
     if not any(file.is_file() for file in label_files):
-        log.warning("split %s has no labels; those of %s would be in %s", split, paths[0], label_files[0])
+        message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
+        if faults is None:
+            log.warning(message)
+        else:
+            faults.append(DataFault("labels-missing", message, paths[0]))
     _labels_without_images(index, split, label_files, faults)
     if faults is not None:
         faults += twice

@@ -249,6 +249,13 @@ class ScheduleConfig(Section):
         "shrunk to so much of the size that data.transforms gives them; [0.5, 0.75, 1] begins with half",
     )
 
+    @field_validator("image_scales")
+    @classmethod
+    def _rise_to_one(cls, scales: list[float]) -> list[float]:
+        if scales != sorted(scales) or scales[-1] != 1:
+            raise ValueError("must rise to 1, the size of evaluation, as [0.5, 0.75, 1] does")
+        return scales
+
 
 class TrainConfig(Section):
     epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = Field(

@@ -93,6 +93,9 @@ KINDS: dict[str, Kind] = {
     "label-without-image": Kind(
         _W, "a label file has no image; its boxes are left out", "put the image there, or remove the file"
     ),
+    "labels-missing": Kind(
+        _W, "a split has no label files, and so no boxes", "put them where they are looked for"
+    ),
     "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
     "anchors-miss": Kind(_W, "many boxes have no anchor that fits", "take the sizes and ratios suggested"),
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),

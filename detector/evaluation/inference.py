@@ -1,5 +1,6 @@
 """Running a model over a set: detections of all images, in pixels of the files."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,13 @@ def predict_batches(
         batch = batch.to(device)
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
             outputs = model(batch.images, batch.sizes)
+        # A sum is finite only if all of it is, and takes no memory. NMS would lose NaN without a word.
+        total = sum(values.sum(dtype=torch.float32) for values in (outputs.logits, outputs.deltas))
+        if not math.isfinite(total):
+            raise InputError(
+                "the network gives NaN or infinite numbers: its weights are damaged, or too large for fp16 "
+                "(train.amp=off tells)"
+            )
         found = postprocess(outputs, batch.sizes)
         factors = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).cpu()  # x, y, x, y
         rows, boxes, scores, labels = [], [], [], []
@@ -64,12 +72,6 @@ def predict_batches(
             boxes.append((image.boxes.cpu() * factor).double().numpy())
             scores.append(image.scores.cpu().numpy())
             labels.append(image.labels.cpu().numpy())
-        done = Predictions(
+        yield Predictions(
             np.concatenate(rows), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
         )
-        if not (np.isfinite(done.scores).all() and np.isfinite(done.boxes).all()):
-            raise InputError(
-                "the network gives NaN or infinite numbers: its weights are damaged, or too large for fp16 "
-                "(train.amp=off tells)"
-            )
-        yield done

@@ -1,10 +1,11 @@
 """Detecting in all that a user points at; what cannot be read is left out and counted."""
 
 import io
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,8 @@ from detector.memory import is_out_of_memory
 from detector.prediction.results import Result, ResultsFolder
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
@@ -64,12 +67,16 @@ def predict(
             for source in sources:
                 if source.kind == "video":
                     session.video(source)
-    finally:  # if it breaks off, what was found so far is not lost
+    except BaseException:
         if session.results:
-            session.write_tables(sources, formats)
+            with suppress(InputError):  # why it breaks off is what is to be told
+                session.write_tables(sources, formats)
+                log.warning("broken off; %s holds what was found before", folder.path)
+        raise
     if not session.results:
         (_, reason), *more = session.failed
         raise InputError(f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason)
+    session.write_tables(sources, formats)
     found = sum(len(result.found) for result in session.results)
     return Report(folder.path, len(session.results), found, len(session.failed))
 
@@ -206,7 +213,7 @@ class _Session:
         """What is in each; for one that cannot be taken even by itself, the reason."""
         try:
             return [*self._detector(images)]
-        except InputError as error:  # of the transforms
+        except InputError as error:  # of the transforms, or of a network that gives NaN
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

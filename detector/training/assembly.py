@@ -99,7 +99,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
     pipeline = build_pipeline(data, training=True)
-    _try_on_smallest(pipeline, train_set, config, processes)
+    scales = epoch_scales(config.schedule.image_scales, train.epochs)
+    _try_on_smallest(pipeline, min(scales), train_set, config, processes)
     batches = EpochBatches(
         len(train_set),
         train.batch_size,
@@ -109,7 +110,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         processes.size,
         train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
         pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
-        epoch_scales(config.schedule.image_scales, train.epochs),
+        scales,
     )
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
@@ -173,7 +174,7 @@ def _warn_of_slow_bf16(train: TrainConfig, device: torch.device) -> None:
 
 
 def _try_on_smallest(
-    pipeline: Pipeline, train_set: DetectionSet, config: Config, processes: Processes
+    pipeline: Pipeline, scale: float, train_set: DetectionSet, config: Config, processes: Processes
 ) -> None:
     """Augment the smallest image, into which a crop may not fit, before anything is written.
 
@@ -186,8 +187,8 @@ def _try_on_smallest(
     train = config.train
     at_once = train.batch_size // (train.accumulate * processes.size)
     alone = at_once == 1 and not (train.sync_batch_norm and processes.size > 1)
-    smallest = min(config.schedule.image_scales) * max(image.shape[:2])
-    if config.model.norm == "batch" and alone and smallest <= SIZE_DIVISOR:
+    long_side = round(scale * max(image.shape[:2]))
+    if config.model.norm == "batch" and alone and long_side <= SIZE_DIVISOR:
         raise InputError(
             f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
             f"{width} px one value per channel is left; set model.norm=group, or make images larger in "

@@ -196,6 +196,7 @@ def hyperparameters(config: Config, lr: float) -> dict[str, bool | float | str]:
         "optimizer.lr": lr,
         "optimizer.name": optimizer.name,
         "optimizer.weight_decay": optimizer.weight_decay,
+        "schedule.image_scales": ", ".join(f"{scale:g}" for scale in config.schedule.image_scales),
         "schedule.name": config.schedule.name,
         "train.amp": train.amp,
         "train.batch_size": train.batch_size,

@@ -33,9 +33,8 @@ def compilation_report(shapes: int) -> str:
     if not graphs:
         return "train.compile: nothing was compiled; the network runs as it is"
     said = f"train.compile: {graphs} graphs compiled for {shapes} image shapes, {breaks} graph breaks"
-    refused = counters["frames"]["total"] - counters["frames"]["ok"]
-    if refused:
-        said += f"; {refused} more were not compiled, and run as they are: resize to fewer shapes"
+    if counters["frames"]["total"] > counters["frames"]["ok"]:
+        said += "; some of it runs uncompiled: fewer image shapes may help"
     return said
 
 

@@ -170,27 +170,6 @@ class Processes:
             time.sleep(_POLL_S)
 
 
-@contextlib.contextmanager
-def one_of_a_machine_speaks() -> Iterator[None]:
-    """Before the processes know of each other: what is wrong is the same for all on a machine.
-
-    Raises:
-        Bystander: for an InputError, beside the first of torchrun's processes here.
-    """
-    root = logging.getLogger()
-    level, silent = root.level, os.environ.get("LOCAL_RANK", "0") != "0"
-    if silent:
-        root.setLevel(logging.ERROR)
-    try:
-        yield
-    except InputError:
-        if silent:
-            raise Bystander from None
-        raise
-    finally:
-        root.setLevel(level)
-
-
 def join_processes(device: str) -> Processes:
     """Join the training that torchrun started this process for; alone if nothing did.
 

@@ -43,13 +43,15 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     with memory_explained(parts.device), compilation_explained():
         step_s, data_s = _time_steps(trainer)
         evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
+    epochs, every = config.train.epochs, config.train.eval_every
     done = trainer.progress.step // trainer.steps_per_epoch
-    evaluations = -(-(config.train.epochs - done) // config.train.eval_every) or 1
+    to_come = range(done + 1, epochs + 1)
+    evaluations = sum(epoch % every == 0 or epoch == epochs for epoch in to_come) if epochs else 1
     steps = trainer.total_steps - trainer.progress.step
-    # The time of a step goes by the pixels; it was taken of those of the last epochs.
-    scales = parts.batches.scales[done:]
-    work = sum(scale**2 for scale in scales) / (len(scales) * scales[-1] ** 2) if scales else 1
-    total_s = steps * step_s * work + evaluations * batches * evaluation_s
+    # What a step computes goes by its pixels; the data are augmented at full size in any case.
+    pixels = [scale**2 for scale in parts.batches.scales[done:]] or [1.0]
+    shrunk_s = data_s + (step_s - data_s) * sum(pixels) / len(pixels)
+    total_s = steps * shrunk_s + evaluations * batches * evaluation_s
     yield (
         f"step      {step_s:.2f} s for {config.train.batch_size} images ({data_s:.2f} s of it waiting for "
         f"data); evaluation {evaluation_s:.2f} s a batch"

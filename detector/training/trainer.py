@@ -83,7 +83,7 @@ class Trainer:
         self.gradients = parts.gradients
         self.shapes: set[tuple[int, ...]] = set()  # of batches
         self._scale = 1.0  # of the images of the epoch
-        self._compilation_told = False
+        self._compiled = ""  # what was last said of it
         self._repeated = False  # the evaluation of this step was logged already, and lost
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
@@ -177,7 +177,8 @@ class Trainer:
         self.parts.batches.start_at(epoch, first)
         scale = self.parts.batches.scale
         if self.monitor and scale != self._scale:
-            self.monitor.say(f"epoch {epoch}: images at {scale:g} of their size")
+            size = "full size" if scale == 1 else f"{scale:g} of their size"
+            self.monitor.say(f"epoch {epoch}: images at {size}")
         self._scale = scale
         groups = in_groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
         logged = StepTimer()
@@ -215,9 +216,11 @@ class Trainer:
                 if self.monitor:
                     self.monitor.advance()
             self.profile_step()
-        if self.config.train.compile and self.monitor and not self._compilation_told:
-            self._compilation_told = True
-            self.monitor.say(compilation_report(len(self.shapes)))
+        if self.config.train.compile and self.monitor:
+            report = compilation_report(len(self.shapes))
+            if report != self._compiled:
+                self.monitor.say(report)
+            self._compiled = report
         self._settle(None, wait=True)
         self._save()
 

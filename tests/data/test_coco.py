@@ -287,6 +287,10 @@ WRONG_CATEGORIES = {
     "none": ([], "no categories"),
     "same name": ([{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}], "'cat'.*twice"),
     "same id": ([{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}], "id 3.*twice"),
+    "same name, no supercategory": (
+        [{"id": i, "name": "cat", "supercategory": "none"} for i in (3, 7)],
+        "'cat'.*twice",
+    ),
     "no name": ([{"id": 3}], "no 'name'"),
     "no record": (["cat"], "no 'name'"),
     "text and number": ([{"id": 3, "name": "cat"}, {"id": "7", "name": "dog"}], "id.*integer"),

@@ -148,7 +148,7 @@ def test_annotations_in_folders_below_count_and_hidden_files_do_not(tmp_path):
     write_image(root / "JPEGImages" / "cam1" / "a.jpg")
     (root / "Annotations" / "cam1" / "a.xml").write_text(voc_xml([("dog", (3, 4, 5, 6), 0)], name="a.jpg"))
     (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05\x16\x07")
-    (root / "ImageSets" / "Main" / "train.txt").write_text("a\ncam1/a\n")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\ncam1\\a\n")  # by Windows
     records = load_voc(root, "train")
     assert records.classes == ("cat", "dog")
     assert records.labels.tolist() == [0, 1]

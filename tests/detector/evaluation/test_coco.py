@@ -414,8 +414,10 @@ def test_annotations_that_are_left_out_are_counted(tmp_path: Path, caplog: pytes
 def test_roboflows_heading_is_no_class(tmp_path: Path) -> None:
     content, results = random_case(0)
     expected = evaluate(content, results, tmp_path)
-    heading = {**content["categories"][-1], "id": 0, "supercategory": "none"}
-    done = evaluate({**content, "categories": [heading, *content["categories"]]}, results, tmp_path)
+    name = content["categories"][-1]["name"]
+    heading = {"id": 0, "name": name, "supercategory": "none"}
+    categories = [heading, *({**one, "supercategory": name} for one in content["categories"])]
+    done = evaluate({**content, "categories": categories}, results, tmp_path)
     assert done.summary == expected.summary
     assert [*done.per_class] == [*expected.per_class]
 

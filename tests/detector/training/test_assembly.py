@@ -55,6 +55,7 @@ def test_the_data_are_taken_as_configured(parts: Parts) -> None:
     assert isinstance(dataset.cache, RamCache)
     assert parts.batches.proportions is not None
     assert np.array_equal(parts.batches.proportions, np.full(8, 48 / 64))
+    assert {*parts.batches.scales} == {0.5, 1.0}
     uprights = {key.upright for batch in parts.batches for key in batch}
     assert uprights and uprights <= {True, False}
     # Of the cat, 24 px wide from x = 30, the crop at x = 44 leaves 0.58: more than the default asks for.
@@ -91,6 +92,21 @@ def test_the_weights_are_moved_as_configured(parts: Parts) -> None:
     assert (vectors["momentum"], vectors["weight_decay"]) == (0.5, 0)
     assert learner.clip_norm == 7
     assert learner.average is not None and learner.average.decay == 0.5
+
+
+def test_batch_norm_is_tried_on_the_smallest_image_of_all_epochs(tmp_path: Path) -> None:
+    """Half of 65 px are 32: one place for the deepest features, and one image at a time."""
+    words = (
+        "model.norm=batch",
+        "train.batch_size=1",
+        "data.transforms.train=[{Resize: {height: 65, width: 65}}]",
+    )
+    root = small_coco(tmp_path / "set", 4)
+    scales = "schedule.image_scales=[0.5,1]"
+    Trainer(tiny_config(root, tmp_path, *words), "test")
+    Trainer(tiny_config(root, tmp_path, *words, scales, "train.epochs=1"), "test")  # at full size alone
+    with pytest.raises(InputError, match=r"model\.norm=batch .* schedule\.image_scales"):
+        Trainer(tiny_config(root, tmp_path, *words, scales, "train.epochs=2"), "test")
 
 
 @pytest.mark.parametrize(

@@ -259,16 +259,6 @@ def test_the_order_of_the_samples_does_not_depend_on_processes_and_micro_batches
         assert {len(part) for share in shares for part in share} == {12 // (micro_batches * processes)}
 
 
-@pytest.mark.parametrize("rank", [None, "0", "1"])
-def test_a_wrong_configuration_is_said_once_on_a_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str | None
-) -> None:
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    with pytest.raises(Bystander if rank == "1" else InputError):
-        train_door(str(tmp_path / "none.yaml"), [], None, False)
-
-
 def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
     with pytest.raises(InputError, match=r"train\.batch_size=16 .* 3 processes of 2 .* a multiple of 6"):
         EpochBatches(70, 16, 0, micro_batches=2, processes=3)
