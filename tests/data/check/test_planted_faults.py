@@ -460,4 +460,4 @@ def test_faults_of_yolo_files_have_their_line(tmp_path: Path) -> None:
         assert f"b.txt:{line}" in places[code][0]
     (root / "labels" / "val").rename(root / "labels" / "Val")
     missing = [f for f in examined(root, "data.format=yolo").report.findings if f.code == "labels-missing"]
-    assert str(root / "labels" / "val" / "d.txt") in missing[0].spots[0].text
+    assert str(root / "labels" / "val" / "c.txt") in missing[0].spots[0].text
