@@ -55,11 +55,10 @@ def inside(folder: Path, name: str, where: str) -> Path:
     return folder / name
 
 
-def found_with_slashes(path: Path) -> Path:
-    """The path itself if it is there or has none, else that with slashes for the backslashes of Windows."""
-    if "\\" in path.name and not path.exists():
-        return path.parent / path.name.replace("\\", "/")
-    return path
+def image_inside(folder: Path, name: str, where: str) -> Path:
+    """As `inside`, for a name that Windows may have written: with slashes if it is not there as it is."""
+    path = inside(folder, name, where)
+    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
 
 
 def require_folder(folder: Path, key: str) -> None:

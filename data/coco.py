@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.annotations import AnnotatedImage, Annotation, found_with_slashes, inside, pack_set, require_folder
+from data.annotations import AnnotatedImage, Annotation, image_inside, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
@@ -191,7 +191,7 @@ def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
     number = _whole(record, "id", where)
     where = f"image id {number} in {source}"
-    path = found_with_slashes(inside(folder, str(_field(record, "file_name", where)), where))
+    path = image_inside(folder, str(_field(record, "file_name", where)), where)
     size = (_whole(record, "height", where), _whole(record, "width", where))
     if (
         not isinstance(number, int)

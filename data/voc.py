@@ -4,7 +4,7 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from data.annotations import AnnotatedImage, Annotation, found_with_slashes, inside, pack_set, require_folder
+from data.annotations import AnnotatedImage, Annotation, image_inside, inside, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.sample import DetectionSet
@@ -150,7 +150,7 @@ def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path, pictures: di
     """The image of the XML file: that of its own stem, else the one that the XML names."""
     folder = root / "JPEGImages"
     name = (tree.findtext("filename") or "").strip()
-    named = found_with_slashes(inside(folder, name, str(xml))) if name else None
+    named = image_inside(folder, name, str(xml)) if name else None
     own = pictures.get(stem, [])
     if own:
         return named if named in own else own[0]

@@ -246,7 +246,7 @@ class ScheduleConfig(Section):
     image_scales: Annotated[list[Annotated[Positive, Field(le=1)]], Field(min_length=1)] = Field(
         [1.0],
         description="progressive resizing: so many equal parts of the epochs, in which training images are "
-        "shrunk to so much of the size that data.transforms gives them; [0.5, 0.75, 1] begins with half",
+        "shrunk to so much of the size that data.transforms gives them; they rise to 1, as [0.5, 0.75, 1] do",
     )
 
     @field_validator("image_scales")

@@ -1,6 +1,5 @@
 """Running a model over a set: detections of all images, in pixels of the files."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,9 +56,9 @@ def predict_batches(
         batch = batch.to(device)
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
             outputs = model(batch.images, batch.sizes)
-        # A sum is finite only if all of it is, and takes no memory. NMS would lose NaN without a word.
-        total = sum(values.sum(dtype=torch.float32) for values in (outputs.logits, outputs.deltas))
-        if not math.isfinite(total):
+        # NMS would lose NaN without a word. A logit of -inf, as fp16 may give, is a score of 0.
+        extremes = torch.stack((outputs.logits.amax(), *outputs.deltas.aminmax()))
+        if not extremes.isfinite().all():
             raise InputError(
                 "the network gives NaN or infinite numbers: its weights are damaged, or too large for fp16 "
                 "(train.amp=off tells)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.annotations import found_with_slashes, inside, require_folder
+from data.annotations import image_inside, require_folder
 from data.coco import named_categories, read_json
 from data.sample import DetectionSet
 from detector.evaluation.inference import Predictions
@@ -169,8 +169,7 @@ def _files(
     files = []
     for image in ids:
         at[0] = f"image id {image}"
-        path = inside(folder, str(records[image]["file_name"]), f"{at[0]} in {source}")
-        files.append(found_with_slashes(path))
+        files.append(image_inside(folder, str(records[image]["file_name"]), f"{at[0]} in {source}"))
     missing = [file for file in files if not file.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 else ""

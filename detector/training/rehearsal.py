@@ -44,8 +44,9 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
         step_s, data_s = _time_steps(trainer)
         evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
     epochs, every = config.train.epochs, config.train.eval_every
-    done = trainer.progress.step // trainer.steps_per_epoch
-    to_come = range(done + 1, epochs + 1)
+    done, within = divmod(trainer.progress.step, trainer.steps_per_epoch)
+    owed = done > 0 and within == 0 and trainer.progress.evaluated != trainer.progress.step
+    to_come = range(done if owed else done + 1, epochs + 1)
     evaluations = sum(epoch % every == 0 or epoch == epochs for epoch in to_come) if epochs else 1
     steps = trainer.total_steps - trainer.progress.step
     # What a step computes goes by its pixels; the data are augmented at full size in any case.

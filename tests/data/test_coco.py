@@ -215,11 +215,14 @@ def test_wrong_image_is_named(tmp_path, content, change, problem):
 
 def test_names_written_on_windows_are_found(tmp_path, content):
     """A backslash is a letter elsewhere, and a file may have it in its name."""
-    content["images"][0]["file_name"] = "left\\0.png"
+    content["images"][0]["file_name"] = "left\\mixed/0.png"
     content["images"][1]["file_name"] = "left\\1.png"
-    write_image(tmp_path / "images" / "left" / "0.png")
+    write_image(tmp_path / "images" / "left" / "mixed" / "0.png")
     write_image(tmp_path / "images" / "left\\1.png")
-    expected = [str(tmp_path / "images" / "left" / "0.png"), str(tmp_path / "images" / "left\\1.png")]
+    expected = [
+        str(tmp_path / "images" / "left" / "mixed" / "0.png"),
+        str(tmp_path / "images" / "left\\1.png"),
+    ]
     assert load(tmp_path, content).files.tolist() == expected
 
 

@@ -52,9 +52,10 @@ def test_a_dry_run_counts_steps_and_evaluations(tmp_path: Path, monkeypatch: pyt
     root = small_coco(tmp_path / "set", 8)
     said = list(rehearse(tiny_config(root, tmp_path / "run", *words)))
     assert said[-1] == "run       120 steps and 5 evaluations: about 32 min; no run was made"
-    # Half of the steps on a quarter of the pixels, but for a second of data: 60 x 2.25 s and 60 x 6 s.
+    # Half of the steps on a quarter of the pixels, but for five seconds of data: 60 x 5.25 s and 60 x 6 s.
+    monkeypatch.setattr("detector.training.rehearsal._time_steps", lambda trainer: (6.0, 5.0))
     said = list(rehearse(tiny_config(root, tmp_path / "run", *words, "schedule.image_scales=[0.5,1]")))
-    assert said[-1] == "run       120 steps and 5 evaluations: about 28 min; no run was made"
+    assert said[-1] == "run       120 steps and 5 evaluations: about 31 min; no run was made"
 
 
 def test_a_dry_run_of_a_run_to_be_continued_counts_what_is_left(
@@ -69,6 +70,8 @@ def test_a_dry_run_of_a_run_to_be_continued_counts_what_is_left(
     words = ("train.epochs=30", "train.eval_every=7")
     outcome = call(door.main, "--resume", "run", *words, "--dry-run", cwd=tmp_path)
     assert "112 steps and 5 evaluations: about 31 min" in outcome.out, outcome.err
+    outcome = call(door.main, "--resume", "run", "--dry-run", cwd=tmp_path)
+    assert "0 steps and 0 evaluations: about 0 min" in outcome.out, outcome.err
     assert listing(tmp_path) == before
 
 
