@@ -29,7 +29,6 @@ def main() -> None:
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.training.processes import join_processes, leave_processes
-    from detector.training.rehearsal import rehearse
     from detector.training.run_folder import run_of_launch
     from detector.training.trainer import Trainer
     from errors import Stopped
@@ -41,6 +40,8 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     try:
         with processes.lost_peers_explained():
             if dry_run:
+                from detector.training.rehearsal import rehearse
+
                 for line in rehearse(config, resume, processes):
                     if processes.main:
                         print(line, flush=True)

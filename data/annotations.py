@@ -56,9 +56,14 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def image_inside(folder: Path, name: str, where: str) -> Path:
-    """As `inside`, for a name that Windows may have written: with slashes if it is not there as it is."""
-    path = inside(folder, name, where)
-    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
+    """As `inside`, for a name that Windows may have written."""
+    inside(folder, name, where)
+    return folder / as_spelt(folder, name)
+
+
+def as_spelt(folder: Path, name: str) -> str:
+    """The name below the folder: with slashes for the backslashes of Windows if it is not there as it is."""
+    return name.replace("\\", "/") if "\\" in name and not (folder / name).exists() else name
 
 
 def require_folder(folder: Path, key: str) -> None:

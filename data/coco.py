@@ -47,9 +47,7 @@ def _load(
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{annotations} has no list '{section}'; a COCO instances file has one")
-    known, refused_categories, labels, names = _categories(
-        named_categories(content), classes, annotations, faults
-    )
+    known, labels, names = _categories(named_categories(content), classes, annotations, faults)
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     for record in content["annotations"]:
@@ -66,9 +64,7 @@ def _load(
                     annotation=_number(record),
                 )
             image = found[image_id]
-            if not isinstance(category_id, int) or category_id not in known:
-                if isinstance(category_id, Hashable) and category_id in refused_categories:
-                    continue
+            if not isinstance(category_id, Hashable) or category_id not in known:
                 raise DataFault(
                     "category-unlisted",
                     f"{where} (image '{image.path.name}') has category id {category_id}, which is not "
@@ -130,11 +126,11 @@ def named_categories(content: dict[str, Any]) -> list[Any]:
 
 def _categories(
     records: list[Any], classes: tuple[str, ...] | None, source: Path, faults: list[DataFault] | None
-) -> tuple[set[int], set[Any], dict[int, int], tuple[str, ...]]:
-    """All category ids; those refused; the label of each that is used, by label; the names in that order."""
+) -> tuple[set[Any], dict[int, int], tuple[str, ...]]:
+    """All category ids, those refused among them; the label of each that is used, by label; the names in
+    that order."""
     ids: dict[str, int] = {}
-    known: set[int] = set()
-    refused: set[Any] = set()
+    known: set[Any] = set()
     for record in records:
         where = f"a category in {source}"
         try:
@@ -142,12 +138,12 @@ def _categories(
             if not isinstance(number, int):
                 message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
                 raise DataFault("record-malformed", message)
-            if name in ids or number in known:
+            if name in ids or number in ids.values():
                 message = f"{source}: category '{name}' (id {number}) stands twice; keep one of the two"
                 raise DataFault("category-twice", message)
         except DataFault as fault:
             raise_or_collect(fault, faults)
-            refused |= _id_of_refused(record)
+            known |= _id_of_refused(record)
             continue
         ids[name] = number
         known.add(number)
@@ -158,7 +154,7 @@ def _categories(
             raise InputError(f"{source} has no category '{name}'; it has {', '.join(ids) or 'none'}")
     if not classes:
         raise InputError(f"{source} lists no categories")
-    return known, refused, {ids[name]: label for label, name in enumerate(classes)}, classes
+    return known, {ids[name]: label for label, name in enumerate(classes)}, classes
 
 
 def _images(

@@ -60,9 +60,8 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: Key) -> Sample | InputError:
-        epoch, wanted, upright, scale = key
         length = len(self.records)
-        rows = ((wanted + k) % length for k in range(length if self.substitute else 1))
+        rows = ((key.row + k) % length for k in range(length if self.substitute else 1))
         failure: InputError | None = None
         for row in rows:
             self._mark(row)
@@ -72,7 +71,7 @@ class DetectionDataset(Dataset):
                 failure = failure or error
                 continue
             try:
-                return replace(self._augmented(image, epoch, row, upright, scale), wanted=wanted)
+                return replace(self._augmented(image, key._replace(row=row)), wanted=key.row)
             except InputError as error:  # of the transforms: nothing is wrong with the image
                 return error
         assert failure is not None
@@ -96,13 +95,13 @@ class DetectionDataset(Dataset):
         """Let the loading processes end when they are told to; before, they ignore it."""
         self.closing.fill_(True)
 
-    def sample(self, epoch: int, index: int, upright: bool | None = None, scale: float = 1.0) -> Sample:
-        """The sample that training sees at this epoch and row, mirrored at its diagonal if it is not upright.
+    def sample(self, epoch: int, index: int) -> Sample:
+        """The sample of this epoch and row, in whichever orientation, at full size.
 
         Raises:
             InputError: the image is missing, damaged or of another size than annotated.
         """
-        return self._augmented(self._read(index), epoch, index, upright, scale)
+        return self._augmented(self._read(index), Key(epoch, index))
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         if self.cache is not None:
@@ -110,9 +109,8 @@ class DetectionDataset(Dataset):
         height, width = self.records.sizes[index].tolist()
         return read_image(Path(self.records.files[index]), (height, width))
 
-    def _augmented(
-        self, image: NDArray[np.uint8], epoch: int, index: int, upright: bool | None, scale: float
-    ) -> Sample:
+    def _augmented(self, image: NDArray[np.uint8], key: Key) -> Sample:
+        epoch, index, upright, scale = key
         r = self.records
         height, width = (int(v) for v in r.sizes[index])
         rows = slice(r.offsets[index], r.offsets[index + 1])

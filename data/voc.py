@@ -4,7 +4,15 @@ import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from data.annotations import AnnotatedImage, Annotation, image_inside, inside, pack_set, require_folder
+from data.annotations import (
+    AnnotatedImage,
+    Annotation,
+    as_spelt,
+    image_inside,
+    inside,
+    pack_set,
+    require_folder,
+)
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.sample import DetectionSet
@@ -111,9 +119,7 @@ def _stem(line: str, annotations: Path) -> str:
     name, *rest = line.rsplit(maxsplit=1)
     flag = rest in (["1"], ["0"], ["-1"]) and not (annotations / f"{line}.xml").is_file()
     name = name if flag else line
-    if "\\" in name and not (annotations / f"{name}.xml").is_file():
-        return name.replace("\\", "/")  # written on Windows
-    return name
+    return as_spelt(annotations, f"{name}.xml").removesuffix(".xml")
 
 
 def _read_xml(path: Path) -> ET.Element:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from data.annotations import AnnotatedImage, Annotation, pack_set
+from data.annotations import AnnotatedImage, Annotation, as_spelt, pack_set
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.sample import DetectionSet
@@ -195,9 +195,8 @@ def _labels_without_images(
 
 
 def _place(index: _Index, place: str) -> Path | None:
-    # Roboflow writes "../train/images" for a folder beside data.yaml, Windows "images\\train".
-    if not (index.root / place).exists():
-        place = place.replace("\\", "/")
+    place = as_spelt(index.root, place)
+    # Roboflow writes "../train/images" for a folder beside data.yaml.
     tries = [index.root / place, index.root / place.removeprefix("../"), index.file.parent / place]
     return next((path for path in tries if path.exists()), None)
 
@@ -210,8 +209,7 @@ def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterat
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name:
-            slashed = name.replace("\\", "/")
-            tries = (file.parent / name, index.root / name, file.parent / slashed, index.root / slashed)
+            tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
             path = next((path for path in tries if path.is_file()), None)
             if path is None:
                 message = f"{file}:{number}: image {name} does not exist"

@@ -90,10 +90,8 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         gt = []
         for position, record in enumerate(content["annotations"]):
             at[0] = f"annotation {record.get('id', f'at position {position}')}"
-            box, area, crowd = record["bbox"], record.get("area"), record.get("iscrowd")
-            if not isinstance(box, list):  # a text has letters
-                raise TypeError(f"bbox is {box!r}")
-            box, area = [float(v) for v in box], float(-1 if area is None else area)
+            box, area, crowd = _box(record), record.get("area"), record.get("iscrowd")
+            area = float(-1 if area is None else area)
             if len(box) != 4 or not all(map(math.isfinite, (*box, area))) or min(box[2:]) < 0:
                 raise ValueError("bbox and area must be finite numbers, and no side of the four negative")
             if crowd not in (0, 1, None):  # "0" is true in Python
@@ -144,9 +142,7 @@ def _read_results(
             place[0] = f"detection {i}"
             at = f"{path}: {place[0]}"
             image, category = record["image_id"], record["category_id"]
-            if not isinstance(record["bbox"], list):  # a text has letters
-                raise TypeError(f"bbox is {record['bbox']!r}")
-            box, score = [float(v) for v in record["bbox"]], float(record["score"])
+            box, score = _box(record), float(record["score"])
             if image not in places:
                 raise InputError(f"{at} is for image id {image!r}, which {annotations_path} does not list")
             if category not in labels:
@@ -160,6 +156,13 @@ def _read_results(
         np.array([one[2] for one in found], np.float64),
         np.array([one[3] for one in found], np.int64),
     )
+
+
+def _box(record: Any) -> list[float]:
+    box = record["bbox"]
+    if not isinstance(box, list):  # a text has letters
+        raise TypeError(f"bbox is {box!r}")
+    return [float(v) for v in box]
 
 
 def _files(

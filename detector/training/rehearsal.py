@@ -43,12 +43,11 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     with memory_explained(parts.device), compilation_explained():
         step_s, data_s = _time_steps(trainer)
         evaluation_s, batches = parts.validation.time_batch(parts.learner.evaluated)
-    epochs, every = config.train.epochs, config.train.eval_every
-    done, within = divmod(trainer.progress.step, trainer.steps_per_epoch)
-    owed = done > 0 and within == 0 and trainer.progress.evaluated != trainer.progress.step
-    to_come = range(done if owed else done + 1, epochs + 1)
-    evaluations = sum(epoch % every == 0 or epoch == epochs for epoch in to_come) if epochs else 1
-    steps = trainer.total_steps - trainer.progress.step
+    progress = trainer.progress
+    done, within = divmod(progress.step, trainer.steps_per_epoch)
+    first = done + 1 if within or progress.evaluated == progress.step else done
+    evaluations = sum(map(trainer.evaluates_after, range(first, config.train.epochs + 1)))
+    steps = trainer.total_steps - progress.step
     # What a step computes goes by its pixels; the data are augmented at full size in any case.
     pixels = [scale**2 for scale in parts.batches.scales[done:]] or [1.0]
     shrunk_s = data_s + (step_s - data_s) * sum(pixels) / len(pixels)
@@ -93,7 +92,7 @@ def _time_steps(trainer: Trainer) -> tuple[float, float]:
         steps.append((time.perf_counter() - before, waited))
         patient = time.perf_counter() - started < _PATIENCE_S
         # All processes must make as many.
-        if trainer.processes.largest(len(steps) <= _STEPS + (ahead if patient else 0)) == 0:
+        if not trainer.processes.largest(len(steps) <= _STEPS + (ahead if patient else 0)):
             break
     timed = steps[-_STEPS:]
     return sum(step for step, _ in timed) / _STEPS, sum(waited for _, waited in timed) / _STEPS

@@ -298,12 +298,16 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         epoch, rest = divmod(self.progress.step, self.steps_per_epoch)
-        last = self.progress.step >= self.total_steps
         if rest or self.progress.evaluated == self.progress.step:
             return
-        if last or (epoch and epoch % self.config.train.eval_every == 0):
+        if self.evaluates_after(epoch):
             self._evaluate(epoch)
             self._save()
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """Whether an evaluation follows so many epochs."""
+        train = self.config.train
+        return epoch >= train.epochs or (epoch > 0 and epoch % train.eval_every == 0)
 
     def _evaluate(self, epoch: int) -> None:
         """Every process looks at its part of the validation set; the main one judges all.
