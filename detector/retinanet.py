@@ -72,6 +72,7 @@ class RetinaNet(nn.Module):
         x = images.to(self.scale.dtype, memory_format=layout, copy=True)
         torch.addcmul(self.shift, x, self.scale, out=x)
         height, width = x.shape[-2:]
-        rows = torch.arange(height, device=x.device) < sizes[:, :1]  # [B, H]
-        columns = torch.arange(width, device=x.device) < sizes[:, 1:]  # [B, W]
-        return x.mul_(rows[:, None, :, None] & columns[:, None, None, :])
+        # Of x's type, as the product of all pixels with booleans would first turn these into numbers.
+        rows = (torch.arange(height, device=x.device) < sizes[:, :1]).to(x.dtype)  # [B, H]
+        columns = (torch.arange(width, device=x.device) < sizes[:, 1:]).to(x.dtype)  # [B, W]
+        return x.mul_(rows[:, None, :, None] * columns[:, None, None, :])
