@@ -2,8 +2,10 @@
 
 import contextlib
 import http.client
+import pickle
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,12 +21,15 @@ Norm = Literal["batch", "frozen", "group"]
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
-    """A norm layer of `channels` features; group norm with the most groups of 32, 16, 8 that fit."""
+    """A norm layer of `channels` features; group norm with as many groups as fit, at most 32, of two or more.
+
+    A group of one channel on a map of one location has one value, and what is left of that is nothing.
+    """
     if kind == "batch":
         return BatchNorm(channels)
     if kind == "frozen":
         return FrozenNorm(channels)
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
+    groups = next((g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels >= 2 * g), 1)
     return nn.GroupNorm(groups, channels)
 
 
@@ -32,18 +37,34 @@ def load_imagenet(body: nn.Module, name: str) -> None:
     """Give one of torchvision's networks its ImageNet weights; norms may be of another kind.
 
     Raises:
-        InputError: they cannot be fetched.
+        InputError: they cannot be fetched, or the file where torch keeps them holds something else.
     """
+    # V1: the weights that published detectors start from.
+    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    there = kept.exists()  # torch checks only what it fetches, not what somebody has put there
     try:
-        # V1: the weights that published detectors start from.
-        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-        body.load_state_dict(weights.get_state_dict(progress=True, check_hash=True), strict=False)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        # Group norm has no statistics to take.
+        missing, _ = body.load_state_dict(
+            weights.get_state_dict(progress=True, check_hash=True), strict=False
+        )
+        if missing:
+            raise KeyError(f"it has nothing for '{missing[0]}'")
+    except (
+        *(OSError, RuntimeError, http.client.HTTPException),
+        *(EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError),
+    ) as error:
         reason = first_line(error)
+        scratch = "model.pretrained=false model.norm=batch model.frozen_stages=0"
+        if there:
+            raise InputError(
+                f"model.pretrained: {kept} does not hold the ImageNet weights of {name} ({reason}); "
+                f"delete it or put {weights.url} there, or train from scratch with {scratch}"
+            ) from None
         raise InputError(
             f"model.pretrained: the ImageNet weights of {name} could not be fetched ({reason}); "
-            "connect to the internet once, or train from scratch with model.pretrained=false "
-            "model.norm=batch model.frozen_stages=0"
+            f"connect to the internet once, put {weights.url} into {kept.parent}, or train from scratch "
+            f"with {scratch}"
         ) from None
 
 

@@ -14,6 +14,11 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def is_empty(boxes: Tensor) -> Tensor:
+    """boxes [..., 4] -> bool [...]: without width or without height."""
+    return (boxes[..., 2:] <= boxes[..., :2]).any(-1)
+
+
 def pairwise_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """boxes1 [..., N, 4] and boxes2 [..., M, 4] -> intersection areas [..., N, M]."""
     width = torch.minimum(boxes1[..., :, None, 2], boxes2[..., None, :, 2])

@@ -11,15 +11,15 @@ _FOR_TRAINING = (
     "raise train.accumulate (the same batch in smaller parts), lower eval.batch_size or the image size in "
     "data.transforms, and continue with --resume; or begin a new run with a lower train.batch_size"
 )
+# Of the CPU's allocator, of Windows', of MPS and of CUDA outside of torch's own.
+_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says so, of a GPU or of the machine."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory")
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 @contextlib.contextmanager

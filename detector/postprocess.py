@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from detector.boxes import clip, decode
+from detector.boxes import clip, decode, is_empty
 from detector.retinanet import HeadOutputs
 from detector.soft_nms import soft_nms
 
@@ -45,6 +45,8 @@ def detect(
     logits, anchor_index, labels = _top_of_each_level(outputs, topk_candidates)  # each [B, K]
     deltas = outputs.deltas.gather(1, anchor_index[..., None].expand(-1, -1, 4)).float()
     boxes = clip(decode(deltas, outputs.anchors[anchor_index], box_std), sizes)  # [B, K, 4]
+    # Of those that lie in the padding nothing is left: no NMS would compare them with each other.
+    logits = logits.masked_fill(is_empty(boxes), -math.inf)
     if logits.device.type == "mps":  # which has no float64
         boxes, logits, labels = boxes.cpu(), logits.cpu(), labels.cpu()
 
@@ -61,9 +63,8 @@ def _hard(
 ) -> Detections:
     """One image: boxes [K, 4], logits [K], labels [K]."""
     scores = logits.double().sigmoid()
-    if score_threshold > 0:
-        candidates = scores > score_threshold
-        boxes, logits, labels, scores = (x[candidates] for x in (boxes, logits, labels, scores))
+    candidates = scores > score_threshold if score_threshold > 0 else logits != -math.inf
+    boxes, logits, labels, scores = (x[candidates] for x in (boxes, logits, labels, scores))
     kept = nms_of_classes(boxes, logits, labels, iou_threshold)[:most]
     return Detections(boxes[kept], scores[kept], labels[kept])
 

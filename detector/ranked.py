@@ -12,8 +12,8 @@ def ranked_share(
 ) -> Tensor:
     """The part of the negatives that a ranking loss gives a gradient: those that reach a positive's step.
 
-    A negative counts against a positive if it is more than -delta above it, so the lowest positive says
-    which negatives count at all. 0 without positives.
+    A negative counts against a positive if it is more than -delta above it (with a delta of 0 at a tie as
+    well), so the lowest positive says which negatives count at all. 0 without positives.
 
     Args:
         logits: float [..., C].
@@ -33,6 +33,8 @@ def ranked_share(
     if not class_by_class:
         lowest = lowest.amin().expand_as(lowest)  # not a scalar, which would be rounded to bfloat16 logits
     negatives = targets == 0
-    ranked = torch.stack([((logits > lowest - delta) & negatives).sum(), negatives.sum()])
+    # Without a soft step a tie counts a half.
+    reached = logits >= lowest if delta == 0 else logits > lowest - delta
+    ranked = torch.stack([(reached & negatives).sum(), negatives.sum()])
     ranked = exchange.sum(ranked)
     return ranked[0] / ranked[1].clamp(min=1)

@@ -166,11 +166,14 @@ def _with_norms_of_no_eps(state: Mapping[str, Tensor], eps: float) -> dict[str, 
 
 def _classes_of(content: object, state: Mapping[str, Tensor]) -> Sequence[str]:
     """The names of a file's classes, one for each output of an anchor; none where it does not tell them."""
-    if isinstance(content, Mapping) and "classes" in content:
-        return [str(name) for name in content["classes"]]
+    told = content.get("classes") if isinstance(content, Mapping) else None
     categories = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     coordinates, outputs = (len(state.get(f"{head}_head.output.bias", ())) for head in ("box", "class"))
-    return categories if 4 * outputs == coordinates * len(categories) > 0 else ()
+    for names in (told, categories):
+        # Somebody else's "classes" may be their number, or leave out torchvision's background.
+        if isinstance(names, list | tuple) and 4 * outputs == coordinates * len(names) > 0:
+            return [str(name) for name in names]
+    return ()
 
 
 def _with_classes(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.sample import SIZE_DIVISOR
-from detector.boxes import decode
+from detector.boxes import decode, is_empty
 from detector.config import EvalConfig
 from detector.export.probabilities import Probabilities
 from detector.folding import plain_convolutions
@@ -145,6 +145,7 @@ class DetectionGraph(nn.Module):
         x0, y0, x1, y1 = boxes.unbind(-1)
         clipped = (x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height))
         boxes = torch.stack(clipped, dim=-1)  # [B, K, 4]
+        logits = logits.masked_fill(is_empty(boxes), -math.inf)
 
         thin_out = self._soft_nms if self.settings.nms == "soft" else self._hard_nms
         chosen, left, real = thin_out(boxes, logits, labels)  # each [B, D]

@@ -67,12 +67,15 @@ def class_ap_loss(
     Returns, raises: as `ap_loss`. A class without positives in the batch (of all processes) takes no
     part, its negatives included.
     """
+    check_ranking(logits, targets, delta)
     exchange = exchange or Exchange()
     counts = exchange.sum((targets == 1).reshape(-1, targets.shape[-1]).sum(0))
     present = counts.nonzero().squeeze(1).tolist()
     if not present:
         return ap_loss(logits, targets, delta, interpolated, exchange)
-    losses = [ap_loss(logits[..., c], targets[..., c], delta, interpolated, exchange) for c in present]
+    # Each column by itself would come back as a gradient of all logits, once for every class.
+    columns = logits.unbind(-1)
+    losses = [ap_loss(columns[c], targets[..., c], delta, interpolated, exchange) for c in present]
     return torch.stack(losses).mean()
 
 

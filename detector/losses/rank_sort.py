@@ -101,7 +101,8 @@ def _errors_and_gradients(
     p = len(ranking)
     if p == 0:
         zero = logits.new_zeros((), dtype=exact)
-        return zero, zero, torch.zeros_like(logits), ranking.positives, logits.new_zeros(2, 0)
+        nothing = logits.new_zeros(logits.shape)  # contiguous, as the gradient below
+        return zero, zero, nothing, ranking.positives, logits.new_zeros(2, 0)
     b = ranking.above_negatives
     error = b / (ranking.above_positives() + b)
     gradient = ranking.gradient(error)

@@ -1,6 +1,7 @@
 """ResNet and feature pyramid: pretrained weights, norms, frozen stages."""
 
 import copy
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -69,6 +70,30 @@ def test_failed_download_ends_in_one_line_with_the_way_out(
     message = str(caught.value)
     assert "\n" not in message
     assert "model.norm=batch" in message and "model.frozen_stages=0" in message
+
+
+@pytest.mark.parametrize("content", ["empty", "a page", "cut off", "other names", "no dict"])
+def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    """As left by hand on a machine without internet: torch checks only what it has fetched itself."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir()
+    state = imagenet_resnet18().state_dict()
+    torch.save(state if content == "cut off" else {f"module.{k}": v for k, v in state.items()}, file)
+    if content == "cut off":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif content == "no dict":
+        torch.save([1, 2], file)
+    elif content != "other names":
+        file.write_text("<html>log in</html>" if content == "a page" else "")
+    with pytest.raises(InputError, match="does not hold the ImageNet weights of resnet18") as caught:
+        ResNet("resnet18", "frozen", pretrained=True, frozen_stages=2)
+    message = str(caught.value)
+    assert str(file) in message and "delete it" in message and "\n" not in message
+    torch.save(state, file)
+    ResNet("resnet18", "group", pretrained=True, frozen_stages=0)
 
 
 def unfolded(network: ResNet, x: Tensor) -> list[Tensor]:
@@ -240,9 +265,15 @@ def test_group_norm_keeps_images_of_a_training_batch_apart() -> None:
         torch.testing.assert_close(one[0], both[0], atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (48, 16), (24, 8), (6, 2), (7, 1)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (64, 32), (48, 16), (32, 16), (24, 8), (6, 2), (7, 1), (1, 1)]
+)
 def test_group_norm_takes_the_most_groups_that_fit(channels: int, groups: int) -> None:
-    assert make_norm("group", channels).num_groups == groups
+    norm = make_norm("group", channels)
+    assert norm.num_groups == groups
+    if channels > 1:  # one image, one location: P7 of a small one
+        a, b = (norm(torch.randn(1, channels, 1, 1, generator=torch.manual_seed(s))) for s in range(2))
+        assert (a - b).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("p6_from", ["c5", "p5"])

@@ -57,7 +57,7 @@ def detect_by_loops(
                 (cx - w / 2, width), (cy - h / 2, height), (cx + w / 2, width), (cy + h / 2, height)
             )
         ]  # fmt: skip
-        if score > threshold:
+        if score > threshold and box[2] > box[0] and box[3] > box[1]:  # not all in the padding
             found.append((score, label, box))
     found.sort(key=lambda item: -item[0])
     kept: list[tuple[float, int, list[float]]] = []
@@ -161,8 +161,8 @@ def test_a_constant_on_all_logits_changes_no_selection(shift: float) -> None:
 def test_threshold_zero_loses_nothing() -> None:
     """Without NMS and limits, every pair of anchor and class comes back, whatever its score."""
     heads = outputs()
-    heads = heads._replace(logits=heads.logits - 2000)
-    for found in detect(heads, SIZES, STD, 0.0, 10**6, 1.0, 10**6):
+    heads = heads._replace(logits=heads.logits - 2000, deltas=torch.zeros_like(heads.deltas))
+    for found in detect(heads, SIZES.new_full(SIZES.shape, 100), STD, 0.0, 10**6, 1.0, 10**6):
         assert len(found.labels) == sum(LEVELS) * CLASSES
         assert found.labels.bincount().tolist() == [sum(LEVELS)] * CLASSES
 
@@ -191,6 +191,15 @@ def test_boxes_are_clipped_to_their_own_image() -> None:
         limit = torch.tensor([width, height, width, height])
         assert (found.boxes >= 0).all() and (found.boxes <= limit).all()
         assert (found.boxes == limit).any() and (found.boxes == 0).any()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_boxes_in_the_padding_are_none(soft: bool) -> None:
+    """Clipped, they have no width: twice the same would both stay, as their IoU is 0 / 0."""
+    anchors = torch.tensor([[40.0, 0, 60, 20], [40.0, 0, 60, 20], [10.0, 0, 30, 20]])
+    heads = HeadOutputs(torch.tensor([3.0, 3.0, 1.0])[None, :, None], torch.zeros(1, 3, 4), anchors, (3,))
+    (found,) = detect(heads, torch.tensor([[40, 40]]), STD, soft=soft)
+    assert found.boxes.tolist() == [[10.0, 0.0, 30.0, 20.0]]
 
 
 def one_box(logits: list[float]) -> Tensor:

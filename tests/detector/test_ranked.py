@@ -24,15 +24,20 @@ def test_a_case_by_hand() -> None:
     assert share(logits, (targets == 2).char(), 1.0) == 0  # no positives at all
 
 
+@pytest.mark.parametrize("delta", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_is_the_part_of_the_negatives_with_a_gradient(dtype: torch.dtype) -> None:
+def test_it_is_the_part_of_the_negatives_with_a_gradient(dtype: torch.dtype, delta: float) -> None:
     """Oracle: the AP-loss without its envelope, which gives every pair in wrong order its part."""
     generator = torch.Generator().manual_seed(0)
     targets = (torch.rand(2, 500, 3, generator=generator) < 0.01).char()
     logits = torch.randn(2, 500, 3, generator=generator) + 2 * targets
-    logits = logits.to(dtype).requires_grad_()
-    ap_loss(logits, targets, delta=0.5, interpolated=False).backward()
+    logits = logits.to(dtype)
+    lowest = logits[targets == 1].argmin()
+    logits[0, 0] = logits[targets == 1][lowest]  # ties
+    targets[0, 0] = 0
+    logits.requires_grad_()
+    ap_loss(logits, targets, delta=delta, interpolated=False).backward()
     assert logits.grad is not None
     pulled = (logits.grad[targets == 0] > 0).double().mean()
     assert 0.1 < pulled < 0.9
-    assert share(logits, targets, 0.5) == pytest.approx(float(pulled), abs=1e-6)
+    assert share(logits, targets, delta) == pytest.approx(float(pulled), abs=1e-6)

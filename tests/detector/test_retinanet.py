@@ -26,7 +26,7 @@ ARCHITECTURE = {
 THEIRS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
 LONG = 160
 SIZES = torch.tensor([[100, LONG], [LONG, 122]])  # height, width: unequal, no multiples of 32
-POSTPROCESS = {"score_thresh": 0.0, "nms_thresh": 0.5, "topk_candidates": 150, "detections_per_img": 60}
+POSTPROCESS = {"score_thresh": 0.0, "nms_thresh": 0.5, "topk_candidates": 150, "detections_per_img": 100}
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,14 @@ def test_detections_equal_torchvisions(pair: Pair) -> None:
         detections_per_img=POSTPROCESS["detections_per_img"],
     )
     for mine, theirs in zip(found, pair.detections, strict=True):
-        assert len(theirs["labels"]) == POSTPROCESS["detections_per_img"]
-        assert mine.labels.tolist() == theirs["labels"].tolist()
-        torch.testing.assert_close(mine.boxes.double(), theirs["boxes"], atol=1e-3, rtol=0)
-        torch.testing.assert_close(mine.scores, theirs["scores"], atol=1e-5, rtol=0)
+        # Boxes that lie in the padding take places of theirs; NMS compares them with nothing.
+        sides = theirs["boxes"][:, 2:] - theirs["boxes"][:, :2]
+        labels, boxes, scores = (theirs[key][(sides > 0).all(1)] for key in ("labels", "boxes", "scores"))
+        count = len(labels)
+        assert 25 < count <= len(mine.labels)
+        assert mine.labels[:count].tolist() == labels.tolist()
+        torch.testing.assert_close(mine.boxes[:count].double(), boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(mine.scores[:count], scores, atol=1e-5, rtol=0)
 
 
 def small_model() -> RetinaNet:

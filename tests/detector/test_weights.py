@@ -133,6 +133,19 @@ def test_classes_of_the_same_name_keep_their_outputs(
     assert "bird" in warning and "cat" not in warning
 
 
+@pytest.mark.parametrize("told", [3, ["cat", "dog"], {"cat": 1}])
+def test_classes_that_are_not_the_outputs_are_not_believed(
+    told: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their number, or without torchvision's background."""
+    source, model = tiny(0, classes=3), tiny(1, classes=3)
+    with caplog.at_level(logging.WARNING):
+        content = {"model": source.state_dict(), "classes": told}
+        initialise(model, content, "source.pt", STD, ["dog", "cat", "bird"])
+    assert model.class_head.output.weight.equal(source.class_head.output.weight)
+    assert caplog.messages == []
+
+
 def test_outputs_of_torchvision_are_those_of_cocos_classes(caplog: pytest.LogCaptureFixture) -> None:
     """Its label is COCO's category id: 1 is person, 90 toothbrush, and some there are none of."""
     theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)

@@ -171,6 +171,9 @@ def test_without_positives_the_losses_are_zero_and_backpropagate(targets: list[i
     assert total.item() == 0
     assert logits.grad is not None
     assert (logits.grad == 0).all()
+    turned = torch.ones(2, 3).t().requires_grad_()
+    (2 * sum(rank_sort_loss(turned, torch.zeros(3, 2)))).backward()
+    assert turned.grad is not None and (turned.grad == 0).all()
 
 
 @pytest.mark.parametrize(

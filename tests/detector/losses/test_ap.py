@@ -121,6 +121,8 @@ def test_class_by_class_is_the_mean_over_the_classes_with_positives() -> None:
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=1e-9)
     assert class_ap_loss(logits, targets.clamp(max=0)).item() == 0
+    with pytest.raises(ValueError, match="differ in shape"):
+        class_ap_loss(logits, targets[..., :3])
 
 
 def test_hand_computed_case() -> None:

@@ -184,9 +184,19 @@ def test_a_checkpoint_that_falls_due_at_a_fault_is_made_up_for(
     assert list(dict.fromkeys(saved)) == [5, 8]
 
 
-def test_out_of_memory_says_what_to_lower() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nmore"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB, other: 1 GB). Tried to"),
+        MemoryError(),
+    ],
+    ids=["allocator", "driver", "mps", "python"],
+)
+def test_out_of_memory_says_what_to_lower(error: Exception) -> None:
     with pytest.raises(InputError) as caught, memory_explained(torch.device("cuda")):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nmore")
+        raise error
     for word in ("cuda has too little memory", "train.accumulate", "train.batch_size", "--resume"):
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
