@@ -39,6 +39,14 @@ def _silent_where_raised_again(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
+def is_there(word: str) -> bool:
+    """Whether a word of the command line is a file or folder, and no KEY=VALUE."""
+    try:
+        return Path(word).exists()
+    except OSError:  # too long for a name
+        return False
+
+
 def keep_freed_memory() -> None:
     """Let glibc's malloc hold on to freed blocks: the next step asks for the very same ones.
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from doors import OptionParser, run_door
+from doors import OptionParser, is_there, run_door
 
 # How the files begin that --output has written: metrics, or a comparison.
 _EARLIER = r'\{\s*"(AP"|images": *\d)'
+_EARLIER_RESULTS = r'\[(\]|\{"image_id":)'
 
 
 def main() -> None:
@@ -28,17 +29,15 @@ def main() -> None:
     parser.add_argument("--annotations", metavar="INSTANCES.json", type=Path, help="the gt for --predictions")
     parser.add_argument("--report", metavar="DIR", type=Path, help="write a page that explains the metrics")
     parser.add_argument("--images", metavar="DIR", type=Path, help="for the report of --predictions")
+    parser.add_argument(
+        "--results", metavar="FILE", type=Path, help="write the detections as a COCO results file"
+    )
     a = parser.parse_intermixed_args()
-    overrides = [word for word in a.words if "=" in word and not _is_there(word)]
+    overrides = [word for word in a.words if "=" in word and not is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
-    evaluate(models, overrides, a.split, a.output, a.predictions, a.annotations, a.report, a.images)
-
-
-def _is_there(word: str) -> bool:
-    try:
-        return Path(word).exists()
-    except OSError:  # too long for a name
-        return False
+    evaluate(
+        models, overrides, a.split, a.output, a.predictions, a.annotations, a.report, a.images, a.results
+    )
 
 
 def evaluate(
@@ -50,6 +49,7 @@ def evaluate(
     annotations: Path | None,
     report: Path | None,
     images: Path | None,
+    results: Path | None,
 ) -> None:
     """Score what the command line names, print the table, write the JSON and the report."""
     from detector.evaluation.table import metrics_table
@@ -73,6 +73,12 @@ def evaluate(
     split = split or "val"
     if images is not None and (report is None or not predictions):
         raise InputError("--images is for the pictures of --predictions with --report")
+    if results is not None:
+        if len(models) != 1:
+            raise InputError("--results writes what one checkpoint finds: give one")
+        check_output("--results", results, _EARLIER_RESULTS)
+        if output is not None and output.absolute() == results.absolute():
+            raise InputError(f"--output and --results: both are {output}; name two files")
     if report is not None:
         if len(models) > 1 or len(predictions) > 1:
             raise InputError("--report explains one run: give one alone")
@@ -98,7 +104,9 @@ def evaluate(
         else:
             from detector.evaluation.checkpoint import evaluate_checkpoint
 
-            done = evaluate_checkpoint(models[0], overrides, split)
+            done = evaluate_checkpoint(models[0], overrides, split, with_ids=results is not None)
+            if results is not None:
+                write_text(results, json.dumps(done.coco_results()) + "\n")
             result, extra = done.scores.coco, done.scores.extra
             title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
             facts = [("checkpoint", str(done.file)), ("split", f"{split} of {done.config.data.root}")]

@@ -18,7 +18,9 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="dotted configuration keys: eval.detections_per_img=300",
     )
-    parser.add_argument("--format", choices=("onnx", "torchscript"), default="onnx", help="(default: onnx)")
+    parser.add_argument(
+        "--format", choices=("onnx", "torchscript"), help="(default: by the name of --output, else onnx)"
+    )
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="(default: next to the checkpoint, best.onnx of best.pt)"
     )
@@ -38,7 +40,7 @@ def main() -> None:
 
 
 def export(
-    model: str, overrides: list[str], form: str, raw: bool, output: Path | None, check: list[str]
+    model: str, overrides: list[str], form: str | None, raw: bool, output: Path | None, check: list[str]
 ) -> None:
     """Export what the command line names, check it, say where it is."""
     from detector.export.session import export as run

@@ -1,10 +1,12 @@
 """Detect in images and videos: python predict.py RUN_DIR_OR_CHECKPOINT INPUT ..."""
 
+import re
 from pathlib import Path
 
-from doors import OptionParser, run_door
+from doors import OptionParser, is_there, run_door
 
 _MOST_AT_A_TIME = 100_000
+_KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
 
 
 def main() -> None:
@@ -16,8 +18,9 @@ def main() -> None:
     parser.add_argument(
         "inputs",
         nargs="+",
-        metavar="INPUT",
-        help="image or video files, folders with all below, quoted patterns, or - for an image on stdin",
+        metavar="INPUT|KEY=VALUE",
+        help="image or video files, folders with all below, quoted patterns, or - for an image on stdin; "
+        "dotted configuration keys: eval.detections_per_img=300",
     )
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="a new folder (default: predictions, predictions-2, ...)"
@@ -35,13 +38,16 @@ def main() -> None:
     )
     parser.add_argument("--batch", metavar="N", help="images at a time (default: that of evaluation)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    a = parser.parse_args()
-    predict(a.model, a.inputs, a.output, a.threshold, a.format, a.batch, a.device)
+    a = parser.parse_intermixed_args()
+    overrides = [word for word in a.inputs if _KEY.match(word) and not is_there(word)]
+    inputs = [word for word in a.inputs if word not in overrides]
+    predict(a.model, inputs, overrides, a.output, a.threshold, a.format, a.batch, a.device)
 
 
 def predict(
     model: str,
     inputs: list[str],
+    overrides: list[str],
     output: Path | None,
     threshold: str | None,
     formats: str,
@@ -70,7 +76,7 @@ def predict(
     if size is not None and not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
         raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
     sources, folder = find_sources(inputs), ResultsFolder(output)
-    detector = Detector.load(model, device)
+    detector = Detector.load(model, device, overrides)
     if size is not None:
         detector.batch_size = int(size)
     thresholds = detector.thresholds if least is None else np.full(len(detector.classes), least)

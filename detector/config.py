@@ -44,7 +44,21 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Names = Annotated[list[str], Field(min_length=1)]
 Classes = Annotated[Names, AfterValidator(_no_two)]
-Transform = str | dict[str, dict[str, Any] | None]
+
+
+def _transform_shaped(value: Any) -> Any:
+    shaped = isinstance(value, str) or (
+        isinstance(value, dict) and all(isinstance(p, dict) or p is None for p in value.values())
+    )
+    if not shaped:
+        raise ValueError(
+            "NAME or NAME: {parameter: value} is wanted, the parameters indented below the name; "
+            f"got {value!r}"
+        )
+    return value
+
+
+Transform = Annotated[str | dict[str, dict[str, Any] | None], BeforeValidator(_transform_shaped)]
 
 
 class Section(BaseModel):
@@ -67,7 +81,7 @@ class SplitsConfig(Section):
 
 class TransformsConfig(Section):
     train: list[Transform] = Field(
-        ["HorizontalFlip"], description="albumentations transforms of the training images, in order"
+        ["HorizontalFlip"], description="transforms of the training images, in order: docs/data.md"
     )
     eval: list[Transform] = Field([], description="the same for evaluation; only resizing makes sense")
     min_visibility: Fraction = Field(

@@ -37,12 +37,21 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Check plain values against the schema; `source` names them in errors."""
-    # `train:` with nothing below it is an empty section.
-    values = {k: {} if v is None and k in Config.model_fields else v for k, v in values.items()}
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_with_empty_sections(Config, values))
     except ValidationError as error:
         raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def _with_empty_sections(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """`train:` with nothing below it is an empty section."""
+    filled = dict(values)
+    for name, field in section.model_fields.items():
+        inner = sub_section(field.annotation)
+        if inner is not None and name in values:
+            below = {} if values[name] is None else values[name]
+            filled[name] = _with_empty_sections(inner, below) if isinstance(below, dict) else below
+    return filled
 
 
 def dump_config(config: Config) -> str:
@@ -136,25 +145,31 @@ def _nearest(key: str) -> str:
     return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
 
 
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    names = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
-    # pydantic appends the tried member of a union (str, list, ...) to the path: not a key.
+def _key_of(loc: tuple[int | str, ...]) -> str:
+    """The dotted key of pydantic's path, which ends in the tried member of a union (str, list[...])."""
     parts: list[str] = []
     section: type[Section] | None = Config
-    for part in names:
+    for part in loc:
         if isinstance(part, int):
             parts = [*parts[:-1], f"{parts[-1]}[{part}]"] if parts else [str(part)]
-        elif section is not None:
+        elif section is not None and "[" not in part:
             parts.append(part)
             field = section.model_fields.get(part)
             section = sub_section(field.annotation) if field else None
-    key = ".".join(parts)
+    return ".".join(parts)
+
+
+def _explain(error: ValidationError) -> str:
+    errors = error.errors()
+    key = _key_of(errors[0]["loc"])
+    # Of the members of a union (text, or a list of texts) the one that went furthest is what was meant.
+    furthest = max(errors, key=lambda e: len(_key_of(e["loc"])) if _key_of(e["loc"]).startswith(key) else -1)
+    first, key = furthest, _key_of(furthest["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key '{key}'{_nearest(key)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        if key in _leaf_kinds(Config):
+        if key.partition("[")[0] in _leaf_kinds(Config):
             return f"{key}: {message}"
         return f"{key}.{message}" if key else message  # the message of a section begins with the key
     return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

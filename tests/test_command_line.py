@@ -13,7 +13,7 @@ import torch
 import evaluate
 import train
 from tests.builders import TINY_MODEL, coco_dict, small_coco
-from tests.runs import assert_one_line, boxes_lost_at, call, last, read_metrics
+from tests.runs import assert_one_line, assert_refused, boxes_lost_at, call, last, read_metrics
 
 STEPS = 6  # two epochs of 6 images in batches of 2
 PROJECT = Path(train.__file__).parent
@@ -72,6 +72,34 @@ def test_evaluate_gives_raw_scores_where_they_are_wanted(workplace: Path) -> Non
     assert "calibration_error" not in raw
     thresholds = [raw["per_class"]["cat"]["best_f1_threshold"], best["per_class"]["cat"]["best_f1_threshold"]]
     assert thresholds[0] != thresholds[1]
+
+
+def test_the_detections_of_a_run_score_as_the_run(workplace: Path) -> None:
+    """Written as COCO results and scored against the annotation file: the same metrics to the last digit."""
+    words = ("run", "--output", "direct.json", "--results", "found.json")
+    for _ in range(2):  # an earlier file is replaced
+        assert call(evaluate.main, *words, cwd=workplace).code == 0
+    gt = ("--annotations", "set/annotations/val.json")
+    words = ("--predictions", "found.json", *gt, "--output", "again.json")
+    assert call(evaluate.main, *words, cwd=workplace).code == 0
+    direct, again = (json.loads((workplace / n).read_text()) for n in ("direct.json", "again.json"))
+    assert direct["AP"] > 0
+    assert {n: direct[n] for n in COCO_NAMES} == {n: again[n] for n in COCO_NAMES}
+
+
+def test_classes_that_the_model_does_not_have_are_not_scored(workplace: Path) -> None:
+    assert call(evaluate.main, "run", "data.classes=[cat, dog]", cwd=workplace).code == 0
+    for classes in ("[cat]", "[dog, cat]", "[bird]"):
+        assert_refused(
+            evaluate.main, ("run", f"data.classes={classes}"), workplace, "data.classes", "cat, dog"
+        )
+
+
+def test_a_threshold_that_soft_nms_has_not_is_said(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for words, said in ((["eval.nms=soft"], 1), (["eval.nms=hard"], 0)):
+        caplog.clear()
+        call(evaluate.main, "run", "eval.nms_threshold=0.6", *words, cwd=workplace)
+        assert sum("eval.nms_threshold" in message for message in caplog.messages) == said
 
 
 def test_evaluate_needs_nothing_but_the_checkpoint_file(workplace: Path, tmp_path: Path) -> None:
@@ -152,6 +180,8 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
         (train.main, ["configs/demo.yaml", "--epochs", "3"], "--epochs"),
         (evaluate.main, ["run", "--split", "train"], "'train'"),
         (evaluate.main, ["--predictions", "a", "--annotations", "b", "--split", "val"], "--split"),
+        (evaluate.main, ["--predictions", "a", "--annotations", "b", "--results", "c"], "--results"),
+        (evaluate.main, ["a", "--output", "c", "--results", "c"], "both are c"),
     ],
 )
 def test_a_wrong_option_is_one_line(

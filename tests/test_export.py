@@ -274,7 +274,9 @@ def test_a_generated_picture_stands_in_for_a_set_that_is_not_there(
     words = ["data.root=nowhere", "eval.score_threshold=0", "--format", "torchscript", "--output"]
     for more, warnings in (((), 1), (("--check", "picture.png"), 0)):
         caplog.clear()
-        assert call(export.main, "best.pt", *words, str(tmp_path / "a"), *more, cwd=place).code == 0
+        assert (
+            call(export.main, "best.pt", *words, str(tmp_path / f"a{warnings}"), *more, cwd=place).code == 0
+        )
         found = [record.getMessage() for record in caplog.records]
         assert len(found) == warnings
         assert all("generated picture" in text and "nowhere does not exist" in text for text in found)
@@ -399,11 +401,11 @@ def test_raw_outputs_may_differ_by_rounding_and_no_more(
 
 def test_a_file_that_differs_is_not_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph without NMS; the file that was there stays as it was."""
-    (place / "old").write_text("old")
+    (place / "old.torchscript").write_text("old")
     monkeypatch.setattr("detector.export.formats.keep_best", keep_everything)
-    words = ("best.pt", "eval.score_threshold=0", "--format", "torchscript", "--output", "old")
+    words = ("best.pt", "eval.score_threshold=0", "--format", "torchscript", "--output", "old.torchscript")
     assert_refused(export.main, words, place, "PyTorch's differ", "nothing was written")
-    assert (place / "old").read_text() == "old"
+    assert (place / "old.torchscript").read_text() == "old"
 
 
 def keep_everything(
@@ -425,7 +427,12 @@ def keep_everything(
         (("picture.png",), ("picture.png", "damaged")),
         (("best.pt", "--output", "set"), ("--output", "set is a folder")),
         (("best.pt", "--output", "best.pt"), ("--output", "is read by this very command")),
-        (("best.pt", "--output", "nowhere/model"), ("--output", "the folder nowhere does not exist")),
+        (
+            ("best.pt", "--output", "m.onnx"),
+            ("m.onnx ends as --format onnx does, and --format is torchscript",),
+        ),
+        (("best.pt", "--output", "picture.png"), ("--output", "picture.png is there")),
+        (("best.pt", "--output", "nowhere/m.torchscript"), ("--output", "the folder nowhere does not exist")),
         (("best.pt", "--check", "nowhere.jpg"), ("nowhere.jpg", "does not exist")),
         (("best.pt", "--check", "best.pt"), ("best.pt", "image")),
         (("best.pt", "eval.nms_iou=0.5"), ("'eval.nms_iou'",)),
@@ -437,6 +444,13 @@ def test_what_cannot_be_exported_is_refused(
     place: Path, words: tuple[str, ...], named: tuple[str, ...]
 ) -> None:
     assert_refused(export.main, (*words, "--format", "torchscript"), place, *named)
+
+
+def test_the_name_of_the_file_tells_the_format(place: Path) -> None:
+    words = ("best.pt", "--check", "picture.png")
+    assert call(export.main, *words, "--output", "named.torchscript", cwd=place).code == 0
+    torch.jit.load(place / "named.torchscript")
+    assert_refused(export.main, (*words, "--output", "model.bin"), place, "model.bin", "--format")
 
 
 def test_a_pytorch_too_old_for_the_format_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

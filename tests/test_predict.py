@@ -161,6 +161,13 @@ def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained,
         assert 0 < count == (predictions.scores >= threshold).sum() < len(predictions.scores)
 
 
+def test_settings_of_evaluation_can_be_changed(place: Path, trained: Path) -> None:
+    words = ("images/?.png", "--threshold", "0", "--format", "coco", "eval.detections_per_img=1")
+    assert run(place, trained, *words, "--output", "one").code == 0
+    found = [entry["image_id"] for entry in read(place / "one" / "coco.json")]
+    assert sorted(found) == sorted(set(found)) != []
+
+
 def test_pictures_keep_the_tree_and_names_do_not_meet(place, trained) -> None:
     Image.new("RGB", (64, 48)).save(place / "images" / "0.bmp")
     Image.new("RGB", (64, 48)).save(place / "images" / "0.jpg")
@@ -403,6 +410,8 @@ REFUSED = {  # words -> what the line says
     ("images", "--output", "images"): ("--output", "images", "holds something already"),
     ("images", "--output", "images/0.png"): ("--output", "images/0.png", "no folder"),
     ("images", "--output", "images/0.png/new"): ("--output", "images/0.png/new"),
+    ("images", "eval.detections_per_image=1"): ("did you mean 'eval.detections_per_img'?",),
+    ("images", "a=1.jpg"): ("a=1.jpg", "does not exist"),
     ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),
     ("nowhere/*.jpg",): ("nowhere/*.jpg", "matches nothing"),
     ("empty",): ("empty", "no images"),

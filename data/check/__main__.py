@@ -7,7 +7,7 @@ from doors import OptionParser, run_door
 
 _FOUND = 1
 # How the files begin that --json and --html have written.
-_EARLIER = {"--json": r'\{\s*"configuration"', "--html": r"<!DOCTYPE html>"}
+_EARLIER = {"--json": r'\{\s*"configuration"', "--html": r"[^\n]*\n[^\n]*aploss-detector data check"}
 
 
 def main() -> None:

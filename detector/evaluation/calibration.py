@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
+from scipy.special import expit
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +46,15 @@ class Calibration:
         below = self.probabilities[0] * np.exp(np.minimum(x - first, 0))
         above = 1 - (1 - self.probabilities[-1]) * np.exp(np.minimum(last - x, 0))
         return np.where(x < first, below, np.where(x > last, above, inside))
+
+    def inverse(self, probabilities: Floats) -> Floats:
+        """probabilities [D] in [0, 1] -> the scores [D] that are mapped to them."""
+        p, first, last = probabilities, self.probabilities[0], self.probabilities[-1]
+        with np.errstate(divide="ignore"):  # 0 and 1 lie infinitely far out
+            below = self.logits[0] + np.log(p / first)
+            above = self.logits[-1] - np.log((1 - p) / (1 - last))
+        inside = np.interp(p, self.probabilities, self.logits)
+        return expit(np.where(p < first, below, np.where(p > last, above, inside)))
 
     def as_plain(self) -> dict[str, list[float]]:
         """Plain values, for a checkpoint."""

@@ -1,5 +1,6 @@
 """A checkpoint ready for use, and its score: everything that is needed is in it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from detector.evaluation.inference import Predictions, join_predictions
 from detector.evaluation.score import Scores, predict, score
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
+from errors import InputError
+
+log = logging.getLogger(__name__)
 
 _DEFAULT_THRESHOLD = 0.5
 
@@ -53,6 +57,16 @@ class CheckpointScores:
     records: DetectionSet
     scores: Scores
 
+    def coco_results(self) -> list[dict[str, Any]]:
+        """All detections as the entries of a COCO results file."""
+        material = self.scores.coco.material
+        found, ids = material.found, self.records.category_ids
+        columns = (found.images, found.labels, found.xywh, found.scores)
+        return [
+            {"image_id": material.image_ids[image], "category_id": ids[label], "bbox": box, "score": score}
+            for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+
 
 def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "train.device") -> OpenCheckpoint:
     """Load a checkpoint, or best.pt of a run folder.
@@ -65,17 +79,21 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     """
     file = find_checkpoint(path)
     content = load_checkpoint(file)
+    trained = parse_config(content["config"], str(file))
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file))
+    _refuse_other_classes(config, trained, content["classes"], file)
+    if config.eval.nms == "soft" and any(word.startswith("eval.nms_threshold=") for word in overrides):
+        log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
     device = build_device(config.train.device, key=device_key)
     model = build_model(config.model, len(content["classes"]), pretrained=False)
     load_weights(model, content["model"], str(file))
     fitted = content.get("calibration")
     calibration = Calibration.from_plain(fitted) if fitted else None
     # The metrics are of calibrated scores where the training was told to calibrate.
-    trained = parse_config(content["config"], str(file)).eval.calibrate
     thresholds = _best_thresholds(content.get("metrics", {}))
-    if calibration is not None and trained != config.eval.calibrate:
-        thresholds = {} if trained else {k: float(calibration(np.array(t))) for k, t in thresholds.items()}
+    if calibration is not None and trained.eval.calibrate != config.eval.calibrate:
+        to_this_scale = calibration if config.eval.calibrate else calibration.inverse
+        thresholds = {name: float(to_this_scale(np.array(t))) for name, t in thresholds.items()}
     with memory_explained(device, f"let it run elsewhere: {device_key}=cpu"):
         model = place(model, config.train, device)
     return OpenCheckpoint(
@@ -90,19 +108,37 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     )
 
 
+def _refuse_other_classes(config: Config, trained: Config, classes: Sequence[str], file: Path) -> None:
+    if config.data.classes != trained.data.classes and config.data.classes != [*classes]:
+        raise InputError(
+            f"data.classes: {file} finds {', '.join(classes)}, and all of them are scored; leave the key out "
+            "(the metrics have each class by itself)"
+        )
+
+
 def _best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
     per_class = metrics.get("per_class", {})
     # Where nothing was found that is right, no threshold is better than another.
     return {n: float(one["best_f1_threshold"]) for n, one in per_class.items() if one.get("best_f1", 0) > 0}
 
 
-def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> CheckpointScores:
+def evaluate_checkpoint(
+    path: Path, overrides: list[str], split: str, with_ids: bool = False
+) -> CheckpointScores:
     """Score a checkpoint (best.pt of a run folder) on a split: "train", "val" or "test".
+
+    Args:
+        with_ids: refuse, before the work, a set whose images have none: for `coco_results`.
 
     Raises:
         InputError: the checkpoint, an override or the data is wrong.
     """
     c = open_checkpoint(path, overrides)
+    if with_ids and c.config.data.format not in ("coco", "shapes"):
+        raise InputError(
+            f"--results: images of a set in {c.config.data.format} format have no ids; predict.py writes "
+            "detections with the names of the files"
+        )
     return score_checkpoint(c, build_set(c.config.data, split, c.classes))
 
 

@@ -28,7 +28,7 @@ def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
         "score_threshold": config.eval.score_threshold,
         "topk_candidates": config.eval.topk_candidates,
         "nms": config.eval.nms,
-        "nms_threshold": config.eval.nms_threshold,
+        "nms_threshold": None if config.eval.nms == "soft" else config.eval.nms_threshold,
         "detections_per_img": config.eval.detections_per_img,
     }
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}

@@ -31,25 +31,34 @@ class Report:
 
 
 def export(
-    model: Path, overrides: Sequence[str], form: str, raw: bool, output: Path | None, check: Sequence[str]
+    model: Path,
+    overrides: Sequence[str],
+    form: str | None,
+    raw: bool,
+    output: Path | None,
+    check: Sequence[str],
 ) -> Report:
     """Write a checkpoint, or best.pt of a run folder, in another format.
 
     Args:
-        form: one of FORMATS.
+        form: one of FORMATS; by default by the name of the file, else onnx.
         raw: the outputs of the heads instead of detections.
-        output: the file; by default next to the checkpoint. It is replaced if it is there.
+        output: the file; by default next to the checkpoint. It is replaced if it is there and ends as the
+            format does.
         check: images to run both on; by default of the validation set.
 
     Raises:
         InputError: something given is wrong, or the file would not do what the checkpoint does. There is
             no file then, or the one that was there before.
     """
+    form = _form_of(output, form)
     require_packages(form)
     source = find_checkpoint(model)
     file = output or source.with_suffix(FORMATS[form].suffix)
     pictures_given = [Path(name) for name in check]
     check_output("--output", file, None, [source, *source.parent.glob("*.pt"), *pictures_given])
+    if file.exists() and file.suffix != FORMATS[form].suffix:
+        raise InputError(f"--output: {file} is there and may be something else; name a new file")
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         temporary.touch()  # before the work
@@ -79,6 +88,19 @@ def export(
     finally:
         temporary.unlink(missing_ok=True)
     return Report(file, OUTPUTS[kind], found)
+
+
+def _form_of(output: Path | None, form: str | None) -> str:
+    """The format that is asked for; the name of the file says it too."""
+    if output is None:
+        return form or "onnx"
+    named = next((name for name, one in FORMATS.items() if output.suffix == one.suffix), None)
+    if named is None and form is None:
+        endings = " or ".join(one.suffix for one in FORMATS.values())
+        raise InputError(f"--output: {output} does not end in {endings}; name the format with --format")
+    if named is not None and form not in (None, named):
+        raise InputError(f"--output: {output} ends as --format {named} does, and --format is {form}")
+    return form or named or "onnx"
 
 
 def _graph(checkpoint: OpenCheckpoint, form: str, raw: bool) -> nn.Module:

@@ -112,6 +112,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
         scales,
     )
+    _warn_of_schedule(config, len(batches) * train.epochs)
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
@@ -171,6 +172,22 @@ def _warn_of_slow_bf16(train: TrainConfig, device: torch.device) -> None:
             "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
             "in float32; set train.amp=auto"
         )
+
+
+def _warn_of_schedule(config: Config, total_steps: int) -> None:
+    schedule, epochs = config.schedule, config.train.epochs
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if schedule.name == "multistep" and late:
+        log.warning(
+            "schedule.milestones: the training ends after %d epochs, before %s: the learning rate does not "
+            "fall there; set milestones to suit train.epochs",
+            epochs, " and ".join(f"{milestone:g}" for milestone in late),
+        )  # fmt: skip
+    if schedule.warmup_steps > total_steps:
+        log.warning(
+            "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; lower it",
+            schedule.warmup_steps, total_steps,
+        )  # fmt: skip
 
 
 def _try_on_smallest(

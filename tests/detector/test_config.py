@@ -89,6 +89,12 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
         ({"data": {"splits": {"train": 5}}}, "data.splits.train"),
         ({"data": {"transforms": {"train": "HorizontalFlip"}}}, "data.transforms.train"),
         ({"data": {"transforms": {"train": [5]}}}, "data.transforms.train[0]"),
+        ({"data": {"transforms": {"train": ["D4", {"IoUCrop": 3}]}}}, "data.transforms.train[1]"),
+        (
+            {"data": {"transforms": {"eval": [{"ResizeWithin": None, "long": 320}]}}},
+            "data.transforms.eval[0]",
+        ),
+        ({"data": {"splits": {"train": ["a", 2012]}}}, "data.splits.train[1]"),
         ({"matcher": {"negative_iou": 0.6, "positive_iou": 0.5}}, "matcher.negative_iou"),
         ({"loss": {"name": "alrp", "box": "smooth_l1"}}, "loss.box"),
         ({"train": 5}, "train"),
@@ -144,6 +150,16 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         load_config(tmp_path)
+
+
+def test_parameters_beside_the_name_of_a_transform_are_told_where_they_belong() -> None:
+    message = refusal({"data": {"transforms": {"eval": [{"ResizeWithin": None, "long": 320}]}}})
+    assert "NAME: {parameter: value}" in message and "indented below the name" in message
+
+
+def test_empty_sections_below_a_section_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("data:\n  splits:\n  transforms:\nmodel:\n  anchors:\n")
+    assert load_config(tmp_path / "empty.yaml") == Config()
 
 
 def test_empty_file_is_the_default_configuration(tmp_path: Path) -> None:

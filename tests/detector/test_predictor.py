@@ -119,9 +119,15 @@ def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> Non
     for per_class, expected in ((found, best), ({"cat": cat, "dog": dog}, [0.3, 0.5]), ({}, [0.5, 0.5])):
         torch.save({**bare, "metrics": {"per_class": per_class}}, run.parent / "other.pt")
         assert Detector.load(run.parent / "other.pt").thresholds.tolist() == expected
-    # Raw scores have other thresholds, which a calibrated training does not leave.
-    raw = Detector.load(run, overrides=["eval.calibrate=false"])
-    assert raw.thresholds.tolist() == [0.5, 0.5]
+    # Raw scores have other thresholds, at which the same detections pass.
+    torch.save(
+        {**bare, "metrics": {"per_class": {"cat": cat | {"best_f1_threshold": 0.31}}}},
+        run.parent / "other.pt",
+    )
+    calibrated = Detector.load(run.parent / "other.pt")
+    raw = Detector.load(run.parent / "other.pt", overrides=["eval.calibrate=false"])
+    back = open_checkpoint(run, []).calibration(raw.thresholds)
+    np.testing.assert_allclose(back[0], calibrated.thresholds[0], rtol=1e-9)
     file = evaluated.records.files[0]
     assert not np.array_equal(raw(file).scores, detector(file).scores)
 

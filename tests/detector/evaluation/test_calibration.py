@@ -57,6 +57,14 @@ def test_held_out_error_is_that_of_a_map_fitted_to_the_other_images() -> None:
     assert held_out_error(matched) == pytest.approx(30.5 / 31)
 
 
+def test_the_inverse_gives_the_scores_back() -> None:
+    """Between the knots and beyond them; 0 and 1 are what nothing but 0 and 1 is mapped to."""
+    calibration = Calibration((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
+    scores = 1 / (1 + np.exp(-np.linspace(-12, 12, 400)))
+    np.testing.assert_allclose(calibration.inverse(calibration(scores)), scores, rtol=1e-9)
+    assert calibration.inverse(np.array([0.0, 1.0])).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("correct", [[False] * 500, [True] * 500, [k % 3 == 0 for k in range(500)]])
 def test_order_is_kept_where_scores_are_dense_and_where_they_are_extreme(correct: list[bool]) -> None:
     rng = np.random.default_rng(0)

@@ -125,6 +125,29 @@ def test_every_scale_has_its_part_of_the_epochs(
     assert epoch_scales(scales, epochs) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["schedule.name=multistep", "schedule.milestones=[1, 2, 3]", "train.epochs=2"], ["before 2 and 3"]),
+        (["schedule.name=multistep", "schedule.milestones=[1]", "train.epochs=2"], []),
+        (["schedule.name=cosine", "schedule.milestones=[7]"], []),
+        (
+            ["schedule.warmup_steps=5", "train.epochs=2"],
+            ["schedule.warmup_steps=5: the training has 4 steps"],
+        ),
+        (["schedule.warmup_steps=4", "train.epochs=2"], []),
+    ],
+)
+def test_a_schedule_longer_than_the_training_is_said(
+    tmp_path: Path, words: list[str], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = small_coco(tmp_path / "set", 4)
+    Trainer(tiny_config(root, tmp_path, "schedule.warmup_steps=0", "train.batch_size=2", *words), "test")
+    of_schedule = [message for message in caplog.messages if message.startswith("schedule.")]
+    assert len(of_schedule) == len(said)
+    assert all(one in message for one, message in zip(said, of_schedule, strict=True))
+
+
 def test_a_key_that_the_loss_does_not_have_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = small_coco(tmp_path / "set", 4)
     for name, said in (("focal", True), ("ap", False)):
