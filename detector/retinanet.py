@@ -70,8 +70,12 @@ class RetinaNet(nn.Module):
         last = stem.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         x = images.to(self.scale.dtype, memory_format=layout, copy=True)
-        torch.addcmul(self.shift, x, self.scale, out=x)
         height, width = x.shape[-2:]
+        if last:  # rows of numbers times a row: three at a time, the channels of a pixel, take twice as long
+            pixels = x.permute(0, 2, 3, 1).view(len(x), height, width * 3)
+            pixels.mul_(self.scale.flatten().repeat(width)).add_(self.shift.flatten().repeat(width))
+        else:
+            x.mul_(self.scale).add_(self.shift)
         # Of x's type, as the product of all pixels with booleans would first turn these into numbers.
         rows = (torch.arange(height, device=x.device) < sizes[:, :1]).to(x.dtype)  # [B, H]
         columns = (torch.arange(width, device=x.device) < sizes[:, 1:]).to(x.dtype)  # [B, W]

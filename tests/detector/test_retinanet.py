@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+from torchvision.transforms.functional import normalize
 
 from detector.build import build_model
 from detector.config import AnchorConfig, ModelConfig
@@ -149,6 +150,18 @@ def test_memory_format_does_not_change_the_outputs() -> None:
         last = model.to(memory_format=torch.channels_last)(images(), SIZES)
     torch.testing.assert_close(last.logits, plain.logits, atol=1e-10, rtol=0)
     torch.testing.assert_close(last.deltas, plain.deltas, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pixels_are_normalised_as_by_torchvision_and_padding_is_0(memory_format: torch.memory_format) -> None:
+    model = small_model().to(memory_format=memory_format)
+    found = model.normalise(images(), SIZES)
+    assert found.is_contiguous(memory_format=memory_format)
+    for mine, pixels, (height, width) in zip(found, images(), SIZES.tolist(), strict=True):
+        expected = torch.zeros(3, *pixels.shape[1:], dtype=torch.float64)
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        expected[:, :height, :width] = normalize(pixels[:, :height, :width].double() / 255, mean, std)
+        torch.testing.assert_close(mine.double(), expected, atol=1e-6, rtol=0)
 
 
 def test_an_image_is_told_apart_from_its_neighbours_in_the_batch() -> None:
