@@ -75,6 +75,8 @@ def predict(
     size = None if batch is None else _number("--batch", batch)
     if size is not None and not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
         raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
+    if not inputs:
+        raise InputError("give an image, a folder or a video beside the settings")
     sources, folder = find_sources(inputs), ResultsFolder(output)
     detector = Detector.load(model, device, overrides)
     if size is not None:

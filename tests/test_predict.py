@@ -411,6 +411,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--output", "images/0.png"): ("--output", "images/0.png", "no folder"),
     ("images", "--output", "images/0.png/new"): ("--output", "images/0.png/new"),
     ("images", "eval.detections_per_image=1"): ("did you mean 'eval.detections_per_img'?",),
+    ("eval.nms=hard",): ("give an image",),
     ("images", "a=1.jpg"): ("a=1.jpg", "does not exist"),
     ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),
     ("nowhere/*.jpg",): ("nowhere/*.jpg", "matches nothing"),

@@ -112,7 +112,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
         scales,
     )
-    _warn_of_schedule(config, len(batches) * train.epochs)
+    _warn_of_schedule(config, batches.steps * train.epochs)
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
@@ -176,6 +176,8 @@ def _warn_of_slow_bf16(train: TrainConfig, device: torch.device) -> None:
 
 def _warn_of_schedule(config: Config, total_steps: int) -> None:
     schedule, epochs = config.schedule, config.train.epochs
+    if total_steps == 0:  # only scored
+        return
     late = [milestone for milestone in schedule.milestones if milestone >= epochs]
     if schedule.name == "multistep" and late:
         log.warning(
