@@ -19,6 +19,18 @@ from errors import InputError, first_line
 
 Norm = Literal["batch", "frozen", "group"]
 
+# Of the connection, and of a file that is damaged or holds something else.
+_LOADING_ERRORS = (
+    OSError,
+    RuntimeError,
+    http.client.HTTPException,
+    EOFError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    pickle.UnpicklingError,
+)
+
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
     """A norm layer of `channels` features; group norm with as many groups as fit, at most 32, of two or more.
@@ -49,11 +61,8 @@ def load_imagenet(body: nn.Module, name: str) -> None:
             weights.get_state_dict(progress=True, check_hash=True), strict=False
         )
         if missing:
-            raise KeyError(f"it has nothing for '{missing[0]}'")
-    except (
-        *(OSError, RuntimeError, http.client.HTTPException),
-        *(EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError),
-    ) as error:
+            raise RuntimeError(f"it has nothing for '{missing[0]}'")
+    except _LOADING_ERRORS as error:
         reason = first_line(error)
         scratch = "model.pretrained=false model.norm=batch model.frozen_stages=0"
         if there:

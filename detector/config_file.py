@@ -160,11 +160,10 @@ def _key_of(loc: tuple[int | str, ...]) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    errors = error.errors()
-    key = _key_of(errors[0]["loc"])
+    keys = [_key_of(one["loc"]) for one in error.errors()]
     # Of the members of a union (text, or a list of texts) the one that went furthest is what was meant.
-    furthest = max(errors, key=lambda e: len(_key_of(e["loc"])) if _key_of(e["loc"]).startswith(key) else -1)
-    first, key = furthest, _key_of(furthest["loc"])
+    key = next((key for key in keys if key.startswith(f"{keys[0]}[")), keys[0])
+    first = error.errors()[keys.index(key)]
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key '{key}'{_nearest(key)}"
     message = first["msg"].removeprefix("Value error, ")

@@ -10,7 +10,7 @@ from data.check.report import AnchorReport, Report, SplitSummary
 from data.check.samples import Picture
 from data.check.text import verdict
 
-GENERATOR = '<meta name="generator" content="aploss-detector data check">'
+_GENERATOR = '<meta name="generator" content="aploss-detector data check">'
 _PLACES_SHOWN = 50
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222 }
@@ -56,7 +56,7 @@ def page(report: Report, pictures: Sequence[Picture]) -> str:
         ]
     )
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}\n'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{_GENERATOR}\n'
         f"<title>{html.escape(title)}</title>\n"
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"

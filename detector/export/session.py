@@ -95,12 +95,13 @@ def _form_of(output: Path | None, form: str | None) -> str:
     if output is None:
         return form or "onnx"
     named = next((name for name, one in FORMATS.items() if output.suffix == one.suffix), None)
-    if named is None and form is None:
+    found = form or named
+    if found is None:
         endings = " or ".join(one.suffix for one in FORMATS.values())
         raise InputError(f"--output: {output} does not end in {endings}; name the format with --format")
-    if named is not None and form not in (None, named):
+    if named not in (None, found):
         raise InputError(f"--output: {output} ends as --format {named} does, and --format is {form}")
-    return form or named or "onnx"
+    return found
 
 
 def _graph(checkpoint: OpenCheckpoint, form: str, raw: bool) -> nn.Module:
