@@ -5,35 +5,18 @@ standing, and share how it is given back: a negative takes from each positive th
 the positive's error.
 """
 
-import logging
-from functools import cache
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from detector.losses import compiled
-from detector.losses.compiled import CompiledNegatives, CompiledPairs, CompiledSteps, positives_of, usable
+from detector.losses.backends import backend_of, in_given_order
+from detector.losses.compiled import CompiledPairs
 from detector.losses.exchange import Exchange
-from detector.losses.negatives import Negatives
-from detector.losses.ranking import SoftSteps, ascending
 from detector.losses.sorting import SortedPositives
-from errors import first_line
-
-if TYPE_CHECKING:
-    from detector.losses.gpu import GpuNegatives, GpuSteps
-
-    Steps = SoftSteps | CompiledSteps | GpuSteps
-    Counted = Negatives | CompiledNegatives | GpuNegatives
-
-log = logging.getLogger(__name__)
 
 # A narrower step would drown in the rounding of the break points.
 MIN_DELTA = 1e-6
 # A wider one is all of float32's range, and its break points would be infinite.
 MAX_DELTA = 1e30
-
 
 # So many times delta from 0 the steps drown in the rounding of float64, and a loss would seem perfect.
 _FARTHEST = 1e12
@@ -65,20 +48,18 @@ class BatchRanking:
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> None:
-        self._exchange = exchange
+        self._exchange, self._backend = exchange, backend_of(logits.device)
         # Plain steps compare, and what may overflow is a difference of two.
         self._logits = self._checked(logits, targets, _FARTHEST * delta if delta else 1e300)
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.positives = _places_of_positives(targets)  # [p]
+        self.positives = self._backend.places_of_positives(targets)  # [p]
         f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
-        self.f, self._order = compiled.ascending(f) if usable(f) else ascending(f)
+        self.f, self._order = self._backend.ascending(f)
         del f  # with many positives every table counts
         if len(self.f) == 0:
             self.above_negatives = self.f.double()
             return
-        self._steps: Steps
-        self._negatives: Counted
-        self._steps, self._negatives = _steps_and_negatives(self.f, delta, self._logits, targets)
+        self._steps, self._negatives = self._backend.steps_and_negatives(self.f, delta, self._logits, targets)
         totals = exchange.sum(self._negatives.count())
         self.above_negatives = self._steps.counts_above(totals)
 
@@ -92,8 +73,7 @@ class BatchRanking:
 
     def own(self, values: Tensor) -> Tensor:
         """The reverse: [P] in ascending order of f -> [p] in the order of `positives`."""
-        # scatter_ and index_select take a third of the time of indexing.
-        return torch.empty_like(values).scatter_(0, self._order.long(), values)[self._own]
+        return in_given_order(values, self._order)[self._own]
 
     def above_positives(self, values: Tensor | None = None) -> Tensor:
         """sum_k v_k H(f_k - f_i) for non-negative values v [P], ones unless given; i itself as v_i / 2."""
@@ -105,9 +85,7 @@ class BatchRanking:
 
     def pairs(self, quality: Tensor) -> SortedPositives | CompiledPairs:
         """The positives of all processes, compared by their quality too: float64 [P], as f is ordered."""
-        if isinstance(self._steps, CompiledSteps):
-            return CompiledPairs(self._steps, quality)
-        return SortedPositives(self.f.double(), quality, self._steps.delta)
+        return self._backend.pairs(self._steps, self.f, quality)
 
     def gradient(self, errors: Tensor) -> Tensor:
         """The error-driven gradient of this process's logits, [M].
@@ -117,14 +95,12 @@ class BatchRanking:
 
         float16 logits get a float32 gradient: a negative's share is often too small for float16.
         """
-        p, above = len(self), self.above_negatives
-        weights = (errors / above).masked_fill_(above <= 0, 0).div_(p)
+        above = self.above_negatives
+        weights = (errors / above).masked_fill_(above <= 0, 0).div_(len(self))
         half = self._logits.dtype == torch.float16
         gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
-        if isinstance(self._steps, CompiledSteps) and gradient.dtype != torch.bfloat16:
-            compiled.hand_out(errors, self._order, self._own, self.positives, gradient)
-            return gradient
-        return gradient.scatter_(0, self.positives.long(), (self.own(errors) / -p).to(gradient.dtype))
+        self._backend.hand_out(errors, self._order, self._own, self.positives, gradient)
+        return gradient
 
     def _checked(self, logits: Tensor, targets: Tensor, farthest: float) -> Tensor:
         """The logits, zeros in the place of those that take no part if any is farther from 0 than that.
@@ -158,55 +134,6 @@ class BatchRanking:
         if everywhere:
             raise NonFiniteLogits(f"a ranked logit of another process is not finite, or beyond {farthest:g}")
         return logits if finite else logits.masked_fill(targets < 0, 0)
-
-
-def _places_of_positives(targets: Tensor) -> Tensor:
-    return positives_of(targets) if usable(targets) else (targets == 1).nonzero().squeeze(1)
-
-
-def _steps_and_negatives(
-    f: Tensor, delta: float, logits: Tensor, targets: Tensor
-) -> tuple["Steps", "Counted"]:
-    """The steps of the positives, and the negatives below and above them: by what suits the device."""
-    if usable(logits):
-        loops = CompiledSteps(f, delta)
-        return loops, CompiledNegatives(loops, logits, targets)
-    if _triton_serves(logits.device):
-        from detector.losses.gpu import GpuNegatives, GpuSteps  # only where there is Triton
-
-        kernels = GpuSteps(f, delta)
-        return kernels, GpuNegatives(kernels, logits, targets)
-    steps = SoftSteps(f, delta, len(logits))
-    return steps, Negatives(steps, logits, targets)
-
-
-def _triton_serves(device: torch.device) -> bool:
-    # Its sums change in the last bit from run to run.
-    return (
-        device.type == "cuda" and not torch.are_deterministic_algorithms_enabled() and _triton_works(device)
-    )
-
-
-@cache
-def _triton_works(device: torch.device) -> bool:
-    """Whether Triton is there, and can build for a GPU; one line is logged where it cannot."""
-    if find_spec("triton") is None:  # it comes with PyTorch for CUDA on Linux
-        return False
-    try:
-        from detector.losses import kernels
-
-        kernels.try_out(device)
-    except Exception as error:  # whatever a compiler, a linker and a driver may have to say
-        if any(words in str(error) for words in ("out of memory", "CUDA error")):  # no fault of Triton's
-            raise
-        reason = first_line(error)
-        log.warning(
-            "Triton is installed but does not work here (%s): losses rank without it, slower; it needs a C "
-            "compiler and Python's headers (python3-dev)",
-            reason,
-        )
-        return False
-    return True
 
 
 def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detector.losses import ranking, step_loops, value_loops
-from detector.losses.machine_code import Array, numba_works
+from detector.losses.machine_code import Array
 from detector.losses.ranking import blocks, searched_break_points
 from detector.losses.sharing import LEAST, LEAST_OF_COSTLY, shares, side_by_side
 
@@ -17,11 +17,6 @@ from detector.losses.sharing import LEAST, LEAST_OF_COSTLY, shares, side_by_side
 _CELLS_PER_EDGE = 4
 _MOST_CELLS = 1 << 23  # float32 has to count them
 _MANY = 1 << 12  # thresholds, whose tables lie in the second cache
-
-
-def usable(values: Tensor) -> bool:
-    """Whether the compiled loops can work on a tensor; ranking.py does the work where they cannot."""
-    return values.device.type == "cpu" and numba_works()
 
 
 def positives_of(targets: Tensor) -> Tensor:

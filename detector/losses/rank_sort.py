@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detector.losses.backends import backend_of
 from detector.losses.batch_ranking import BatchRanking, check_ranking
-from detector.losses.compiled import CompiledPairs, targets_of_quality, usable
+from detector.losses.compiled import CompiledPairs
 from detector.losses.error_driven import two_error_driven
 from detector.losses.exchange import Exchange
 from detector.losses.sorting import SortedPositives
@@ -77,13 +78,7 @@ def _targets(quality: Tensor) -> Tensor:
     Raises:
         ValueError: a quality is neither -1 nor in [0, 1].
     """
-    flat = quality.reshape(-1)
-    targets: Tensor | None
-    if usable(quality) and quality.dtype in (torch.float32, torch.float64):
-        targets = targets_of_quality(flat)
-    else:
-        right = bool(((flat == -1) | ((flat >= 0) & (flat <= 1))).all())
-        targets = flat.sign().to(torch.int8) if right else None
+    targets = backend_of(quality.device).targets_of_quality(quality.reshape(-1))
     if targets is None:
         raise ValueError("quality must be -1 or in [0, 1]")
     return targets.view(quality.shape)

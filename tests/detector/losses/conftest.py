@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from detector.losses import batch_ranking, ranking
+from detector.losses import backends, ranking
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -19,5 +19,5 @@ def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
     """Once as on a CPU with numba, once as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "PyTorch alone":
-            patch.setattr(batch_ranking, "usable", lambda values: False)
+            patch.setattr(backends, "numba_works", lambda: False)
         yield

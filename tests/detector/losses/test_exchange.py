@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detector.build import build_objective
 from detector.config import LossConfig
-from detector.losses import Exchange, NonFiniteLogits, ap_loss, batch_ranking
+from detector.losses import Exchange, NonFiniteLogits, ap_loss, backends
 from detector.objectives import Positives
 from tests.processes import Work, run_processes
 
@@ -86,7 +86,7 @@ def work(rank: int, count: int) -> dict[str, Any]:
 
 def work_without_compiled_loops(rank: int, count: int) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch_ranking, "usable", lambda values: False)
+        patch.setattr(backends, "numba_works", lambda: False)
         return work(rank, count)
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detector.losses import batch_ranking
+from detector.losses import backends
 from detector.losses.compiled import CompiledNegatives, CompiledSteps, ascending, positives_of
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import SoftSteps, searched_break_points
@@ -210,10 +210,10 @@ def test_where_triton_cannot_build_pytorch_ranks(
 
     kernels.try_out(GPU)  # which can
     monkeypatch.setattr(kernels, "try_out", refuse)
-    batch_ranking._triton_works.cache_clear()
+    backends._triton_works.cache_clear()
     for _ in range(2):
-        assert not batch_ranking._triton_serves(torch.device("cuda:3"))
-    batch_ranking._triton_works.cache_clear()
+        assert type(backends.backend_of(torch.device("cuda:3"))) is backends.Backend
+    backends._triton_works.cache_clear()
     (record,) = caplog.records
     assert "Failed to find C compiler" in record.message and "\n" not in record.message
 
