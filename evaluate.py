@@ -8,7 +8,6 @@ from doors import OptionParser, is_there, run_door
 
 # How the files begin that --output has written: metrics, or a comparison.
 _EARLIER = r'\{\s*"(AP"|images": *\d)'
-_EARLIER_RESULTS = r'\[(\]|\{"image_id":)'
 
 
 def main() -> None:
@@ -52,17 +51,18 @@ def evaluate(
     results: Path | None,
 ) -> None:
     """Score what the command line names, print the table, write the JSON and the report."""
+    from detector.evaluation.coco_results import BEGINNING, results_text
     from detector.evaluation.table import metrics_table
     from detector.output import check_output, write_text
     from detector.report.page import check_report_folder, write_report
     from errors import InputError
 
-    if output is not None:
-        if report is not None and report.absolute() in output.absolute().parents:
-            raise InputError(
-                f"--output: {output} lies in the folder of --report, which is for the page alone"
-            )
-        check_output("--output", output, _EARLIER)
+    for option, file, earlier in (("--output", output, _EARLIER), ("--results", results, BEGINNING)):
+        if file is None:
+            continue
+        if report is not None and report.absolute() in file.absolute().parents:
+            raise InputError(f"{option}: {file} lies in the folder of --report, which is for the page alone")
+        check_output(option, file, earlier)
     if predictions or annotations is not None:
         if not predictions or annotations is None or models or overrides:
             raise InputError("--predictions and --annotations go together, and without a model")
@@ -76,7 +76,6 @@ def evaluate(
     if results is not None:
         if len(models) != 1:
             raise InputError("--results writes what one checkpoint finds: give one")
-        check_output("--results", results, _EARLIER_RESULTS)
         if output is not None and output.absolute() == results.absolute():
             raise InputError(f"--output and --results: both are {output}; name two files")
     if report is not None:
@@ -106,7 +105,7 @@ def evaluate(
 
             done = evaluate_checkpoint(models[0], overrides, split, with_ids=results is not None)
             if results is not None:
-                write_text(results, json.dumps(done.coco_results()) + "\n")
+                write_text(results, results_text(done.coco_results()))
             result, extra = done.scores.coco, done.scores.extra
             title = f"{done.file}, split {split} of {done.config.data.root} ({len(done.records)} images)"
             facts = [("checkpoint", str(done.file)), ("split", f"{split} of {done.config.data.root}")]

@@ -1,5 +1,6 @@
 """Detect in images and videos: python predict.py RUN_DIR_OR_CHECKPOINT INPUT ..."""
 
+import glob
 import re
 from pathlib import Path
 
@@ -39,9 +40,13 @@ def main() -> None:
     parser.add_argument("--batch", metavar="N", help="images at a time (default: that of evaluation)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     a = parser.parse_intermixed_args()
-    overrides = [word for word in a.inputs if _KEY.match(word) and not is_there(word)]
+    overrides = [word for word in a.inputs if _KEY.match(word) and not _names_inputs(word)]
     inputs = [word for word in a.inputs if word not in overrides]
     predict(a.model, inputs, overrides, a.output, a.threshold, a.format, a.batch, a.device)
+
+
+def _names_inputs(word: str) -> bool:
+    return is_there(word) or bool(glob.glob(word))  # noqa: PTH207
 
 
 def predict(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import URLError
 
 import torch
 import torchvision
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from detector.folding import BatchNorm, FrozenNorm, fold_norms, running_statistics
+from detector.memory import is_out_of_memory
 from errors import InputError, first_line
 
 Norm = Literal["batch", "frozen", "group"]
@@ -54,8 +56,9 @@ def load_imagenet(body: nn.Module, name: str) -> None:
     # V1: the weights that published detectors start from.
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    there = kept.exists()  # torch checks only what it fetches, not what somebody has put there
+    there = False
     try:
+        there = kept.exists()  # torch checks only what it fetches, not what somebody has put there
         # Group norm has no statistics to take.
         missing, _ = body.load_state_dict(
             weights.get_state_dict(progress=True, check_hash=True), strict=False
@@ -63,8 +66,16 @@ def load_imagenet(body: nn.Module, name: str) -> None:
         if missing:
             raise RuntimeError(f"it has nothing for '{missing[0]}'")
     except _LOADING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         scratch = "model.pretrained=false model.norm=batch model.frozen_stages=0"
+        if isinstance(error, OSError) and not isinstance(error, URLError) and (there or error.filename):
+            raise InputError(
+                f"model.pretrained: {error.filename or kept} cannot be read or written "
+                f"({error.strerror or reason}); mend that, let TORCH_HOME name another folder, or train from "
+                f"scratch with {scratch}"
+            ) from None
         if there:
             raise InputError(
                 f"model.pretrained: {kept} does not hold the ImageNet weights of {name} ({reason}); "

@@ -163,7 +163,9 @@ def _explain(error: ValidationError) -> str:
     keys = [_key_of(one["loc"]) for one in error.errors()]
     # Of the members of a union (text, or a list of texts) the one that went furthest is what was meant.
     key = next((key for key in keys if key.startswith(f"{keys[0]}[")), keys[0])
-    first = error.errors()[keys.index(key)]
+    of_key = [one for one, its in zip(error.errors(), keys, strict=True) if its == key]
+    # Nor is it the member of another type.
+    first = next((one for one in of_key if not one["type"].endswith("_type")), of_key[0])
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key '{key}'{_nearest(key)}"
     message = first["msg"].removeprefix("Value error, ")

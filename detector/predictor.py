@@ -69,8 +69,10 @@ class Detector:
             overrides: of the configuration in the checkpoint, e.g. ["eval.nms_threshold=0.6"].
 
         Raises:
-            InputError: the checkpoint or an override is wrong, or the device is not there.
+            InputError: the checkpoint or an override is wrong or of the device, or this is not there.
         """
+        if any(word.startswith("train.device=") for word in overrides):
+            raise InputError("train.device: the device is chosen apart from the settings, by --device")
         return cls(open_checkpoint(Path(path), [*overrides, f"train.device={device}"], "device"))
 
     @overload

@@ -87,8 +87,20 @@ def test_the_detections_of_a_run_score_as_the_run(workplace: Path) -> None:
     assert {n: direct[n] for n in COCO_NAMES} == {n: again[n] for n in COCO_NAMES}
 
 
+def test_results_of_another_program_are_not_replaced(workplace: Path) -> None:
+    (workplace / "theirs.json").write_text(json.dumps([{"image_id": 1, "category_id": 1, "score": 0.5}]))
+    assert_refused(evaluate.main, ("run", "--results", "theirs.json"), workplace, "--results", "theirs.json")
+
+
+def test_results_of_joined_splits_are_not_written(workplace: Path) -> None:
+    words = ("run", "data.splits.val=[val, train]", "--results", "found.json")
+    assert_refused(evaluate.main, words, workplace, "--results", "joins val, train")
+    assert not (workplace / "found.json").exists()
+
+
 def test_classes_that_the_model_does_not_have_are_not_scored(workplace: Path) -> None:
-    assert call(evaluate.main, "run", "data.classes=[cat, dog]", cwd=workplace).code == 0
+    for classes in ("[cat, dog]", "null"):
+        assert call(evaluate.main, "run", f"data.classes={classes}", cwd=workplace).code == 0
     for classes in ("[cat]", "[dog, cat]", "[bird]"):
         assert_refused(
             evaluate.main, ("run", f"data.classes={classes}"), workplace, "data.classes", "cat, dog"
@@ -182,6 +194,8 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
         (evaluate.main, ["--predictions", "a", "--annotations", "b", "--split", "val"], "--split"),
         (evaluate.main, ["--predictions", "a", "--annotations", "b", "--results", "c"], "--results"),
         (evaluate.main, ["a", "--output", "c", "--results", "c"], "both are c"),
+        (evaluate.main, ["a", "--report", "r", "--output", "r/c.json"], "--output: r/c.json lies in"),
+        (evaluate.main, ["a", "--report", "r", "--results", "r/c.json"], "--results: r/c.json lies in"),
     ],
 )
 def test_a_wrong_option_is_one_line(

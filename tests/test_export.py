@@ -6,6 +6,7 @@ The oracle is the model of the checkpoint by way of `detect`; random weights, a 
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from detector.export.check import (
     normalised,
 )
 from detector.export.formats import FORMATS, METADATA_FILE, Run, torch_serves
+from detector.export.metadata import metadata
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, write_coco, write_image
@@ -218,6 +220,13 @@ def test_the_file_says_what_its_numbers_mean(exported: tuple[str, Path]) -> None
         "nms_threshold": 0.5,
         "detections_per_img": 30,
     }
+
+
+def test_soft_nms_has_no_threshold_to_tell(opened: OpenCheckpoint) -> None:
+    config = opened.config
+    soft = config.model_copy(update={"eval": config.eval.model_copy(update={"nms": "soft"})})
+    told = metadata(replace(opened, config=soft), raw=False)
+    assert (told["nms"], told["nms_threshold"]) == ('"soft"', "null")
 
 
 def test_an_onnx_file_is_free_of_the_exporters_notes(exported: tuple[str, Path]) -> None:
@@ -431,7 +440,7 @@ def keep_everything(
             ("best.pt", "--output", "m.onnx"),
             ("m.onnx ends as --format onnx does, and --format is torchscript",),
         ),
-        (("best.pt", "--output", "picture.png"), ("--output", "picture.png is there")),
+        (("best.pt", "--output", "picture.png"), ("--output", "picture.png is there", "in .torchscript")),
         (("best.pt", "--output", "nowhere/m.torchscript"), ("--output", "the folder nowhere does not exist")),
         (("best.pt", "--check", "nowhere.jpg"), ("nowhere.jpg", "does not exist")),
         (("best.pt", "--check", "best.pt"), ("best.pt", "image")),

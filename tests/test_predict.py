@@ -364,6 +364,15 @@ def test_a_batch_size_changes_no_more_than_rounding(place, trained) -> None:
     np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-5)  # calibration is steep in places
 
 
+def test_a_pattern_with_the_shape_of_a_setting_is_a_pattern(place, trained) -> None:
+    (place / "exp.lr=0.1").mkdir()
+    (place / "images/0.png").rename(place / "exp.lr=0.1/0.png")
+    assert run(place, trained, "exp.lr=0.1/*.png", *ALL, "--output", "found").code == 0
+    assert [image["file_name"] for image in read(place / "found/images.json")["images"]] == [
+        "exp.lr=0.1/0.png"
+    ]
+
+
 def test_an_image_on_standard_input_is_that_image(place, trained) -> None:
     with standard_input((place / "images/0.png").read_bytes()):
         assert run(place, trained, "-", *ALL, "--output", "piped").code == 0
@@ -413,6 +422,8 @@ REFUSED = {  # words -> what the line says
     ("images", "eval.detections_per_image=1"): ("did you mean 'eval.detections_per_img'?",),
     ("eval.nms=hard",): ("give an image",),
     ("images", "a=1.jpg"): ("a=1.jpg", "does not exist"),
+    ("images", "train.device=cpu"): ("train.device", "--device"),
+    ("images", "data.classes=[bird]"): ("data.classes", "leave the key out"),
     ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),
     ("nowhere/*.jpg",): ("nowhere/*.jpg", "matches nothing"),
     ("empty",): ("empty", "no images"),

@@ -13,9 +13,10 @@ from data.feed import checked
 from data.sample import Batch, DetectionSet
 from detector.build import build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
-from detector.config import Config
+from detector.config import Config, DataConfig
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
+from detector.evaluation.coco_results import result_entry
 from detector.evaluation.inference import Predictions, join_predictions
 from detector.evaluation.score import Scores, predict, score
 from detector.memory import memory_explained
@@ -63,7 +64,7 @@ class CheckpointScores:
         found, ids = material.found, self.records.category_ids
         columns = (found.images, found.labels, found.xywh, found.scores)
         return [
-            {"image_id": material.image_ids[image], "category_id": ids[label], "bbox": box, "score": score}
+            result_entry(material.image_ids[image], ids[label], box, score)
             for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
         ]
 
@@ -109,10 +110,10 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
 
 
 def _refuse_other_classes(config: Config, trained: Config, classes: Sequence[str], file: Path) -> None:
-    if config.data.classes != trained.data.classes and config.data.classes != [*classes]:
+    if config.data.classes not in (None, trained.data.classes, [*classes]):
         raise InputError(
-            f"data.classes: {file} finds {', '.join(classes)}, and all of them are scored; leave the key out "
-            "(the metrics have each class by itself)"
+            f"data.classes: {file} finds {', '.join(classes)}, always all of them; leave the key out "
+            "(metrics and results tell the classes apart)"
         )
 
 
@@ -134,12 +135,23 @@ def evaluate_checkpoint(
         InputError: the checkpoint, an override or the data is wrong.
     """
     c = open_checkpoint(path, overrides)
-    if with_ids and c.config.data.format not in ("coco", "shapes"):
+    if with_ids:
+        _refuse_without_ids(c.config.data, split)
+    return score_checkpoint(c, build_set(c.config.data, split, c.classes))
+
+
+def _refuse_without_ids(data: DataConfig, split: str) -> None:
+    if data.format not in ("coco", "shapes"):
         raise InputError(
-            f"--results: images of a set in {c.config.data.format} format have no ids; predict.py writes "
+            f"--results: images of a set in {data.format} format have no ids; predict.py writes "
             "detections with the names of the files"
         )
-    return score_checkpoint(c, build_set(c.config.data, split, c.classes))
+    parts = getattr(data.splits, split)
+    if isinstance(parts, list) and len(parts) > 1:
+        raise InputError(
+            f"--results: data.splits.{split} joins {', '.join(parts)}, where an id may stand for several "
+            f"images; write the results of each by itself: data.splits.{split}={parts[0]}"
+        )
 
 
 def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScores:

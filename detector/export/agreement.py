@@ -55,7 +55,8 @@ def compare(one: Found, other: Found, side_px: float, nms_threshold: float, limi
     """
     distance = np.abs(one.boxes[:, None] - other.boxes[None]).max(-1, initial=0.0)  # [D1, D2]
     apart = np.abs(one.scores[:, None] - other.scores[None])
-    same = (distance <= max(BOX_PX, _RELATIVE * side_px)) & (apart <= SCORE)
+    tolerance = max(BOX_PX, _RELATIVE * side_px)
+    same = (distance <= tolerance) & (apart <= SCORE)
     same &= one.labels[:, None] == other.labels[None]
     cost = np.where(same, distance, np.inf)
     # The nearest both ways: equal boxes of equal score pair off by their order.
@@ -68,7 +69,7 @@ def compare(one: Found, other: Found, side_px: float, nms_threshold: float, limi
             free[column] = False
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     alone = [np.setdiff1d(np.arange(len(f.scores)), taken) for f, taken in ((one, rows), (other, columns))]
-    marginal = _marginal((one, other), alone, nms_threshold, limit)
+    marginal = _marginal((one, other), alone, tolerance, nms_threshold, limit)
     return Agreement(
         len(one.scores),
         float(distance[rows, columns].max(initial=0.0)),
@@ -79,7 +80,11 @@ def compare(one: Found, other: Found, side_px: float, nms_threshold: float, limi
 
 
 def _marginal(
-    both: Sequence[Found], alone: Sequence[NDArray[np.int64]], nms_threshold: float, limit: int
+    both: Sequence[Found],
+    alone: Sequence[NDArray[np.int64]],
+    tolerance: float,
+    nms_threshold: float,
+    limit: int,
 ) -> NDArray[np.bool_]:
     """Which of the detections that are in one set only are there by rounding: bool [first's, second's]."""
     boxes, scores, labels = (
@@ -92,6 +97,8 @@ def _marginal(
     rivals = (labels[:, None] == all_labels) & (scores[:, None] <= all_scores + SCORE)
     overlap = np.where(rivals, _iou(boxes, all_boxes), -1.0)  # [U, D1 + D2]
     marginal: NDArray[np.bool_] = np.any(np.abs(overlap - nms_threshold) < _IOU, axis=1)
+    # At the border of the image a box may have a side of nothing, and is none then.
+    marginal |= (boxes[:, 2:] - boxes[:, :2] <= tolerance).any(axis=1)
     # One more or one less that NMS keeps moves another over the limit ...
     if all(len(f.scores) == limit for f in both):
         marginal |= scores <= max(float(f.scores.min()) for f in both) + SCORE

@@ -58,7 +58,10 @@ def export(
     pictures_given = [Path(name) for name in check]
     check_output("--output", file, None, [source, *source.parent.glob("*.pt"), *pictures_given])
     if file.exists() and file.suffix != FORMATS[form].suffix:
-        raise InputError(f"--output: {file} is there and may be something else; name a new file")
+        raise InputError(
+            f"--output: {file} is there and does not end in {FORMATS[form].suffix}, so it may be something "
+            "else; name a file that ends so, or a new one"
+        )
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         temporary.touch()  # before the work

@@ -16,6 +16,7 @@ from PIL import Image
 
 from data.inputs import RESULTS_MARK, Source
 from data.video import VideoWriter
+from detector.evaluation.coco_results import result_entry, results_text
 from detector.output import numbered_folders, write_text
 from detector.predictor import ImageDetections
 from errors import InputError
@@ -141,12 +142,11 @@ class ResultsFolder:
             for (x0, y0, x1, y1), label, score in zip(
                 result.found.boxes.tolist(), result.found.labels, result.found.scores.tolist(), strict=True
             ):
-                box = [x0, y0, x1 - x0, y1 - y0]
-                category = category_ids[label]
-                entries.append({"image_id": number, "category_id": category, "bbox": box, "score": score})
+                xywh = (x0, y0, x1 - x0, y1 - y0)
+                entries.append(result_entry(number, category_ids[label], xywh, score))
         categories = [{"id": i, "name": name} for i, name in zip(category_ids, classes, strict=True)]
         listing = {"info": {}, "images": images, "annotations": [], "categories": categories}
-        write_text(self.path / "coco.json", json.dumps(entries) + "\n")
+        write_text(self.path / "coco.json", results_text(entries))
         write_text(self.path / "images.json", json.dumps(listing) + "\n")
 
     def write_csv(self, results: Sequence[Result]) -> None:

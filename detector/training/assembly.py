@@ -181,11 +181,11 @@ def _warn_of_schedule(config: Config, total_steps: int) -> None:
     late = [milestone for milestone in schedule.milestones if milestone >= epochs]
     if schedule.name == "multistep" and late:
         log.warning(
-            "schedule.milestones: the training ends after %d epochs, before %s: the learning rate does not "
-            "fall there; set milestones to suit train.epochs",
+            "schedule.milestones: the training ends after %d epochs: the learning rate does not fall at %s; "
+            "set milestones to suit train.epochs",
             epochs, " and ".join(f"{milestone:g}" for milestone in late),
         )  # fmt: skip
-    if schedule.warmup_steps > total_steps:
+    if schedule.warmup_steps >= total_steps:  # the step of this number is the first with the whole rate
         log.warning(
             "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; lower it",
             schedule.warmup_steps, total_steps,

@@ -96,6 +96,28 @@ def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
     ResNet("resnet18", "group", pretrained=True, frozen_stages=0)
 
 
+@pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_what_the_file_is_not_to_blame_for_costs_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: Exception
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir()
+    file.touch()
+
+    def refuse(url: str, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(DOWNLOAD, refuse)
+    with pytest.raises((InputError, MemoryError)) as caught:
+        ResNet("resnet18", "frozen", pretrained=True, frozen_stages=2)
+    if isinstance(failure, MemoryError):
+        assert caught.value is failure
+    else:
+        assert f"{file} cannot be read or written (Permission denied)" in str(caught.value)
+        assert "delete" not in str(caught.value)
+
+
 def unfolded(network: ResNet, x: Tensor) -> list[Tensor]:
     """The oracle: convolution and norm one after the other, as torchvision has them."""
     plain = copy.deepcopy(network)

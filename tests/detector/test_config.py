@@ -95,6 +95,7 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
             "data.transforms.eval[0]",
         ),
         ({"data": {"splits": {"train": ["a", 2012]}}}, "data.splits.train[1]"),
+        ({"data": {"splits": {"train": []}}}, "data.splits.train"),
         ({"matcher": {"negative_iou": 0.6, "positive_iou": 0.5}}, "matcher.negative_iou"),
         ({"loss": {"name": "alrp", "box": "smooth_l1"}}, "loss.box"),
         ({"train": 5}, "train"),
@@ -103,6 +104,11 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
 )
 def test_wrong_value_names_the_path_of_its_key(values: Any, key: str) -> None:
     assert refusal(values).startswith(f"my.yaml: {key}: ")
+
+
+def test_where_several_types_are_possible_the_one_that_was_given_is_explained() -> None:
+    assert "at least 1 item" in refusal({"data": {"splits": {"train": []}}})
+    assert "valid string" in refusal({"data": {"splits": {"train": 5}}})
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,18 @@ def test_the_inverse_gives_the_scores_back() -> None:
     calibration = Calibration((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
     scores = 1 / (1 + np.exp(-np.linspace(-12, 12, 400)))
     np.testing.assert_allclose(calibration.inverse(calibration(scores)), scores, rtol=1e-9)
-    assert calibration.inverse(np.array([0.0, 1.0])).tolist() == [0, 1]
+    assert calibration.inverse(np.array([0.0, 1.0])) == pytest.approx([0, 1])
+
+
+def test_the_inverse_keeps_the_detection_that_a_threshold_was_taken_from() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.sort(1 / (1 + np.exp(-rng.uniform(-12, 12, 20_000))))
+    calibration = Calibration((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
+    thresholds = calibration.inverse(calibration(scores))
+    passed = len(scores) - np.searchsorted(scores, thresholds)
+    # Nor is there another but for those that are equal within the rounding.
+    assert (passed >= np.arange(len(scores), 0, -1)).all()
+    assert passed.sum() < (np.arange(len(scores)) + 1).sum() + 5
 
 
 @pytest.mark.parametrize("correct", [[False] * 500, [True] * 500, [k % 3 == 0 for k in range(500)]])

@@ -61,6 +61,12 @@ def test_what_nms_decides_by_rounding_is_none() -> None:
     assert verdict(found((A, 0.4, 0), (HALF, 0.5, 0)), found((A, 0.4, 0))) == (0, 1)
 
 
+def test_a_sliver_at_the_border_may_be_no_box() -> None:
+    for width, expected in ((5e-4, (1, 0)), (5e-3, (0, 1))):
+        sliver = (0.0, 0.0, width, 20.0)
+        assert verdict(found((B, 0.9, 0), (sliver, 0.5, 0)), found((B, 0.9, 0))) == expected
+
+
 def test_what_follows_from_it_is_none_either() -> None:
     """The box that was kept drops the next, which overlaps it but not the first."""
     lower = (0.0, 6.0, 10.0, 24.0)  # IoU 14 / 24 with HALF, 4 / 24 with A

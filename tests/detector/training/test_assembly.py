@@ -128,14 +128,26 @@ def test_every_scale_has_its_part_of_the_epochs(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["schedule.name=multistep", "schedule.milestones=[1, 2, 3]", "train.epochs=2"], ["before 2 and 3"]),
+        (
+            ["schedule.name=multistep", "schedule.milestones=[1, 2, 3]", "train.epochs=2"],
+            ["does not fall at 2 and 3"],
+        ),
         (["schedule.name=multistep", "schedule.milestones=[1]", "train.epochs=2"], []),
         (["schedule.name=cosine", "schedule.milestones=[7]"], []),
         (
             ["schedule.warmup_steps=5", "train.epochs=2"],
             ["schedule.warmup_steps=5: the training has 4 steps"],
         ),
-        (["schedule.warmup_steps=4", "train.epochs=2"], []),
+        (
+            ["schedule.warmup_steps=4", "train.epochs=2"],
+            ["schedule.warmup_steps=4: the training has 4 steps"],
+        ),
+        (["schedule.warmup_steps=3", "train.epochs=2"], []),
+        (  # steps of the optimizer, not of the micro-batches
+            ["schedule.warmup_steps=4", "train.epochs=2", "train.accumulate=2"],
+            ["schedule.warmup_steps=4: the training has 4 steps"],
+        ),
+        (["schedule.warmup_steps=4", "schedule.milestones=[1]", "train.epochs=0"], []),
     ],
 )
 def test_a_schedule_longer_than_the_training_is_said(
