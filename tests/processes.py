@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from detector.training.processes import Processes, join_processes
+
 Work = Callable[[int, int], Any]  # rank, number of processes -> what torch.save can write
 
 
@@ -33,3 +35,10 @@ def _enter(rank: int, work: Work, count: int, folder: str, environment: dict[str
         torch.save(work(rank, count), Path(folder, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
+
+
+def joined() -> Processes:
+    """The trainer's view of the group that `run_processes` has made."""
+    rank, size = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
+    return join_processes("cpu")

@@ -6,7 +6,7 @@ All give the same: PyTorch's is the plain form of each, and the others' tests co
 import logging
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class Survey(NamedTuple):
+    """What there is among the logits and targets of a batch."""
+
+    positives: Tensor  # int32 or int64 [p], the places of the ones among the targets, ascending
+    lowest: float  # target, or 0
+    highest: float
+    near: bool  # whether no logit is too far from 0, or NaN
+
+
 class Backend:
     """PyTorch's own calls, on any device. The others replace what they are faster at."""
 
@@ -36,9 +45,16 @@ class Backend:
         right = bool(((quality == -1) | ((quality >= 0) & (quality <= 1))).all())
         return quality.sign().to(torch.int8) if right else None
 
-    def places_of_positives(self, targets: Tensor) -> Tensor:
-        """The places of the ones among targets [M]: int32 or int64 [p], ascending."""
-        return (targets == 1).nonzero().squeeze(1)
+    def survey(self, logits: Tensor, targets: Tensor, farthest: float) -> Survey:
+        """One look at all logits and targets [M]."""
+        positives = (targets == 1).nonzero().squeeze(1)
+        if len(logits) == 0:
+            return Survey(positives, 0, 0, True)
+        extremes = [*torch.aminmax(targets), *torch.aminmax(logits)]
+        if logits.device.type != "cpu":
+            extremes = [*torch.stack([x.double() for x in extremes]).cpu()]  # one wait for the device
+        low, high, *of_logits = (x.item() for x in extremes)
+        return Survey(positives, low, high, all(abs(extreme) <= farthest for extreme in of_logits))
 
     def ascending(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """values [P] sorted, and the order that sorts them, of equal ones the first first."""
@@ -72,8 +88,8 @@ class NumbaBackend(Backend):
             return super().targets_of_quality(quality)
         return compiled.targets_of_quality(quality)
 
-    def places_of_positives(self, targets: Tensor) -> Tensor:
-        return compiled.positives_of(targets)
+    def survey(self, logits: Tensor, targets: Tensor, farthest: float) -> Survey:
+        return Survey(*compiled.positives_of(targets), compiled.all_within(logits, farthest))
 
     def ascending(self, values: Tensor) -> tuple[Tensor, Tensor]:
         return compiled.ascending(values)

@@ -8,7 +8,7 @@ the positive's error.
 import torch
 from torch import Tensor
 
-from detector.losses.backends import backend_of, in_given_order
+from detector.losses.backends import Survey, backend_of, in_given_order
 from detector.losses.compiled import CompiledPairs
 from detector.losses.exchange import Exchange
 from detector.losses.sorting import SortedPositives
@@ -50,9 +50,11 @@ class BatchRanking:
     def __init__(self, logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> None:
         self._exchange, self._backend = exchange, backend_of(logits.device)
         # Plain steps compare, and what may overflow is a difference of two.
-        self._logits = self._checked(logits, targets, _FARTHEST * delta if delta else 1e300)
+        farthest = _FARTHEST * delta if delta else 1e300
+        survey = self._backend.survey(logits, targets, farthest)
+        self._logits = self._checked(logits, targets, survey, farthest)
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.positives = self._backend.places_of_positives(targets)  # [p]
+        self.positives = survey.positives  # [p]
         f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
         self.f, self._order = self._backend.ascending(f)
         del f  # with many positives every table counts
@@ -102,24 +104,18 @@ class BatchRanking:
         self._backend.hand_out(errors, self._order, self._own, self.positives, gradient)
         return gradient
 
-    def _checked(self, logits: Tensor, targets: Tensor, farthest: float) -> Tensor:
+    def _checked(self, logits: Tensor, targets: Tensor, survey: Survey, farthest: float) -> Tensor:
         """The logits, zeros in the place of those that take no part if any is farther from 0 than that.
 
         Raises:
             ValueError: a target is outside {-1, 0, 1}.
             NonFiniteLogits: one that takes part is, or is NaN, here or in another process.
         """
-        finite = True
-        if logits.numel():
-            extremes = [*torch.aminmax(targets), *torch.aminmax(logits)]
-            if logits.device.type != "cpu":
-                extremes = [*torch.stack([x.double() for x in extremes]).cpu()]  # one wait for the device
-            low, high, *of_logits = (x.item() for x in extremes)
-            if low < -1 or high > 1:
-                raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low:g} to {high:g}")
-            finite = all(abs(extreme) <= farthest for extreme in of_logits)
+        low, high = survey.lowest, survey.highest
+        if low < -1 or high > 1:
+            raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low:g} to {high:g}")
         bad = []
-        if not finite:
+        if not survey.near:
             near = logits.double().abs() <= farthest  # which NaN is not
             bad = (~near & (targets >= 0)).nonzero().squeeze(1).tolist()
         everywhere = len(bad)
@@ -133,7 +129,7 @@ class BatchRanking:
             )
         if everywhere:
             raise NonFiniteLogits(f"a ranked logit of another process is not finite, or beyond {farthest:g}")
-        return logits if finite else logits.masked_fill(targets < 0, 0)
+        return logits if survey.near else logits.masked_fill(targets < 0, 0)
 
 
 def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:

@@ -19,15 +19,33 @@ _MOST_CELLS = 1 << 23  # float32 has to count them
 _MANY = 1 << 12  # thresholds, whose tables lie in the second cache
 
 
-def positives_of(targets: Tensor) -> Tensor:
-    """The places of the ones among targets [M]: int32 (int64 if M is beyond that) [p], ascending."""
+def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
+    """The places of the ones among targets [M], int32 (int64 if M is beyond that) [p], ascending; and the
+    lowest and the highest target, or 0.
+    """
     places = torch.empty(len(targets) + 1, dtype=torch.int32 if len(targets) < 1 << 31 else torch.int64)
     words = np.empty(0, np.uint64)
     if targets.is_contiguous():
         each = 8 // targets.element_size()
         words = targets.numpy()[: len(targets) // each * each].view(np.uint64)
-    count = value_loops.find_ones(targets.numpy(), words, places.numpy())
-    return places[:count].clone()
+    count, low, high = value_loops.find_ones(targets.numpy(), words, places.numpy())
+    return places[:count].clone(), low, high
+
+
+def all_within(values: Tensor, farthest: float) -> bool:
+    """Whether no value [M] is farther than that from 0, or NaN."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    # Bits of positive floats order as the floats do, infinity and NaN above all.
+    nearest = torch.tensor(farthest, dtype=values.dtype)
+    bits = int(nearest.view(integer)) - (float(nearest) > farthest)
+    kind = np.dtype(f"u{values.element_size()}")
+    limit, without_sign = kind.type(bits), kind.type(torch.iinfo(integer).max)
+    every = values.detach().view(integer).numpy().view(kind)
+
+    def beyond(share: slice) -> int:
+        return value_loops.count_beyond(every[share], without_sign, limit)
+
+    return not any(side_by_side(beyond, shares(len(values))))
 
 
 def targets_of_quality(quality: Tensor) -> Tensor | None:
@@ -124,7 +142,10 @@ class CompiledSteps:
 
     def no_totals(self) -> Tensor:
         """Zeros for every bin, float64 [2, 2P + 1]."""
-        return torch.zeros(len(self._starts) + 1, 2, dtype=torch.float64).t()
+        totals = torch.empty(len(self._starts) + 1, 2, dtype=torch.float64)
+        # torch.zeros would call torch's threads, which then wait for more on the cores that ours want.
+        totals.numpy().fill(0)
+        return totals.t()
 
     def grid(self, searches: int) -> tuple[Array, Array, Array]:
         """What `find_bins` looks values up in, to be had once; a fine one for few searches is a waste."""
@@ -210,7 +231,7 @@ class CompiledNegatives:
 
         totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes, self._least))
         for other in others:
-            totals += other
+            np.add(totals.numpy(), other.numpy(), out=totals.numpy())  # see `no_totals`
         return totals
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:

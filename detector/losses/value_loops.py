@@ -8,21 +8,35 @@ _FEW = 1 << 12  # values whose bins stay in the nearest cache between two loops
 
 
 @compiled_loop
-def find_ones(targets: Array, words: Array, places: Array) -> int:
-    """How many ones, their places, and after these one that means nothing.
+def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, int]:
+    """How many ones, and the lowest and the highest target, or 0; fills their places, and one after these.
 
     words: uint64, the memory of as many of the targets as fill them. Most are nothing but zeros.
     """
     found, each = np.uint64(0), np.uint64(8 // targets.itemsize)
+    low = high = np.int64(0)
     for k in range(np.uint64(len(words))):
         if words[k] != 0:
             for i in range(k * each, k * each + each):
+                target = np.int64(targets[i])
                 places[found] = i
-                found += np.uint64(targets[i] == 1)
+                found += np.uint64(target == 1)
+                low, high = min(low, target), max(high, target)
     for i in range(np.uint64(len(words)) * each, np.uint64(len(targets))):
+        target = np.int64(targets[i])
         places[found] = i
-        found += np.uint64(targets[i] == 1)
-    return found
+        found += np.uint64(target == 1)
+        low, high = min(low, target), max(high, target)
+    return found, low, high
+
+
+@compiled_loop
+def count_beyond(bits: Array, without_sign: int, limit: int) -> int:
+    """How many floats, by their bits, are farther from 0 than the one of the bits `limit`, or are NaN."""
+    beyond = 0
+    for i in range(len(bits)):
+        beyond += (bits[i] & without_sign) > limit
+    return beyond
 
 
 @compiled_loop

@@ -70,10 +70,9 @@ def test_the_inverse_keeps_the_detection_that_a_threshold_was_taken_from() -> No
     scores = np.sort(1 / (1 + np.exp(-rng.uniform(-12, 12, 20_000))))
     calibration = Calibration((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
     thresholds = calibration.inverse(calibration(scores))
-    passed = len(scores) - np.searchsorted(scores, thresholds)
-    # Nor is there another but for those that are equal within the rounding.
-    assert (passed >= np.arange(len(scores), 0, -1)).all()
-    assert passed.sum() < (np.arange(len(scores)) + 1).sum() + 5
+    more = len(scores) - np.searchsorted(scores, thresholds) - np.arange(len(scores), 0, -1)
+    assert more.min() == 0  # the detection itself passes
+    assert more.max() <= 1 and more[scores < 0.99].max() == 0  # and another where they crowd at 1
 
 
 @pytest.mark.parametrize("correct", [[False] * 500, [True] * 500, [k % 3 == 0 for k in range(500)]])

@@ -3,11 +3,9 @@
 import contextlib
 import io
 import json
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,61 +14,12 @@ from pycocotools.cocoeval import COCOeval
 
 from data.sample import DetectionSet
 from detector.evaluation.calibration import fit_calibration
-from detector.evaluation.coco import COCO_NAMES, CocoResult, evaluate_coco, evaluate_files
+from detector.evaluation.coco import COCO_NAMES, evaluate_coco, evaluate_files
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Kind
-from detector.evaluation.material import read_material
 from detector.evaluation.score import Scores
 from errors import InputError
-from tests.builders import write_image
-
-CATEGORIES = (4, 90, 17)  # not contiguous, not in order
-NAMES = ("car", "cow", "cup")
-IMAGES = (7, 100, 3, 55)
-
-Content = dict[str, Any]
-
-
-def random_case(seed: int, without_gt: int | None = None) -> tuple[Content, list[Content]]:
-    """Gt boxes of all sizes, some of them crowds, and detections: jittered copies and false alarms."""
-    rng = np.random.default_rng(seed)
-    annotations, results = [], []
-    for image in IMAGES:
-        for _ in range(12):
-            x, y = rng.uniform(0, 300, 2)
-            w, h = np.exp(rng.uniform(2, 5.2, 2))
-            category = int(rng.choice(CATEGORIES))
-            box = [float(v) for v in (x, y, w, h)]
-            if category != without_gt:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image,
-                        "category_id": category,
-                        "bbox": box,
-                        "area": w * h * rng.uniform(0.4, 1),  # of the mask, as in COCO
-                        "iscrowd": int(rng.random() < 0.15),
-                    }
-                )
-            for _ in range(rng.integers(0, 4)):
-                jitter = rng.normal(0, 0.12, 4) * (w, h, w, h)
-                moved = [x + jitter[0], y + jitter[1], w * math.exp(jitter[2] / w), h]
-                results.append(
-                    {
-                        "image_id": image,
-                        "category_id": category if rng.random() < 0.8 else int(rng.choice(CATEGORIES)),
-                        "bbox": [float(v) for v in moved],
-                        "score": float(rng.random()),
-                    }
-                )
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in IMAGES]
-    categories = [{"id": c, "name": n} for c, n in zip(CATEGORIES, NAMES, strict=True)]
-    return {
-        "info": {},
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }, results
+from tests.detector.evaluation.coco_cases import CATEGORIES, IMAGES, NAMES, Content, evaluate, random_case
 
 
 def plain_pycocotools(content: Content, results: list[Content], tmp_path: Path) -> list[float]:
@@ -84,12 +33,6 @@ def plain_pycocotools(content: Content, results: list[Content], tmp_path: Path) 
         evaluator.accumulate()
         evaluator.summarize()
     return [float(v) for v in evaluator.stats]
-
-
-def evaluate(content: Any, results: Any, tmp_path: Path) -> CocoResult:
-    (tmp_path / "gt.json").write_text(json.dumps(content))
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    return evaluate_files(tmp_path / "results.json", tmp_path / "gt.json")
 
 
 @pytest.mark.parametrize(("seed", "without_gt"), [(0, None), (1, None), (2, 90)])
@@ -327,124 +270,3 @@ def as_arrays(content: Content, results: list[Content]) -> tuple[DetectionSet, P
         labels=np.array([CATEGORIES.index(r["category_id"]) for r in results]),
     )
     return records, predictions
-
-
-GOOD = {"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("entry", "named"),
-    [
-        ({**GOOD, "image_id": 12345}, "12345"),
-        ({**GOOD, "category_id": 5}, "category id 5"),
-        ({**GOOD, "bbox": [1, 2, 3]}, "detection 1"),
-        ({**GOOD, "bbox": [1, 2, 3, math.inf]}, "detection 1"),
-        ({**GOOD, "bbox": 3}, "results.json"),
-        ({**GOOD, "bbox": "1234"}, "detection 1.* '1234'"),
-        ({**GOOD, "score": math.nan}, "detection 1"),
-        ({**GOOD, "score": None}, "results.json"),
-        ({"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4]}, "score"),
-        ({**GOOD, "image_id": [7]}, "results.json"),
-        ("text", "results.json"),
-    ],
-)
-def test_malformed_detection_is_named_in_one_line(entry: Any, named: str, tmp_path: Path) -> None:
-    content, _ = random_case(0)
-    with pytest.raises(InputError, match=named) as caught:
-        evaluate(content, [GOOD, entry], tmp_path)
-    assert "\n" not in str(caught.value) and "results.json" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"images": None}, "images"),
-        ({"annotations": None}, "annotations"),
-        ({"categories": {}}, "categories"),
-        ({"annotations": [{"id": 8, "image_id": 7, "category_id": 4, "bbox": [1, 2, 3]}]}, "annotation 8"),
-        ({"annotations": [{"id": 8, "image_id": 7, "category_id": 4}]}, "bbox"),
-        ({"annotations": ["text"]}, "malformed"),
-        ({"annotations": [{**GOOD, "id": 8, "bbox": [1, 2, math.nan, 4]}]}, "annotation 8"),
-        ({"annotations": [{**GOOD, "id": 8, "bbox": [1, 2, -3, 4]}]}, "annotation 8.* negative"),
-        ({"annotations": [{**GOOD, "id": 8, "bbox": "1234"}]}, "annotation 8.* '1234'"),
-        ({"annotations": [{**GOOD, "id": 8, "area": math.nan}]}, "annotation 8.* finite"),
-        (
-            {"annotations": [{**GOOD, "id": 8, "iscrowd": "0"}]},
-            "annotation 8.* iscrowd must be 0 or 1, got '0'",
-        ),
-        ({"annotations": [{**GOOD, "id": 8, "image_id": "7"}]}, "none of the 1 annotations"),
-        ({"categories": [{"id": 4}]}, "name"),
-    ],
-)
-def test_malformed_annotations_are_named_in_one_line(change: Content, named: str, tmp_path: Path) -> None:
-    content, _ = random_case(0)
-    with pytest.raises(InputError, match=named) as caught:
-        evaluate({**content, **change}, [GOOD], tmp_path)
-    assert "\n" not in str(caught.value) and "gt.json" in str(caught.value)
-
-
-def test_a_wrong_image_record_is_named_and_no_annotation(tmp_path: Path) -> None:
-    content, _ = random_case(0)
-    content["images"][1]["height"] = 10**30
-    with pytest.raises(InputError, match=r"image id 100 is malformed"):
-        evaluate(content, [GOOD], tmp_path)
-    content["images"][1]["height"] = 480
-    del content["images"][1]["file_name"]
-    (tmp_path / "gt.json").write_text(json.dumps(content))
-    write_image(tmp_path / "3.jpg")
-    write_image(tmp_path / "7.jpg")
-    write_image(tmp_path / "55.jpg")
-    with pytest.raises(InputError, match=r"image id 100 has no 'file_name'"):
-        read_material(tmp_path / "results.json", tmp_path / "gt.json", tmp_path)
-
-
-def test_annotations_that_are_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    content, results = random_case(0)
-    expected = evaluate(content, results, tmp_path).summary
-    assert not caplog.messages
-    for image_id, category_id in (("7", 4), (99999, 4), (7, "4")):
-        extra = {"id": 10**6, "image_id": image_id, "category_id": category_id, "bbox": [1, 2, 3, 4]}
-        content["annotations"].append(extra)
-    assert evaluate(content, results, tmp_path).summary == expected
-    (message,) = caplog.messages
-    assert f"3 of {len(content['annotations'])} annotations left out" in message
-    assert "gt.json" in message
-
-
-def test_roboflows_heading_is_no_class(tmp_path: Path) -> None:
-    content, results = random_case(0)
-    expected = evaluate(content, results, tmp_path)
-    name = content["categories"][-1]["name"]
-    heading = {"id": 0, "name": name, "supercategory": "none"}
-    categories = [heading, *({**one, "supercategory": name} for one in content["categories"])]
-    done = evaluate({**content, "categories": categories}, results, tmp_path)
-    assert done.summary == expected.summary
-    assert [*done.per_class] == [*expected.per_class]
-
-
-def test_a_negative_area_stands_for_none(tmp_path: Path) -> None:
-    """pycocotools would ignore such a box; tools write -1 where they know no area."""
-    content, results = random_case(0)
-    for annotation in content["annotations"]:
-        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-    expected = evaluate(content, results, tmp_path).summary
-    for annotation in content["annotations"]:
-        annotation["area"] = -1
-    assert evaluate(content, results, tmp_path).summary == expected
-
-
-@pytest.mark.parametrize("text", ["{", "", "\xff", '{"a": 1}', "3"])
-@pytest.mark.parametrize("name", ["gt.json", "results.json"])
-def test_files_of_another_kind_are_refused(name: str, text: str, tmp_path: Path) -> None:
-    content, results = random_case(0)
-    (tmp_path / "gt.json").write_text(json.dumps(content))
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=name) as caught:
-        evaluate_files(tmp_path / "results.json", tmp_path / "gt.json")
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nothing\.json"):
-        evaluate_files(tmp_path / "results.json", tmp_path / "nothing.json")

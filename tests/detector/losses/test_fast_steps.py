@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detector.losses import backends
-from detector.losses.compiled import CompiledNegatives, CompiledSteps, ascending, positives_of
+from detector.losses.compiled import (
+    CompiledNegatives,
+    CompiledSteps,
+    all_within,
+    ascending,
+    positives_of,
+)
 from detector.losses.negatives import Negatives
 from detector.losses.ranking import SoftSteps, searched_break_points
 from detector.losses.step_loops import break_points
@@ -181,7 +187,24 @@ def test_positives_are_the_ones(size: int, dtype: torch.dtype) -> None:
         targets = torch.randint(-1, highest, (2 * size,), generator=generator).clamp_max(1).to(dtype)
         targets[-1:] = 1
         for these in (targets, targets[1:], targets[:size], targets[1 - 2 * size :: 2]):
-            assert torch.equal(positives_of(these).long(), (these == 1).nonzero().squeeze(1))
+            positives, low, high = positives_of(these)
+            assert torch.equal(positives.long(), (these == 1).nonzero().squeeze(1))
+            assert (low, high) == (min([0, *these.tolist()]), max([0, *these.tolist()]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("farthest", [1e12, 1.0, 1e-6 * 1e12, 0.1, 3e4, 7e4, 1e300])
+def test_what_lies_too_far_out_is_seen_in_any_dtype(farthest: float, dtype: torch.dtype) -> None:
+    """Oracle: Python's comparison, of the numbers next to the limit and of the ends of the dtype's range."""
+    tiny, most = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    around = torch.tensor([farthest, farthest / 2, min(2 * farthest, most), 0.0, tiny, most], dtype=dtype)
+    infinity = torch.tensor(torch.inf, dtype=dtype)
+    near = torch.cat((around, torch.nextafter(around, infinity), torch.nextafter(around, -infinity)))
+    for value in [*torch.cat((near, -near)).tolist(), torch.nan, torch.inf, -torch.inf]:
+        values = torch.zeros(20, dtype=dtype)
+        values[11] = value
+        for these in (values, values.view(10, 2)[:, 1]):
+            assert all_within(these, farthest) == (abs(value) <= farthest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

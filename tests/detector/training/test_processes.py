@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import signal
 import time
 from itertools import chain
 from pathlib import Path
@@ -11,26 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.order import EpochBatches
 from detector.build import build_exchange
-from detector.checkpoint import load_checkpoint, save_checkpoint
-from detector.config_file import dump_config
+from detector.checkpoint import load_checkpoint
 from detector.criterion import Losses
-from detector.training import processes as processes_module
 from detector.training.learner import Learner
-from detector.training.processes import Processes, join_processes
+from detector.training.processes import Processes
 from detector.training.rehearsal import rehearse
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
-from errors import Bystander, InputError, Stopped
+from errors import Bystander, InputError
 from tests.builders import small_coco
-from tests.processes import run_processes
+from tests.processes import joined, run_processes
 from tests.runs import difference, read_metrics, tiny_config
-from train import train as train_door
 
 # On one worker of the test run: the runs that most tests here look at take a minute.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -51,12 +45,6 @@ COMMON = (
     "loss.box=giou",
     "eval.batch_size=3",
 )
-
-
-def joined() -> Processes:
-    rank, size = str(dist.get_rank()), str(dist.get_world_size())
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
-    return join_processes("cpu")
 
 
 def train(root: Path, run: Path, recipe: str, processes: Processes) -> None:
@@ -336,178 +324,3 @@ def test_all_processes_rehearse_together(inside: list[dict[str, Any]]) -> None:
 def test_a_ranking_is_over_all_processes_or_within_each(inside: list[dict[str, Any]]) -> None:
     assert [seen["global_ranking=true"] for seen in inside] == [2, 2]
     assert [seen["global_ranking=false"] for seen in inside] == [1, 1]
-
-
-def stop_one(rank: int, size: int) -> Any:
-    """The second process alone gets a signal, in its third step; or, later, in the evaluation."""
-    processes = joined()
-    folder, when = Path(os.environ["TEST_FOLDER"]), os.environ["TEST_WHEN"]
-    config = tiny_config(
-        folder / "set", folder / "run", "model.norm=group", "train.epochs=2", "eval.batch_size=1"
-    )
-    resume = folder / "run" if (folder / "run").exists() else None
-    dist.barrier()
-    trainer = Trainer(config, "test", resume, processes)
-    update, detect = Learner.update, type(trainer.parts.validation).detect
-
-    def update_and_signal(learner: Learner, losses: Any) -> Any:
-        if rank == 1 and when == "step" and trainer.progress.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(learner, losses)
-
-    def signal_and_detect(*arguments: Any) -> Any:
-        if rank == 1 and when == "evaluation":
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return detect(*arguments)
-
-    def save_slowly(*arguments: Any) -> None:
-        time.sleep(0.5)
-        save_checkpoint(*arguments)
-        (folder / "saved").write_text(str(time.monotonic()))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detector.training.progress.save_checkpoint", save_slowly)
-        patch.setattr(Learner, "update", update_and_signal)
-        patch.setattr(type(trainer.parts.validation), "detect", signal_and_detect)
-        try:
-            trainer.run()
-        except Stopped as reason:
-            return str(reason), time.monotonic()
-    return trainer.progress.step
-
-
-def fail_alone(rank: int, size: int) -> Any:
-    """The second process cannot read one of its validation images, or build its validation set."""
-    folder, where = Path(os.environ["TEST_FOLDER"]), os.environ["TEST_WHERE"]
-    rank_, size_ = str(rank), str(size)
-    os.environ |= {"RANK": rank_, "LOCAL_RANK": rank_, "WORLD_SIZE": size_}
-
-    def fail(*_: Any) -> None:
-        raise InputError("an image cannot be read")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detector.training.processes.dist.destroy_process_group", lambda: None)
-        if rank == 1:
-            patch.setattr(where, fail)
-        try:
-            train_door(str(folder / "config.yaml"), [f"run.dir={folder / 'run'}"], None, False)
-        except (InputError, Bystander) as error:
-            return type(error).__name__
-    return "went on"
-
-
-@pytest.mark.parametrize("where", ["validation.Validation.detect", "assembly.Validation"])
-def test_one_that_fails_leaves_no_other_waiting(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On another machine no launcher would end those that wait."""
-    config = tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", "train.epochs=1")
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
-    monkeypatch.setenv("TEST_WHERE", f"detector.training.{where}")
-    (tmp_path / "store").mkdir()
-    assert run_processes(fail_alone, 2, tmp_path / "store") == ["Bystander", "InputError"]
-
-
-def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
-    class Broken(dist.HashStore):
-        def check(self, keys: list[str]) -> bool:
-            raise RuntimeError("Connection reset by peer")
-
-        def set(self, key: str, value: str) -> None:
-            raise RuntimeError("Connection reset by peer")
-
-    def fail() -> None:
-        raise InputError("no space left")
-
-    with pytest.raises(InputError, match="no space left"):  # not that the others cannot be told
-        Processes(0, 2, store=Broken()).from_main(fail)
-    processes = Processes(1, 2, store=Broken())
-    for call in (lambda: processes.barrier(), processes.stop_announced, lambda: processes.from_main(int)):
-        with pytest.raises(Bystander):
-            call()
-
-
-def lose_one(rank: int, size: int) -> Any:
-    """The second process is lost in the middle of the first one's step, having told why or not."""
-    processes = joined()
-    network = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
-    if os.environ["TEST_ANNOUNCED"] == "1" and rank == 1:
-        processes.announce_failure()
-    dist.barrier()
-    if rank == 1:
-        os._exit(0)
-    said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes_module.log, "error", said.append)
-        with pytest.raises(Bystander), processes.lost_peers_explained():
-            network(torch.ones(2, 3)).sum().backward()
-    return said
-
-
-@pytest.mark.parametrize("announced", [False, True])
-def test_a_process_that_is_lost_is_one_line_in_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
-) -> None:
-    """And none where it has said itself what it failed of."""
-    monkeypatch.setenv("TEST_ANNOUNCED", str(int(announced)))
-    torch.save(None, tmp_path / "1.pt")  # what it would have given back
-    said = run_processes(lose_one, 2, tmp_path)[0]
-    assert len(said) == (not announced)
-    assert all("another process is lost (" in line and "peer" in line for line in said)
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "shape '[2]' is invalid",
-        "/home/igloo/train.py: no",
-        "[gloo/x.cc:1] op.preamble.length <= op.nbytes. 8 vs 4",
-    ],
-)
-def test_other_errors_are_left_as_they_are(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    with pytest.raises(RuntimeError, match=re.escape(message)), Processes().lost_peers_explained():
-        raise RuntimeError(message)
-
-
-def begin_apart(rank: int, size: int) -> Any:
-    """The second process does not see the run folder."""
-    processes, folder = joined(), Path(os.environ["TEST_FOLDER"])
-    config = tiny_config(folder / "set", folder / "run", "model.norm=group", "train.epochs=2")
-    try:
-        Trainer(config, "test", folder / "run" if rank == 0 else None, processes)
-    except InputError as error:
-        return str(error)
-    return "went on"
-
-
-def test_processes_that_would_begin_at_different_steps_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = small_coco(tmp_path / "set", 4)
-    Trainer(tiny_config(root, tmp_path / "run", "model.norm=group", "train.epochs=1"), "test").run()
-    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
-    (tmp_path / "store").mkdir()
-    said = run_processes(begin_apart, 2, tmp_path / "store")
-    for rank, step in ((0, 2), (1, 0)):
-        assert f"process {rank} would begin at step {step} and others elsewhere" in said[rank]
-
-
-def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_coco(tmp_path / "set", 8)
-    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
-    for when, step, named in (("step", 3, "SIGTERM"), ("evaluation", 4, "SIGUSR1")):
-        monkeypatch.setenv("TEST_WHEN", when)
-        (tmp_path / when).mkdir()
-        (main, _), (other, left) = run_processes(stop_one, 2, tmp_path / when)
-        # Where one process leaves, the launcher ends the others: in the middle of their saving, if need be.
-        assert left > float((tmp_path / "saved").read_text())
-        assert f"stopped by another process at step {step} of 8" in main
-        assert f"stopped by {named} at step {step} of 8" in other
-        assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == step
-    monkeypatch.setenv("TEST_WHEN", "never")
-    (tmp_path / "never").mkdir()
-    assert run_processes(stop_one, 2, tmp_path / "never") == [8, 8]
-    evaluations = [line["step"] for line in read_metrics(tmp_path / "run") if "AP" in line]
-    assert evaluations == [4, 8]
