@@ -11,12 +11,11 @@ from torch import Tensor
 from detector.losses import ranking, step_loops, value_loops
 from detector.losses.machine_code import Array
 from detector.losses.ranking import blocks, searched_break_points
-from detector.losses.sharing import LEAST, LEAST_OF_COSTLY, shares, side_by_side
+from detector.losses.sharing import shares, side_by_side
 
 # Cells of the search grid for each break point: few of them then hold three and more.
 _CELLS_PER_EDGE = 4
 _MOST_CELLS = 1 << 23  # float32 has to count them
-_MANY = 1 << 12  # thresholds, whose tables lie in the second cache
 
 
 def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
@@ -216,7 +215,6 @@ class CompiledNegatives:
         # no_grad holds in the thread that asked for it alone.
         self._steps, self._logits, self._targets = steps, logits.detach(), targets
         self._bins = torch.empty(len(logits), dtype=torch.int32)
-        self._least = LEAST if len(steps.centres) < _MANY else LEAST_OF_COSTLY
 
     def count(self) -> Tensor:
         """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
@@ -229,7 +227,7 @@ class CompiledNegatives:
                 value_loops.find_bins(self._values(block), self._targets[block].numpy(), *grid, bins, pairs)
             return totals
 
-        totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes, self._least))
+        totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes))
         for other in others:
             np.add(totals.numpy(), other.numpy(), out=totals.numpy())  # see `no_totals`
         return totals
@@ -250,7 +248,7 @@ class CompiledNegatives:
                 elif dtype != working:
                     mine.copy_(out)
 
-        side_by_side(give, shares(len(self._logits), least=self._least))
+        side_by_side(give, shares(len(self._logits)))
         return pulls
 
     def _parts(self, share: slice) -> list[slice]:

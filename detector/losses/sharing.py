@@ -14,18 +14,16 @@ import torch
 Result = TypeVar("Result")
 
 LEAST = 1 << 18  # values; for fewer, handing them over takes as long as the work
-LEAST_OF_COSTLY = 1 << 15  # the same where each takes several times as long, as tables leave the cache
 
 
-def shares(count: int, table_bytes: int = 0, least: int = LEAST) -> list[slice]:
+def shares(count: int, table_bytes: int = 0) -> list[slice]:
     """range(count) in one part per thread of PyTorch, at least one.
 
     Args:
         table_bytes: what each share needs for itself. There are only so many shares that all but the first
             take no more than four bytes for each value.
-        least: how many values are worth a share.
     """
-    most = min(torch.get_num_threads(), count // least, 1 + 4 * count // max(table_bytes, 1))
+    most = min(torch.get_num_threads(), count // LEAST, 1 + 4 * count // max(table_bytes, 1))
     size = -(-count // max(1, most))
     return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))] or [
         slice(0, 0)
