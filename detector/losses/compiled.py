@@ -4,6 +4,10 @@
 is allocated by torch, so that its allocator sees the memory. The formulas stand in docs/ranking.md.
 """
 
+import sys
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +19,7 @@ from detector.losses.sharing import shares, side_by_side
 
 # Cells of the search grid for each break point: few of them then hold three and more.
 _CELLS_PER_EDGE = 4
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _MOST_CELLS = 1 << 23  # float32 has to count them
 
 
@@ -24,7 +29,7 @@ def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
     """
     places = torch.empty(len(targets) + 1, dtype=torch.int32 if len(targets) < 1 << 31 else torch.int64)
     words = np.empty(0, np.uint64)
-    if targets.is_contiguous():
+    if targets.is_contiguous() and sys.byteorder == "little":
         each = 8 // targets.element_size()
         words = targets.numpy()[: len(targets) // each * each].view(np.uint64)
     count, low, high = value_loops.find_ones(targets.numpy(), words, places.numpy())
@@ -33,18 +38,24 @@ def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
 
 def all_within(values: Tensor, farthest: float) -> bool:
     """Whether no value [M] is farther than that from 0, or NaN."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    # Bits of positive floats order as the floats do, infinity and NaN above all.
-    nearest = torch.tensor(farthest, dtype=values.dtype)
-    bits = int(nearest.view(integer)) - (float(nearest) > farthest)
-    kind = np.dtype(f"u{values.element_size()}")
-    limit, without_sign = kind.type(bits), kind.type(torch.iinfo(integer).max)
-    every = values.detach().view(integer).numpy().view(kind)
+    limit, without_sign = _bits_within(farthest, values.dtype)
+    every = values.detach().view(_INTEGERS[values.element_size()]).numpy().view(limit.dtype)
 
     def beyond(share: slice) -> int:
         return value_loops.count_beyond(every[share], without_sign, limit)
 
     return not any(side_by_side(beyond, shares(len(values))))
+
+
+@cache
+def _bits_within(farthest: float, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The bits of the largest number that is no farther from 0, and all but the sign's; unsigned."""
+    nearest = torch.tensor(farthest, dtype=dtype)
+    integer = _INTEGERS[dtype.itemsize]
+    # Bits of positive floats order as the floats do, infinity and NaN above all.
+    bits = int(nearest.view(integer)) - (float(nearest) > farthest)
+    kind = np.dtype(f"u{dtype.itemsize}").type
+    return kind(bits), kind(torch.iinfo(integer).max)
 
 
 def targets_of_quality(quality: Tensor) -> Tensor | None:
@@ -89,18 +100,18 @@ class CompiledSteps:
         self.dtype = thresholds.dtype
         self.centres, self.delta = thresholds.numpy(), float(delta)
         p = len(thresholds)
-        points = thresholds.new_empty(3, p + 1)
         if delta == 0:
-            points[:, p] = torch.inf
-            points[0, :p], (points[1, :p], points[2, :p]) = thresholds, searched_break_points(thresholds, 0.0)
+            starts, stops = (points.numpy() for points in searched_break_points(thresholds, 0.0))
         else:
-            step_loops.break_points(self.centres, self.delta, points.numpy(), torch.finfo(self.dtype).eps)
-        centres, starts, stops = points.numpy()
+            starts, stops = points = thresholds.new_empty(2, p).numpy()
+            step_loops.break_points(self.centres, self.delta, points, torch.finfo(self.dtype).eps)
         # What a search sees, until `grid` takes it: with many thresholds every table counts.
         self._edges: Tensor | None = thresholds.new_empty(2 * p + 1)
         self._starts = torch.empty(2 * p, dtype=torch.bool)  # whether a step begins at an edge, or ends
         self.windows = _unsigned(torch.empty(2, p + 1, dtype=torch.int32))
-        step_loops.merge(centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self.windows)
+        step_loops.merge(
+            self.centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self.windows
+        )
 
     def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
         """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""

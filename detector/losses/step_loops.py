@@ -29,12 +29,14 @@ def sort_floats(
             count = counts[digit, value]
             counts[digit, value] = first
             first += count
-        source, target = digit & 1, 1 - (digit & 1)
+        from_keys, from_places, firsts = keys[digit & 1], places[digit & 1], counts[digit]
+        to_keys, to_places = keys[1 - (digit & 1)], places[1 - (digit & 1)]
         for i in range(n):
-            value = np.uint32(keys[source, i] >> shift) & mask
-            at = np.uint64(counts[digit, value])
-            counts[digit, value] += np.uint32(1)
-            keys[target, at], places[target, at] = keys[source, i], places[source, i]
+            key = from_keys[i]
+            value = np.uint32(key >> shift) & mask
+            at = np.uint64(firsts[value])
+            firsts[value] += np.uint32(1)
+            to_keys[at], to_places[at] = key, from_places[i]
     for i in range(n):
         key = keys[1, i]
         sorted_bits[i], sorted_places[i] = key ^ (top if key & top else every), places[1, i]
@@ -44,7 +46,7 @@ def sort_floats(
 def break_points(centres: Array, delta: float, points: Array, eps: float) -> None:
     """See ranking.searched_break_points, for delta > 0; eps is that of the dtype.
 
-    points: [3, P + 1], filled with centres, starts and stops, and an infinity after each.
+    points: [2, P], filled with starts and stops.
 
     What was rounded down goes up by 0.7 eps of itself, which lies between a half and one and a half of the
     way to the next number, and is rounded to that one.
@@ -53,10 +55,8 @@ def break_points(centres: Array, delta: float, points: Array, eps: float) -> Non
     for i in range(p):
         low, high = np.float64(centres[i]) - delta, np.float64(centres[i]) + delta
         start, stop = centres.dtype.type(low), centres.dtype.type(high)
-        points[0, i] = centres[i]
-        points[1, i] = start + up * abs(start) * (np.float64(start) < low)
-        points[2, i] = stop + up * abs(stop) * (np.float64(stop) < high)
-    points[0, p] = points[1, p] = points[2, p] = np.inf
+        points[0, i] = start + up * abs(start) * (np.float64(start) < low)
+        points[1, i] = stop + up * abs(stop) * (np.float64(stop) < high)
 
 
 @compiled_loop
@@ -65,23 +65,40 @@ def merge(
 ) -> None:
     """Starts and stops in order, and which of them are starts; and how the centres lie among the stops.
 
-    centres, starts, stops: ascending [P + 1], the last an infinity to spare; so are the edges [2P + 1].
+    centres, starts, stops: ascending [P]; so are the edges [2P + 1], the last an infinity to spare.
     begins[i]: how many stops lie at or below centre i; ends[k]: how many centres below stop k; [P + 1], one
-    to spare. Each of the two merges has to wait for its own comparisons only: together they take the time
-    of one.
+    to spare.
+
+    A merge waits for each of its comparisons. There are four here, which wait side by side: both merges go up
+    from the lowest and down from the highest, and meet after P steps, in which neither list can run out.
     """
-    p, i = np.uint64(len(stops) - 1), np.uint64(0)
-    centre, stop = i, i
-    for k in range(np.uint64(len(from_starts))):
-        a, b = starts[i], stops[k - i]
-        from_start = (a <= b) & (i < p)
-        edges[k], from_starts[k] = min(a, b), from_start
-        i += np.uint64(from_start)
-        reached = centres[centre] < stops[stop]
-        begins[centre], ends[stop] = stop, centre
-        centre += np.uint64(reached)
-        stop += np.uint64(not reached)
-    edges[len(from_starts)] = np.inf
+    p, one = np.uint64(len(stops)), np.uint64(1)
+    low_start = low_centre = low_stop = np.uint64(0)
+    high_start = high_centre = high_stop = p
+    for k in range(p):
+        start, stop = starts[low_start], stops[k - low_start]
+        is_start = start <= stop
+        edges[k], from_starts[k] = min(start, stop), is_start
+        low_start += np.uint64(is_start)
+
+        last = p + p - one - k
+        start, stop = starts[high_start - one], stops[last - high_start]
+        is_start = start > stop
+        edges[last], from_starts[last] = max(start, stop), is_start
+        high_start -= np.uint64(is_start)
+
+        is_centre = centres[low_centre] < stops[low_stop]
+        begins[low_centre if is_centre else p] = low_stop
+        ends[p if is_centre else low_stop] = low_centre
+        low_centre += np.uint64(is_centre)
+        low_stop += np.uint64(not is_centre)
+
+        is_centre = centres[high_centre - one] >= stops[high_stop - one]
+        begins[high_centre - one if is_centre else p] = high_stop
+        ends[p if is_centre else high_stop - one] = high_centre
+        high_centre -= np.uint64(is_centre)
+        high_stop -= np.uint64(not is_centre)
+    edges[p + p] = np.inf
 
 
 @compiled_loop

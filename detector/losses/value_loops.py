@@ -15,8 +15,19 @@ def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, in
     """
     found, each = np.uint64(0), np.uint64(8 // targets.itemsize)
     low = high = np.int64(0)
+    ones = np.uint64(1)  # a one in each place of a word
+    for _ in range(each - np.uint64(1)):
+        ones = (ones << np.uint64(8 * targets.itemsize)) | np.uint64(1)
     for k in range(np.uint64(len(words))):
-        if words[k] != 0:
+        word = words[k]
+        if word == 0:
+            continue
+        if word & ~ones == 0:
+            for i in range(k * each, k * each + each):
+                places[found] = i
+                found += word & np.uint64(1)
+                word >>= np.uint64(8 * targets.itemsize)
+        else:
             for i in range(k * each, k * each + each):
                 target = np.int64(targets[i])
                 places[found] = i
@@ -27,7 +38,7 @@ def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, in
         places[found] = i
         found += np.uint64(target == 1)
         low, high = min(low, target), max(high, target)
-    return found, low, high
+    return found, low, max(high, np.int64(found > 0))
 
 
 @compiled_loop
