@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _names_inputs(word: str) -> bool:
-    return is_there(word) or bool(glob.glob(word))  # noqa: PTH207
+    return is_there(word) or bool(glob.glob(word, recursive=True))  # noqa: PTH207
 
 
 def predict(

@@ -69,10 +69,12 @@ class Detector:
             overrides: of the configuration in the checkpoint, e.g. ["eval.nms_threshold=0.6"].
 
         Raises:
-            InputError: the checkpoint or an override is wrong or of the device, or this is not there.
+            InputError: the checkpoint or an override is wrong, one names the device, or this is not there.
         """
         if any(word.startswith("train.device=") for word in overrides):
-            raise InputError("train.device: the device is chosen apart from the settings, by --device")
+            raise InputError(
+                "train.device: the device is no setting here; give it as device (predict.py: --device)"
+            )
         return cls(open_checkpoint(Path(path), [*overrides, f"train.device={device}"], "device"))
 
     @overload

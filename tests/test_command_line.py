@@ -88,8 +88,11 @@ def test_the_detections_of_a_run_score_as_the_run(workplace: Path) -> None:
 
 
 def test_results_of_another_program_are_not_replaced(workplace: Path) -> None:
-    (workplace / "theirs.json").write_text(json.dumps([{"image_id": 1, "category_id": 1, "score": 0.5}]))
-    assert_refused(evaluate.main, ("run", "--results", "theirs.json"), workplace, "--results", "theirs.json")
+    theirs: list[dict[str, Any]] = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    for content in (json.dumps(theirs), json.dumps(theirs, indent=0), '[\n{"file": "a.jpg"}\n]'):
+        (workplace / "theirs.json").write_text(content)
+        words = ("run", "--results", "theirs.json")
+        assert_refused(evaluate.main, words, workplace, "--results", "theirs.json holds something else")
 
 
 def test_results_of_joined_splits_are_not_written(workplace: Path) -> None:

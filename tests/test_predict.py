@@ -365,12 +365,12 @@ def test_a_batch_size_changes_no_more_than_rounding(place, trained) -> None:
 
 
 def test_a_pattern_with_the_shape_of_a_setting_is_a_pattern(place, trained) -> None:
-    (place / "exp.lr=0.1").mkdir()
-    (place / "images/0.png").rename(place / "exp.lr=0.1/0.png")
-    assert run(place, trained, "exp.lr=0.1/*.png", *ALL, "--output", "found").code == 0
-    assert [image["file_name"] for image in read(place / "found/images.json")["images"]] == [
-        "exp.lr=0.1/0.png"
-    ]
+    (place / "exp.lr=0.1/a/b").mkdir(parents=True)
+    (place / "images/0.png").rename(place / "exp.lr=0.1/a/b/0.png")
+    for number, pattern in enumerate(("exp.lr=0.1/*/*/*.png", "exp.lr=0.1/**/*.png")):
+        assert run(place, trained, pattern, *ALL, "--output", str(number)).code == 0
+        (image,) = read(place / str(number) / "images.json")["images"]
+        assert image["file_name"] == "exp.lr=0.1/a/b/0.png"
 
 
 def test_an_image_on_standard_input_is_that_image(place, trained) -> None:

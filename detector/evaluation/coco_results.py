@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# How a file of `results_text` begins. Other programs put the first entry behind the bracket.
-BEGINNING = r"\[\n[{\]]"
+# How a file of `results_text` begins. Other programs put the first entry behind the bracket, or each number
+# on a line of its own.
+BEGINNING = r'\[\n(\]|\{"image_id": )'
 
 
 def result_entry(image_id: Any, category_id: int, xywh: Sequence[float], score: float) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class BatchRanking:
         """
         low, high = survey.lowest, survey.highest
         if low < -1 or high > 1:
-            raise ValueError(f"targets must be in {{-1, 0, 1}}, got values from {low:g} to {high:g}")
+            raise ValueError(f"targets must be in {{-1, 0, 1}}, got {low if low < -1 else high:g}")
         bad = []
         if not survey.near:
             near = logits.double().abs() <= farthest  # which NaN is not

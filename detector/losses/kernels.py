@@ -19,7 +19,8 @@ _CHUNK, _WARPS = 2048, 8  # of what is added up along the steps
 def try_out(device: torch.device) -> None:
     """Build and launch the smallest of the kernels; Triton's errors, of all sorts, where that fails."""
     value, line = torch.zeros(1, device=device), torch.zeros(1, 2, dtype=torch.float64, device=device)
-    pull(value, torch.zeros(1, dtype=torch.int32, device=device), line, torch.empty_like(value))
+    with torch.cuda.device_of(value):  # Triton launches on the current device
+        pull(value, torch.zeros(1, dtype=torch.int32, device=device), line, torch.empty_like(value))
 
 
 def break_points(centres: Tensor, points: Tensor, delta: float) -> None:

@@ -189,6 +189,12 @@ def test_positives_are_the_ones(size: int, dtype: torch.dtype) -> None:
             positives, low, high = positives_of(these)
             assert torch.equal(positives.long(), (these == 1).nonzero().squeeze(1))
             assert (low, high) == (min([0, *these.tolist()]), max([0, *these.tolist()]))
+            for at in range(0, len(these), max(1, len(these) // 5)):  # in the words, and behind the last
+                for wrong in (2, -2, 127, -128):
+                    damaged = these.clone()
+                    damaged[at] = wrong
+                    _, low, high = positives_of(damaged)
+                    assert wrong in (low, high)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
