@@ -196,14 +196,14 @@ def run_program(*words: str, cwd: Path, largest_file: str = "unlimited") -> Outc
 def test_a_run_folder_that_cannot_be_made_costs_one_line(place: Path) -> None:
     """The model and the loaders are built by then: nothing else may have been said."""
     before = listing(place)
-    words = [str(PROJECT / "train.py"), *RUN, "run.dir=tiny.yaml/run"]
+    words = [str(PROJECT / "train.py"), *RUN, "schedule.warmup_steps=1", "run.dir=tiny.yaml/run"]
     assert_one_line(run_program(*words, cwd=place), "run.dir", "tiny.yaml/run")
     assert listing(place) == before
 
 
 def test_a_disk_too_full_for_checkpoint_and_events_costs_one_line(place: Path) -> None:
     """TensorBoard writes from a thread of its own, which must not print its traceback either."""
-    words = [str(PROJECT / "train.py"), *RUN]
+    words = [str(PROJECT / "train.py"), *RUN, "schedule.warmup_steps=1"]
     assert_one_line(run_program(*words, cwd=place, largest_file="16"), "cannot write", "new/")
     assert not [path for path in (place / "new").rglob("*") if path.suffix in (".tmp", ".pt")]
 

@@ -96,9 +96,9 @@ def test_results_of_another_program_are_not_replaced(workplace: Path) -> None:
 
 
 def test_results_of_joined_splits_are_not_written(workplace: Path) -> None:
-    words = ("run", "data.splits.val=[val, train]", "--results", "found.json")
+    words = ("run", "data.splits.val=[val, train]", "--results", "joined.json")
     assert_refused(evaluate.main, words, workplace, "--results", "joins val, train")
-    assert not (workplace / "found.json").exists()
+    assert not (workplace / "joined.json").exists()
 
 
 def test_classes_that_the_model_does_not_have_are_not_scored(workplace: Path) -> None:
