@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--while-saving", type=int, default=20)
     parser.add_argument("--images", type=int, default=1300, help="of the demo set")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the demo's configuration")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also write the table to this file")
