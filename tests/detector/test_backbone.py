@@ -72,14 +72,17 @@ def test_failed_download_ends_in_one_line_with_the_way_out(
     assert "model.norm=batch" in message and "model.frozen_stages=0" in message
 
 
-@pytest.mark.parametrize("content", ["empty", "a page", "cut off", "other names", "no dict"])
-def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
-) -> None:
-    """As left by hand on a machine without internet: torch checks only what it has fetched itself."""
+@pytest.fixture
+def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where torch keeps the weights that it has fetched; there is none yet."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
-    file.parent.mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+
+
+@pytest.mark.parametrize("content", ["empty", "a page", "cut off", "other names", "no dict"])
+def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(file: Path, content: str) -> None:
+    """As left by hand on a machine without internet: torch checks only what it has fetched itself."""
     state = imagenet_resnet18().state_dict()
     torch.save(state if content == "cut off" else {f"module.{k}": v for k, v in state.items()}, file)
     if content == "cut off":
@@ -100,11 +103,8 @@ def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
     "failure", [PermissionError(13, "Permission denied"), RuntimeError("can't allocate memory")]
 )
 def test_what_the_file_is_not_to_blame_for_costs_no_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: Exception
+    monkeypatch: pytest.MonkeyPatch, file: Path, failure: Exception
 ) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
-    file.parent.mkdir()
     file.touch()
 
     def refuse(url: str, **kwargs: object) -> None:
