@@ -5,19 +5,29 @@ import ctypes
 import io
 import logging
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from detector.output import close_output
-from errors import Bystander, InputError, Stopped
-
 BAD_INPUT = 2
+
+if sys.version_info < (3, 10):  # noqa: UP036  who forgot to activate the environment has the system's
+    sys.stderr.write(
+        f"error: Python 3.10 or newer is wanted, and {sys.executable} is {sys.version.split()[0]}; activate "
+        "the project's environment (source .venv/bin/activate) or make it (make setup)\n"
+    )
+    sys.exit(BAD_INPUT)
+
+from detector.output import close_output  # noqa: E402
+from errors import Bystander, InputError, Stopped  # noqa: E402
+
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
 INTERRUPTED = 130
 
+_HERE = Path(__file__).resolve().parent
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -45,6 +55,27 @@ def is_there(word: str) -> bool:
         return Path(word).exists()
     except OSError:  # too long for a name
         return False
+
+
+def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE."""
+    names = [word for word in words if "=" not in word or Path(word).is_file()]
+    config = next((name for name in names if Path(name).is_file()), names[0] if names else None)
+    overrides = list(words)
+    if config is not None:
+        overrides.remove(config)
+    return config, overrides
+
+
+def this_python() -> str:
+    """How the running Python is called on a command line."""
+    on_path = shutil.which("python")
+    if on_path is not None and Path(on_path).absolute() == Path(sys.executable):
+        return "python"
+    try:
+        return str(Path(sys.executable).relative_to(Path.cwd()))
+    except ValueError:
+        return sys.executable
 
 
 def keep_freed_memory() -> None:
@@ -94,8 +125,23 @@ def run_door(main: Callable[[], None]) -> None:
     except Bystander:
         sys.exit(BAD_INPUT)
     except Stopped as reason:
-        print(reason, file=sys.stderr)
+        if str(reason):
+            print(reason, file=sys.stderr)
         sys.exit(STOPPED)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if (_HERE / name).exists() or (_HERE / f"{name}.py").exists():  # our own: not for the user to mend
+            raise
+        print(f"error: {_not_installed(name)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        print(
+            "error: torch and torchvision are not of the same release; delete .venv and run make setup",
+            file=sys.stderr,
+        )
+        sys.exit(BAD_INPUT)
     except BrokenPipeError:  # | head
         close_output()
     except OSError as error:  # a path that is too long, a disk that does not answer: wherever it was met
@@ -105,3 +151,11 @@ def run_door(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _not_installed(package: str) -> str:
+    active = _HERE / ".venv" / "bin" / "activate"
+    remedy = "make setup, or python -m pip install -r requirements.txt"
+    if active.is_file() and Path(sys.prefix).resolve() != active.parents[1].resolve():
+        remedy = f"activate the environment: source {os.path.relpath(active)}"
+    return f"{package} is not installed for {sys.executable}; {remedy}"

@@ -6,7 +6,10 @@ class InputError(Exception):
 
 
 class Stopped(Exception):
-    """The work was asked to stop and has saved what it had; the message says how to continue."""
+    """The work was asked to stop and has saved what it had; the message says how to continue.
+
+    It is empty where another process says it.
+    """
 
 
 class Bystander(Exception):

@@ -93,8 +93,9 @@ def predict(
             "%d of %d inputs could not be used; see %s",
             report.failed, len(sources), report.folder / "failed.txt",
         )  # fmt: skip
-    images = f"{report.images} image{'s' * (report.images != 1)}"
-    print(f"{report.detections} detections in {images}: {report.folder}")
+    counts = ((report.images, "image"), (report.frames, "frame"))
+    where = " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
+    print(f"{report.detections} detections in {where}: {report.folder}")
 
 
 def _number(option: str, text: str) -> float:

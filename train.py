@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doors import OptionParser, run_door
+from doors import OptionParser, config_and_overrides, run_door, this_python
 
 if TYPE_CHECKING:
     from detector.config import Config
@@ -18,12 +18,16 @@ def main() -> None:
         description="Train a RetinaNet with a ranking loss.",
         epilog="Example: python train.py configs/bccd.yaml data.root=my_set optimizer.lr=0.0005",
     )
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file (default: configs/demo.yaml)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG|KEY=VALUE",
+        help="a YAML file (default: configs/demo.yaml); dotted configuration keys",
+    )
     parser.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="build all, make a few steps, leave no run")
-    arguments = parser.parse_intermixed_args()
-    train(arguments.config, arguments.overrides, arguments.resume, arguments.dry_run)
+    a = parser.parse_intermixed_args()
+    train(*config_and_overrides(a.words), a.resume, a.dry_run)
 
 
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
@@ -63,7 +67,7 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
         leave_processes()
     if processes.main:
         folder = trainer.folder
-        print(f"evaluate: python evaluate.py {folder}\nlook:     tensorboard --logdir {folder}")
+        print(f"evaluate: {this_python()} evaluate.py {folder}\nlook:     tensorboard --logdir {folder}")
 
 
 def _configuration(
@@ -74,18 +78,30 @@ def _configuration(
     from detector.training.run_folder import resume_config
     from errors import InputError
 
-    # argparse gives CONFIG the first word, whatever it is.
-    if config_name and "=" in config_name and not Path(config_name).is_file():
-        overrides = [config_name, *overrides]
-        config_name = None
     if resume is None:
+        if config_name is None:
+            _refuse_own_data_as_demo(overrides)
         path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
         return load_config(path, overrides), path.stem
     if config_name is not None:
         raise InputError("--resume takes the configuration of the run; leave CONFIG out")
     if any(word.startswith("run.dir=") for word in overrides):
         raise InputError("--resume goes on in the folder of the run; leave run.dir out")
-    return parse_config(apply_overrides(resume_config(resume), overrides), str(resume)), resume.name
+    values = apply_overrides(resume_config(resume), overrides)
+    return parse_config(values, str(resume), overrides), resume.name
+
+
+def _refuse_own_data_as_demo(overrides: list[str]) -> None:
+    """The demo's set would be made in a folder whose name has a slip, and be trained on."""
+    from errors import InputError
+
+    given = dict(word.partition("=")[::2] for word in overrides)
+    if "data.root" in given and "data.format" not in given:
+        raise InputError(
+            f"data.root={given['data.root']}: without CONFIG it is the demo's generated set that is trained "
+            "on; for a set of your own give a CONFIG such as configs/bccd.yaml, or data.format=coco, voc or "
+            "yolo (to make the demo's in that folder: configs/demo.yaml)"
+        )
 
 
 if __name__ == "__main__":

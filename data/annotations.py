@@ -66,10 +66,11 @@ def as_spelt(folder: Path, name: str) -> str:
     return name.replace("\\", "/") if "\\" in name and not (folder / name).exists() else name
 
 
-def require_folder(folder: Path, key: str) -> None:
+def require_folder(folder: Path, key: str, remedy: str) -> None:
     """Raises InputError unless the folder exists; `key` is where the user set it."""
     if not folder.is_dir():
-        raise InputError(f"{key}: the folder {folder} does not exist")
+        seen_from = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(f"{key}: the folder {folder} does not exist{seen_from}; {remedy}")
 
 
 def pack_set(
@@ -99,8 +100,9 @@ def pack_set(
     of_image = np.repeat(np.arange(len(images)), [len(image.objects) for image in images])  # [M]
     boxes = np.array([item.box for item in items], dtype=np.float64).reshape(-1, 4)
     bad = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1))
+    reversed_too = int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum()) - 1
     for k in np.flatnonzero(bad):
-        raise_or_collect(_what_is_wrong(items[k], images[of_image[k]]), faults)
+        raise_or_collect(_what_is_wrong(items[k], images[of_image[k]], reversed_too), faults)
     x0, y0, x1, y1 = boxes.T
     height, width = sizes[of_image].T
     kept = (np.minimum(x1, width) > np.maximum(x0, 0)) & (np.minimum(y1, height) > np.maximum(y0, 0))
@@ -192,7 +194,8 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
             raise_or_collect(DataFault("image-size-differs", message, image.path, image.id), faults)
 
 
-def _what_is_wrong(item: Annotation, image: AnnotatedImage) -> DataFault:
+def _what_is_wrong(item: Annotation, image: AnnotatedImage, reversed_too: int) -> DataFault:
+    """`reversed_too`: how many others have a negative width or height."""
     code = "box-reversed"
     if not np.isfinite(item.box).all():
         code, problem = "box-not-finite", "has a NaN or infinite number"
@@ -200,6 +203,8 @@ def _what_is_wrong(item: Annotation, image: AnnotatedImage) -> DataFault:
         problem = "is reversed: its right side lies left of its left side (negative width)"
     else:
         problem = "is reversed: its lower side lies above its upper side (negative height)"
+    if code == "box-reversed" and reversed_too:
+        problem += f", and so are {reversed_too} more; were width, height written as its corner x1, y1?"
     return _fault_of_box(code, problem, item, image)
 
 

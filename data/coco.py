@@ -14,6 +14,7 @@ from data.images import MOST_PIXELS
 from data.sample import DetectionSet
 from errors import InputError
 
+_NAMES_SHOWN = 5
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
 
@@ -35,7 +36,7 @@ def load_coco(
     Raises:
         InputError: whatever is wrong with the file, its images or boxes.
     """
-    require_folder(images, "data.images")
+    require_folder(images, "data.images", "set data.images, the folder of the images below data.root")
     with _no_garbage_collection():
         return _load(annotations, images, classes, faults)
 
@@ -43,13 +44,14 @@ def load_coco(
 def _load(
     annotations: Path, images: Path, classes: tuple[str, ...] | None, faults: list[DataFault] | None
 ) -> DetectionSet:
-    content = read_json(annotations)
+    content = read_json(annotations, hint=_others_than(annotations))
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{annotations} has no list '{section}'; a COCO instances file has one")
     known, labels, names = _categories(named_categories(content), classes, annotations, faults)
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
+    _refuse_other_folder(found, images, annotations)
     for record in content["annotations"]:
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
         try:
@@ -60,15 +62,15 @@ def _load(
                     continue
                 raise DataFault(
                     "image-unlisted",
-                    f"{where} belongs to image id {image_id}, which is not listed in 'images'",
+                    f"{where} belongs to image id {_shown(image_id)}, which is not listed in 'images'",
                     annotation=_number(record),
                 )
             image = found[image_id]
             if not isinstance(category_id, Hashable) or category_id not in known:
                 raise DataFault(
                     "category-unlisted",
-                    f"{where} (image '{image.path.name}') has category id {category_id}, which is not "
-                    "listed in 'categories'",
+                    f"{where} (image '{image.path.name}') has category id {_shown(category_id)}, which "
+                    "is not listed in 'categories'",
                     image.path,
                     image.id,
                     _number(record),
@@ -78,6 +80,20 @@ def _load(
         except DataFault as fault:
             raise_or_collect(fault, faults)
     return pack_set(found.values(), names, tuple(labels), source, faults=faults)
+
+
+def _others_than(annotations: Path) -> str:
+    """What to do where the file is not there."""
+    there = sorted(path.name for path in annotations.parent.glob("*.json"))
+    if not there:
+        return "; set data.annotations=FILE, below data.root, with {split} for the name of the split"
+    named = ", ".join(there[:_NAMES_SHOWN]) + ", ..." * (len(there) > _NAMES_SHOWN)
+    return f"; its folder has {named} (set data.splits or data.annotations)"
+
+
+def _shown(number: Any) -> str:
+    """An id as it is written; one that is a text looks like the number that it is not."""
+    return f"{number!r}, a text where a number is wanted" if isinstance(number, str) else str(number)
 
 
 @contextmanager
@@ -93,12 +109,13 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(path: Path, kind: str = "annotation file") -> Any:
-    """The content of a JSON file. Raises InputError, calling it `kind`: missing, unreadable or not JSON."""
+def read_json(path: Path, kind: str = "annotation file", hint: str = "") -> Any:
+    """The content of a JSON file. Raises InputError, calling it `kind`: missing (`hint` says what to do),
+    unreadable or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{kind} {path} does not exist") from None
+        raise InputError(f"{kind} {path} does not exist{hint}") from None
     except OSError as error:
         raise InputError(f"{kind} {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -177,6 +194,20 @@ def _images(
     return found, refused
 
 
+def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source: Path) -> None:
+    """Where no image will be found because their names begin with folders: say so once."""
+    first = next(iter(found.values()), None)
+    if first is None or first.path.is_file():
+        return
+    name = first.path.relative_to(folder)
+    for other in (*folder.parents[:2], source.parent):
+        if (other / name).is_file():
+            raise InputError(
+                f"{source}: its images, such as {name}, are not in {folder} but in {other}; set data.images "
+                "to that folder, as seen from data.root (. is data.root itself)"
+            )
+
+
 def _id_of_refused(record: Any) -> set[Any]:
     """What its annotations call it: they are not to be refused as well, for the same fault."""
     number = record.get("id") if isinstance(record, dict) else None
@@ -186,7 +217,7 @@ def _id_of_refused(record: Any) -> set[Any]:
 def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
     number = _whole(record, "id", where)
-    where = f"image id {number} in {source}"
+    where = f"image id {_shown(number)} in {source}"
     path = image_inside(folder, str(_field(record, "file_name", where)), where)
     size = (_whole(record, "height", where), _whole(record, "width", where))
     if (

@@ -21,6 +21,10 @@ _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
 # What a folder is searched for; a file that is named is opened whatever its ending.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+# Pictures of cameras and phones that are of use after a conversion (AVIF where Pillow reads it).
+OTHER_SUFFIXES = frozenset(
+    {".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".raf"}
+)
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
@@ -208,7 +212,12 @@ def _explained(what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{what} does not exist") from None
     except _DECODE_ERRORS as error:
-        raise InputError(f"{what} cannot be read: {_reason(error)}") from None
+        ending = Path(what).suffix.lower()
+        if isinstance(error, UnidentifiedImageError) and ending in OTHER_SUFFIXES:
+            reason = f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG"
+        else:
+            reason = _reason(error)
+        raise InputError(f"{what} cannot be read: {reason}") from None
 
 
 def _pixels(image: Image.Image, stored: _Stored, upright: bool) -> NDArray[np.uint8]:

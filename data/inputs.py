@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.images import IMAGE_SUFFIXES, files_below
+from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
 
     Args:
         words: files, taken whatever their ending; folders, searched with those below them for images and
-            videos; patterns with * ? [ or **; "-", an image on standard input.
+            videos, and for pictures that may have to be converted first; patterns with * ? [ or **; "-", an
+            image on standard input.
 
     Raises:
         InputError: a word names nothing, or there is nothing of use in it.
@@ -48,7 +49,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if not path.exists():
             places = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
             if not places:
-                raise InputError(f"{word} {'matches nothing' if glob.has_magic(word) else 'does not exist'}")
+                option = "; options are written --threshold 0.5, keys eval.nms=hard" if "=" in word else ""
+                missing = "matches nothing" if glob.has_magic(word) else "does not exist"
+                raise InputError(f"{word} {missing}{option}")
         sources = [source for place in places for source in _sources(place)]
         if not sources:
             endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
@@ -76,7 +79,7 @@ def _sources(path: Path) -> Iterable[Source]:
         return
     for file in _without_results(path, files_below(path)):
         place = file.relative_to(path)
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if file.suffix.lower() in IMAGE_SUFFIXES | OTHER_SUFFIXES:
             yield Source("image", file, place)
         elif file.suffix.lower() in VIDEO_SUFFIXES:
             yield Source("video", file, place)

@@ -7,6 +7,7 @@ depends on (seed, split, number) alone, so a larger set begins with the pictures
 """
 
 import json
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ def ensure_shapes(root: Path, spec: ShapesSpec) -> None:
         if _is_there(root, spec):
             return
         root.parent.mkdir(parents=True, exist_ok=True)
+        count = spec.train_images + spec.val_images
+        print(f"{root}: making the demo data set, {count} generated pictures", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as workshop:
             made = Path(workshop, "set")  # one level down: TemporaryDirectory itself is mode 0700
             _write_set(made, spec)
@@ -100,8 +103,9 @@ def _is_there(root: Path, spec: ShapesSpec) -> bool:
     except FileNotFoundError:
         if any(root.iterdir()):
             raise InputError(
-                f"{root} holds something else than the demo data set, and is left as it is. "
-                "Choose another data.root."
+                f"{root} holds something else than the demo data set, and is left as it is. For a set of "
+                "your own say what it is: data.format=coco, voc or yolo; for the demo's choose another "
+                "data.root."
             ) from None
         return False
     except ValueError:

@@ -2,6 +2,7 @@
 
 import logging
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.annotations import (
@@ -19,6 +20,12 @@ from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
+_PARTS = {
+    "Annotations": "a VOC set has its XML files there; is it of another data.format?",
+    "ImageSets/Main": "a VOC set has the lists of its splits there, such as train.txt, with the name of an "
+    "image in each line; python -m data.split makes them",
+    "JPEGImages": "a VOC set has its images there",
+}
 
 
 def load_voc(
@@ -44,13 +51,29 @@ def load_voc(
     """
     folder, _, name = split.rpartition("/")
     root = root / folder
-    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        require_folder(root / part, "data.root (voc)")
+    for part, remedy in _PARTS.items():
+        require_folder(root / part, "data.root (voc)", remedy)
     names = _read_list(root / "ImageSets" / "Main" / f"{name}.txt", root / "Annotations")
+    return load_voc_images(root, names, f"split {split}", classes, faults)
+
+
+def load_voc_images(
+    root: Path,
+    names: Sequence[str],
+    source: str,
+    classes: tuple[str, ...] | None = None,
+    faults: list[DataFault] | None = None,
+) -> DetectionSet:
+    """As `load_voc`, of the images of these names: those of their XML files without the ending.
+
+    Args:
+        source: names them in messages.
+    """
     trees = {}
     for stem in names:
         try:
-            trees[stem] = _read_xml(inside(root / "Annotations", f"{stem}.xml", f"split {split}"))
+            xml = inside(root / "Annotations", f"{stem}.xml", source)
+            trees[stem] = _read_xml(xml, _of_ending(stem))
         except DataFault as fault:
             raise_or_collect(fault, faults)
     if classes is None:
@@ -82,8 +105,8 @@ def load_voc(
         images.append(image)
     if left_out:
         counts = ", ".join(f"{count} of '{name}'" for name, count in sorted(left_out.items()))
-        log.warning("%s: objects of classes that are not used left out: %s", split, counts)
-    return pack_set(images, classes, tuple(range(1, len(classes) + 1)), f"split {split}", faults=faults)
+        log.warning("%s: objects of classes that are not used left out: %s", source, counts)
+    return pack_set(images, classes, tuple(range(1, len(classes) + 1)), source, faults=faults)
 
 
 def voc_classes(root: Path, faults: list[DataFault] | None = None) -> tuple[str, ...]:
@@ -122,11 +145,17 @@ def _stem(line: str, annotations: Path) -> str:
     return as_spelt(annotations, f"{name}.xml").removesuffix(".xml")
 
 
-def _read_xml(path: Path) -> ET.Element:
+def _of_ending(stem: str) -> str:
+    ending = Path(stem).suffix.lower() in IMAGE_SUFFIXES
+    return "; the lists of a VOC set name images without their ending" if ending else ""
+
+
+def _read_xml(path: Path, hint: str = "") -> ET.Element:
+    """`hint`: what to do where it does not exist."""
     try:
         return ET.parse(path).getroot()
     except FileNotFoundError:
-        raise DataFault("annotation-unreadable", f"annotation file {path} does not exist") from None
+        raise DataFault("annotation-unreadable", f"annotation file {path} does not exist{hint}") from None
     except (ET.ParseError, OSError, ValueError, LookupError) as error:  # LookupError: of its encoding
         raise DataFault("annotation-unreadable", f"{path} is not valid XML: {error}") from None
 

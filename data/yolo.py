@@ -106,6 +106,11 @@ def load_yolo(
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
+def places_of(root: Path) -> dict[str, list[str]]:
+    """The splits that data.yaml names, with what each consists of. Raises InputError: it cannot be read."""
+    return _read_index(root / "data.yaml").splits
+
+
 def _read_index(file: Path) -> _Index:
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -55,7 +55,9 @@ def build_set(
     """
     names = getattr(config.splits, split)
     if names is None:
-        raise InputError(f"data.splits.{split} is not set; name the split of the data set to use")
+        raise InputError(
+            f"data.splits.{split} is not set; set data.splits.{split}=NAME, a split of the data set"
+        )
     names = [names] if isinstance(names, str) else names
     if classes is None and config.classes is not None:
         classes = tuple(config.classes)
@@ -68,7 +70,7 @@ def build_set(
             imbalance=config.shapes_imbalance,
         )
         ensure_shapes(root, spec)
-    require_folder(root, "data.root")
+    require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")
     parts = [_load(config, root, name, classes, faults) for name in names]
     records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0:

@@ -174,24 +174,27 @@ def load_tensors(path: Path) -> Any:
         raise DamagedCheckpoint(path) from None
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path, key: str = "") -> Path:
     """The best checkpoint of a run folder, or the path itself if it is a file.
+
+    Args:
+        key: begins the messages: where the user has named it.
 
     Raises:
         InputError: there is nothing.
     """
     if not path.is_dir():
         if not path.exists():
-            raise InputError(f"{path} does not exist; give a run folder or a checkpoint file")
+            raise InputError(f"{key}{path} does not exist; give a run folder or a checkpoint file")
         return path
     found = path / "checkpoints" / BEST
     if not found.is_file() and (path / "checkpoints" / LAST).is_file():
         raise InputError(
-            f"{path} has not been evaluated yet and so holds no checkpoints/{BEST}; give "
+            f"{key}{path} has not been evaluated yet and so holds no checkpoints/{BEST}; give "
             f"{path / 'checkpoints' / LAST}, or continue the run with train.py --resume {path}"
         )
     if not found.is_file():
-        raise InputError(f"{path} holds no checkpoints/{BEST}; give a run folder or a checkpoint file")
+        raise InputError(f"{key}{path} holds no checkpoints/{BEST}; give a run folder or a checkpoint file")
     return found
 
 

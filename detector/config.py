@@ -162,7 +162,8 @@ class ModelConfig(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     pretrained: bool = Field(True, description="start from torchvision's ImageNet weights")
     init: str | None = Field(
-        None, description="start from this file: a torchvision RetinaNet state dict or a checkpoint"
+        None,
+        description="start from this file: a torchvision RetinaNet state dict, a checkpoint or a run folder",
     )
     norm: Literal["batch", "frozen", "group"] = Field(
         "frozen", description="norm of the backbone; frozen only makes sense with pretrained weights"

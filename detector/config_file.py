@@ -1,6 +1,7 @@
 """Reading a configuration: YAML files with inheritance, KEY=VALUE overrides, and errors that name the key."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,28 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     Raises:
         InputError: the file is missing or malformed, a key is unknown, a value does not fit.
     """
-    return parse_config(apply_overrides(_read_with_bases(path, ()), overrides or []), str(path))
+    overrides = overrides or []
+    return parse_config(apply_overrides(_read_with_bases(path, ()), overrides), str(path), overrides)
 
 
-def parse_config(values: dict[str, Any], source: str) -> Config:
-    """Check plain values against the schema; `source` names them in errors."""
+def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """Check plain values against the schema.
+
+    Args:
+        source: names them in errors.
+        overrides: those that are applied already; errors in these name the command line.
+
+    Raises:
+        InputError: a key is unknown, a value does not fit.
+    """
     try:
         return Config.model_validate(_with_empty_sections(Config, values))
     except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from None
+        text = _explain(error)
+    given = {word.partition("=")[0] for word in overrides}
+    if text.partition(":")[0].partition("[")[0] in given:
+        source = "on the command line"
+    raise InputError(f"{source}: {text}")
 
 
 def _with_empty_sections(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +83,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise InputError(f"'{override}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005")
+            raise InputError(_not_an_override(override))
         if key not in kinds:
             raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
         # run.dir=2026 and data.images={split} are text, whatever YAML would make of them.
@@ -99,8 +113,10 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
     except FileNotFoundError:
+        if not seen and str(path) in _leaf_kinds(Config):
+            raise InputError(_not_an_override(str(path))) from None
         whose = f", the base of {seen[-1]}," if seen else ""
-        raise InputError(f"configuration file {path}{whose} does not exist") from None
+        raise InputError(f"configuration file {path}{whose} does not exist{_nearest_file(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"configuration file {path} cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -115,6 +131,18 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise InputError(f"{path}: base must be the name of one file")
     return _merge(_read_with_bases(path.parent / Path(base).expanduser(), (*seen, path)), values)
+
+
+def _nearest_file(path: Path) -> str:
+    """The configuration that is likely meant: its ending, its folder or a letter is wrong."""
+    there = [file for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.y*ml"))]
+    names = {file.name: file for file in reversed(there)}
+    found = difflib.get_close_matches(path.with_suffix(".yaml").name, names, n=1, cutoff=0.75)
+    return f"; did you mean {names[found[0]]}?" if found else ""
+
+
+def _not_an_override(word: str) -> str:
+    return f"'{word}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005, without spaces"
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def main() -> None:
     drawn = pictures(dataset, rows, done.scores.predictions, done.scores.coco)
     grid = make_grid(_same_size(drawn), nrow=_COLUMNS, padding=4, pad_value=255)
     write_jpeg(grid, str(a.output), quality=85)
+    print(a.output)
 
 
 def _same_size(images: list[Tensor]) -> list[Tensor]:

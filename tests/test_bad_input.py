@@ -65,7 +65,8 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.transforms.train=[Normalize]": ("data.transforms.train", "normalises by itself"),
     "data.transforms.eval=[VerticalFlip]": ("data.transforms.eval", "only resizing"),
     "train.epochs=": ("train.epochs",),
-    "train.epochs=many": ("train.epochs", "'many'"),
+    "train.epochs=many": ("error: on the command line: train.epochs", "'many'"),
+    "train.epochs =3": ("'train.epochs =3'", "without spaces"),
     "train.epochs=1.5": ("train.epochs", "1.5"),
     "train.epochs=true": ("train.epochs", "true"),
     "train.epochs=-1": ("train.epochs", "0"),
@@ -74,12 +75,17 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "loss.name=apx": ("loss.name", "'ap'", "'focal'", "'apx'"),
     "matcher.negative_iou=0.9": ("matcher.negative_iou", "positive_iou"),
     "train.device=abacus": ("train.device", "'abacus'"),
-    "model.init=nowhere.pt": ("nowhere.pt", "does not exist"),
+    "model.init=nowhere.pt": ("model.init", "nowhere.pt", "does not exist"),
+    "model.init=set": ("model.init", "set holds no checkpoints/best.pt"),
     "model.init=set/images/0.png": ("0.png",),
     "model.init=list.pt": ("list.pt",),
-    "data.root=nowhere": ("data.root", "nowhere", "does not exist"),
+    "data.root=nowhere": ("data.root", "nowhere", "does not exist in /", "set data.root=FOLDER"),
     "data.images=nowhere": ("data.images", "nowhere", "does not exist"),
-    "data.splits.val=nowhere": ("annotations/nowhere.json", "does not exist"),
+    "data.images=annotations": ("train.json", "0.png", "not in set/annotations", "set data.images"),
+    "data.splits.val=nowhere": ("annotations/nowhere.json", "does not exist", "has train.json, val.json"),
+    "data.annotations=nowhere/{split}.json": ("nowhere/train.json", "set data.annotations"),
+    "data.format=shapes": ("set holds something else", "data.format=coco, voc or yolo"),
+    "data.format=voc": ("set/Annotations", "another data.format"),
     "data.classes=[cat, cow]": ("train.json", "'cow'"),
     "run.dir=tiny.yaml/run": ("run.dir", "tiny.yaml/run"),
     "run.dir=set": ("run.dir", "set", "holds something already"),
@@ -87,8 +93,30 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
 
 
 def test_a_missing_configuration_file_is_named(place: Path) -> None:
-    assert_refused(train.main, ("nowhere.yaml",), place, "configuration file nowhere.yaml", "does not exist")
-    assert_refused(train.main, ("set",), place, "configuration file", "set", "cannot be read")
+    (place / "configs").mkdir()
+    (place / "configs" / "birds.yaml").touch()
+    for words, *named in (
+        (("nowhere.yaml",), "configuration file nowhere.yaml does not exist\n"),
+        (("set",), "configuration file", "set", "cannot be read"),
+        (("tiny.yml",), "tiny.yml does not exist; did you mean tiny.yaml?"),
+        (("birds",), "birds does not exist; did you mean configs/birds.yaml?"),
+        (("config/birds.yaml",), "did you mean configs/birds.yaml?"),
+        (("train.epochs", "=", "3"), "'train.epochs' is not of the form KEY=VALUE", "without spaces"),
+    ):
+        assert_refused(train.main, words, place, *named)
+
+
+def test_a_set_of_ones_own_is_not_taken_for_the_demo(place: Path) -> None:
+    """Nor is a demo set made in a folder whose name has a slip."""
+    for root in ("set", "sett"):
+        words = (f"data.root={root}", "run.dir=new", *TINY_MODEL)
+        assert_refused(train.main, words, place, f"data.root={root}", "give a CONFIG", "data.format=coco")
+
+
+def test_the_configuration_may_stand_behind_the_keys(place: Path) -> None:
+    """It is the model.init of the last word that is refused: all before was read."""
+    words = (*TINY_MODEL, "run.dir=new", "tiny.yaml", "model.init=nowhere.pt")
+    assert_refused(train.main, words, place, "model.init: nowhere.pt does not exist")
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -161,8 +189,15 @@ DATA: dict[str, Case] = {
     "infinite": (annotation(bbox=[30, 5, float("inf"), 9]), (*THREE, "1.png", "infinite")),
     "three numbers": (annotation(bbox=[30, 5, 4]), (*THREE, "bbox", "[30, 5, 4]")),
     "text for a number": (annotation(bbox=[30, 5, 4, "9"]), (*THREE, "bbox", "'9'")),
+    "several reversed": (
+        edited(lambda c: [a.update(bbox=[30, 5, -4, 9]) for a in c["annotations"][2:5]]),
+        (*THREE, "so are 2 more", "width, height"),
+    ),
     "category unknown": (annotation(category_id=99), (*THREE, "category id 99")),
+    "category a text": (annotation(category_id="3"), (*THREE, "category id '3', a text")),
     "image unknown": (annotation(image_id=99), (*THREE, "image id 99")),
+    "image a text": (annotation(image_id="11"), (*THREE, "image id '11', a text")),
+    "image id a text": (image(id="12"), ("image id '12', a text", "train.json")),
     "no images": (edited(lambda c: c.update(images=[], annotations=[])), ("data.splits.train", "no images")),
     "no boxes": (edited(lambda c: c.update(annotations=[])), ("data.splits.train", "no boxes")),
 }

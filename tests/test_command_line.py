@@ -1,6 +1,7 @@
 """train.py and evaluate.py as they are meant to be used."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def test_train_leaves_a_run_and_says_how_to_go_on(tmp_path: Path) -> None:
     outcomes = [call(train.main, "mine.yaml", *TINY_MODEL, cwd=tmp_path) for _ in range(2)]
     for outcome, run in zip(outcomes, ("runs/mine", "runs/mine-2"), strict=True):
         assert (outcome.code, outcome.err) == (0, "")
-        assert f"evaluate: python evaluate.py {run}\n" in outcome.out
+        assert re.search(rf"^evaluate: \S*python\S* evaluate\.py {run}$", outcome.out, re.MULTILINE)
         assert f"tensorboard --logdir {run}" in outcome.out
         names = {path.name.split(".")[0] for path in (tmp_path / run).rglob("[!.]*")}
         assert names == {"config", "metrics", "checkpoints", "last", "previous", "best", "events"}

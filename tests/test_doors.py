@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import doors
-from tests.runs import assert_one_line, call
+from tests.runs import Outcome, assert_one_line, call
 
 FAULTS_OF_TEN_STEPS = """
 import resource
@@ -33,6 +33,31 @@ def test_freed_memory_is_used_again_and_not_cleared_again() -> None:
         return int(subprocess.check_output(words, cwd=Path(doors.__file__).parent))
 
     assert faults("doors.keep_freed_memory()") < faults("") / 10
+
+
+@pytest.mark.parametrize("door", ["train.py", "evaluate.py", "predict.py", "export.py"])
+def test_outside_the_environment_one_line_says_so(tmp_path: Path, door: str) -> None:
+    """Python without its site-packages stands for the system's."""
+    root = Path(doors.__file__).parent
+    words = [sys.executable, "-S", str(root / door), *(["x", "y"] if door != "train.py" else [])]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), "is not installed for")
+
+
+def test_a_module_of_ours_that_is_missing_is_a_fault_of_ours(tmp_path: Path) -> None:
+    def main() -> None:
+        raise ModuleNotFoundError("No module named 'detector.nothing'", name="detector.nothing")
+
+    with pytest.raises(ModuleNotFoundError):
+        call(main, cwd=tmp_path)
+
+
+def test_torch_and_torchvision_of_two_releases_are_one_line(tmp_path: Path) -> None:
+    def main() -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    assert_one_line(call(main, cwd=tmp_path), "not of the same release", "make setup")
 
 
 def test_a_path_that_is_too_long_is_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from doors import OptionParser, run_door
+from doors import OptionParser, config_and_overrides, run_door
 
 _FOUND = 1
 # How the files begin that --json and --html have written.
@@ -17,13 +17,17 @@ def main() -> None:
         epilog="Ends with code 0 where nothing hurts training, 1 where something does, 2 for bad input. "
         "Example: python -m data.check configs/bccd.yaml data.root=my_set --html check.html",
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted configuration keys")
+    parser.add_argument(
+        "words", nargs="+", metavar="CONFIG|KEY=VALUE", help="a YAML file; dotted configuration keys, if any"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every place of every finding")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with charts and samples")
     parser.add_argument("--fast", action="store_true", help="the annotations only: decode no image")
     a = parser.parse_intermixed_args()
-    check(a.config, a.overrides, a.json, a.html, a.fast)
+    config, overrides = config_and_overrides(a.words)
+    if config is None:
+        parser.error("CONFIG is missing, the YAML file that train.py is given")
+    check(config, overrides, a.json, a.html, a.fast)
 
 
 def check(config_name: str, overrides: list[str], json: Path | None, html: Path | None, fast: bool) -> None:

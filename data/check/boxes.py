@@ -11,6 +11,8 @@ from data.sample import DetectionSet
 _TINY_PX = 2.0
 _EDGE_PX = 1.0  # rounding, and the pixel between counting from 0 and from 1
 _LEAST_INSIDE = 0.9
+_LEAST_BOXES = 10
+_OVER_EDGE_BY_CHANCE = 0.1  # a part of the boxes
 
 
 def box_spots(
@@ -42,9 +44,15 @@ def box_spots(
             yield spot_of_box(code, text, split, records, noun, int(box))
 
     size = "of an image of {0} x {1} px"
+    # A box is never wider than it lies far from the left, but for corners that were taken for sizes.
+    corners = bool(
+        len(x0) >= _LEAST_BOXES
+        and ((x1 - x0 > x0) & (y1 - y0 > y0)).all()
+        and (over > _EDGE_PX).mean() > _OVER_EDGE_BY_CHANCE
+    )
     yield from spots(
-        "box-partly-outside",
-        share < _LEAST_INSIDE,
+        "box-corners" if corners else "box-partly-outside",
+        (over > _EDGE_PX) if corners else share < _LEAST_INSIDE,
         f"lies inside by {{2:.0%}} only, {size}",
         width,
         height,
@@ -52,7 +60,7 @@ def box_spots(
     )
     yield from spots(
         "box-over-edge",
-        (share >= _LEAST_INSIDE) & (over > _EDGE_PX),
+        (share >= _LEAST_INSIDE) & (over > _EDGE_PX) & (not corners),
         f"reaches over the edge {size} by {{2:.1f}} px",
         width,
         height,

@@ -54,7 +54,11 @@ KINDS: dict[str, Kind] = {
         _E, "the training's class is not listed in another split", "list the same classes in every split"
     ),
     "box-not-finite": Kind(_E, "a box is NaN or infinite", "correct or remove it"),
-    "box-reversed": Kind(_E, "a box has a negative width or height", "swap its corners, or remove it"),
+    "box-reversed": Kind(
+        _E,
+        "a box has a negative width or height",
+        "correct or remove it; are many so, width and height were written for x1, y1",
+    ),
     "box-not-relative": Kind(_E, "coordinates outside [0, 1]", "divide them by the image's width and height"),
     "image-in-both": Kind(
         _W, "training and evaluation share an image", "remove it from one: the scores are too good"
@@ -66,6 +70,11 @@ KINDS: dict[str, Kind] = {
         _W, "an image stands twice, with other boxes", "keep one of them, with all its boxes"
     ),
     "box-without-area": Kind(_W, "a box has no width or no height; it is dropped", "draw it again"),
+    "box-corners": Kind(
+        _W,
+        "boxes reach outside as if x1, y1 were written as width, height",
+        "write x, y, width, height: each box is too large now",
+    ),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(
         _W, "more than a tenth of a box lies outside its image", "clip it: found boxes are, and cannot match"

@@ -82,6 +82,15 @@ def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np
                 )
 
 
+def near_pairs(prints: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """Every two rows of fingerprints that are nearly the same, the lower first; zeros are like no other."""
+    rows = np.flatnonzero(prints.any(axis=1))
+    for place, row in enumerate(rows.tolist()):
+        others = rows[place + 1 :]
+        distance = np.bitwise_count(prints[others] ^ prints[row]).sum(axis=1)
+        yield from ((row, int(other)) for other in others[distance <= _BITS])
+
+
 def _near_pairs(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
     """(row of one, the nearest row of other) for each row of one that has a near one."""
     rows = np.flatnonzero(other.any(axis=1))

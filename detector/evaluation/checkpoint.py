@@ -81,7 +81,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     file = find_checkpoint(path)
     content = load_checkpoint(file)
     trained = parse_config(content["config"], str(file))
-    config = parse_config(apply_overrides(content["config"], list(overrides)), str(file))
+    config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
     if config.eval.nms == "soft" and any(word.startswith("eval.nms_threshold=") for word in overrides):
         log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")

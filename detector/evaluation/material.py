@@ -168,7 +168,7 @@ def _box(record: Any) -> list[float]:
 def _files(
     records: dict[Any, Any], ids: list[Any], folder: Path, source: Path, at: list[str]
 ) -> tuple[Path, ...]:
-    require_folder(folder, "--images")
+    require_folder(folder, "--images", "name the folder of the images")
     files = []
     for image in ids:
         at[0] = f"image id {image}"

@@ -39,7 +39,8 @@ class Report:
     """What came of it."""
 
     folder: Path
-    images: int  # frames of videos among them
+    images: int
+    frames: int  # of videos
     detections: int
     failed: int
 
@@ -78,7 +79,8 @@ def predict(
         raise InputError(f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason)
     session.write_tables(sources, formats)
     found = sum(len(result.found) for result in session.results)
-    return Report(folder.path, len(session.results), found, len(session.failed))
+    frames = sum(result.frame is not None for result in session.results)
+    return Report(folder.path, len(session.results) - frames, frames, found, len(session.failed))
 
 
 class _Undetectable(InputError):

@@ -28,7 +28,7 @@ from detector.build import (
     cpu_is_fast_in_bf16,
     place,
 )
-from detector.checkpoint import load_tensors
+from detector.checkpoint import find_checkpoint, load_tensors
 from detector.config import Config, ModelConfig, TrainConfig
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
@@ -112,7 +112,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
         scales,
     )
-    _warn_of_schedule(config, batches.steps * train.epochs)
+    if fresh:
+        _warn_of_schedule(config, batches.steps * train.epochs)
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
@@ -231,8 +232,8 @@ def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> Re
     # What model.init brings takes the place of all that ImageNet's weights would be.
     model = build_model(config, len(classes), config.pretrained and fresh and config.init is None)
     if config.init is not None and fresh:
-        content = load_tensors(Path(config.init))
-        initialise(model, content, config.init, torch.tensor(config.box_std), classes)
+        file = find_checkpoint(Path(config.init), "model.init: ")
+        initialise(model, load_tensors(file), str(file), torch.tensor(config.box_std), classes)
     elif not config.pretrained and fresh and (config.norm == "frozen" or config.frozen_stages):
         what = "frozen batch norm" if config.norm == "frozen" else f"frozen_stages={config.frozen_stages}"
         log.warning(

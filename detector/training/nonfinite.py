@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import DetectionSet
+from detector.config import Config
 from detector.criterion import Losses
 from detector.folding import running_statistics
 
@@ -29,13 +30,20 @@ class NonFiniteStep:
         return ", ".join(bad) or "the gradient"
 
 
-def not_finite(step: NonFiniteStep, train_set: DetectionSet, processes: int) -> str:
-    """Which images it was, and what to do."""
+def not_finite(
+    step: NonFiniteStep, train_set: DetectionSet, processes: int, config: Config, amp: torch.dtype | None
+) -> str:
+    """Which images it was, and what to do about it that is not done already."""
+    remedies = ["lower optimizer.lr"]
+    if config.optimizer.clip_norm is None:
+        remedies.append("set optimizer.clip_norm=10")
+    if amp is not None:
+        remedies.append("set train.amp=off" if amp == torch.bfloat16 else "set train.amp=bf16 or off")
     names = ", ".join(Path(train_set.files[row]).name for row in step.rows)
     whose = "images" if processes == 1 else f"images of the first of {processes} processes"
     return (
-        f"the loss is not finite at step {step.step} ({step}; {whose} {names}); lower optimizer.lr, set "
-        f"optimizer.clip_norm=10 or train.amp=off, and start again or from a checkpoint (--resume)"
+        f"the loss is not finite at step {step.step} ({step}; {whose} {names}); "
+        f"{' or '.join(remedies)}, and start again or from a checkpoint (--resume)"
     )
 
 

@@ -272,7 +272,8 @@ class Trainer:
         if policy == "raise" or too_many or (policy == "rollback" and not has_checkpoint(folder)):
             if not self.processes.main:
                 raise Bystander
-            raise InputError(not_finite(nonfinite[0], self.parts.train_set, self.processes.size))
+            first, parts = nonfinite[0], self.parts
+            raise InputError(not_finite(first, parts.train_set, self.processes.size, self.config, parts.amp))
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
@@ -355,6 +356,8 @@ class Trainer:
 
     def _stopped(self) -> Stopped:
         self.stop.served = True
+        if not self.processes.main:
+            return Stopped()
         by = self.stop.signal or "another process"
         return Stopped(
             f"stopped by {by} at step {self.progress.step} of {self.total_steps}; saved: continue with "

@@ -38,6 +38,11 @@ def test_a_folder_is_searched_to_the_bottom(place: Path) -> None:
     ]
 
 
+def test_pictures_that_have_to_be_converted_are_not_passed_over(place: Path) -> None:
+    (place / "in" / "IMG_1.HEIC").touch()
+    assert ("image", "in/IMG_1.HEIC") in found("in")
+
+
 def test_a_pattern_names_files_and_folders(place: Path) -> None:
     assert found("in/*.png") == [("image", "in/a.png")]
     assert found("in/**/*.t*") == [("image", "in/deep/c.tiff"), ("image", "in/notes.txt")]

@@ -47,6 +47,26 @@ def test_a_planted_fault_is_found_alone_and_with_its_place(root: Path, name: str
     assert report.hurts == (KINDS[code].level < Level.NOTE)
 
 
+def test_corners_in_the_place_of_sizes_are_one_finding(root: Path) -> None:
+    """The eight boxes of the clean set and two more: all are too large, and half reach outside."""
+    boxes = [(8.0, 50.0, 40.0, 90.0), (20.0, 40.0, 60.0, 80.0)]
+    edited(lambda c: c["annotations"].extend(added(90 + k, 1, 0, b) for k, b in enumerate(boxes)))(root)
+
+    def damage(content: dict[str, Any]) -> None:
+        for record in content["annotations"]:
+            x, y, width, height = record["bbox"]
+            # Those added are corners already.
+            if record["id"] < 90:
+                record["bbox"] = [x, y, x + width, y + height]
+
+    edited(damage)(root)
+    report = examined(root).report
+    assert [(f.code, len(f.spots)) for f in report.findings if f.kind.level < Level.NOTE] == [
+        ("box-corners", 6)
+    ]
+    assert "width, height" in report.findings[0].kind.remedy
+
+
 def test_ignored_regions_may_be_what_boxes_may_not(root: Path) -> None:
     """Tiny, as large as the image, and where an object is: before it in the file and behind it."""
 

@@ -1,0 +1,166 @@
+"""Put images aside for validation: python -m data.split INSTANCES.json | VOC_FOLDER | YOLO_FOLDER."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from doors import OptionParser, run_door
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from data.sample import DetectionSet
+
+
+def main() -> None:
+    parser = OptionParser(
+        prog="python -m data.split",
+        description="Divide a data set into training and validation, and a test set if wanted. Each gets "
+        "its share of every class; images that look nearly alike stay on one side. Writes lists and "
+        "annotation files, moves and changes nothing.",
+        epilog="Example: python -m data.split my_set/annotations/all.json --val 0.2",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        type=Path,
+        help="a COCO instances file, a folder of the VOC layout, or one with a YOLO data.yaml (its train)",
+    )
+    parser.add_argument("--val", default="0.2", metavar="SHARE", help="of the images (default: 0.2)")
+    parser.add_argument("--test", default="0", metavar="SHARE", help="of the images (default: no test set)")
+    parser.add_argument("--seed", default="0", help="another one gives another split (default: 0)")
+    parser.add_argument(
+        "--images", metavar="DIR", type=Path, help="COCO: where the images are (default: looked for)"
+    )
+    parser.add_argument(
+        "--keep-folders", action="store_true", help="keep the images of a folder together, as of one video"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="decode no image: only copies by name stay on one side"
+    )
+    a = parser.parse_args()
+    split(a.source, a.val, a.test, a.seed, a.images, a.keep_folders, a.fast)
+
+
+def split(
+    path: Path, val: str, test: str, seed: str, images: Path | None, keep_folders: bool, fast: bool
+) -> None:
+    """Read what the command line names, divide it, write the parts, say what they hold."""
+    import numpy as np
+
+    from data.partition import groups_of, partition
+    from data.whole import open_whole
+    from errors import InputError
+
+    shares = _shares(val, test)
+    number = _whole("--seed", seed)
+    whole = open_whole(path, images)
+    outputs = {name: whole.file_of(name) for name in shares}
+    for file in outputs.values():
+        if file.exists():
+            raise InputError(f"{file} is there already, and is left as it is; move it away to divide anew")
+    records = whole.records
+    counts = np.zeros((len(records), len(records.classes)), dtype=np.int64)
+    of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))
+    np.add.at(counts, (of_image[~records.ignore], records.labels[~records.ignore]), 1)
+    files = [Path(file) for file in records.files.tolist()]
+    keys = [[str(file.resolve()) for file in files]]
+    if keep_folders:
+        keys.append([str(file.parent) for file in files])
+    groups = groups_of(_fingerprints(records, fast), *keys)
+    part = partition(counts, groups, list(shares.values()), number)
+    _refuse_empty(part, list(shares), groups, keep_folders)
+    texts = {
+        outputs[name]: whole.text_of(np.flatnonzero(part == k).tolist()) for k, name in enumerate(shares)
+    }
+    _write_all(texts)
+    width = max(map(len, shares))
+    for k, name in enumerate(shares):
+        mine = counts[part == k].sum(axis=0).tolist()
+        boxes = ", ".join(f"{n} {label}" for label, n in zip(records.classes, mine, strict=True))
+        print(f"{name:<{width}}  {int((part == k).sum())} images: {boxes}")
+    together = len(files) - len(np.unique(groups))
+    if together:
+        why = "nearly like another or in one folder with it" if keep_folders else "nearly like another"
+        print(f"kept on one side: {together} image{'s' * (together != 1)} {why}")
+    print(f"written: {', '.join(map(str, texts))}\n{whole.next_step(list(shares))}")
+
+
+def _shares(val: str, test: str) -> dict[str, float]:
+    """The part of the images that goes to each split."""
+    from errors import InputError
+
+    shares = {"train": 1.0}
+    for name, text in (("val", val), ("test", test)):
+        try:
+            share = float(text)
+        except ValueError:
+            raise InputError(f"--{name}: '{text}' is not a number") from None
+        if not 0 <= share < 1 or (name == "val" and share == 0):
+            raise InputError(f"--{name}: a share of the images below 1 is wanted, such as 0.2, not {text}")
+        if share:
+            shares[name] = share
+            shares["train"] -= share
+    if shares["train"] <= 0:
+        raise InputError(f"--val {val} --test {test} leave nothing to train on")
+    return shares
+
+
+def _whole(option: str, text: str) -> int:
+    from errors import InputError
+
+    if not text.isdecimal():
+        raise InputError(f"{option}: a whole number is wanted, not {text}")
+    return int(text)
+
+
+def _fingerprints(records: "DetectionSet", fast: bool) -> "NDArray[np.uint64]":
+    """uint64 [I, 4]; zeros, which are like no other, where no image is decoded."""
+    import numpy as np
+
+    from data.check.scan import scan
+    from errors import InputError
+
+    if fast:
+        return np.zeros((len(records), 4), dtype=np.uint64)
+    facts = scan(records, "images")
+    problem = next((one.problem for one in facts if one.problem is not None), None)
+    if problem is not None:
+        raise InputError(f"{problem}; replace it or take it out of the set (--fast decodes none)")
+    return np.stack([one.fingerprint for one in facts])
+
+
+def _refuse_empty(
+    part: "NDArray[np.int64]", names: list[str], groups: "NDArray[np.int64]", keep_folders: bool
+) -> None:
+    import numpy as np
+
+    from errors import InputError
+
+    for k, name in enumerate(names):
+        if not (part == k).any():
+            alike = f"{len(np.unique(groups))} groups of images that stay together"
+            remedy = "take a larger share" + (" or leave out --keep-folders" if keep_folders else "")
+            raise InputError(
+                f"nothing is left for {name}: the set has {len(part)} images in {alike}; {remedy}"
+            )
+
+
+def _write_all(texts: dict[Path, str]) -> None:
+    """All files, or none of them."""
+    from detector.output import write_text
+
+    done: list[Path] = []
+    try:
+        for file, text in texts.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, text)
+            done.append(file)
+    except BaseException:
+        for file in done:
+            file.unlink(missing_ok=True)
+        raise
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,185 @@
+"""python -m data.split: what the parts hold, that nothing is lost, and what it refuses."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.coco import load_coco
+from data.partition import groups_of, partition
+from data.sample import DetectionSet
+from data.split import main
+from data.voc import load_voc
+from data.yolo import load_yolo
+from tests.builders import coco_dict, voc_xml, write_image, write_voc
+from tests.runs import assert_refused, call
+
+BOX = [4.0, 5.0, 20.0, 18.0]
+IMAGES = 20
+
+
+def names(records: DetectionSet) -> list[str]:
+    return [Path(file).name for file in records.files.tolist()]
+
+
+# ------------------------------------------------------------------------ the partition itself
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_part_has_its_share_of_images_and_of_every_class(seed: int) -> None:
+    """Within a hundredth of the images, and 3 % of the boxes or one; a random draw is off by far more."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson([3.0, 0.5, 0.05, 0.02], (600, 4))
+    part = partition(counts, np.arange(600), (0.7, 0.2, 0.1), seed)
+    for k, share in enumerate((0.7, 0.2, 0.1)):
+        assert abs((part == k).sum() - share * 600) <= 6
+        wanted = share * counts.sum(axis=0)
+        assert (np.abs(counts[part == k].sum(axis=0) - wanted) <= np.maximum(1.5, 0.03 * wanted)).all()
+
+
+def test_groups_stay_together_and_the_whole_is_divided_all_the_same() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 300)
+    counts = rng.poisson(1.0, (300, 3))
+    part = partition(counts, groups, (0.8, 0.2), 0)
+    assert all(len(set(part[groups == g])) == 1 for g in range(60))
+    assert abs((part == 1).mean() - 0.2) < 0.03
+
+
+def test_the_seed_and_nothing_else_decides() -> None:
+    counts = np.ones((50, 1), dtype=np.int64)
+    once, again, other = (partition(counts, np.arange(50), (0.8, 0.2), seed) for seed in (3, 3, 4))
+    assert (once == again).all() and (once != other).any()
+
+
+def test_groups_join_through_others_and_keys_of_none_are_like_no_other() -> None:
+    prints = np.zeros((6, 4), dtype=np.uint64)
+    prints[1], prints[2], prints[3] = 5, 4, 2**40 - 1  # 1 and 2 differ in 4 bits, 3 from both in far more
+    assert groups_of(prints, [None, None, "a", "a", None, "b"]).tolist() == [0, 1, 1, 1, 4, 5]
+    assert groups_of(prints).tolist() == [0, 1, 1, 3, 4, 5]
+
+
+# ------------------------------------------------------------------------ the command
+
+
+def coco(root: Path, images: int = IMAGES) -> dict[str, Any]:
+    """all.json: a cat and a dog in each image, and a rare cow in two; 0.png and 1.png show the same."""
+    content = coco_dict([[BOX, [30.0, 10.0, 24.0, 20.0]] for _ in range(images)])
+    content["categories"].append({"id": 9, "name": "cow"})
+    for k, image in enumerate((4, 5)):
+        content["annotations"].append(
+            {"id": 900 + k, "image_id": 10 + image, "category_id": 9, "bbox": BOX, "iscrowd": 0}
+        )
+    content["info"] = {"description": "kept"}
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations/all.json").write_text(json.dumps(content))
+    for k in range(images):
+        write_image(root / "images" / f"{k}.png", seed=max(k, 1))
+    return content
+
+
+def test_coco_is_divided_and_the_parts_are_the_whole(tmp_path: Path) -> None:
+    whole = coco(tmp_path / "set")
+    outcome = call(main, "set/annotations/all.json", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    folder = tmp_path / "set" / "annotations"
+    parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("train", "val")}
+    for section in ("images", "annotations"):
+        both = parts["train"][section] + parts["val"][section]
+        assert sorted(both, key=lambda r: r["id"]) == sorted(whole[section], key=lambda r: r["id"])
+    for part in parts.values():
+        assert (part["categories"], part["info"]) == (whole["categories"], whole["info"])
+    val = load_coco(folder / "val.json", tmp_path / "set/images")
+    assert len(val) == IMAGES // 5
+    for part in parts.values():  # the rare class is on both sides
+        assert 9 in {a["category_id"] for a in part["annotations"]}
+    sides = [{"0.png", "1.png"} & {i["file_name"] for i in part["images"]} for part in parts.values()]
+    assert sorted(map(len, sides)) == [0, 2]
+    assert "kept on one side: 1 image nearly like another\n" in outcome.out
+    assert "val    4 images: " in outcome.out
+    assert "\npython train.py configs/cards.yaml data.root=set\n" in outcome.out
+
+
+def test_coco_with_images_beside_the_file_says_where_they_are(tmp_path: Path) -> None:
+    coco(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/annotations/all.json").rename(tmp_path / "elsewhere/images/_annotations.json")
+    outcome = call(main, "elsewhere/images/_annotations.json", "--test", "0.2", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert (
+        "configs/cards.yaml data.root=elsewhere/images data.annotations={split}.json data.images=. "
+        "data.splits.test=test\n"
+    ) in outcome.out
+
+
+def test_voc_gets_its_lists(tmp_path: Path) -> None:
+    images = {f"{'ab'[k % 2]}{k}": voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in range(10)}
+    write_voc(tmp_path / "set", images, {})
+    assert call(main, "set", "--val", "0.3", "--test", "0.1", cwd=tmp_path).code == 0
+    found = [names(load_voc(tmp_path / "set", split)) for split in ("train", "val", "test")]
+    assert [len(part) for part in found] == [6, 3, 1]
+    assert sorted(name for part in found for name in part) == sorted(f"{name}.jpg" for name in images)
+
+
+def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for k in range(10):
+        write_image(root / "images" / f"cam{k // 5}" / f"{k}.jpg", seed=k)
+        (root / "labels" / f"cam{k // 5}").mkdir(parents=True, exist_ok=True)
+        (root / "labels" / f"cam{k // 5}" / f"{k}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    outcome = call(main, "set", "--keep-folders", "--val", "0.5", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "  train: train.txt\n  val: val.txt\n" in outcome.out
+    (root / "data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [cat]\n")
+    parts = [load_yolo(root, split) for split in ("train", "val")]
+    assert [len(part.boxes) for part in parts] == [5, 5]
+    folders = [Counter(Path(file).parent.name for file in part.files.tolist()) for part in parts]
+    assert sorted(folders, key=str) == [{"cam0": 5}, {"cam1": 5}]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("nowhere",), ("nowhere does not exist",)),
+        (("empty",), ("empty", "Annotations", "data.yaml")),
+        (("set/annotations/all.json", "--val", "much"), ("--val", "'much'")),
+        (("set/annotations/all.json", "--val", "0"), ("--val", "0.2")),
+        (("set/annotations/all.json", "--val", "0.6", "--test", "0.4"), ("nothing to train on",)),
+        (("set/annotations/all.json", "--seed", "-1"), ("--seed", "-1")),
+        (("set/annotations/all.json", "--images", "empty"), ("empty/0.png", "does not exist")),
+        (("set/annotations/all.json", "--keep-folders"), ("nothing is left for val", "--keep-folders")),
+        (("set/annotations/twice.json",), ("set/annotations/train.json", "already")),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(tmp_path: Path, words: tuple[str, ...], named: tuple[str, ...]):
+    coco(tmp_path / "set")
+    (tmp_path / "empty").mkdir()
+    if "twice" in words[0]:
+        content = (tmp_path / "set/annotations/all.json").read_text()
+        for name in ("twice", "train"):
+            (tmp_path / f"set/annotations/{name}.json").write_text(content)
+    assert_refused(main, words, tmp_path, *named)
+
+
+def test_a_damaged_image_is_named_and_fast_does_not_look(tmp_path: Path) -> None:
+    coco(tmp_path / "set")
+    path = tmp_path / "set/images/3.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    assert_refused(main, ("set/annotations/all.json",), tmp_path, "3.png", "--fast")
+    assert call(main, "set/annotations/all.json", "--fast", cwd=tmp_path).code == 0
+
+
+def test_a_write_that_fails_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coco(tmp_path / "set")
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target.name == "val.json":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert_refused(main, ("set/annotations/all.json",), tmp_path, "val.json", "No space left")
