@@ -71,7 +71,7 @@ class BatchRanking:
 
     def gather(self, values: Tensor) -> Tensor:
         """values [p], in the order of `positives` -> float64 [P] of all processes, as f is ordered."""
-        return self._exchange.gather(values.double()).values[self._order]
+        return self._exchange.gather(values.double()).values.index_select(0, self._order)
 
     def own(self, values: Tensor) -> Tensor:
         """The reverse: [P] in ascending order of f -> [p] in the order of `positives`."""
