@@ -57,10 +57,15 @@ def is_there(word: str) -> bool:
         return False
 
 
+def is_file(word: str) -> bool:
+    """Whether a word of the command line is a file, or a pipe."""
+    return is_there(word) and not Path(word).is_dir()
+
+
 def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE."""
-    names = [word for word in words if "=" not in word or Path(word).is_file()]
-    config = next((name for name in names if Path(name).is_file()), names[0] if names else None)
+    names = [word for word in words if "=" not in word or is_file(word)]
+    config = next((name for name in names if is_file(name)), names[0] if names else None)
     overrides = list(words)
     if config is not None:
         overrides.remove(config)

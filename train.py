@@ -96,12 +96,14 @@ def _refuse_own_data_as_demo(overrides: list[str]) -> None:
     from errors import InputError
 
     given = dict(word.partition("=")[::2] for word in overrides)
-    if "data.root" in given and "data.format" not in given:
-        raise InputError(
-            f"data.root={given['data.root']}: without CONFIG it is the demo's generated set that is trained "
-            "on; for a set of your own give a CONFIG such as configs/bccd.yaml, or data.format=coco, voc or "
-            "yolo (to make the demo's in that folder: configs/demo.yaml)"
-        )
+    root = given.get("data.root")
+    if root is None or "data.format" in given or (Path(root).expanduser() / "shapes.json").is_file():
+        return
+    raise InputError(
+        f"data.root={root}: without CONFIG it is the demo's generated set that is trained on; for a set of "
+        "your own give a CONFIG such as configs/bccd.yaml, or data.format=coco, voc or yolo (to make the "
+        "demo's in that folder: data.format=shapes)"
+    )
 
 
 if __name__ == "__main__":

@@ -203,8 +203,8 @@ def _what_is_wrong(item: Annotation, image: AnnotatedImage, reversed_too: int) -
         problem = "is reversed: its right side lies left of its left side (negative width)"
     else:
         problem = "is reversed: its lower side lies above its upper side (negative height)"
-    if code == "box-reversed" and reversed_too:
-        problem += f", and so are {reversed_too} more; were width, height written as its corner x1, y1?"
+    if code == "box-reversed" and reversed_too > 0:
+        problem += f", and so are {reversed_too} more"
     return _fault_of_box(code, problem, item, image)
 
 

@@ -200,11 +200,12 @@ def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source:
     if first is None or first.path.is_file():
         return
     name = first.path.relative_to(folder)
-    for other in (*folder.parents[:2], source.parent):
+    near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
+    for other in (*folder.parents[:2], source.parent, *near):
         if (other / name).is_file():
             raise InputError(
                 f"{source}: its images, such as {name}, are not in {folder} but in {other}; set data.images "
-                "to that folder, as seen from data.root (. is data.root itself)"
+                "to that folder, as seen from data.root (. is data.root itself; of data.split: --images)"
             )
 
 

@@ -21,10 +21,10 @@ _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
 # What a folder is searched for; a file that is named is opened whatever its ending.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
-# Pictures of cameras and phones that are of use after a conversion (AVIF where Pillow reads it).
-OTHER_SUFFIXES = frozenset(
-    {".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".raf"}
-)
+# Pillow finds no more than a thumbnail in most of a camera's raw pictures.
+_RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
+# Pictures that may be of use after a conversion only.
+OTHER_SUFFIXES = _RAW_SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
@@ -152,6 +152,8 @@ def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]
 
 @contextlib.contextmanager
 def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    if isinstance(file, Path) and file.suffix.lower() in _RAW_SUFFIXES and file.is_file():
+        raise ValueError(_unsupported(file.suffix))
     with Image.open(file) as image:
         if image.width * image.height > _MOST_IN_ALL:
             raise ValueError(
@@ -213,10 +215,8 @@ def _explained(what: str) -> Iterator[None]:
         raise InputError(f"{what} does not exist") from None
     except _DECODE_ERRORS as error:
         ending = Path(what).suffix.lower()
-        if isinstance(error, UnidentifiedImageError) and ending in OTHER_SUFFIXES:
-            reason = f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG"
-        else:
-            reason = _reason(error)
+        unknown = isinstance(error, UnidentifiedImageError) and ending in OTHER_SUFFIXES
+        reason = _unsupported(ending) if unknown else _reason(error)
         raise InputError(f"{what} cannot be read: {reason}") from None
 
 
@@ -243,6 +243,10 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             image = image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
     return np.array(image)
+
+
+def _unsupported(ending: str) -> str:
+    return f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG"
 
 
 def _reason(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.check.repeats import near_pairs
+from data.check.repeats import near_rows
 
 
 def groups_of(prints: NDArray[np.uint64], *keys: Sequence[object]) -> NDArray[np.int64]:
@@ -18,26 +18,24 @@ def groups_of(prints: NDArray[np.uint64], *keys: Sequence[object]) -> NDArray[np
     Returns:
         int64 [I], the lowest row of each image's group.
     """
-    parent = list(range(len(prints)))
+    group = np.arange(len(prints))
 
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    def join(one: int, other: int) -> None:
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
+    def join(rows: NDArray[np.int64]) -> None:
+        joined = np.unique(group[rows])
+        if len(joined) > 1:
+            group[np.isin(group, joined)] = joined[0]
 
     for of_kind in keys:
-        first: dict[object, int] = {}
+        rows_of: dict[object, list[int]] = {}
         for row, key in enumerate(of_kind):
             if key is not None:
-                join(first.setdefault(key, row), row)
-    for one, other in near_pairs(prints):
-        join(one, other)
-    return np.array([root(row) for row in range(len(prints))], dtype=np.int64)
+                rows_of.setdefault(key, []).append(row)
+        for rows in rows_of.values():
+            if len(rows) > 1:
+                join(np.array(rows))
+    for row, others in near_rows(prints):
+        join(np.append(others, row))
+    return group
 
 
 def partition(

@@ -1,5 +1,6 @@
 """Put images aside for validation: python -m data.split INSTANCES.json | VOC_FOLDER | YOLO_FOLDER."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from data.sample import DetectionSet
+    from data.whole import WholeSet
+
+log = logging.getLogger(__name__)
+_LEAST_OF_SHARE = 0.8
+_APART = "--fast divides what looks alike, and folders without --keep-folders"
 
 
 def main() -> None:
@@ -36,7 +42,7 @@ def main() -> None:
         "--keep-folders", action="store_true", help="keep the images of a folder together, as of one video"
     )
     parser.add_argument(
-        "--fast", action="store_true", help="decode no image: only copies by name stay on one side"
+        "--fast", action="store_true", help="decode no image, and look for none that are alike"
     )
     a = parser.parse_args()
     split(a.source, a.val, a.test, a.seed, a.images, a.keep_folders, a.fast)
@@ -50,15 +56,13 @@ def split(
 
     from data.partition import groups_of, partition
     from data.whole import open_whole
-    from errors import InputError
 
     shares = _shares(val, test)
     number = _whole("--seed", seed)
     whole = open_whole(path, images)
     outputs = {name: whole.file_of(name) for name in shares}
     for file in outputs.values():
-        if file.exists():
-            raise InputError(f"{file} is there already, and is left as it is; move it away to divide anew")
+        _check_output(file, whole)
     records = whole.records
     counts = np.zeros((len(records), len(records.classes)), dtype=np.int64)
     of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))
@@ -69,16 +73,22 @@ def split(
         keys.append([str(file.parent) for file in files])
     groups = groups_of(_fingerprints(records, fast), *keys)
     part = partition(counts, groups, list(shares.values()), number)
-    _refuse_empty(part, list(shares), groups, keep_folders)
+    _refuse_empty(part, list(shares), groups)
     texts = {
         outputs[name]: whole.text_of(np.flatnonzero(part == k).tolist()) for k, name in enumerate(shares)
     }
     _write_all(texts)
     width = max(map(len, shares))
-    for k, name in enumerate(shares):
+    for k, (name, share) in enumerate(shares.items()):
         mine = counts[part == k].sum(axis=0).tolist()
         boxes = ", ".join(f"{n} {label}" for label, n in zip(records.classes, mine, strict=True))
-        print(f"{name:<{width}}  {int((part == k).sum())} images: {boxes}")
+        images = int((part == k).sum())
+        print(f"{name:<{width}}  {images} image{'s' * (images != 1)}: {boxes}")
+        if images < _LEAST_OF_SHARE * share * len(part) and images + 1 < share * len(part):
+            log.warning(
+                "%s has %.0f %% of the images, not %.0f %%: too many must stay together (%s)",
+                name, 100 * images / len(part), 100 * share, _APART,
+            )  # fmt: skip
     together = len(files) - len(np.unique(groups))
     if together:
         why = "nearly like another or in one folder with it" if keep_folders else "nearly like another"
@@ -130,19 +140,30 @@ def _fingerprints(records: "DetectionSet", fast: bool) -> "NDArray[np.uint64]":
     return np.stack([one.fingerprint for one in facts])
 
 
-def _refuse_empty(
-    part: "NDArray[np.int64]", names: list[str], groups: "NDArray[np.int64]", keep_folders: bool
-) -> None:
+def _check_output(file: Path, whole: "WholeSet") -> None:
+    """Raises InputError: a part cannot be written there, or something is there."""
+    from detector.output import check_output
+    from errors import InputError
+
+    if file in whole.sources:
+        raise InputError(f"{file} is itself what is to be divided; {whole.rename}")
+    if file.exists():
+        raise InputError(f"{file} is there already, and is left as it is; move it away to divide anew")
+    place = next(parent for parent in file.absolute().parents if parent.is_dir())
+    check_output("the parts", place / file.name)
+
+
+def _refuse_empty(part: "NDArray[np.int64]", names: list[str], groups: "NDArray[np.int64]") -> None:
     import numpy as np
 
     from errors import InputError
 
     for k, name in enumerate(names):
         if not (part == k).any():
-            alike = f"{len(np.unique(groups))} groups of images that stay together"
-            remedy = "take a larger share" + (" or leave out --keep-folders" if keep_folders else "")
+            count = len(np.unique(groups))
             raise InputError(
-                f"nothing is left for {name}: the set has {len(part)} images in {alike}; {remedy}"
+                f"nothing is left for {name}: {len(part)} images make {count} group{'s' * (count != 1)} that "
+                f"must stay together; take a larger share, or divide these as well ({_APART})"
             )
 
 

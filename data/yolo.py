@@ -106,9 +106,13 @@ def load_yolo(
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
-def places_of(root: Path) -> dict[str, list[str]]:
-    """The splits that data.yaml names, with what each consists of. Raises InputError: it cannot be read."""
-    return _read_index(root / "data.yaml").splits
+def places_of(root: Path) -> tuple[Path, dict[str, list[str]]]:
+    """The folder that data.yaml's paths are seen from, and of each split what it consists of.
+
+    Raises InputError: it cannot be read.
+    """
+    index = _read_index(root / "data.yaml")
+    return index.root, index.splits
 
 
 def _read_index(file: Path) -> _Index:

@@ -66,7 +66,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.transforms.eval=[VerticalFlip]": ("data.transforms.eval", "only resizing"),
     "train.epochs=": ("train.epochs",),
     "train.epochs=many": ("error: on the command line: train.epochs", "'many'"),
-    "train.epochs =3": ("'train.epochs =3'", "without spaces"),
+    "train.epochs =3": ("did you mean 'train.epochs'?",),
     "train.epochs=1.5": ("train.epochs", "1.5"),
     "train.epochs=true": ("train.epochs", "true"),
     "train.epochs=-1": ("train.epochs", "0"),
@@ -96,7 +96,7 @@ def test_a_missing_configuration_file_is_named(place: Path) -> None:
     (place / "configs").mkdir()
     (place / "configs" / "birds.yaml").touch()
     for words, *named in (
-        (("nowhere.yaml",), "configuration file nowhere.yaml does not exist\n"),
+        (("nowhere.yaml",), "configuration file nowhere.yaml does not exist"),
         (("set",), "configuration file", "set", "cannot be read"),
         (("tiny.yml",), "tiny.yml does not exist; did you mean tiny.yaml?"),
         (("birds",), "birds does not exist; did you mean configs/birds.yaml?"),
@@ -108,6 +108,7 @@ def test_a_missing_configuration_file_is_named(place: Path) -> None:
 
 def test_a_set_of_ones_own_is_not_taken_for_the_demo(place: Path) -> None:
     """Nor is a demo set made in a folder whose name has a slip."""
+    (place / "set" / "annotations" / "shapes.json").touch()  # the demo's has it elsewhere
     for root in ("set", "sett"):
         words = (f"data.root={root}", "run.dir=new", *TINY_MODEL)
         assert_refused(train.main, words, place, f"data.root={root}", "give a CONFIG", "data.format=coco")
@@ -191,7 +192,7 @@ DATA: dict[str, Case] = {
     "text for a number": (annotation(bbox=[30, 5, 4, "9"]), (*THREE, "bbox", "'9'")),
     "several reversed": (
         edited(lambda c: [a.update(bbox=[30, 5, -4, 9]) for a in c["annotations"][2:5]]),
-        (*THREE, "so are 2 more", "width, height"),
+        (*THREE, "so are 2 more"),
     ),
     "category unknown": (annotation(category_id=99), (*THREE, "category id 99")),
     "category a text": (annotation(category_id="3"), (*THREE, "category id '3', a text")),

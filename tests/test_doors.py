@@ -60,6 +60,23 @@ def test_torch_and_torchvision_of_two_releases_are_one_line(tmp_path: Path) -> N
     assert_one_line(call(main, cwd=tmp_path), "not of the same release", "make setup")
 
 
+def test_the_configuration_is_found_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.yaml").touch()
+    Path("c.yaml").touch()
+    long = f"data.transforms.train=[{'x' * 300}]"
+    for words, config, overrides in (
+        (["k=v", "c.yaml", long], "c.yaml", ["k=v", long]),
+        (["gone.yaml", "k=v"], "gone.yaml", ["k=v"]),
+        (["train.epochs", "c.yaml"], "c.yaml", ["train.epochs"]),
+        (["a=b.yaml", "k=v"], "a=b.yaml", ["k=v"]),
+        ([long], None, [long]),
+    ):
+        assert doors.config_and_overrides(words) == (config, overrides)
+
+
 def test_a_path_that_is_too_long_is_one_line(tmp_path: Path) -> None:
     name = "a" * 300
     assert_one_line(call(lambda: print(Path(name).stat()), cwd=tmp_path), name, "name too long")

@@ -57,7 +57,7 @@ KINDS: dict[str, Kind] = {
     "box-reversed": Kind(
         _E,
         "a box has a negative width or height",
-        "correct or remove it; are many so, width and height were written for x1, y1",
+        "swap its corners, or remove it; VOC: perhaps width, height for xmax, ymax",
     ),
     "box-not-relative": Kind(_E, "coordinates outside [0, 1]", "divide them by the image's width and height"),
     "image-in-both": Kind(

@@ -82,13 +82,15 @@ def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np
                 )
 
 
-def near_pairs(prints: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Every two rows of fingerprints that are nearly the same, the lower first; zeros are like no other."""
+def near_rows(prints: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each row of fingerprints that has later ones nearly the same, and these; zeros are like no other."""
     rows = np.flatnonzero(prints.any(axis=1))
     for place, row in enumerate(rows.tolist()):
         others = rows[place + 1 :]
         distance = np.bitwise_count(prints[others] ^ prints[row]).sum(axis=1)
-        yield from ((row, int(other)) for other in others[distance <= _BITS])
+        near = others[distance <= _BITS]
+        if len(near):
+            yield row, near
 
 
 def _near_pairs(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from data.images import read_header, read_image, read_size
 from data.inputs import find_sources
 from errors import InputError
 
@@ -41,6 +43,15 @@ def test_a_folder_is_searched_to_the_bottom(place: Path) -> None:
 def test_pictures_that_have_to_be_converted_are_not_passed_over(place: Path) -> None:
     (place / "in" / "IMG_1.HEIC").touch()
     assert ("image", "in/IMG_1.HEIC") in found("in")
+
+
+def test_a_raw_picture_is_not_its_thumbnail(tmp_path: Path) -> None:
+    """Pillow would open it as the small TIFF that it begins with."""
+    Image.new("RGB", (160, 120)).save(tmp_path / "a.tif")
+    raw = (tmp_path / "a.tif").rename(tmp_path / "a.NEF")
+    for read in (read_header, read_size, lambda path: read_image(path, (120, 160))):
+        with pytest.raises(InputError, match=r"a\.NEF cannot be read: NEF is not supported; convert it"):
+            read(raw)
 
 
 def test_a_pattern_names_files_and_folders(place: Path) -> None:

@@ -1,6 +1,8 @@
 """python -m data.split: what the parts hold, that nothing is lost, and what it refuses."""
 
 import json
+import os
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -109,7 +111,7 @@ def test_coco_with_images_beside_the_file_says_where_they_are(tmp_path: Path) ->
     outcome = call(main, "elsewhere/images/_annotations.json", "--test", "0.2", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert (
-        "configs/cards.yaml data.root=elsewhere/images data.annotations={split}.json data.images=. "
+        "configs/cards.yaml data.root=elsewhere/images 'data.annotations={split}.json' data.images=. "
         "data.splits.test=test\n"
     ) in outcome.out
 
@@ -132,8 +134,8 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
     (root / "data.yaml").write_text("train: images\nnames: [cat]\n")
     outcome = call(main, "set", "--keep-folders", "--val", "0.5", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
-    assert "  train: train.txt\n  val: val.txt\n" in outcome.out
-    (root / "data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [cat]\n")
+    entries = [line for line in outcome.out.splitlines() if line.endswith(".txt") and ": " in line]
+    (root / "data.yaml").write_text("\n".join(["names: [cat]", *entries[-2:]]))  # as it is told to
     parts = [load_yolo(root, split) for split in ("train", "val")]
     assert [len(part.boxes) for part in parts] == [5, 5]
     folders = [Counter(Path(file).parent.name for file in part.files.tolist()) for part in parts]
@@ -144,6 +146,11 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
     ("words", "named"),
     [
         (("nowhere",), ("nowhere does not exist",)),
+        (("nowhere.json", "--images", "set/images"), ("nowhere.json does not exist",)),
+        (("set/annotations/all.json", "--images", "nowhere"), ("--images", "nowhere does not exist")),
+        (("set/annotations/all.json", "--images", "set"), ("not in set but in set/images", "--images")),
+        (("labelme.json",), ("labelme.json", "no list 'images'")),
+        (("set/annotations/train.json",), ("train.json is itself", "rename it")),
         (("empty",), ("empty", "Annotations", "data.yaml")),
         (("set/annotations/all.json", "--val", "much"), ("--val", "'much'")),
         (("set/annotations/all.json", "--val", "0"), ("--val", "0.2")),
@@ -157,11 +164,75 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
 def test_what_cannot_be_divided_is_refused(tmp_path: Path, words: tuple[str, ...], named: tuple[str, ...]):
     coco(tmp_path / "set")
     (tmp_path / "empty").mkdir()
-    if "twice" in words[0]:
-        content = (tmp_path / "set/annotations/all.json").read_text()
-        for name in ("twice", "train"):
+    (tmp_path / "labelme.json").write_text('{"shapes": []}')
+    content = (tmp_path / "set/annotations/all.json").read_text()
+    for name in ("twice", "train"):
+        if name in words[0] or "twice" in words[0]:
             (tmp_path / f"set/annotations/{name}.json").write_text(content)
     assert_refused(main, words, tmp_path, *named)
+
+
+def test_lists_that_are_there_are_neither_replaced_nor_their_images_divided(tmp_path: Path) -> None:
+    """A test set that exists would be trained on."""
+    write_voc(tmp_path / "voc", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdef"}, {"test": ["a"]})
+    assert_refused(main, ("voc",), tmp_path, "voc/ImageSets/Main", "(test)", "divided")
+    root = tmp_path / "yolo"
+    for k in range(4):
+        write_image(root / "images" / f"{k}.jpg", seed=k)
+    (root / "train.txt").write_text("images/0.jpg\nimages/1.jpg\n")
+    for text, *named in (
+        ("train: train.txt\n", "yolo/train.txt is itself", "all.txt", "yolo/data.yaml"),
+        ("train: train.txt\nval: images\n", "a split val already"),
+        ("val: images\n", "has no train"),
+    ):
+        (root / "data.yaml").write_text(text + "names: [cat]\n")
+        assert_refused(main, ("yolo",), tmp_path, *named)
+        assert_refused(main, ("yolo/data.yaml",), tmp_path, *named)
+
+
+def test_a_yolo_set_elsewhere_is_trained_on_its_own_lists(tmp_path: Path) -> None:
+    """What data.yaml names is seen from its `path`, and so are the lists."""
+    for k in range(10):
+        write_image(tmp_path / "set" / "images" / f"{k}.jpg", seed=k)
+    (tmp_path / "set" / "all.txt").write_text("".join(f"images/{k}.jpg\n" for k in range(10)))
+    (tmp_path / "cfg").mkdir()
+    head = "path: ../set\nnames: [cat]\n"
+    (tmp_path / "cfg" / "data.yaml").write_text(head + "train: all.txt\n")
+    assert call(main, "cfg", cwd=tmp_path).code == 0
+    (tmp_path / "cfg" / "data.yaml").write_text(head + "train: train.txt\nval: val.txt\n")
+    assert [len(load_yolo(tmp_path / "cfg", split)) for split in ("train", "val")] == [8, 2]
+
+
+def test_what_it_prints_can_be_pasted(tmp_path: Path) -> None:
+    coco(tmp_path / "my set")
+    outcome = call(main, "my set/annotations/all.json", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    *_, command = outcome.out.splitlines()
+    assert shlex.split(command) == ["python", "train.py", "configs/cards.yaml", "data.root=my set"]
+
+
+def test_a_set_that_looks_all_alike_is_divided_where_likeness_does_not_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco(tmp_path / "set", 10)
+    for k in range(10):
+        write_image(tmp_path / "set/images" / f"{k}.png", seed=0 if k < 9 else 1)
+    outcome = call(main, "set/annotations/all.json", "--val", "0.3", cwd=tmp_path)
+    assert outcome.code == 0
+    assert "val has 10 % of the images, not 30 %" in caplog.text
+    for name in ("train", "val"):
+        (tmp_path / f"set/annotations/{name}.json").unlink()
+    write_image(tmp_path / "set/images/9.png", seed=0)
+    words = ("set/annotations/all.json",)
+    assert_refused(main, words, tmp_path, "nothing is left for", "10 images make 1 group", "--fast")
+    assert call(main, *words, "--fast", cwd=tmp_path).code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_known_before_the_work(tmp_path: Path) -> None:
+    coco(tmp_path / "set")
+    (tmp_path / "set/annotations").chmod(0o500)
+    assert_refused(main, ("set/annotations/all.json",), tmp_path, "no permission", "set/annotations")
 
 
 def test_a_damaged_image_is_named_and_fast_does_not_look(tmp_path: Path) -> None:
