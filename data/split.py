@@ -78,22 +78,28 @@ def split(
         outputs[name]: whole.text_of(np.flatnonzero(part == k).tolist()) for k, name in enumerate(shares)
     }
     _write_all(texts)
-    width = max(map(len, shares))
-    for k, (name, share) in enumerate(shares.items()):
-        mine = counts[part == k].sum(axis=0).tolist()
-        boxes = ", ".join(f"{n} {label}" for label, n in zip(records.classes, mine, strict=True))
-        images = int((part == k).sum())
-        print(f"{name:<{width}}  {images} image{'s' * (images != 1)}: {boxes}")
-        if images < _LEAST_OF_SHARE * share * len(part) and images + 1 < share * len(part):
-            log.warning(
-                "%s has %.0f %% of the images, not %.0f %%: too many must stay together (%s)",
-                name, 100 * images / len(part), 100 * share, _APART,
-            )  # fmt: skip
+    _print_parts(shares, part, counts, records.classes)
     together = len(files) - len(np.unique(groups))
     if together:
         why = "nearly like another or in one folder with it" if keep_folders else "nearly like another"
         print(f"kept on one side: {together} image{'s' * (together != 1)} {why}")
     print(f"written: {', '.join(map(str, texts))}\n{whole.next_step(list(shares))}")
+
+
+def _print_parts(
+    shares: dict[str, float], part: "NDArray[np.int64]", counts: "NDArray[np.int64]", classes: tuple[str, ...]
+) -> None:
+    width = max(map(len, shares))
+    for k, (name, share) in enumerate(shares.items()):
+        mine = counts[part == k].sum(axis=0).tolist()
+        boxes = ", ".join(f"{n} {label}" for label, n in zip(classes, mine, strict=True))
+        images, wanted = int((part == k).sum()), share * len(part)
+        print(f"{name:<{width}}  {images} image{'s' * (images != 1)}: {boxes}")
+        if images < _LEAST_OF_SHARE * wanted and images + 1 < wanted:
+            log.warning(
+                "%s has %.0f %% of the images, not %.0f %%: too many must stay together (%s)",
+                name, 100 * images / len(part), 100 * share, _APART,
+            )  # fmt: skip
 
 
 def _shares(val: str, test: str) -> dict[str, float]:
