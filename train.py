@@ -11,6 +11,7 @@ from doors import OptionParser, config_and_overrides, run_door, this_python
 
 if TYPE_CHECKING:
     from detector.config import Config
+    from detector.training.processes import Processes
 
 
 def main() -> None:
@@ -33,8 +34,6 @@ def main() -> None:
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.training.processes import join_processes, leave_processes
-    from detector.training.run_folder import run_of_launch
-    from detector.training.trainer import Trainer
     from errors import Stopped
 
     config, name = _configuration(config_name, overrides, resume)
@@ -43,31 +42,40 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
     try:
         with processes.lost_peers_explained():
-            if dry_run:
-                from detector.training.rehearsal import rehearse
-
-                for line in rehearse(config, resume, processes):
-                    if processes.main:
-                        print(line, flush=True)
-                return
-            if resume is None:
-                # torchrun may have restarted after one was lost: what they had is in their folder.
-                launch = processes.launch
-                resume = processes.from_main(
-                    lambda: run_of_launch(config.run.dir, name, launch) if launch else None
-                )
-            trainer = Trainer(config, name, resume, processes)
-            trainer.run()
+            work = _rehearse if dry_run else _run
+            folder = work(config, name, resume, processes)
     except Stopped:  # all together
+        leave_processes()
         raise
     except BaseException:
+        # No leave_processes: NCCL would wait for the others, who may be waiting for this one.
         processes.announce_failure()
         raise
-    finally:
-        leave_processes()
-    if processes.main:
-        folder = trainer.folder
+    leave_processes()
+    if processes.main and folder is not None:
         print(f"evaluate: {this_python()} evaluate.py {folder}\nlook:     tensorboard --logdir {folder}")
+
+
+def _run(config: "Config", name: str, resume: Path | None, processes: "Processes") -> Path | None:
+    """Train; returns the run folder."""
+    from detector.training.run_folder import run_of_launch
+    from detector.training.trainer import Trainer
+
+    if resume is None:
+        # torchrun may have restarted after one was lost: what they had is in their folder.
+        launch = processes.launch
+        resume = processes.from_main(lambda: run_of_launch(config.run.dir, name, launch) if launch else None)
+    trainer = Trainer(config, name, resume, processes)
+    trainer.run()
+    return trainer.folder
+
+
+def _rehearse(config: "Config", name: str, resume: Path | None, processes: "Processes") -> None:
+    from detector.training.rehearsal import rehearse
+
+    for line in rehearse(config, resume, processes):
+        if processes.main:
+            print(line, flush=True)
 
 
 def _configuration(

@@ -86,7 +86,7 @@ class Criterion:
     def _losses(self, logits: Tensor, targets: Tensor, positives: Positives, measure: bool) -> Losses:
         parts = self.objective(logits, targets, positives)
         share = self.ranked_share(logits, targets) if measure and self.ranked_share else None
-        return Losses(parts, torch.tensor(len(positives.deltas), device=logits.device), share)
+        return Losses(parts, logits.new_full((), len(positives.deltas), dtype=torch.int64), share)
 
     def _targets(self, outputs: HeadOutputs, gt: GroundTruth) -> tuple[Tensor, Positives]:
         """Class targets int8 [B, N, C], and the positives with their gt boxes and anchors."""

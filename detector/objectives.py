@@ -97,7 +97,8 @@ def mean_over_all(errors: Tensor, exchange: Exchange) -> Tensor:
 
     With no positive this is still a sum over the network's output: every parameter gets a gradient.
     """
-    count = exchange.sum(torch.tensor(len(errors), device=errors.device))
+    # A tensor of a number would be copied to a GPU, and wait for it.
+    count = exchange.sum(errors.new_full((), len(errors), dtype=torch.int64))
     return exchange.sum_of_losses(errors.sum() / count.clamp(min=1))
 
 

@@ -11,6 +11,7 @@ from detector.criterion import Losses
 from detector.retinanet import RetinaNet
 from detector.training.ema import WeightAverage
 from detector.training.nonfinite import RunningStatistics
+from detector.training.optimizer import fill_momentum
 from errors import InputError
 
 
@@ -79,7 +80,8 @@ class Learner:
             self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._statistics.restore_where(nonfinite)
+        # In fp16 a gradient that only overflowed is no fault, but its batch had no part in the weights.
+        self._statistics.restore_where(nonfinite | ~torch.isfinite(norm))
         if self.average:
             self.average.update(self.model)
         return norm, nonfinite
@@ -132,6 +134,7 @@ class Learner:
             raise InputError(f"{source}: the optimizer cannot be restored ({error})") from None
         for group, wanted in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(wanted)
+        fill_momentum(self.optimizer)
         self._lay_out_state()
         if state["scaler"]:  # empty where the run was not in fp16 so far
             self.scaler.load_state_dict(state["scaler"])

@@ -57,6 +57,7 @@ class NonFiniteWatch:
 
     Attributes:
         count: of these steps, so far.
+        recent: those of the last epoch's length.
     """
 
     def __init__(self, device: torch.device, limit: int, steps_per_epoch: int) -> None:
@@ -64,7 +65,7 @@ class NonFiniteWatch:
         self._device = device
         self._limit = limit
         self._steps_per_epoch = steps_per_epoch
-        self._recent: list[int] = []
+        self.recent: list[int] = []
         self._open: deque[tuple[NonFiniteStep, Tensor, torch.cuda.Event | None]] = deque()
 
     def note(self, nonfinite: Tensor, step: int, losses: Losses, rows: Sequence[int]) -> None:
@@ -97,9 +98,9 @@ class NonFiniteWatch:
     def too_many(self, found: list[NonFiniteStep], step: int) -> bool:
         """Count those that were found before `step`; whether that is more than there may be."""
         self.count += len(found)
-        self._recent += [one.step for one in found]
-        self._recent = [at for at in self._recent if at > step - self._steps_per_epoch]
-        return len(self._recent) > self._limit
+        self.recent += [one.step for one in found]
+        self.recent = [at for at in self.recent if at > step - self._steps_per_epoch]
+        return len(self.recent) > self._limit
 
 
 class RunningStatistics:

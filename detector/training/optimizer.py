@@ -31,11 +31,19 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
-    if momentum:
-        # The fused kernel takes memory as it comes for them; where it leaves the first step out, so it stays.
-        for parameter in trained:
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    fill_momentum(sgd)
     return sgd
+
+
+def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Zeros for the momentum of SGD where there is none yet.
+
+    The fused kernel takes memory as it comes for it; where it leaves the first step out, so it stays.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:

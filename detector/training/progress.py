@@ -94,6 +94,7 @@ class Checkpoints:
                 "best": now.best,
                 "evaluated": now.evaluated,
                 "not_finite": self._watch.count,
+                "not_finite_lately": self._watch.recent,
                 "steps_per_epoch": self._steps_per_epoch,
                 "images": len(self._train_set),
             }
@@ -130,6 +131,8 @@ class Checkpoints:
                 f"{source}: the training set had {images} images and has {len(self._train_set)} now, so the "
                 f"run cannot go on where it was; begin a new one with model.init={BEST} of this one"
             )
+        if state["step"] % self._steps_per_epoch:
+            self._refuse_another_order(state["config"], source)
         # What was asked for with --resume stays, not what was saved.
         self._learner.restore(training, state["model"], source)
         now = self._progress
@@ -143,6 +146,18 @@ class Checkpoints:
         if state.get("calibration"):
             now.calibration = Calibration.from_plain(state["calibration"])
         self._watch.count = training.get("not_finite", 0)
+        self._watch.recent = list(training.get("not_finite_lately", ()))
+
+    def _refuse_another_order(self, saved: dict[str, Any], source: str) -> None:
+        """In the middle of an epoch, where the first of its images are known by their number alone."""
+        now = self._config.model_dump(mode="json")
+        for section, key in (("train", "batch_size"), ("train", "seed"), ("data", "group_by_shape")):
+            before, after = saved.get(section, {}).get(key), now[section][key]
+            if before is not None and before != after:
+                raise InputError(
+                    f"{source} is in mid-epoch, and {section}.{key} was {before} and is {after}: some "
+                    "images would be left out or come twice; resume without the change"
+                )
 
     def _note(self) -> None:
         self._saved_at, self._saved_step = time.monotonic(), self._progress.step

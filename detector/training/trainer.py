@@ -95,11 +95,11 @@ class Trainer:
         if state:
             with memory_explained(parts.device):
                 self._checkpoints.restore(state, str(resume))
-        self._check_all_begin_together()
+        self._check_all_read_the_same(self.progress.step)
 
-    def _check_all_begin_together(self) -> None:
+    def _check_all_read_the_same(self, step: int) -> None:
+        """Of the checkpoint that each process has read by itself; `step`: its own's."""
         self.processes.barrier()  # one that failed would leave the others waiting
-        step = self.progress.step
         lowest, highest = -self.processes.largest(-step), self.processes.largest(step)
         if lowest != highest:
             raise InputError(
@@ -277,6 +277,7 @@ class Trainer:
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
+            self._check_all_read_the_same(state["step"])
             self.learner.restore(state["training"], state["model"], str(folder))
             then = f"back to the weights of step {state['step']}"
         if self.monitor:

@@ -1,5 +1,7 @@
 """Steps that are not finite: nothing of them reaches weights, statistics or the average."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from detector.memory import memory_explained
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch, RunningStatistics
 from detector.training.trainer import Trainer
-from errors import InputError
+from errors import InputError, Stopped
 from tests.builders import small_coco
 from tests.runs import difference, read_metrics, tiny_config
 
@@ -110,6 +112,29 @@ def test_too_many_of_them_stop(tmp_path: Path) -> None:
         spoil_steps(patch, {2, 4, 5}, float("nan"))
         with pytest.raises(InputError, match=r"not finite at step 5 \(box nan; images \d+\.png"):
             Trainer(tiny_config(root, tmp_path / "run", *words), "test").run()
+
+
+def test_so_many_is_counted_over_resumptions(tmp_path: Path) -> None:
+    """A run that is killed and continued would else never come to its limit."""
+    root, run = small_coco(tmp_path / "set", 16), tmp_path / "run"
+    config = tiny_config(root, run, *WORDS, "train.on_nonfinite=skip", "train.max_nonfinite=2")
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_steps(patch, {2, 4}, float("nan"))
+        update, done = Learner.update, []
+
+        def update_and_stop(learner: Learner, losses: Losses) -> Any:
+            done.append(1)
+            if len(done) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return update(learner, losses)
+
+        patch.setattr(Learner, "update", update_and_stop)
+        with pytest.raises(Stopped, match="at step 5"):
+            Trainer(config, "test").run()
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_steps(patch, {2}, float("nan"))
+        with pytest.raises(InputError, match="not finite at step 7"):
+            Trainer(config, "test", resume=run).run()
 
 
 def test_rollback_takes_the_weights_of_the_last_checkpoint_and_goes_on(tmp_path: Path) -> None:

@@ -102,6 +102,37 @@ def test_a_state_is_restored_whatever_memory_format_it_was_in(name: str, before:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
+def test_momentum_that_a_run_did_not_have_begins_at_zero() -> None:
+    """PyTorch's kernel would take memory as it comes, and keep it where the first step is left out."""
+
+    def learner(momentum: float) -> Learner:
+        net: Any = small_net()
+        optimizer = build_optimizer(net, "sgd", 0.1, momentum, weight_decay=0.0, decay_norm_and_bias=True)
+        return Learner(net, optimizer, torch.amp.GradScaler("cpu", enabled=False), None, 0)
+
+    before, after = learner(0.0), learner(0.9)
+    after.restore(before.state(), before.model.state_dict(), "the test")
+    for parameter in after.model.parameters():
+        assert torch.equal(after.optimizer.state[parameter]["momentum_buffer"], torch.zeros_like(parameter))
+
+
+def test_statistics_of_a_step_that_fp16_leaves_out_stay_as_they_were() -> None:
+    """A gradient that overflows is no fault in fp16, but its batch had no part in the weights either."""
+    net: Any = small_net()
+    optimizer = build_optimizer(net, "sgd", 0.1, 0.9, weight_decay=0.0, decay_norm_and_bias=True)
+    learner = Learner(net, optimizer, torch.amp.GradScaler("cpu", init_scale=65536.0), None, 0)
+    before = copy.deepcopy(net.state_dict())
+    learner.begin(0.1)
+    loss = net(torch.rand(2, 3, 8, 8)).sum()
+    learner.scaler.scale(loss).backward()
+    net[0].weight.grad.fill_(torch.inf)
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+    _, fault = learner.update(Losses({"box": loss.detach()}, torch.tensor(1)))
+    assert not fault
+    floats = {name: value for name, value in before.items() if value.is_floating_point()}
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in floats.items())
+
+
 def test_the_scale_of_the_loss_is_restored() -> None:
     """What fp16 has found out is not found out again, by a dozen steps that are left out."""
 

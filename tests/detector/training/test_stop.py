@@ -221,6 +221,22 @@ def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Pat
     assert listing(run) == before
 
 
+def test_what_moves_the_images_of_an_epoch_is_refused_in_the_middle_of_one(tmp_path: Path) -> None:
+    """20 images have as many steps of 9 as of 8."""
+    root, run = small_coco(tmp_path / "set", 20), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        signal_at_step(patch, 1)
+        Trainer(tiny_config(root, run, "train.epochs=2", "train.batch_size=8"), "test").run()
+    before = listing(run)
+    for changed in ("train.batch_size=9", "train.seed=5", "data.group_by_shape=true"):
+        words = ("train.epochs=2", "train.batch_size=8", changed)
+        with pytest.raises(InputError, match=rf"mid-epoch, and {changed.partition('=')[0]} was"):
+            Trainer(tiny_config(root, run, *words), "test", resume=run)
+    assert listing(run) == before
+    Trainer(tiny_config(root, run, "train.epochs=2", "train.batch_size=8"), "test", resume=run).run()
+    Trainer(tiny_config(root, run, "train.epochs=3", "train.batch_size=9"), "test", resume=run).run()
+
+
 def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:
     """They were ignored, and written down as if they held."""
     root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
