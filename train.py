@@ -82,13 +82,13 @@ def _configuration(
     config_name: str | None, overrides: list[str], resume: Path | None
 ) -> tuple["Config", str]:
     """What the command line describes, and the name of the run."""
-    from detector.config_file import apply_overrides, load_config, parse_config
+    from detector.config_file import apply_overrides, load_config, parse_config, refuse_own_data_as_demo
     from detector.training.run_folder import resume_config
     from errors import InputError
 
     if resume is None:
         if config_name is None:
-            _refuse_own_data_as_demo(overrides)
+            refuse_own_data_as_demo(overrides)
         path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
         return load_config(path, overrides), path.stem
     if config_name is not None:
@@ -97,21 +97,6 @@ def _configuration(
         raise InputError("--resume goes on in the folder of the run; leave run.dir out")
     values = apply_overrides(resume_config(resume), overrides)
     return parse_config(values, str(resume), overrides), resume.name
-
-
-def _refuse_own_data_as_demo(overrides: list[str]) -> None:
-    """The demo's set would be made in a folder whose name has a slip, and be trained on."""
-    from errors import InputError
-
-    given = dict(word.partition("=")[::2] for word in overrides)
-    root = given.get("data.root")
-    if root is None or "data.format" in given or (Path(root).expanduser() / "shapes.json").is_file():
-        return
-    raise InputError(
-        f"data.root={root}: without CONFIG it is the demo's generated set that is trained on; for a set of "
-        "your own give a CONFIG such as configs/bccd.yaml, or data.format=coco, voc or yolo (to make the "
-        "demo's in that folder: data.format=shapes)"
-    )
 
 
 if __name__ == "__main__":

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING
 from doors import OptionParser, run_door
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from data.sample import DetectionSet
     from data.whole import WholeSet
 
 log = logging.getLogger(__name__)
-_LEAST_OF_SHARE = 0.8
-_APART = "--fast divides what looks alike, and folders without --keep-folders"
 
 
 def main() -> None:
@@ -52,54 +46,20 @@ def split(
     path: Path, val: str, test: str, seed: str, images: Path | None, keep_folders: bool, fast: bool
 ) -> None:
     """Read what the command line names, divide it, write the parts, say what they hold."""
-    import numpy as np
-
-    from data.partition import groups_of, partition
+    from data.division import divide
     from data.whole import open_whole
 
-    shares = _shares(val, test)
-    number = _whole("--seed", seed)
+    shares, number = _shares(val, test), _whole("--seed", seed)
     whole = open_whole(path, images)
     outputs = {name: whole.file_of(name) for name in shares}
     for file in outputs.values():
         _check_output(file, whole)
-    records = whole.records
-    counts = np.zeros((len(records), len(records.classes)), dtype=np.int64)
-    of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))
-    np.add.at(counts, (of_image[~records.ignore], records.labels[~records.ignore]), 1)
-    files = [Path(file) for file in records.files.tolist()]
-    keys = [[str(file.resolve()) for file in files]]
-    if keep_folders:
-        keys.append([str(file.parent) for file in files])
-    groups = groups_of(_fingerprints(records, fast), *keys)
-    part = partition(counts, groups, list(shares.values()), number)
-    _refuse_empty(part, list(shares), groups)
-    texts = {
-        outputs[name]: whole.text_of(np.flatnonzero(part == k).tolist()) for k, name in enumerate(shares)
-    }
-    _write_all(texts)
-    _print_parts(shares, part, counts, records.classes)
-    together = len(files) - len(np.unique(groups))
-    if together:
-        why = "nearly like another or in one folder with it" if keep_folders else "nearly like another"
-        print(f"kept on one side: {together} image{'s' * (together != 1)} {why}")
-    print(f"written: {', '.join(map(str, texts))}\n{whole.next_step(list(shares))}")
-
-
-def _print_parts(
-    shares: dict[str, float], part: "NDArray[np.int64]", counts: "NDArray[np.int64]", classes: tuple[str, ...]
-) -> None:
-    width = max(map(len, shares))
-    for k, (name, share) in enumerate(shares.items()):
-        mine = counts[part == k].sum(axis=0).tolist()
-        boxes = ", ".join(f"{n} {label}" for label, n in zip(classes, mine, strict=True))
-        images, wanted = int((part == k).sum()), share * len(part)
-        print(f"{name:<{width}}  {images} image{'s' * (images != 1)}: {boxes}")
-        if images < _LEAST_OF_SHARE * wanted and images + 1 < wanted:
-            log.warning(
-                "%s has %.0f %% of the images, not %.0f %%: too many must stay together (%s)",
-                name, 100 * images / len(part), 100 * share, _APART,
-            )  # fmt: skip
+    division = divide(whole.records, shares, number, keep_folders, fast)
+    _write_all({file: whole.text_of(division.rows(name)) for name, file in outputs.items()})
+    for line in division.short():
+        log.warning(line)
+    print("\n".join(division.lines()))
+    print(f"written: {', '.join(map(str, outputs.values()))}\n{whole.next_step(list(shares))}")
 
 
 def _shares(val: str, test: str) -> dict[str, float]:
@@ -130,22 +90,6 @@ def _whole(option: str, text: str) -> int:
     return int(text)
 
 
-def _fingerprints(records: "DetectionSet", fast: bool) -> "NDArray[np.uint64]":
-    """uint64 [I, 4]; zeros, which are like no other, where no image is decoded."""
-    import numpy as np
-
-    from data.check.scan import scan
-    from errors import InputError
-
-    if fast:
-        return np.zeros((len(records), 4), dtype=np.uint64)
-    facts = scan(records, "images")
-    problem = next((one.problem for one in facts if one.problem is not None), None)
-    if problem is not None:
-        raise InputError(f"{problem}; replace it or take it out of the set (--fast decodes none)")
-    return np.stack([one.fingerprint for one in facts])
-
-
 def _check_output(file: Path, whole: "WholeSet") -> None:
     """Raises InputError: a part cannot be written there, or something is there."""
     from detector.output import check_output
@@ -157,20 +101,6 @@ def _check_output(file: Path, whole: "WholeSet") -> None:
         raise InputError(f"{file} is there already, and is left as it is; move it away to divide anew")
     place = next(parent for parent in file.absolute().parents if parent.is_dir())
     check_output("the parts", place / file.name)
-
-
-def _refuse_empty(part: "NDArray[np.int64]", names: list[str], groups: "NDArray[np.int64]") -> None:
-    import numpy as np
-
-    from errors import InputError
-
-    for k, name in enumerate(names):
-        if not (part == k).any():
-            count = len(np.unique(groups))
-            raise InputError(
-                f"nothing is left for {name}: {len(part)} images make {count} group{'s' * (count != 1)} that "
-                f"must stay together; take a larger share, or divide these as well ({_APART})"
-            )
 
 
 def _write_all(texts: dict[Path, str]) -> None:

@@ -98,6 +98,24 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     return values
 
 
+def refuse_own_data_as_demo(overrides: list[str]) -> None:
+    """Of a training without a configuration file, whose data set would be the demo's.
+
+    Raises:
+        InputError: data.root is given, and is not the demo's set; that would be made in a folder whose
+            name has a slip, and be trained on.
+    """
+    given = dict(word.partition("=")[::2] for word in overrides)
+    root = given.get("data.root")
+    if root is None or "data.format" in given or (Path(root).expanduser() / "shapes.json").is_file():
+        return
+    raise InputError(
+        f"data.root={root}: without CONFIG it is the demo's generated set that is trained on; for a set of "
+        "your own give a CONFIG such as configs/bccd.yaml, or data.format=coco, voc or yolo (to make the "
+        "demo's in that folder: data.format=shapes)"
+    )
+
+
 def _yaml_value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)

@@ -100,7 +100,7 @@ def test_coco_is_divided_and_the_parts_are_the_whole(tmp_path: Path) -> None:
         assert 9 in {a["category_id"] for a in part["annotations"]}
     sides = [{"0.png", "1.png"} & {i["file_name"] for i in part["images"]} for part in parts.values()]
     assert sorted(map(len, sides)) == [0, 2]
-    assert "kept on one side: 1 image nearly like another\n" in outcome.out
+    assert "kept on one side: 1 image like another, or in its folder\n" in outcome.out
     assert "val    4 images: " in outcome.out
     assert "\npython train.py configs/cards.yaml data.root=set\n" in outcome.out
 
@@ -219,7 +219,7 @@ def test_a_set_that_looks_all_alike_is_divided_where_likeness_does_not_count(
         write_image(tmp_path / "set/images" / f"{k}.png", seed=0 if k < 9 else 1)
     outcome = call(main, "set/annotations/all.json", "--val", "0.3", cwd=tmp_path)
     assert outcome.code == 0
-    assert "val has 10 % of the images, not 30 %" in caplog.text
+    assert "val has 10% of the images, not 30%" in caplog.text
     for name in ("train", "val"):
         (tmp_path / f"set/annotations/{name}.json").unlink()
     write_image(tmp_path / "set/images/9.png", seed=0)
