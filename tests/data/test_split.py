@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data.coco import load_coco
-from data.partition import groups_of, partition
 from data.sample import DetectionSet
-from data.split import main
+from data.split.__main__ import main
+from data.split.partition import groups_of, partition
 from data.voc import load_voc
 from data.yolo import load_yolo
 from tests.builders import coco_dict, voc_xml, write_image, write_voc

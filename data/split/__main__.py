@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from doors import OptionParser, run_door
 
 if TYPE_CHECKING:
-    from data.whole import WholeSet
+    from data.split.whole import WholeSet
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def split(
     path: Path, val: str, test: str, seed: str, images: Path | None, keep_folders: bool, fast: bool
 ) -> None:
     """Read what the command line names, divide it, write the parts, say what they hold."""
-    from data.division import divide
-    from data.whole import open_whole
+    from data.split.division import divide
+    from data.split.whole import open_whole
 
     shares, number = _shares(val, test), _whole("--seed", seed)
     whole = open_whole(path, images)

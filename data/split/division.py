@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.check.scan import scan
-from data.partition import groups_of, partition
 from data.sample import DetectionSet
+from data.split.partition import groups_of, partition
 from errors import InputError
 
 _LEAST_OF_SHARE = 0.8

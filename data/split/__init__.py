@@ -1,0 +1,1 @@
+"""python -m data.split: a data set divided into training, validation and test."""
