@@ -64,7 +64,8 @@ def predict(
 
     import numpy as np
 
-    from data.inputs import find_sources
+    from data.images import IMAGE_SUFFIXES
+    from data.inputs import VIDEO_SUFFIXES, find_sources
     from detector.prediction.results import FORMATS, ResultsFolder
     from detector.prediction.session import predict as run
     from detector.predictor import Detector
@@ -80,6 +81,8 @@ def predict(
     size = None if batch is None else _number("--batch", batch)
     if size is not None and not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
         raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
+    if Path(model).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        raise InputError(f"{model} is no checkpoint; the run folder comes first, then what to detect in")
     if not inputs:
         raise InputError("give an image, a folder or a video beside the settings")
     sources, folder = find_sources(inputs), ResultsFolder(output)

@@ -4,6 +4,7 @@ With several processes: torchrun --nproc-per-node N train.py ...
 """
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
         raise
     leave_processes()
     if processes.main and folder is not None:
-        print(f"evaluate: {this_python()} evaluate.py {folder}\nlook:     tensorboard --logdir {folder}")
+        run = shlex.quote(str(folder))
+        print(f"evaluate: {this_python()} evaluate.py {run}\nlook:     tensorboard --logdir {run}")
 
 
 def _run(config: "Config", name: str, resume: Path | None, processes: "Processes") -> Path | None:

@@ -119,7 +119,16 @@ def read_json(path: Path, kind: str = "annotation file", hint: str = "") -> Any:
     except OSError as error:
         raise InputError(f"{kind} {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{kind} {path} is not valid JSON: {error}") from None
+        raise InputError(f"{kind} {path} is not valid JSON{_how_it_begins(path)}: {error}") from None
+
+
+def _how_it_begins(path: Path) -> str:
+    """What else it may be: CSV, a page of HTML, nothing at all."""
+    with path.open("rb") as file:
+        start = file.read(200).decode("utf-8", "replace").strip()
+    if not start:
+        return ", it is empty"
+    return "" if start[0] in "{[" else f", it begins with '{start.splitlines()[0][:40]}'"
 
 
 def named_categories(content: dict[str, Any]) -> list[Any]:
@@ -151,7 +160,7 @@ def _categories(
     for record in records:
         where = f"a category in {source}"
         try:
-            name, number = str(_field(record, "name", where)), _whole(record, "id", where)
+            name, number = _name(record, "name", where), _whole(record, "id", where)
             if not isinstance(number, int):
                 message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
                 raise DataFault("record-malformed", message)
@@ -219,7 +228,7 @@ def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
     number = _whole(record, "id", where)
     where = f"image id {_shown(number)} in {source}"
-    path = image_inside(folder, str(_field(record, "file_name", where)), where)
+    path = image_inside(folder, _name(record, "file_name", where), where)
     size = (_whole(record, "height", where), _whole(record, "width", where))
     if (
         not isinstance(number, int)
@@ -270,6 +279,13 @@ def _field(record: Any, key: str, where: str) -> Any:
     if not isinstance(record, dict) or key not in record:
         raise DataFault("record-malformed", f"{where} has no '{key}'")
     return record[key]
+
+
+def _name(record: Any, key: str, where: str) -> str:
+    name = _field(record, key, where)
+    if name is None or isinstance(name, dict | list) or not str(name).strip():
+        raise DataFault("record-malformed", f"{where}: {key} must be a text, got {name!r}")
+    return str(name)
 
 
 def _whole(record: Any, key: str, where: str) -> Any:

@@ -23,8 +23,9 @@ _PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts th
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 # Pillow finds no more than a thumbnail in most of a camera's raw pictures.
 _RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
-# Pictures that may be of use after a conversion only.
-OTHER_SUFFIXES = _RAW_SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}
+_TO_CONVERT = _RAW_SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}
+# Pictures that may not be of use, but are not to be passed over.
+OTHER_SUFFIXES = _TO_CONVERT | {".gif"}
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
@@ -215,7 +216,7 @@ def _explained(what: str) -> Iterator[None]:
         raise InputError(f"{what} does not exist") from None
     except _DECODE_ERRORS as error:
         ending = Path(what).suffix.lower()
-        unknown = isinstance(error, UnidentifiedImageError) and ending in OTHER_SUFFIXES
+        unknown = isinstance(error, UnidentifiedImageError) and ending in _TO_CONVERT
         reason = _unsupported(ending) if unknown else _reason(error)
         raise InputError(f"{what} cannot be read: {reason}") from None
 

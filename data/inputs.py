@@ -49,7 +49,11 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if not path.exists():
             places = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
             if not places:
-                option = "; options are written --threshold 0.5, keys eval.nms=hard" if "=" in word else ""
+                option = (
+                    "; options begin with --, and keys (eval.nms=hard) come before them"
+                    if "=" in word
+                    else ""
+                )
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
                 raise InputError(f"{word} {missing}{option}")
         sources = [source for place in places for source in _sources(place)]

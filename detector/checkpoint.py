@@ -49,8 +49,13 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path} ({first_line(error)}); the checkpoint before it is kept: free "
-            f"some space, then continue with --resume"
+            f"cannot write {path} ({first_line(error)}); "
+            + (
+                "the checkpoint before it is kept: "
+                if path.exists() or (previous and previous.exists())
+                else ""
+            )
+            + "free some space, then continue with --resume"
         ) from None
     _sync_folder(path.parent)
 
@@ -132,10 +137,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = load_tensors(path)
     needed = ("model", "config", "classes", "category_ids", "step", "epoch")
     if not isinstance(content, dict) or any(key not in content for key in needed):
-        raise InputError(
-            f"{path} is not a checkpoint of this project; a plain state dict can be loaded with "
-            f"model.init={path.name} of train.py"
-        )
+        plain = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
+        remedy = "give a run folder or its best.pt"
+        if plain:
+            remedy = f"a plain state dict can be loaded with model.init={path} of train.py"
+        raise InputError(f"{path} is not a checkpoint of this project; {remedy}")
     return content
 
 

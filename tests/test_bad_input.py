@@ -170,6 +170,13 @@ THREE = ("annotation 3", "train.json")
 DATA: dict[str, Case] = {
     "annotations missing": (lambda root: (root / "annotations/train.json").unlink(), ("train.json",)),
     "not JSON": (written("annotations/train.json", b'{"images": ['), ("train.json", "not valid JSON")),
+    "CSV": (written("annotations/train.json", b"file,x0,y0\n1.png,3,4"), ("begins with 'file,x0,y0'",)),
+    "empty": (written("annotations/train.json", b"\n"), ("train.json", "it is empty")),
+    "class without a name": (
+        edited(lambda c: c["categories"][0].update(name=None)),
+        ("category", "name must be a text", "None"),
+    ),
+    "image without a name": (image(file_name=""), ("image id 12", "file_name must be a text")),
     "a list": (written("annotations/train.json", b"[]"), ("train.json", "'images'")),
     "no annotations": (edited(lambda c: c.pop("annotations")), ("train.json", "'annotations'")),
     "no categories": (edited(lambda c: c.pop("categories")), ("train.json", "'categories'")),
@@ -215,7 +222,8 @@ def test_a_truncated_image_ends_the_run_and_is_named(place: Path) -> None:
     """Its header is whole: found when it is decoded, in the middle of training."""
     path = place / "set" / "images" / "2.png"
     path.write_bytes(path.read_bytes()[:2000])
-    assert_one_line(call(train.main, *RUN, cwd=place), "set/images/2.png", "cannot be read")
+    outcome = call(train.main, *RUN, cwd=place)
+    assert_one_line(outcome, "set/images/2.png", "cannot be read", "is saved, --resume new goes on")
 
 
 # ------------------------------------------------------------------------ as processes of their own

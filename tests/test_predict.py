@@ -125,6 +125,10 @@ def test_results_are_those_of_evaluation_and_can_be_scored(place, trained, evalu
         for record in records:
             record[field] = ids[record[field]]
     (place / "truth.json").write_text(json.dumps(truth))
+    others = json.dumps({**truth, "images": [{**i, "file_name": f"x{i['id']}.png"} for i in truth["images"]]})
+    (place / "others.json").write_text(others)
+    words = ("--predictions", "out/coco.json", "--annotations", "others.json")
+    assert_refused(evaluate.main, words, place, "out/coco.json", "image id 1 is images/0.png", "--results")
     words = ("--predictions", "out/coco.json", "--annotations", "truth.json", "--output", "scores.json")
     assert call(evaluate.main, *words, cwd=place).code == 0
     assert read(place / "scores.json")["AP"] == evaluated.scores.coco.summary["AP"]

@@ -66,8 +66,9 @@ def box_spots(
         height,
         over,
     )
+    parts = bool(len(x0) >= _LEAST_BOXES and records.boxes.max() <= 1)
     yield from spots(
-        "box-tiny",
+        "box-normalised" if parts else "box-tiny",
         objects & (seen.min(axis=1) < _TINY_PX),
         "is {0:.1f} x {1:.1f} px after the resizing of evaluation",
         seen[:, 0],

@@ -75,6 +75,9 @@ KINDS: dict[str, Kind] = {
         "boxes reach outside as if x1, y1 were written as width, height",
         "write x, y, width, height: each box is too large now",
     ),
+    "box-normalised": Kind(
+        _W, "all boxes lie within one pixel, as parts of width and height do", "write pixels"
+    ),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(
         _W, "more than a tenth of a box lies outside its image", "clip it: found boxes are, and cannot match"

@@ -1,6 +1,7 @@
 """A data set that is in one piece, and the files that name the parts of it: COCO, Pascal VOC, YOLO."""
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -8,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.annotations import image_inside, inside
 from data.coco import load_coco, read_json
-from data.images import files_below
+from data.images import IMAGE_SUFFIXES, files_below
 from data.sample import DetectionSet
 from data.voc import load_voc_images
 from data.yolo import load_yolo, places_of
 from errors import InputError
 
+log = logging.getLogger(__name__)
 _ALL_PARTS = ("train", "val", "test")
 
 
@@ -49,20 +52,27 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    if path.name == "data.yaml":
+    if path.name in ("data.yaml", "Annotations"):
         path = path.parent
     if path.is_file() and path.suffix.lower() == ".json":
-        return _coco(path, images)
-    if images is not None:
+        whole = _coco(path, images)
+    elif images is not None:
         raise InputError("--images is for a COCO instances file")
-    if (path / "data.yaml").is_file():
-        return _yolo(path)
-    if (path / "Annotations").is_dir():
-        return _voc(path)
-    raise InputError(
-        f"{path} is no COCO instances file (.json), no folder with Annotations/*.xml (VOC) and none with "
-        "data.yaml (YOLO)"
-    )
+    elif (path / "data.yaml").is_file():
+        whole = _yolo(path)
+    elif (path / "Annotations").is_dir():
+        whole = _voc(path)
+    else:
+        files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
+        raise InputError(
+            f"{path} is no COCO instances file (.json), no folder with Annotations/*.xml (VOC) and none with "
+            "data.yaml (YOLO)" + (f"; of COCO name the file: {files[0]}" if files else "")
+        )
+    if not len(whole.records):
+        raise InputError(f"{path} lists no images")
+    if not len(whole.records.boxes):
+        raise InputError(f"{path}: not one image has a box; see that the annotations are where they belong")
+    return whole
 
 
 def _coco(path: Path, images: Path | None) -> WholeSet:
@@ -107,12 +117,15 @@ def _images_of(path: Path, records: list[Any]) -> Path:
     """The folder of the images of a COCO file, near it."""
     here, above = path.parent, path.absolute().parent.parent
     above = Path(os.path.relpath(above)) if not path.is_absolute() else above
-    name = str(records[0].get("file_name") or "") if records and isinstance(records[0], dict) else ""
-    if not name:
+    if not records:
+        raise InputError(f"{path} lists no images")
+    name = records[0].get("file_name") if isinstance(records[0], dict) else None
+    if not isinstance(name, str) or not name:
         raise InputError(f"{path}: the first of its images has no 'file_name'")
+    inside(here, name, f"the first image of {path}")
     tries = [here / "images", above / "images", here, above]
     for folder in tries:
-        if folder.is_dir() and not Path(name).is_absolute() and (folder / name).is_file():
+        if folder.is_dir() and image_inside(folder, name, str(path)).is_file():
             return folder
     looked = ", ".join(map(str, tries))
     raise InputError(
@@ -136,6 +149,7 @@ def _voc(root: Path) -> WholeSet:
             f"{root / 'ImageSets' / 'Main'} has lists already ({named}): the set is divided; move them away "
             "to divide it anew"
         )
+    _say_what_has_no_xml(root, names)
     records = load_voc_images(root, names, str(folder))
 
     def next_step(parts: Sequence[str]) -> str:
@@ -149,6 +163,22 @@ def _voc(root: Path) -> WholeSet:
         lambda rows: "".join(f"{names[row]}\n" for row in rows),
         next_step,
     )
+
+
+def _say_what_has_no_xml(root: Path, names: Sequence[str]) -> None:
+    """Annotation tools write none for an image without objects, which is background all the same."""
+    pictures = files_below(root / "JPEGImages")
+    stems = {
+        path.relative_to(root / "JPEGImages").with_suffix("").as_posix()
+        for path in pictures
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    }
+    if lost := sorted(stems.difference(names)):
+        log.warning(
+            "%d of %d images in %s have no .xml file in Annotations and are left out, such as %s; with one "
+            "without <object> they are background",
+            len(lost), len(stems), root / "JPEGImages", lost[0],
+        )  # fmt: skip
 
 
 def _yolo(root: Path) -> WholeSet:

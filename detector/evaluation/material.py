@@ -5,13 +5,14 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from data.annotations import image_inside, require_folder
 from data.coco import named_categories, read_json
+from data.inputs import RESULTS_MARK
 from data.sample import DetectionSet
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
@@ -104,6 +105,7 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         sizes = _sizes(image_records, image_ids, at)
         if len(gt) < len(content["annotations"]):
             _say_what_is_left_out(annotations_path, len(gt), len(content["annotations"]))
+    _refuse_ids_of_prediction(results_path, annotations_path, image_records)
     found = _read_results(results_path, annotations_path, places, labels)
     return Material(
         tuple(names[category] for category in category_ids),
@@ -121,6 +123,25 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         np.array([one[4] for one in gt], np.float64),
         found,
     )
+
+
+def _refuse_ids_of_prediction(path: Path, annotations_path: Path, image_records: dict[Any, Any]) -> None:
+    """predict.py numbers the images that it is given: its ids are rarely those of the annotations.
+
+    Raises:
+        InputError: beside the results lies its list of images, which names others under their ids.
+    """
+    listing = path.parent / "images.json"
+    if not (path.parent / RESULTS_MARK).exists() or not listing.is_file():
+        return
+    for record in read_json(listing)["images"]:
+        meant = image_records.get(record["id"])
+        name = None if meant is None else meant.get("file_name")
+        if name is not None and PureWindowsPath(name).name != PureWindowsPath(record["file_name"]).name:
+            raise InputError(
+                f"{path}: image id {record['id']} is {record['file_name']} ({listing.name} beside it), and "
+                f"{name} in {annotations_path}; evaluate.py RUN_DIR --results FILE writes the set's own ids"
+            )
 
 
 def _say_what_is_left_out(path: Path, used: int, given: int) -> None:

@@ -52,9 +52,10 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     pixels = [scale**2 for scale in parts.batches.scales[done:]] or [1.0]
     shrunk_s = data_s + (step_s - data_s) * sum(pixels) / len(pixels)
     total_s = steps * shrunk_s + evaluations * batches * evaluation_s
+    images = min(config.train.batch_size, len(records))
     yield (
-        f"step      {step_s:.2f} s for {config.train.batch_size} images ({data_s:.2f} s of it waiting for "
-        f"data); evaluation {evaluation_s:.2f} s a batch"
+        f"step      {step_s:.2f} s for {images} images ({data_s:.2f} s of it waiting for data); evaluation "
+        f"{evaluation_s:.2f} s a batch"
     )
     yield f"memory    {_peak_memory(parts.device) / 2**30:.1f} GiB, on {parts.device}"
     times = f"{evaluations} evaluation{'s' * (evaluations != 1)}"

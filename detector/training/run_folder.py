@@ -176,6 +176,24 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> bool:
     return repeated
 
 
+def _edited(written: Path, config: dict[str, Any]) -> str | None:
+    """The first key in which the file is not what a checkpoint holds, and what that is; None without one."""
+    try:
+        content = yaml.safe_load(written.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    for section, values in config.items():
+        now = content.get(section)
+        if not isinstance(now, dict):
+            continue
+        for key, value in values.items():
+            if key in now and now[key] != value:
+                return f"{section}.{key}={value}"
+    return None
+
+
 def resume_config(folder: Path) -> dict[str, Any]:
     """The configuration of the run in a folder, as plain values.
 
@@ -186,9 +204,16 @@ def resume_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"--resume: {folder} is a file; give the folder of the run, not its checkpoint")
     if not folder.is_dir():
         raise InputError(f"--resume: the run folder {folder} does not exist")
-    if has_checkpoint(folder):
-        return load_newest(folder)["config"]
     written = folder / "config.yaml"
+    if has_checkpoint(folder):
+        config = load_newest(folder)["config"]
+        if (changed := _edited(written, config)) is not None:
+            log.warning(
+                "%s is a record and is not read: the run goes on as its checkpoint says (%s); give changes "
+                "on the command line",
+                written, changed,
+            )  # fmt: skip
+        return config
     if not written.is_file():
         raise InputError(f"--resume: {folder} holds no checkpoints/{LAST} to continue from")
     log.warning(f"{folder} holds no checkpoint yet; the run begins at its first step")

@@ -254,7 +254,9 @@ class Trainer:
         if need == Need.STOP:
             raise self._stopped()
         if need == Need.FAIL:
-            raise failure or Bystander
+            if failure is None:
+                raise Bystander
+            raise InputError(f"{failure}; the state is saved, --resume {self.folder} goes on from it")
 
     def _save(self) -> None:
         """LAST, while all wait: a launcher that sees one process leave ends the others at once."""

@@ -83,6 +83,14 @@ def coco(root: Path, images: int = IMAGES) -> dict[str, Any]:
     return content
 
 
+def write_yolo(root: Path, images: int) -> None:
+    """Images with a box each; without data.yaml."""
+    (root / "labels").mkdir(parents=True)
+    for k in range(images):
+        write_image(root / "images" / f"{k}.jpg", seed=k)
+        (root / "labels" / f"{k}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+
+
 def test_coco_is_divided_and_the_parts_are_the_whole(tmp_path: Path) -> None:
     whole = coco(tmp_path / "set")
     outcome = call(main, "set/annotations/all.json", cwd=tmp_path)
@@ -114,6 +122,25 @@ def test_coco_with_images_beside_the_file_says_where_they_are(tmp_path: Path) ->
         "configs/cards.yaml data.root=elsewhere/images 'data.annotations={split}.json' data.images=. "
         "data.splits.test=test\n"
     ) in outcome.out
+
+
+def test_names_that_windows_has_written_are_found(tmp_path: Path) -> None:
+    content = coco(tmp_path / "set")
+    for image in content["images"]:
+        image["file_name"] = "images\\" + image["file_name"]
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    outcome = call(main, "set/annotations/all.json", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.endswith("data.root=set data.images=.\n")
+
+
+def test_voc_images_without_a_file_are_said_to_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
+    (tmp_path / "set/Annotations/c.xml").unlink()
+    assert call(main, "set", cwd=tmp_path).code == 0
+    assert "1 of 8 images in set/JPEGImages have no .xml file" in caplog.text and "such as c" in caplog.text
 
 
 def test_voc_gets_its_lists(tmp_path: Path) -> None:
@@ -150,6 +177,11 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
         (("set/annotations/all.json", "--images", "nowhere"), ("--images", "nowhere does not exist")),
         (("set/annotations/all.json", "--images", "set"), ("not in set but in set/images", "--images")),
         (("labelme.json",), ("labelme.json", "no list 'images'")),
+        (("none.json",), ("none.json lists no images",)),
+        (("none.json", "--images", "set/images"), ("none.json lists no images",)),
+        (("windows.json",), ("first image", "C:", "outside")),
+        (("unboxed.json", "--images", "set/images"), ("unboxed.json", "not one image has a box")),
+        (("set",), ("set is no", "name the file: set/annotations/all.json")),
         (("set/annotations/train.json",), ("train.json is itself", "rename it")),
         (("empty",), ("empty", "Annotations", "data.yaml")),
         (("set/annotations/all.json", "--val", "much"), ("--val", "'much'")),
@@ -165,6 +197,13 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, words: tuple[str, ...
     coco(tmp_path / "set")
     (tmp_path / "empty").mkdir()
     (tmp_path / "labelme.json").write_text('{"shapes": []}')
+    whole = json.loads((tmp_path / "set/annotations/all.json").read_text())
+    for name, changed in (
+        ("none", {"images": [], "annotations": []}),
+        ("unboxed", {"annotations": []}),
+        ("windows", {"images": [{**whole["images"][0], "file_name": r"C:\\photos\\0.png"}]}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole | changed))
     content = (tmp_path / "set/annotations/all.json").read_text()
     for name in ("twice", "train"):
         if name in words[0] or "twice" in words[0]:
@@ -177,8 +216,7 @@ def test_lists_that_are_there_are_neither_replaced_nor_their_images_divided(tmp_
     write_voc(tmp_path / "voc", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdef"}, {"test": ["a"]})
     assert_refused(main, ("voc",), tmp_path, "voc/ImageSets/Main", "(test)", "divided")
     root = tmp_path / "yolo"
-    for k in range(4):
-        write_image(root / "images" / f"{k}.jpg", seed=k)
+    write_yolo(root, 4)
     (root / "train.txt").write_text("images/0.jpg\nimages/1.jpg\n")
     for text, *named in (
         ("train: train.txt\n", "yolo/train.txt is itself", "all.txt", "yolo/data.yaml"),
@@ -192,8 +230,7 @@ def test_lists_that_are_there_are_neither_replaced_nor_their_images_divided(tmp_
 
 def test_a_yolo_set_elsewhere_is_trained_on_its_own_lists(tmp_path: Path) -> None:
     """What data.yaml names is seen from its `path`, and so are the lists."""
-    for k in range(10):
-        write_image(tmp_path / "set" / "images" / f"{k}.jpg", seed=k)
+    write_yolo(tmp_path / "set", 10)
     (tmp_path / "set" / "all.txt").write_text("".join(f"images/{k}.jpg\n" for k in range(10)))
     (tmp_path / "cfg").mkdir()
     head = "path: ../set\nnames: [cat]\n"

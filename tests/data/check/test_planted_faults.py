@@ -67,6 +67,20 @@ def test_corners_in_the_place_of_sizes_are_one_finding(root: Path) -> None:
     assert "width, height" in report.findings[0].kind.remedy
 
 
+def test_parts_of_the_sides_are_one_finding(root: Path) -> None:
+    """YOLO's numbers in a COCO file: to remove all boxes that are tiny would be the wrong advice."""
+    edited(lambda c: c["annotations"].extend(added(90 + k, 1, 0, (k, 4, 40, 40)) for k in range(2)))(root)
+
+    def damage(content: dict[str, Any]) -> None:
+        for record in content["annotations"]:
+            x, y, width, height = record["bbox"]
+            record["bbox"] = [x / WIDTH, y / HEIGHT, width / WIDTH, height / HEIGHT]
+
+    edited(damage)(root)
+    codes = {f.code: len(f.spots) for f in examined(root).report.findings}
+    assert codes["box-normalised"] == 10 and "box-tiny" not in codes
+
+
 def test_ignored_regions_may_be_what_boxes_may_not(root: Path) -> None:
     """Tiny, as large as the image, and where an object is: before it in the file and behind it."""
 

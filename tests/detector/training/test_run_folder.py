@@ -211,6 +211,20 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         append_metrics(tmp_path, {"step": 3, "AP": 0.5})
 
 
+def test_an_edited_record_of_the_configuration_is_not_taken_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    Trainer(tiny_config(small_coco(tmp_path / "set", 4), run, "train.epochs=1"), "test").run()
+    caplog.clear()
+    assert resume_config(run)["train"]["epochs"] == 1 and caplog.text == ""
+    text = (run / "config.yaml").read_text()
+    assert "epochs: 1," in text
+    (run / "config.yaml").write_text(text.replace("epochs: 1,", "epochs: 3,"))
+    assert resume_config(run)["train"]["epochs"] == 1
+    assert "config.yaml is a record and is not read" in caplog.text and "train.epochs=1" in caplog.text
+
+
 def test_metrics_are_json_where_a_number_is_not_finite(tmp_path: Path) -> None:
     append_metrics(tmp_path, {"step": 1, "loss": float("nan"), "gradient_norm": float("inf"), "lr": 0.1})
     line = (tmp_path / "metrics.jsonl").read_text()
