@@ -4,6 +4,7 @@ With several processes: torchrun --nproc-per-node N train.py ...
 """
 
 import logging
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,9 +36,17 @@ def main() -> None:
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.training.processes import join_processes, leave_processes
-    from errors import Stopped
+    from errors import Bystander, InputError, Stopped
 
-    config, name = _configuration(config_name, overrides, resume)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of this machine's processes, under torchrun
+    if not first:
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        config, name = _configuration(config_name, overrides, resume)
+    except InputError as error:
+        if first:
+            raise
+        raise Bystander from error  # which the first has found as well
     processes = join_processes(config.train.device)
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all

@@ -165,6 +165,7 @@ class IoUCrop(A.DualTransform):
         return moved
 
 
+_LEAST_SIDE = 4  # pixels of an image, resized for evaluation
 _OWN = {"ResizeWithin": ResizeWithin, "ZoomOut": ZoomOut, "IoUCrop": IoUCrop}
 
 
@@ -272,6 +273,11 @@ class Pipeline:
         boxes = np.array([[6, 8, 40, 30], [20, 30, 58, 90]], dtype=np.float32)
         for seed in range(4):
             done, moved, rows = self(image, boxes, seed)
+            if min(done.shape[:2]) < _LEAST_SIDE:
+                raise InputError(
+                    f"{self._key}: an image of {width} x {height} px becomes one of {done.shape[1]} x "
+                    f"{done.shape[0]}, in which nothing is to be seen; let it be larger"
+                )
             if len(rows) == len(boxes):
                 factor = np.array([done.shape[1] / width, done.shape[0] / height])
                 if (np.abs(moved - boxes * np.tile(factor, 2)) < 0.5).all():

@@ -1,6 +1,7 @@
 """Bad input ends in exit code 2 and one line that names what is at fault, and leaves nothing behind."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -64,6 +65,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.transforms.train=[{RandomCrop: {height: 999, width: 999}}]": ("data.transforms.train", "Crop"),
     "data.transforms.train=[Normalize]": ("data.transforms.train", "normalises by itself"),
     "data.transforms.eval=[VerticalFlip]": ("data.transforms.eval", "only resizing"),
+    "data.transforms.eval=[{ResizeWithin: {long: 1}}]": ("data.transforms.eval", "becomes one of 1 x 1"),
     "train.epochs=": ("train.epochs",),
     "train.epochs=many": ("error: on the command line: train.epochs", "'many'"),
     "train.epochs =3": ("did you mean 'train.epochs'?",),
@@ -104,6 +106,17 @@ def test_a_missing_configuration_file_is_named(place: Path) -> None:
         (("train.epochs", "=", "3"), "'train.epochs' is not of the form KEY=VALUE", "without spaces"),
     ):
         assert_refused(train.main, words, place, *named)
+
+
+def test_of_the_processes_of_a_machine_one_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a launch would find the same slip in the configuration."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    level = logging.getLogger().level
+    outcome = call(train.main, "nowhere.yaml", cwd=place)
+    logging.getLogger().setLevel(level)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert_one_line(call(train.main, "nowhere.yaml", cwd=place), "nowhere.yaml does not exist")
 
 
 def test_a_set_of_ones_own_is_not_taken_for_the_demo(place: Path) -> None:
