@@ -67,21 +67,23 @@ class Learner:
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
+        left_out = ~torch.isfinite(norm)
         if self.scaler.is_enabled():
             # fp16 overflows now and then; the scaler then leaves the step out and lowers its factor.
-            nonfinite = ~torch.isfinite(losses.total) | self._scaled_away(norm)
+            nonfinite = ~torch.isfinite(losses.total) | self._scaled_away(left_out)
             if dist.is_initialized():  # its loss may be each process's own
                 anywhere = nonfinite.float()
                 dist.all_reduce(anywhere, dist.ReduceOp.MAX)
                 nonfinite = anywhere > 0
+            # A gradient that only overflowed is no fault, but its batch had no part in the weights either.
+            left_out = left_out | nonfinite
         else:
-            nonfinite = ~torch.isfinite(norm)
+            nonfinite = left_out
             # How the fused optimizers are told to leave a step out, by the device itself.
             self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # In fp16 a gradient that only overflowed is no fault, but its batch had no part in the weights.
-        self._statistics.restore_where(nonfinite | ~torch.isfinite(norm))
+        self._statistics.restore_where(left_out)
         if self.average:
             self.average.update(self.model)
         return norm, nonfinite
@@ -97,10 +99,10 @@ class Learner:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    def _scaled_away(self, norm: Tensor) -> Tensor:
+    def _scaled_away(self, left_out: Tensor) -> Tensor:
         """Whether the gradient is not finite although the scaler has given up all of its factor."""
         scale = self.scaler._scale
-        return ~torch.isfinite(norm) & (scale < 1) if scale is not None else torch.zeros_like(norm).bool()
+        return left_out & (scale < 1) if scale is not None else torch.zeros_like(left_out)
 
     def state(self) -> dict[str, Any]:
         """All of it, beside the weights that are evaluated."""
