@@ -62,6 +62,14 @@ def is_file(word: str) -> bool:
     return is_there(word) and not Path(word).is_dir()
 
 
+def number_of(option: str, text: str) -> float:
+    """The number that an option was given. Raises InputError: it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{option}: '{text}' is not a number") from None
+
+
 def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE."""
     names = [word for word in words if "=" not in word or is_file(word)]
@@ -125,8 +133,7 @@ def run_door(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()  # here, where a reader that has gone is no failure
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        _refuse(str(error))
     except Bystander:
         sys.exit(BAD_INPUT)
     except Stopped as reason:
@@ -137,25 +144,24 @@ def run_door(main: Callable[[], None]) -> None:
         name = (error.name or "").partition(".")[0]
         if (_HERE / name).exists() or (_HERE / f"{name}.py").exists():  # our own: not for the user to mend
             raise
-        print(f"error: {_not_installed(name)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        _refuse(_not_installed(name))
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
-        print(
-            "error: torch and torchvision are not of the same release; delete .venv and run make setup",
-            file=sys.stderr,
-        )
-        sys.exit(BAD_INPUT)
+        _refuse("torch and torchvision are not of the same release; delete .venv and run make setup")
     except BrokenPipeError:  # | head
         close_output()
     except OSError as error:  # a path that is too long, a disk that does not answer: wherever it was met
         where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        _refuse(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 def _not_installed(package: str) -> str:

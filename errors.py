@@ -1,5 +1,7 @@
 """The exceptions that the command line turns into one line and an exit code, and that line."""
 
+from collections.abc import Sequence
+
 
 class InputError(Exception):
     """Something the user gave is wrong: what, where, and what to do, in one line."""
@@ -14,6 +16,11 @@ class Stopped(Exception):
 
 class Bystander(Exception):
     """Another process of the training has failed and says why."""
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first of the names, in one line, and dots for the rest."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def first_line(error: BaseException) -> str:

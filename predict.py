@@ -4,7 +4,7 @@ import glob
 import re
 from pathlib import Path
 
-from doors import OptionParser, is_there, run_door
+from doors import OptionParser, is_there, number_of, run_door
 
 _MOST_AT_A_TIME = 100_000
 _KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
@@ -75,10 +75,10 @@ def predict(
     for word in wanted:
         if word not in FORMATS:
             raise InputError(f"--format: '{word}' is not one of {', '.join(FORMATS)}")
-    least = None if threshold is None else _number("--threshold", threshold)
+    least = None if threshold is None else number_of("--threshold", threshold)
     if least is not None and not 0 <= least <= 1:
         raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {threshold}")
-    size = None if batch is None else _number("--batch", batch)
+    size = None if batch is None else number_of("--batch", batch)
     if size is not None and not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
         raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
     if Path(model).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
@@ -99,15 +99,6 @@ def predict(
     counts = ((report.images, "image"), (report.frames, "frame"))
     where = " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
     print(f"{report.detections} detections in {where}: {report.folder}")
-
-
-def _number(option: str, text: str) -> float:
-    from errors import InputError
-
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{option}: '{text}' is not a number") from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from data.faults import DataFault, raise_or_collect
 from data.images import read_size, size_mismatch
 from data.sample import DetectionSet
-from errors import InputError
+from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 # Headers are read up front for sets that allow it in seconds; larger ones are checked on decoding.
@@ -112,11 +112,9 @@ def pack_set(
     elif not kept.all():
         empty = {images[i].path.name for i in of_image[~kept]}
         dropped = int((~kept).sum())
-        names = ", ".join(sorted(empty)[:_NAMES_SHOWN])
-        more = ", ..." if len(empty) > _NAMES_SHOWN else ""
         log.warning(
-            "%s: %d box%s without area inside the image dropped (%s%s)",
-            source, dropped, "" if dropped == 1 else "es", names, more,
+            "%s: %d box%s without area inside the image dropped (%s)",
+            source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),
         )  # fmt: skip
     areas = np.array([np.nan if item.area is None else item.area for item in items], dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # a box may be as large as floats go

@@ -3,8 +3,9 @@
 import gc
 import json
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from data.annotations import AnnotatedImage, Annotation, image_inside, pack_set,
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
-from errors import InputError
+from errors import InputError, some_of
 
 _NAMES_SHOWN = 5
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
@@ -38,16 +39,34 @@ def load_coco(
     """
     require_folder(images, "data.images", "set data.images, the folder of the images below data.root")
     with _no_garbage_collection():
-        return _load(annotations, images, classes, faults)
+        content = read_instances(annotations, hint=partial(_others_than, annotations))
+        return load_instances(content, annotations, images, classes, faults)
 
 
-def _load(
-    annotations: Path, images: Path, classes: tuple[str, ...] | None, faults: list[DataFault] | None
-) -> DetectionSet:
-    content = read_json(annotations, hint=_others_than(annotations))
+def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
+    """The content of an instances file, whose three lists are there.
+
+    Args:
+        hint: what to do where the file does not exist.
+
+    Raises:
+        InputError: it is missing, unreadable, no JSON, or lacks a list.
+    """
+    content = read_json(path, hint=hint)
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            raise InputError(f"{annotations} has no list '{section}'; a COCO instances file has one")
+            raise InputError(f"{path} has no list '{section}'; a COCO instances file has one")
+    return content
+
+
+def load_instances(
+    content: dict[str, Any],
+    annotations: Path,
+    images: Path,
+    classes: tuple[str, ...] | None = None,
+    faults: list[DataFault] | None = None,
+) -> DetectionSet:
+    """As `load_coco`, of what `read_instances` has read."""
     known, labels, names = _categories(named_categories(content), classes, annotations, faults)
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
@@ -87,8 +106,7 @@ def _others_than(annotations: Path) -> str:
     there = sorted(path.name for path in annotations.parent.glob("*.json"))
     if not there:
         return "; set data.annotations=FILE, below data.root, with {split} for the name of the split"
-    named = ", ".join(there[:_NAMES_SHOWN]) + ", ..." * (len(there) > _NAMES_SHOWN)
-    return f"; its folder has {named} (set data.splits or data.annotations)"
+    return f"; its folder has {some_of(there, _NAMES_SHOWN)} (set data.splits or data.annotations)"
 
 
 def _shown(number: Any) -> str:
@@ -109,13 +127,13 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(path: Path, kind: str = "annotation file", hint: str = "") -> Any:
+def read_json(path: Path, kind: str = "annotation file", hint: Callable[[], str] = str) -> Any:
     """The content of a JSON file. Raises InputError, calling it `kind`: missing (`hint` says what to do),
     unreadable or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{kind} {path} does not exist{hint}") from None
+        raise InputError(f"{kind} {path} does not exist{hint()}") from None
     except OSError as error:
         raise InputError(f"{kind} {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -153,9 +153,17 @@ def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]
 
 @contextlib.contextmanager
 def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
-    if isinstance(file, Path) and file.suffix.lower() in _RAW_SUFFIXES and file.is_file():
-        raise ValueError(_unsupported(file.suffix))
-    with Image.open(file) as image:
+    path = file if isinstance(file, Path) else Path()
+    ending = path.suffix.lower()
+    try:
+        if ending in _RAW_SUFFIXES and path.is_file():
+            raise UnidentifiedImageError
+        opened = Image.open(file)
+    except UnidentifiedImageError:
+        if ending not in _TO_CONVERT:
+            raise
+        raise ValueError(f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG") from None
+    with opened as image:
         if image.width * image.height > _MOST_IN_ALL:
             raise ValueError(
                 f"its {image.width} x {image.height} px are more than {_MOST_IN_ALL:,}; cut it up"
@@ -215,10 +223,7 @@ def _explained(what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{what} does not exist") from None
     except _DECODE_ERRORS as error:
-        ending = Path(what).suffix.lower()
-        unknown = isinstance(error, UnidentifiedImageError) and ending in _TO_CONVERT
-        reason = _unsupported(ending) if unknown else _reason(error)
-        raise InputError(f"{what} cannot be read: {reason}") from None
+        raise InputError(f"{what} cannot be read: {_reason(error)}") from None
 
 
 def _pixels(image: Image.Image, stored: _Stored, upright: bool) -> NDArray[np.uint8]:
@@ -244,10 +249,6 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             image = image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
     return np.array(image)
-
-
-def _unsupported(ending: str) -> str:
-    return f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG"
 
 
 def _reason(error: BaseException) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below
-from errors import InputError
+from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+_PICTURE_SUFFIXES = IMAGE_SUFFIXES | OTHER_SUFFIXES
 STDIN = "-"
 RESULTS_MARK = ".predictions"  # a file in each folder of results of predict.py
 
@@ -71,7 +72,7 @@ def _without_results(folder: Path, files: list[Path]) -> list[Path]:
     results = {place for place in places - {folder} if (place / RESULTS_MARK).exists()}
     if not results:
         return files
-    named = ", ".join(map(str, sorted(results)[:3])) + ", ..." * (len(results) > 3)
+    named = some_of([str(place) for place in sorted(results)], 3)
     log.warning("%s holds results of predict.py, which are left out: %s", folder, named)
     return [file for file in files if results.isdisjoint(file.parents)]
 
@@ -83,7 +84,7 @@ def _sources(path: Path) -> Iterable[Source]:
         return
     for file in _without_results(path, files_below(path)):
         place = file.relative_to(path)
-        if file.suffix.lower() in IMAGE_SUFFIXES | OTHER_SUFFIXES:
+        if file.suffix.lower() in _PICTURE_SUFFIXES:
             yield Source("image", file, place)
         elif file.suffix.lower() in VIDEO_SUFFIXES:
             yield Source("video", file, place)

@@ -78,7 +78,7 @@ def load_voc_images(
             raise_or_collect(fault, faults)
     if classes is None:
         classes = voc_classes(root, faults)
-    pictures = _by_stem(root / "JPEGImages")
+    pictures = pictures_by_stem(root / "JPEGImages")
     labels = {name: label for label, name in enumerate(classes)}
     left_out: dict[str, int] = {}
     images = []
@@ -171,7 +171,7 @@ def _object(node: ET.Element, position: int, xml: Path, labels: dict[str, int]) 
     return Annotation(where, (x0, y0, x1, y1), labels[name], ignore=difficult, number=position)
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
+def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
     """The images below a folder by their names without the ending: "a", "cam1/b"."""
     pictures: dict[str, list[Path]] = {}
     for path in files_below(folder):

@@ -48,14 +48,10 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
+        there = path.exists() or (previous is not None and previous.exists())
+        kept = "the checkpoint before it is kept: " if there else ""
         raise InputError(
-            f"cannot write {path} ({first_line(error)}); "
-            + (
-                "the checkpoint before it is kept: "
-                if path.exists() or (previous and previous.exists())
-                else ""
-            )
-            + "free some space, then continue with --resume"
+            f"cannot write {path} ({first_line(error)}); {kept}free some space, then continue with --resume"
         ) from None
     _sync_folder(path.parent)
 

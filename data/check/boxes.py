@@ -44,7 +44,7 @@ def box_spots(
             yield spot_of_box(code, text, split, records, noun, int(box))
 
     size = "of an image of {0} x {1} px"
-    # A box is never wider than it lies far from the left, but for corners that were taken for sizes.
+    # No set has every box wider than it lies far from the left, unless corners were taken for sizes.
     corners = bool(
         len(x0) >= _LEAST_BOXES
         and ((x1 - x0 > x0) & (y1 - y0 > y0)).all()

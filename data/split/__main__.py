@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doors import OptionParser, run_door
+from doors import OptionParser, number_of, run_door
 
 if TYPE_CHECKING:
     from data.split.whole import WholeSet
@@ -68,10 +68,7 @@ def _shares(val: str, test: str) -> dict[str, float]:
 
     shares = {"train": 1.0}
     for name, text in (("val", val), ("test", test)):
-        try:
-            share = float(text)
-        except ValueError:
-            raise InputError(f"--{name}: '{text}' is not a number") from None
+        share = number_of(f"--{name}", text)
         if not 0 <= share < 1 or (name == "val" and share == 0):
             raise InputError(f"--{name}: a share of the images below 1 is wanted, such as 0.2, not {text}")
         if share:

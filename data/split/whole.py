@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import image_inside, inside
-from data.coco import load_coco, read_json
-from data.images import IMAGE_SUFFIXES, files_below
+from data.coco import load_instances, read_instances
+from data.images import files_below
 from data.sample import DetectionSet
-from data.voc import load_voc_images
+from data.voc import load_voc_images, pictures_by_stem
 from data.yolo import load_yolo, places_of
-from errors import InputError
+from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 _ALL_PARTS = ("train", "val", "test")
@@ -76,14 +76,12 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
 
 
 def _coco(path: Path, images: Path | None) -> WholeSet:
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise InputError(f"{path} has no list 'images'; a COCO instances file has one")
+    content = read_instances(path)
     if images is None:
         images = _images_of(path, content["images"])
     elif not images.is_dir():
         raise InputError(f"--images: the folder {images} does not exist")
-    records = load_coco(path, images)
+    records = load_instances(content, path, images)
 
     def text_of(rows: Sequence[int]) -> str:
         ids = {int(records.image_ids[row]) for row in rows}
@@ -144,10 +142,9 @@ def _voc(root: Path) -> WholeSet:
         raise InputError(f"{folder} holds no .xml files")
     lists = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
     if lists:
-        named = ", ".join(lists[:3]) + ", ..." * (len(lists) > 3)
         raise InputError(
-            f"{root / 'ImageSets' / 'Main'} has lists already ({named}): the set is divided; move them away "
-            "to divide it anew"
+            f"{root / 'ImageSets' / 'Main'} has lists already ({some_of(lists, 3)}): the set is divided; "
+            "move them away to divide it anew"
         )
     _say_what_has_no_xml(root, names)
     records = load_voc_images(root, names, str(folder))
@@ -167,13 +164,8 @@ def _voc(root: Path) -> WholeSet:
 
 def _say_what_has_no_xml(root: Path, names: Sequence[str]) -> None:
     """Annotation tools write none for an image without objects, which is background all the same."""
-    pictures = files_below(root / "JPEGImages")
-    stems = {
-        path.relative_to(root / "JPEGImages").with_suffix("").as_posix()
-        for path in pictures
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
-    if lost := sorted(stems.difference(names)):
+    stems = pictures_by_stem(root / "JPEGImages")
+    if lost := sorted(stems.keys() - set(names)):
         log.warning(
             "%d of %d images in %s have no .xml file in Annotations and are left out, such as %s; with one "
             "without <object> they are background",
@@ -185,7 +177,7 @@ def _yolo(root: Path) -> WholeSet:
     base, places = places_of(root)
     if "train" not in places:
         raise InputError(f"{root / 'data.yaml'} has no train, the images that are to be divided")
-    if "val" in places and places["val"] != places.get("train"):
+    if "val" in places and places["val"] != places["train"]:
         raise InputError(
             f"{root / 'data.yaml'} has a split val already ({', '.join(places['val'])}); to divide train, "
             "take val out"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.annotations import image_inside, require_folder
-from data.coco import named_categories, read_json
+from data.coco import named_categories, read_instances, read_json
 from data.inputs import RESULTS_MARK
 from data.sample import DetectionSet
 from detector.evaluation.inference import Predictions
@@ -72,10 +72,7 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         InputError: a file is missing or malformed, the results name an unknown image or category, an image
             is not there.
     """
-    content = read_json(annotations_path)
-    for section in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            raise InputError(f"{annotations_path} has no list '{section}'; a COCO instances file has one")
+    content = read_instances(annotations_path)
     with _named_fields(str(annotations_path)) as at:
         image_records = {record["id"]: record for record in content["images"]}
         categories = named_categories(content)
