@@ -92,7 +92,8 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
         return json.dumps(content | part)
 
     def next_step(parts: Sequence[str]) -> str:
-        root = Path(os.path.relpath(os.path.commonpath([path.parent.absolute(), images.absolute()])))
+        root = Path(os.path.commonpath([path.parent.absolute(), images.absolute()]))
+        root = root if path.is_absolute() else Path(os.path.relpath(root))
         keys = [f"data.root={root}"]
         annotations = os.path.relpath(path.parent / "{split}.json", root)
         folder = os.path.relpath(images, root)

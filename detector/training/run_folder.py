@@ -33,17 +33,21 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
         InputError: the wanted folder holds something already, or cannot be made; nothing is left then.
     """
     if wanted is not None:
-        folder = Path(wanted)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(
-                f"run.dir: {folder} holds something already; choose another, or continue that run with "
-                f"--resume {folder}"
-            )
-        return _make(folder, config, new=False)
+        refuse_taken(wanted)
+        return _make(Path(wanted), config, new=False)
     for folder in numbered_folders(Path("runs") / name):
         with contextlib.suppress(FileExistsError):
             return _make(folder, config, new=True)
     raise AssertionError("unreachable")
+
+
+def refuse_taken(wanted: str | None) -> None:
+    """Raises InputError: the folder that run.dir names, if it names one, holds something already."""
+    if wanted is not None and Path(wanted).is_dir() and any(Path(wanted).iterdir()):
+        raise InputError(
+            f"run.dir: {wanted} holds something already; choose another, or continue that run with "
+            f"--resume {wanted}"
+        )
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from detector.training.run_folder import (
     has_checkpoint,
     in_use,
     mark_launch,
+    refuse_taken,
 )
 from detector.training.stop import StopRequest
 from errors import Bystander, InputError, Stopped
@@ -58,12 +59,14 @@ class Trainer:
         processes: those that train together.
 
     Raises:
-        InputError: something in the configuration, data or checkpoint is wrong.
+        InputError: something in the configuration, data or checkpoint is wrong, or the run folder is taken.
     """
 
     def __init__(
         self, config: Config, name: str, resume: Path | None = None, processes: Processes | None = None
     ) -> None:
+        if resume is None:
+            refuse_taken(config.run.dir)  # before the work, and in a dry run
         self.config = config
         self.name = name
         self.folder = resume

@@ -134,6 +134,13 @@ def test_names_that_windows_has_written_are_found(tmp_path: Path) -> None:
     assert outcome.out.endswith("data.root=set data.images=.\n")
 
 
+def test_a_set_that_was_named_from_the_root_is_so_in_what_comes_next(tmp_path: Path) -> None:
+    coco(tmp_path / "set")
+    outcome = call(main, str(tmp_path / "set/annotations/all.json"), "--fast", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.endswith(f"data.root={tmp_path / 'set'}\n")
+
+
 def test_voc_images_without_a_file_are_said_to_be_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

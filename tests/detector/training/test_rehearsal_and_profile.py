@@ -94,6 +94,14 @@ def test_the_steps_of_a_dry_run_are_timed_when_what_was_loaded_ahead_is_used_up(
     assert _time_steps(trainer) == (1.0, 1.0)
 
 
+def test_a_dry_run_of_a_run_folder_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"run\.dir: .*run holds something already"):
+        list(rehearse(tiny_config(root, tmp_path / "run")))
+
+
 def test_a_dry_run_of_bad_data_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: nowhere}")
     assert_one_line(call(door.main, "tiny.yaml", *TINY_MODEL, "--dry-run", cwd=tmp_path), "nowhere")
