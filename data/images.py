@@ -29,6 +29,7 @@ OTHER_SUFFIXES = _TO_CONVERT | {".gif"}
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
+_RESCUED = "lost+found"  # at the root of a disk, and nobody's to read
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 _TURNS = {  # what makes each orientation that is not upright so
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,17 +58,28 @@ def files_below(folder: Path) -> list[Path]:
     """All files in a folder and in those below, linked ones too, sorted.
 
     Without hidden ones: these are thumbnails and what other systems leave behind.
+
+    Raises:
+        InputError: a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise InputError(f"the folder {error.filename} cannot be read: {error.strerror}") from None
+
     found: list[Path] = []
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link may lead back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
+    starts = [folder]
+    for start in starts:  # links come last: of two ways to a folder the same one is taken everywhere
+        for place, folders, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(place)
+            if real in seen:  # a link may lead back
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != _RESCUED)
+            starts += [path for name in folders if (path := Path(place, name)).is_symlink()]
+            found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.is_file())
 
 
@@ -153,17 +165,18 @@ def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]
 
 @contextlib.contextmanager
 def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
-    path = file if isinstance(file, Path) else Path()
-    ending = path.suffix.lower()
-    try:
-        if ending in _RAW_SUFFIXES and path.is_file():
-            raise UnidentifiedImageError
-        opened = Image.open(file)
-    except UnidentifiedImageError:
-        if ending not in _TO_CONVERT:
-            raise
-        raise ValueError(f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG") from None
-    with opened as image:
+    ending = file.suffix.lower() if isinstance(file, Path) else ""
+    with contextlib.ExitStack() as end:
+        # Given a path, Pillow maps some TIFFs into memory, with the sides that they will have once turned.
+        stream = end.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        try:
+            if ending in _RAW_SUFFIXES:
+                raise UnidentifiedImageError
+            image = end.enter_context(Image.open(stream))
+        except UnidentifiedImageError:
+            if ending not in _TO_CONVERT:
+                raise
+            raise ValueError(f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG") from None
         if image.width * image.height > _MOST_IN_ALL:
             raise ValueError(
                 f"its {image.width} x {image.height} px are more than {_MOST_IN_ALL:,}; cut it up"

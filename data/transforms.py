@@ -77,29 +77,30 @@ class ZoomOut(A.DualTransform):
         self.ratio = ratio
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        ratio = self.py_random.uniform(1, self.ratio)
-        return {
-            "scale": 1 / ratio,
-            "left": self.py_random.uniform(0, 1 - 1 / ratio),
-            "top": self.py_random.uniform(0, 1 - 1 / ratio),
-        }
+        height, width = params["shape"][:2]
+        scale = 1 / self.py_random.uniform(1, self.ratio)
+        left, top = (self.py_random.uniform(0, 1 - scale) for _ in range(2))
+        # Whole pixels: the boxes have to go where the picture goes.
+        h, w = max(1, round(height * scale)), max(1, round(width * scale))
+        y, x = min(round(top * height), height - h), min(round(left * width), width - w)
+        return {"place": (x, y, x + w, y + h)}
 
-    def apply(self, img: NDArray[np.uint8], scale: float, left: float, top: float, **params: Any) -> Any:
-        height, width = img.shape[:2]
+    def apply(self, img: NDArray[np.uint8], place: tuple[int, ...], **params: Any) -> NDArray[np.uint8]:
+        x0, y0, x1, y1 = place
         canvas = np.empty_like(img)
         canvas[0] = (124, 116, 104)  # ImageNet's mean: 0 after normalisation
         canvas[1:] = canvas[0]  # whole rows: pixel by pixel takes a hundred times as long
-        small = resize(img, max(1, round(height * scale)), max(1, round(width * scale)))
-        y = min(round(top * height), height - small.shape[0])
-        x = min(round(left * width), width - small.shape[1])
-        canvas[y : y + small.shape[0], x : x + small.shape[1]] = small
+        canvas[y0:y1, x0:x1] = resize(img, y1 - y0, x1 - x0)
         return canvas
 
     def apply_to_bboxes(
-        self, bboxes: NDArray[np.float32], scale: float, left: float, top: float, **params: Any
+        self, bboxes: NDArray[np.float32], place: tuple[int, ...], **params: Any
     ) -> NDArray[np.float32]:
+        height, width = params["shape"][:2]
+        x0, y0, x1, y1 = place
         moved = bboxes.copy()
-        moved[:, :4] = bboxes[:, :4] * scale + np.array([left, top, left, top], dtype=bboxes.dtype)
+        moved[:, [0, 2]] = (bboxes[:, [0, 2]] * (x1 - x0) + x0) / width
+        moved[:, [1, 3]] = (bboxes[:, [1, 3]] * (y1 - y0) + y0) / height
         return moved
 
 

@@ -1,5 +1,7 @@
 """Whatever an image file holds comes out as upright 8-bit RGB, or as an error that names the file."""
 
+import errno
+import os
 import re
 import struct
 import zlib
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, features
 
-from data.images import read_image, read_size, read_upright
+from data.images import files_below, read_image, read_size, read_upright
 from errors import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -63,6 +65,47 @@ def test_exif_orientation_is_applied(tmp_path, orientation, ending):
 def test_image_annotated_on_its_stored_pixels_is_not_turned(tmp_path, orientation, ending):
     path = save(tmp_path / f"a.{ending}", Image.fromarray(NOISE), orientation, **KINDS[ending])
     np.testing.assert_array_equal(read_image(path, (5, 7)), NOISE)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("L", 1), ("I;16", 2), ("RGBA", 4), ("CMYK", 4)])
+def test_a_tiff_that_pillow_could_map_into_memory_is_turned_as_any_other(tmp_path, mode, size):
+    """Oracle: the same pixels without a note; Pillow mixes them up where it maps the file."""
+    image = Image.frombytes(mode, (7, 5), np.random.default_rng(0).bytes(35 * size))
+    upright = read_upright(save(tmp_path / "a.tif", image), "a")
+    path = save(tmp_path / "b.tif", image, 6)
+    np.testing.assert_array_equal(read_upright(path, "b"), UPRIGHT[6](upright))
+    np.testing.assert_array_equal(read_image(path, (5, 7)), upright)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "set" / "night").mkdir(parents=True)
+    (tmp_path / "set" / "lost+found").mkdir()
+    listing = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith(("night", "lost+found")):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match="night cannot be read: Permission denied"):
+        files_below(tmp_path / "set")
+    (tmp_path / "set" / "night").rmdir()
+    assert files_below(tmp_path / "set") == []
+
+
+def test_of_two_ways_to_a_folder_the_one_without_links_is_taken(tmp_path):
+    """Beside its real name labels are looked for; both orders of names, and a link that leads back."""
+    for name in ("b", "y"):
+        (tmp_path / name / "real").mkdir(parents=True)
+        (tmp_path / name / "real" / "1.jpg").touch()
+    (tmp_path / "a").symlink_to("b/real")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "z").symlink_to(tmp_path / "y")
+    (tmp_path / "b" / "real" / "round").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").symlink_to("/dev/null")
+    assert files_below(tmp_path) == [tmp_path / "b/real/1.jpg", tmp_path / "y/real/1.jpg"]
+    assert files_below(tmp_path / "c") == [tmp_path / "c/z/real/1.jpg"]
 
 
 def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path):
