@@ -5,13 +5,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from data.check.alike import near_pairs
 from data.check.findings import Spot, spot_of_image
 from data.sample import DetectionSet
 
 Place = tuple[str, int]  # split, row
-# Of 256 that may differ. Copies in another size or quality differ in 10 or less, other photographs in 70 or
-# more.
-_BITS = 15
 
 
 def path_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
@@ -76,29 +74,7 @@ def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np
         return
     for split in sets:
         if split != "train":
-            for row, near in _near_pairs(prints[split], prints["train"]):
+            for row, near in near_pairs(prints[split], prints["train"]):
                 yield _spot(
                     "near-duplicate-in-both", sets, (split, row), ("train", near), "looks nearly like"
                 )
-
-
-def near_rows(prints: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each row of fingerprints that has later ones nearly the same, and these; zeros are like no other."""
-    rows = np.flatnonzero(prints.any(axis=1))
-    for place, row in enumerate(rows.tolist()):
-        others = rows[place + 1 :]
-        distance = np.bitwise_count(prints[others] ^ prints[row]).sum(axis=1)
-        near = others[distance <= _BITS]
-        if len(near):
-            yield row, near
-
-
-def _near_pairs(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """(row of one, the nearest row of other) for each row of one that has a near one."""
-    rows = np.flatnonzero(other.any(axis=1))
-    theirs = other[rows]
-    if len(rows):
-        for row in np.flatnonzero(one.any(axis=1)).tolist():
-            distance = np.bitwise_count(theirs ^ one[row]).sum(axis=1)
-            if distance.min() <= _BITS:
-                yield row, int(rows[distance.argmin()])

@@ -1,41 +1,35 @@
 """One set of images in parts, such as training and validation: balanced, and alike images kept together."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from data.check.repeats import near_rows
+from data.check.alike import near_links
 
 
-def groups_of(prints: NDArray[np.uint64], *keys: Sequence[object]) -> NDArray[np.int64]:
+def groups_of(prints: NDArray[np.uint64], *keys: Sequence[Hashable]) -> NDArray[np.int64]:
     """The group of each image: those that look nearly alike, or share a key, are in one.
 
     Args:
-        prints: uint64 [I, W], as `data.check.scan.fingerprint` makes them; rows of zeros are like no other.
-        keys: of each kind, one for each image; None is like no other.
+        prints: uint64 [I, 4], as `data.check.scan.fingerprint` makes them; rows of zeros are like no other.
+        keys: of each kind, one for each image.
 
     Returns:
         int64 [I], the lowest row of each image's group.
     """
-    group = np.arange(len(prints))
-
-    def join(rows: NDArray[np.int64]) -> None:
-        joined = np.unique(group[rows])
-        if len(joined) > 1:
-            group[np.isin(group, joined)] = joined[0]
-
+    links = list(near_links(prints))
     for of_kind in keys:
-        rows_of: dict[object, list[int]] = {}
-        for row, key in enumerate(of_kind):
-            if key is not None:
-                rows_of.setdefault(key, []).append(row)
-        for rows in rows_of.values():
-            if len(rows) > 1:
-                join(np.array(rows))
-    for row, others in near_rows(prints):
-        join(np.append(others, row))
-    return group
+        first: dict[Hashable, int] = {}
+        links += [(first.setdefault(key, row), row) for row, key in enumerate(of_kind)]
+    one, other = np.array(links, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(links), dtype=np.bool_), (one, other)), shape=(len(prints),) * 2)
+    count, group = connected_components(graph, directed=False)
+    lowest = np.full(count, len(prints), dtype=np.int64)
+    np.minimum.at(lowest, group, np.arange(len(prints)))
+    return lowest[group]
 
 
 def partition(
@@ -69,22 +63,19 @@ def partition(
     for_all = (boxes > 0).sum(axis=0) >= len(share)
     wanted_boxes[for_all] = wanted_boxes[for_all].clip(min=1)
     part = np.full(len(names), -1, dtype=np.int64)
+    left = boxes.sum(axis=0)  # of each class, in groups that have no part yet
 
     def assign(group: int, wanted: NDArray[np.float64]) -> None:
         best = np.lexsort((wanted_images, wanted))[-1]
         part[group] = best
         wanted_images[best] -= images[group]
         wanted_boxes[:, best] -= boxes[group]
+        left[:] -= boxes[group]
 
-    while True:
-        left = boxes[part < 0].sum(axis=0)
-        if not left.any():
-            break
+    while left.any():
         rarest = int(np.where(left > 0, left, left.max() + 1).argmin())
-        for group in order:
-            if part[group] < 0 and boxes[group, rarest]:
-                assign(int(group), wanted_boxes[rarest])
-    for group in order:
-        if part[group] < 0:
-            assign(int(group), wanted_images)
+        for group in order[(part[order] < 0) & (boxes[order, rarest] > 0)].tolist():
+            assign(group, wanted_boxes[rarest])
+    for group in order[part[order] < 0].tolist():
+        assign(group, wanted_images)
     return part[group_of_image]

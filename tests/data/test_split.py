@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.check.alike import near_pairs
 from data.coco import load_coco
 from data.sample import DetectionSet
 from data.split.__main__ import main
@@ -57,11 +58,41 @@ def test_the_seed_and_nothing_else_decides() -> None:
     assert (once == again).all() and (once != other).any()
 
 
-def test_groups_join_through_others_and_keys_of_none_are_like_no_other() -> None:
+def test_groups_join_through_others_and_blank_images_are_like_no_other() -> None:
     prints = np.zeros((6, 4), dtype=np.uint64)
     prints[1], prints[2], prints[3] = 5, 4, 2**40 - 1  # 1 and 2 differ in 4 bits, 3 from both in far more
-    assert groups_of(prints, [None, None, "a", "a", None, "b"]).tolist() == [0, 1, 1, 1, 4, 5]
+    assert groups_of(prints, [1, 2, "a", "a", 3, 4]).tolist() == [0, 1, 1, 1, 4, 5]
     assert groups_of(prints).tolist() == [0, 1, 1, 3, 4, 5]
+    assert groups_of(prints[:0]).tolist() == []
+
+
+def flipped(fingerprint: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Of a fingerprint, uint64 [4], these of its 256 bits turned over."""
+    turned = np.unpackbits(fingerprint.view(np.uint8))
+    turned[bits] ^= 1
+    return np.packbits(turned).view(np.uint64)
+
+
+def test_what_differs_in_fifteen_bits_is_alike_wherever_they_are() -> None:
+    """Oracle: all compared with all. A bit in each band but one, all in one band, and anywhere."""
+    rng = np.random.default_rng(0)
+    prints = rng.integers(0, 2**64, (400, 4), dtype=np.uint64)
+    prints[::7] = prints[0]  # a scene that hardly changes, and frames that drift away from it
+    for k in range(1, 200):
+        number = 15 + k % 2
+        bits = rng.permutation(256)[:number] if k % 3 else rng.permutation(16)[:number] * 16 + k % 16
+        prints[2 * k] = flipped(prints[2 * k - 1 - (k % 5 == 0)], bits)
+    prints[5] = 0
+    distance = np.bitwise_count(prints[:, None] ^ prints).sum(axis=2)
+    near = (distance <= 15) & prints.any(axis=1) & prints.any(axis=1)[:, None]
+    expected = np.arange(len(prints))
+    for _ in range(len(prints)):  # each takes the lowest row of those that it is near to
+        expected = np.where(near, expected, len(prints)).min(axis=1).clip(max=np.arange(len(prints)))
+    assert groups_of(prints).tolist() == expected.tolist()
+    assert 200 < len(np.unique(expected)) < 300
+    found = dict(near_pairs(prints[:200], prints[200:]))
+    assert sorted(found) == np.flatnonzero(near[:200, 200:].any(axis=1)).tolist()
+    assert all(near[row, 200 + other] for row, other in found.items())
 
 
 # ------------------------------------------------------------------------ the command
