@@ -2,7 +2,7 @@
 
 import logging
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from data.annotations import (
@@ -15,11 +15,12 @@ from data.annotations import (
     require_folder,
 )
 from data.faults import DataFault, raise_or_collect
-from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
+from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below, read_size
 from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
+_FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 _PARTS = {
     "Annotations": "a VOC set has its XML files there; is it of another data.format?",
     "ImageSets/Main": "a VOC set has the lists of its splits there, such as train.txt, with the name of an "
@@ -69,51 +70,60 @@ def load_voc_images(
     Args:
         source: names them in messages.
     """
-    trees = {}
-    for stem in names:
+    pictures = pictures_by_stem(root / "JPEGImages")
+    # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
+    labels = {name: label for label, name in enumerate(classes or ())}
+    left_out: dict[str, int] = {}
+    images, parsed = [], set()
+    for number, stem in enumerate(names, start=1):
         try:
             xml = inside(root / "Annotations", f"{stem}.xml", source)
-            trees[stem] = _read_xml(xml, _of_ending(stem))
-        except DataFault as fault:
-            raise_or_collect(fault, faults)
-    if classes is None:
-        classes = voc_classes(root, faults)
-    pictures = pictures_by_stem(root / "JPEGImages")
-    labels = {name: label for label, name in enumerate(classes)}
-    left_out: dict[str, int] = {}
-    images = []
-    for number, (stem, tree) in enumerate(trees.items(), start=1):
-        xml = root / "Annotations" / f"{stem}.xml"
-        try:
+            tree = _read_xml(xml, _of_ending(stem))
+            parsed.add(xml)
             file_name = _image_name(root, stem, tree, xml, pictures)
-            size = (_side(tree, "height", xml), _side(tree, "width", xml))
+            image = AnnotatedImage(number, file_name, _size(tree, xml, file_name))
         except DataFault as fault:
             raise_or_collect(fault, faults)
             continue
-        image = AnnotatedImage(number, file_name, size)
+        images.append(image)
         for position, node in enumerate(tree.iter("object"), start=1):
+            where = f"object {position} in {xml}"
             try:
-                item = _object(node, position, xml, labels)
+                name = _text(node, "name", where)
+                if classes is not None and name not in labels:
+                    left_out[name] = left_out.get(name, 0) + 1
+                    continue
+                label = labels.setdefault(name, len(labels))
+                image.objects.append(_object(node, where, label, position))
             except DataFault as fault:
                 fault.image, fault.image_id, fault.annotation = file_name, number, position
                 raise_or_collect(fault, faults)
-                continue
-            if isinstance(item, str):
-                left_out[item] = left_out.get(item, 0) + 1
-            else:
-                image.objects.append(item)
-        images.append(image)
     if left_out:
         counts = ", ".join(f"{count} of '{name}'" for name, count in sorted(left_out.items()))
         log.warning("%s: objects of classes that are not used left out: %s", source, counts)
+    if classes is None:
+        classes = voc_classes(root, faults, labels, parsed)
+        final = [classes.index(name) for name in labels]
+        for item in (item for image in images for item in image.objects):
+            item.label = final[item.label]
     return pack_set(images, classes, tuple(range(1, len(classes) + 1)), source, faults=faults)
 
 
-def voc_classes(root: Path, faults: list[DataFault] | None = None) -> tuple[str, ...]:
-    """All class names in root/Annotations, sorted. `faults`: as for `load_voc`."""
-    found = set()
+def voc_classes(
+    root: Path,
+    faults: list[DataFault] | None = None,
+    known: Iterable[str] = (),
+    parsed: Container[Path] = (),
+) -> tuple[str, ...]:
+    """All class names in root/Annotations, sorted.
+
+    Args:
+        faults: as for `load_voc`.
+        known: those of the files that were parsed already.
+    """
+    found = set(known)
     for path in files_below(root / "Annotations"):
-        if path.suffix != ".xml":
+        if path.suffix != ".xml" or path in parsed:
             continue
         try:
             nodes = list(_read_xml(path).iter("object"))
@@ -160,15 +170,12 @@ def _read_xml(path: Path, hint: str = "") -> ET.Element:
         raise DataFault("annotation-unreadable", f"{path} is not valid XML: {error}") from None
 
 
-def _object(node: ET.Element, position: int, xml: Path, labels: dict[str, int]) -> Annotation | str:
-    """An object, or the name of its class where that is not used."""
-    where = f"object {position} in {xml}"
-    name = _text(node, "name", where)
-    if name not in labels:
-        return name
+def _object(node: ET.Element, where: str, label: int, position: int) -> Annotation:
     x0, y0, x1, y1 = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = (node.findtext("difficult") or "0").strip() == "1"
-    return Annotation(where, (x0, y0, x1, y1), labels[name], ignore=difficult, number=position)
+    difficult = (node.findtext("difficult") or "").strip().lower()
+    if difficult not in _FLAGS:
+        raise DataFault("record-malformed", f"{where}: <difficult> is '{difficult}', and must be 0 or 1")
+    return Annotation(where, (x0, y0, x1, y1), label, ignore=_FLAGS[difficult], number=position)
 
 
 def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -182,16 +189,30 @@ def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
 
 
 def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path, pictures: dict[str, list[Path]]) -> Path:
-    """The image of the XML file: that of its own stem, else the one that the XML names."""
+    """The image of the XML file: that of its own stem, else the one that the XML names.
+
+    Tools write all sorts of paths for that name, which is only looked at where there is a choice.
+    """
     folder = root / "JPEGImages"
     name = (tree.findtext("filename") or "").strip()
+    if own := pictures.get(stem):
+        return next((path for path in own if path.name == name), own[0])
     named = image_inside(folder, name, str(xml)) if name else None
-    own = pictures.get(stem, [])
-    if own:
-        return named if named in own else own[0]
     if named is not None and named.is_file():
         return named
     return pictures.get(name, [folder / f"{stem}.jpg"])[0]
+
+
+def _size(tree: ET.Element, xml: Path, image: Path) -> tuple[int, int]:
+    """Height and width as the XML says, or the image where it says nothing or 0, as some tools write."""
+    said = [(tree.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")]
+    if "0" in said:
+        try:
+            return read_size(image)[0]
+        except InputError as error:
+            code = "image-unreadable" if image.is_file() else "image-missing"
+            raise DataFault(code, str(error), image) from None
+    return _side(tree, "height", xml), _side(tree, "width", xml)
 
 
 def _side(tree: ET.Element, side: str, xml: Path) -> int:

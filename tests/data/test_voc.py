@@ -132,6 +132,33 @@ def test_image_of_its_stem_is_found_whatever_its_ending(root, name):
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / name)
 
 
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
+def test_without_a_size_the_image_has_its_own(root, size):
+    """As some tools write it."""
+    expected = load_voc(root, "train")
+    rewrite(root, "<size><width>64</width><height>48</height><depth>3</depth></size>", size)
+    records = load_voc(root, "train")
+    assert records.sizes.tolist() == expected.sizes.tolist()
+    assert records.boxes.tolist() == expected.boxes.tolist()
+    (root / "JPEGImages" / "a.jpg").unlink()
+    assert f"image {root / 'JPEGImages' / 'a.jpg'} does not exist" in error_of(root)
+
+
+@pytest.mark.parametrize(("word", "ignored"), [("", False), ("false", False), ("True", True), ("1", True)])
+def test_difficult_may_be_a_word(root, word, ignored):
+    rewrite(root, "<difficult>0", f"<difficult>{word}")
+    assert load_voc(root, "train").ignore[1] == ignored
+
+
+@pytest.mark.parametrize("name", ["/home/me/pictures/a.jpg", "../a.jpg", "C:\\pictures\\a.jpg"])
+def test_a_name_that_leads_elsewhere_counts_only_where_it_is_needed(root, name):
+    expected = load_voc(root, "train").files.tolist()
+    rewrite(root, "a.jpg", name)
+    assert load_voc(root, "train").files.tolist() == expected
+    (root / "JPEGImages" / "a.jpg").unlink()
+    assert "a.xml names the image" in error_of(root) and "outside" in error_of(root)
+
+
 def test_of_two_images_with_its_stem_that_is_taken_which_the_xml_names(root):
     write_image(root / "JPEGImages" / "a.bmp")
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.jpg")
@@ -166,13 +193,12 @@ WRONG_XML = {  # old text, new text -> what the message says
     "reversed x": (("<xmax>30</xmax>", "<xmax>0</xmax>"), "negative width"),
     "reversed y": (("<ymax>40</ymax>", "<ymax>0</ymax>"), "negative height"),
     "no name": (("<name>dog</name>", ""), "has no <name>"),
-    "no size": (("size>", "extent>"), "has no <size/height>"),
+    "size as text": (("<width>64</width>", "<width>wide</width>"), "<size/width> is not a number: 'wide'"),
+    "difficult": (("<difficult>0", "<difficult>maybe"), "<difficult> is 'maybe', and must be 0 or 1"),
     "size NaN": (("<width>64</width>", "<width>nan</width>"), "size/width"),
     "size infinite": (("<width>64</width>", "<width>inf</width>"), "size/width"),
-    "size zero": (("<width>64</width>", "<width>0</width>"), r"a\.xml: size/width is 0"),
+    "size negative": (("<width>64</width>", "<width>-1</width>"), r"a\.xml: size/width is -1"),
     "other size": (("<width>64</width>", "<width>46</width>"), "a.jpg is 64 x 48 px.*46 x 48"),
-    "name climbs out": (("a.jpg", "../a.jpg"), "outside"),
-    "name absolute": (("a.jpg", "/tmp/a.jpg"), "outside"),
 }
 
 
