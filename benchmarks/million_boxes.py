@@ -81,9 +81,7 @@ def private_mb(process: int) -> float:
 def measure_memory(million: Million, records: DetectionSet, epochs: int) -> list[str]:
     """Let one loading process go through all images so many times: a row of the table."""
     batches = EpochBatches(len(records), 20, seed=0)
-    loader = train_loader(
-        records, Pipeline(["HorizontalFlip"], 0.0, "benchmark"), batches, 0, False, 1, False
-    )
+    loader = train_loader(records, Pipeline(["HorizontalFlip"], 0.0, "benchmark"), batches, 0, 0, 1, False)
     memory = []
     for epoch in range(epochs):
         batches.start_at(epoch)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,20 @@ def image_inside(folder: Path, name: str, where: str) -> Path:
 
 
 def as_spelt(folder: Path, name: str) -> str:
-    """The name below the folder: with slashes for the backslashes of Windows if it is not there as it is."""
-    return name.replace("\\", "/") if "\\" in name and not (folder / name).exists() else name
+    """The name below the folder as it is there: with slashes for Windows' backslashes, or macOS' accents."""
+    if "\\" not in name and name.isascii():
+        return name
+    slashed = name.replace("\\", "/")
+    forms = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+    return next((form for form in forms if is_there(folder / form)), slashed)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists; a name that is too long for one is that of none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def require_folder(folder: Path, key: str, remedy: str) -> None:
@@ -171,7 +184,7 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
 
 
 def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -> None:
-    missing = [image for image in images if not image.path.is_file()]
+    missing = [image for image in images if not (is_there(image.path) and image.path.is_file())]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
         message = f"image {image.path} does not exist{more}"

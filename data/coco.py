@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.annotations import AnnotatedImage, Annotation, image_inside, pack_set, require_folder
+from data.annotations import AnnotatedImage, Annotation, image_inside, is_there, pack_set, require_folder
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS
 from data.sample import DetectionSet
@@ -224,12 +224,12 @@ def _images(
 def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source: Path) -> None:
     """Where no image will be found because their names begin with folders: say so once."""
     first = next(iter(found.values()), None)
-    if first is None or first.path.is_file():
+    if first is None or is_there(first.path):
         return
     name = first.path.relative_to(folder)
     near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
     for other in (*folder.parents[:2], source.parent, *near):
-        if (other / name).is_file():
+        if is_there(other / name):
             raise InputError(
                 f"{source}: its images, such as {name}, are not in {folder} but in {other}; set data.images "
                 "to that folder, as seen from data.root (. is data.root itself; of data.split: --images)"

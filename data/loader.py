@@ -37,20 +37,21 @@ class DetectionDataset(Dataset):
         records: DetectionSet,
         pipeline: Pipeline,
         seed: int,
-        substitute: bool = False,
+        stand_ins: int = 0,
         workers: int = 0,
         cache: ImageCache | None = None,
     ) -> None:
         """
         Args:
-            substitute: let the next image that can be read stand in for one that cannot.
+            stand_ins: of how many that follow in the set the first that can be read stands in for an image
+                that cannot.
             workers: how many processes will share the dataset.
             cache: of the images of these records.
         """
         self.records = records
         self.pipeline = pipeline
         self.seed = seed
-        self.substitute = substitute
+        self.stand_ins = min(stand_ins, max(0, len(records) - 1))
         self.cache = cache
         # What each worker is at, its process id and row, for the case that it dies of it.
         self.reading = torch.full((workers, 2), -1).share_memory_()
@@ -60,8 +61,7 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: Key) -> Sample | InputError:
-        length = len(self.records)
-        rows = ((key.row + k) % length for k in range(length if self.substitute else 1))
+        rows = ((key.row + k) % len(self.records) for k in range(1 + self.stand_ins))
         failure: InputError | None = None
         for row in rows:
             self._mark(row)
@@ -75,7 +75,8 @@ class DetectionDataset(Dataset):
             except InputError as error:  # of the transforms: nothing is wrong with the image
                 return error
         assert failure is not None
-        return failure
+        nor = f"; nor can the {self.stand_ins} that might stand in for it" if self.stand_ins else ""
+        return InputError(f"{failure}{nor}")
 
     def _mark(self, row: int) -> None:
         worker = get_worker_info()
@@ -138,7 +139,7 @@ def train_loader(
     pipeline: Pipeline,
     batches: EpochBatches,
     seed: int,
-    substitute: bool,
+    stand_ins: int,
     workers: int | None,
     pin_memory: bool,
     cache: ImageCache | None = None,
@@ -146,12 +147,12 @@ def train_loader(
     """Shuffled, augmented batches.
 
     Args:
-        substitute: see `DetectionDataset`.
+        stand_ins: see `DetectionDataset`.
         workers: loading processes; None for one per spare core, 4 at most.
         cache: see `DetectionDataset`.
     """
     workers = _worker_count(workers)
-    dataset = DetectionDataset(records, pipeline, seed, substitute, workers, cache)
+    dataset = DetectionDataset(records, pipeline, seed, stand_ins, workers, cache)
     return _loader(dataset, batches, workers, pin_memory)
 
 

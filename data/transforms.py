@@ -9,7 +9,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
@@ -194,7 +194,7 @@ class Pipeline:
         key: str,
         geometry: bool = False,
     ) -> None:
-        steps = [_make(transform, f"{key}[{i}]") for i, transform in enumerate(transforms)]
+        steps = _made(transforms, key)
         if geometry:
             steps = [step for step in steps if not isinstance(step, A.ImageOnlyTransform)]
         # Both filters are needed: without them albumentations raises on boxes that rounding put
@@ -350,22 +350,49 @@ def scaled(
     return done, boxes * np.tile(factor, 2)
 
 
-def _make(transform: str | dict[str, dict[str, Any] | None], where: str) -> Any:
+def _made(transforms: Any, where: str) -> list[Any]:
+    if not isinstance(transforms, list | tuple):
+        raise InputError(f"{where}: a list of transforms is wanted, got {transforms!r}")
+    return [_make(transform, f"{where}[{i}]") for i, transform in enumerate(transforms)]
+
+
+def _make(transform: Any, where: str) -> Any:
     if isinstance(transform, str):
         transform = {transform: {}}
-    if len(transform) != 1:
-        raise InputError(f"{where}: one transform is wanted, got {sorted(transform)}")
+    if not isinstance(transform, dict) or len(transform) != 1:
+        got = sorted(map(str, transform)) if isinstance(transform, dict) else repr(transform)
+        raise InputError(f"{where}: one transform is wanted, got {got}")
     ((name, parameters),) = transform.items()
-    kind = _OWN.get(name) or getattr(A, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):
-        nearest = difflib.get_close_matches(str(name), [*_OWN, *dir(A)], n=1)
+    kinds = _kinds()
+    if name not in kinds:
+        nearest = difflib.get_close_matches(str(name), kinds, n=1)
         hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
         raise InputError(f"{where}: albumentations has no transform '{name}'{hint}")
+    parameters = dict(parameters or {})
+    if issubclass(kinds[name], A.BaseCompose) and "transforms" in parameters:
+        parameters["transforms"] = _made(parameters["transforms"], f"{where}.{name}.transforms")
     try:
         # Not an error but a warning in albumentations: a misspelt parameter would be lost.
-        return _strict(kind, parameters or {})
+        made = _strict(kinds[name], parameters)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {name}: {' '.join(str(error).split())}") from None
+    wanted = set(getattr(made, "targets_as_params", ())) - {"image", "bboxes"}
+    if wanted:
+        raise InputError(
+            f"{where}: {name} wants {', '.join(sorted(wanted))} beside the image and its boxes; leave it out"
+        )
+    return made
+
+
+@cache
+def _kinds() -> dict[str, type]:
+    """All that may be named: transforms, and what chooses among or groups them."""
+    bases = A.BasicTransform, A.BaseCompose
+    theirs = {name: kind for name, kind in vars(A).items() if isinstance(kind, type)}
+    unfit = *bases, A.DualTransform, A.ImageOnlyTransform, A.Compose, A.ReplayCompose
+    return {
+        name: kind for name, kind in theirs.items() if issubclass(kind, bases) and kind not in unfit
+    } | _OWN
 
 
 def _strict(kind: type, parameters: dict[str, Any]) -> Any:

@@ -212,8 +212,9 @@ def _place(index: _Index, place: str) -> Path | None:
 
 def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterator[Path]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # A name need not be UTF-8 to be that of a file.
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
         raise InputError(f"list of images {file} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
         name = line.strip()

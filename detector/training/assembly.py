@@ -117,7 +117,11 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
-    loader = train_loader(train_set, pipeline, batches, train.seed, skip, data.workers, pin_memory, cache)
+    # More in a row are too many in any case; all of a set on a lost disk would take hours.
+    stand_ins = data.max_skipped + 1 if skip else 0
+    loader = train_loader(
+        train_set, pipeline, batches, train.seed, stand_ins, data.workers, pin_memory, cache
+    )
 
     with memory_explained(device, "take another train.device, or a smaller model.backbone"):
         # Pretrained weights are fetched once.

@@ -125,7 +125,7 @@ def test_training_with_a_cache_sees_the_same(tmp_path, make_cache, workers):
     def epochs(cache, workers):
         batches, seen = EpochBatches(len(records), 4, seed=0), []
         pipeline = Pipeline(["HorizontalFlip", {"RandomBrightnessContrast": {"p": 1.0}}], 0.3, "train")
-        loader = train_loader(records, pipeline, batches, 0, False, workers, False, cache)
+        loader = train_loader(records, pipeline, batches, 0, 0, workers, False, cache)
         for epoch in range(3):
             batches.start_at(epoch)
             seen += [(b.indices.tolist(), b.images.numpy().tobytes()) for b in checked(loader)]

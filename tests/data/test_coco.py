@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -224,6 +225,22 @@ def test_names_written_on_windows_are_found(tmp_path, content):
         str(tmp_path / "images" / "left\\1.png"),
     ]
     assert load(tmp_path, content).files.tolist() == expected
+
+
+@pytest.mark.parametrize(("there", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_written_in_another_way(tmp_path, content, there, written):
+    """macOS writes a letter and its accent apart, and what it packs has such names."""
+    name, said = (unicodedata.normalize(form, "caf\u00e9.png") for form in (there, written))
+    assert name != said
+    (tmp_path / "images" / content["images"][0]["file_name"]).rename(tmp_path / "images" / name)
+    content["images"][0]["file_name"] = said
+    assert load(tmp_path, content).files[0] == str(tmp_path / "images" / name)
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00e9"])
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path, content, letter):
+    content["images"][0]["file_name"] = f"{letter * 300}.png"
+    assert f"{letter * 300}.png does not exist" in error_of(tmp_path, content)
 
 
 def test_absolute_path_is_refused_even_into_the_folder(tmp_path, content):

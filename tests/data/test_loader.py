@@ -37,7 +37,7 @@ def make_set(folder, count=7, sizes=((48, 64), (64, 48), (40, 40))):
 def train(records, workers=0, batch_size=2, seed=0, transforms=AUGMENT):
     batches = EpochBatches(len(records), batch_size, seed)
     pipeline = Pipeline(transforms, 0.3, "train")
-    return train_loader(records, pipeline, batches, seed, False, workers, False), batches
+    return train_loader(records, pipeline, batches, seed, 0, workers, False), batches
 
 
 def epoch_of(loader, batches, epoch, first=0) -> list[Batch]:

@@ -318,10 +318,26 @@ def test_given_image_and_boxes_are_not_changed():
     np.testing.assert_array_equal(boxes, BOXES)
 
 
+def test_one_of_several_transforms_is_drawn():
+    """Oracle: each of them by itself."""
+    choice = pipeline({"OneOf": {"transforms": ["HorizontalFlip", {"VerticalFlip": {}}], "p": 1.0}})
+    alone = [pipeline({name: {"p": 1.0}}) for name in ("HorizontalFlip", "VerticalFlip")]
+    expected = [[part.tolist() for part in flip(painted(), BOXES, 0)] for flip in alone]
+    drawn = [expected.index([part.tolist() for part in choice(painted(), BOXES, seed)]) for seed in SEEDS]
+    assert set(drawn) == {0, 1}
+
+
 WRONG = {
     "misspelt": ("HorizontlFlip", "'HorizontlFlip'.*HorizontalFlip"),
     "misspelt, own": ("ResizeWithn", "'ResizeWithn'.*ResizeWithin"),
-    "no transform": ("Compose", "'Compose'"),
+    "no transform": ("Compose", "no transform 'Compose'"),
+    "a base class": ("DualTransform", "no transform 'DualTransform'"),
+    "a list for one": ([["HorizontalFlip"]], "one transform"),
+    "one of none": ({"OneOf": {}}, "OneOf: .*transforms"),
+    "one of a text": ({"OneOf": {"transforms": "Blur"}}, r"OneOf\.transforms: a list .*'Blur'"),
+    "misspelt, below": ({"OneOf": {"transforms": ["Blr"]}}, r"OneOf\.transforms\[0\]: .*'Blr'; .*'Blur'"),
+    "other images": ("Mosaic", "Mosaic wants mosaic_metadata beside the image"),
+    "a mask": ({"OneOf": {"transforms": ["MaskDropout"]}}, r"transforms\[0\]: MaskDropout wants mask beside"),
     "no transform at all": ("__name__", "'__name__'"),
     "two in one": ({"HorizontalFlip": {}, "VerticalFlip": {}}, "one transform"),
     "none": ({}, "one transform"),
@@ -344,5 +360,5 @@ WRONG = {
 
 @pytest.mark.parametrize(("transform", "problem"), WRONG.values(), ids=WRONG)
 def test_wrong_transform_is_named_with_its_place(transform, problem):
-    with pytest.raises(InputError, match=rf"^data\.transforms\.train\[1\]: .*{problem}"):
+    with pytest.raises(InputError, match=rf"^data\.transforms\.train\[1\][.:].*{problem}"):
         pipeline("HorizontalFlip", transform)

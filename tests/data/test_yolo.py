@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_paths_written_on_windows_are_found(root: Path) -> None:
     (root / "data.yaml").write_text(f"{index}listed: list.txt\n")
     assert load_yolo(root, "val").files.tolist() == [str(root / "images" / "val" / "d.png")]
     assert load_yolo(root, "listed").files.tolist() == [str(root / "images" / "train" / "a.png")]
+
+
+def test_a_list_may_name_files_whose_names_are_not_utf8(root: Path) -> None:
+    """As data.split writes it: the bytes as they are."""
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (root / "images/train/a.png").rename(root / "images/train" / name)
+    except OSError:
+        pytest.skip("the disk has UTF-8 names only")
+    (root / "list.txt").write_bytes(b"images/train/caf\xe9.png\n")
+    (root / "data.yaml").write_text((root / "data.yaml").read_text() + "listed: list.txt\n")
+    assert load_yolo(root, "listed").files.tolist() == [str(root / "images" / "train" / name)]
 
 
 def test_a_turned_photograph_has_the_size_that_reading_it_gives(root: Path) -> None:
