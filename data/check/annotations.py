@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from data.check.boxes import box_spots
 from data.check.classes import class_spots, split_spots
-from data.check.findings import Spot
+from data.check.findings import AnySpot
 from data.check.repeats import path_spots
 from data.check.resized import Resize, resized
 from data.sample import DetectionSet
@@ -12,7 +12,7 @@ from data.sample import DetectionSet
 
 def annotation_spots(
     sets: Mapping[str, DetectionSet], noun: str, resize: Resize, paths: bool
-) -> Iterator[Spot]:
+) -> Iterator[AnySpot]:
     """What is wrong with annotations that could be read.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data.check.findings import Spot, numbered, spot_of_box
+from data.check.findings import BoxSpot, numbered
 from data.sample import DetectionSet
 
 _TINY_PX = 2.0
@@ -17,11 +17,11 @@ _OVER_EDGE_BY_CHANCE = 0.1  # a part of the boxes
 
 def box_spots(
     split: str, records: DetectionSet, noun: str, evaluated_sizes: NDArray[np.int64]
-) -> Iterator[Spot]:
+) -> Iterator[BoxSpot]:
     """What is wrong with the boxes that reading has kept.
 
     Args:
-        noun: see `spot_of_box`.
+        noun: see `BoxSpot`.
         evaluated_sizes: [I, 2] height and width of each image after the resizing of evaluation.
     """
     of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))  # [M]
@@ -38,10 +38,9 @@ def box_spots(
     seen = sides * scale[of_image][:, ::-1]  # [M, 2] width, height
     objects = ~records.ignore
 
-    def spots(code: str, found: NDArray[np.bool_], problem: str, *values: NDArray) -> Iterator[Spot]:
-        for box in np.flatnonzero(found):
-            text = problem.format(*(value[box] for value in values))
-            yield spot_of_box(code, text, split, records, noun, int(box))
+    def spots(code: str, found: NDArray[np.bool_], problem: str, *values: NDArray) -> Iterator[BoxSpot]:
+        for box in np.flatnonzero(found).tolist():
+            yield BoxSpot(code, problem, values, split, records, noun, box)
 
     size = "of an image of {0} x {1} px"
     # No set has every box wider than it lies far from the left, unless corners were taken for sizes.
@@ -79,7 +78,7 @@ def box_spots(
     yield from _repeated(split, records, noun, of_image)
 
 
-def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np.int64]) -> Iterator[Spot]:
+def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np.int64]) -> Iterator[BoxSpot]:
     """Boxes of an image with the same coordinates."""
     keys = np.column_stack((of_image, records.boxes, records.labels))
     order = np.lexsort(keys.T[::-1])
@@ -91,5 +90,10 @@ def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np
         same_class = label == records.labels[second]
         code = "box-duplicated" if same_class else "box-in-two-classes"
         other = "once more" if same_class else f"a {records.classes[label]}"
-        text = f"is that of {numbered(noun, number)}, {other}"
-        yield spot_of_box(code, text, split, records, noun, second)
+        problem = f"is that of {numbered(noun, number)}, {_literal(other)}"
+        yield BoxSpot(code, problem, (), split, records, noun, second)
+
+
+def _literal(text: str) -> str:
+    """As a part of a format: a class may have braces in its name."""
+    return text.replace("{", "{{").replace("}", "}}")

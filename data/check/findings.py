@@ -3,7 +3,9 @@
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from data.faults import DataFault
 from data.sample import DetectionSet
@@ -142,27 +144,84 @@ class Spot:
     annotation: int | None = None  # as in DetectionSet.annotation_ids
 
 
+@dataclass(frozen=True, slots=True)
+class BoxSpot:
+    """A box where something was found, with what `Spot` has. Its line is made when it is asked for.
+
+    There may be a million of them, and hardly more than the first is shown.
+
+    Args:
+        problem: a format of `values`, each of which has an entry for each box.
+        noun: what `annotation_ids` number: annotation, object, line.
+        box: its row in `records.boxes`.
+    """
+
+    code: str
+    problem: str
+    values: tuple[NDArray[Any], ...]
+    split: str
+    records: DetectionSet
+    noun: str
+    box: int
+
+    @property
+    def text(self) -> str:
+        """annotation 3 of image PATH (id 7, train): CLASS [x0, y0, x1, y1] PROBLEM."""
+        r, box = self.records, self.box
+        corners = ", ".join(f"{v:g}" for v in r.boxes[box])
+        problem = self.problem.format(*(of_boxes[box] for of_boxes in self.values))
+        place = (
+            f"{numbered(self.noun, self.annotation)} of image {self.image} (id {self.image_id}, {self.split})"
+        )
+        return f"{place}: {r.classes[r.labels[box]]} [{corners}] {problem}"
+
+    @property
+    def _row(self) -> int:
+        return int(self.records.offsets.searchsorted(self.box, side="right")) - 1
+
+    @property
+    def image(self) -> str:
+        return str(self.records.files[self._row])
+
+    @property
+    def image_id(self) -> int:
+        return int(self.records.image_ids[self._row])
+
+    @property
+    def annotation(self) -> int:
+        return int(self.records.annotation_ids[self.box])
+
+
+AnySpot = Spot | BoxSpot
+
+
 @dataclass(frozen=True)
 class Finding:
     """All places of one kind."""
 
     code: str
-    spots: tuple[Spot, ...]
+    spots: tuple[AnySpot, ...]
 
     @property
     def kind(self) -> Kind:
         return KINDS[self.code]
 
 
-def gather(spots: Iterable[Spot]) -> list[Finding]:
+def gather(spots: Iterable[AnySpot]) -> list[Finding]:
     """One finding for each kind, the most severe first; of like severity the one with most places.
 
     A place that several readers name in the same words counts once.
     """
-    places: dict[str, dict[str, Spot]] = {}
+    places: dict[str, list[AnySpot]] = {}
+    said: set[tuple[str, str]] = set()
     for spot in spots:
-        places.setdefault(spot.code, {}).setdefault(spot.text, spot)
-    findings = [Finding(code, tuple(found.values())) for code, found in places.items()]
+        of_code = places.setdefault(spot.code, [])
+        if isinstance(spot, Spot):
+            if (spot.code, spot.text) in said:
+                continue
+            said.add((spot.code, spot.text))
+        of_code.append(spot)
+    findings = [Finding(code, tuple(found)) for code, found in places.items()]
     return sorted(findings, key=lambda f: (f.kind.level, -len(f.spots), f.code))
 
 
@@ -181,23 +240,6 @@ def spot_of_image(code: str, problem: str, split: str, records: DetectionSet, ro
     """A place that is an image: "image PATH (id 7, train) PROBLEM"."""
     path, number = str(records.files[row]), int(records.image_ids[row])
     return Spot(code, f"image {path} (id {number}, {split}) {problem}", split, path, number)
-
-
-def spot_of_box(code: str, problem: str, split: str, records: DetectionSet, noun: str, box: int) -> Spot:
-    """A place that is a box: "annotation 3 of image PATH (id 7, train): box [...] PROBLEM".
-
-    Args:
-        noun: what `annotation_ids` number: annotation, object, line.
-        box: its row in `records.boxes`.
-    """
-    row = int(records.offsets.searchsorted(box, side="right")) - 1
-    path, number = Path(records.files[row]), int(records.image_ids[row])
-    annotation = int(records.annotation_ids[box])
-    corners = ", ".join(f"{v:g}" for v in records.boxes[box])
-    name = records.classes[records.labels[box]]
-    which = numbered(noun, annotation)
-    text = f"{which} of image {path} (id {number}, {split}): {name} [{corners}] {problem}"
-    return Spot(code, text, split, str(path), number, annotation)
 
 
 def numbered(noun: str, number: int) -> str:

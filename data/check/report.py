@@ -14,6 +14,8 @@ from data.check.images import modes
 from data.check.scan import ImageFacts
 from data.sample import DetectionSet
 
+_PLACE = ("text", "split", "image", "image_id", "annotation")
+
 
 @dataclass(frozen=True)
 class SplitSummary:
@@ -112,8 +114,7 @@ def as_json(report: Report) -> str:
                 "remedy": finding.kind.remedy,
                 "count": len(finding.spots),
                 "places": [
-                    {k: v for k, v in asdict(spot).items() if k != "code" and v is not None}
-                    for spot in finding.spots
+                    {k: v for k in _PLACE if (v := getattr(spot, k)) is not None} for spot in finding.spots
                 ],
             }
             for finding in report.findings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.check.annotations import annotation_spots
-from data.check.findings import Level, Spot, gather, spot_of_fault
+from data.check.findings import AnySpot, Level, Spot, gather, spot_of_fault
 from data.check.images import image_spots
 from data.check.report import AnchorReport, LevelFit, Report, summarise
 from data.check.resized import Resize
@@ -46,8 +46,9 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
         InputError: no split can be read at all.
     """
     started = time.monotonic()
-    sets, spots = _read(config)
-    faulty = frozenset(spot.image for spot in spots if spot.image and spot.code.startswith("image-"))
+    sets, refused = _read(config)
+    faulty = frozenset(spot.image for spot in refused if spot.image and spot.code.startswith("image-"))
+    spots: list[AnySpot] = [*refused]
     spots += annotation_spots(sets, _noun(config), _resize(config), paths=not decode)
     facts: dict[str, list[ImageFacts]] = {name: [] for name in sets}
     if decode:
