@@ -73,7 +73,9 @@ def fit_calibration(matched: Matched) -> Calibration | None:
     """The map that fits detections best; None where there is none to fit it to.
 
     Isotonic regression (Zadrozny & Elkan, KDD 2002) over bins. Each level of its stairs becomes one
-    knot, in the middle of its detections, so that the line between rises.
+    knot, in the middle of its detections, so that the line between rises. Of the lowest level and the
+    highest the outer half has no other level to rise to, and stays all but level: what is nearly certain
+    lies beyond all that was seen.
     """
     if len(matched.scores) == 0:
         return None
@@ -89,7 +91,18 @@ def fit_calibration(matched: Matched) -> Calibration | None:
     height = stairs.x[starts]
     # Knots may coincide where many scores are equal, and stairs differ by no more than rounding.
     distinct = np.concatenate(([True], (np.diff(middle) > 0) & (np.diff(height) > 1e-6)))
-    return Calibration(tuple(middle[distinct].tolist()), tuple(height[distinct].tolist()))
+    knots, height = middle[distinct].tolist(), height[distinct].tolist()
+    lowest, highest = _logit(matched.scores[order[[0, -1]]]).tolist()
+    if lowest < knots[0]:
+        knots, height = [lowest, *knots], [height[0] - _end_rise(height[0]), *height]
+    if highest > knots[-1]:
+        knots, height = [*knots, highest], [*height, height[-1] + _end_rise(height[-1])]
+    return Calibration(tuple(knots), tuple(height))
+
+
+def _end_rise(height: float) -> float:
+    """A hundredth of the way to certainty, in which the inverse can still tell one score from the next."""
+    return min(max(0.01 * height * (1 - height), 1e-6), height / 2, (1 - height) / 2)
 
 
 def _cuts(scores: Floats, correct: NDArray[np.bool_]) -> list[int]:

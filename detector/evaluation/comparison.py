@@ -133,8 +133,8 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
         values.append(_metrics(average_precision(tally, counts)[:, :, columns]))
     runs = []
     for i, (name, mine) in enumerate(zip(names, values, strict=True)):
-        own = _intervals(mine, few, first.classes)
-        differences = _intervals(mine - values[0], few, first.classes) if i else ({}, {})
+        own = _intervals(mine, few, first.classes, least=0)
+        differences = _intervals(mine - values[0], few, first.classes, least=-1) if i else ({}, {})
         runs.append(RunResult(name, *own, *differences))
     return Comparison(runs, images)
 
@@ -193,9 +193,16 @@ def _metrics(ap: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _intervals(
-    values: NDArray[np.float64], few: list[bool], classes: tuple[str, ...]
+    values: NDArray[np.float64], few: list[bool], classes: tuple[str, ...], least: float
 ) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """From the value [0] and those of the draws [1:] to intervals, of all classes and of each."""
+    """From the value [0] and those of the draws [1:] to intervals, of all classes and of each.
+
+    The draws lie about their mean as values do about the truth. But they lie too high: an image that is
+    drawn twice agrees with itself. So they are moved down to the value.
+
+    Args:
+        least: what no value can be below; none is above 1.
+    """
     tail = (1 - CONFIDENCE) / 2
     found = []
     for column, is_few in zip(values.T, few, strict=True):
@@ -203,7 +210,8 @@ def _intervals(
         if np.isnan(column[0]) or not len(drawn):
             found.append(Interval(np.nan, np.nan, np.nan))
             continue
-        low, high = np.quantile(drawn, (tail, 1 - tail))
+        ends = np.quantile(drawn, (tail, 1 - tail)) - (drawn.mean() - column[0])
+        low, high = ends.clip(least, 1)
         found.append(Interval(float(column[0]), float(low), float(high), is_few))
     return dict(zip(("AP", "AP50", "AP75"), found[:3], strict=True)), dict(
         zip(classes, found[3:], strict=True)

@@ -47,6 +47,31 @@ def test_high_scores_are_worth_what_they_say_among_many_wrong_ones() -> None:
     assert np.abs(found - high).max() < 0.08
 
 
+@pytest.mark.parametrize("most", [0.3, 0.05])
+def test_the_best_detections_of_a_poor_detector_are_promised_no_more_than_they_keep(most: float) -> None:
+    """However high the score, so many are right; and the lowest scores are worth what the rest is."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(-1, 2, 5000)
+    truth = most / (1 + np.exp(-2 * logits))
+    matched = Matched(1 / (1 + np.exp(-logits)), rng.random(len(truth)) < truth, np.arange(len(truth)))
+    calibration = fit_calibration(matched)
+    assert calibration is not None
+    found = calibration(matched.scores)
+    assert found.max() < 1.5 * most
+    assert np.abs(found - truth).mean() < 0.1 * most
+    assert (np.diff(found[np.argsort(logits)]) > 0).all()
+
+
+def test_where_a_score_says_nothing_all_are_promised_the_same() -> None:
+    rng = np.random.default_rng(0)
+    matched = Matched(rng.random(5000), rng.random(5000) < 0.2, np.arange(5000))
+    calibration = fit_calibration(matched)
+    assert calibration is not None
+    found = calibration(matched.scores)
+    assert np.abs(found - 0.2).max() < 0.1
+    assert calibration_error(found, matched.correct) < 0.02
+
+
 def test_held_out_error_is_that_of_a_map_fitted_to_the_other_images() -> None:
     """Every other image holds right detections only, the rest wrong ones, and all scores are equal.
 
