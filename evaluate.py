@@ -1,6 +1,7 @@
 """Score a checkpoint on a split of its data set, or any COCO results file; compare several of them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def evaluate(
     from detector.report.page import check_report_folder, write_report
     from errors import InputError
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("evaluate.py works in one process; start it with python, not with torchrun")
     for option, file, earlier in (("--output", output, _EARLIER), ("--results", results, BEGINNING)):
         if file is None:
             continue

@@ -1,6 +1,7 @@
 """Image files -> uint8 RGB, whatever the file holds: rotation in EXIF, grey, palette, alpha, 16 bit."""
 
 import contextlib
+import logging
 import os
 import struct
 import warnings
@@ -17,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from errors import InputError, first_line
 
+log = logging.getLogger(__name__)
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
 # What a folder is searched for; a file that is named is opened whatever its ending.
@@ -29,6 +31,7 @@ OTHER_SUFFIXES = _TO_CONVERT | {".gif"}
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
+_OF_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # not MPO, a camera's JPEG beside its preview
 _RESCUED = "lost+found"  # at the root of a disk, and nobody's to read
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 _TURNS = {  # what makes each orientation that is not upright so
@@ -138,10 +141,15 @@ def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
 def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
     """The pixels of an image as a viewer shows it, uint8 [H, W, 3] RGB; `name` is for messages.
 
+    Of a file with several pages or frames the first, with a warning.
+
     Raises:
         InputError: the file is missing, damaged or of an unsupported kind.
     """
     with _explained(f"image {name}"), _opened(file) as image:
+        count = getattr(image, "n_frames", 1) if image.format in _OF_FRAMES else 1
+        if count > 1:
+            log.warning("image %s has %d pages or frames; the first is taken", name, count)
         return _pixels(image, _as_stored(image), upright=True)
 
 

@@ -1,6 +1,7 @@
 """What a user points at -> the images and videos in it: files, folders, patterns, standard input."""
 
 import glob
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,10 +46,12 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if word == STDIN:
             found.setdefault(Path(STDIN), Source("stdin", Path("stdin"), Path("stdin")))
             continue
-        path = Path(word)
+        path, above = Path(word), None
         places = [path]
         if not path.exists():
-            places = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
+            above = _above_pattern(path)
+            matched = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
+            places = _without_results(above, matched)
             if not places:
                 option = (
                     "; options begin with --, and keys (eval.nms=hard) come before them"
@@ -56,8 +59,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
                     else ""
                 )
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
+                missing = "matches nothing but results of predict.py" if matched else missing
                 raise InputError(f"{word} {missing}{option}")
-        sources = [source for place in places for source in _sources(place)]
+        sources = [source for place in places for source in _sources(place, above)]
         if not sources:
             endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
             raise InputError(f"{word} holds no images and no videos ({endings})")
@@ -66,21 +70,28 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     return list(found.values())
 
 
+def _above_pattern(pattern: Path) -> Path:
+    """The folder that all matches of a pattern lie in."""
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1])
+    return Path(*plain)
+
+
 def _without_results(folder: Path, files: list[Path]) -> list[Path]:
-    """The files of a folder without those of results of predict.py: their inputs are there too."""
-    places = {place for file in files for place in file.parents if place.is_relative_to(folder)}
+    """What lies in a folder without results of predict.py: their inputs are there too."""
+    places = {place for file in files for place in (file, *file.parents) if place.is_relative_to(folder)}
     results = {place for place in places - {folder} if (place / RESULTS_MARK).exists()}
     if not results:
         return files
     named = some_of([str(place) for place in sorted(results)], 3)
     log.warning("%s holds results of predict.py, which are left out: %s", folder, named)
-    return [file for file in files if results.isdisjoint(file.parents)]
+    return [file for file in files if results.isdisjoint((file, *file.parents))]
 
 
-def _sources(path: Path) -> Iterable[Source]:
+def _sources(path: Path, above: Path | None) -> Iterable[Source]:
+    """`above`: the folder of all that was named together with it, if it was."""
     if not path.is_dir():
         kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
-        yield Source(kind, path, Path(path.name))
+        yield Source(kind, path, Path(path.name) if above is None else path.relative_to(above))
         return
     for file in _without_results(path, files_below(path)):
         place = file.relative_to(path)

@@ -34,6 +34,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_several_processes_do_not_all_evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(
+        evaluate.main, ("run",), workplace, "evaluate.py works in one process", "not with torchrun"
+    )
+
+
 def evaluations(run: Path) -> list[dict[str, Any]]:
     """What the trainer logged, without the time of the evaluation."""
     lines = [line for line in read_metrics(run) if "AP" in line]

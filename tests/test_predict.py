@@ -4,7 +4,9 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -244,6 +246,45 @@ def test_of_a_video_that_does_not_end_well_no_half_is_left(
     assert not [name for name in files(place / "out") if "clip" in name]
     if problem is MemoryError:
         assert "clip.mp4 (64 x 48 px): needs more memory" in (place / "out/failed.txt").read_text()
+
+
+def test_a_scheduler_that_ends_it_loses_nothing_that_was_found(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM comes with the second batch, and is again what it was when the work has ended."""
+    detect, batches, before = Detector.__call__, [], signal.getsignal(signal.SIGTERM)
+
+    def ended(detector: Detector, images: Any) -> Any:
+        batches.append(images)
+        if len(batches) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", ended)
+    outcome = run(place, trained, "images/?.png", *ALL, "--batch", "2", "--output", "out")
+    assert outcome.code == 128 + signal.SIGTERM
+    kept = [image["file_name"] for image in read(place / "out/images.json")["images"]]
+    assert kept == ["images/0.png", "images/1.png"]
+    assert {row["file"] for row in rows(place / "out")} == set(kept)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_it_is_written_down_where_each_input_is_drawn(place: Path, trained: Path) -> None:
+    """Inputs of one stem in a folder, and of one name in several, as a pattern gives them."""
+    for name in ("cam1/a.jpg", "cam1/a.bmp", "cam2/a.jpg"):
+        (place / "cams" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (int(name[3]) * 90, 0, 0)).save(place / "cams" / name)
+    outcome = run(place, trained, "cams/*/a.*", *ALL, "--threshold", "1", "--output", "out")
+    assert outcome.code == 0, outcome.err
+    drawn = {image["file_name"]: image["drawn"] for image in read(place / "out/images.json")["images"]}
+    assert drawn == {
+        "cams/cam1/a.bmp": "pictures/cam1/a.jpg",
+        "cams/cam1/a.jpg": "pictures/cam1/a-2.jpg",
+        "cams/cam2/a.jpg": "pictures/cam2/a.jpg",
+    }
+    for name, picture in drawn.items():
+        red = np.array(Image.open(place / "out" / picture))[..., 0].mean()
+        assert red == pytest.approx(int(name[8]) * 90, abs=2)
 
 
 def test_an_image_that_the_transforms_cannot_take_is_left_out(

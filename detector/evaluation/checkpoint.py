@@ -1,6 +1,7 @@
 """A checkpoint ready for use, and its score: everything that is needed is in it."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data.feed import checked
 from data.sample import Batch, DetectionSet
@@ -161,8 +163,17 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
         InputError: an image cannot be used, or the memory does not suffice.
     """
     loader = build_eval_loader(c.config, records, c.device)
+    batches = tqdm(
+        checked(loader),
+        str(c.file),
+        len(loader),
+        unit="batch",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    )
     with memory_explained(c.device, "set a lower eval.batch_size, or train.device=cpu"):
-        found = join_predictions(list(predict(c.config, c.model, checked(loader), c.device)))
+        found = join_predictions(list(predict(c.config, c.model, batches, c.device)))
     return CheckpointScores(
         c.file, c.config, records, score(c.config, records, found).calibrated(c.calibration)
     )

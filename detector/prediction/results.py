@@ -51,6 +51,8 @@ class ResultsFolder:
         self._wanted = wanted
         self._path: Path | None = None
         self._taken: set[Path] = set()
+        self._numbers: dict[Path, int] = {}  # that the names which were wanted have come to
+        self._drawn: dict[Source, Path] = {}
         if wanted is None:
             return
         if wanted.exists() and not wanted.is_dir():
@@ -103,21 +105,25 @@ class ResultsFolder:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise InputError(f"cannot write {path}: {error.strerror}") from None
+        self._drawn[source] = path
 
     def video_writer(self, source: Source, rate: float, size: tuple[int, int]) -> VideoWriter:
         """For the drawn frames of a video. Raises InputError: it cannot be written."""
-        return VideoWriter(self._place("videos", source.place.with_suffix(".mp4")), rate, size)
+        path = self._place("videos", source.place.with_suffix(".mp4"))
+        self._drawn[source] = path
+        return VideoWriter(path, rate, size)
 
     def _place(self, kind: str, place: Path) -> Path:
         """A path of its own for each: a.jpg, then a-2.jpg."""
         folder = self.path / kind
         for part in place.parent.parts:  # a folder may be called as the picture of another input
             folder = next(path for path in numbered_folders(folder / part) if not path.is_file())
-        for number in itertools.count(1):
-            name = place.name if number == 1 else f"{place.stem}-{number}{place.suffix}"
-            path = folder / name
+        wanted = folder / place.name
+        for number in itertools.count(self._numbers.get(wanted, 1)):
+            path = wanted if number == 1 else folder / f"{place.stem}-{number}{place.suffix}"
             if path not in self._taken and not path.exists():  # A.jpg may be a.jpg there
                 break
+        self._numbers[wanted] = number
         self._taken.add(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +134,7 @@ class ResultsFolder:
     def write_coco(
         self, results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
     ) -> None:
-        """coco.json, a results file, and images.json, which says what its ids mean.
+        """coco.json, a results file, and images.json, which says what its ids mean and where each is drawn.
 
         Raises:
             InputError: no permission or no space.
@@ -138,6 +144,8 @@ class ResultsFolder:
             height, width = result.size
             image: dict[str, Any] = {"id": number, "file_name": str(result.source.path)}
             image |= {"width": width, "height": height}
+            if result.source in self._drawn:
+                image["drawn"] = self._drawn[result.source].relative_to(self.path).as_posix()
             images.append(image if result.frame is None else {**image, "frame": result.frame})
             for (x0, y0, x1, y1), label, score in zip(
                 result.found.boxes.tolist(), result.found.labels, result.found.scores.tolist(), strict=True

@@ -2,13 +2,16 @@
 
 import io
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +66,7 @@ def predict(
     """
     session = _Session(detector, folder, "pictures" in formats, thresholds)
     try:
-        with ThreadPoolExecutor(_READERS) as readers, session.bar:
+        with _ended_by_sigterm(), ThreadPoolExecutor(_READERS) as readers, session.bar:
             session.images([source for source in sources if source.kind != "video"], readers)
             for source in sources:
                 if source.kind == "video":
@@ -81,6 +84,24 @@ def predict(
     found = sum(len(result.found) for result in session.results)
     frames = sum(result.frame is not None for result in session.results)
     return Report(folder.path, len(session.results) - frames, frames, found, len(session.failed))
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let a scheduler's SIGTERM break the work off as Ctrl-C does, so that what was found is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, before)  # a second one ends at once
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Undetectable(InputError):

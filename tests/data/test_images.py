@@ -77,6 +77,14 @@ def test_a_tiff_that_pillow_could_map_into_memory_is_turned_as_any_other(tmp_pat
     np.testing.assert_array_equal(read_image(path, (5, 7)), upright)
 
 
+@pytest.mark.parametrize("ending", ["tif", "gif", "png", "webp"])
+def test_of_several_pages_the_first_is_taken_and_the_others_are_named(tmp_path, caplog, ending):
+    pages = [Image.fromarray(np.full((5, 7, 3), grey, np.uint8)) for grey in (10, 90, 200)]
+    pages[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pages[1:])
+    assert read_upright(tmp_path / f"a.{ending}", "a").mean() == pytest.approx(10, abs=2)
+    assert caplog.messages == ["image a has 3 pages or frames; the first is taken"]
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     (tmp_path / "set" / "night").mkdir(parents=True)
     (tmp_path / "set" / "lost+found").mkdir()

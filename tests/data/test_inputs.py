@@ -72,6 +72,24 @@ def test_order_is_kept_and_each_stands_once(place: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_pattern_does_not_match_what_predict_has_drawn(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("pictures/a.jpg", ".predictions", "deep/clip.png"):
+        (place / "in/predictions" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "in/predictions" / name).touch()
+    assert found("in/**/*.png") == [("image", "in/a.png")]
+    assert "are left out: in/predictions" in caplog.text
+    assert found("in/*") == [source for source in FOLDER if source[1] != "in/deep/c.tiff"] + [
+        ("image", "in/deep/c.tiff"),
+        ("image", "in/notes.txt"),
+    ]
+    with pytest.raises(InputError, match=r"^in/pred\*/\*\*/\*\.jpg matches nothing but results of predict"):
+        find_sources(["in/pred*/**/*.jpg"])
+    assert found("in/predictions/pictures/*.jpg") == [("image", "in/predictions/pictures/a.jpg")]
+    assert [str(source.place) for source in find_sources(["in/d*/*.tiff"])] == ["deep/c.tiff"]
+
+
 def test_what_predict_has_drawn_is_no_input(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`cd photos; predict.py RUN .` a second time. A folder of results that is named itself is meant."""
     for name in ("pictures/a.jpg", ".predictions", "deep/clip.png"):
