@@ -2,7 +2,10 @@
 
 import gc
 import json
+import logging
 import math
+import re
+import shlex
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import AnnotatedImage, Annotation, image_inside, is_there, pack_set, require_folder
+from data.categories import named_categories, used_categories
 from data.faults import DataFault, raise_or_collect
-from data.images import MOST_PIXELS
+from data.images import MOST_PIXELS, read_size
+from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from errors import InputError, some_of
 
+_ROBOFLOWS = "_annotations.coco.json"
+log = logging.getLogger(__name__)
 _NAMES_SHOWN = 5
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
@@ -37,7 +44,9 @@ def load_coco(
     Raises:
         InputError: whatever is wrong with the file, its images or boxes.
     """
-    require_folder(images, "data.images", "set data.images, the folder of the images below data.root")
+    root = annotations.parent.parent  # unless data.annotations is set, and then there is no need for advice
+    remedy = of_roboflow(root) or "set data.images, the folder of the images below data.root"
+    require_folder(images, "data.images", remedy)
     with _no_garbage_collection():
         content = read_instances(annotations, hint=partial(_others_than, annotations))
         return load_instances(content, annotations, images, classes, faults)
@@ -67,28 +76,28 @@ def load_instances(
     faults: list[DataFault] | None = None,
 ) -> DetectionSet:
     """As `load_coco`, of what `read_instances` has read."""
-    known, labels, names = _categories(named_categories(content), classes, annotations, faults)
+    known, labels, names = used_categories(named_categories(content), classes, annotations, faults)
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     _refuse_other_folder(found, images, annotations)
     for record in content["annotations"]:
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
         try:
-            image_id = _whole(record, "image_id", where)
-            category_id = _whole(record, "category_id", where)
+            image_id = whole_of(record, "image_id", where)
+            category_id = whole_of(record, "category_id", where)
             if not isinstance(image_id, int) or image_id not in found:
                 if isinstance(image_id, Hashable) and image_id in refused:
                     continue
                 raise DataFault(
                     "image-unlisted",
-                    f"{where} belongs to image id {_shown(image_id)}, which is not listed in 'images'",
+                    f"{where} belongs to image id {shown(image_id)}, which is not listed in 'images'",
                     annotation=_number(record),
                 )
             image = found[image_id]
             if not isinstance(category_id, Hashable) or category_id not in known:
                 raise DataFault(
                     "category-unlisted",
-                    f"{where} (image '{image.path.name}') has category id {_shown(category_id)}, which "
+                    f"{where} (image '{image.path.name}') has category id {shown(category_id)}, which "
                     "is not listed in 'categories'",
                     image.path,
                     image.id,
@@ -105,13 +114,26 @@ def _others_than(annotations: Path) -> str:
     """What to do where the file is not there."""
     there = sorted(path.name for path in annotations.parent.glob("*.json"))
     if not there:
-        return "; set data.annotations=FILE, below data.root, with {split} for the name of the split"
+        remedy = "set data.annotations=FILE, below data.root, with {split} for the name of the split"
+        return f"; {of_roboflow(annotations.parent.parent) or remedy}"
+    if len(there) == 1:
+        whole = shlex.quote(str(annotations.with_name(there[0])))
+        return f"; its folder has {there[0]} alone, which python -m data.split {whole} divides"
     return f"; its folder has {some_of(there, _NAMES_SHOWN)} (set data.splits or data.annotations)"
 
 
-def _shown(number: Any) -> str:
-    """An id as it is written; one that is a text looks like the number that it is not."""
-    return f"{number!r}, a text where a number is wanted" if isinstance(number, str) else str(number)
+def of_roboflow(root: Path) -> str:
+    """The settings for a set with a folder for each split, images and annotations together; "" for others."""
+    there = {path.parent.name for path in root.glob(f"*/{_ROBOFLOWS}")}
+    if "train" not in there:
+        return ""
+    val = next((name for name in ("val", "valid", "test") if name in there), None)
+    if val is None:
+        return f"python -m data.split {shlex.quote(str(root / 'train' / _ROBOFLOWS))} divides this set"
+    return (
+        f"it is as Roboflow exports it: set data.annotations={{split}}/{_ROBOFLOWS} data.images={{split}} "
+        f"data.splits.val={val} data.splits.test={'test' if 'test' in there else 'null'}"
+    )
 
 
 @contextmanager
@@ -149,75 +171,30 @@ def _how_it_begins(path: Path) -> str:
     return "" if start[0] in "{[" else f", it begins with '{start.splitlines()[0][:40]}'"
 
 
-def named_categories(content: dict[str, Any]) -> list[Any]:
-    """The categories of a COCO file, but for Roboflow's heading.
-
-    Its lists begin with the name of the project, as a category without boxes that is the supercategory of
-    the others. In a set of one class that is often the very name of the class.
-    """
-    heading, *rest = content["categories"] or [None]
-    if not isinstance(heading, dict) or heading.get("supercategory") != "none":
-        return content["categories"]
-    name, others = heading.get("name"), [record for record in rest if isinstance(record, dict)]
-    if any(other.get("name") == name for other in others) and any(
-        other.get("supercategory") == name for other in others
-    ):
-        used = (record.get("category_id") for record in content["annotations"] if isinstance(record, dict))
-        if heading.get("id") not in used:
-            return rest
-    return content["categories"]
-
-
-def _categories(
-    records: list[Any], classes: tuple[str, ...] | None, source: Path, faults: list[DataFault] | None
-) -> tuple[set[Any], dict[int, int], tuple[str, ...]]:
-    """All category ids, those refused among them; the label of each that is used, by label; the names in
-    that order."""
-    ids: dict[str, int] = {}
-    known: set[Any] = set()
-    for record in records:
-        where = f"a category in {source}"
-        try:
-            name, number = _name(record, "name", where), _whole(record, "id", where)
-            if not isinstance(number, int):
-                message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
-                raise DataFault("record-malformed", message)
-            if name in ids or number in ids.values():
-                message = f"{source}: category '{name}' (id {number}) stands twice; keep one of the two"
-                raise DataFault("category-twice", message)
-        except DataFault as fault:
-            raise_or_collect(fault, faults)
-            known |= _id_of_refused(record)
-            continue
-        ids[name] = number
-        known.add(number)
-    if classes is None:
-        classes = tuple(sorted(ids, key=lambda name: ids[name]))
-    for name in classes:
-        if name not in ids:
-            raise InputError(f"{source} has no category '{name}'; it has {', '.join(ids) or 'none'}")
-    if not classes:
-        raise InputError(f"{source} lists no categories")
-    return known, {ids[name]: label for label, name in enumerate(classes)}, classes
-
-
 def _images(
     records: list[Any], folder: Path, source: Path, faults: list[DataFault] | None
 ) -> tuple[dict[int, AnnotatedImage], set[Any]]:
     """The images by their ids, and the ids of those that were refused."""
     found: dict[int, AnnotatedImage] = {}
     refused: set[Any] = set()
+    elsewhere: dict[Path, str] = {}  # images whose names lead out of the folder, and which are in it
     for record in records:
         try:
-            image = _image(record, folder, source)
+            image = _image(record, folder, source, elsewhere)
             if image.id in found:
                 message = f"{source}: image id {image.id} stands twice"
                 raise DataFault("image-id-twice", message, image.path, image.id)
         except DataFault as fault:
             raise_or_collect(fault, faults)
-            refused |= _id_of_refused(record)
+            refused |= id_of_refused(record)
             continue
         found[image.id] = image
+    if elsewhere:
+        name = next(iter(elsewhere.values()))
+        log.warning(
+            "%s: file names lead out of %s (%d, such as %s); the images of these names in it are taken",
+            source, folder, len(elsewhere), name,
+        )  # fmt: skip
     return found, refused
 
 
@@ -236,30 +213,56 @@ def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source:
             )
 
 
-def _id_of_refused(record: Any) -> set[Any]:
-    """What its annotations call it: they are not to be refused as well, for the same fault."""
-    number = record.get("id") if isinstance(record, dict) else None
-    return {number} if number is not None and isinstance(number, Hashable) else set()
-
-
-def _image(record: Any, folder: Path, source: Path) -> AnnotatedImage:
+def _image(record: Any, folder: Path, source: Path, elsewhere: dict[Path, str]) -> AnnotatedImage:
+    """`elsewhere`: images whose names lead out of the folder, to which this one may be added."""
     where = f"an image in {source}"
-    number = _whole(record, "id", where)
-    where = f"image id {_shown(number)} in {source}"
-    path = image_inside(folder, _name(record, "file_name", where), where)
-    size = (_whole(record, "height", where), _whole(record, "width", where))
-    if (
-        not isinstance(number, int)
-        or abs(number) >= 2**63
-        or not all(isinstance(v, int) and 0 < v <= MOST_PIXELS for v in size)
-    ):
-        message = f"{where}: the id must be an integer, the sides positive integers up to {MOST_PIXELS}"
-        raise DataFault("record-malformed", message, path)
-    return AnnotatedImage(number, path, size)
+    number = whole_of(record, "id", where)
+    where = f"image id {shown(number)} in {source}"
+    name = text_of(record, "file_name", where)
+    try:
+        path = image_inside(folder, name, where)
+    except DataFault:
+        # As annotation tools write it, of their own disk.
+        path = folder / re.split(r"[/\\]", name)[-1]
+        if path == folder or path in elsewhere or not is_there(path):
+            raise
+        elsewhere[path] = name
+    if not isinstance(number, int) or abs(number) >= 2**63:
+        raise DataFault("record-malformed", f"{where}: the id must be an integer", path)
+    return AnnotatedImage(number, path, _size(record, path, where))
+
+
+def _size(record: dict[str, Any], path: Path, where: str) -> tuple[int, int]:
+    """Height and width as they are written; where they are missing or 0, those of the file."""
+    if not all(record.get(side) for side in ("height", "width")):
+        try:
+            return read_size(path)[0]
+        except InputError as error:
+            code = "image-unreadable" if is_there(path) else "image-missing"
+            raise DataFault(code, str(error), path) from None
+    height, width = (whole_of(record, side, where) for side in ("height", "width"))
+    for side, value in (("height", height), ("width", width)):
+        if type(value) is not int or not 0 < value <= MOST_PIXELS:
+            message = f"{where}: {side} must be a number of pixels up to {MOST_PIXELS}, got {value!r}"
+            raise DataFault("record-malformed", message, path)
+    return height, width
+
+
+def _box(record: dict[str, Any], where: str) -> Any:
+    """x, y, width, height as they are written; without them, those of the polygons."""
+    box, polygons = record.get("bbox"), record.get("segmentation")
+    if box or not isinstance(polygons, list) or not polygons:
+        return field_of(record, "bbox", where)
+    points = [polygon for polygon in polygons if isinstance(polygon, list)]
+    numbers = [value for polygon in points for value in polygon]
+    if not numbers or not _NUMBERS.issuperset(map(type, numbers)):
+        return field_of(record, "bbox", where)
+    xs, ys = ([value for polygon in points for value in polygon[side::2]] for side in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _annotation(record: dict[str, Any], where: str, label: int, image: AnnotatedImage) -> Annotation:
-    box, number = _field(record, "bbox", where), _number(record)
+    box, number = _box(record, where), _number(record)
     if not isinstance(box, list) or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
         raise DataFault(
             "record-malformed",
@@ -291,22 +294,3 @@ def _float(number: float) -> float:
         return float(number)
     except OverflowError:  # JSON's integers know no bounds
         return math.inf if number > 0 else -math.inf
-
-
-def _field(record: Any, key: str, where: str) -> Any:
-    if not isinstance(record, dict) or key not in record:
-        raise DataFault("record-malformed", f"{where} has no '{key}'")
-    return record[key]
-
-
-def _name(record: Any, key: str, where: str) -> str:
-    name = _field(record, key, where)
-    if name is None or isinstance(name, dict | list) or not str(name).strip():
-        raise DataFault("record-malformed", f"{where}: {key} must be a text, got {name!r}")
-    return str(name)
-
-
-def _whole(record: Any, key: str, where: str) -> Any:
-    value = _field(record, key, where)
-    # pandas writes 10.0.
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -88,7 +88,8 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.annotations=nowhere/{split}.json": ("nowhere/train.json", "set data.annotations"),
     "data.format=shapes": ("set holds something else", "data.format=coco, voc or yolo"),
     "data.format=voc": ("set/Annotations", "another data.format"),
-    "data.classes=[cat, cow]": ("train.json", "'cow'"),
+    "data.classes=[cat, cow]": ("data.classes", "no box of class 'cow'"),
+    "data.classes=[cow]": ("train.json", "'cow'", "it has cat, dog"),
     "run.dir=tiny.yaml/run": ("run.dir", "tiny.yaml/run"),
     "run.dir=set": ("run.dir", "set", "holds something already"),
 } | ({"run.dir=locked/run": ("run.dir", "locked/run")} if os.geteuid() else {})
@@ -203,7 +204,10 @@ DATA: dict[str, Case] = {
     ),
     "image absolute": (image(file_name=str(Path("/elsewhere.png"))), ("image id 12", "/elsewhere.png")),
     "image of another size": (image(width=640), ("2.png", "64 x 48", "640 x 48")),
-    "image without a size": (edited(lambda c: c["images"][2].pop("height")), ("image id 12", "'height'")),
+    "image with a text for a size": (
+        edited(lambda c: c["images"][2].update(height="48")),
+        ("image id 12", "height", "'48'"),
+    ),
     "negative width": (annotation(bbox=[30, 5, -4, 9]), (*THREE, "1.png", "negative width")),
     "negative height": (annotation(bbox=[30, 20, 4, -9]), (*THREE, "1.png", "negative height")),
     "NaN": (annotation(bbox=[30, float("nan"), 4, 9]), (*THREE, "1.png", "NaN")),

@@ -52,9 +52,6 @@ KINDS: dict[str, Kind] = {
     "image-unlisted": Kind(_E, "a box belongs to an image that is not listed", "list it, or remove the box"),
     "category-unlisted": Kind(_E, "a box has a class that is not listed", "list it, or correct the box"),
     "category-twice": Kind(_E, "a class stands twice", "keep one name and one id for each"),
-    "category-missing": Kind(
-        _E, "the training's class is not listed in another split", "list the same classes in every split"
-    ),
     "box-not-finite": Kind(_E, "a box is NaN or infinite", "correct or remove it"),
     "box-reversed": Kind(
         _E,
@@ -93,6 +90,11 @@ KINDS: dict[str, Kind] = {
     ),
     "class-left-out": Kind(
         _W, "boxes of a class that training does not know", "add examples to training, or correct the name"
+    ),
+    "category-missing": Kind(
+        _W,
+        "a class of training is not listed in another split, and has no box there",
+        "see that it has no other name there",
     ),
     "no-boxes-to-find": Kind(
         _W,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import image_inside, inside
-from data.coco import load_instances, read_instances
+from data.coco import load_instances, of_roboflow, read_instances
 from data.images import files_below
 from data.sample import DetectionSet
 from data.voc import load_voc_images, pictures_by_stem
@@ -64,6 +64,8 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
         whole = _voc(path)
     else:
         files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
+        if hint := of_roboflow(path):
+            raise InputError(f"{path} is no COCO instances file (.json); {hint}")
         raise InputError(
             f"{path} is no COCO instances file (.json), no folder with Annotations/*.xml (VOC) and none with "
             "data.yaml (YOLO)" + (f"; of COCO name the file: {files[0]}" if files else "")

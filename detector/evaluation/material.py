@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from data.annotations import image_inside, require_folder
-from data.coco import named_categories, read_instances, read_json
+from data.categories import named_categories
+from data.coco import read_instances, read_json
 from data.inputs import RESULTS_MARK
 from data.sample import DetectionSet
 from detector.evaluation.inference import Predictions

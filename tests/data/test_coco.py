@@ -121,9 +121,29 @@ def test_labels_follow_the_ids_not_the_order_in_the_file(tmp_path, content):
     assert (records.classes, records.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
 
 
-def test_unknown_class_is_named_with_those_there_are(tmp_path, content):
-    message = error_of(tmp_path, content, ("cat", "horse"))
-    assert "'horse'" in message
+def test_a_class_that_a_file_does_not_list_has_no_box_there(tmp_path, content, caplog):
+    """As of a validation file that was written with the classes it happens to have."""
+    records = load(tmp_path, content, ("horse", "cat"))
+    assert (records.classes, records.labels.tolist()) == (("horse", "cat"), [1])
+    assert records.category_ids == (8, 3)
+    (message,) = caplog.messages
+    assert (
+        message == f"{tmp_path / 'set.json'} does not list 'horse', and so has no box of it; it has cat, dog"
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "problem"),
+    [
+        (("horse", "cow"), "no category 'horse'; it has"),
+        (("cat", "Dog "), "no category 'Dog ', but 'dog'; it has"),
+    ],
+)
+def test_classes_of_another_set_or_spelling_are_named_with_those_there_are(
+    tmp_path, content, classes, problem
+):
+    message = error_of(tmp_path, content, classes)
+    assert problem in message
     assert "cat, dog" in message
     assert "set.json" in message
 
@@ -195,10 +215,11 @@ WRONG_IMAGES = {  # what is wrong with image 10 -> what the message says
     "climbs out with backslashes": ({"file_name": "..\\outside.png"}, "outside"),
     "drive": ({"file_name": "C:\\outside.png"}, "outside"),
     "empty name": ({"file_name": ""}, "image id 10"),
-    "height as text": ({"height": "48"}, "image id 10.*positive integers"),
-    "no width": ({"width": 0}, "image id 10.*positive integers"),
-    "id as text": ({"id": "10"}, "positive integers"),
-    "id as list": ({"id": [10]}, "positive integers"),
+    "height as text": ({"height": "48"}, "image id 10.*height must be a number of pixels.*'48'"),
+    "a negative width": ({"width": -4}, "image id 10.*width must be a number of pixels.*-4"),
+    "a width that is true": ({"width": True}, "image id 10.*width must be .*True"),
+    "id as text": ({"id": "10"}, "id must be an integer"),
+    "id as list": ({"id": [10]}, "id must be an integer"),
     "id beyond 64 bits": ({"id": 2**64}, "id"),
     "duplicate id": ({"id": 11}, "image id 11 stands twice"),
 }
@@ -243,9 +264,55 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path, conte
     assert f"{letter * 300}.png does not exist" in error_of(tmp_path, content)
 
 
-def test_absolute_path_is_refused_even_into_the_folder(tmp_path, content):
-    content["images"][0]["file_name"] = str(tmp_path / "images" / "0.png")
-    assert "outside" in error_of(tmp_path, content)
+@pytest.mark.parametrize(
+    "name",
+    ["/home/me/pictures/0.png", "../../upload/1/0.png", "C:\\pictures\\0.png", "/data/files/?d=up/0.png"],
+)
+def test_of_a_path_that_leads_elsewhere_the_image_of_that_name_is_taken(tmp_path, content, name, caplog):
+    """As annotation tools write their own disks; but one image is not taken for two."""
+    expected = load(tmp_path, content).files.tolist()
+    content["images"][0]["file_name"] = name
+    assert load(tmp_path, content).files.tolist() == expected
+    (message,) = caplog.messages
+    assert f"lead out of {tmp_path / 'images'} (1, such as {name}); the images of these names" in message
+    content["images"][1]["file_name"] = name
+    assert "points outside" in error_of(tmp_path, content)
+
+
+@pytest.mark.parametrize("change", [{"height": 0, "width": 0}, {"height": None}, {}])
+def test_without_a_size_the_image_has_its_own(tmp_path, content, change):
+    expected = load(tmp_path, content).sizes.tolist()
+    del content["images"][0]["width"]
+    content["images"][0] |= change
+    assert load(tmp_path, content).sizes.tolist() == expected
+    content["images"][0]["file_name"] = "gone.png"
+    assert "gone.png does not exist" in error_of(tmp_path, content)
+
+
+@pytest.mark.parametrize("box", [[], None])
+def test_without_a_box_that_of_the_polygons_is_taken(tmp_path, content, box):
+    """By hand: the corners of two polygons."""
+    content["annotations"][1] |= {
+        "bbox": box,
+        "segmentation": [[30, 12, 40, 10, 35, 20], [50, 25, 54, 30, 40, 30]],
+    }
+    records = load(tmp_path, content, ("cat",))
+    assert records.boxes.tolist() == [[30, 10, 54, 30]]
+    content["annotations"][1]["segmentation"] = {"counts": "abc", "size": [4, 4]}
+    assert "bbox must be four numbers" in error_of(tmp_path, content)
+
+
+def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content):
+    for name in ("train", "valid"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "_annotations.coco.json").write_text(json.dumps(content))
+    settings = (
+        "set data.annotations={split}/_annotations.coco.json data.images={split} data.splits.val=valid "
+        "data.splits.test=null"
+    )
+    for folder in ("images", "train"):
+        with pytest.raises(InputError, match=re.escape(settings)):
+            load_coco(tmp_path / "set/annotations/train.json", tmp_path / "set" / folder)
 
 
 def test_links_are_followed(tmp_path, content):

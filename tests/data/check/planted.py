@@ -174,10 +174,10 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "a path outside": (
         "image-outside", edited(lambda c: c["images"].append({"id": 9, "file_name": "../x.png"})), ("id 9",),
     ),
-    "an image without height": (
+    "an image whose height is a text": (
         "record-malformed",
-        edited(lambda c: c["images"].append({"id": 9, "file_name": "x.png", "width": 3})),
-        ("image id 9", "'height'"),
+        edited(lambda c: c["images"].append({"id": 9, "file_name": "x.png", "width": 3, "height": "4"})),
+        ("image id 9", "height"),
     ),
     "an image id twice": ("image-id-twice", edited(lambda c: c["images"].append(c["images"][1])), ("id 2",)),
     "train in val": (

@@ -1,0 +1,86 @@
+"""The categories of a COCO file, and the classes of a training among them."""
+
+import itertools
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from data.faults import DataFault, raise_or_collect
+from data.records import id_of_refused, text_of, whole_of
+from errors import InputError, some_of
+
+log = logging.getLogger(__name__)
+
+
+def named_categories(content: dict[str, Any]) -> list[Any]:
+    """The categories of a COCO file, but for Roboflow's heading.
+
+    Its lists begin with the name of the project, as a category without boxes that is the supercategory of
+    the others. In a set of one class that is often the very name of the class.
+    """
+    heading, *rest = content["categories"] or [None]
+    if not isinstance(heading, dict) or heading.get("supercategory") != "none":
+        return content["categories"]
+    name, others = heading.get("name"), [record for record in rest if isinstance(record, dict)]
+    if any(other.get("name") == name for other in others) and any(
+        other.get("supercategory") == name for other in others
+    ):
+        used = (record.get("category_id") for record in content["annotations"] if isinstance(record, dict))
+        if heading.get("id") not in used:
+            return rest
+    return content["categories"]
+
+
+def used_categories(
+    records: list[Any], classes: tuple[str, ...] | None, source: Path, faults: list[DataFault] | None
+) -> tuple[set[Any], dict[int, int], tuple[str, ...]]:
+    """All category ids, those refused among them; the label of each that is used, by label; the names in
+    that order."""
+    ids: dict[str, int] = {}
+    known: set[Any] = set()
+    for record in records:
+        where = f"a category in {source}"
+        try:
+            name, number = text_of(record, "name", where), whole_of(record, "id", where)
+            if not isinstance(number, int):
+                message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
+                raise DataFault("record-malformed", message)
+            if name in ids or number in ids.values():
+                message = f"{source}: category '{name}' (id {number}) stands twice; keep one of the two"
+                raise DataFault("category-twice", message)
+        except DataFault as fault:
+            raise_or_collect(fault, faults)
+            known |= id_of_refused(record)
+            continue
+        ids[name] = number
+        known.add(number)
+    if classes is None:
+        classes = tuple(sorted(ids, key=lambda name: ids[name]))
+    if not classes:
+        raise InputError(f"{source} lists no categories")
+    _say_what_is_missing(classes, ids, source)
+    free = itertools.count(max(ids.values()) + 1)
+    numbers = [ids[name] if name in ids else next(free) for name in classes]
+    return known, {number: label for label, number in enumerate(numbers)}, classes
+
+
+def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path) -> None:
+    """A file may list the classes that it has boxes of, and no others.
+
+    Raises:
+        InputError: it has none of those that are wanted, or one of them by nearly the same name.
+    """
+    missing = [name for name in classes if name not in there]
+    alike = {name.strip().casefold(): name for name in there if name not in classes}
+    slips = [name for name in missing if name.strip().casefold() in alike]
+    if slips or len(missing) == len(classes):
+        name = (slips or missing)[0]
+        hint = f", but '{alike[name.strip().casefold()]}'" if slips else ""
+        raise InputError(f"{source} has no category '{name}'{hint}; it has {', '.join(there) or 'none'}")
+    if missing:
+        log.warning(
+            "%s does not list %s, and so has no box of %s; it has %s",
+            source, some_of([f"'{name}'" for name in missing], 5), "these" if len(missing) > 1 else "it",
+            some_of([*there], 10),
+        )  # fmt: skip
