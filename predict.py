@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument(
         "--threshold",
         metavar="T",
-        help="least score, 0 to 1 (default: each class's with the best F1 in validation, else 0.5)",
+        help="least score, 0 to 1, of all or of some: car=0.5,bus=0.3 (default: each class's with the best "
+        "F1 in validation, else 0.5)",
     )
     parser.add_argument(
         "--format",
@@ -47,6 +48,19 @@ def main() -> None:
 
 def _names_inputs(word: str) -> bool:
     return is_there(word) or bool(glob.glob(word, recursive=True))  # noqa: PTH207
+
+
+def _thresholds(text: str) -> dict[str, float]:
+    """The least scores of classes by their names, that of all others as "" if it is given."""
+    from errors import InputError
+
+    found = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        found[name.strip()] = value = number_of("--threshold", number)
+        if not 0 <= value <= 1:
+            raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}")
+    return found
 
 
 def predict(
@@ -75,9 +89,7 @@ def predict(
     for word in wanted:
         if word not in FORMATS:
             raise InputError(f"--format: '{word}' is not one of {', '.join(FORMATS)}")
-    least = None if threshold is None else number_of("--threshold", threshold)
-    if least is not None and not 0 <= least <= 1:
-        raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {threshold}")
+    least = {} if threshold is None else _thresholds(threshold)
     size = None if batch is None else number_of("--batch", batch)
     if size is not None and not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
         raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
@@ -89,7 +101,13 @@ def predict(
     detector = Detector.load(model, device, overrides)
     if size is not None:
         detector.batch_size = int(size)
-    thresholds = detector.thresholds if least is None else np.full(len(detector.classes), least)
+    unknown = [name for name in least if name not in ("", *detector.classes)]
+    if unknown:
+        raise InputError(
+            f"--threshold: there is no class '{unknown[0]}'; there are {', '.join(detector.classes)}"
+        )
+    usual = [least.get("", value) for value in detector.thresholds.tolist()]
+    thresholds = np.array([least.get(*pair) for pair in zip(detector.classes, usual, strict=True)])
     report = run(detector, sources, folder, wanted, thresholds)
     if report.failed:
         logging.getLogger(__name__).warning(

@@ -399,7 +399,8 @@ def _strict(kind: type, parameters: dict[str, Any]) -> Any:
     accepted = set(inspect.signature(kind).parameters)
     unknown = sorted(set(parameters) - accepted)
     if unknown:
-        raise ValueError(f"no parameter '{unknown[0]}'; it takes {', '.join(sorted(accepted))}")
+        hint = ", with a space behind the colon" if ":" in str(unknown[0]) else ""
+        raise ValueError(f"no parameter '{unknown[0]}'; it takes {', '.join(sorted(accepted))}{hint}")
     return kind(**parameters)
 
 

@@ -3,6 +3,7 @@
 import logging
 import xml.etree.ElementTree as ET
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.annotations import (
@@ -11,6 +12,7 @@ from data.annotations import (
     as_spelt,
     image_inside,
     inside,
+    is_there,
     pack_set,
     require_folder,
 )
@@ -21,12 +23,39 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 _FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
-_PARTS = {
-    "Annotations": "a VOC set has its XML files there; is it of another data.format?",
-    "ImageSets/Main": "a VOC set has the lists of its splits there, such as train.txt, with the name of an "
-    "image in each line; python -m data.split makes them",
-    "JPEGImages": "a VOC set has its images there",
-}
+
+
+@dataclass(frozen=True)
+class VocFolders:
+    """Where a VOC set has its parts."""
+
+    root: Path
+    annotations: Path
+    images: Path
+
+    @property
+    def lists(self) -> Path:
+        return self.root / "ImageSets" / "Main"
+
+
+def voc_folders(root: Path) -> VocFolders:
+    """The folders of a set: Annotations and JPEGImages, or images as Label Studio calls it; or all files of
+    both kinds in one, as labelImg and Roboflow leave them.
+
+    Raises:
+        InputError: there are no such folders.
+    """
+    require_folder(root, "data.root (voc)", "a VOC set is a folder with Annotations and JPEGImages")
+    annotations = root / "Annotations"
+    if not annotations.is_dir() and any(root.glob("*.xml")):
+        return VocFolders(root, root, root)
+    remedy = "a VOC set has its XML files there; is it of another data.format?"
+    require_folder(annotations, "data.root (voc)", remedy)
+    images = next((p for p in (root / "JPEGImages", root / "images") if p.is_dir()), None)
+    if images is None and any(path.suffix.lower() in IMAGE_SUFFIXES for path in annotations.iterdir()):
+        images = annotations
+    require_folder(images or root / "JPEGImages", "data.root (voc)", "a VOC set has its images there")
+    return VocFolders(root, annotations, images or root / "JPEGImages")
 
 
 def load_voc(
@@ -38,9 +67,9 @@ def load_voc(
     """Read one split. Boxes are taken as (xmin, ymin, xmax, ymax), without a one-pixel offset.
 
     Args:
-        root: folder with Annotations, ImageSets/Main and JPEGImages.
+        root: folder with the lists in ImageSets/Main, and what `voc_folders` finds.
         split: name of a list in ImageSets/Main; "VOC2007/trainval" is the list trainval below
-            root/VOC2007.
+            root/VOC2007. Or a folder with the images and XML files of a split, as Roboflow's.
         classes: names to use, in this order; objects of other classes are left out. By default all
             names found in root/Annotations, sorted.
         faults: where all faults are collected; without it the first is raised.
@@ -50,16 +79,23 @@ def load_voc(
     Raises:
         InputError: whatever is wrong with the folder, its files or boxes.
     """
+    alone = root / split
+    if alone.is_dir() and any(alone.glob("*.xml")):
+        names = sorted(path.stem for path in alone.glob("*.xml"))
+        return load_voc_images(VocFolders(alone, alone, alone), names, f"split {split}", classes, faults)
     folder, _, name = split.rpartition("/")
-    root = root / folder
-    for part, remedy in _PARTS.items():
-        require_folder(root / part, "data.root (voc)", remedy)
-    names = _read_list(root / "ImageSets" / "Main" / f"{name}.txt", root / "Annotations")
-    return load_voc_images(root, names, f"split {split}", classes, faults)
+    folders = voc_folders(root / folder)
+    remedy = (
+        "a VOC set has the lists of its splits there, such as train.txt, with the name of an image in each "
+        "line; python -m data.split makes them"
+    )
+    require_folder(folders.lists, "data.root (voc)", remedy)
+    names = _read_list(folders.lists / f"{name}.txt", folders.annotations)
+    return load_voc_images(folders, names, f"split {split}", classes, faults)
 
 
 def load_voc_images(
-    root: Path,
+    folders: VocFolders,
     names: Sequence[str],
     source: str,
     classes: tuple[str, ...] | None = None,
@@ -70,17 +106,17 @@ def load_voc_images(
     Args:
         source: names them in messages.
     """
-    pictures = pictures_by_stem(root / "JPEGImages")
+    pictures = pictures_by_stem(folders.images)
     # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
     labels = {name: label for label, name in enumerate(classes or ())}
     left_out: dict[str, int] = {}
     images, parsed = [], set()
     for number, stem in enumerate(names, start=1):
         try:
-            xml = inside(root / "Annotations", f"{stem}.xml", source)
+            xml = inside(folders.annotations, f"{stem}.xml", source)
             tree = _read_xml(xml, _of_ending(stem))
             parsed.add(xml)
-            file_name = _image_name(root, stem, tree, xml, pictures)
+            file_name = _image_name(folders.images, stem, tree, xml, pictures)
             image = AnnotatedImage(number, file_name, _size(tree, xml, file_name))
         except DataFault as fault:
             raise_or_collect(fault, faults)
@@ -102,7 +138,7 @@ def load_voc_images(
         counts = ", ".join(f"{count} of '{name}'" for name, count in sorted(left_out.items()))
         log.warning("%s: objects of classes that are not used left out: %s", source, counts)
     if classes is None:
-        classes = voc_classes(root, faults, labels, parsed)
+        classes = voc_classes(folders.annotations, faults, labels, parsed)
         final = [classes.index(name) for name in labels]
         for item in (item for image in images for item in image.objects):
             item.label = final[item.label]
@@ -110,19 +146,19 @@ def load_voc_images(
 
 
 def voc_classes(
-    root: Path,
+    annotations: Path,
     faults: list[DataFault] | None = None,
     known: Iterable[str] = (),
     parsed: Container[Path] = (),
 ) -> tuple[str, ...]:
-    """All class names in root/Annotations, sorted.
+    """All class names in the XML files of a folder, sorted.
 
     Args:
         faults: as for `load_voc`.
         known: those of the files that were parsed already.
     """
     found = set(known)
-    for path in files_below(root / "Annotations"):
+    for path in files_below(annotations):
         if path.suffix != ".xml" or path in parsed:
             continue
         try:
@@ -132,7 +168,7 @@ def voc_classes(
         except DataFault as fault:
             raise_or_collect(fault, faults)
     if not found:
-        raise InputError(f"{root / 'Annotations'} holds no objects")
+        raise InputError(f"{annotations} holds no objects")
     return tuple(sorted(found))
 
 
@@ -151,8 +187,11 @@ def _stem(line: str, annotations: Path) -> str:
     """The name of a line: all of it, but for the second column of lists like aeroplane_train.txt."""
     name, *rest = line.rsplit(maxsplit=1)
     flag = rest in (["1"], ["0"], ["-1"]) and not (annotations / f"{line}.xml").is_file()
-    name = name if flag else line
-    return as_spelt(annotations, f"{name}.xml").removesuffix(".xml")
+    name = as_spelt(annotations, f"{name if flag else line}.xml").removesuffix(".xml")
+    # Some tools write the image files instead, with or without their folder.
+    tries = [name, *(str(path.with_suffix("")) for path in (Path(name), Path(Path(name).name)))]
+    ending = Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return next((n for n in tries if is_there(annotations / f"{n}.xml")), name) if ending else name
 
 
 def _of_ending(stem: str) -> str:
@@ -188,12 +227,13 @@ def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
     return pictures
 
 
-def _image_name(root: Path, stem: str, tree: ET.Element, xml: Path, pictures: dict[str, list[Path]]) -> Path:
+def _image_name(
+    folder: Path, stem: str, tree: ET.Element, xml: Path, pictures: dict[str, list[Path]]
+) -> Path:
     """The image of the XML file: that of its own stem, else the one that the XML names.
 
     Tools write all sorts of paths for that name, which is only looked at where there is a choice.
     """
-    folder = root / "JPEGImages"
     name = (tree.findtext("filename") or "").strip()
     if own := pictures.get(stem):
         return next((path for path in own if path.name == name), own[0])

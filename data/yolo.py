@@ -1,7 +1,9 @@
 """YOLO folders (data.yaml, images/, labels/) as Ultralytics reads them -> DetectionSet."""
 
+import json
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ def load_yolo(
     """Read one split. Class indices become the category ids; images are numbered from 1, by their paths.
 
     Args:
-        root: the folder with data.yaml.
+        root: the folder with data.yaml, or a file of another name that is one.
         split: a key of data.yaml whose value is a folder of images (with those below it), a .txt list of
             images, or several of these. The labels of .../images/a.jpg are in .../labels/a.txt; an image
             without has no boxes.
@@ -50,10 +52,13 @@ def load_yolo(
     Raises:
         InputError: whatever is wrong with the folder, its files or boxes.
     """
-    index = _read_index(root / "data.yaml")
+    index = _read_index(index_file(root))
     if split not in index.splits:
         there = ", ".join(index.splits) or "none"
-        raise InputError(f"{index.file} has no split '{split}'; there are: {there} (set data.splits)")
+        remedy = "set data.splits"
+        if list(index.splits) == ["train"]:
+            remedy += f", or divide it: python -m data.split {shlex.quote(str(root))}"
+        raise InputError(f"{index.file} has no split '{split}'; there are: {there} ({remedy})")
     classes = index.names if classes is None else classes
     unknown = [name for name in classes if name not in index.names]
     if unknown:
@@ -106,12 +111,17 @@ def load_yolo(
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
+def index_file(root: Path) -> Path:
+    """data.yaml in a folder; a file is itself one, whatever its name."""
+    return root if root.is_file() else root / "data.yaml"
+
+
 def places_of(root: Path) -> tuple[Path, dict[str, list[str]]]:
     """The folder that data.yaml's paths are seen from, and of each split what it consists of.
 
     Raises InputError: it cannot be read.
     """
-    index = _read_index(root / "data.yaml")
+    index = _read_index(index_file(root))
     return index.root, index.splits
 
 
@@ -120,7 +130,9 @@ def _read_index(file: Path) -> _Index:
         text = file.read_text(encoding="utf-8-sig")
         content = yaml.safe_load(text)
     except FileNotFoundError:
-        raise InputError(f"data.root: {file} does not exist; a YOLO set has one") from None
+        raise InputError(
+            f"data.root: {file} does not exist; a YOLO set has one{_how_to_make(file)}"
+        ) from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -145,6 +157,20 @@ def _read_index(file: Path) -> _Index:
     return _Index(
         file, base if base.is_dir() else file.parent, splits, names, math.prod(shape) if shape else 0
     )
+
+
+def _how_to_make(file: Path) -> str:
+    """What is there in its place: an index of another name, or the list of classes of an annotation tool."""
+    root = file.parent
+    others = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    if len(others) == 1:
+        return f"; is it {others[0].name}? then data.root={others[0]}"
+    listed = next((p for p in (root / "classes.txt", root / "obj.names") if p.is_file()), None)
+    if listed is None:
+        return ""
+    names = [line.strip() for line in listed.read_text(errors="replace").splitlines() if line.strip()]
+    images = next((name for name in ("images", "obj_train_data") if (root / name).is_dir()), ".")
+    return f", with the two lines 'train: {images}' and 'names: {json.dumps(names)}' (of {listed.name})"
 
 
 def _names(given: Any, file: Path) -> tuple[str, ...]:

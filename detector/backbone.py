@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +105,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str, norm: Norm, pretrained: bool, frozen_stages: int) -> None:
         super().__init__()
-        body = getattr(torchvision.models, name)(weights=None, norm_layer=lambda c: make_norm(norm, c))
+        body = getattr(torchvision.models, name)(weights=None, norm_layer=partial(make_norm, norm))
         if pretrained:
             load_imagenet(body, name)
         del body.fc, body.avgpool

@@ -16,7 +16,7 @@ from data.loader import eval_loader
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline
-from data.voc import load_voc, voc_classes
+from data.voc import load_voc, voc_classes, voc_folders
 from data.yolo import load_yolo
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
@@ -70,7 +70,8 @@ def build_set(
             imbalance=config.shapes_imbalance,
         )
         ensure_shapes(root, spec)
-    require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")
+    if not (config.format == "yolo" and root.is_file()):
+        require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")
     parts = [_load(config, root, name, classes, faults) for name in names]
     records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0:
@@ -99,8 +100,9 @@ def _load(
     if config.format == "voc":
         if classes is None and isinstance(config.splits.train, list):
             # Joined folders must agree on the classes before any of them is read.
-            folders = {root / part.rpartition("/")[0] for part in config.splits.train}
-            classes = tuple(sorted({name for folder in folders for name in voc_classes(folder, faults)}))
+            roots = {root / part.rpartition("/")[0] for part in config.splits.train}
+            folders = [voc_folders(place).annotations for place in sorted(roots)]
+            classes = tuple(sorted({name for place in folders for name in voc_classes(place, faults)}))
         return load_voc(root, name, classes, faults)
     if config.format == "yolo":
         return load_yolo(root, name, classes, faults)
@@ -318,6 +320,9 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
         torch.empty(1, device=device)
         torch.ones(1, device=device).item()  # which "meta" cannot
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = first_line(error)
-        raise InputError(f"{key}: '{wanted}' cannot be used ({reason}); try another, or cpu") from None
+        reason, others = (
+            first_line(error),
+            f"cuda:{wanted}, or cpu" if wanted.isdecimal() else "another, or cpu",
+        )
+        raise InputError(f"{key}: '{wanted}' cannot be used ({reason}); try {others}") from None
     return device

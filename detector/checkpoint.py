@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST, PREVIOUS, BEST, DAMAGED = "last.pt", "previous.pt", "best.pt", "damaged.pt"
+_EXPORTED = (".onnx", ".torchscript")
 # What torch's restricted unpickler says of a file that would call something.
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|Can only (create|build)", re.IGNORECASE)
 
@@ -117,10 +118,11 @@ class DamagedCheckpoint(InputError):
     """A checkpoint that does not read back as it was written."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"checkpoint {path} is damaged or incomplete, or is none; use another one "
-            f"({LAST}, {PREVIOUS} and {BEST} stand side by side)"
-        )
+        others = f"{LAST}, {PREVIOUS} and {BEST} stand side by side"
+        text = f"checkpoint {path} is damaged or incomplete, or is none; use another one ({others})"
+        if path.suffix in _EXPORTED:
+            text = f"{path} is an exported model, which docs/export.md says how to use; give the run folder"
+        super().__init__(text)
         self.path = path
 
 
@@ -187,7 +189,8 @@ def find_checkpoint(path: Path, key: str = "") -> Path:
     """
     if not path.is_dir():
         if not path.exists():
-            raise InputError(f"{key}{path} does not exist; give a run folder or a checkpoint file")
+            fetch = f" (fetch {url})" if (url := _torchvisions(path.name)) else ""
+            raise InputError(f"{key}{path} does not exist; give a run folder or a checkpoint file{fetch}")
         return path
     found = path / "checkpoints" / BEST
     if not found.is_file() and (path / "checkpoints" / LAST).is_file():
@@ -198,6 +201,15 @@ def find_checkpoint(path: Path, key: str = "") -> Path:
     if not found.is_file():
         raise InputError(f"{key}{path} holds no checkpoints/{BEST}; give a run folder or a checkpoint file")
     return found
+
+
+def _torchvisions(name: str) -> str | None:
+    """Where torchvision's weights of this name come from, if they are of its RetinaNet."""
+    from torchvision.models import detection
+
+    kinds = detection.RetinaNet_ResNet50_FPN_Weights, detection.RetinaNet_ResNet50_FPN_V2_Weights
+    urls = [str(kind.DEFAULT.url) for kind in kinds]
+    return next((url for url in urls if url.endswith(f"/{name}")), None)
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -93,7 +93,9 @@ class DataConfig(Section):
     format: Literal["coco", "voc", "yolo", "shapes"] = Field(
         "shapes", description="layout of the data set on disk"
     )
-    root: str = Field("datasets/shapes", description="folder of the data set; yolo: that of data.yaml")
+    root: str = Field(
+        "datasets/shapes", description="folder of the data set; yolo: that of data.yaml, or a .yaml file"
+    )
     splits: SplitsConfig = SplitsConfig()
     annotations: str = Field(
         "annotations/{split}.json", description="coco: the annotation file of a split, below root"

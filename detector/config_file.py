@@ -1,6 +1,7 @@
 """Reading a configuration: YAML files with inheritance, KEY=VALUE overrides, and errors that name the key."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,31 @@ from errors import InputError
 _TEXTS = (str, str | None)
 _TEXT_OR_LIST = (str | Names, str | Names | None)
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
+
+_OURS = Path(__file__).resolve().parents[1] / "configs"
+# What other trainers call it, and what it is here.
+_NAMES_ELSEWHERE = {
+    "batch": "here it is train.batch_size",
+    "samples_per_gpu": "here it is train.batch_size, of all processes together",
+    "ims_per_batch": "here it is train.batch_size, of all processes together",
+    "lr0": "here it is optimizer.lr",
+    "base_lr": "here it is optimizer.lr",
+    "imgsz": "the size is that of ResizeWithin in data.transforms.train and data.transforms.eval",
+    "img_scale": "the size is that of ResizeWithin in data.transforms.train and data.transforms.eval",
+    "patience": "nothing stops early: best.pt keeps the best epoch",
+    "resume": "a run is continued by train.py --resume RUN_DIR",
+    "resume_from": "a run is continued by train.py --resume RUN_DIR",
+    "load_from": "here it is model.init",
+    "weights": "here it is model.init",
+    "num_classes": "nothing has to be set: the classes are those of the annotations, or of data.classes",
+    "nc": "nothing has to be set: the classes are those of the annotations, or of data.classes",
+    "project": "here it is run.dir",
+    "name": "here it is run.dir",
+    "freeze": "here it is model.frozen_stages",
+    "conf": "here it is eval.score_threshold",
+    "iou": "here it is eval.nms_threshold",
+    "max_det": "here it is eval.detections_per_img",
+}
 
 
 class _NoKeyTwice(yaml.SafeLoader):
@@ -34,7 +60,14 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         InputError: the file is missing or malformed, a key is unknown, a value does not fit.
     """
     overrides = overrides or []
-    return parse_config(apply_overrides(_read_with_bases(path, ()), overrides), str(path), overrides)
+    values = _read_with_bases(path, ())
+    if "names" in values and "train" in values:
+        raise InputError(
+            f"{path} is the data.yaml of a YOLO set and no configuration; try configs/bccd.yaml "
+            f"data.format=yolo data.root={path} data.splits.train=train data.splits.val=val "
+            "data.splits.test=null"
+        )
+    return parse_config(apply_overrides(values, overrides), str(path), overrides)
 
 
 def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
@@ -54,6 +87,11 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
     given = {word.partition("=")[0] for word in overrides}
     if text.partition(":")[0].partition("[")[0] in given:
         source = "on the command line"
+        if text == "data.splits.val: input should be a valid string, got None":
+            text = "data.splits.val: images to evaluate on are needed; python -m data.split sets some aside"
+        if "valid list" in text:
+            key = text.partition(":")[0]
+            text += f'; a list is written so, with the quotes: "{key}=[a, b]"'
     raise InputError(f"{source}: {text}")
 
 
@@ -134,7 +172,8 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         if not seen and str(path) in _leaf_kinds(Config):
             raise InputError(_not_an_override(str(path))) from None
         whose = f", the base of {seen[-1]}," if seen else ""
-        raise InputError(f"configuration file {path}{whose} does not exist{_nearest_file(path)}") from None
+        hint = _nearest_file(path, seen[-1].parent if seen else Path())
+        raise InputError(f"configuration file {path}{whose} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"configuration file {path} cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -151,12 +190,14 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read_with_bases(path.parent / Path(base).expanduser(), (*seen, path)), values)
 
 
-def _nearest_file(path: Path) -> str:
+def _nearest_file(path: Path, seen_from: Path) -> str:
     """The configuration that is likely meant: its ending, its folder or a letter is wrong."""
-    there = [file for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.y*ml"))]
+    there = [
+        file for folder in (path.parent, Path("configs"), _OURS) for file in sorted(folder.glob("*.y*ml"))
+    ]
     names = {file.name: file for file in reversed(there)}
     found = difflib.get_close_matches(path.with_suffix(".yaml").name, names, n=1, cutoff=0.75)
-    return f"; did you mean {names[found[0]]}?" if found else ""
+    return f"; did you mean {os.path.relpath(names[found[0]], seen_from)}?" if found else ""
 
 
 def _not_an_override(word: str) -> str:
@@ -185,8 +226,11 @@ def _leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
 
 def _nearest(key: str) -> str:
     keys = list(_leaf_kinds(Config))
-    # The right name in the wrong section, else a slip of the pen.
-    found = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+    # The right name in the wrong section, else another's name, else a slip of the pen.
+    leaf = key.split(".")[-1]
+    found = [k for k in keys if k.split(".")[-1] == leaf]
+    if (not found or leaf == key) and leaf.lower() in _NAMES_ELSEWHERE:
+        return f"; {_NAMES_ELSEWHERE[leaf.lower()]}"
     found = found if len(found) == 1 else difflib.get_close_matches(key, found or keys, n=1, cutoff=0.6)
     return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
 

@@ -1,9 +1,9 @@
 """The Python door: images -> boxes, scores and class names, with nothing but a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.inference import Predictions
 from errors import InputError
 
+_KINDS = "a path, an array, a PIL image or a tensor"
 ImageLike = str | Path | NDArray[np.uint8] | Image.Image | Tensor
 
 
@@ -33,12 +34,34 @@ class ImageDetections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def above(self, threshold: float | Sequence[float] | NDArray[np.float64]) -> "ImageDetections":
-        """Those that score at least the threshold: one for all, or one for each of the classes."""
-        wanted = np.asarray(threshold, dtype=np.float64)
-        kept = self.scores >= (wanted[self.labels] if wanted.ndim else wanted)
+    def above(
+        self, threshold: float | Sequence[float] | NDArray[np.float64] | Mapping[str, float]
+    ) -> "ImageDetections":
+        """Those that score at least the threshold: one for all, one for each of the classes in their order,
+        or some by name.
+
+        Raises:
+            InputError: there are fewer than classes.
+        """
+        if isinstance(threshold, Mapping):
+            wanted = np.array([threshold.get(name, 0.0) for name in self.names], dtype=np.float64)
+        else:
+            wanted = np.asarray(threshold, dtype=np.float64)
+            if wanted.ndim and len(self.labels):
+                if len(wanted) <= self.labels.max():
+                    raise InputError(f"thresholds: {len(wanted)} are given, and there are more classes")
+                wanted = wanted[self.labels]
+        kept = self.scores >= wanted
         names = tuple(name for name, keep in zip(self.names, kept, strict=True) if keep)
         return ImageDetections(self.boxes[kept], self.scores[kept], self.labels[kept], names)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Plain values, as JSON takes them: of each detection box, score, label and name."""
+        columns = (self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names)
+        return [
+            dict(zip(("box", "score", "label", "name"), one, strict=True))
+            for one in zip(*columns, strict=True)
+        ]
 
 
 class Detector:
@@ -81,10 +104,10 @@ class Detector:
     def __call__(self, images: ImageLike) -> ImageDetections: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, images: Sequence[ImageLike]) -> list[ImageDetections]: ...
+    def __call__(self, images: Iterable[ImageLike]) -> list[ImageDetections]: ...
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> ImageDetections | list[ImageDetections]:
-        """Detect in an image, or in each of a list; these are put into batches of like shape.
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> ImageDetections | list[ImageDetections]:
+        """Detect in an image, or in each of several; these are put into batches of like shape.
 
         Args:
             images: a path (turned upright by its EXIF), uint8 [H, W, 3] RGB, a PIL image or a torch
@@ -95,6 +118,9 @@ class Detector:
         """
         if isinstance(images, str | Path | np.ndarray | Image.Image | Tensor):
             return self._detect([images], ["the image"])[0]
+        if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray):
+            raise InputError(f"images: {_KINDS}, or several of these are wanted, got {type(images).__name__}")
+        images = list(images)
         sizes = np.array([_size(image, f"image {i}") for i, image in enumerate(images)], dtype=np.int64)
         found: dict[int, ImageDetections] = {}
         for rows in self.batches_of(sizes):
@@ -147,7 +173,7 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
             raise InputError(f"{name}: a tensor must be uint8 [3, H, W], got {kind}; several go in a list")
         image = image.permute(1, 2, 0).cpu().numpy()
     elif not isinstance(image, np.ndarray):
-        raise InputError(f"{name}: a path, an array, a PIL image or a tensor is wanted, got {type(image)}")
+        raise InputError(f"{name}: {_KINDS} is wanted, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         kind = f"{image.dtype} {list(image.shape)}"
         raise InputError(f"{name}: an array must be uint8 [H, W, 3] RGB, got {kind}; several go in a list")

@@ -1,8 +1,10 @@
 """Starting weights from elsewhere: torchvision's RetinaNet, or a checkpoint of this project."""
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ _RENAMED = (
     (r"head\.classification_head\.cls_logits\.(weight|bias)", r"class_head.output.\1"),
     (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_head.output.\1"),
 )
+_NO_ARCHITECTURE = ("pretrained", "init", "frozen_stages", "box_std")
 _CLASS_OUTPUT = ("class_head.output.weight", "class_head.output.bias")
 _TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)")
 
@@ -58,7 +61,12 @@ def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
 
 
 def initialise(
-    model: RetinaNet, content: object, source: str, box_std: Tensor, classes: Sequence[str] = ()
+    model: RetinaNet,
+    content: object,
+    source: str,
+    box_std: Tensor,
+    classes: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Start from the weights of a torchvision RetinaNet or of a checkpoint of this project.
 
@@ -72,6 +80,7 @@ def initialise(
         box_std: the model's, float [4], as in `boxes.decode`. Deltas that were learned for another are
             scaled to it.
         classes: the model's; without them only their number counts.
+        settings: the model's, by the keys of the configuration, to name those in which a checkpoint differs.
 
     Raises:
         InputError: the weights are of another architecture; the first difference is named.
@@ -82,7 +91,11 @@ def initialise(
         state = _with_classes(state, known, own, classes)
     left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
-    _check_architecture(state, own, wanted, source)
+    remedy = _settings_of(content, settings or {}) or (
+        "set model.* to the architecture of the file (configs/torchvision_r50.yaml: torchvision's RetinaNet, "
+        "with model.p6_from=c5 model.head_norm=group its version 2)"
+    )
+    _check_architecture(state, own, wanted, source, remedy)
     afresh = [name for name in classes if name not in known] if known else []
     if left_out:
         log.warning("%s has another number of classes: the class head's output starts afresh", source)
@@ -115,12 +128,8 @@ def _translated(
 
 
 def _check_architecture(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: Sequence[str], source: str
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: Sequence[str], source: str, remedy: str
 ) -> None:
-    remedy = (
-        "set model.* to the architecture of the file (configs/torchvision_r50.yaml: torchvision's RetinaNet, "
-        "with model.p6_from=c5 model.head_norm=group its version 2)"
-    )
     for name in wanted:
         if name not in state or state[name].shape != own[name].shape:
             has = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
@@ -131,6 +140,18 @@ def _check_architecture(
     extra = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if extra:
         raise InputError(f"model.init: {source} has '{extra[0]}', which this model does not; {remedy}")
+
+
+def _settings_of(content: object, settings: Mapping[str, Any]) -> str:
+    """How to get the architecture of a checkpoint, where its settings differ from these; "" elsewhere."""
+    config = content.get("config") if isinstance(content, Mapping) else None
+    theirs = config.get("model") if isinstance(config, Mapping) else None
+    if not isinstance(theirs, Mapping):
+        return ""
+    keys = [key for key in settings if key not in _NO_ARCHITECTURE and key in theirs]
+    other = {f"model.{key}": theirs[key] for key in keys if theirs[key] != settings[key]}
+    given = " ".join(f"'{key}={json.dumps(value)}'" for key, value in other.items())
+    return f"that run has {given}" if given else ""
 
 
 def _box_std_of(content: object) -> Tensor | None:

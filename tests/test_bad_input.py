@@ -50,6 +50,15 @@ FILES: dict[str, Case] = {
 OVERRIDES: dict[str, tuple[str, ...]] = {
     "optimizer.momentom=0.5": ("'optimizer.momentom'", "did you mean 'optimizer.momentum'?"),
     "epochs=3": ("'epochs'", "did you mean 'train.epochs'?"),
+    "batch=4": ("'batch'", "here it is train.batch_size"),
+    "train.patience=3": ("'train.patience'", "best.pt keeps the best epoch"),
+    "model.num_classes=4": ("'model.num_classes'", "those of the annotations"),
+    "imgsz=320": ("'imgsz'", "ResizeWithin"),
+    "data.classes=cat": ("data.classes", "'cat'", '"data.classes=[a, b]"'),
+    "data.splits.val=null": ("data.splits.val", "python -m data.split"),
+    "data.transforms.train=[{HorizontalFlip: {p:0.5}}]": ("no parameter 'p:0.5'", "a space behind the colon"),
+    "train.device=0": ("train.device", "try cuda:0, or cpu"),
+    "model.init=retinanet_resnet50_fpn_coco-eeacb38b.pth": ("https://", "/retinanet_resnet50_fpn_coco-"),
     "train=3": ("'train'",),
     "train.epochs": ("'train.epochs'", "KEY=VALUE"),
     "=3": ("'=3'", "KEY=VALUE"),
@@ -107,6 +116,25 @@ def test_a_missing_configuration_file_is_named(place: Path) -> None:
         (("train.epochs", "=", "3"), "'train.epochs' is not of the form KEY=VALUE", "without spaces"),
     ):
         assert_refused(train.main, words, place, *named)
+
+
+def test_a_yolo_index_is_no_configuration(place: Path) -> None:
+    """What is proposed is taken, up to the images that are not there."""
+    (place / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
+    outcome = call(train.main, "data.yaml", cwd=place)
+    assert_one_line(
+        outcome, "data.yaml is the data.yaml of a YOLO set", "data.format=yolo data.root=data.yaml"
+    )
+    words = outcome.err.split("try configs/bccd.yaml ")[1].split()
+    assert_refused(train.main, ("tiny.yaml", *words, "run.dir=new"), place, "'train: images' does not exist")
+
+
+def test_the_base_that_is_meant_is_told_as_it_has_to_be_written(place: Path) -> None:
+    (place / "mine").mkdir()
+    (place / "mine" / "my.yaml").write_text("base: bccd.yaml\n")
+    outcome = call(train.main, "mine/my.yaml", cwd=place)
+    hint = outcome.err.rpartition("did you mean ")[2].rstrip("?\n")
+    assert hint.endswith("configs/bccd.yaml") and (place / "mine" / hint).is_file(), outcome.err
 
 
 def test_of_the_processes_of_a_machine_one_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,8 +160,15 @@ def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained,
     both = [per_class[name] for name in ("cat", "dog")]
     best = np.array([one.best_threshold if one.best_f1 > 0 else 0.5 for one in both])[predictions.labels]
     middle = float(np.median(predictions.scores))
-    for words, threshold in (((), best), (("--threshold", repr(middle)), middle)):
-        words = (*words, "--format", "coco", "--output", f"out{len(words)}")
+    dogs = np.array([best[predictions.labels == 0][0], middle])[predictions.labels]
+    cats = np.array([middle, 1.0])[predictions.labels]
+    for option, threshold in (
+        ((), best),
+        (("--threshold", repr(middle)), middle),
+        (("--threshold", f"dog={middle!r}"), dogs),
+        (("--threshold", f"1,cat={middle!r}"), cats),
+    ):
+        words = (*option, "--format", "coco", "--output", "".join(("out", *option)))
         assert run(place, trained, "images/?.png", *words).code == 0
         count = len(read(place / words[-1] / "coco.json"))
         assert 0 < count == (predictions.scores >= threshold).sum() < len(predictions.scores)
@@ -456,6 +463,8 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "1.5"): ("--threshold", "1.5"),
     ("images", "--threshold", "nan"): ("--threshold", "nan"),
     ("images", "--threshold", "high"): ("--threshold", "'high'"),
+    ("images", "--threshold", "cat=2"): ("--threshold", "not cat=2"),
+    ("images", "--threshold", "cow=0.5"): ("--threshold", "no class 'cow'", "cat, dog"),
     ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
     ("images", "--batch", "0"): ("--batch", "0"),
     ("images", "--batch", "1.5"): ("--batch", "1.5"),

@@ -13,8 +13,8 @@ from data.annotations import image_inside, inside
 from data.coco import load_instances, of_roboflow, read_instances
 from data.images import files_below
 from data.sample import DetectionSet
-from data.voc import load_voc_images, pictures_by_stem
-from data.yolo import load_yolo, places_of
+from data.voc import load_voc_images, pictures_by_stem, voc_folders
+from data.yolo import index_file, load_yolo, places_of
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,11 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
         whole = _coco(path, images)
     elif images is not None:
         raise InputError("--images is for a COCO instances file")
-    elif (path / "data.yaml").is_file():
+    elif path.suffix in (".yaml", ".yml") or any(
+        (path / name).is_file() for name in ("data.yaml", "classes.txt", "obj.names")
+    ):
         whole = _yolo(path)
-    elif (path / "Annotations").is_dir():
+    elif (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("*.xml"))):
         whole = _voc(path)
     else:
         files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
@@ -135,22 +137,22 @@ def _images_of(path: Path, records: list[Any]) -> Path:
 
 
 def _voc(root: Path) -> WholeSet:
-    folder = root / "Annotations"
+    folders = voc_folders(root)
     names = [
-        path.relative_to(folder).with_suffix("").as_posix()
-        for path in files_below(folder)
+        path.relative_to(folders.annotations).with_suffix("").as_posix()
+        for path in files_below(folders.annotations)
         if path.suffix == ".xml"
     ]
     if not names:
-        raise InputError(f"{folder} holds no .xml files")
-    lists = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
+        raise InputError(f"{folders.annotations} holds no .xml files")
+    lists = sorted(path.stem for path in folders.lists.glob("*.txt"))
     if lists:
         raise InputError(
-            f"{root / 'ImageSets' / 'Main'} has lists already ({some_of(lists, 3)}): the set is divided; "
-            "move them away to divide it anew"
+            f"{folders.lists} has lists already ({some_of(lists, 3)}): the set is divided; move them away to "
+            "divide it anew"
         )
-    _say_what_has_no_xml(root, names)
-    records = load_voc_images(root, names, str(folder))
+    _say_what_has_no_xml(folders.images, names)
+    records = load_voc_images(folders, names, str(folders.annotations))
 
     def next_step(parts: Sequence[str]) -> str:
         return _command("configs/bccd.yaml", f"data.root={root}", *_split_keys(parts))
@@ -159,31 +161,31 @@ def _voc(root: Path) -> WholeSet:
         records,
         (),
         "",
-        lambda part: root / "ImageSets" / "Main" / f"{part}.txt",
+        lambda part: folders.lists / f"{part}.txt",
         lambda rows: "".join(f"{names[row]}\n" for row in rows),
         next_step,
     )
 
 
-def _say_what_has_no_xml(root: Path, names: Sequence[str]) -> None:
+def _say_what_has_no_xml(images: Path, names: Sequence[str]) -> None:
     """Annotation tools write none for an image without objects, which is background all the same."""
-    stems = pictures_by_stem(root / "JPEGImages")
+    stems = pictures_by_stem(images)
     if lost := sorted(stems.keys() - set(names)):
         log.warning(
-            "%d of %d images in %s have no .xml file in Annotations and are left out, such as %s; with one "
-            "without <object> they are background",
-            len(lost), len(stems), root / "JPEGImages", lost[0],
+            "%d of %d images in %s have no .xml file and are left out, such as %s; with one without <object> "
+            "they are background",
+            len(lost), len(stems), images, lost[0],
         )  # fmt: skip
 
 
 def _yolo(root: Path) -> WholeSet:
     base, places = places_of(root)
+    index = index_file(root)
     if "train" not in places:
-        raise InputError(f"{root / 'data.yaml'} has no train, the images that are to be divided")
+        raise InputError(f"{index} has no train, the images that are to be divided")
     if "val" in places and places["val"] != places["train"]:
         raise InputError(
-            f"{root / 'data.yaml'} has a split val already ({', '.join(places['val'])}); to divide train, "
-            "take val out"
+            f"{index} has a split val already ({', '.join(places['val'])}); to divide train, take val out"
         )
     records = load_yolo(root, "train")
 
@@ -194,12 +196,12 @@ def _yolo(root: Path) -> WholeSet:
     def next_step(parts: Sequence[str]) -> str:
         entries = "".join(f"\n{part}: {part}.txt" for part in parts)
         command = _command("configs/bccd.yaml", "data.format=yolo", f"data.root={root}", *_split_keys(parts))
-        return f"put into {root / 'data.yaml'}, in place of what it says of these:{entries}\n{command}"
+        return f"put into {index}, in place of what it says of these:{entries}\n{command}"
 
     return WholeSet(
         records,
         tuple(base / place for place in places["train"]),
-        f"rename it, to all.txt, say, there and in {root / 'data.yaml'}",
+        f"rename it, to all.txt, say, there and in {index}",
         lambda part: base / f"{part}.txt",
         text_of,
         next_step,

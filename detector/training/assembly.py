@@ -192,8 +192,8 @@ def _warn_of_schedule(config: Config, total_steps: int) -> None:
         )  # fmt: skip
     if schedule.warmup_steps >= total_steps:  # the step of this number is the first with the whole rate
         log.warning(
-            "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; lower it",
-            schedule.warmup_steps, total_steps,
+            "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; set %d, say",
+            schedule.warmup_steps, total_steps, total_steps // 10,
         )  # fmt: skip
 
 
@@ -237,7 +237,9 @@ def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> Re
     model = build_model(config, len(classes), config.pretrained and fresh and config.init is None)
     if config.init is not None and fresh:
         file = find_checkpoint(Path(config.init), "model.init: ")
-        initialise(model, load_tensors(file), str(file), torch.tensor(config.box_std), classes)
+        initialise(
+            model, load_tensors(file), str(file), torch.tensor(config.box_std), classes, config.model_dump()
+        )
     elif not config.pretrained and fresh and (config.norm == "frozen" or config.frozen_stages):
         what = "frozen batch norm" if config.norm == "frozen" else f"frozen_stages={config.frozen_stages}"
         log.warning(

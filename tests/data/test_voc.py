@@ -159,6 +159,35 @@ def test_a_name_that_leads_elsewhere_counts_only_where_it_is_needed(root, name):
     assert "a.xml names the image" in error_of(root) and "outside" in error_of(root)
 
 
+@pytest.mark.parametrize("line", ["a.jpg", "a.JPG", "JPEGImages/a.jpg", "/data/voc/JPEGImages/a.png"])
+def test_lists_may_name_the_image_files(root, line):
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"b\n{line}\n")
+    assert [Path(file).stem for file in load_voc(root, "train").files] == ["b", "a"]
+
+
+def test_images_may_lie_in_a_folder_of_another_name_or_beside_the_annotations(root):
+    """As Label Studio and labelImg leave them; Roboflow has a folder for each split, without lists."""
+    expected = load_voc(root, "train")
+
+    def boxes(records):
+        return dict(
+            zip([Path(f).name for f in records.files], np.diff(records.offsets).tolist(), strict=True)
+        )
+
+    (root / "JPEGImages").rename(root / "images")
+    assert boxes(load_voc(root, "train")) == boxes(expected)
+    for path in [*(root / "images").iterdir(), *(root / "Annotations").iterdir()]:
+        path.rename(root / path.name)
+    (root / "images").rmdir()
+    (root / "Annotations").rmdir()
+    assert boxes(load_voc(root, "train")) == boxes(expected)
+    assert load_voc(root, "train").classes == expected.classes
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    root.rename(root.with_name("train"))
+    records = load_voc(root.parent, "train")
+    assert (boxes(records), records.classes) == (boxes(expected), expected.classes)
+
+
 def test_of_two_images_with_its_stem_that_is_taken_which_the_xml_names(root):
     write_image(root / "JPEGImages" / "a.bmp")
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.jpg")

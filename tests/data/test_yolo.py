@@ -145,6 +145,31 @@ def test_a_list_may_name_files_whose_names_are_not_utf8(root: Path) -> None:
     assert load_yolo(root, "listed").files.tolist() == [str(root / "images" / "train" / name)]
 
 
+def test_the_index_may_have_any_name(root: Path) -> None:
+    expected = load_yolo(root, "train").files.tolist()
+    (root / "data.yaml").rename(root / "birds.yaml")
+    assert load_yolo(root / "birds.yaml", "train").files.tolist() == expected
+    assert error_of(root).endswith(f"; is it birds.yaml? then data.root={root / 'birds.yaml'}")
+
+
+@pytest.mark.parametrize(("listed", "folder"), [("classes.txt", "images"), ("obj.names", "obj_train_data")])
+def test_a_set_of_an_annotation_tool_is_told_its_index(root: Path, listed: str, folder: str) -> None:
+    """What is told is one: the line for train, and the names."""
+    (root / "data.yaml").unlink()
+    (root / "images").rename(root / folder)
+    (root / listed).write_text("cat\ndog's\n\n")
+    message = error_of(root)
+    lines = re.search(r"with the two lines '(train: .*)' and '(names: .*)' \(of ", message)
+    assert lines is not None, message
+    content = yaml.safe_load("\n".join(lines.groups()))
+    assert content == {"train": folder, "names": ["cat", "dog's"]}
+
+
+def test_a_set_without_validation_is_told_how_to_be_divided(root: Path) -> None:
+    write_yolo(root, {}, val=None)
+    assert f"or divide it: python -m data.split {root}" in error_of(root, "val")
+
+
 def test_a_turned_photograph_has_the_size_that_reading_it_gives(root: Path) -> None:
     """Its labels were made on the upright picture, as every viewer shows it."""
     path = root / "images/val/d.jpg"

@@ -1,5 +1,7 @@
 """The Python door gives what evaluation gives, whatever an image comes as."""
 
+import json
+import pickle
 from dataclasses import astuple
 from pathlib import Path
 
@@ -65,6 +67,43 @@ def test_a_list_of_files_gives_what_evaluation_finds(detector, evaluated) -> Non
         np.testing.assert_array_equal(image.labels, predictions.labels[mine])
         assert image.names == tuple(("cat", "dog")[label] for label in image.labels)
         assert (np.diff(image.scores) <= 0).all()
+
+
+def test_images_may_come_from_anything_that_gives_them_one_by_one(detector, evaluated) -> None:
+    files = [Path(file) for file in evaluated.records.files]
+    once = detector(files)
+    assert all(map(same, detector(path for path in files), once))
+    assert detector(iter(())) == []
+    for wrong in (None, 3, b"JPEG"):
+        with pytest.raises(InputError, match=f"or several of these are wanted, got {type(wrong).__name__}"):
+            detector(wrong)
+
+
+def test_thresholds_may_be_given_for_all_or_by_name(detector, evaluated) -> None:
+    found = detector(str(evaluated.records.files[0]))
+    middle = float(np.median(found.scores))
+    cats = found.above({"cat": middle, "bird": 1.0})
+    kept = (found.labels != 0) | (found.scores >= middle)
+    assert 0 < kept.sum() < len(found)
+    assert same(cats, found.above([middle, 0.0]))
+    np.testing.assert_array_equal(cats.scores, found.scores[kept])
+    with pytest.raises(InputError, match="1 are given, and there are more classes"):
+        found.above([0.5])
+
+
+def test_what_was_found_is_written_as_json(detector, evaluated) -> None:
+    found = detector(str(evaluated.records.files[0]))
+    entries = json.loads(json.dumps(found.as_dicts()))
+    assert [entry["score"] for entry in entries] == found.scores.tolist()
+    assert [entry["box"] for entry in entries] == found.boxes.tolist()
+    assert [(entry["label"], entry["name"]) for entry in entries] == [
+        (label, detector.classes[label]) for label in found.labels
+    ]
+
+
+def test_a_detector_may_be_sent_to_another_process(detector, evaluated) -> None:
+    file = str(evaluated.records.files[0])
+    assert same(pickle.loads(pickle.dumps(detector))(file), detector(file))
 
 
 def test_a_file_gives_what_the_network_says_of_its_pixels(run: Path, evaluated: CheckpointScores) -> None:

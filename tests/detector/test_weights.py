@@ -175,6 +175,14 @@ def test_norms_of_coco_v1_are_those_of_torchvision(classes: int, eps: float) -> 
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-2)  # of values in the hundreds
 
 
+def test_of_a_run_of_another_architecture_the_settings_are_told() -> None:
+    settings = {"head_width": 16, "norm": "batch", "init": "a.pt", "pretrained": True}
+    config = {"model": {"head_width": 24, "norm": "batch", "init": None, "pretrained": False, "older": 1}}
+    content = {"model": tiny(0, head_width=24).state_dict(), "config": config}
+    with pytest.raises(InputError, match=r"class_head.*; that run has 'model\.head_width=24'$"):
+        initialise(tiny(1), content, "source.pt", STD, (), settings)
+
+
 def test_equal_number_of_classes_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         initialise(tiny(1), tiny(0).state_dict(), "source.pt", STD)
