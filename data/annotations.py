@@ -3,7 +3,7 @@
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def pack_set(
     """
     images = list(images)
     if not sizes_checked:
-        _check_files(images, faults)
+        _check_files(images, source, faults)
     # In arrays from here on: there may be a million boxes.
     items = [item for image in images for item in image.objects]
     sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
@@ -183,8 +183,34 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
     )
 
 
-def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -> None:
+def _in_other_case(images: Sequence[AnnotatedImage], source: str) -> set[int]:
+    """Give missing images the files whose names differ in case alone: some systems see no difference.
+
+    Returns the ids of those that there is one such file for.
+    """
+    there: dict[Path, dict[str, list[Path]]] = {}
+    found = set()
+    for image in images:
+        folder = image.path.parent
+        if folder not in there:
+            there[folder] = {}
+            for path in folder.iterdir() if folder.is_dir() else ():
+                there[folder].setdefault(path.name.casefold(), []).append(path)
+        alike = there[folder].get(image.path.name.casefold(), [])
+        if len(alike) == 1 and alike[0].is_file():
+            image.path = alike[0]
+            found.add(image.id)
+    if found:
+        first = next(image for image in images if image.id in found)
+        log.warning("%s: names of files differ in case (%d, such as %s)", source, len(found), first.path.name)
+    return found
+
+
+def _check_files(images: list[AnnotatedImage], source: str, faults: list[DataFault] | None) -> None:
     missing = [image for image in images if not (is_there(image.path) and image.path.is_file())]
+    if missing:
+        found = _in_other_case(missing, source)
+        missing = [image for image in missing if image.id not in found]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
         message = f"image {image.path} does not exist{more}"

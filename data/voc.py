@@ -22,7 +22,7 @@ from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
-_FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
+_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,9 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
         raise InputError(f"{path} does not exist")
     if path.name in ("data.yaml", "Annotations"):
         path = path.parent
+    files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
+    if len(files) == 1 and not any((path / name).exists() for name in ("Annotations", "data.yaml")):
+        path = files[0]
     if path.is_file() and path.suffix.lower() == ".json":
         whole = _coco(path, images)
     elif images is not None:
@@ -65,7 +68,6 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     elif (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("*.xml"))):
         whole = _voc(path)
     else:
-        files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
         if hint := of_roboflow(path):
             raise InputError(f"{path} is no COCO instances file (.json); {hint}")
         raise InputError(

@@ -258,6 +258,17 @@ def test_accents_may_be_written_in_another_way(tmp_path, content, there, written
     assert load(tmp_path, content).files[0] == str(tmp_path / "images" / name)
 
 
+def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, content, caplog):
+    """Windows and macOS see no difference."""
+    name = content["images"][0]["file_name"]
+    content["images"][0]["file_name"] = name.upper()
+    assert load(tmp_path, content).files[0] == str(tmp_path / "images" / name)
+    assert caplog.messages == [f"{tmp_path / 'set.json'}: names of files differ in case (1, such as {name})"]
+    content["images"][0]["file_name"] = name.replace("png", "PnG")
+    (tmp_path / "images" / name.upper()).write_bytes(b"another")
+    assert "PnG does not exist" in error_of(tmp_path, content)
+
+
 @pytest.mark.parametrize("letter", ["x", "\u00e9"])
 def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path, content, letter):
     content["images"][0]["file_name"] = f"{letter * 300}.png"

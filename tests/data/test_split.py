@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,13 @@ def test_coco_with_images_beside_the_file_says_where_they_are(tmp_path: Path) ->
     ) in outcome.out
 
 
+def test_a_folder_with_one_coco_file_is_that_file(tmp_path: Path) -> None:
+    coco(tmp_path / "set")
+    outcome = call(main, "set", "--fast", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "written: set/annotations/train.json, set/annotations/val.json\n" in outcome.out
+
+
 def test_names_that_windows_has_written_are_found(tmp_path: Path) -> None:
     content = coco(tmp_path / "set")
     for image in content["images"]:
@@ -219,7 +227,7 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
         (("none.json", "--images", "set/images"), ("none.json lists no images",)),
         (("windows.json",), ("first image", "C:", "outside")),
         (("unboxed.json", "--images", "set/images"), ("unboxed.json", "not one image has a box")),
-        (("set",), ("set is no", "name the file: set/annotations/all.json")),
+        (("two",), ("two is no", "name the file: two/annotations/all.json")),
         (("set/annotations/train.json",), ("train.json is itself", "rename it")),
         (("empty",), ("empty", "Annotations", "data.yaml")),
         (("set/annotations/all.json", "--val", "much"), ("--val", "'much'")),
@@ -233,6 +241,8 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_divided_is_refused(tmp_path: Path, words: tuple[str, ...], named: tuple[str, ...]):
     coco(tmp_path / "set")
+    coco(tmp_path / "two")
+    shutil.copy(tmp_path / "two/annotations/all.json", tmp_path / "two/annotations/more.json")
     (tmp_path / "empty").mkdir()
     (tmp_path / "labelme.json").write_text('{"shapes": []}')
     whole = json.loads((tmp_path / "set/annotations/all.json").read_text())
