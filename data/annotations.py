@@ -3,7 +3,7 @@
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 # Headers are read up front for sets that allow it in seconds; larger ones are checked on decoding.
 _HEADERS_CHECKED = 20_000
 _NAMES_SHOWN = 5
+_CLASSES_SHOWN = 10
 # A name that begins at a root or drive or has a part '..', on any system. Path objects take 20 times longer.
 _LEADS_OUT = re.compile(r"[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL)
 
@@ -84,6 +85,15 @@ def require_folder(folder: Path, key: str, remedy: str) -> None:
     if not folder.is_dir():
         seen_from = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"{key}: the folder {folder} does not exist{seen_from}; {remedy}")
+
+
+def say_left_out(counts: Mapping[str, int], source: str) -> None:
+    """Warn of objects of classes that are not used, if there are any."""
+    if counts:
+        named = [f"{count} of '{name}'" for name, count in sorted(counts.items())]
+        log.warning(
+            "%s: objects of classes that are not used left out: %s", source, some_of(named, _CLASSES_SHOWN)
+        )
 
 
 def pack_set(

@@ -4,11 +4,21 @@ import itertools
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.faults import DataFault, raise_or_collect
 from data.records import id_of_refused, text_of, whole_of
 from errors import InputError, some_of
+
+
+class Categories(NamedTuple):
+    """Those of a file, by their ids."""
+
+    known: set[Any]  # all of them, those refused too
+    labels: dict[int, int]  # of those that are used, in this order
+    classes: tuple[str, ...]  # the names of these
+    others: dict[int, str]  # the names of those that are not
+
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +44,8 @@ def named_categories(content: dict[str, Any]) -> list[Any]:
 
 def used_categories(
     records: list[Any], classes: tuple[str, ...] | None, source: Path, faults: list[DataFault] | None
-) -> tuple[set[Any], dict[int, int], tuple[str, ...]]:
-    """All category ids, those refused among them; the label of each that is used, by label; the names in
-    that order."""
+) -> Categories:
+    """What the records say, and which of it is used: the classes, or all by ascending id."""
     ids: dict[str, int] = {}
     known: set[Any] = set()
     for record in records:
@@ -62,7 +71,9 @@ def used_categories(
     _say_what_is_missing(classes, ids, source)
     free = itertools.count(max(ids.values()) + 1)
     numbers = [ids[name] if name in ids else next(free) for name in classes]
-    return known, {number: label for label, number in enumerate(numbers)}, classes
+    labels = {number: label for label, number in enumerate(numbers)}
+    others = {number: name for name, number in ids.items() if number not in labels}
+    return Categories(known, labels, classes, others)
 
 
 def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path) -> None:

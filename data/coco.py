@@ -6,13 +6,22 @@ import logging
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.annotations import AnnotatedImage, Annotation, image_inside, is_there, pack_set, require_folder
+from data.annotations import (
+    AnnotatedImage,
+    Annotation,
+    image_inside,
+    is_there,
+    pack_set,
+    require_folder,
+    say_left_out,
+)
 from data.categories import named_categories, used_categories
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS, read_size
@@ -76,7 +85,8 @@ def load_instances(
     faults: list[DataFault] | None = None,
 ) -> DetectionSet:
     """As `load_coco`, of what `read_instances` has read."""
-    known, labels, names = used_categories(named_categories(content), classes, annotations, faults)
+    known, labels, names, others = used_categories(named_categories(content), classes, annotations, faults)
+    left_out: Counter[str] = Counter()
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     _refuse_other_folder(found, images, annotations)
@@ -105,8 +115,11 @@ def load_instances(
                 )
             if category_id in labels:
                 image.objects.append(_annotation(record, where, labels[category_id], image))
+            elif category_id in others:
+                left_out[others[category_id]] += 1
         except DataFault as fault:
             raise_or_collect(fault, faults)
+    say_left_out(left_out, source)
     return pack_set(found.values(), names, tuple(labels), source, faults=faults)
 
 

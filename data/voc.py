@@ -2,6 +2,7 @@
 
 import logging
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from data.annotations import (
     is_there,
     pack_set,
     require_folder,
+    say_left_out,
 )
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below, read_size
@@ -109,7 +111,7 @@ def load_voc_images(
     pictures = pictures_by_stem(folders.images)
     # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
     labels = {name: label for label, name in enumerate(classes or ())}
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     images, parsed = [], set()
     for number, stem in enumerate(names, start=1):
         try:
@@ -127,16 +129,14 @@ def load_voc_images(
             try:
                 name = _text(node, "name", where)
                 if classes is not None and name not in labels:
-                    left_out[name] = left_out.get(name, 0) + 1
+                    left_out[name] += 1
                     continue
                 label = labels.setdefault(name, len(labels))
                 image.objects.append(_object(node, where, label, position))
             except DataFault as fault:
                 fault.image, fault.image_id, fault.annotation = file_name, number, position
                 raise_or_collect(fault, faults)
-    if left_out:
-        counts = ", ".join(f"{count} of '{name}'" for name, count in sorted(left_out.items()))
-        log.warning("%s: objects of classes that are not used left out: %s", source, counts)
+    say_left_out(left_out, source)
     if classes is None:
         classes = voc_classes(folders.annotations, faults, labels, parsed)
         final = [classes.index(name) for name in labels]

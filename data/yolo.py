@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data.annotations import AnnotatedImage, Annotation, as_spelt, pack_set
+from data.annotations import AnnotatedImage, Annotation, as_spelt, pack_set, say_left_out
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.sample import DetectionSet
@@ -67,6 +68,7 @@ def load_yolo(
     labels = {category: label for label, category in enumerate(category_ids)}
     paths = _images(index, split, faults)
     images, twice = [], []
+    left_out: Counter[str] = Counter()
     label_files = [_label_file(path) for path in paths]
     for number, (path, label_file) in enumerate(zip(paths, label_files, strict=True), start=1):
         try:
@@ -91,7 +93,9 @@ def load_yolo(
                 twice.append(DataFault("box-duplicated", message, path, number, line))
                 continue
             seen.add((category, x0, y0, x1, y1))
-            if category in labels:
+            if category not in labels:
+                left_out[index.names[category]] += 1
+            else:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 image.objects.append(Annotation(where, box, labels[category], number=line))
     if not any(file.is_file() for file in label_files):
@@ -101,6 +105,7 @@ def load_yolo(
         else:
             faults.append(DataFault("labels-missing", message, paths[0]))
     _labels_without_images(index, split, label_files, faults)
+    say_left_out(left_out, f"split {split}")
     if faults is not None:
         faults += twice
     elif twice:

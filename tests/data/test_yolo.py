@@ -138,6 +138,7 @@ def test_a_list_may_name_files_whose_names_are_not_utf8(root: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     try:
         (root / "images/train/a.png").rename(root / "images/train" / name)
+        (root / "labels/train/a.txt").rename(root / "labels/train" / name.replace("png", "txt"))
     except OSError:
         pytest.skip("the disk has UTF-8 names only")
     (root / "list.txt").write_bytes(b"images/train/caf\xe9.png\n")
@@ -163,6 +164,14 @@ def test_a_set_of_an_annotation_tool_is_told_its_index(root: Path, listed: str, 
     assert lines is not None, message
     content = yaml.safe_load("\n".join(lines.groups()))
     assert content == {"train": folder, "names": ["cat", "dog's"]}
+
+
+def test_boxes_of_classes_that_are_not_used_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    everything = load_yolo(root, "train")
+    dogs = int((everything.labels == everything.classes.index("dog")).sum())
+    assert dogs > 0
+    load_yolo(root, "train", ("cat",))
+    assert caplog.messages == [f"split train: objects of classes that are not used left out: {dogs} of 'dog'"]
 
 
 def test_a_set_without_validation_is_told_how_to_be_divided(root: Path) -> None:
