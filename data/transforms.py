@@ -340,6 +340,41 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
 
 
+def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) -> list[Any]:
+    """Transforms whose every ResizeWithin is scaled as that of evaluation, for images of `size` px there.
+
+    Args:
+        size: the long side, or the most that it may have.
+        transforms, evaluation: as for `Pipeline`; those to be changed, and those of evaluation.
+
+    Raises:
+        InputError: evaluation has no ResizeWithin with a size.
+    """
+    longs = [transform["ResizeWithin"].get("long") for transform in evaluation if _resizes(transform)]
+    long = longs[-1] if longs else None
+    long = long[-1] if isinstance(long, list) and long else long
+    if not isinstance(long, int) or long < 1:
+        raise InputError(
+            "data.image_size scales the ResizeWithin of data.transforms, and data.transforms.eval has none"
+        )
+
+    def to_size(value: Any) -> Any:
+        if isinstance(value, list):
+            return [to_size(each) for each in value]
+        return max(1, round(value * size / long)) if isinstance(value, int) else value
+
+    return [
+        {"ResizeWithin": {name: to_size(value) for name, value in transform["ResizeWithin"].items()}}
+        if _resizes(transform)
+        else transform
+        for transform in transforms
+    ]
+
+
+def _resizes(transform: Any) -> bool:
+    return isinstance(transform, dict) and isinstance(transform.get("ResizeWithin"), dict)
+
+
 def scaled(
     image: NDArray[np.uint8], boxes: NDArray[np.float32], scale: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

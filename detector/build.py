@@ -15,12 +15,12 @@ from data.faults import DataFault, raise_or_collect
 from data.loader import eval_loader
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
-from data.transforms import Pipeline
+from data.transforms import Pipeline, resized_to
 from data.voc import load_voc, voc_classes, voc_folders
 from data.yolo import load_yolo
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
-from detector.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from detector.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, Transform
 from detector.criterion import Criterion
 from detector.heads import Head
 from detector.losses import (
@@ -115,12 +115,22 @@ def _load(
 
 def build_pipeline(config: DataConfig, training: bool, geometry: bool = False) -> Pipeline:
     """The augmentation pipeline of training, or the resizing of evaluation; `geometry`: see `Pipeline`."""
-    transforms = config.transforms
+    transforms = transforms_of(config, training)
     if training:
-        return Pipeline(transforms.train, transforms.min_visibility, "data.transforms.train", geometry)
-    pipeline = Pipeline(transforms.eval, 0.0, "data.transforms.eval", geometry)
+        return Pipeline(transforms, config.transforms.min_visibility, "data.transforms.train", geometry)
+    pipeline = Pipeline(transforms, 0.0, "data.transforms.eval", geometry)
     pipeline.check_that_it_resizes_only()
     return pipeline
+
+
+def transforms_of(config: DataConfig, training: bool) -> list[Transform]:
+    """Those of training or of evaluation, at data.image_size where it is set."""
+    transforms = config.transforms.train if training else config.transforms.eval
+    return (
+        transforms
+        if config.image_size is None
+        else resized_to(config.image_size, transforms, config.transforms.eval)
+    )
 
 
 def build_cache(config: DataConfig, records: DetectionSet) -> ImageCache | None:

@@ -104,6 +104,11 @@ class DataConfig(Section):
     classes: Classes | None = Field(
         None, description="use only these classes, in this order; by default all that the set has"
     )
+    image_size: Annotated[Integer, Field(ge=1)] | None = Field(
+        None,
+        description="long side of the images of evaluation, in pixels; every ResizeWithin is scaled with it "
+        "(by default none). See that the anchors fit: python -m data.check",
+    )
     transforms: TransformsConfig = TransformsConfig()
     workers: Annotated[Integer, Field(ge=0)] | None = Field(
         None, description="loading processes; by default one per spare core, 4 at most"

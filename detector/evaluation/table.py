@@ -5,15 +5,23 @@ from detector.evaluation.error_breakdown import SHORT_NAMES
 
 
 def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
-    """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost."""
+    """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost.
+
+    Of a class: its AP, gt boxes, best F1 at IoU 0.5 with its precision and recall, and the score it is at.
+    """
     rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
     rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
     if extra:
         rows.append("  ".join(f"{name} {value:.3f}" for name, value in extra.items()))
     width = max([5, *(len(name) for name in result.per_class)])
-    rows.append(f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'gt':>6}")
+    columns = ("AP", "AP50", "AP75", "gt", "best F1", "prec.", "recall", "at score")
+    rows.append(f"{'class':{width}}" + "".join(f"  {column:>{max(6, len(column))}}" for column in columns))
     for name, one in result.per_class.items():
-        rows.append(f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}")
+        at = f"{one.best_threshold:8.3f}" if one.best_f1 > 0 else f"{'-':>8}"
+        rows.append(
+            f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}  "
+            f"{one.best_f1:7.3f}  {one.best_precision:6.3f}  {one.best_recall:6.3f}  {at}"
+        )
     costs = result.errors.costs()
     rows.append("AP50 to be gained without errors of a kind, and how many there are:")
     rows.append("      " + "  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))

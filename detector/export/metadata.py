@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import detector
+from detector.build import transforms_of
 from detector.config import Config
 from detector.evaluation.checkpoint import OpenCheckpoint
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
@@ -36,4 +37,6 @@ def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
 
 def resize_advice(config: Config) -> list[Any]:
     """How evaluation resizes an image, in order; e.g. [{"ResizeWithin": {"long": 320}}]."""
-    return [{step: {}} if isinstance(step, str) else step for step in config.data.transforms.eval]
+    return [
+        {step: {}} if isinstance(step, str) else step for step in transforms_of(config.data, training=False)
+    ]

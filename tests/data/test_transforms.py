@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.transforms import Pipeline, resize
+from data.transforms import Pipeline, resize, resized_to
 from errors import InputError
 
 SEEDS = range(40)
@@ -103,6 +103,19 @@ def test_resize_within_keeps_the_ratio_and_both_limits(parameters, before, after
     )
     assert image.shape == (*after, 3)
     np.testing.assert_allclose(boxes, [[0, 0, after[1], after[0]]], rtol=1e-5)
+
+
+def test_one_size_scales_all_resizing_in_proportion():
+    """By hand: 320 px in evaluation become 480, which is 1.5 times as much."""
+    training = ["HorizontalFlip", {"ResizeWithin": {"long": [240, 320], "short": 200}}, {"Blur": {"p": 0.1}}]
+    evaluation = [{"ResizeWithin": {"long": 320}}]
+    expected = ["HorizontalFlip", {"ResizeWithin": {"long": [360, 480], "short": 300}}, {"Blur": {"p": 0.1}}]
+    assert resized_to(480, training, evaluation) == expected
+    assert resized_to(480, evaluation, evaluation) == [{"ResizeWithin": {"long": 480}}]
+    assert evaluation == [{"ResizeWithin": {"long": 320}}]
+    for none in ([], ["NoOp"], [{"ResizeWithin": None}], [{"ResizeWithin": {"long": []}}]):
+        with pytest.raises(InputError, match=r"data\.transforms\.eval has none"):
+            resized_to(480, training, none)
 
 
 def test_resize_within_draws_sizes_up_to_both_ends():
