@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from data.cache import ImageCache
 from data.images import read_image
 from data.order import EpochBatches, Key, like_batches, seed_of
+from data.own_transforms import scaled
 from data.sample import Batch, DetectionSet, Sample, collate
-from data.transforms import Pipeline, scaled
+from data.transforms import Pipeline
 from errors import InputError
 
 

@@ -1,170 +1,22 @@
-"""albumentations pipelines from the configuration; the only module that imports albumentations.
+"""albumentations pipelines from the configuration: names and parameters -> transforms, run by a seed.
 
-Besides albumentations' own transforms the YAML may name three of this module: `ResizeWithin`,
-`ZoomOut` and `IoUCrop` (the last two after SSD, Liu et al., ECCV 2016).
+Besides albumentations' own transforms the YAML may name those of own_transforms.py.
 """
 
 import difflib
 import inspect
-import os
 import warnings
 from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
-
 import albumentations as A
-import cv2
 import numpy as np
 from albumentations.core.bbox_utils import BboxProcessor, filter_bboxes
 from numpy.typing import NDArray
 
+from data.own_transforms import IoUCrop, ResizeWithin, ZoomOut
 from errors import InputError
-
-# The loader's processes are the parallelism; OpenCV's own threads would fight with them.
-cv2.setNumThreads(0)
-
-
-class ResizeWithin(A.DualTransform):
-    """Scale, keeping the ratio, so that the short side is `short` px but the long one at most `long`.
-
-    Without `short` the long side becomes `long` px. With `long` a pair of numbers it is drawn anew,
-    uniformly, for every image. Areas are averaged when shrinking.
-    """
-
-    def __init__(self, long: int | Sequence[int], short: int | None = None) -> None:
-        super().__init__(p=1)
-        least, most = (long, long) if isinstance(long, int) else long
-        if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most) or (
-            short is not None and short <= 0
-        ):
-            raise ValueError(
-                f"sides must be whole numbers of pixels, in order, got long={long}, short={short}"
-            )
-        self.long = (least, most)
-        self.short = short
-
-    def get_params(self) -> dict[str, Any]:
-        return {"long": self.py_random.randint(*self.long)}
-
-    def apply(self, img: NDArray[np.uint8], long: int, **params: Any) -> NDArray[np.uint8]:
-        height, width = img.shape[:2]
-        return resize(img, *self.size(height, width, long))
-
-    def size(self, height: int, width: int, long: int) -> tuple[int, int]:
-        """What an image becomes, height and width, where its long side may have `long` px."""
-        scale = long / max(height, width)
-        if self.short is not None:
-            scale = min(scale, self.short / min(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def apply_to_bboxes(self, bboxes: NDArray[np.float32], **params: Any) -> NDArray[np.float32]:
-        return bboxes  # relative coordinates
-
-
-class ZoomOut(A.DualTransform):
-    """Put the image somewhere on a mean-coloured canvas 1 to `ratio` times its size, then shrink it.
-
-    SSD's "expand" augmentation: makes small objects. The result has the size of the input, so that
-    no canvas of 16 times the pixels is made.
-    """
-
-    def __init__(self, ratio: float = 4.0, p: float = 0.5) -> None:
-        super().__init__(p=p)
-        if not ratio >= 1:
-            raise ValueError(f"ratio must be at least 1, got {ratio}")
-        self.ratio = ratio
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        scale = 1 / self.py_random.uniform(1, self.ratio)
-        left, top = (self.py_random.uniform(0, 1 - scale) for _ in range(2))
-        # Whole pixels: the boxes have to go where the picture goes.
-        h, w = max(1, round(height * scale)), max(1, round(width * scale))
-        y, x = min(round(top * height), height - h), min(round(left * width), width - w)
-        return {"place": (x, y, x + w, y + h)}
-
-    def apply(self, img: NDArray[np.uint8], place: tuple[int, ...], **params: Any) -> NDArray[np.uint8]:
-        x0, y0, x1, y1 = place
-        canvas = np.empty_like(img)
-        canvas[0] = (124, 116, 104)  # ImageNet's mean: 0 after normalisation
-        canvas[1:] = canvas[0]  # whole rows: pixel by pixel takes a hundred times as long
-        canvas[y0:y1, x0:x1] = resize(img, y1 - y0, x1 - x0)
-        return canvas
-
-    def apply_to_bboxes(
-        self, bboxes: NDArray[np.float32], place: tuple[int, ...], **params: Any
-    ) -> NDArray[np.float32]:
-        height, width = params["shape"][:2]
-        x0, y0, x1, y1 = place
-        moved = bboxes.copy()
-        moved[:, [0, 2]] = (bboxes[:, [0, 2]] * (x1 - x0) + x0) / width
-        moved[:, [1, 3]] = (bboxes[:, [1, 3]] * (y1 - y0) + y0) / height
-        return moved
-
-
-class IoUCrop(A.DualTransform):
-    """SSD's random crop: its overlap with some object is at least one of `min_ious`, drawn at random.
-
-    A crop has `min_scale` to 1 of each side, a ratio between 1:2 and 2:1, and the centre of at least
-    one object. One of the draws is "leave the image as it is".
-    """
-
-    def __init__(
-        self,
-        min_ious: Sequence[float] = (0.0, 0.1, 0.3, 0.7, 0.9),
-        min_scale: float = 0.3,
-        trials: int = 50,
-        p: float = 1.0,
-    ) -> None:
-        super().__init__(p=p)
-        if not 0 < min_scale <= 1:
-            raise ValueError(f"min_scale must be above 0 and at most 1, got {min_scale}")
-        self.min_ious = tuple(min_ious)
-        self.min_scale = min_scale
-        self.trials = trials
-
-    @property
-    def targets_as_params(self) -> list[str]:
-        return ["bboxes"]
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        whole = {"crop": (0.0, 0.0, 1.0, 1.0)}
-        choice = self.py_random.randrange(len(self.min_ious) + 1)
-        if choice == len(self.min_ious):
-            return whole
-        boxes = np.asarray(data["bboxes"], dtype=np.float64)  # [K, 4 + labels], relative
-        boxes = boxes.reshape(len(boxes), -1)[:, :4] if len(boxes) else np.zeros((0, 4))
-        height, width = params["shape"][:2]
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        for _ in range(self.trials):
-            w, h = (self.py_random.uniform(self.min_scale, 1) for _ in range(2))
-            if not 0.5 <= (h * height) / (w * width) <= 2:
-                continue
-            x, y = self.py_random.uniform(0, 1 - w), self.py_random.uniform(0, 1 - h)
-            crop = np.array([x, y, x + w, y + h])
-            if len(boxes) == 0:
-                return {"crop": tuple(crop)}
-            kept = ((centre > crop[:2]) & (centre < crop[2:])).all(axis=1)
-            if kept.any() and _iou(crop, boxes).max() >= self.min_ious[choice]:
-                return {"crop": tuple(crop)}
-        return whole
-
-    def apply(self, img: NDArray[np.uint8], crop: tuple[float, ...], **params: Any) -> NDArray[np.uint8]:
-        x0, y0, x1, y1 = _pixels(crop, img.shape)
-        return np.ascontiguousarray(img[y0:y1, x0:x1])
-
-    def apply_to_bboxes(
-        self, bboxes: NDArray[np.float32], crop: tuple[float, ...], **params: Any
-    ) -> NDArray[np.float32]:
-        height, width = params["shape"][:2]
-        x0, y0, x1, y1 = _pixels(crop, (height, width))
-        moved = bboxes.copy()
-        moved[:, [0, 2]] = (bboxes[:, [0, 2]] * width - x0) / (x1 - x0)
-        moved[:, [1, 3]] = (bboxes[:, [1, 3]] * height - y0) / (y1 - y0)
-        return moved
-
 
 _LEAST_SIDE = 4  # pixels of an image, resized for evaluation
 _OWN = {"ResizeWithin": ResizeWithin, "ZoomOut": ZoomOut, "IoUCrop": IoUCrop}
@@ -331,15 +183,6 @@ def _filter(processor: BboxProcessor, boxes: NDArray[Any], shape: Any) -> NDArra
     return np.concatenate(kept) if kept else regular
 
 
-def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize to height x width px, averaging areas when shrinking (no aliasing)."""
-    if (height, width) == image.shape[:2]:
-        return image
-    shrinks = height < image.shape[0] or width < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
-
-
 def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) -> list[Any]:
     """Transforms whose every ResizeWithin is scaled as that of evaluation, for images of `size` px there.
 
@@ -373,16 +216,6 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
 
 def _resizes(transform: Any) -> bool:
     return isinstance(transform, dict) and isinstance(transform.get("ResizeWithin"), dict)
-
-
-def scaled(
-    image: NDArray[np.uint8], boxes: NDArray[np.float32], scale: float
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """An image [H, W, 3] with sides of `scale` times theirs, and its boxes [M, 4] xyxy."""
-    height, width = image.shape[:2]
-    done = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    factor = np.array([done.shape[1] / width, done.shape[0] / height], dtype=np.float32)
-    return done, boxes * np.tile(factor, 2)
 
 
 def _made(transforms: Any, where: str) -> list[Any]:
@@ -437,16 +270,3 @@ def _strict(kind: type, parameters: dict[str, Any]) -> Any:
         hint = ", with a space behind the colon" if ":" in str(unknown[0]) else ""
         raise ValueError(f"no parameter '{unknown[0]}'; it takes {', '.join(sorted(accepted))}{hint}")
     return kind(**parameters)
-
-
-def _pixels(crop: tuple[float, ...], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    height, width = shape[:2]
-    x0, y0 = round(crop[0] * width), round(crop[1] * height)
-    return x0, y0, max(x0 + 1, round(crop[2] * width)), max(y0 + 1, round(crop[3] * height))
-
-
-def _iou(crop: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    side = np.minimum(crop[2:], boxes[:, 2:]) - np.maximum(crop[:2], boxes[:, :2])
-    intersection = side.clip(min=0).prod(axis=1)
-    union = (crop[2:] - crop[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - intersection
-    return intersection / union

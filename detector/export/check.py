@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from data.images import read_upright
 from data.inputs import find_sources
+from data.own_transforms import resize
 from data.sample import Batch, Sample, collate
-from data.transforms import resize
 from detector.build import build_pipeline, build_set
 from detector.evaluation.checkpoint import OpenCheckpoint
 from detector.export.agreement import NOTHING, Agreement, Found, compare

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.transforms import Pipeline, resize, resized_to
+from data.own_transforms import resize
+from data.transforms import Pipeline, resized_to
 from errors import InputError
 
 SEEDS = range(40)
