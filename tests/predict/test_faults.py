@@ -1,0 +1,151 @@
+"""predict.py: what cannot be used is left out and told, and how the work ends."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from detector.predictor import Detector
+from errors import InputError
+from tests.builders import write_image
+from tests.predict.tools import ALL, files, read, rows, run, standard_input
+from tests.runs import assert_one_line, assert_refused, no_file_larger_than
+
+
+@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
+    place, trained, problem: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that does not is made smaller; all else is done, and written."""
+    detect, asked = Detector.__call__, []
+
+    def limited(detector: Detector, images: Any) -> Any:
+        asked.append(len(images))
+        if len(images) > 2 or any(image.shape[0] > 48 for image in images):
+            raise problem
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", limited)
+    Image.new("RGB", (64, 49)).save(place / "images" / "large.png")
+    outcome = run(place, trained, "images", *ALL, "--batch", "4")
+    assert outcome.code == 0, outcome.err
+    assert max(asked) == 4
+    (failed,) = (place / "predictions/failed.txt").read_text().splitlines()
+    assert "large.png (64 x 49 px): needs more memory than there is" in failed
+    assert len(read(place / "predictions/images.json")["images"]) == 7
+    assert len(files(place / "predictions/pictures")) == 7
+
+
+def test_a_scheduler_that_ends_it_loses_nothing_that_was_found(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM comes with the second batch, and is again what it was when the work has ended."""
+    detect, batches, before = Detector.__call__, [], signal.getsignal(signal.SIGTERM)
+
+    def ended(detector: Detector, images: Any) -> Any:
+        batches.append(images)
+        if len(batches) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", ended)
+    outcome = run(place, trained, "images/?.png", *ALL, "--batch", "2", "--output", "out")
+    assert outcome.code == 128 + signal.SIGTERM
+    kept = [image["file_name"] for image in read(place / "out/images.json")["images"]]
+    assert kept == ["images/0.png", "images/1.png"]
+    assert {row["file"] for row in rows(place / "out")} == set(kept)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_image_that_the_transforms_cannot_take_is_left_out(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = Detector._sample
+
+    def refusing(detector: Detector, index: int, image: Any, name: str) -> Any:
+        if image.shape[0] > 48:
+            raise InputError("data.transforms.eval: the transforms fail")
+        return sample(detector, index, image, name)
+
+    monkeypatch.setattr(Detector, "_sample", refusing)
+    Image.new("RGB", (64, 49)).save(place / "images" / "large.png")
+    assert run(place, trained, "images", *ALL).code == 0
+    (failed,) = (place / "predictions/failed.txt").read_text().splitlines()
+    assert "large.png (64 x 49 px): data.transforms.eval: the transforms fail" in failed
+    assert len(read(place / "predictions/images.json")["images"]) == 7
+
+
+def test_broken_files_are_left_out_listed_and_counted(place, trained, caplog) -> None:
+    """One without a header, one cut off behind it, which is found in the middle of a batch."""
+    (place / "images/0.png").write_bytes(b"no image")
+    whole = (place / "images/2.png").read_bytes()
+    (place / "images/2.png").write_bytes(whole[: len(whole) // 2])
+    (place / "images/clip.mp4").write_bytes(b"no video")
+    outcome = run(place, trained, "images", *ALL)
+    assert outcome.code == 0
+    assert caplog.messages == ["3 of 8 inputs could not be used; see predictions/failed.txt"]
+    assert outcome.out.endswith("in 5 images: predictions\n")
+    failed = [line.split("\t") for line in (place / "predictions/failed.txt").read_text().splitlines()]
+    assert {path for path, _ in failed} == {"images/0.png", "images/2.png", "images/clip.mp4"}
+    assert all(path in reason and "cannot be read" in reason for path, reason in failed)
+    kept = [image["file_name"] for image in read(place / "predictions/images.json")["images"]]
+    assert kept == ["images/1.png", "images/3.png", "images/4.png", "images/5.png", "images/deep/0.png"]
+    assert {row["file"] for row in rows(place / "predictions")} == set(kept)
+
+
+REFUSED = {  # words -> what the line says
+    ("images", "--threshold", "1.5"): ("--threshold", "1.5"),
+    ("images", "--threshold", "nan"): ("--threshold", "nan"),
+    ("images", "--threshold", "high"): ("--threshold", "'high'"),
+    ("images", "--threshold", "cat=2"): ("--threshold", "not cat=2"),
+    ("images", "--threshold", "cow=0.5"): ("--threshold", "no class 'cow'", "cat, dog"),
+    ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
+    ("images", "--batch", "0"): ("--batch", "0"),
+    ("images", "--batch", "1.5"): ("--batch", "1.5"),
+    ("images", "--batch", "inf"): ("--batch", "inf"),
+    ("images", "--batch", "1e30"): ("--batch", "1e30"),
+    ("images", "--output", "images"): ("--output", "images", "holds something already"),
+    ("images", "--output", "images/0.png"): ("--output", "images/0.png", "no folder"),
+    ("images", "--output", "images/0.png/new"): ("--output", "images/0.png/new"),
+    ("images", "eval.detections_per_image=1"): ("did you mean 'eval.detections_per_img'?",),
+    ("eval.nms=hard",): ("give an image",),
+    ("images", "a=1.jpg"): ("a=1.jpg", "does not exist"),
+    ("images", "train.device=cpu"): ("train.device", "--device"),
+    ("images", "data.classes=[bird]"): ("data.classes", "leave the key out"),
+    ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),
+    ("nowhere/*.jpg",): ("nowhere/*.jpg", "matches nothing"),
+    ("empty",): ("empty", "no images"),
+    ("images/notes.txt",): ("images/notes.txt", "cannot be read"),
+    ("images/notes.txt", "bad.mp4"): ("none of the 2 inputs", "images/notes.txt"),
+    ("-",): ("standard input", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_bad_input_costs_one_line_and_leaves_nothing(
+    place: Path, trained: Path, words: tuple[str, ...]
+) -> None:
+    (place / "empty").mkdir()
+    (place / "bad.mp4").write_bytes(b"no video")
+    with standard_input(b"no image"):
+        assert_refused(predict.main, (str(trained / "run"), *words), place, *REFUSED[words])
+
+
+def test_a_wrong_checkpoint_or_device_costs_one_line(place: Path, trained: Path) -> None:
+    assert_refused(predict.main, ("nowhere", "images"), place, "nowhere does not exist")
+    assert_refused(predict.main, ("images/0.png", "images"), place, "images/0.png")
+    words = (str(trained / "run"), "images", "--device", "abacus")
+    assert_refused(predict.main, words, place, "device: 'abacus'")
+
+
+def test_a_full_disk_costs_one_line_and_leaves_no_half_file(place: Path, trained: Path) -> None:
+    write_image(place / "images/0.png", 600, 800)  # its drawn picture is larger than what there is room for
+    with no_file_larger_than(20_000):
+        outcome = run(place, trained, "images/0.png", *ALL)
+    assert_one_line(outcome, "cannot write predictions/pictures/0.png")
+    assert files(place / "predictions") == {"coco.json", "images.json", "detections.csv"}

@@ -1,0 +1,142 @@
+"""predict.py: videos, whole and broken."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import predict
+from data.video import VideoReader, VideoWriter
+from detector.predictor import Detector
+from doors import INTERRUPTED
+from tests.predict.tools import ALL, files, read, rows, run
+from tests.runs import Outcome, assert_one_line, no_file_larger_than
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"), [(MemoryError, 0), (KeyboardInterrupt, INTERRUPTED)], ids=["memory", "ctrl-c"]
+)
+def test_of_a_video_that_does_not_end_well_no_half_is_left(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, problem: type[BaseException], code: int
+) -> None:
+    """It breaks off at its second batch, of white frames; the image before it is kept all the same."""
+    detect = Detector.__call__
+
+    def limited(detector: Detector, images: Any) -> Any:
+        if any(image.mean() > 200 for image in images):
+            raise problem
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", limited)
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        for grey in (0, 0, 255, 255):
+            video.write(np.full((48, 64, 3), grey, np.uint8))
+    outcome = run(place, trained, "images/0.png", "clip.mp4", *ALL, "--batch", "2", "--output", "out")
+    assert outcome.code == code, outcome.err
+    assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == ["images/0.png"]
+    assert {row["file"] for row in rows(place / "out")} == {"images/0.png"}
+    assert not [name for name in files(place / "out") if "clip" in name]
+    if problem is MemoryError:
+        assert "clip.mp4 (64 x 48 px): needs more memory" in (place / "out/failed.txt").read_text()
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    """82 letters of three bytes."""
+    path = tmp_path / f"{82 * chr(0x6620)}.mp4"
+    with VideoWriter(path, 5, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    assert len(list(VideoReader(path))) == 1
+
+
+def test_a_video_that_breaks_off_is_told_with_what_there_is_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for seed in range(10):
+        writer.write(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    assert len(list(VideoReader(tmp_path / "clip.avi"))) == 10
+    assert caplog.messages == []
+    whole = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "clip.avi").write_bytes(whole[: len(whole) // 2])
+    count = len(list(VideoReader(tmp_path / "clip.avi")))
+    assert 1 < count < 9
+    assert caplog.messages == [f"video {tmp_path}/clip.avi breaks off after {count} of 10 frames"]
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(12, 12), (5000, 25)])
+def test_a_rate_that_no_video_has_is_not_believed(tmp_path: Path, rate: int, taken: int) -> None:
+    with VideoWriter(tmp_path / "clip.mp4", rate, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    assert VideoReader(tmp_path / "clip.mp4").rate == taken
+
+
+def test_a_video_of_frames_too_large_for_mpeg4_is_drawn_smaller(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 5, (100, 8200)) as video:
+        video.write(np.zeros((100, 8200, 3), dtype=np.uint8))
+    frame = cv2.VideoCapture(str(tmp_path / "a.mp4")).read()[1]
+    assert frame.shape == (100, 8190, 3)
+
+
+def test_a_video_is_detected_frame_by_frame(place, trained) -> None:
+    """Frames without loss: the results of each are those of the same picture in a file."""
+    pictures = [cv2.imread(str(place / f"images/{i}.png")) for i in range(5)]
+    writer = cv2.VideoWriter(str(place / "clip.avi"), cv2.VideoWriter.fourcc(*"FFV1"), 12, (64, 48))
+    for picture in pictures:
+        writer.write(picture)
+    writer.release()
+    read_back = cv2.VideoCapture(str(place / "clip.avi"))
+    (place / "frames").mkdir()
+    for number in range(5):
+        assert cv2.imwrite(str(place / f"frames/{number}.png"), read_back.read()[1])
+    assert run(place, trained, "clip.avi", *ALL, "--batch", "2", "--output", "video").code == 0
+    assert run(place, trained, "frames", *ALL, "--batch", "2", "--output", "files").code == 0
+    assert read(place / "video/coco.json") == read(place / "files/coco.json")
+    images = read(place / "video/images.json")["images"]
+    assert [(image["file_name"], image["frame"]) for image in images] == [("clip.avi", i) for i in range(5)]
+    assert {row["frame"] for row in rows(place / "video")} == set("01234")
+    drawn = cv2.VideoCapture(str(place / "video/videos/clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 12
+    frames = [drawn.read()[1] for _ in range(5)]
+    assert frames[0].shape == (48 * 8, 64 * 8, 3)
+    assert not drawn.read()[0]
+    assert files(place / "video") == {"coco.json", "images.json", "detections.csv", "videos/clip.mp4"}
+
+
+def test_a_video_that_is_none_costs_one_line_of_a_process(place: Path, trained: Path) -> None:
+    """FFmpeg writes to the terminal past Python."""
+    (place / "bad.mp4").write_bytes(b"no video")
+    (place / "cut.webm").write_bytes(b"\x1a\x45\xdf\xa3" + b"0" * 99)
+    for name in ("bad.mp4", "cut.webm"):
+        words = [sys.executable, predict.__file__, str(trained / "run"), name, "--device", "cpu"]
+        done = subprocess.run(words, cwd=place, capture_output=True, text=True)
+        assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), f"video {name} cannot be read")
+
+
+def test_names_that_opencv_does_not_take_for_files_are_no_hindrance(place: Path, trained: Path) -> None:
+    """It takes "12:30.mp4" for an address, and dies of what is not UTF-8."""
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    shutil.copy(place / "clip.mp4", place / "12:30.mp4")
+    (place / "clip.mp4").rename(place / "caf\udce9.mp4")
+    outcome = run(place, trained, "12:30.mp4", "caf\udce9.mp4", *ALL, "--output", "out")
+    assert outcome.code == 0
+    assert len(read(place / "out/images.json")["images"]) == 1
+    assert "its name is not UTF-8" in (place / "out/failed.txt").read_text(errors="surrogateescape")
+
+
+def test_a_disk_too_full_for_a_video_costs_one_line(place: Path, trained: Path) -> None:
+    """OpenCV writes on as if nothing were the matter."""
+    writer = cv2.VideoWriter(str(place / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (640, 480))
+    for seed in range(3):
+        writer.write(np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8))
+    writer.release()
+    with no_file_larger_than(50_000):
+        outcome = run(place, trained, "clip.avi", *ALL)
+    assert_one_line(outcome, "cannot write predictions/videos/clip.mp4")
+    assert files(place / "predictions") == set()
