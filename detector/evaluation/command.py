@@ -1,0 +1,136 @@
+"""What evaluate.py does with its command line: one run explained, or several side by side."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detector.evaluation.checkpoint import evaluate_checkpoint
+from detector.evaluation.coco import CocoResult, evaluate_material
+from detector.evaluation.coco_results import BEGINNING, results_text
+from detector.evaluation.comparison import compare_checkpoints, compare_files, comparison_table
+from detector.evaluation.material import read_material
+from detector.evaluation.table import metrics_table
+from detector.output import check_output, write_text
+from detector.report.page import check_report_folder, write_report
+from errors import InputError
+
+# How the files begin that --output has written: metrics, or a comparison.
+_EARLIER = r'\{\s*"(AP"|images": *\d)'
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line says."""
+
+    models: list[Path]
+    overrides: list[str]
+    split: str | None
+    predictions: list[Path]
+    annotations: Path | None
+    images: Path | None
+    output: Path | None
+    results: Path | None
+    report: Path | None
+
+    @property
+    def several(self) -> bool:
+        return len(self.models) > 1 or len(self.predictions) > 1
+
+
+def evaluate(wanted: Wanted) -> None:
+    """Score what the command line names, print the table, write the JSON and the report."""
+    _check(wanted)
+    if wanted.several:
+        _write_metrics(wanted, *_compare(wanted))
+        return
+    one = _score(wanted)
+    _write_metrics(wanted, {**one.result.as_json(), **one.extra}, one.table(), one)
+
+
+def _check(wanted: Wanted) -> None:
+    """Before the work. Raises InputError: words contradict each other, or a file cannot be written."""
+    w = wanted
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("evaluate.py works in one process; start it with python, not with torchrun")
+    for option, file, earlier in (("--output", w.output, _EARLIER), ("--results", w.results, BEGINNING)):
+        if file is None:
+            continue
+        if w.report is not None and w.report.absolute() in file.absolute().parents:
+            raise InputError(f"{option}: {file} lies in the folder of --report, which is for the page alone")
+        check_output(option, file, earlier)
+    if w.predictions or w.annotations is not None:
+        if not w.predictions or w.annotations is None or w.models or w.overrides:
+            raise InputError("--predictions and --annotations go together, and without a model")
+        if w.split is not None:
+            raise InputError("--split is of a checkpoint's data set; --annotations names the gt itself")
+    elif not w.models:
+        raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
+    if w.images is not None and (w.report is None or not w.predictions):
+        raise InputError("--images is for the pictures of --predictions with --report")
+    if w.results is not None:
+        if len(w.models) != 1:
+            raise InputError("--results writes what one checkpoint finds: give one")
+        if w.output is not None and w.output.absolute() == w.results.absolute():
+            raise InputError(f"--output and --results: both are {w.output}; name two files")
+    if w.report is not None:
+        if w.several:
+            raise InputError("--report explains one run: give one alone")
+        check_report_folder(w.report)
+
+
+def _compare(wanted: Wanted) -> tuple[dict[str, Any], str]:
+    """Several checkpoints or results files side by side: as JSON, and as a table."""
+    if wanted.annotations is not None:
+        compared, title = compare_files(wanted.predictions, wanted.annotations), str(wanted.annotations)
+    else:
+        split = wanted.split or "val"
+        compared, title = compare_checkpoints(wanted.models, wanted.overrides, split), f"split {split}"
+    return compared.as_json(), comparison_table(compared, title)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One checkpoint or results file."""
+
+    title: str
+    facts: list[tuple[str, str]]  # for the head of the report
+    result: CocoResult
+    extra: dict[str, float]
+
+    def table(self) -> str:
+        return metrics_table(self.result, self.extra, self.title)
+
+
+def _score(wanted: Wanted) -> Scored:
+    """One checkpoint, whose detections are written if they are wanted, or one results file."""
+    if wanted.annotations is not None:
+        (file,) = wanted.predictions
+        result = evaluate_material(read_material(file, wanted.annotations, wanted.images))
+        return Scored(str(file), [("annotations", str(wanted.annotations))], result, {})
+
+    (model,), split = wanted.models, wanted.split or "val"
+    done = evaluate_checkpoint(model, wanted.overrides, split, with_ids=wanted.results is not None)
+    if wanted.results is not None:
+        write_text(wanted.results, results_text(done.coco_results()))
+    of_split = f"{split} of {done.config.data.root}"
+    return Scored(
+        f"{done.file}, split {of_split} ({len(done.records)} images)",
+        [("checkpoint", str(done.file)), ("split", of_split)],
+        done.scores.coco,
+        done.scores.extra,
+    )
+
+
+def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scored | None = None) -> None:
+    """The JSON, the report of one run, and the table."""
+    # Before the table: whoever reads that may have gone (| head).
+    if wanted.output is not None:
+        write_text(wanted.output, json.dumps(content, indent=2) + "\n")
+    try:
+        if wanted.report is not None and one is not None:
+            name = f"Evaluation of {[*wanted.models, *wanted.predictions][0]}"
+            text += f"\nreport: {write_report(wanted.report, name, one.facts, one.result, one.extra)}"
+    finally:  # a report that fails costs no metrics
+        print(text)
