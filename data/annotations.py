@@ -1,9 +1,7 @@
 """What every source does with its annotations: check them, and pack them into a DetectionSet."""
 
 import logging
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +9,8 @@ import numpy as np
 
 from data.faults import DataFault, raise_or_collect
 from data.images import read_size, size_mismatch
-from data.sample import DetectionSet
+from data.lookup import is_file
+from data.sample import DetectionSet, is_listed
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
@@ -19,8 +18,6 @@ log = logging.getLogger(__name__)
 _HEADERS_CHECKED = 20_000
 _NAMES_SHOWN = 5
 _CLASSES_SHOWN = 10
-# A name that begins at a root or drive or has a part '..', on any system. Path objects take 20 times longer.
-_LEADS_OUT = re.compile(r"[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -43,41 +40,6 @@ class AnnotatedImage:
     path: Path
     size: tuple[int, int]  # height, width
     objects: list[Annotation] = field(default_factory=list)
-
-
-def inside(folder: Path, name: str, where: str) -> Path:
-    """folder / name, refused if it leads out of the folder.
-
-    Raises:
-        DataFault: the name is absolute or climbs out with '..'. Symbolic links are the user's own
-            arrangement and may lead anywhere.
-    """
-    if not name or _LEADS_OUT.match(name):
-        raise DataFault("image-outside", f"{where} names the image '{name}', which points outside {folder}")
-    return folder / name
-
-
-def image_inside(folder: Path, name: str, where: str) -> Path:
-    """As `inside`, for a name that Windows may have written."""
-    inside(folder, name, where)
-    return folder / as_spelt(folder, name)
-
-
-def as_spelt(folder: Path, name: str) -> str:
-    """The name below the folder as it is there: with slashes for Windows' backslashes, or macOS' accents."""
-    if "\\" not in name and name.isascii():
-        return name
-    slashed = name.replace("\\", "/")
-    forms = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
-    return next((form for form in forms if is_there(folder / form)), slashed)
-
-
-def is_there(path: Path) -> bool:
-    """Whether a file or folder exists; a name that is too long for one is that of none."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def require_folder(folder: Path, key: str, remedy: str) -> None:
@@ -116,7 +78,7 @@ def pack_set(
     """
     images = list(images)
     if not sizes_checked:
-        _check_files(images, source, faults)
+        _check_files(images, faults)
     # In arrays from here on: there may be a million boxes.
     items = [item for image in images for item in image.objects]
     sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
@@ -189,38 +151,18 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
         areas=np.concatenate([s.areas for s in sets]),
         annotation_ids=np.concatenate([s.annotation_ids for s in sets]),
         classes=first.classes,
-        category_ids=first.category_ids,
+        category_ids=_joined_ids([s.category_ids for s in sets]),
     )
 
 
-def _in_other_case(images: Sequence[AnnotatedImage], source: str) -> set[int]:
-    """Give missing images the files whose names differ in case alone: some systems see no difference.
-
-    Returns the ids of those that there is one such file for.
-    """
-    there: dict[Path, dict[str, list[Path]]] = {}
-    found = set()
-    for image in images:
-        folder = image.path.parent
-        if folder not in there:
-            there[folder] = {}
-            for path in folder.iterdir() if folder.is_dir() else ():
-                there[folder].setdefault(path.name.casefold(), []).append(path)
-        alike = there[folder].get(image.path.name.casefold(), [])
-        if len(alike) == 1 and alike[0].is_file():
-            image.path = alike[0]
-            found.add(image.id)
-    if found:
-        first = next(image for image in images if image.id in found)
-        log.warning("%s: names of files differ in case (%d, such as %s)", source, len(found), first.path.name)
-    return found
+def _joined_ids(each: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The id of each class in the first set that lists it; from 1 on where these are not distinct."""
+    ids = tuple(next(filter(is_listed, of_class), of_class[0]) for of_class in zip(*each, strict=True))
+    return ids if len(set(ids)) == len(ids) else tuple(range(1, len(ids) + 1))
 
 
-def _check_files(images: list[AnnotatedImage], source: str, faults: list[DataFault] | None) -> None:
-    missing = [image for image in images if not (is_there(image.path) and image.path.is_file())]
-    if missing:
-        found = _in_other_case(missing, source)
-        missing = [image for image in missing if image.id not in found]
+def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -> None:
+    missing = [image for image in images if not is_file(image.path)]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
         message = f"image {image.path} does not exist{more}"

@@ -1,6 +1,5 @@
 """The categories of a COCO file, and the classes of a training among them."""
 
-import itertools
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 from data.faults import DataFault, raise_or_collect
 from data.records import id_of_refused, text_of, whole_of
+from data.sample import unlisted_id
 from errors import InputError, some_of
 
 
@@ -69,8 +69,7 @@ def used_categories(
     if not classes:
         raise InputError(f"{source} lists no categories")
     _say_what_is_missing(classes, ids, source)
-    free = itertools.count(max(ids.values()) + 1)
-    numbers = [ids[name] if name in ids else next(free) for name in classes]
+    numbers = [ids.get(name, unlisted_id(k)) for k, name in enumerate(classes)]
     labels = {number: label for label, number in enumerate(numbers)}
     others = {number: name for name, number in ids.items() if number not in labels}
     return Categories(known, labels, classes, others)

@@ -4,7 +4,6 @@ import gc
 import json
 import logging
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -13,18 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.annotations import (
-    AnnotatedImage,
-    Annotation,
-    image_inside,
-    is_there,
-    pack_set,
-    require_folder,
-    say_left_out,
-)
+from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out
 from data.categories import named_categories, used_categories
 from data.faults import DataFault, raise_or_collect
 from data.images import MOST_PIXELS, read_size
+from data.lookup import ImageFinder, is_there
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from errors import InputError, some_of
@@ -190,10 +182,10 @@ def _images(
     """The images by their ids, and the ids of those that were refused."""
     found: dict[int, AnnotatedImage] = {}
     refused: set[Any] = set()
-    elsewhere: dict[Path, str] = {}  # images whose names lead out of the folder, and which are in it
+    finder = ImageFinder(folder)
     for record in records:
         try:
-            image = _image(record, folder, source, elsewhere)
+            image = _image(record, finder, source)
             if image.id in found:
                 message = f"{source}: image id {image.id} stands twice"
                 raise DataFault("image-id-twice", message, image.path, image.id)
@@ -202,12 +194,7 @@ def _images(
             refused |= id_of_refused(record)
             continue
         found[image.id] = image
-    if elsewhere:
-        name = next(iter(elsewhere.values()))
-        log.warning(
-            "%s: file names lead out of %s (%d, such as %s); the images of these names in it are taken",
-            source, folder, len(elsewhere), name,
-        )  # fmt: skip
+    finder.warn(str(source))
     return found, refused
 
 
@@ -226,20 +213,11 @@ def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source:
             )
 
 
-def _image(record: Any, folder: Path, source: Path, elsewhere: dict[Path, str]) -> AnnotatedImage:
-    """`elsewhere`: images whose names lead out of the folder, to which this one may be added."""
+def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
     number = whole_of(record, "id", where)
     where = f"image id {shown(number)} in {source}"
-    name = text_of(record, "file_name", where)
-    try:
-        path = image_inside(folder, name, where)
-    except DataFault:
-        # As annotation tools write it, of their own disk.
-        path = folder / re.split(r"[/\\]", name)[-1]
-        if path == folder or path in elsewhere or not is_there(path):
-            raise
-        elsewhere[path] = name
+    path = finder.find(text_of(record, "file_name", where), where)
     if not isinstance(number, int) or abs(number) >= 2**63:
         raise DataFault("record-malformed", f"{where}: the id must be an integer", path)
     return AnnotatedImage(number, path, _size(record, path, where))
@@ -267,10 +245,9 @@ def _box(record: dict[str, Any], where: str) -> Any:
     if box or not isinstance(polygons, list) or not polygons:
         return field_of(record, "bbox", where)
     points = [polygon for polygon in polygons if isinstance(polygon, list)]
-    numbers = [value for polygon in points for value in polygon]
-    if not numbers or not _NUMBERS.issuperset(map(type, numbers)):
-        return field_of(record, "bbox", where)
     xs, ys = ([value for polygon in points for value in polygon[side::2]] for side in (0, 1))
+    if not xs or not ys or not _NUMBERS.issuperset(map(type, xs + ys)):
+        return field_of(record, "bbox", where)
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 

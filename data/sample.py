@@ -12,6 +12,19 @@ from torch import Tensor
 SIZE_DIVISOR = 32
 
 
+_UNLISTED = -(2**62)  # and below: the ids of classes that a file does not list
+
+
+def unlisted_id(k: int) -> int:
+    """The k-th of the ids that stand for classes which a file does not list."""
+    return _UNLISTED - k
+
+
+def is_listed(category_id: int) -> bool:
+    """Whether an id is one of the annotations."""
+    return category_id > _UNLISTED
+
+
 @dataclass(frozen=True)
 class DetectionSet:
     """The annotations of a split, in flat arrays (lists of objects would be copied by every worker).
@@ -29,7 +42,7 @@ class DetectionSet:
     areas: NDArray[np.float64]  # [M] as annotated (COCO's small / medium / large), else of the box
     annotation_ids: NDArray[np.int64]  # [M] coco: the id, voc: n-th object, yolo: the line; -1 without
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # of the classes, as in the annotations
+    category_ids: tuple[int, ...]  # of the classes, as in the annotations; see `is_listed`
 
     def __len__(self) -> int:
         return len(self.files)

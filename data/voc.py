@@ -7,24 +7,15 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.annotations import (
-    AnnotatedImage,
-    Annotation,
-    as_spelt,
-    image_inside,
-    inside,
-    is_there,
-    pack_set,
-    require_folder,
-    say_left_out,
-)
+from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below, read_size
+from data.lookup import ImageFinder, as_spelt, inside, is_there
 from data.sample import DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
-_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
+_DIFFICULT = ("1", "true", "yes")
 
 
 @dataclass(frozen=True)
@@ -49,15 +40,24 @@ def voc_folders(root: Path) -> VocFolders:
     """
     require_folder(root, "data.root (voc)", "a VOC set is a folder with Annotations and JPEGImages")
     annotations = root / "Annotations"
-    if not annotations.is_dir() and any(root.glob("*.xml")):
-        return VocFolders(root, root, root)
+    if any(root.glob("*.xml")) and not any(annotations.glob("**/*.xml")):
+        annotations = root
     remedy = "a VOC set has its XML files there; is it of another data.format?"
     require_folder(annotations, "data.root (voc)", remedy)
-    images = next((p for p in (root / "JPEGImages", root / "images") if p.is_dir()), None)
+    images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
     if images is None and any(path.suffix.lower() in IMAGE_SUFFIXES for path in annotations.iterdir()):
         images = annotations
     require_folder(images or root / "JPEGImages", "data.root (voc)", "a VOC set has its images there")
     return VocFolders(root, annotations, images or root / "JPEGImages")
+
+
+def folders_of_split(root: Path, split: str) -> tuple[VocFolders, str | None]:
+    """The folders of a split and its list in them, None where all they hold is the split, as Roboflow's."""
+    alone = root / split
+    if alone.is_dir() and any(alone.glob("*.xml")):
+        return VocFolders(alone, alone, alone), None
+    folder, _, name = split.rpartition("/")
+    return voc_folders(root / folder), name
 
 
 def load_voc(
@@ -81,18 +81,16 @@ def load_voc(
     Raises:
         InputError: whatever is wrong with the folder, its files or boxes.
     """
-    alone = root / split
-    if alone.is_dir() and any(alone.glob("*.xml")):
-        names = sorted(path.stem for path in alone.glob("*.xml"))
-        return load_voc_images(VocFolders(alone, alone, alone), names, f"split {split}", classes, faults)
-    folder, _, name = split.rpartition("/")
-    folders = voc_folders(root / folder)
-    remedy = (
-        "a VOC set has the lists of its splits there, such as train.txt, with the name of an image in each "
-        "line; python -m data.split makes them"
-    )
-    require_folder(folders.lists, "data.root (voc)", remedy)
-    names = _read_list(folders.lists / f"{name}.txt", folders.annotations)
+    folders, name = folders_of_split(root, split)
+    if name is None:
+        names = sorted(path.stem for path in folders.annotations.glob("*.xml"))
+    else:
+        remedy = (
+            "a VOC set has the lists of its splits there, such as train.txt, with the name of an image in "
+            "each line; python -m data.split makes them"
+        )
+        require_folder(folders.lists, "data.root (voc)", remedy)
+        names = _read_list(folders.lists / f"{name}.txt", folders.annotations)
     return load_voc_images(folders, names, f"split {split}", classes, faults)
 
 
@@ -108,7 +106,7 @@ def load_voc_images(
     Args:
         source: names them in messages.
     """
-    pictures = pictures_by_stem(folders.images)
+    pictures, finder = pictures_by_stem(folders.images), ImageFinder(folders.images)
     # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
     labels = {name: label for label, name in enumerate(classes or ())}
     left_out: Counter[str] = Counter()
@@ -118,7 +116,7 @@ def load_voc_images(
             xml = inside(folders.annotations, f"{stem}.xml", source)
             tree = _read_xml(xml, _of_ending(stem))
             parsed.add(xml)
-            file_name = _image_name(folders.images, stem, tree, xml, pictures)
+            file_name = _image_name(finder, stem, tree, xml, pictures)
             image = AnnotatedImage(number, file_name, _size(tree, xml, file_name))
         except DataFault as fault:
             raise_or_collect(fault, faults)
@@ -136,6 +134,7 @@ def load_voc_images(
             except DataFault as fault:
                 fault.image, fault.image_id, fault.annotation = file_name, number, position
                 raise_or_collect(fault, faults)
+    finder.warn(source)
     say_left_out(left_out, source)
     if classes is None:
         classes = voc_classes(folders.annotations, faults, labels, parsed)
@@ -211,10 +210,8 @@ def _read_xml(path: Path, hint: str = "") -> ET.Element:
 
 def _object(node: ET.Element, where: str, label: int, position: int) -> Annotation:
     x0, y0, x1, y1 = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = (node.findtext("difficult") or "").strip().lower()
-    if difficult not in _FLAGS:
-        raise DataFault("record-malformed", f"{where}: <difficult> is '{difficult}', and must be 0 or 1")
-    return Annotation(where, (x0, y0, x1, y1), label, ignore=_FLAGS[difficult], number=position)
+    difficult = (node.findtext("difficult") or "").strip().lower() in _DIFFICULT
+    return Annotation(where, (x0, y0, x1, y1), label, ignore=difficult, number=position)
 
 
 def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -228,7 +225,7 @@ def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
 
 
 def _image_name(
-    folder: Path, stem: str, tree: ET.Element, xml: Path, pictures: dict[str, list[Path]]
+    finder: ImageFinder, stem: str, tree: ET.Element, xml: Path, pictures: dict[str, list[Path]]
 ) -> Path:
     """The image of the XML file: that of its own stem, else the one that the XML names.
 
@@ -237,10 +234,9 @@ def _image_name(
     name = (tree.findtext("filename") or "").strip()
     if own := pictures.get(stem):
         return next((path for path in own if path.name == name), own[0])
-    named = image_inside(folder, name, str(xml)) if name else None
-    if named is not None and named.is_file():
-        return named
-    return pictures.get(name, [folder / f"{stem}.jpg"])[0]
+    if name in pictures:  # without its ending
+        return pictures[name][0]
+    return finder.find(name or f"{stem}.jpg", str(xml))
 
 
 def _size(tree: ET.Element, xml: Path, image: Path) -> tuple[int, int]:

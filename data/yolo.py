@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from data.annotations import AnnotatedImage, Annotation, as_spelt, pack_set, say_left_out
+from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
+from data.lookup import as_spelt
 from data.sample import DetectionSet
 from errors import InputError
 

@@ -16,7 +16,7 @@ from data.loader import eval_loader
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline, resized_to
-from data.voc import load_voc, voc_classes, voc_folders
+from data.voc import folders_of_split, load_voc, voc_classes
 from data.yolo import load_yolo
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
@@ -100,8 +100,7 @@ def _load(
     if config.format == "voc":
         if classes is None and isinstance(config.splits.train, list):
             # Joined folders must agree on the classes before any of them is read.
-            roots = {root / part.rpartition("/")[0] for part in config.splits.train}
-            folders = [voc_folders(place).annotations for place in sorted(roots)]
+            folders = sorted({folders_of_split(root, part)[0].annotations for part in config.splits.train})
             classes = tuple(sorted({name for place in folders for name in voc_classes(place, faults)}))
         return load_voc(root, name, classes, faults)
     if config.format == "yolo":

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.annotations import image_inside, inside
 from data.coco import load_instances, of_roboflow, read_instances
+from data.faults import DataFault
 from data.images import files_below
+from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
 from data.voc import load_voc_images, pictures_by_stem, voc_folders
 from data.yolo import index_file, load_yolo, places_of
@@ -55,7 +56,9 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     if path.name in ("data.yaml", "Annotations"):
         path = path.parent
     files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
-    if len(files) == 1 and not any((path / name).exists() for name in ("Annotations", "data.yaml")):
+    of_others = ("Annotations", "data.yaml", "classes.txt", "obj.names")
+    is_other = any(path.glob("*.xml")) or any((path / name).exists() for name in of_others)
+    if len(files) == 1 and not is_other:
         path = files[0]
     if path.is_file() and path.suffix.lower() == ".json":
         whole = _coco(path, images)
@@ -127,11 +130,15 @@ def _images_of(path: Path, records: list[Any]) -> Path:
     name = records[0].get("file_name") if isinstance(records[0], dict) else None
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: the first of its images has no 'file_name'")
-    inside(here, name, f"the first image of {path}")
-    tries = [here / "images", above / "images", here, above]
+    tries, outside = [here / "images", above / "images", here, above], None
     for folder in tries:
-        if folder.is_dir() and image_inside(folder, name, str(path)).is_file():
-            return folder
+        try:
+            if folder.is_dir() and is_file(ImageFinder(folder).find(name, f"the first image of {path}")):
+                return folder
+        except DataFault as fault:  # on a disk of its own
+            outside = fault
+    if outside is not None:
+        raise outside
     looked = ", ".join(map(str, tries))
     raise InputError(
         f"{path}: its first image, '{name}', is in none of {looked}; name the folder: --images DIR"

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from data.annotations import image_inside, require_folder
+from data.annotations import require_folder
 from data.categories import named_categories
 from data.coco import read_instances, read_json
 from data.inputs import RESULTS_MARK
+from data.lookup import ImageFinder
 from data.sample import DetectionSet
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
@@ -188,10 +189,10 @@ def _files(
     records: dict[Any, Any], ids: list[Any], folder: Path, source: Path, at: list[str]
 ) -> tuple[Path, ...]:
     require_folder(folder, "--images", "name the folder of the images")
-    files = []
+    files, finder = [], ImageFinder(folder)
     for image in ids:
         at[0] = f"image id {image}"
-        files.append(image_inside(folder, str(records[image]["file_name"]), f"{at[0]} in {source}"))
+        files.append(finder.find(str(records[image]["file_name"]), f"{at[0]} in {source}"))
     missing = [file for file in files if not file.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 else ""

@@ -5,7 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from data.annotations import AnnotatedImage, Annotation, inside, join_sets, pack_set
+from data.annotations import AnnotatedImage, Annotation, join_sets, pack_set
+from data.lookup import inside
 from errors import InputError
 from tests.builders import write_image
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data.coco import load_coco
+from data.sample import is_listed
 from errors import InputError
 from tests.builders import coco_dict, write_image
 
@@ -125,7 +126,8 @@ def test_a_class_that_a_file_does_not_list_has_no_box_there(tmp_path, content, c
     """As of a validation file that was written with the classes it happens to have."""
     records = load(tmp_path, content, ("horse", "cat"))
     assert (records.classes, records.labels.tolist()) == (("horse", "cat"), [1])
-    assert records.category_ids == (8, 3)
+    assert [is_listed(i) for i in records.category_ids] == [False, True]
+    assert records.category_ids[1] == 3
     assert caplog.messages == [
         f"{tmp_path / 'set.json'} does not list 'horse', and so has no box of it; it has cat, dog",
         f"{tmp_path / 'set.json'}: objects of classes that are not used left out: 2 of 'dog'",
@@ -263,10 +265,30 @@ def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, conten
     name = content["images"][0]["file_name"]
     content["images"][0]["file_name"] = name.upper()
     assert load(tmp_path, content).files[0] == str(tmp_path / "images" / name)
-    assert caplog.messages == [f"{tmp_path / 'set.json'}: names of files differ in case (1, such as {name})"]
+    assert caplog.messages == [
+        f"{tmp_path / 'set.json'}: names of files differ in case (1, such as '{name.upper()}' for {name})"
+    ]
     content["images"][0]["file_name"] = name.replace("png", "PnG")
     (tmp_path / "images" / name.upper()).write_bytes(b"another")
     assert "PnG does not exist" in error_of(tmp_path, content)
+
+
+def test_what_is_written_otherwise_may_be_so_in_several_ways(tmp_path, content):
+    """Another disk, another case and accents apart, and no size."""
+    name = content["images"][0]["file_name"]
+    (tmp_path / "images" / name).rename(tmp_path / "images" / "caf\u00e9.png")
+    expected = load(
+        tmp_path,
+        {
+            **content,
+            "images": [{**content["images"][0], "file_name": "caf\u00e9.png"}, *content["images"][1:]],
+        },
+    )
+    for other in ("CAFE\u0301.PNG", "C:\\my\\cafe\u0301.png", "/home/me/CAF\u00c9.png"):
+        content["images"][0] = {"id": content["images"][0]["id"], "file_name": other}
+        records = load(tmp_path, content)
+        assert records.files.tolist() == expected.files.tolist()
+        assert records.sizes.tolist() == expected.sizes.tolist()
 
 
 @pytest.mark.parametrize("letter", ["x", "\u00e9"])
@@ -285,8 +307,10 @@ def test_of_a_path_that_leads_elsewhere_the_image_of_that_name_is_taken(tmp_path
     content["images"][0]["file_name"] = name
     assert load(tmp_path, content).files.tolist() == expected
     (message,) = caplog.messages
-    assert f"lead out of {tmp_path / 'images'} (1, such as {name}); the images of these names" in message
-    content["images"][1]["file_name"] = name
+    assert f"lead out of {tmp_path / 'images'}; images of these names in it are used (1, such as" in message
+    content["images"][1]["file_name"] = "/another/0.png"
+    assert "both would be" in error_of(tmp_path, content)
+    content["images"][1]["file_name"] = "/another/gone.png"
     assert "points outside" in error_of(tmp_path, content)
 
 
@@ -309,8 +333,9 @@ def test_without_a_box_that_of_the_polygons_is_taken(tmp_path, content, box):
     }
     records = load(tmp_path, content, ("cat",))
     assert records.boxes.tolist() == [[30, 10, 54, 30]]
-    content["annotations"][1]["segmentation"] = {"counts": "abc", "size": [4, 4]}
-    assert "bbox must be four numbers" in error_of(tmp_path, content)
+    for none in ({"counts": "abc", "size": [4, 4]}, [[5]], [[]], ["x"], [[1, "2"]]):
+        content["annotations"][1]["segmentation"] = none
+        assert "bbox must be four numbers" in error_of(tmp_path, content)
 
 
 def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content):
