@@ -54,9 +54,11 @@ def _thresholds(text: str) -> dict[str, float]:
     """The least scores of classes by their names, that of all others as "" if it is given."""
     from errors import InputError
 
-    found = {}
+    found: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
+        if name.strip() in found:
+            raise InputError(f"--threshold: {name.strip() or 'that of all classes'} is given twice")
         found[name.strip()] = value = number_of("--threshold", number)
         if not 0 <= value <= 1:
             raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}")

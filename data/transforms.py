@@ -183,39 +183,65 @@ def _filter(processor: BboxProcessor, boxes: NDArray[Any], shape: Any) -> NDArra
     return np.concatenate(kept) if kept else regular
 
 
+# The parameters of resizing transforms, in pixels.
+_SIDES = {
+    "ResizeWithin": ("long", "short"),
+    "Resize": ("height", "width"),
+    "LongestMaxSize": ("max_size",),
+    "SmallestMaxSize": ("max_size",),
+}
+
+
 def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) -> list[Any]:
-    """Transforms whose every ResizeWithin is scaled as that of evaluation, for images of `size` px there.
+    """Transforms whose every resizing is scaled as that of evaluation, for images of `size` px there.
 
     Args:
         size: the long side, or the most that it may have.
         transforms, evaluation: as for `Pipeline`; those to be changed, and those of evaluation.
 
     Raises:
-        InputError: evaluation has no ResizeWithin with a size.
+        InputError: one of the two has no ResizeWithin or the like.
     """
-    longs = [transform["ResizeWithin"].get("long") for transform in evaluation if _resizes(transform)]
+    longs = [
+        transform["ResizeWithin"].get("long")
+        for transform in evaluation
+        if isinstance(transform, dict) and isinstance(transform.get("ResizeWithin"), dict)
+    ]
     long = longs[-1] if longs else None
     long = long[-1] if isinstance(long, list) and long else long
     if not isinstance(long, int) or long < 1:
         raise InputError(
             "data.image_size scales the ResizeWithin of data.transforms, and data.transforms.eval has none"
         )
+    changed = 0
 
     def to_size(value: Any) -> Any:
         if isinstance(value, list):
             return [to_size(each) for each in value]
         return max(1, round(value * size / long)) if isinstance(value, int) else value
 
-    return [
-        {"ResizeWithin": {name: to_size(value) for name, value in transform["ResizeWithin"].items()}}
-        if _resizes(transform)
-        else transform
-        for transform in transforms
-    ]
+    def of_size(transform: Any) -> Any:
+        nonlocal changed
+        if not isinstance(transform, dict):
+            return transform
+        made = {}
+        for name, parameters in transform.items():
+            values = dict(parameters) if isinstance(parameters, dict) else parameters
+            if isinstance(values, dict):
+                for side in _SIDES.get(name, ()):
+                    if side in values:
+                        values[side], changed = to_size(values[side]), changed + 1
+                if isinstance(values.get("transforms"), list):  # OneOf and its like
+                    values["transforms"] = [of_size(each) for each in values["transforms"]]
+            made[name] = values
+        return made
 
-
-def _resizes(transform: Any) -> bool:
-    return isinstance(transform, dict) and isinstance(transform.get("ResizeWithin"), dict)
+    done = [of_size(transform) for transform in transforms]
+    if not changed:
+        raise InputError(
+            f"data.image_size scales {', '.join(_SIDES)}, and data.transforms.train has none of them"
+        )
+    return done
 
 
 def _made(transforms: Any, where: str) -> list[Any]:
@@ -231,6 +257,8 @@ def _make(transform: Any, where: str) -> Any:
         got = sorted(map(str, transform)) if isinstance(transform, dict) else repr(transform)
         raise InputError(f"{where}: one transform is wanted, got {got}")
     ((name, parameters),) = transform.items()
+    if not isinstance(parameters, dict | None):
+        raise InputError(f"{where}: {name}: parameters are written {{NAME: VALUE}}, not {parameters!r}")
     kinds = _kinds()
     if name not in kinds:
         nearest = difflib.get_close_matches(str(name), kinds, n=1)
@@ -242,8 +270,11 @@ def _make(transform: Any, where: str) -> Any:
     try:
         # Not an error but a warning in albumentations: a misspelt parameter would be lost.
         made = _strict(kinds[name], parameters)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {name}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # there is no end to what others' transforms make of a wrong parameter
+        reason = " ".join(str(error).split())
+        if not isinstance(error, TypeError | ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise InputError(f"{where}: {name}: {reason}") from None
     wanted = set(getattr(made, "targets_as_params", ())) - {"image", "bboxes"}
     if wanted:
         raise InputError(

@@ -106,7 +106,7 @@ class DataConfig(Section):
     )
     image_size: Annotated[Integer, Field(ge=1)] | None = Field(
         None,
-        description="long side of the images of evaluation, in pixels; every ResizeWithin is scaled with it "
+        description="long side of the images of evaluation, in pixels; all that resizes is scaled with it "
         "(by default none). See that the anchors fit: python -m data.check",
     )
     transforms: TransformsConfig = TransformsConfig()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,26 @@ def test_several_processes_do_not_all_evaluate(workplace: Path, monkeypatch: pyt
     assert_refused(
         evaluate.main, ("run",), workplace, "evaluate.py works in one process", "not with torchrun"
     )
+
+
+def test_results_of_classes_that_the_gt_does_not_list_are_left_out(workplace: Path, tmp_path: Path) -> None:
+    """So they can be scored; nor do they change AP, which is that of the classes that are listed."""
+    shutil.copytree(workplace / "set", tmp_path / "set")
+    file = tmp_path / "set" / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    (cat,) = (c for c in content["categories"] if c["name"] == "cat")
+    content["categories"] = [cat]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == cat["id"]]
+    file.write_text(json.dumps(content))
+    words = (str(workplace / "run"), "data.root=set", "--results", "r.json", "--output", "one.json")
+    assert call(evaluate.main, *words, cwd=tmp_path).code == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert {entry["category_id"] for entry in results} == {cat["id"]}
+    words = ("--predictions", "r.json", "--annotations", str(file), "--output", "other.json")
+    outcome = call(evaluate.main, *words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    scores = [json.loads((tmp_path / name).read_text())["AP"] for name in ("one.json", "other.json")]
+    assert scores[0] == scores[1]
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

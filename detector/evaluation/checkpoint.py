@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data.feed import checked
-from data.sample import Batch, DetectionSet
+from data.sample import Batch, DetectionSet, is_listed
 from detector.build import build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, DataConfig
@@ -61,13 +61,14 @@ class CheckpointScores:
     scores: Scores
 
     def coco_results(self) -> list[dict[str, Any]]:
-        """All detections as the entries of a COCO results file."""
+        """All detections as the entries of a COCO results file, but of classes that the gt does not list."""
         material = self.scores.coco.material
         found, ids = material.found, self.records.category_ids
         columns = (found.images, found.labels, found.xywh, found.scores)
         return [
             result_entry(material.image_ids[image], ids[label], box, score)
             for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+            if is_listed(ids[label])
         ]
 
 

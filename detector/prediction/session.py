@@ -7,11 +7,12 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,43 +66,59 @@ def predict(
         InputError: not one of the sources can be read, or the results cannot be written.
     """
     session = _Session(detector, folder, "pictures" in formats, thresholds)
-    try:
-        with _ended_by_sigterm(), ThreadPoolExecutor(_READERS) as readers, session.bar:
-            session.images([source for source in sources if source.kind != "video"], readers)
-            for source in sources:
-                if source.kind == "video":
-                    session.video(source)
-    except BaseException:
-        if session.results:
-            with suppress(InputError):  # why it breaks off is what is to be told
-                session.write_tables(sources, formats)
-                log.warning("broken off; %s holds what was found before", folder.path)
-        raise
-    if not session.results:
-        (_, reason), *more = session.failed
-        raise InputError(f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason)
-    session.write_tables(sources, formats)
+    with _Termination() as termination:
+        try:
+            with ThreadPoolExecutor(_READERS) as readers, session.bar:
+                session.images([source for source in sources if source.kind != "video"], readers)
+                for source in sources:
+                    if source.kind == "video":
+                        session.video(source)
+        except BaseException:
+            termination.hold_back()
+            if session.results:
+                with suppress(InputError):  # why it breaks off is what is to be told
+                    session.write_tables(sources, formats)
+                    log.warning("broken off; %s holds what was found before", folder.path)
+            raise
+        termination.hold_back()
+        if not session.results:
+            (_, reason), *more = session.failed
+            some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
+            raise InputError(some)
+        session.write_tables(sources, formats)
     found = sum(len(result.found) for result in session.results)
     frames = sum(result.frame is not None for result in session.results)
     return Report(folder.path, len(session.results) - frames, frames, found, len(session.failed))
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let a scheduler's SIGTERM break the work off as Ctrl-C does, so that what was found is kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Termination:
+    """Lets a scheduler's SIGTERM break the work off as Ctrl-C does, so that what was found is kept."""
 
-    def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, before)  # a second one ends at once
-        sys.exit(128 + number)
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._held = self._asked = False
+        self._listens = threading.current_thread() is threading.main_thread()
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __enter__(self) -> "_Termination":
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._end)
+        return self
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        self._asked = True
+        if not self._held:
+            self._held = True  # schedulers send it more than once
+            sys.exit(128 + number)
+
+    def hold_back(self) -> None:
+        """Until the end: what is found is being written."""
+        self._held = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
+        if self._asked and kind is None:
+            sys.exit(128 + signal.SIGTERM)
 
 
 class _Undetectable(InputError):

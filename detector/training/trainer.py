@@ -65,13 +65,13 @@ class Trainer:
     def __init__(
         self, config: Config, name: str, resume: Path | None = None, processes: Processes | None = None
     ) -> None:
-        if resume is None:
-            refuse_taken(config.run.dir)  # before the work, and in a dry run
         self.config = config
         self.name = name
         self.folder = resume
         self._fresh = resume is None
         self.processes = processes or Processes()
+        if self._fresh:  # before the work, and in a dry run
+            self.processes.from_main(lambda: refuse_taken(config.run.dir))
         self._resumed_from = checkpoint_mark(resume) if resume is not None else None
         state = load_newest(resume) if resume is not None and has_checkpoint(resume) else None
         classes = tuple(state["classes"]) if state else None

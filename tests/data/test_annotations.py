@@ -1,12 +1,14 @@
 """What all sources share: paths stay inside, boxes without area go, splits are joined."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data.annotations import AnnotatedImage, Annotation, join_sets, pack_set
 from data.lookup import inside
+from data.sample import unlisted_id
 from errors import InputError
 from tests.builders import write_image
 
@@ -90,6 +92,18 @@ def test_join_renumbers_images_whose_ids_meet(tmp_path):
     joined = join_sets([first, second], "data.splits.train")
     assert sorted(set(joined.image_ids.tolist())) == sorted(joined.image_ids.tolist())
     assert len(joined) == 4
+
+
+def test_join_takes_the_ids_of_the_files_that_list_a_class(tmp_path):
+    """Of a class that none of them lists there is none; where ids of different classes meet, all are new."""
+    one, other = (
+        replace(make_set(tmp_path, [[]]), category_ids=ids)
+        for ids in ((3, unlisted_id(1)), (unlisted_id(0), 9))
+    )
+    assert join_sets([one, other], "train").category_ids == (3, 9)
+    assert join_sets([one, one], "train").category_ids == (3, unlisted_id(1))
+    clash = replace(other, category_ids=(unlisted_id(0), 3))
+    assert join_sets([one, clash], "train").category_ids == (1, 2)
 
 
 def test_join_of_one_is_that_one(tmp_path):

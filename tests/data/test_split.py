@@ -156,6 +156,23 @@ def test_coco_with_images_beside_the_file_says_where_they_are(tmp_path: Path) ->
     ) in outcome.out
 
 
+def test_a_file_with_paths_of_another_disk_is_divided(tmp_path: Path) -> None:
+    content = coco(tmp_path / "set")
+    for image in content["images"]:
+        image["file_name"] = "/home/me/" + image["file_name"]
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    outcome = call(main, "set/annotations/all.json", "--fast", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.endswith("data.root=set\n")
+
+
+def test_other_json_files_make_no_coco_set(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name in ("notes.json", "classes.txt"):
+        (tmp_path / "set" / name).write_text("{}")
+    assert_refused(main, ("set",), tmp_path, "data.yaml does not exist", "names: ")
+
+
 def test_a_folder_with_one_coco_file_is_that_file(tmp_path: Path) -> None:
     coco(tmp_path / "set")
     outcome = call(main, "set", "--fast", cwd=tmp_path)

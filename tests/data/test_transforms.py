@@ -114,6 +114,12 @@ def test_one_size_scales_all_resizing_in_proportion():
     assert resized_to(480, training, evaluation) == expected
     assert resized_to(480, evaluation, evaluation) == [{"ResizeWithin": {"long": 480}}]
     assert evaluation == [{"ResizeWithin": {"long": 320}}]
+    others = [{"OneOf": {"transforms": [{"Resize": {"height": 320, "width": 160}}, "Blur"]}}]
+    assert resized_to(160, others, evaluation) == [
+        {"OneOf": {"transforms": [{"Resize": {"height": 160, "width": 80}}, "Blur"]}}
+    ]
+    with pytest.raises(InputError, match=r"data\.transforms\.train has none of them"):
+        resized_to(160, ["HorizontalFlip"], evaluation)
     for none in ([], ["NoOp"], [{"ResizeWithin": None}], [{"ResizeWithin": {"long": []}}]):
         with pytest.raises(InputError, match=r"data\.transforms\.eval has none"):
             resized_to(480, training, none)
@@ -348,6 +354,12 @@ WRONG = {
     "a base class": ("DualTransform", "no transform 'DualTransform'"),
     "a list for one": ([["HorizontalFlip"]], "one transform"),
     "one of none": ({"OneOf": {}}, "OneOf: .*transforms"),
+    "a number for parameters": ({"OneOf": {"transforms": [{"Blur": 3}]}}, r"\[0\]: Blur: .*not 3"),
+    "texts for transforms": (
+        {"OneOrOther": {"first": "Blur", "second": "ToGray"}},
+        "OneOrOther: AttributeError",
+    ),
+    "none that is likely": ({"OneOf": {"transforms": [{"Blur": {"p": 0}}]}}, "OneOf: ZeroDivisionError"),
     "one of a text": ({"OneOf": {"transforms": "Blur"}}, r"OneOf\.transforms: a list .*'Blur'"),
     "misspelt, below": ({"OneOf": {"transforms": ["Blr"]}}, r"OneOf\.transforms\[0\]: .*'Blr'; .*'Blur'"),
     "other images": ("Mosaic", "Mosaic wants mosaic_metadata beside the image"),

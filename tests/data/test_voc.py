@@ -193,10 +193,25 @@ def test_images_may_lie_in_a_folder_of_another_name_or_beside_the_annotations(ro
     (root / "Annotations").rmdir()
     assert boxes(load_voc(root, "train")) == boxes(expected)
     assert load_voc(root, "train").classes == expected.classes
-    (root / "ImageSets" / "Main" / "train.txt").unlink()
-    root.rename(root.with_name("train"))
-    records = load_voc(root.parent, "train")
-    assert (boxes(records), records.classes) == (boxes(expected), expected.classes)
+    (root / "Annotations").mkdir()
+    (root / "images").mkdir()
+    for path in root.glob("*.jpg"):
+        path.rename(root / "images" / path.name)
+    assert boxes(load_voc(root, "train")) == boxes(expected)
+
+
+def test_a_folder_may_be_a_split_and_be_joined_with_others(tmp_path):
+    """As Roboflow exports: images and XML files of each split in a folder of its name."""
+    for split, kind in (("train", "dog"), ("valid", "cat")):
+        write_image(tmp_path / split / "a.jpg")
+        (tmp_path / split / "a.xml").write_text(voc_xml([(kind, (1, 2, 30, 40), 0)], name="a.jpg"))
+    records = load_voc(tmp_path, "train")
+    assert (records.files.tolist(), records.classes) == ([str(tmp_path / "train/a.jpg")], ("dog",))
+    config = DataConfig(
+        format="voc", root=str(tmp_path), splits={"train": ["train", "valid"], "val": "valid"}
+    )
+    joined = build_set(config, "train")
+    assert (joined.classes, joined.labels.tolist()) == (("cat", "dog"), [1, 0])
 
 
 def test_of_two_images_with_its_stem_that_is_taken_which_the_xml_names(root):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import predict
+from detector.prediction.results import ResultsFolder
 from detector.predictor import Detector
 from errors import InputError
 from tests.builders import write_image
@@ -62,6 +63,31 @@ def test_a_scheduler_that_ends_it_loses_nothing_that_was_found(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("images", ["images/?.png", "images/0.png"], ids=["breaking off", "at the end"])
+def test_while_tables_are_written_a_scheduler_has_to_wait(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, images: str
+) -> None:
+    """SIGTERM in the second batch, if there is one, and again before each table."""
+    detect, write, batches = Detector.__call__, ResultsFolder.write_coco, []
+
+    def ended(detector: Detector, pictures: Any) -> Any:
+        batches.append(pictures)
+        if len(batches) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return detect(detector, pictures)
+
+    def written(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*arguments)
+
+    monkeypatch.setattr(Detector, "__call__", ended)
+    monkeypatch.setattr(ResultsFolder, "write_coco", written)
+    outcome = run(place, trained, images, *ALL, "--batch", "1", "--output", "out")
+    assert outcome.code == 128 + signal.SIGTERM
+    assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == ["images/0.png"]
+    assert {row["file"] for row in rows(place / "out")} == {"images/0.png"}
+
+
 def test_an_image_that_the_transforms_cannot_take_is_left_out(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +130,8 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "high"): ("--threshold", "'high'"),
     ("images", "--threshold", "cat=2"): ("--threshold", "not cat=2"),
     ("images", "--threshold", "cow=0.5"): ("--threshold", "no class 'cow'", "cat, dog"),
+    ("images", "--threshold", "cat=0.5,cat=0.6"): ("--threshold", "cat is given twice"),
+    ("images", "--threshold", "0.5,0.6"): ("--threshold", "that of all classes is given twice"),
     ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
     ("images", "--batch", "0"): ("--batch", "0"),
     ("images", "--batch", "1.5"): ("--batch", "1.5"),
