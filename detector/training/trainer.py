@@ -70,8 +70,8 @@ class Trainer:
         self.folder = resume
         self._fresh = resume is None
         self.processes = processes or Processes()
-        if self._fresh:  # before the work, and in a dry run
-            self.processes.from_main(lambda: refuse_taken(config.run.dir))
+        # Before the work, and in a dry run; of all processes, as one may have been told something else.
+        self.processes.from_main(lambda: refuse_taken(config.run.dir) if self._fresh else None)
         self._resumed_from = checkpoint_mark(resume) if resume is not None else None
         state = load_newest(resume) if resume is not None and has_checkpoint(resume) else None
         classes = tuple(state["classes"]) if state else None
