@@ -103,10 +103,12 @@ def test_batch_norm_is_tried_on_the_smallest_image_of_all_epochs(tmp_path: Path)
     )
     root = small_coco(tmp_path / "set", 4)
     scales = "schedule.image_scales=[0.5,1]"
-    Trainer(tiny_config(root, tmp_path, *words), "test")
-    Trainer(tiny_config(root, tmp_path, *words, scales, "train.epochs=1"), "test")  # at full size alone
+    Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+    Trainer(
+        tiny_config(root, tmp_path / "run", *words, scales, "train.epochs=1"), "test"
+    )  # at full size alone
     with pytest.raises(InputError, match=r"model\.norm=batch .* schedule\.image_scales"):
-        Trainer(tiny_config(root, tmp_path, *words, scales, "train.epochs=2"), "test")
+        Trainer(tiny_config(root, tmp_path / "run", *words, scales, "train.epochs=2"), "test")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,9 @@ def test_a_schedule_longer_than_the_training_is_said(
     tmp_path: Path, words: list[str], said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     root = small_coco(tmp_path / "set", 4)
-    Trainer(tiny_config(root, tmp_path, "schedule.warmup_steps=0", "train.batch_size=2", *words), "test")
+    Trainer(
+        tiny_config(root, tmp_path / "run", "schedule.warmup_steps=0", "train.batch_size=2", *words), "test"
+    )
     of_schedule = [message for message in caplog.messages if message.startswith("schedule.")]
     assert len(of_schedule) == len(said)
     assert all(one in message for one, message in zip(said, of_schedule, strict=True))
@@ -164,5 +168,5 @@ def test_a_key_that_the_loss_does_not_have_is_said(tmp_path: Path, caplog: pytes
     root = small_coco(tmp_path / "set", 4)
     for name, said in (("focal", True), ("ap", False)):
         caplog.clear()
-        Trainer(tiny_config(root, tmp_path, "loss.class_by_class=true", f"loss.name={name}"), "test")
+        Trainer(tiny_config(root, tmp_path / "run", "loss.class_by_class=true", f"loss.name={name}"), "test")
         assert any("loss.class_by_class" in message for message in caplog.messages) == said

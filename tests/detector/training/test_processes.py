@@ -285,7 +285,8 @@ def look_inside(rank: int, size: int) -> dict[str, Any]:
         patch.setattr("detector.training.assembly.warn_before_training", warn)
         config = tiny_config(folder / "set", folder / "run", *words)
         Trainer(config, "test", processes=processes).run()
-    seen["rehearsed"] = list(rehearse(config, processes=processes))
+    another = tiny_config(folder / "set", folder / "rehearsal", *words)
+    seen["rehearsed"] = list(rehearse(another, processes=processes))
     return seen
 
 
