@@ -21,6 +21,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  who forgot to activate the enviro
     )
     sys.exit(BAD_INPUT)
 
+from data import lookup  # noqa: E402
 from detector.output import close_output  # noqa: E402
 from errors import Bystander, InputError, Stopped  # noqa: E402
 
@@ -51,10 +52,7 @@ def _silent_where_raised_again(arguments: threading.ExceptHookArgs) -> None:
 
 def is_there(word: str) -> bool:
     """Whether a word of the command line is a file or folder, and no KEY=VALUE."""
-    try:
-        return Path(word).exists()
-    except OSError:  # too long for a name
-        return False
+    return lookup.is_there(Path(word))
 
 
 def is_file(word: str) -> bool:

@@ -108,8 +108,8 @@ def predict(
         raise InputError(
             f"--threshold: there is no class '{unknown[0]}'; there are {', '.join(detector.classes)}"
         )
-    usual = [least.get("", value) for value in detector.thresholds.tolist()]
-    thresholds = np.array([least.get(*pair) for pair in zip(detector.classes, usual, strict=True)])
+    usual = zip(detector.classes, detector.thresholds.tolist(), strict=True)
+    thresholds = np.array([least.get(name, least.get("", value)) for name, value in usual])
     report = run(detector, sources, folder, wanted, thresholds)
     if report.failed:
         logging.getLogger(__name__).warning(

@@ -49,6 +49,19 @@ def require_folder(folder: Path, key: str, remedy: str) -> None:
         raise InputError(f"{key}: the folder {folder} does not exist{seen_from}; {remedy}")
 
 
+def size_of_file(path: Path) -> tuple[int, int]:
+    """Height and width of an image, upright, where its annotation does not tell.
+
+    Raises:
+        DataFault: it is missing, or no image.
+    """
+    try:
+        return read_size(path)[0]
+    except InputError as error:
+        code = "image-unreadable" if is_file(path) else "image-missing"
+        raise DataFault(code, str(error), path) from None
+
+
 def say_left_out(counts: Mapping[str, int], source: str) -> None:
     """Warn of objects of classes that are not used, if there are any."""
     if counts:

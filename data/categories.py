@@ -10,6 +10,8 @@ from data.records import id_of_refused, text_of, whole_of
 from data.sample import unlisted_id
 from errors import InputError, some_of
 
+log = logging.getLogger(__name__)
+
 
 class Categories(NamedTuple):
     """Those of a file, by their ids."""
@@ -18,9 +20,6 @@ class Categories(NamedTuple):
     labels: dict[int, int]  # of those that are used, in this order
     classes: tuple[str, ...]  # the names of these
     others: dict[int, str]  # the names of those that are not
-
-
-log = logging.getLogger(__name__)
 
 
 def named_categories(content: dict[str, Any]) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import logging
 import math
 import shlex
 from collections import Counter
@@ -12,17 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out
+from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out, size_of_file
 from data.categories import named_categories, used_categories
 from data.faults import DataFault, raise_or_collect
-from data.images import MOST_PIXELS, read_size
-from data.lookup import ImageFinder, is_there
+from data.images import MOST_PIXELS
+from data.lookup import ImageFinder, is_file
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from errors import InputError, some_of
 
 _ROBOFLOWS = "_annotations.coco.json"
-log = logging.getLogger(__name__)
 _NAMES_SHOWN = 5
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
@@ -45,9 +43,10 @@ def load_coco(
     Raises:
         InputError: whatever is wrong with the file, its images or boxes.
     """
-    root = annotations.parent.parent  # unless data.annotations is set, and then there is no need for advice
-    remedy = of_roboflow(root) or "set data.images, the folder of the images below data.root"
-    require_folder(images, "data.images", remedy)
+    if not images.is_dir():
+        root = annotations.parent.parent  # unless data.annotations is set, and then there is no advice
+        remedy = of_roboflow(root) or "set data.images, the folder of the images below data.root"
+        require_folder(images, "data.images", remedy)
     with _no_garbage_collection():
         content = read_instances(annotations, hint=partial(_others_than, annotations))
         return load_instances(content, annotations, images, classes, faults)
@@ -201,12 +200,12 @@ def _images(
 def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source: Path) -> None:
     """Where no image will be found because their names begin with folders: say so once."""
     first = next(iter(found.values()), None)
-    if first is None or is_there(first.path):
+    if first is None or is_file(first.path):
         return
     name = first.path.relative_to(folder)
     near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
     for other in (*folder.parents[:2], source.parent, *near):
-        if is_there(other / name):
+        if is_file(other / name):
             raise InputError(
                 f"{source}: its images, such as {name}, are not in {folder} but in {other}; set data.images "
                 "to that folder, as seen from data.root (. is data.root itself; of data.split: --images)"
@@ -226,11 +225,7 @@ def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:
 def _size(record: dict[str, Any], path: Path, where: str) -> tuple[int, int]:
     """Height and width as they are written; where they are missing or 0, those of the file."""
     if not all(record.get(side) for side in ("height", "width")):
-        try:
-            return read_size(path)[0]
-        except InputError as error:
-            code = "image-unreadable" if is_there(path) else "image-missing"
-            raise DataFault(code, str(error), path) from None
+        return size_of_file(path)
     height, width = (whole_of(record, side, where) for side in ("height", "width"))
     for side, value in (("height", height), ("width", width)):
         if type(value) is not int or not 0 < value <= MOST_PIXELS:

@@ -46,8 +46,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if word == STDIN:
             found.setdefault(Path(STDIN), Source("stdin", Path("stdin"), Path("stdin")))
             continue
-        path, above = Path(word), None
-        places = [path]
+        path = Path(word)
+        places, above = [path], path.parent
         if not path.exists():
             above = _above_pattern(path)
             matched = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
@@ -87,11 +87,11 @@ def _without_results(folder: Path, files: list[Path]) -> list[Path]:
     return [file for file in files if results.isdisjoint((file, *file.parents))]
 
 
-def _sources(path: Path, above: Path | None) -> Iterable[Source]:
-    """`above`: the folder of all that was named together with it, if it was."""
+def _sources(path: Path, above: Path) -> Iterable[Source]:
+    """`above`: the folder of all that was named together with it."""
     if not path.is_dir():
         kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
-        yield Source(kind, path, Path(path.name) if above is None else path.relative_to(above))
+        yield Source(kind, path, path.relative_to(above))
         return
     for file in _without_results(path, files_below(path)):
         place = file.relative_to(path)

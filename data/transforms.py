@@ -6,7 +6,7 @@ Besides albumentations' own transforms the YAML may name those of own_transforms
 import difflib
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -213,35 +213,35 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
         raise InputError(
             "data.image_size scales the ResizeWithin of data.transforms, and data.transforms.eval has none"
         )
-    changed = 0
+    found: list[Any] = []
+    for transform in transforms:
+        _with_sides(transform, found.append)
+    if not found:
+        raise InputError(
+            f"data.image_size scales {', '.join(_SIDES)}, and data.transforms.train has none of them"
+        )
 
     def to_size(value: Any) -> Any:
         if isinstance(value, list):
             return [to_size(each) for each in value]
         return max(1, round(value * size / long)) if isinstance(value, int) else value
 
-    def of_size(transform: Any) -> Any:
-        nonlocal changed
-        if not isinstance(transform, dict):
-            return transform
-        made = {}
-        for name, parameters in transform.items():
-            values = dict(parameters) if isinstance(parameters, dict) else parameters
-            if isinstance(values, dict):
-                for side in _SIDES.get(name, ()):
-                    if side in values:
-                        values[side], changed = to_size(values[side]), changed + 1
-                if isinstance(values.get("transforms"), list):  # OneOf and its like
-                    values["transforms"] = [of_size(each) for each in values["transforms"]]
-            made[name] = values
-        return made
+    return [_with_sides(transform, to_size) for transform in transforms]
 
-    done = [of_size(transform) for transform in transforms]
-    if not changed:
-        raise InputError(
-            f"data.image_size scales {', '.join(_SIDES)}, and data.transforms.train has none of them"
-        )
-    return done
+
+def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
+    """A transform, and those that it holds (OneOf and its like), with other sides for what they resize to."""
+    if not isinstance(transform, dict):
+        return transform
+    made = {}
+    for name, parameters in transform.items():
+        made[name] = dict(parameters) if isinstance(parameters, dict) else parameters
+        if isinstance(parameters, dict):
+            sides = [side for side in _SIDES.get(name, ()) if side in parameters]
+            made[name] |= {side: change(parameters[side]) for side in sides}
+            if isinstance(parameters.get("transforms"), list):
+                made[name]["transforms"] = [_with_sides(each, change) for each in parameters["transforms"]]
+    return made
 
 
 def _made(transforms: Any, where: str) -> list[Any]:

@@ -1,20 +1,18 @@
 """Pascal VOC folders (Annotations, ImageSets/Main, JPEGImages) -> DetectionSet."""
 
-import logging
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out
+from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out, size_of_file
 from data.faults import DataFault, raise_or_collect
-from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below, read_size
+from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
 from data.sample import DetectionSet
 from errors import InputError
 
-log = logging.getLogger(__name__)
 _DIFFICULT = ("1", "true", "yes")
 
 
@@ -157,8 +155,8 @@ def voc_classes(
         known: those of the files that were parsed already.
     """
     found = set(known)
-    for path in files_below(annotations):
-        if path.suffix != ".xml" or path in parsed:
+    for path in xml_files(annotations):
+        if path in parsed:
             continue
         try:
             nodes = list(_read_xml(path).iter("object"))
@@ -169,6 +167,11 @@ def voc_classes(
     if not found:
         raise InputError(f"{annotations} holds no objects")
     return tuple(sorted(found))
+
+
+def xml_files(annotations: Path) -> list[Path]:
+    """Those in a folder and in the folders below it."""
+    return [path for path in files_below(annotations) if path.suffix == ".xml"]
 
 
 def _read_list(path: Path, annotations: Path) -> list[str]:
@@ -189,13 +192,18 @@ def _stem(line: str, annotations: Path) -> str:
     name = as_spelt(annotations, f"{name if flag else line}.xml").removesuffix(".xml")
     # Some tools write the image files instead, with or without their folder.
     tries = [name, *(str(path.with_suffix("")) for path in (Path(name), Path(Path(name).name)))]
-    ending = Path(name).suffix.lower() in IMAGE_SUFFIXES
-    return next((n for n in tries if is_there(annotations / f"{n}.xml")), name) if ending else name
+    if not _has_ending(name):
+        return name
+    return next((n for n in tries if is_there(annotations / f"{n}.xml")), name)
+
+
+def _has_ending(name: str) -> bool:
+    """Whether it is that of an image file."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _of_ending(stem: str) -> str:
-    ending = Path(stem).suffix.lower() in IMAGE_SUFFIXES
-    return "; the lists of a VOC set name images without their ending" if ending else ""
+    return "; the lists of a VOC set name images without their ending" if _has_ending(stem) else ""
 
 
 def _read_xml(path: Path, hint: str = "") -> ET.Element:
@@ -243,11 +251,7 @@ def _size(tree: ET.Element, xml: Path, image: Path) -> tuple[int, int]:
     """Height and width as the XML says, or the image where it says nothing or 0, as some tools write."""
     said = [(tree.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")]
     if "0" in said:
-        try:
-            return read_size(image)[0]
-        except InputError as error:
-            code = "image-unreadable" if image.is_file() else "image-missing"
-            raise DataFault(code, str(error), image) from None
+        return size_of_file(image)
     return _side(tree, "height", xml), _side(tree, "width", xml)
 
 

@@ -125,11 +125,9 @@ def build_pipeline(config: DataConfig, training: bool, geometry: bool = False) -
 def transforms_of(config: DataConfig, training: bool) -> list[Transform]:
     """Those of training or of evaluation, at data.image_size where it is set."""
     transforms = config.transforms.train if training else config.transforms.eval
-    return (
-        transforms
-        if config.image_size is None
-        else resized_to(config.image_size, transforms, config.transforms.eval)
-    )
+    if config.image_size is None:
+        return transforms
+    return resized_to(config.image_size, transforms, config.transforms.eval)
 
 
 def build_cache(config: DataConfig, records: DetectionSet) -> ImageCache | None:
@@ -329,9 +327,6 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
         torch.empty(1, device=device)
         torch.ones(1, device=device).item()  # which "meta" cannot
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason, others = (
-            first_line(error),
-            f"cuda:{wanted}, or cpu" if wanted.isdecimal() else "another, or cpu",
-        )
-        raise InputError(f"{key}: '{wanted}' cannot be used ({reason}); try {others}") from None
+        reason, other = first_line(error), f"cuda:{wanted}" if wanted.isdecimal() else "another"
+        raise InputError(f"{key}: '{wanted}' cannot be used ({reason}); try {other}, or cpu") from None
     return device

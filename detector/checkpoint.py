@@ -118,10 +118,11 @@ class DamagedCheckpoint(InputError):
     """A checkpoint that does not read back as it was written."""
 
     def __init__(self, path: Path) -> None:
-        others = f"{LAST}, {PREVIOUS} and {BEST} stand side by side"
-        text = f"checkpoint {path} is damaged or incomplete, or is none; use another one ({others})"
         if path.suffix in _EXPORTED:
             text = f"{path} is an exported model, which docs/export.md says how to use; give the run folder"
+        else:
+            others = f"{LAST}, {PREVIOUS} and {BEST} stand side by side"
+            text = f"checkpoint {path} is damaged or incomplete, or is none; use another one ({others})"
         super().__init__(text)
         self.path = path
 

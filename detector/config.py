@@ -78,6 +78,13 @@ class SplitsConfig(Section):
     val: str | Names = Field("val", description="what is evaluated during training and by default")
     test: str | Names | None = Field(None, description="what evaluate.py --split test scores")
 
+    @field_validator("val", mode="before")
+    @classmethod
+    def _there_is_one(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("images to evaluate on are needed; python -m data.split sets some aside")
+        return value
+
 
 class TransformsConfig(Section):
     train: list[Transform] = Field(

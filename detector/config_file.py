@@ -87,8 +87,6 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
     given = {word.partition("=")[0] for word in overrides}
     if text.partition(":")[0].partition("[")[0] in given:
         source = "on the command line"
-        if text == "data.splits.val: input should be a valid string, got None":
-            text = "data.splits.val: images to evaluate on are needed; python -m data.split sets some aside"
         if "valid list" in text:
             key = text.partition(":")[0]
             text += f'; a list is written so, with the quotes: "{key}=[a, b]"'

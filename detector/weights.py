@@ -144,10 +144,7 @@ def _check_architecture(
 
 def _settings_of(content: object, settings: Mapping[str, Any]) -> str:
     """How to get the architecture of a checkpoint, where its settings differ from these; "" elsewhere."""
-    config = content.get("config") if isinstance(content, Mapping) else None
-    theirs = config.get("model") if isinstance(config, Mapping) else None
-    if not isinstance(theirs, Mapping):
-        return ""
+    theirs = _model_config(content)
     keys = [key for key in settings if key not in _NO_ARCHITECTURE and key in theirs]
     other = {f"model.{key}": theirs[key] for key in keys if theirs[key] != settings[key]}
     given = " ".join(f"'{key}={json.dumps(value)}'" for key, value in other.items())
@@ -156,11 +153,15 @@ def _settings_of(content: object, settings: Mapping[str, Any]) -> str:
 
 def _box_std_of(content: object) -> Tensor | None:
     """What a checkpoint says of its deltas; None where it says nothing."""
-    for key in ("config", "model", "box_std"):
-        if not isinstance(content, Mapping) or key not in content:
-            return None
-        content = content[key]
-    return torch.tensor(content)
+    config = _model_config(content)
+    return torch.tensor(config["box_std"]) if "box_std" in config else None
+
+
+def _model_config(content: object) -> Mapping[str, Any]:
+    """The `model` section of the configuration in a checkpoint; empty for other files."""
+    for key in ("config", "model"):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
 
 
 def _with_deltas_scaled(state: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:

@@ -11,14 +11,14 @@ from typing import Any
 
 from data.coco import load_instances, of_roboflow, read_instances
 from data.faults import DataFault
-from data.images import files_below
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
-from data.voc import load_voc_images, pictures_by_stem, voc_folders
+from data.voc import load_voc_images, pictures_by_stem, voc_folders, xml_files
 from data.yolo import index_file, load_yolo, places_of
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
+_OF_YOLO = ("data.yaml", "classes.txt", "obj.names")
 _ALL_PARTS = ("train", "val", "test")
 
 
@@ -56,23 +56,21 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     if path.name in ("data.yaml", "Annotations"):
         path = path.parent
     files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
-    of_others = ("Annotations", "data.yaml", "classes.txt", "obj.names")
-    is_other = any(path.glob("*.xml")) or any((path / name).exists() for name in of_others)
-    if len(files) == 1 and not is_other:
+    is_voc = (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("*.xml")))
+    is_yolo = path.suffix in (".yaml", ".yml") or any((path / name).is_file() for name in _OF_YOLO)
+    if len(files) == 1 and not is_voc and not is_yolo:
         path = files[0]
     if path.is_file() and path.suffix.lower() == ".json":
         whole = _coco(path, images)
     elif images is not None:
         raise InputError("--images is for a COCO instances file")
-    elif path.suffix in (".yaml", ".yml") or any(
-        (path / name).is_file() for name in ("data.yaml", "classes.txt", "obj.names")
-    ):
+    elif is_yolo:
         whole = _yolo(path)
-    elif (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("*.xml"))):
+    elif is_voc:
         whole = _voc(path)
+    elif hint := of_roboflow(path):
+        raise InputError(f"{path} is no COCO instances file (.json); {hint}")
     else:
-        if hint := of_roboflow(path):
-            raise InputError(f"{path} is no COCO instances file (.json); {hint}")
         raise InputError(
             f"{path} is no COCO instances file (.json), no folder with Annotations/*.xml (VOC) and none with "
             "data.yaml (YOLO)" + (f"; of COCO name the file: {files[0]}" if files else "")
@@ -149,8 +147,7 @@ def _voc(root: Path) -> WholeSet:
     folders = voc_folders(root)
     names = [
         path.relative_to(folders.annotations).with_suffix("").as_posix()
-        for path in files_below(folders.annotations)
-        if path.suffix == ".xml"
+        for path in xml_files(folders.annotations)
     ]
     if not names:
         raise InputError(f"{folders.annotations} holds no .xml files")

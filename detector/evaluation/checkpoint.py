@@ -1,7 +1,6 @@
 """A checkpoint ready for use, and its score: everything that is needed is in it."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +169,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
         len(loader),
         unit="batch",
         leave=False,
-        disable=not sys.stderr.isatty(),
+        disable=None,  # where there is no terminal
         dynamic_ncols=True,
     )
     with memory_explained(c.device, "set a lower eval.batch_size, or train.device=cpu"):
