@@ -33,6 +33,7 @@ from benchmarks.training import (
 from detector.build import box_std, build_amp
 from detector.config import Config
 from detector.config_file import load_config
+from detector.evaluation.inference import for_inference
 from detector.postprocess import detect
 from detector.retinanet import RetinaNet
 
@@ -66,7 +67,8 @@ def ours_call(network: nn.Module, config: Config, data: Data, device: torch.devi
     e, amp = config.eval, build_amp(config.train, device)
     std = box_std(config, device)
     limits = (e.score_threshold, e.topk_candidates, e.nms_threshold, e.detections_per_img, e.nms == "soft")
-    network.eval()
+    assert isinstance(network, RetinaNet)
+    network = for_inference(network, amp)
 
     @torch.no_grad()
     def call() -> object:

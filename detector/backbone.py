@@ -187,6 +187,7 @@ class FeaturePyramid(nn.Module):
         p6_in = channels if p6_from == "p5" else in_channels[-1]
         self.p6 = nn.Conv2d(p6_in, channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.never_cast = (self.p6, self.p7)  # see `forward`
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_uniform_(module.weight, a=1)

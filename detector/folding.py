@@ -63,9 +63,11 @@ class FoldingConv2d(nn.Conv2d):
         """A convolution that does the same in evaluation, without looking at the norm."""
         line = self._norm[0].scale_and_shift() if self._norm else None
         plain = nn.Conv2d(**_geometry(self), bias=line is not None, device="meta")
-        scale, shift = line or (torch.ones(self.out_channels), None)
-        plain.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)
-        if shift is not None:
+        if line is None:
+            plain.weight = self.weight
+        else:
+            scale, shift = line
+            plain.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)
             plain.bias = nn.Parameter(shift, requires_grad=False)
         return plain
 

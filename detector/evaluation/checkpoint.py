@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from tqdm import tqdm
 
 from data.feed import checked
 from data.sample import Batch, DetectionSet, is_listed
-from detector.build import build_device, build_eval_loader, build_model, build_set, place
+from detector.build import build_amp, build_device, build_eval_loader, build_model, build_set, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, DataConfig
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.coco_results import result_entry
-from detector.evaluation.inference import Predictions, join_predictions
+from detector.evaluation.inference import Predictions, for_inference, join_predictions
 from detector.evaluation.score import Scores, predict, score
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
@@ -42,9 +43,14 @@ class OpenCheckpoint:
     calibration: Calibration | None  # None as well where it is not wanted
     thresholds: tuple[float, ...]  # of each class the score with the best F1 in validation, or 0.5
 
+    @cached_property
+    def ready(self) -> RetinaNet:
+        """The model as it computes fastest, its weights being settled."""
+        return for_inference(self.model, build_amp(self.config.train, self.device))
+
     def detect(self, batch: Batch) -> Predictions:
         """What the model finds in a batch, with calibrated scores."""
-        (found,) = predict(self.config, self.model, [batch], self.device)
+        (found,) = predict(self.config, self.ready, [batch], self.device)
         if self.calibration is None:
             return found
         return replace(found, scores=self.calibration(found.scores))
@@ -173,7 +179,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
         dynamic_ncols=True,
     )
     with memory_explained(c.device, "set a lower eval.batch_size, or train.device=cpu"):
-        found = join_predictions(list(predict(c.config, c.model, batches, c.device)))
+        found = join_predictions(list(predict(c.config, c.ready, batches, c.device)))
     return CheckpointScores(
         c.file, c.config, records, score(c.config, records, found).calibrated(c.calibration)
     )

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from data.feed import checked
 from data.loader import DetectionDataset, load_batch
 from data.sample import DetectionSet
-from detector.build import build_cache, build_eval_loader, build_pipeline
+from detector.build import build_amp, build_cache, build_eval_loader, build_pipeline
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
-from detector.evaluation.inference import Predictions, join_predictions
+from detector.evaluation.inference import Predictions, for_inference, join_predictions
 from detector.evaluation.pictures import gt_beside_found
 from detector.evaluation.score import Scores, predict, score
 from detector.retinanet import RetinaNet
@@ -45,7 +45,7 @@ class Validation:
         """What the model finds in this process's batches; None if any process was asked to stop."""
         processes = self._processes
         found: list[Predictions] = []
-        for predictions in predict(self._config, model, checked(self._loader), self._device):
+        for predictions in predict(self._config, self._ready(model), checked(self._loader), self._device):
             found.append(predictions)
             if stop:
                 processes.announce_stop()
@@ -63,12 +63,16 @@ class Validation:
         if not batches:  # fewer than processes
             return 0.0, 0
         sizes = dataset.pipeline.sizes_of(self.records.sizes)
+        ready = self._ready(model)
         by_size = sorted(batches, key=lambda keys: len(keys) * sizes[[key.row for key in keys]].max(0).prod())
         for keys in (by_size[-1], by_size[len(by_size) // 2]):
             batch = load_batch(dataset, keys)
             before = time.perf_counter()  # the loading processes load while the network computes
-            list(predict(self._config, model, [batch], self._device))
+            list(predict(self._config, ready, [batch], self._device))
         return time.perf_counter() - before, len(batches)
+
+    def _ready(self, model: RetinaNet) -> RetinaNet:
+        return for_inference(model, build_amp(self._config.train, self._device))
 
     def judge(self, shares: list[list[Predictions]]) -> tuple[Scores, Calibration | None]:
         """Scores of what all processes have found, by rank; and the calibration fitted to it."""
