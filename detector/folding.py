@@ -18,10 +18,25 @@ class FrozenNorm(FrozenBatchNorm2d):
     """torchvision's frozen batch norm, which leaves its work to a convolution that has folded it in."""
 
     folded = False
+    _known: tuple[list[tuple[Tensor, int]], tuple[Tensor, Tensor]] | None = None
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift, [C] each."""
-        return _line(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+        """Scale and shift, [C] each.
+
+        Reckoned anew only when a buffer is another one or has been written to: five operations for each of
+        a ResNet-50's 53 norms are a quarter of those that a GPU waits for in a training step.
+        """
+        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):
+            return _line(*buffers, self.eps)
+        if self._known is not None:
+            seen, line = self._known
+            pairs = zip(buffers, seen, strict=True)
+            if all(now is then and now._version == version for now, (then, version) in pairs):
+                return line
+        line = _line(*buffers, self.eps)
+        self._known = [(buffer, buffer._version) for buffer in buffers], line
+        return line
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.folded else super().forward(x)

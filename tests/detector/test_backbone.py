@@ -1,6 +1,7 @@
 """ResNet and feature pyramid: pretrained weights, norms, frozen stages."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -229,6 +230,39 @@ def test_batch_norm_is_not_folded_in_training() -> None:
         buffer.zero_()
     assert torch.equal(copied(picture(0))[0], copy.deepcopy(copied)(picture(0))[0])
     torch.testing.assert_close(copied(picture(0))[2], unfolded(copied, picture(0))[2])
+
+
+def test_a_frozen_norm_follows_whatever_happens_to_its_buffers() -> None:
+    """What it has reckoned is kept, but never beyond a change."""
+    torch.manual_seed(1)
+    network = ResNet("resnet18", "frozen", pretrained=False, frozen_stages=0)
+    state = {key: torch.rand_like(value) + 0.5 for key, value in network.state_dict().items()}
+    plain = copy.deepcopy(network)
+    unfold_norms(plain)
+    changes: list[Callable[[ResNet], object]] = [
+        lambda one: None,
+        lambda one: one.load_state_dict({k: v for k, v in state.items() if "bn" in k}, strict=False),
+        *(
+            lambda one, name=name: dict(one.named_buffers())[f"body.bn1.{name}"].add_(0.5)
+            for name in ("weight", "bias", "running_mean", "running_var")
+        ),
+        lambda one: torch._foreach_lerp_(list(one.buffers()), [b + 1 for b in one.buffers()], 0.5),
+        lambda one: one.double(),
+        lambda one: setattr(one.body.bn1, "bias", one.body.bn1.bias + 1),
+    ]
+    before = torch.zeros(())
+    for number, change in enumerate(changes):
+        for one in (network, plain):
+            change(one)
+        x = picture(0).to(network.body.bn1.weight.dtype)
+        mine, expected = network(x)[2], plain(x)[2]
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-3 * float(expected.detach().max()))
+        assert number in (0, 7) or not torch.allclose(mine, before)
+        before = mine.detach()
+    assert network.body.bn1.scale_and_shift()[0] is network.body.bn1.scale_and_shift()[0]
+    assert torch.equal(copy.deepcopy(network)(x)[2], mine)
+    with torch.inference_mode():  # whose tensors do not count what is written to them
+        assert torch.equal(copy.deepcopy(network)(x)[2], mine)
 
 
 def test_no_download_without_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
