@@ -34,9 +34,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--format",
-        default="pictures,coco,csv",
         metavar="LIST",
-        help="what to write, of pictures,coco,csv (default: all)",
+        help="what to write: pictures,coco,csv (the default), and as annotations to correct by hand "
+        "instances (COCO) or yolo",
     )
     parser.add_argument("--batch", metavar="N", help="images at a time (default: that of evaluation)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -71,7 +71,7 @@ def predict(
     overrides: list[str],
     output: Path | None,
     threshold: str | None,
-    formats: str,
+    formats: str | None,
     batch: str | None,
     device: str,
 ) -> None:
@@ -82,12 +82,12 @@ def predict(
 
     from data.images import IMAGE_SUFFIXES
     from data.inputs import VIDEO_SUFFIXES, find_sources
-    from detector.prediction.results import FORMATS, ResultsFolder
+    from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
     from detector.prediction.session import predict as run
     from detector.predictor import Detector
     from errors import InputError
 
-    wanted = [word.strip() for word in formats.split(",")]
+    wanted = [*DEFAULT_FORMATS] if formats is None else [word.strip() for word in formats.split(",")]
     for word in wanted:
         if word not in FORMATS:
             raise InputError(f"--format: '{word}' is not one of {', '.join(FORMATS)}")

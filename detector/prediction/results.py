@@ -1,27 +1,31 @@
-"""The folder of results: drawn pictures and videos, COCO results, CSV, the inputs that could not be read."""
+"""The folder of results: pictures, tables, annotations to correct by hand, inputs that could not be read."""
 
 import contextlib
 import csv
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
 from data.inputs import RESULTS_MARK, Source
+from data.sample import is_listed
 from data.video import VideoWriter
 from detector.evaluation.coco_results import result_entry, results_text
 from detector.output import numbered_folders, write_text
 from detector.predictor import ImageDetections
 from errors import InputError
 
-FORMATS = ("pictures", "coco", "csv")
+FORMATS = ("pictures", "coco", "csv", "instances", "yolo")
+DEFAULT_FORMATS = FORMATS[:3]
 DEFAULT_FOLDER = "predictions"
 _MOST_OF_JPEG = 65_000  # pixels of a side
 _CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
@@ -169,6 +173,66 @@ class ResultsFolder:
                 sides = (f"{side:.2f}" for side in box)
                 rows.writerow((result.source.path, frame, name, f"{score:.6f}", *sides))
         write_text(self.path / "detections.csv", text.getvalue())
+
+    def write_instances(
+        self, results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
+    ) -> None:
+        """instances.json: what was found in the images (frames have no files) as COCO annotations.
+
+        Files are named as seen from the folder that the user has named, where that tells them apart.
+
+        Raises:
+            InputError: no permission or no space.
+        """
+        of_images = [result for result in results if result.frame is None]
+        sharing = Counter(result.source.place for result in of_images)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        free = itertools.count(max((i for i in category_ids if is_listed(i)), default=0) + 1)
+        ids = [i if is_listed(i) else next(free) for i in category_ids]
+        for number, result in enumerate(of_images, start=1):
+            height, width = result.size
+            source, found = result.source, result.found
+            name = source.place if sharing[source.place] == 1 else source.path
+            images.append({"id": number, "file_name": name.as_posix(), "width": width, "height": height})
+            for box, label, score in zip(found.boxes, found.labels, found.scores.tolist(), strict=True):
+                (x0, y0), (width, height) = box[:2].tolist(), (box[2:] - box[:2]).tolist()
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": ids[label],
+                        "bbox": [x0, y0, width, height],
+                        "area": width * height,
+                        "iscrowd": 0,
+                        "score": score,
+                    }
+                )
+        categories = [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]
+        content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        write_text(self.path / "instances.json", json.dumps(content) + "\n")
+
+    def write_yolo(self, results: Sequence[Result], classes: tuple[str, ...]) -> None:
+        """labels/, a file for each image (frames have none), and data.yaml with the names of the classes.
+
+        An image without detections has an empty file: it was looked at.
+
+        Raises:
+            InputError: no permission or no space.
+        """
+        for result in results:
+            if result.frame is not None:
+                continue
+            boxes, (height, width) = result.found.boxes, result.size
+            centred = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
+            parts = (centred / (width, height, width, height)).tolist()
+            lines = (
+                f"{label} {' '.join(f'{part:.6f}' for part in box)}\n"
+                for label, box in zip(result.found.labels.tolist(), parts, strict=True)
+            )
+            write_text(self._place("labels", result.source.place.with_suffix(".txt")), "".join(lines))
+        names = yaml.safe_dump({"names": dict(enumerate(classes))}, allow_unicode=True, sort_keys=False)
+        write_text(self.path / "data.yaml", names)
 
     def write_failed(self, failed: Sequence[tuple[Source, str]]) -> None:
         """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""

@@ -271,6 +271,10 @@ class _Session:
             self._folder.write_coco(self.results, self._detector.classes, self._detector.category_ids)
         if "csv" in formats:
             self._folder.write_csv(self.results)
+        if "instances" in formats:
+            self._folder.write_instances(self.results, self._detector.classes, self._detector.category_ids)
+        if "yolo" in formats:
+            self._folder.write_yolo(self.results, self._detector.classes)
         if self.failed:
             self._folder.write_failed(self.failed)
 
