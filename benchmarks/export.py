@@ -28,7 +28,7 @@ from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.coco import evaluate_coco
 from detector.evaluation.inference import Predictions
 from detector.export.agreement import Agreement, Found, compare
-from detector.export.check import found_by, found_by_model, stacked
+from detector.export.check import found_by, found_by_model, score_tolerance, stacked
 from detector.export.formats import FORMATS, Run
 from detector.export.session import export
 
@@ -69,9 +69,13 @@ def measure(
             found = found_by_model(checkpoint, batch) if call is None else found_by(call, batch)
             times.append((time.perf_counter() - started) / len(rows))
             kept.update(zip(rows, found, strict=True))
+    tolerance = score_tolerance(checkpoint)
     agreement = reduce(
         add,
-        (compare(ours[r], theirs[r], long, e.nms_threshold, e.detections_per_img) for r in sorted(ours)),
+        (
+            compare(ours[r], theirs[r], long, e.nms_threshold, e.detections_per_img, tolerance)
+            for r in sorted(ours)
+        ),
     )
     scores = [
         evaluate_coco(records, as_predictions(found, factors)).summary["AP"] for found in (ours, theirs)

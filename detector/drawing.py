@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 _EDGE: Colour = (16, 16, 16)  # along both sides of a line, which is seen on every ground then
 # Where the default font has no letters for a class name.
-_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf")
+_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
+_IN_NO_FONT = "\U0010fffe"  # no character: what it looks like is what a missing one looks like
 _LEAST_SIDE = 512  # pixels of the long side: in less no label can be read
 
 
@@ -49,8 +51,7 @@ def draw_boxes(
     for box, label, broken in zip(boxes[::-1], labels[::-1], dashed[::-1], strict=True):
         _outline(canvas, box, line, colour(int(label)), bool(broken))
     size = max(11, round(side / 36))
-    ascii_only = all(text.isascii() for text in texts)
-    font = _font(size, ascii_only)
+    font = _font(size, frozenset(letter for letter in "".join(texts) if not letter.isascii()))
     placed: list[Rectangle] = []
     for box, label, text in zip(boxes, labels, texts, strict=True):
         if not text:
@@ -136,10 +137,24 @@ def _luminance(ground: Colour) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in () if ascii_only else _FONTS:
+@cache
+def _font(size: int, letters: frozenset[str]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that has most of these letters, none of them ASCII; of several the first."""
+    best, most = ImageFont.load_default(size), 0
+    for name in _FONTS if letters else ():
         try:
-            return ImageFont.truetype(name, size)
+            font = ImageFont.truetype(name, size)
         except OSError:
             continue
-    return ImageFont.load_default(size)
+        nothing = _look(font, _IN_NO_FONT)
+        known = sum(_look(font, letter) != nothing for letter in letters)
+        if known > most:
+            best, most = font, known
+    return best
+
+
+def _look(font: ImageFont.FreeTypeFont, letter: str) -> bytes:
+    side = math.ceil(4 * font.size)
+    canvas = Image.new("L", (side, side))
+    ImageDraw.Draw(canvas).text((side / 4, side / 4), letter, fill=255, font=font)
+    return canvas.tobytes()

@@ -19,17 +19,20 @@ from PIL import Image
 import export
 from data.images import read_upright
 from detector.build import build_model
+from detector.checkpoint import save_checkpoint
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.agreement import Found, compare
 from detector.export.check import (
     Picture,
     as_batch,
+    batches,
     check_detections,
     check_raw,
     found_by,
     found_by_model,
     normalised,
+    pictures,
 )
 from detector.export.formats import FORMATS, METADATA_FILE, Run, torch_serves
 from detector.export.metadata import metadata
@@ -477,3 +480,55 @@ def test_missing_packages_are_named(place: Path, monkeypatch: pytest.MonkeyPatch
         "error: --format onnx needs onnxscript: python -m pip install -r requirements-export.txt\n"
     )
     assert listing(place) == before
+
+
+@pytest.mark.skipif(not torch_serves("onnx"), reason="PyTorch is too old")
+def test_packages_that_do_not_work_are_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another Python, say; and an exporter that asks for what an old onnxscript has not."""
+
+    def broken(name: str) -> None:
+        if name == "onnxruntime":
+            raise ImportError("no such symbol")
+
+    words = ("best.pt", "--format", "onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr("detector.export.formats.import_module", broken)
+        assert_refused(
+            export.main, words, place, "onnxruntime is installed but", "no such symbol", "--upgrade"
+        )
+
+    def old(*arguments: object, **options: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript._framework_apis'")
+
+    monkeypatch.setattr("torch.onnx.export", old)
+    assert_refused(export.main, words, place, "onnxscript._framework_apis", "--upgrade")
+
+
+def test_half_a_character_in_a_name_travels(place: Path) -> None:
+    """A cut emoji, which is right in JSON: it is written as an escape."""
+    content = torch.load(place / "best.pt", weights_only=True)
+    content["classes"] = ["caf\ud83d", *content["classes"][1:]]
+    save_checkpoint(place / "cut.pt", content)
+    words = ("cut.pt", "--check", "picture.png", "--format", "torchscript", "--output", "cut.torchscript")
+    assert call(export.main, *words, cwd=place).code == 0
+    extra = {"metadata.json": ""}
+    torch.jit.load(place / "cut.torchscript", _extra_files=extra)
+    assert json.loads(extra["metadata.json"])["classes"][0] == "caf\ud83d"
+
+
+def test_pictures_are_read_one_at_a_time(
+    eager: OpenCheckpoint, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        write_image(place / "many" / f"{number}.png", 90, 120, seed=number)
+    given = pictures(eager, [str(place / "many")])
+    read: list[str] = []
+
+    def note(path: Path, name: str) -> NDArray[np.uint8]:
+        read.append(path.name)
+        return read_upright(path, name)
+
+    monkeypatch.setattr("detector.export.check.read_upright", note)
+    for count, (name, images) in enumerate(batches(eager, given), start=1):
+        assert len(read) == min(count, 5)
+        assert images.shape == ((1, 3, 72, 96) if count <= 5 else (3, 3, 55, 73)), name

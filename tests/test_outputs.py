@@ -83,6 +83,14 @@ def test_a_report_that_fails_costs_no_metrics(place: Path, monkeypatch: pytest.M
     assert json.loads((place / "out.json").read_text())["AP"] == pytest.approx(1)
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(place: Path) -> None:
+    (place / "file").write_text("")
+    assert_refused(
+        door.main, (*SCORE, "out.json", "--report", "file/page"), place, "--report: file/page", "file"
+    )
+    assert not (place / "out.json").exists()
+
+
 def test_the_folder_of_a_report_is_for_it_alone(place: Path) -> None:
     for output in ("page/out.json", "page/deep/out.json"):
         assert_refused(

@@ -59,6 +59,12 @@ class Calibration:
         # A hair lower: the detection whose probability a threshold is has a score that is not below it.
         return scores * (1 - _ROUNDING)
 
+    @property
+    def steepest(self) -> float:
+        """By how much a probability rises at most, per unit of the logit of the score."""
+        inside = np.diff(self.probabilities) / np.diff(self.logits)
+        return float(max(self.probabilities[0], 1 - self.probabilities[-1], *inside))
+
     def as_plain(self) -> dict[str, list[float]]:
         """Plain values, for a checkpoint."""
         return {"logits": list(self.logits), "probabilities": list(self.probabilities)}

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 BOX_PX, SCORE = 1e-3, 1e-5  # the same detection
 _RELATIVE = 2e-6  # of the image's long side: what float32 leaves of the coordinates of a large one
+_OF_BOX = 1e-5  # of a box's long side: its deltas count in sides of its anchor
 _IOU = 1e-4  # this near to the threshold, rounding decides what NMS drops
 
 
@@ -43,11 +44,13 @@ class Agreement:
 NOTHING = Agreement(0, 0.0, 0.0, 0, 0)
 
 
-def compare(one: Found, other: Found, side_px: float, nms_threshold: float, limit: int) -> Agreement:
+def compare(
+    one: Found, other: Found, side_px: float, nms_threshold: float, limit: int, score: float = SCORE
+) -> Agreement:
     """Compare the detections of two programs in one image.
 
     Two are the same with the same label, boxes within 1e-3 px (more in images above 500 px, whose
-    coordinates float32 rounds) and scores within 1e-5.
+    coordinates float32 rounds, and of boxes above 100 px) and scores within `score`.
 
     Args:
         side_px: the long side of the image.
@@ -56,7 +59,8 @@ def compare(one: Found, other: Found, side_px: float, nms_threshold: float, limi
     distance = np.abs(one.boxes[:, None] - other.boxes[None]).max(-1, initial=0.0)  # [D1, D2]
     apart = np.abs(one.scores[:, None] - other.scores[None])
     tolerance = max(BOX_PX, _RELATIVE * side_px)
-    same = (distance <= tolerance) & (apart <= SCORE)
+    of_box = _OF_BOX * (one.boxes[:, 2:] - one.boxes[:, :2]).max(-1, initial=0.0)
+    same = (distance <= np.maximum(tolerance, of_box)[:, None]) & (apart <= score)
     same &= one.labels[:, None] == other.labels[None]
     cost = np.where(same, distance, np.inf)
     # The nearest both ways: equal boxes of equal score pair off by their order.
@@ -69,7 +73,7 @@ def compare(one: Found, other: Found, side_px: float, nms_threshold: float, limi
             free[column] = False
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     alone = [np.setdiff1d(np.arange(len(f.scores)), taken) for f, taken in ((one, rows), (other, columns))]
-    marginal = _marginal((one, other), alone, tolerance, nms_threshold, limit)
+    marginal = _marginal((one, other), alone, tolerance, score, nms_threshold, limit)
     return Agreement(
         len(one.scores),
         float(distance[rows, columns].max(initial=0.0)),
@@ -83,6 +87,7 @@ def _marginal(
     both: Sequence[Found],
     alone: Sequence[NDArray[np.int64]],
     tolerance: float,
+    score: float,
     nms_threshold: float,
     limit: int,
 ) -> NDArray[np.bool_]:
@@ -94,14 +99,14 @@ def _marginal(
     all_boxes, all_scores, all_labels = (
         np.concatenate([getattr(f, name) for f in both]) for name in ("boxes", "scores", "labels")
     )
-    rivals = (labels[:, None] == all_labels) & (scores[:, None] <= all_scores + SCORE)
+    rivals = (labels[:, None] == all_labels) & (scores[:, None] <= all_scores + score)
     overlap = np.where(rivals, _iou(boxes, all_boxes), -1.0)  # [U, D1 + D2]
     marginal: NDArray[np.bool_] = np.any(np.abs(overlap - nms_threshold) < _IOU, axis=1)
     # At the border of the image a box may have a side of nothing, and is none then.
     marginal |= (boxes[:, 2:] - boxes[:, :2] <= tolerance).any(axis=1)
     # One more or one less that NMS keeps moves another over the limit ...
     if all(len(f.scores) == limit for f in both):
-        marginal |= scores <= max(float(f.scores.min()) for f in both) + SCORE
+        marginal |= scores <= max(float(f.scores.min()) for f in both) + score
     # ... and drops or frees those that it overlaps.
     between = (overlap > nms_threshold)[:, _positions(both, alone)]
     for _ in range(len(marginal)):

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.images import read_upright
+from data.images import read_size, read_upright
 from data.inputs import find_sources
 from data.own_transforms import resize
 from data.sample import Batch, Sample, collate
 from detector.build import build_pipeline, build_set
 from detector.evaluation.checkpoint import OpenCheckpoint
-from detector.export.agreement import NOTHING, Agreement, Found, compare
+from detector.export.agreement import NOTHING, SCORE, Agreement, Found, compare
 from detector.export.formats import Run
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
 from errors import InputError
@@ -27,6 +27,8 @@ Pixels = NDArray[np.uint8]
 
 _IMAGES = 3  # looked at where the user names none: as many as the batch
 _RAW = 1e-4  # of the largest output
+_LOGIT = 1e-4  # what rounding may leave of a logit, which a calibration may stretch
+_OF_SIGMOID = 0.25  # by which it rises at most
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ class Picture:
     """A picture for the check, and what to call it."""
 
     name: str
-    pixels: Pixels  # [H, W, 3]
+    source: Path | Pixels  # a file, read when it is its turn, or [H, W, 3]
+
+    @property
+    def pixels(self) -> Pixels:
+        """[H, W, 3]. Raises InputError: the file cannot be read."""
+        return read_upright(self.source, self.name) if isinstance(self.source, Path) else self.source
 
 
 def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
@@ -47,7 +54,9 @@ def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
         sources = [source for source in find_sources(words) if source.kind == "image"]
         if not sources:
             raise InputError(f"--check: {words[0]} holds no images")
-        return [Picture(str(s.path), read_upright(s.path, str(s.path))) for s in sources]
+        for source in sources:
+            read_size(source.path)
+        return [Picture(str(source.path), source.path) for source in sources]
     data = checkpoint.config.data
     try:
         if not Path(data.root).is_dir():  # else the generated set would be made anew
@@ -73,11 +82,13 @@ def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tu
     """
     pipeline = build_pipeline(checkpoint.config.data, training=False)
     none = np.zeros((0, 4), dtype=np.float32)
-    resized = [pipeline(picture.pixels, none, seed=0)[0] for picture in given]
-    for picture, pixels in zip(given, resized, strict=True):
+    first: list[Pixels] = []
+    for picture in given:
+        pixels, *_ = pipeline(picture.pixels, none, seed=0)
         yield picture.name, stacked([pixels])
-    height, width = ((3 * side // 4) | 1 for side in resized[0].shape[:2])
-    three = [resize(resized[i % len(resized)], height, width) for i in range(3)]
+        first = [*first, pixels][:3]
+    height, width = ((3 * side // 4) | 1 for side in first[0].shape[:2])
+    three = [resize(first[i % len(first)], height, width) for i in range(3)]
     yield f"three pictures of {width} x {height} px, {given[0].name} first", stacked(three)
 
 
@@ -115,8 +126,14 @@ def _agreement(checkpoint: OpenCheckpoint, run: Run, images: Pixels) -> Agreemen
     """Of what both find in a batch."""
     e, side = checkpoint.config.eval, max(images.shape[2:])
     both = zip(found_by_model(checkpoint, images), found_by(run, images), strict=True)
-    parts = (compare(one, other, side, e.nms_threshold, e.detections_per_img) for one, other in both)
-    return reduce(add, parts, NOTHING)
+    score, limits = score_tolerance(checkpoint), (e.nms_threshold, e.detections_per_img)
+    return reduce(add, (compare(one, other, side, *limits, score) for one, other in both), NOTHING)
+
+
+def score_tolerance(checkpoint: OpenCheckpoint) -> float:
+    """By how much rounding may move a score: the more, the steeper the calibration."""
+    calibration = checkpoint.calibration
+    return max(SCORE, _LOGIT * (_OF_SIGMOID if calibration is None else calibration.steepest))
 
 
 def _grained(images: Pixels) -> Pixels:

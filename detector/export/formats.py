@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ _IR_VERSION = 8  # of that opset's time; the exporter's own would refuse older r
 # level has more than one cell each way, and one is what the exporter takes for a constant. The graph that
 # comes of it is right for smaller images too.
 _EXAMPLE, _LEAST, _MOST = (2, 3, 200, 330), 129, 2**15
+
+_INSTALL = "python -m pip install -r requirements-export.txt"
+_UPGRADE = _INSTALL.replace("install", "install --upgrade")
 
 Run = Callable[[NDArray[Any]], list[NDArray[Any]]]  # images -> the outputs
 
@@ -54,9 +58,15 @@ def require_packages(name: str) -> None:
         )
     missing = [package for package in FORMATS[name].needs if find_spec(package) is None]
     if missing:
-        raise InputError(
-            f"--format {name} needs {', '.join(missing)}: python -m pip install -r requirements-export.txt"
-        )
+        raise InputError(f"--format {name} needs {', '.join(missing)}: {_INSTALL}")
+    for package in FORMATS[name].needs:
+        try:
+            import_module(package)
+        except (ImportError, OSError, AttributeError) as error:  # of another Python, NumPy or machine
+            raise InputError(
+                f"--format {name}: {package} is installed but does not work here ({first_line(error)}); "
+                f"{_UPGRADE}"
+            ) from None
 
 
 def torch_serves(name: str) -> bool:
@@ -84,10 +94,10 @@ def _make_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> byte
                 custom_translation_table=onnx_translations(),
                 verbose=False,
             )
-        except torch.onnx.errors.OnnxExporterError as error:
+        except (torch.onnx.errors.OnnxExporterError, ImportError) as error:
             raise InputError(
                 f"PyTorch {torch.__version__} could not write the model as ONNX "
-                f"({first_line(error)}); try newer versions of torch and onnxscript"
+                f"({first_line(error)}); try newer versions of torch and onnxscript: {_UPGRADE}"
             ) from None
     assert converted is not None
     model = converted.model_proto
@@ -120,7 +130,7 @@ def _make_torchscript(graph: nn.Module, outputs: str, metadata: dict[str, str]) 
     with torch.no_grad(), _without_noise():
         traced = torch.jit.trace(graph, _example(outputs), check_trace=False)
         content = {name: json.loads(text) for name, text in metadata.items()}
-        extra = {METADATA_FILE: json.dumps(content, ensure_ascii=False)}
+        extra = {METADATA_FILE: json.dumps(content)}
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files=extra)
     return buffer.getvalue()

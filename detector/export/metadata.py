@@ -32,7 +32,7 @@ def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
         "nms_threshold": None if config.eval.nms == "soft" else config.eval.nms_threshold,
         "detections_per_img": config.eval.detections_per_img,
     }
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    return {name: json.dumps(value) for name, value in values.items()}
 
 
 def resize_advice(config: Config) -> list[Any]:

@@ -143,3 +143,15 @@ def test_plain_values_give_the_same_map() -> None:
     calibration = fit_calibration(matched)
     assert calibration is not None
     assert Calibration.from_plain(calibration.as_plain()) == calibration
+
+
+def test_the_steepest_part_of_a_map_is_known() -> None:
+    """Against differences of the map itself over the logits."""
+    for calibration in (
+        Calibration((-2.5, -1.0, -0.9, 2.0), (0.02, 0.3, 0.7, 0.9)),
+        Calibration((0.5,), (0.25,)),
+        Calibration((0.5,), (0.6,)),
+    ):
+        logits = np.linspace(-6, 6, 120_001)
+        rises = np.diff(calibration(1 / (1 + np.exp(-logits)))) / np.diff(logits)
+        assert calibration.steepest == pytest.approx(rises.max(), rel=1e-3)

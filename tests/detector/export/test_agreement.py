@@ -48,6 +48,16 @@ def test_another_detection_is_a_difference(other: Found) -> None:
     assert verdict(found((A, 0.9, 0), (B, 0.5, 1)), other) == (0, 2)
 
 
+def test_rounding_may_move_a_large_box_and_a_steep_score_farther() -> None:
+    large, moved = (0.0, 0.0, 300.0, 310.0), (0.002, 0.0, 300.0, 310.002)
+    one, other = found((large, 0.9, 0)), found((moved, 0.90005, 0))
+    limits = {"side_px": 320, "nms_threshold": 0.5, "limit": 100}
+    assert compare(one, other, **limits).unexplained == 2
+    assert compare(one, other, **limits, score=1e-4).unexplained == 0
+    small = found(((0.002, 0.0, 30.0, 31.0), 0.9, 0))
+    assert compare(found(((0.0, 0.0, 30.0, 31.0), 0.9, 0)), small, **limits, score=1e-4).unexplained == 2
+
+
 def test_one_too_many_is_a_difference() -> None:
     both = found((A, 0.9, 0), (A, 0.9, 0))
     assert verdict(found((A, 0.9, 0)), both) == (0, 1)

@@ -1,11 +1,15 @@
 """Drawn pictures: colours that everyone can tell apart, boxes where they belong, labels that can be read."""
 
 from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from data.colours import PALETTE, colour
+from detector import drawing
 from detector.prediction.session import draw
 from detector.predictor import ImageDetections
 
@@ -122,3 +126,35 @@ def test_names_in_other_scripts_can_be_drawn() -> None:
     one = found((100, 100, 300, 300))
     named = ImageDetections(one.boxes, one.scores, one.labels, ("Fußgänger Ω",))
     assert draw(np.zeros((600, 800, 3), dtype=np.uint8), named).any()
+
+
+def test_the_first_font_with_most_of_the_letters_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first that is there: one font of a Linux has no Chinese, another has."""
+    usual, poor, other, rich = (ImageFont.load_default(size) for size in (19, 20, 21, 22))
+    letters = {id(poor): "", id(other): "é", id(rich): "é猫"}
+
+    def open_font(name: str, size: int) -> Any:
+        fonts = {"poor": poor, "other": other, "rich": rich}
+        if name not in fonts:
+            raise OSError("cannot open resource")
+        return fonts[name]
+
+    monkeypatch.setattr(drawing, "_FONTS", ("none", "poor", "other", "rich"))
+    fonts = SimpleNamespace(truetype=open_font, load_default=lambda size: usual)
+    monkeypatch.setattr(drawing, "ImageFont", fonts)
+    monkeypatch.setattr(
+        drawing, "_look", lambda font, letter: letter.encode() if letter in letters[id(font)] else b"box"
+    )
+    drawing._font.cache_clear()
+    assert drawing._font(20, frozenset("é猫")) is rich
+    assert drawing._font(20, frozenset("é")) is other
+    assert drawing._font(20, frozenset("ж")) is usual
+    drawing._font.cache_clear()
+
+
+def test_a_letter_that_a_font_has_looks_like_none_that_it_lacks() -> None:
+    font = ImageFont.load_default(20)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    missing = drawing._look(font, drawing._IN_NO_FONT)
+    assert drawing._look(font, "A") != missing
+    assert drawing._look(font, "猫") == missing
