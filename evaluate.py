@@ -14,8 +14,9 @@ def main() -> None:
         help="takes best.pt of a run folder; several are compared; dotted configuration keys",
     )
     parser.add_argument(
-        "--split", choices=("val", "test"), help="of the checkpoint's data set (default: val)"
+        "--split", choices=("train", "val", "test"), help="of the checkpoint's data set (default: val)"
     )
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: that of the training)")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the metrics as JSON")
     parser.add_argument(
         "--predictions", nargs="+", metavar="RESULTS.json", type=Path, default=[], help="COCO results"
@@ -24,11 +25,16 @@ def main() -> None:
     parser.add_argument("--report", metavar="DIR", type=Path, help="write a page that explains the metrics")
     parser.add_argument("--images", metavar="DIR", type=Path, help="for the report of --predictions")
     parser.add_argument(
-        "--results", metavar="FILE", type=Path, help="write the detections as a COCO results file"
+        "--results",
+        metavar="FILE",
+        type=Path,
+        help="write the detections of a COCO set as a results file",
     )
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.words if "=" in word and not is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
+    if a.device is not None:
+        overrides.append(f"train.device={a.device}")
 
     from detector.evaluation.command import Wanted, evaluate  # they take seconds, which --help does not need
 

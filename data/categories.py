@@ -86,7 +86,10 @@ def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], sourc
     if slips or len(missing) == len(classes):
         name = (slips or missing)[0]
         hint = f", but '{alike[name.strip().casefold()]}'" if slips else ""
-        raise InputError(f"{source} has no category '{name}'{hint}; it has {', '.join(there) or 'none'}")
+        raise InputError(
+            f"{source} has no category '{name}'{hint}; it has {', '.join(there) or 'none'} "
+            "(classes go by their names, those of the model or of data.classes: rename them here or there)"
+        )
     if missing:
         log.warning(
             "%s does not list %s, and so has no box of %s; it has %s",

@@ -59,6 +59,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
                     else ""
                 )
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
+                if "://" in word:
+                    missing = "is no file; URLs, streams and cameras are not read"
                 missing = "matches nothing but results of predict.py" if matched else missing
                 raise InputError(f"{word} {missing}{option}")
         sources = [source for place in places for source in _sources(place, above)]

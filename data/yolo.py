@@ -64,7 +64,10 @@ def load_yolo(
     classes = index.names if classes is None else classes
     unknown = [name for name in classes if name not in index.names]
     if unknown:
-        raise InputError(f"{index.file} has no class '{unknown[0]}'; it has {', '.join(index.names)}")
+        raise InputError(
+            f"{index.file} has no class '{unknown[0]}'; it has {', '.join(index.names)} "
+            "(classes go by their names, those of the model or of data.classes: rename them here or there)"
+        )
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
     paths = _images(index, split, faults)

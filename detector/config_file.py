@@ -226,6 +226,12 @@ def _nearest(key: str) -> str:
     keys = list(_leaf_kinds(Config))
     # The right name in the wrong section, else another's name, else a slip of the pen.
     leaf = key.split(".")[-1]
+    if key in keys:  # in a file, where dots are levels
+        inner = key.replace(".", ": {")
+        return f"; in a file it is written {inner}: ...{'}' * key.count('.')}"
+    section = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.7)
+    if section and "." not in key:
+        return f"; did you mean '{section[0]}'?"
     found = [k for k in keys if k.split(".")[-1] == leaf]
     if (not found or leaf == key) and leaf.lower() in _NAMES_ELSEWHERE:
         return f"; {_NAMES_ELSEWHERE[leaf.lower()]}"

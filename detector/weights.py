@@ -95,6 +95,11 @@ def initialise(
         "set model.* to the architecture of the file (configs/torchvision_r50.yaml: torchvision's RetinaNet, "
         "with model.p6_from=c5 model.head_norm=group its version 2)"
     )
+    if "conv1.weight" in state:
+        remedy = (
+            "these are the weights of a backbone alone, which model.pretrained takes from torch's cache "
+            "folder (~/.cache/torch/hub/checkpoints)"
+        )
     _check_architecture(state, own, wanted, source, remedy)
     afresh = [name for name in classes if name not in known] if known else []
     if left_out:

@@ -37,6 +37,8 @@ FILES: dict[str, Case] = {
     "malformed": ("train: {epochs: 1", ("bad.yaml", "not valid YAML")),
     "binary": (b"\xff\xfe\x00\x01", ("bad.yaml",)),
     "a list": ("- train\n- data", ("bad.yaml", "mapping")),
+    "dotted key": ("train.epochs: 3", ("'train.epochs'", "in a file it is written train: {epochs: ...}")),
+    "misspelt section": ("modell: {norm: group}", ("'modell'", "did you mean 'model'?")),
     "unknown key": ("train: {epoch: 3}", ("bad.yaml", "train.epoch", "did you mean 'train.epochs'?")),
     "unknown section": ("trainer: {epochs: 3}", ("bad.yaml", "'trainer'")),
     "scalar for a section": ("train: 3", ("bad.yaml", "train")),
@@ -49,6 +51,7 @@ FILES: dict[str, Case] = {
 }
 OVERRIDES: dict[str, tuple[str, ...]] = {
     "optimizer.momentom=0.5": ("'optimizer.momentom'", "did you mean 'optimizer.momentum'?"),
+    "traim.epochs=3": ("'traim.epochs'", "did you mean 'train.epochs'?"),
     "epochs=3": ("'epochs'", "did you mean 'train.epochs'?"),
     "batch=4": ("'batch'", "here it is train.batch_size"),
     "train.patience=3": ("'train.patience'", "best.pt keeps the best epoch"),

@@ -94,13 +94,36 @@ def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path
 
 def test_evaluate_gives_raw_scores_where_they_are_wanted(workplace: Path) -> None:
     """Calibration is off: the same metrics, and no error of a map that was not used."""
-    words = ("run", "eval.calibrate=false", "--output", "raw.json")
+    words = ("run", "eval.calibrate=false", "--output", "raw.json", "--results", "raw_found.json")
     assert call(evaluate.main, *words, cwd=workplace).code == 0
+    assert call(evaluate.main, "run", "--results", "calibrated_found.json", cwd=workplace).code == 0
     raw, (best, _) = json.loads((workplace / "raw.json").read_text()), evaluations(workplace / "run")
     assert {name: raw[name] for name in COCO_NAMES} == {name: best[name] for name in COCO_NAMES}
     assert "calibration_error" not in raw
-    thresholds = [raw["per_class"]["cat"]["best_f1_threshold"], best["per_class"]["cat"]["best_f1_threshold"]]
-    assert thresholds[0] != thresholds[1]
+    of_both = [json.loads((workplace / f"{kind}_found.json").read_text()) for kind in ("raw", "calibrated")]
+    assert [one["bbox"] for one in of_both[0]] == [one["bbox"] for one in of_both[1]]
+    assert [one["score"] for one in of_both[0]] != [one["score"] for one in of_both[1]]
+
+
+def test_a_resumption_tells_what_it_changes_and_records_no_more_than_was_done(workplace: Path) -> None:
+    record = workplace / "run" / "config.yaml"
+    before = record.read_text()
+    outcome = call(train.main, "--resume", "run", "optimizer.lr=0.5", cwd=workplace)
+    assert outcome.code == 0
+    assert "changed by this --resume: optimizer.lr=0.5 (was " in outcome.out + outcome.err
+    assert "nothing is left to do" in outcome.out + outcome.err
+    assert record.read_text() == before
+
+
+def test_the_device_of_an_evaluation_is_an_option(workplace: Path) -> None:
+    assert call(evaluate.main, "run", "--device", "cpu", cwd=workplace).code == 0
+    assert_refused(evaluate.main, ("run", "--device", "tpu"), workplace, "tpu")
+
+
+def test_training_images_can_be_scored_too(workplace: Path) -> None:
+    outcome = call(evaluate.main, "run", "--split", "train", cwd=workplace)
+    assert outcome.code == 0
+    assert "split train of" in outcome.out
 
 
 def test_the_detections_of_a_run_score_as_the_run(workplace: Path) -> None:
@@ -222,7 +245,7 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
     [
         (train.main, ["--resume"], "--resume"),
         (train.main, ["configs/demo.yaml", "--epochs", "3"], "--epochs"),
-        (evaluate.main, ["run", "--split", "train"], "'train'"),
+        (evaluate.main, ["run", "--split", "trian"], "'trian'"),
         (evaluate.main, ["--predictions", "a", "--annotations", "b", "--split", "val"], "--split"),
         (evaluate.main, ["--predictions", "a", "--annotations", "b", "--results", "c"], "--results"),
         (evaluate.main, ["a", "--output", "c", "--results", "c"], "both are c"),

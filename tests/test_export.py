@@ -449,7 +449,7 @@ def keep_everything(
         (("best.pt", "--check", "best.pt"), ("best.pt", "image")),
         (("best.pt", "eval.nms_iou=0.5"), ("'eval.nms_iou'",)),
         (("best.pt", "eval.nms=0.5"), ("eval.nms", "soft")),
-        (("best.pt", "model.head_width=32"), ("'class_head", "shape")),
+        (("best.pt", "model.head_width=32"), ("model.head_width", "16")),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -28,6 +28,7 @@ from errors import InputError
 log = logging.getLogger(__name__)
 
 _DEFAULT_THRESHOLD = 0.5
+_OF_TRAINING = ("pretrained", "init", "frozen_stages")  # of model.*: they change no output
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     trained = parse_config(content["config"], str(file))
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
+    _refuse_other_model(config, trained, file)
     if config.eval.nms == "soft" and any(word.startswith("eval.nms_threshold=") for word in overrides):
         log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
     device = build_device(config.train.device, key=device_key)
@@ -125,6 +127,17 @@ def _refuse_other_classes(config: Config, trained: Config, classes: Sequence[str
         )
 
 
+def _refuse_other_model(config: Config, trained: Config, file: Path) -> None:
+    """Other anchors fit the weights as well, and would find nothing that is right."""
+    before, now = trained.model.model_dump(), config.model.model_dump()
+    changed = [key for key in now if now[key] != before[key] and key not in _OF_TRAINING]
+    if changed:
+        raise InputError(
+            f"model.{changed[0]}: the weights of {file} go with {before[changed[0]]!r} alone; leave the key "
+            "out"
+        )
+
+
 def _best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
     per_class = metrics.get("per_class", {})
     # Where nothing was found that is right, no threshold is better than another.
@@ -151,8 +164,8 @@ def evaluate_checkpoint(
 def _refuse_without_ids(data: DataConfig, split: str) -> None:
     if data.format not in ("coco", "shapes"):
         raise InputError(
-            f"--results: images of a set in {data.format} format have no ids; predict.py writes "
-            "detections with the names of the files"
+            f"--results: images of a set in {data.format} format have no ids, as COCO's have; predict.py "
+            "--threshold 0 writes detections with the names of the files"
         )
     parts = getattr(data.splits, split)
     if isinstance(parts, list) and len(parts) > 1:

@@ -44,11 +44,16 @@ class ClassResult:
     best_precision: float  # of the detections from that score on
     best_recall: float
 
+    @property
+    def told_threshold(self) -> float:
+        """best_threshold; -1 where nothing that was found is right: no threshold is better than another."""
+        return self.best_threshold if self.best_f1 > 0 else -1
+
     def as_json(self) -> dict[str, float]:
         """Plain values."""
         return {
             "AP": self.ap, "AP50": self.ap50, "AP75": self.ap75, "gt_boxes": self.gt_boxes,
-            "detections": self.detections, "best_f1": self.best_f1, "best_f1_threshold": self.best_threshold,
+            "detections": self.detections, "best_f1": self.best_f1, "best_f1_threshold": self.told_threshold,
             "best_f1_precision": self.best_precision, "best_f1_recall": self.best_recall,
         }  # fmt: skip
 

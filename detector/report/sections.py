@@ -64,7 +64,7 @@ def classes(result: CocoResult) -> str:
     rows = [
         [
             escape(name), f"{one.gt_boxes:,}", f"{one.detections:,}",
-            *map(_value, (one.ap, one.ap50, one.ap75, one.best_f1, one.best_threshold,
+            *map(_value, (one.ap, one.ap50, one.ap75, one.best_f1, one.told_threshold,
                           one.best_precision, one.best_recall)),
         ]
         for name, one in result.per_class.items()

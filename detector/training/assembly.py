@@ -64,11 +64,12 @@ class Parts:
     def described(self, backbone: str, processes: Processes) -> str:
         """Data, model and device in a few words."""
         train, val = self.train_set, self.validation.records
+        boxes, classes = int((~train.ignore).sum()), len(train.classes)
         weights = sum(p.numel() for p in self.learner.model.parameters())
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[self.amp]
         several = f"{processes.size} x {self.device.type}"
         return (
-            f"{len(train)} training images with {len(train.boxes)} boxes of {len(train.classes)} classes, "
+            f"{len(train)} training images with {boxes} boxes of {classes} class{'es' * (classes != 1)}, "
             f"{len(val)} validation images; {backbone}, {weights / 1e6:.1f} M weights, on "
             f"{self.device if processes.size == 1 else several} in {precision}"
         )

@@ -1,6 +1,7 @@
 """Where the time of a step goes: named phases, and torch's profiler over some steps on request."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def profiled(folder: Path, device: torch.device, say: Callable[[str], None]) -> 
     Yields:
         what to call after each step.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it speaks of errors where there is no GPU
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)

@@ -118,6 +118,14 @@ class Checkpoints:
         name = state["config"]["optimizer"]["name"]
         if name != self._config.optimizer.name:
             raise InputError(f"{source}: optimizer.name is {name} there and cannot be changed when resuming")
+        model = self._config.model.model_dump(mode="json")
+        for key in ("anchors", "box_std"):
+            before, asked = state["config"]["model"].get(key), model[key]
+            if before not in (None, asked):
+                raise InputError(
+                    f"{source}: model.{key} is {before} there and cannot be changed when resuming; begin a "
+                    f"new run with model.init={BEST} of this one"
+                )
         steps = training.get("steps_per_epoch", self._steps_per_epoch)
         if steps != self._steps_per_epoch:
             raise InputError(

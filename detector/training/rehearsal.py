@@ -36,8 +36,8 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     parts = trainer.parts
     records, val = parts.train_set, parts.validation.records
     yield (
-        f"data      {len(records)} training images with {len(records.boxes)} boxes of {len(records.classes)} "
-        f"classes, {len(val)} validation images"
+        f"data      {len(records)} training images with {int((~records.ignore).sum())} boxes of "
+        f"{len(records.classes)} class{'es' * (len(records.classes) != 1)}, {len(val)} validation images"
     )
     yield from _anchor_lines(records, config)
     with memory_explained(parts.device), compilation_explained():

@@ -188,14 +188,19 @@ def _edited(written: Path, config: dict[str, Any]) -> str | None:
         return None
     if not isinstance(content, dict):
         return None
-    for section, values in config.items():
-        now = content.get(section)
-        if not isinstance(now, dict):
-            continue
-        for key, value in values.items():
-            if key in now and now[key] != value:
-                return f"{section}.{key}={value}"
-    return None
+    return next((f"{key}={its}" for key, its, _ in changed_keys(config, content)), None)
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The keys of two configurations, as plain values, that differ: section.key, and the value in each."""
+    for section, values in before.items():
+        others = now.get(section)
+        if isinstance(others, dict):
+            yield from (
+                (f"{section}.{key}", value, others[key])
+                for key, value in values.items()
+                if key in others and others[key] != value
+            )
 
 
 def resume_config(folder: Path) -> dict[str, Any]:

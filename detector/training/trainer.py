@@ -26,6 +26,7 @@ from detector.training.processes import Processes
 from detector.training.profile import phase, profiled
 from detector.training.progress import Checkpoints, Progress
 from detector.training.run_folder import (
+    changed_keys,
     create_run_folder,
     forget_metrics_after,
     has_checkpoint,
@@ -34,7 +35,7 @@ from detector.training.run_folder import (
     refuse_taken,
 )
 from detector.training.stop import StopRequest
-from errors import Bystander, InputError, Stopped
+from errors import Bystander, InputError, Stopped, some_of
 
 
 class Need(enum.IntEnum):
@@ -87,6 +88,7 @@ class Trainer:
         self.shapes: set[tuple[int, ...]] = set()  # of batches
         self._scale = 1.0  # of the images of the epoch
         self._compiled = ""  # what was last said of it
+        self._changed: list[str] = []  # settings, by --resume
         self._repeated = False  # the evaluation of this step was logged already, and lost
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
@@ -98,6 +100,10 @@ class Trainer:
         if state:
             with memory_explained(parts.device):
                 self._checkpoints.restore(state, str(resume))
+            changes = changed_keys(state["config"], config.model_dump(mode="json"))
+            self._changed = [
+                f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"
+            ]
         self._check_all_read_the_same(self.progress.step)
 
     def _check_all_read_the_same(self, step: int) -> None:
@@ -131,6 +137,8 @@ class Trainer:
             if self.monitor:
                 self.monitor.config(self.config, self.parts.lr)
                 self.monitor.say(self._introduction())
+                if self._changed:
+                    self.monitor.say(f"changed by this --resume: {some_of(self._changed, 10)}")
             self._checkpoints.begin(self.folder)
             self.profile_step = self._profiler(end)
             with memory_explained(self.parts.device), compilation_explained():
@@ -163,7 +171,8 @@ class Trainer:
                 )
             set_aside_damaged(folder)
             self._repeated = forget_metrics_after(folder, self.progress.step, self.progress.evaluated)
-            write_text(folder / "config.yaml", text)
+            if self.progress.step < self.total_steps:  # else it would tell of steps that nobody has made
+                write_text(folder / "config.yaml", text)
         if self.processes.launch is not None:
             mark_launch(folder, self.processes.launch)
         return folder

@@ -152,8 +152,11 @@ def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> Non
     """A class of which nothing right was found has none that is better than another."""
     bare = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     metrics = bare["metrics"]
-    found = {name: {**one, "best_f1": 0.4} for name, one in metrics["per_class"].items()}
+    assert list(metrics["per_class"]) == ["cat", "dog"]
     best = [evaluated.scores.coco.per_class[name].best_threshold for name in ("cat", "dog")]
+    found = {
+        name: {"best_f1": 0.4, "best_f1_threshold": at} for name, at in zip(("cat", "dog"), best, strict=True)
+    }
     cat, dog = {"best_f1": 0.4, "best_f1_threshold": 0.3}, {"best_f1": 0.0, "best_f1_threshold": 0.0004}
     for per_class, expected in ((found, best), ({"cat": cat, "dog": dog}, [0.3, 0.5]), ({}, [0.5, 0.5])):
         torch.save({**bare, "metrics": {"per_class": per_class}}, run.parent / "other.pt")
@@ -177,8 +180,10 @@ def test_thresholds_of_a_training_without_calibration_are_brought_to_its_scale(r
     raw = evaluate_checkpoint(run, ["eval.calibrate=false"], "val").scores.coco
     content["config"]["eval"]["calibrate"] = False
     content["metrics"] = raw.as_json()
-    for one in content["metrics"]["per_class"].values():
-        one["best_f1"] = 0.4  # one epoch finds too little to have a threshold
+    for name, one in content["metrics"][
+        "per_class"
+    ].items():  # one epoch finds too little to have a threshold
+        one |= {"best_f1": 0.4, "best_f1_threshold": raw.per_class[name].best_threshold}
     torch.save(content, run.parent / "raw.pt")
     as_trained = Detector.load(run.parent / "raw.pt")
     calibrated = Detector.load(run.parent / "raw.pt", overrides=["eval.calibrate=true"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 import train
@@ -217,6 +218,12 @@ def test_another_architecture_is_refused_at_its_first_difference(
 def test_torchvision_weights_of_another_depth_are_refused() -> None:
     with pytest.raises(InputError, match="backbone"):
         initialise(tiny(0), torchvision_state(), "torchvision.pth", STD)
+
+
+def test_weights_of_a_backbone_alone_are_known_for_what_they_are(tmp_path: Path) -> None:
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "start.pt")
+    with pytest.raises(InputError, match="of a backbone alone, which"):
+        trainer(tmp_path, tmp_path / "start.pt")
 
 
 def trainer(tmp_path: Path, init: Path) -> Trainer:

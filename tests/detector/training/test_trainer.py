@@ -194,8 +194,12 @@ def test_resume_takes_the_settings_it_is_given_and_the_state_it_finds(tmp_path: 
     assert difference(one["state"], other["state"]) is None
     assert ended.progress.calibration is not None
     assert resumed.progress == ended.progress
+    record = (run / "config.yaml").read_text()
     resumed.run()
-    assert (run / "config.yaml").read_text() == dump_config(config)
+    assert (run / "config.yaml").read_text() == record  # no step was made with the new settings
+    further = tiny_config(root, run, "train.epochs=2", "optimizer.weight_decay=0.5")
+    Trainer(further, "test", resume=run).run()
+    assert (run / "config.yaml").read_text() == dump_config(further)
 
 
 def test_speed_is_that_of_all_steps_since_the_line_before(tmp_path: Path) -> None:
