@@ -1,7 +1,7 @@
 """The Python door: images -> boxes, scores and class names, with nothing but a checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,6 +30,7 @@ class ImageDetections:
     scores: NDArray[np.float64]  # [D] in [0, 1]: the probability to be right, where calibrated
     labels: NDArray[np.int64]  # [D] index into the detector's classes
     names: tuple[str, ...]  # of the classes, one for each detection
+    thresholds: Mapping[str, float] = field(default_factory=dict, repr=False)  # the detector's, by class
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -38,13 +39,19 @@ class ImageDetections:
         self, threshold: float | Sequence[float] | NDArray[np.float64] | Mapping[str, float]
     ) -> "ImageDetections":
         """Those that score at least the threshold: one for all, one for each of the classes in their order,
-        or some by name.
+        or some by name; the classes that are not named have the detector's own, as with predict.py.
 
         Raises:
-            InputError: there are fewer than classes.
+            InputError: there are fewer than classes, or a class is unknown.
         """
         if isinstance(threshold, Mapping):
-            wanted = np.array([threshold.get(name, 0.0) for name in self.names], dtype=np.float64)
+            unknown = [name for name in threshold if self.thresholds and name not in self.thresholds]
+            if unknown:
+                raise InputError(
+                    f"thresholds: there is no class '{unknown[0]}'; there are {', '.join(self.thresholds)}"
+                )
+            usual = {**self.thresholds, **threshold}
+            wanted = np.array([usual.get(name, 0.0) for name in self.names], dtype=np.float64)
         else:
             wanted = np.asarray(threshold, dtype=np.float64)
             if wanted.ndim and len(self.labels):
@@ -53,7 +60,9 @@ class ImageDetections:
                 wanted = wanted[self.labels]
         kept = self.scores >= wanted
         names = tuple(name for name, keep in zip(self.names, kept, strict=True) if keep)
-        return ImageDetections(self.boxes[kept], self.scores[kept], self.labels[kept], names)
+        return replace(
+            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], names=names
+        )
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Plain values, as JSON takes them: of each detection box, score, label and name."""
@@ -148,7 +157,8 @@ class Detector:
         mine = predictions.rows == row
         labels = predictions.labels[mine]
         names = tuple(self.classes[label] for label in labels)
-        return ImageDetections(predictions.boxes[mine], predictions.scores[mine], labels, names)
+        usual = dict(zip(self.classes, self.thresholds.tolist(), strict=True))
+        return ImageDetections(predictions.boxes[mine], predictions.scores[mine], labels, names, usual)
 
 
 def _size(image: ImageLike, name: str) -> tuple[int, int]:

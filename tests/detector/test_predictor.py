@@ -82,7 +82,7 @@ def test_images_may_come_from_anything_that_gives_them_one_by_one(detector, eval
 def test_thresholds_may_be_given_for_all_or_by_name(detector, evaluated) -> None:
     found = detector(str(evaluated.records.files[0]))
     middle = float(np.median(found.scores))
-    cats = found.above({"cat": middle, "bird": 1.0})
+    cats = found.above({"cat": middle, "dog": 0.0})
     kept = (found.labels != 0) | (found.scores >= middle)
     assert 0 < kept.sum() < len(found)
     assert same(cats, found.above([middle, 0.0]))
@@ -198,6 +198,19 @@ def test_above_takes_one_threshold_or_one_for_each_class() -> None:
     assert found.above(0.5).names == ("cat", "dog")
     assert found.above([0.3, 0.6]).boxes.tolist() == boxes[[0, 2]].tolist()
     assert len(found.above(1.0)) == 0
+
+
+def test_above_takes_some_by_name_and_the_detectors_own_for_the_others(detector: Detector, evaluated) -> None:
+    """As predict.py does, which refuses an unknown name too."""
+    found = detector(evaluated.records.files[0])
+    cats, dogs = (found.scores[found.labels == label] for label in (0, 1))
+    assert len(cats) > 2 and len(dogs) > 2
+    chosen = found.above({"cat": float(np.median(cats))})
+    assert (chosen.labels == 0).sum() == (cats >= np.median(cats)).sum()
+    assert (chosen.labels == 1).sum() == (dogs >= detector.thresholds[1]).sum()
+    assert len(chosen.above({"dog": 0.0, "cat": 0.0})) == len(chosen)
+    with pytest.raises(InputError, match="there is no class 'cta'; there are cat, dog"):
+        found.above({"cta": 0.5})
 
 
 def test_an_image_turned_by_its_exif_is_taken_upright(detector, tmp_path: Path) -> None:
