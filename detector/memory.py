@@ -11,8 +11,15 @@ _FOR_TRAINING = (
     "raise train.accumulate (the same batch in smaller parts), lower eval.batch_size or the image size in "
     "data.transforms, and continue with --resume; or begin a new run with a lower train.batch_size"
 )
-# Of the CPU's allocator, of Windows', of MPS and of CUDA outside of torch's own.
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
+# Of the CPU's allocator, of Windows', of MPS, and of CUDA outside of torch's own; then of cuBLAS and cuDNN.
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute",
+    "Unable to find a valid cuDNN algorithm",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,10 +17,16 @@ _CHUNK, _WARPS = 2048, 8  # of what is added up along the steps
 
 
 def try_out(device: torch.device) -> None:
-    """Build and launch the smallest of the kernels; Triton's errors, of all sorts, where that fails."""
+    """Build and launch the kernels over the values; Triton's errors, of all sorts, where that fails.
+
+    That of the bins asks most of a GPU: before Volta there are no relaxed atomic additions.
+    """
     value, line = torch.zeros(1, device=device), torch.zeros(1, 2, dtype=torch.float64, device=device)
+    target, bins = (value.new_zeros(1, dtype=dtype) for dtype in (torch.int8, torch.int32))
+    counts, sums = (value.new_zeros(1, 3, dtype=dtype) for dtype in (torch.int32, torch.float64))
     with torch.cuda.device_of(value):  # Triton launches on the current device
-        pull(value, torch.zeros(1, dtype=torch.int32, device=device), line, torch.empty_like(value))
+        find_bins(value, target, torch.full_like(value, torch.inf), bins, counts, sums)
+        pull(value, bins, line, torch.empty_like(value))
 
 
 def break_points(centres: Tensor, points: Tensor, delta: float) -> None:

@@ -257,4 +257,8 @@ def _shared(model: RetinaNet, device: torch.device, processes: Processes) -> nn.
         return model
     processes.barrier()  # one that failed would leave the others waiting for its weights
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    shared = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    # Each process keeps its own statistics until `share_state`; to send all buffers in every step holds all
+    # GPUs up and is two launches for each.
+    shared.broadcast_buffers = False
+    return shared

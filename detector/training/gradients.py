@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.sample import Batch
 from detector.criterion import Criterion, GroundTruth, Losses
+from detector.folding import running_statistics
 from detector.losses import NonFiniteLogits
 from detector.retinanet import HeadOutputs, RetinaNet
 from detector.training.profile import phase
@@ -83,7 +84,7 @@ class Gradients:
         give these their gradients; the second pass carries each one's share into the network.
         """
         with torch.no_grad():
-            buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+            buffers = [(buffer, buffer.clone()) for buffer in running_statistics(self.model)]
             outputs = [self._forward(self.model, batch) for batch in group]
             for buffer, before in buffers:  # batch norm is to see every image once
                 buffer.copy_(before)

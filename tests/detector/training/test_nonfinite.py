@@ -214,6 +214,8 @@ def test_a_checkpoint_that_falls_due_at_a_fault_is_made_up_for(
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nmore"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("MPS backend out of memory (MPS allocated: 8 GB, other: 1 GB). Tried to"),
         MemoryError(),
     ],
