@@ -219,7 +219,7 @@ def test_a_checkpoint_that_falls_due_at_a_fault_is_made_up_for(
         RuntimeError("MPS backend out of memory (MPS allocated: 8 GB, other: 1 GB). Tried to"),
         MemoryError(),
     ],
-    ids=["allocator", "driver", "mps", "python"],
+    ids=["allocator", "driver", "cublas", "cudnn", "mps", "python"],
 )
 def test_out_of_memory_says_what_to_lower(error: Exception) -> None:
     with pytest.raises(InputError) as caught, memory_explained(torch.device("cuda")):
