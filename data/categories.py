@@ -12,6 +12,8 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
+BY_NAME = "(classes go by their names, those of the model or of data.classes: rename them here or there)"
+
 
 class Categories(NamedTuple):
     """Those of a file, by their ids."""
@@ -87,8 +89,7 @@ def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], sourc
         name = (slips or missing)[0]
         hint = f", but '{alike[name.strip().casefold()]}'" if slips else ""
         raise InputError(
-            f"{source} has no category '{name}'{hint}; it has {', '.join(there) or 'none'} "
-            "(classes go by their names, those of the model or of data.classes: rename them here or there)"
+            f"{source} has no category '{name}'{hint}; it has {', '.join(there) or 'none'} {BY_NAME}"
         )
     if missing:
         log.warning(

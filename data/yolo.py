@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
+from data.categories import BY_NAME
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.lookup import as_spelt
@@ -65,8 +66,7 @@ def load_yolo(
     unknown = [name for name in classes if name not in index.names]
     if unknown:
         raise InputError(
-            f"{index.file} has no class '{unknown[0]}'; it has {', '.join(index.names)} "
-            "(classes go by their names, those of the model or of data.classes: rename them here or there)"
+            f"{index.file} has no class '{unknown[0]}'; it has {', '.join(index.names)} {BY_NAME}"
         )
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}

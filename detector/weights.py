@@ -25,7 +25,8 @@ _RENAMED = (
     (r"head\.classification_head\.cls_logits\.(weight|bias)", r"class_head.output.\1"),
     (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_head.output.\1"),
 )
-_NO_ARCHITECTURE = ("pretrained", "init", "frozen_stages", "box_std")
+OF_TRAINING = ("pretrained", "init", "frozen_stages")  # of model.*: they change no output
+_NO_ARCHITECTURE = (*OF_TRAINING, "box_std")
 _CLASS_OUTPUT = ("class_head.output.weight", "class_head.output.bias")
 _TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)")
 

@@ -23,12 +23,12 @@ from detector.evaluation.inference import Predictions, for_inference, join_predi
 from detector.evaluation.score import Scores, predict, score
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
+from detector.weights import OF_TRAINING
 from errors import InputError
 
 log = logging.getLogger(__name__)
 
 _DEFAULT_THRESHOLD = 0.5
-_OF_TRAINING = ("pretrained", "init", "frozen_stages")  # of model.*: they change no output
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _refuse_other_classes(config: Config, trained: Config, classes: Sequence[str
 def _refuse_other_model(config: Config, trained: Config, file: Path) -> None:
     """Other anchors fit the weights as well, and would find nothing that is right."""
     before, now = trained.model.model_dump(), config.model.model_dump()
-    changed = [key for key in now if now[key] != before[key] and key not in _OF_TRAINING]
+    changed = [key for key in now if now[key] != before[key] and key not in OF_TRAINING]
     if changed:
         raise InputError(
             f"model.{changed[0]}: the weights of {file} go with {before[changed[0]]!r} alone; leave the key "

@@ -156,8 +156,12 @@ class ResultsFolder:
             ):
                 xywh = (x0, y0, x1 - x0, y1 - y0)
                 entries.append(result_entry(number, category_ids[label], xywh, score))
-        categories = [{"id": i, "name": name} for i, name in zip(category_ids, classes, strict=True)]
-        listing = {"info": {}, "images": images, "annotations": [], "categories": categories}
+        listing = {
+            "info": {},
+            "images": images,
+            "annotations": [],
+            "categories": _categories(category_ids, classes),
+        }
         write_text(self.path / "coco.json", results_text(entries))
         write_text(self.path / "images.json", json.dumps(listing) + "\n")
 
@@ -208,8 +212,12 @@ class ResultsFolder:
                         "score": score,
                     }
                 )
-        categories = [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]
-        content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        content = {
+            "info": {},
+            "images": images,
+            "annotations": annotations,
+            "categories": _categories(ids, classes),
+        }
         write_text(self.path / "instances.json", json.dumps(content) + "\n")
 
     def write_yolo(self, results: Sequence[Result], classes: tuple[str, ...]) -> None:
@@ -238,3 +246,7 @@ class ResultsFolder:
         """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""
         lines = (f"{source.path}\t{reason}\n" for source, reason in failed)
         write_text(self.path / "failed.txt", "".join(lines))
+
+
+def _categories(ids: Sequence[int], classes: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]

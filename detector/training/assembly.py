@@ -64,13 +64,11 @@ class Parts:
     def described(self, backbone: str, processes: Processes) -> str:
         """Data, model and device in a few words."""
         train, val = self.train_set, self.validation.records
-        boxes, classes = int((~train.ignore).sum()), len(train.classes)
         weights = sum(p.numel() for p in self.learner.model.parameters())
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[self.amp]
         several = f"{processes.size} x {self.device.type}"
         return (
-            f"{len(train)} training images with {boxes} boxes of {classes} class{'es' * (classes != 1)}, "
-            f"{len(val)} validation images; {backbone}, {weights / 1e6:.1f} M weights, on "
+            f"{sets_in_words(train, val)}; {backbone}, {weights / 1e6:.1f} M weights, on "
             f"{self.device if processes.size == 1 else several} in {precision}"
         )
 
@@ -249,6 +247,15 @@ def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> Re
             what,
         )
     return model
+
+
+def sets_in_words(train: DetectionSet, val: DetectionSet) -> str:
+    """How much there is to learn from; regions that are ignored are none of it."""
+    boxes, classes = int((~train.ignore).sum()), len(train.classes)
+    return (
+        f"{len(train)} training images with {boxes} boxes of {classes} class{'es' * (classes != 1)}, "
+        f"{len(val)} validation images"
+    )
 
 
 def _shared(model: RetinaNet, device: torch.device, processes: Processes) -> nn.Module:

@@ -14,6 +14,7 @@ from data.sample import Batch, DetectionSet
 from detector.config import Config
 from detector.memory import memory_explained
 from detector.training.anchor_check import measure_anchors, recall
+from detector.training.assembly import sets_in_words
 from detector.training.compilation import compilation_explained
 from detector.training.processes import Processes
 from detector.training.trainer import Trainer
@@ -35,10 +36,7 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     trainer = Trainer(config, "dry run", resume, processes)
     parts = trainer.parts
     records, val = parts.train_set, parts.validation.records
-    yield (
-        f"data      {len(records)} training images with {int((~records.ignore).sum())} boxes of "
-        f"{len(records.classes)} class{'es' * (len(records.classes) != 1)}, {len(val)} validation images"
-    )
+    yield f"data      {sets_in_words(records, val)}"
     yield from _anchor_lines(records, config)
     with memory_explained(parts.device), compilation_explained():
         step_s, data_s = _time_steps(trainer)
