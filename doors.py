@@ -5,12 +5,13 @@ import ctypes
 import io
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 BAD_INPUT = 2
 
@@ -29,14 +30,34 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
 INTERRUPTED = 130
 
 _HERE = Path(__file__).resolve().parent
+_FIRST = "the run folder or checkpoint comes first, without an option"
+NAMES_OF_THE_RUN = dict.fromkeys(("weights", "model", "ckpt", "checkpoint", "resume"), _FIRST)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class OptionParser(argparse.ArgumentParser):
-    """argparse's, with a wrong command line in one line as all bad input."""
+    """argparse's, with a wrong command line in one line as all bad input.
+
+    Args:
+        elsewhere: options of other trainers, as in `NAMES_OF_THE_RUN`, and what to do here.
+    """
+
+    def __init__(self, *, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._elsewhere = elsewhere or {}
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} ({self.prog} --help tells what there is)")
+        raise InputError(f"{message}{self._hint(message)} ({self.prog} --help tells what there is)")
+
+    def _hint(self, message: str) -> str:
+        unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
+        if unknown is None:
+            return ""
+        from detector.config_file import setting_called
+
+        name = unknown[1].replace("-", "_").lower()
+        hint = self._elsewhere.get(name) or setting_called(name)
+        return f"; {hint}" if hint else ""
 
 
 class _OneLine(logging.Formatter):

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-from doors import OptionParser, is_there, run_door
+from doors import NAMES_OF_THE_RUN, OptionParser, is_there, run_door
 
 
 def main() -> None:
-    parser = OptionParser(description="COCO metrics of a checkpoint, or of a COCO results file.")
+    parser = OptionParser(
+        description="COCO metrics of a checkpoint, or of a COCO results file.",
+        elsewhere={**NAMES_OF_THE_RUN, "batch": "here it is eval.batch_size=N"},
+    )
     parser.add_argument(
         "words",
         nargs="*",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from doors import OptionParser, run_door
+from doors import NAMES_OF_THE_RUN, OptionParser, run_door
 
 
 def main() -> None:
@@ -10,6 +10,11 @@ def main() -> None:
         description="Write a checkpoint as one ONNX or TorchScript file, pixels in, detections out.",
         epilog="Example: python export.py runs/bccd --format onnx --output bccd.onnx. docs/export.md tells "
         "how to use the file.",
+        elsewhere={
+            **NAMES_OF_THE_RUN,
+            "include": "here it is --format",
+            "imgsz": "the file takes images of any size",
+        },
     )
     parser.add_argument("model", metavar="RUN_DIR_OR_CHECKPOINT", help="takes best.pt of a run folder")
     parser.add_argument(

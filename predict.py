@@ -4,9 +4,21 @@ import glob
 import re
 from pathlib import Path
 
-from doors import OptionParser, is_there, number_of, run_door
+from doors import NAMES_OF_THE_RUN, OptionParser, is_there, number_of, run_door
 
 _MOST_AT_A_TIME = 100_000
+_INPUTS = "what to detect in stands behind the run, without an option"
+_OUTPUT = "the folder of the results is --output DIR"
+_ELSEWHERE = {
+    **NAMES_OF_THE_RUN,
+    **dict.fromkeys(("source", "input", "inputs", "img", "image"), _INPUTS),
+    **dict.fromkeys(("project", "name", "save_dir", "output_dir", "out_dir"), _OUTPUT),
+    **dict.fromkeys(
+        ("conf", "score_thr", "confidence_threshold", "pred_score_thr"), "here it is --threshold T"
+    ),
+    "save_txt": "here it is --format yolo",
+    "save_json": "coco.json is written anyway; --format lists what there is",
+}
 _KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
 
 
@@ -14,6 +26,7 @@ def main() -> None:
     parser = OptionParser(
         description="Detect in images and videos with a trained checkpoint.",
         epilog="Example: python predict.py runs/bccd photographs/ clip.mp4 --threshold 0.5",
+        elsewhere=_ELSEWHERE,
     )
     parser.add_argument("model", metavar="RUN_DIR_OR_CHECKPOINT", help="takes best.pt of a run folder")
     parser.add_argument(

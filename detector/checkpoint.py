@@ -67,8 +67,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def load_newest(run: Path) -> dict[str, Any]:
-    """The newest whole checkpoint of a run folder; says so where that is not last.pt.
+def load_newest(run: Path, *, say: bool = True) -> dict[str, Any]:
+    """The newest whole checkpoint of a run folder.
+
+    Args:
+        say: log a warning where that is not last.pt.
 
     Raises:
         InputError: there is none.
@@ -86,9 +89,12 @@ def load_newest(run: Path) -> dict[str, Any]:
                     f"{error.path} is damaged or incomplete, and there is no older checkpoint to continue "
                     f"from; start a new run (model.init={folder / BEST} takes the best weights)"
                 ) from None
-            log.warning(f"{path} is damaged or incomplete; the run goes on from {other.name}, the one before")
+            if say:
+                log.warning(
+                    f"{path} is damaged or incomplete; the run goes on from {other.name}, the one before"
+                )
             continue
-        if path.name != LAST:
+        if say and path.name != LAST:
             log.warning(f"{path} is used: it is the newest whole checkpoint, of step {content['step']}")
         return content
     raise AssertionError("unreachable")

@@ -39,6 +39,12 @@ _NAMES_ELSEWHERE = {
     "conf": "here it is eval.score_threshold",
     "iou": "here it is eval.nms_threshold",
     "max_det": "here it is eval.detections_per_img",
+    "data": "here it is data.root",
+    "data_path": "here it is data.root",
+    "work_dir": "here it is run.dir",
+    "output_dir": "here it is run.dir",
+    "save_dir": "here it is run.dir",
+    "test_only": "evaluate.py scores a run or a checkpoint",
 }
 
 
@@ -132,6 +138,13 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             nested = {part: nested}
         values = _merge(values, nested)
     return values
+
+
+def setting_called(name: str) -> str:
+    """What the configuration has in the place of an option that other trainers have; empty if nothing."""
+    keys = [key for key in _leaf_kinds(Config) if key.rpartition(".")[2] == name]
+    hint = f"here it is {' or '.join(keys)}" if keys else _NAMES_ELSEWHERE.get(name, "")
+    return f"{hint}, written KEY=VALUE without dashes" if hint.startswith("here it is") else hint
 
 
 def refuse_own_data_as_demo(overrides: list[str]) -> None:

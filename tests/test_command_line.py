@@ -1,6 +1,7 @@
 """train.py and evaluate.py as they are meant to be used."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 import evaluate
+import export
+import predict
 import train
 from tests.builders import TINY_MODEL, coco_dict, small_coco
 from tests.runs import assert_one_line, assert_refused, boxes_lost_at, call, last, read_metrics
@@ -196,6 +199,17 @@ def test_a_finished_run_is_continued_with_more_epochs(workplace: Path, tmp_path:
     assert evaluations(tmp_path / "run") == evaluations(workplace / "run")
 
 
+def test_a_damaged_checkpoint_is_told_of_once(
+    workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(workplace / "run", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        assert call(train.main, "--resume", str(tmp_path / "run"), cwd=workplace).code == 0
+    assert caplog.text.count("damaged or incomplete; the run goes on from previous.pt") == 1
+
+
 def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp_path: Path) -> None:
     """And leave a checkpoint; a higher train.epochs goes on from there."""
     best = workplace / "run" / "checkpoints" / "best.pt"
@@ -214,7 +228,9 @@ def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp
     assert last(tmp_path / "none")["step"] == STEPS // 2
 
 
-def test_the_best_of_evaluations_without_objects_is_the_newest(workplace: Path, tmp_path: Path) -> None:
+def test_the_best_of_evaluations_without_objects_is_the_newest(
+    workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """There is no AP to choose by, and nothing that scores could be calibrated to."""
     annotations = small_coco(tmp_path / "set") / "annotations" / "val.json"
     annotations.write_text(json.dumps({**json.loads(annotations.read_text()), "annotations": []}))
@@ -222,6 +238,9 @@ def test_the_best_of_evaluations_without_objects_is_the_newest(workplace: Path, 
     assert call(train.main, *words, cwd=workplace).code == 0
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
     assert (best["step"], best["metrics"]["AP"], best["calibration"]) == (STEPS, -1, None)
+    with caplog.at_level(logging.WARNING):
+        assert call(evaluate.main, str(tmp_path / "run"), cwd=workplace).code == 0
+    assert "there is no gt box to measure by" in caplog.text
 
 
 def test_perfect_predictions_score_one(tmp_path: Path) -> None:
@@ -257,6 +276,26 @@ def test_a_wrong_option_is_one_line(
     tmp_path: Path, main: Callable[[], None], words: list[str], said: str
 ) -> None:
     assert_one_line(call(main, *words, cwd=tmp_path), said)
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "remedy"),
+    [
+        (train.main, ["configs/bccd.yaml", "--epochs", "3"], "train.epochs, written KEY=VALUE"),
+        (train.main, ["--batch-size=4"], "train.batch_size or eval.batch_size"),
+        (train.main, ["--work-dir", "x"], "run.dir"),
+        (evaluate.main, ["run", "--batch", "3"], "eval.batch_size=N"),
+        (evaluate.main, ["--weights", "best.pt"], "comes first"),
+        (predict.main, ["run", "photos", "--conf", "0.5"], "--threshold T"),
+        (predict.main, ["--source", "photos", "--weights", "best.pt"], "behind the run"),
+        (predict.main, ["run", "photos", "--iou", "0.5"], "eval.nms_threshold, written KEY=VALUE"),
+        (export.main, ["run", "--include", "onnx"], "--format"),
+    ],
+)
+def test_an_option_of_another_trainer_is_told_what_to_do_here(
+    tmp_path: Path, main: Callable[[], None], words: list[str], remedy: str
+) -> None:
+    assert_one_line(call(main, *words, cwd=tmp_path), "unrecognized arguments", remedy)
 
 
 def test_help_comes_at_once_from_any_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What evaluate.py does with its command line: one run explained, or several side by side."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from detector.evaluation.table import metrics_table
 from detector.output import check_output, write_text
 from detector.report.page import check_report_folder, write_report
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 # How the files begin that --output has written: metrics, or a comparison.
 _EARLIER = r'\{\s*"(AP"|images": *\d)'
@@ -46,6 +49,8 @@ def evaluate(wanted: Wanted) -> None:
         _write_metrics(wanted, *_compare(wanted))
         return
     one = _score(wanted)
+    if not any(of_class.gt_boxes for of_class in one.result.per_class.values()):
+        log.warning("there is no gt box to measure by, so all metrics are -1")
     _write_metrics(wanted, {**one.result.as_json(), **one.extra}, one.table(), one)
 
 

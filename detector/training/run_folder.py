@@ -215,7 +215,7 @@ def resume_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"--resume: the run folder {folder} does not exist")
     written = folder / "config.yaml"
     if has_checkpoint(folder):
-        config = load_newest(folder)["config"]
+        config = load_newest(folder, say=False)["config"]  # who goes on from it says so
         if (changed := _edited(written, config)) is not None:
             log.warning(
                 "%s is a record and is not read: the run goes on as its checkpoint says (%s); give changes "

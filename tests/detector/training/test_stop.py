@@ -338,8 +338,8 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
         content[middle] ^= 0x10
     path.unlink() if damage == "missing" else path.write_bytes(content)
     resume_config(tmp_path / "run")
-    assert "previous.pt" in caplog.text
     resumed = Trainer(config, "test", resume=tmp_path / "run")
+    assert "previous.pt" in caplog.text
     assert resumed.progress.step == 5
     resumed.run()
     assert (path.parent / "damaged.pt").exists() == (damage != "missing")
