@@ -42,6 +42,7 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Integer, Field(ge=1, lt=2**31)]
+Whole = Annotated[Integer, Field(ge=0, lt=2**31)]
 Names = Annotated[list[str], Field(min_length=1)]
 Classes = Annotated[Names, AfterValidator(_no_two)]
 
@@ -111,13 +112,13 @@ class DataConfig(Section):
     classes: Classes | None = Field(
         None, description="use only these classes, in this order; by default all that the set has"
     )
-    image_size: Annotated[Integer, Field(ge=1)] | None = Field(
+    image_size: Count | None = Field(
         None,
         description="long side of the images of evaluation, in pixels; all that resizes is scaled with it "
         "(by default none). See that the anchors fit: python -m data.check",
     )
     transforms: TransformsConfig = TransformsConfig()
-    workers: Annotated[Integer, Field(ge=0)] | None = Field(
+    workers: Annotated[Integer, Field(ge=0, le=1024)] | None = Field(
         None, description="loading processes; by default one per spare core, 4 at most"
     )
     group_by_shape: bool = Field(
@@ -140,7 +141,7 @@ class DataConfig(Section):
         "raise",
         description="a training image that cannot be read: stop, or let the next of the set stand in for it",
     )
-    max_skipped: Annotated[Integer, Field(ge=0)] = Field(
+    max_skipped: Whole = Field(
         20, description="on_error=skip: so many different images on one process, then stop all the same"
     )
     check: bool = Field(
@@ -148,7 +149,9 @@ class DataConfig(Section):
     )
     shapes_train_images: Count = Field(1300, description="shapes: images to generate for training")
     shapes_val_images: Count = Field(200, description="shapes: images to generate for validation")
-    shapes_size_px: Annotated[Integer, Field(ge=64)] = Field(160, description="shapes: width of an image")
+    shapes_size_px: Annotated[Integer, Field(ge=64, le=10_000)] = Field(
+        160, description="shapes: width of an image"
+    )
     shapes_imbalance: NonNegative = Field(
         0.5,
         description="shapes: exponent on the class frequencies: 0 makes all classes equally frequent, "
@@ -188,7 +191,9 @@ class ModelConfig(Section):
     pyramid_channels: Count = 256
     p6_from: Literal["c5", "p5"] = Field("c5", description="source of P6: c5 (paper), p5 (torchvision)")
     head_width: Count = Field(256, description="channels of the heads' convolutions")
-    head_depth: Annotated[Integer, Field(ge=0)] = Field(4, description="convolutions before the output")
+    head_depth: Annotated[Integer, Field(ge=0, le=100)] = Field(
+        4, description="convolutions before the output"
+    )
     head_norm: Literal["none", "group"] = Field("none", description="norm in the heads")
     prior: Annotated[Number, Field(gt=0, lt=1)] = Field(0.01, description="first score of every anchor")
     anchors: AnchorConfig = AnchorConfig()
@@ -270,7 +275,7 @@ class ScheduleConfig(Section):
     milestones: list[Positive] = Field([], description="multistep: epochs after which lr is multiplied")
     gamma: Positive = Field(0.1, description="multistep: the factor")
     final_factor: Fraction = Field(0.0, description="cosine: lr at the end, as a part of lr")
-    warmup_steps: Annotated[Integer, Field(ge=0)] = 500
+    warmup_steps: Whole = 500
     warmup_factor: Fraction = Field(1 / 3, description="lr of the first step, as a part of lr")
     image_scales: Annotated[list[Annotated[Positive, Field(le=1)]], Field(min_length=1)] = Field(
         [1.0],
@@ -287,9 +292,7 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = Field(
-        12, description="0 evaluates the weights that the run begins with"
-    )
+    epochs: Whole = Field(12, description="0 evaluates the weights that the run begins with")
     batch_size: Count = Field(
         16, description="images per optimizer step, over all processes and micro-batches together"
     )
