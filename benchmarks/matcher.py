@@ -1,6 +1,7 @@
 """Claim: matching many boxes takes a bounded amount of memory, where the dense way takes gigabytes.
 
-`match` against torchvision's `box_iou` + `Matcher`, image by image, on the anchors of a large image.
+`match` and `match_adaptively` against torchvision's `box_iou` + `Matcher`, image by image, on the anchors of
+a large image.
 Run from the root of the repository: python -m benchmarks.matcher
 """
 
@@ -16,24 +17,29 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from benchmarks.measure import devices, in_turns, parser, peak_extra_bytes, report, section
+from detector.adaptive_matcher import match_adaptively
 from detector.anchors import STRIDES, AnchorGenerator
 from detector.config import AnchorConfig
 from detector.matcher import match
 
 HEADER = ("boxes per image", "anchors", "images", "", "ms", "peak memory, MB")
 NOTE = (
-    "Milliseconds: median, and half the interquartile range in per cent; the two run in turns. Memory: "
+    "Milliseconds: median, and half the interquartile range in per cent; they run in turns. Memory: "
     "the most that tensors take beyond anchors and boxes. {same:.4%} of the anchors get the same status "
-    "from both."
+    "from ours and torchvision's, by IoU both."
 )
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 
 
-def make_anchors(height: int, width: int) -> Tensor:
-    """float32 [N, 4]: the default anchors of an image of that size in pixels."""
+def make_anchors(height: int, width: int) -> tuple[Tensor, tuple[int, ...], int]:
+    """The default anchors of an image of that size in pixels: float32 [N, 4], how many of them each level
+    has, and each location.
+    """
     config = AnchorConfig()
     grids = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
-    return AnchorGenerator(config.sizes, config.ratios)((height, width), grids, torch.device("cpu"))
+    generator = AnchorGenerator(config.sizes, config.ratios)
+    of_levels = tuple(rows * columns * generator.per_location for rows, columns in grids)
+    return generator((height, width), grids, torch.device("cpu")), of_levels, generator.per_location
 
 
 def make_boxes(batch: int, boxes: int, height: int, width: int) -> Tensor:
@@ -48,7 +54,8 @@ def make_boxes(batch: int, boxes: int, height: int, width: int) -> Tensor:
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> str:
     """The section of one device."""
-    anchors = make_anchors(arguments.height, arguments.width).to(device)
+    anchors, of_levels, per_location = make_anchors(arguments.height, arguments.width)
+    anchors = anchors.to(device)
     gt_boxes = make_boxes(arguments.batch, arguments.boxes, arguments.height, arguments.width).to(device)
     valid = torch.ones(gt_boxes.shape[:2], dtype=torch.bool, device=device)
     dense_matcher = Matcher(POSITIVE_IOU, NEGATIVE_IOU, allow_low_quality_matches=True)
@@ -56,13 +63,16 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> str:
     def ours() -> Tensor:
         return match(anchors, gt_boxes, valid, ~valid, POSITIVE_IOU, NEGATIVE_IOU).status
 
+    def adaptive() -> Tensor:
+        return match_adaptively(anchors, of_levels, per_location, gt_boxes, valid, ~valid).status
+
     def dense() -> Tensor:
         return torch.stack([dense_matcher(box_iou(boxes, anchors)) for boxes in gt_boxes])
 
     theirs = dense()
     status = torch.where(theirs >= 0, 1, torch.where(theirs == Matcher.BELOW_LOW_THRESHOLD, 0, -1))
     same = float((status == ours()).float().mean())
-    calls = {"ours": ours, "torchvision": dense}
+    calls = {"ours": ours, "ours, atss": adaptive, "torchvision": dense}
     timings = in_turns(calls, arguments.repeats, device)
     shape = [f"{arguments.boxes:,}", f"{len(anchors):,}", str(arguments.batch)]
     rows = [

@@ -18,10 +18,11 @@ from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline, resized_to
 from data.voc import folders_of_split, load_voc, voc_classes
 from data.yolo import load_yolo
+from detector.adaptive_matcher import match_adaptively
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
 from detector.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, Transform
-from detector.criterion import Criterion
+from detector.criterion import Criterion, GroundTruth, Matching
 from detector.heads import Head
 from detector.losses import (
     Exchange,
@@ -32,9 +33,10 @@ from detector.losses import (
     giou_errors,
     smooth_l1_errors,
 )
+from detector.matcher import Matches, match
 from detector.objectives import BoxErrors, ClassLoss, Objective, alrp, rank_sort, separate
 from detector.ranked import ranked_share
-from detector.retinanet import RetinaNet
+from detector.retinanet import HeadOutputs, RetinaNet
 from errors import InputError, first_line
 
 
@@ -211,7 +213,7 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
             f"loss.focal_gamma: 0 or at least 1 is wanted, got {gamma:g}: between, the gradient of a sure "
             "negative is NaN"
         )
-    if matcher.negative_iou == 0:
+    if matcher.name == "iou" and matcher.negative_iou == 0:
         raise InputError("matcher.negative_iou: 0 leaves no anchor negative; a value above it is wanted")
     objective = build_objective(config.loss, box_std(config, device), exchange)
     share = None
@@ -220,7 +222,24 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
         share = partial(
             ranked_share, delta=ranking_delta(config.loss), class_by_class=by_class, exchange=exchange
         )
-    return Criterion(objective, matcher.positive_iou, matcher.negative_iou, matcher.best_anchor, share)
+    return Criterion(build_matching(config), objective, share)
+
+
+def build_matching(config: Config) -> Matching:
+    """Which anchors of a batch are to learn which gt box."""
+    matcher, shapes = config.matcher, config.model.anchors
+    per_location = len(shapes.sizes[0]) * len(shapes.ratios)
+
+    def by_iou(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+        thresholds = matcher.positive_iou, matcher.negative_iou
+        return match(outputs.anchors, gt.boxes, gt.valid, gt.ignore, *thresholds, matcher.best_anchor)
+
+    def adaptively(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+        anchors = outputs.anchors, outputs.level_sizes, per_location
+        boxes = gt.boxes, gt.valid, gt.ignore
+        return match_adaptively(*anchors, *boxes, matcher.candidates, matcher.best_anchor)
+
+    return {"iou": by_iou, "atss": adaptively}[matcher.name]
 
 
 def build_exchange(config: LossConfig) -> Exchange:

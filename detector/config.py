@@ -205,9 +205,18 @@ class ModelConfig(Section):
 
 
 class MatcherConfig(Section):
-    positive_iou: Fraction = Field(0.5, description="anchors from this IoU on are positive")
-    negative_iou: Fraction = Field(0.4, description="anchors below this IoU are negative")
-    best_anchor: bool = Field(True, description="the best anchor of each gt box is positive in any case")
+    name: Literal["iou", "atss"] = Field(
+        "iou", description="iou: by two thresholds; atss: by one that is read off each gt box's own anchors"
+    )
+    positive_iou: Fraction = Field(0.5, description="iou: anchors from this IoU on are positive")
+    negative_iou: Fraction = Field(0.4, description="iou: anchors below this IoU are negative")
+    candidates: Count = Field(
+        9, description="atss: the nearest locations of each pyramid level whose anchors may become positive"
+    )
+    best_anchor: bool = Field(
+        True,
+        description="the best anchor of each gt box is positive in any case (atss: where it has no other)",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "MatcherConfig":

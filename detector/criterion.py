@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from detector.matcher import Matches, match
+from detector.matcher import Matches
 from detector.objectives import Objective, Positives
 from detector.retinanet import HeadOutputs
 
@@ -19,6 +19,9 @@ class GroundTruth:
     labels: Tensor  # int64 [B, G]
     valid: Tensor  # bool [B, G], False for padding
     ignore: Tensor  # bool [B, G], True for regions that are neither object nor background
+
+
+Matching = Callable[[HeadOutputs, GroundTruth], Matches]
 
 
 @dataclass(frozen=True)
@@ -42,24 +45,20 @@ class Criterion:
     """Matches anchors with gt boxes and takes the losses.
 
     Args:
+        matching: of the anchors that head outputs are for and the gt boxes.
         objective: of logits, targets in {-1, 0, 1} and the positives' boxes.
-        positive_iou, negative_iou, best_anchor: see `matcher.match`.
         ranked_share: of logits and targets, where the objective ranks.
     """
 
     def __init__(
         self,
+        matching: Matching,
         objective: Objective,
-        positive_iou: float,
-        negative_iou: float,
-        best_anchor: bool,
         ranked_share: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
+        self.matching = matching
         self.objective = objective
         self.ranked_share = ranked_share
-        self.positive_iou = positive_iou
-        self.negative_iou = negative_iou
-        self.best_anchor = best_anchor
 
     def __call__(self, outputs: HeadOutputs, gt: GroundTruth, measure: bool = False) -> Losses:
         """The losses of a batch.
@@ -90,15 +89,7 @@ class Criterion:
 
     def _targets(self, outputs: HeadOutputs, gt: GroundTruth) -> tuple[Tensor, Positives]:
         """Class targets int8 [B, N, C], and the positives with their gt boxes and anchors."""
-        matches = match(
-            outputs.anchors,
-            gt.boxes,
-            gt.valid,
-            gt.ignore,
-            self.positive_iou,
-            self.negative_iou,
-            self.best_anchor,
-        )
+        matches = self.matching(outputs, gt)
         targets, image, anchor = class_targets(matches, gt.labels, outputs.logits.shape[2])
         positives = Positives(
             outputs.deltas[image, anchor].float(),

@@ -1,5 +1,6 @@
 """Matching anchors with gt boxes by IoU: which anchor is positive, negative, or takes no part."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -50,35 +51,46 @@ def match(
     best_iou = torch.zeros(shape, device=anchors.device)
     best_gt = torch.zeros(shape, dtype=torch.int64, device=anchors.device)
     forced_iou, forced_gt = best_iou.clone(), best_gt.clone()
-    in_crowd = torch.zeros(shape, dtype=torch.bool, device=anchors.device)
     objects = gt_valid & ~gt_ignore
-    crowds = gt_valid & gt_ignore
-    has_crowds = bool(crowds.any())
-    anchor_area = area(anchors)
-
-    step = max(1, _PAIRS_AT_ONCE // max(1, batch * len(anchors)))
-    for start in range(0, gts, step):  # blocks of gt boxes, to bound the memory
-        block = slice(start, start + step)
+    for block in _blocks(batch, gts, len(anchors)):
         iou = pairwise_iou(gt_boxes[:, block], anchors)  # [B, g, N]
         iou.masked_fill_(~objects[:, block, None], -1)
         iou_of_anchor, gt = iou.max(dim=1)
         better = iou_of_anchor > best_iou
         best_iou = torch.where(better, iou_of_anchor, best_iou)
-        best_gt = torch.where(better, gt + start, best_gt)
+        best_gt = torch.where(better, gt + block.start, best_gt)
         if best_anchor:
             iou_of_gt = iou.amax(dim=2, keepdim=True)
             iou.masked_fill_((iou < iou_of_gt) | (iou <= 0), -1)
             iou_of_anchor, gt = iou.max(dim=1)
             better = iou_of_anchor > forced_iou
             forced_iou = torch.where(better, iou_of_anchor, forced_iou)
-            forced_gt = torch.where(better, gt + start, forced_gt)
-        if has_crowds:
-            covered = pairwise_intersection(gt_boxes[:, block], anchors) > 0.5 * anchor_area
-            in_crowd |= (covered & crowds[:, block, None]).any(dim=1)
+            forced_gt = torch.where(better, gt + block.start, forced_gt)
 
     status = torch.where(best_iou < negative_iou, 0, -1).to(torch.int8)
-    status[in_crowd] = -1
+    status[in_crowds(anchors, gt_boxes, gt_valid & gt_ignore)] = -1
     positive = best_iou >= positive_iou
     forced = (forced_iou > 0) & ~positive
     status[positive | forced] = 1
     return Matches(status, torch.where(forced, forced_gt, best_gt))
+
+
+def in_crowds(anchors: Tensor, gt_boxes: Tensor, crowds: Tensor) -> Tensor:
+    """Which anchors [N, 4] have more than half of their area in one of the boxes [B, G, 4] that are crowds
+    (bool [B, G]): bool [B, N].
+    """
+    batch, gts = crowds.shape
+    found = torch.zeros(batch, len(anchors), dtype=torch.bool, device=anchors.device)
+    if not bool(crowds.any()):
+        return found
+    half = 0.5 * area(anchors)
+    for block in _blocks(batch, gts, len(anchors)):
+        covered = pairwise_intersection(gt_boxes[:, block], anchors) > half
+        found |= (covered & crowds[:, block, None]).any(dim=1)
+    return found
+
+
+def _blocks(batch: int, gts: int, anchors: int) -> Iterator[slice]:
+    """The gt boxes in parts, to bound the memory."""
+    step = max(1, _PAIRS_AT_ONCE // max(1, batch * anchors))
+    return (slice(start, start + step) for start in range(0, gts, step))

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from math import dist
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 Box = Sequence[float]
@@ -185,3 +187,53 @@ def match_image(
         else:
             matches.append(Match(0 if best_iou < negative_iou else -1, None))
     return matches
+
+
+def match_image_adaptively(
+    levels: Sequence[Sequence[Sequence[Box]]],
+    objects: dict[int, Box],
+    crowds: Sequence[Box],
+    candidates: int,
+    best_anchor: bool,
+) -> list[Match]:
+    """ATSS for one image, straight from its Algorithm 1.
+
+    levels: the anchors of each location of each level.
+    """
+    anchors = [anchor for level in levels for location in level for anchor in location]
+    claims: list[dict[int, float]] = [{} for _ in anchors]
+    for g, box in objects.items():
+        mine, first = [], 0
+        for level in levels:
+            nearest = sorted(
+                range(len(level)), key=lambda i, level=level: dist(centre(level[i][0]), centre(box))
+            )
+            for i in nearest[:candidates]:
+                start = first + sum(len(location) for location in level[:i])
+                mine += range(start, start + len(level[i]))
+            first += sum(len(location) for location in level)
+        overlaps = {a: iou(box, anchors[a]) for a in mine}
+        threshold = fmean(overlaps.values()) + stdev(overlaps.values())
+        chosen = [a for a in mine if overlaps[a] >= threshold and overlaps[a] > 0 and within(anchors[a], box)]
+        if best_anchor and not chosen:
+            chosen = [a for a in mine if overlaps[a] == max(overlaps.values()) and overlaps[a] > 0]
+        for a in chosen:
+            claims[a][g] = overlaps[a]
+    matches = []
+    for anchor, of_anchor in zip(anchors, claims, strict=True):
+        if of_anchor:
+            matches.append(Match(1, max(of_anchor, key=lambda g, of=of_anchor: of[g])))
+        else:
+            in_crowd = any(intersection(anchor, crowd) > 0.5 * box_area(anchor) for crowd in crowds)
+            matches.append(Match(-1 if in_crowd else 0, None))
+    return matches
+
+
+def centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def within(anchor: Box, box: Box) -> bool:
+    """Whether the middle of an anchor lies inside a box."""
+    x, y = centre(anchor)
+    return box[0] < x < box[2] and box[1] < y < box[3]

@@ -28,6 +28,7 @@ class AnchorFit:
     ious: Tensor  # [G, 5] the best of each box on each level
     positive_iou: float
     negative_iou: float
+    by_iou: bool  # whether these two decide what is positive; else it is each box's own threshold
     suggested: AnchorShapes | None  # where it gains something
 
     @property
@@ -38,7 +39,7 @@ class AnchorFit:
     @property
     def little(self) -> bool:
         """Whether so many boxes have no positive anchor that training suffers."""
-        return len(self.best) > 0 and recall(self.best, self.positive_iou) < _LITTLE_RECALL
+        return self.by_iou and len(self.best) > 0 and recall(self.best, self.positive_iou) < _LITTLE_RECALL
 
 
 def recall(best: Tensor, iou: float) -> float:
@@ -78,7 +79,8 @@ def measure_anchors(
         other = suggest(others, shapes, positive)
         gain = recall(level_ious(seen, other).amax(1), positive) - recall(ious.amax(1), positive)
         suggested = other if gain >= _WORTH_SAYING else None
-    return AnchorFit(seen, shapes, ious, positive, config.matcher.negative_iou, suggested)
+    by_iou = config.matcher.name == "iou"
+    return AnchorFit(seen, shapes, ious, positive, config.matcher.negative_iou, by_iou, suggested)
 
 
 class _Blank(ImageCache):

@@ -70,7 +70,8 @@ def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
         f"{fit.positive_iou:g}, {recalls[1]:.1f} % with IoU >= {fit.negative_iou:g}"
     )
     if fit.suggested is not None:
-        yield "          the others have but their single best anchor to learn from; these would fit better:"
+        single = "the others have but their single best anchor to learn from; " if fit.by_iou else ""
+        yield f"          {single}these would fit better:"
         yield from (f"          {line}" for line in fit.suggested.yaml().splitlines())
 
 

@@ -3,16 +3,21 @@
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from data.cache import DiskCache
+from detector.adaptive_matcher import match_adaptively
+from detector.anchors import AnchorGenerator, pyramid_grids
 from detector.build import build_cache, build_criterion, build_objective, build_set
-from detector.config import Config, DataConfig, LossConfig, MatcherConfig
+from detector.config import AnchorConfig, Config, DataConfig, LossConfig, MatcherConfig, ModelConfig
+from detector.criterion import GroundTruth
 from detector.losses import Exchange
+from detector.matcher import match
 from detector.objectives import Positives
+from detector.retinanet import HeadOutputs
 from errors import InputError
 from tests.builders import coco_dict, write_coco
 
@@ -85,6 +90,32 @@ def test_focal_loss_without_a_gradient_is_refused_for_training() -> None:
         expected = pytest.raises(InputError, match=r"loss\.focal_gamma: 0 or") if refused else nullcontext()
         with expected:
             build_criterion(config, torch.device("cpu"), Exchange())
+
+
+@pytest.mark.parametrize("best", [True, False])
+@pytest.mark.parametrize("name", ["iou", "atss"])
+def test_anchors_are_matched_as_configured(name: Literal["iou", "atss"], best: bool) -> None:
+    """Of six anchors at a location, and with a box that has no anchor's centre in it."""
+    config = Config(
+        data=DataConfig(format="coco"),
+        model=ModelConfig(anchors=AnchorConfig(sizes=[[12.0 * s, 20.0 * s] for s in (1, 2, 4, 8, 16)])),
+        matcher=MatcherConfig(name=name, positive_iou=0.6, negative_iou=0.3, candidates=4, best_anchor=best),
+    )
+    grids = pyramid_grids(96, 128)
+    anchors = AnchorGenerator(config.model.anchors.sizes, [0.5, 1, 2])((96, 128), grids, torch.device("cpu"))
+    sizes = tuple(6 * height * width for height, width in grids)
+    outputs = HeadOutputs(torch.zeros(1, len(anchors), 1), torch.zeros(1, len(anchors), 4), anchors, sizes)
+    boxes = torch.tensor([[[10.0, 12, 60, 50], [70, 20, 90, 60], [9.5, 9.5, 14, 14]]])
+    valid, ignore = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[False, True, False]])
+    gt = GroundTruth(boxes, torch.zeros(1, 3, dtype=torch.int64), valid, ignore)
+    if name == "iou":
+        expected = match(anchors, boxes, valid, ignore, 0.6, 0.3, best)
+    else:
+        expected = match_adaptively(anchors, sizes, 6, boxes, valid, ignore, 4, best)
+    found = build_criterion(config, torch.device("cpu"), Exchange()).matching(outputs, gt)
+    assert torch.equal(found.status, expected.status)
+    assert torch.equal(found.gt_index, expected.gt_index)
+    assert (found.gt_index[found.status == 1] == 2).any() == best
 
 
 def test_a_matcher_that_leaves_no_negative_is_refused_for_training() -> None:

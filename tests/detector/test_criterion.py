@@ -12,7 +12,7 @@ from detector.backbone import FeaturePyramid, ResNet
 from detector.criterion import Criterion, GroundTruth, class_targets
 from detector.heads import Head
 from detector.losses import Exchange, ap_loss, ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
-from detector.matcher import Matches
+from detector.matcher import Matches, match
 from detector.objectives import BoxErrors, ClassLoss, Objective, Positives, alrp, rank_sort, separate
 from detector.retinanet import HeadOutputs, RetinaNet
 
@@ -23,7 +23,11 @@ ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 6], [40, 4
 
 
 def criterion(objective: Objective) -> Criterion:
-    return Criterion(objective, 0.7, 0.4, best_anchor=True)
+    return Criterion(by_iou, objective)
+
+
+def by_iou(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+    return match(outputs.anchors, gt.boxes, gt.valid, gt.ignore, 0.7, 0.4, best_anchor=True)
 
 
 def two_parts(

@@ -127,6 +127,9 @@ def test_anchors_that_do_not_fit_are_found_and_better_ones_suggested(root: Path)
     again = examined(root, f"model.anchors.sizes={better}", "model.anchors.ratios=[1]").report
     assert again.findings == ()
     assert again.anchors is not None and again.anchors.levels[0].positive == 1
+    # There every box has anchors to learn from.
+    adaptive = examined(root, f"model.anchors.sizes={sizes}", "model.anchors.ratios=[1]", "matcher.name=atss")
+    assert adaptive.report.findings == ()
 
 
 def test_all_faults_are_found_in_one_pass(root: Path) -> None:

@@ -28,9 +28,6 @@ WORDS = (
     "model.prior=0.2",
     "train.checkpoint_activations=true",
     "train.ema_decay=0.5",
-    "matcher.positive_iou=0.6",
-    "matcher.negative_iou=0.3",
-    "matcher.best_anchor=false",
     "optimizer.momentum=0.5",
     "optimizer.weight_decay=0.25",
     "optimizer.decay_norm_and_bias=false",
@@ -81,8 +78,6 @@ def test_the_model_is_made_as_configured(parts: Parts) -> None:
     assert model.class_head.output.bias.sigmoid().tolist() == pytest.approx(
         [0.2] * 18
     )  # 9 anchors, 2 classes
-    criterion = parts.gradients.criterion
-    assert (criterion.positive_iou, criterion.negative_iou, criterion.best_anchor) == (0.6, 0.3, False)
 
 
 def test_the_weights_are_moved_as_configured(parts: Parts) -> None:

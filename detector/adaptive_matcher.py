@@ -1,0 +1,100 @@
+"""Matching by ATSS: what overlap makes an anchor positive is read off each gt box's own surroundings."""
+
+import torch
+from torch import Tensor
+
+from detector.boxes import paired_iou
+from detector.matcher import Matches, in_crowds
+
+# Distances are computed for at most this many (image, gt, location) triples at once.
+_PAIRS_AT_ONCE = 1 << 22
+
+
+@torch.no_grad()
+def match_adaptively(
+    anchors: Tensor,
+    level_sizes: tuple[int, ...],
+    per_location: int,
+    gt_boxes: Tensor,
+    gt_valid: Tensor,
+    gt_ignore: Tensor,
+    candidates: int = 9,
+    best_anchor: bool = True,
+) -> Matches:
+    """Match the anchors of a batch with its gt boxes by adaptive training sample selection.
+
+    The candidates of a gt box are the anchors at the locations of each pyramid level whose centres lie
+    nearest to its own. Those are positive whose IoU reaches the mean plus the standard deviation of all
+    candidates' IoUs, and whose centre lies in the box; an anchor that several boxes claim belongs to the one
+    that it overlaps most. All others are negative: none lies between two thresholds and is ignored.
+
+    Args:
+        anchors: float [N, 4] xyxy pixels; level by level, location by location, the anchors of a location
+            side by side and with one centre.
+        level_sizes: anchors per pyramid level; sums to N.
+        per_location: anchors of a location.
+        gt_boxes: float [B, G, 4] xyxy pixels, padded.
+        gt_valid: bool [B, G], False for padding.
+        gt_ignore: bool [B, G], True for crowd regions, whose anchors are ignored as in `matcher.match`.
+        candidates: locations per level.
+        best_anchor: a gt box that no candidate is positive for, as one that is smaller than the stride and
+            has no centre in it, gets the candidates that it overlaps most (ties included). Not in the paper.
+
+    Source: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
+    Training Sample Selection" (CVPR 2020), Algorithm 1; with several anchors at a location as in its code.
+    """
+    if gt_valid.shape[1] == 0:
+        status = torch.zeros(len(gt_valid), len(anchors), dtype=torch.int8, device=anchors.device)
+        return Matches(status, status.long())
+    objects = gt_valid & ~gt_ignore
+    near = _nearest(anchors, level_sizes, per_location, gt_boxes, candidates)  # [B, G, K]
+    boxes = gt_boxes[:, :, None]
+    iou = paired_iou(anchors[near].flatten(0, 2), boxes.expand(*near.shape, 4).flatten(0, 2)).view(near.shape)
+    spread = iou.std(2, correction=min(1, near.shape[2] - 1))  # of a sample, as its code takes it
+    reached = iou >= (iou.mean(2) + spread)[..., None]
+    centres = (anchors[near][..., :2] + anchors[near][..., 2:]) / 2
+    inside = ((centres > boxes[..., :2]) & (centres < boxes[..., 2:])).all(3)
+    positive = reached & inside & (iou > 0)
+    if best_anchor:
+        best = (iou == iou.amax(2, keepdim=True)) & (iou > 0)
+        positive = torch.where(positive.any(2, keepdim=True), positive, best)
+    positive &= objects[..., None]
+    return _settled(near, iou, positive, in_crowds(anchors, gt_boxes, gt_valid & gt_ignore))
+
+
+def _nearest(
+    anchors: Tensor, level_sizes: tuple[int, ...], per_location: int, gt_boxes: Tensor, candidates: int
+) -> Tensor:
+    """The anchors at the nearest locations of each level: int64 [B, G, K]."""
+    middles = (gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2
+    of_location = torch.arange(per_location, device=anchors.device)
+    found, first = [], 0
+    for size in level_sizes:
+        level = anchors[first : first + size : per_location]
+        centres = (level[:, :2] + level[:, 2:]) / 2
+        step = max(1, _PAIRS_AT_ONCE // max(1, len(gt_boxes) * len(level)))
+        places = [
+            (part[:, :, None] - centres).square_().sum(3).topk(min(candidates, len(level)), largest=False)[1]
+            for part in middles.split(step, dim=1)
+        ]
+        mine = torch.cat(places, dim=1)[..., None] * per_location + of_location  # [B, G, k, A]
+        found.append(first + mine.flatten(2))
+        first += size
+    return torch.cat(found, dim=2)
+
+
+def _settled(near: Tensor, iou: Tensor, positive: Tensor, in_crowd: Tensor) -> Matches:
+    """Who gets each anchor, of those that claim it: near, iou and positive [B, G, K], in_crowd [B, N]."""
+    gts = near.shape[1]
+    claims = torch.where(positive, iou, -1).flatten(1)
+    places = near.flatten(1)
+    most = claims.new_full(in_crowd.shape, -1).scatter_reduce(1, places, claims, "amax")
+    gt = torch.arange(gts, device=near.device)[None, :, None].expand_as(near).flatten(1)
+    # Of several that it overlaps as much, the first.
+    wins = (claims >= 0) & (claims == most.gather(1, places))
+    owner = gt.new_full(in_crowd.shape, gts).scatter_reduce(1, places, torch.where(wins, gt, gts), "amin")
+    taken = owner < gts
+    status = torch.zeros(in_crowd.shape, dtype=torch.int8, device=near.device)
+    status[in_crowd] = -1
+    status[taken] = 1
+    return Matches(status, owner.masked_fill(~taken, 0))
