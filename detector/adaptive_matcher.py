@@ -6,7 +6,7 @@ from torch import Tensor
 from detector.boxes import paired_iou
 from detector.matcher import Matches, in_crowds
 
-# Distances are computed for at most this many (image, gt, location) triples at once.
+# Distances are computed for at most this many (image, gt, location) triples at once: about 100 MB at peak.
 _PAIRS_AT_ONCE = 1 << 22
 
 
@@ -46,41 +46,53 @@ def match_adaptively(
     if gt_valid.shape[1] == 0:
         status = torch.zeros(len(gt_valid), len(anchors), dtype=torch.int8, device=anchors.device)
         return Matches(status, status.long())
-    objects = gt_valid & ~gt_ignore
-    near = _nearest(anchors, level_sizes, per_location, gt_boxes, candidates)  # [B, G, K]
-    boxes = gt_boxes[:, :, None]
-    iou = paired_iou(anchors[near].flatten(0, 2), boxes.expand(*near.shape, 4).flatten(0, 2)).view(near.shape)
-    spread = iou.std(2, correction=min(1, near.shape[2] - 1))  # of a sample, as its code takes it
-    reached = iou >= (iou.mean(2) + spread)[..., None]
-    centres = (anchors[near][..., :2] + anchors[near][..., 2:]) / 2
-    inside = ((centres > boxes[..., :2]) & (centres < boxes[..., 2:])).all(3)
-    positive = reached & inside & (iou > 0)
-    if best_anchor:
-        best = (iou == iou.amax(2, keepdim=True)) & (iou > 0)
-        positive = torch.where(positive.any(2, keepdim=True), positive, best)
-    positive &= objects[..., None]
+    # Of a candidate some ten numbers are held at one time, of a location three.
+    for_each_box = max(len(anchors) // per_location, 4 * candidates * len(level_sizes) * per_location)
+    step = max(1, _PAIRS_AT_ONCE // max(1, len(gt_boxes) * for_each_box))
+    blocks = [
+        _claims(_nearest(anchors, level_sizes, per_location, boxes, candidates), anchors, boxes, best_anchor)
+        for boxes in gt_boxes.split(step, dim=1)
+    ]
+    near, iou, positive = (torch.cat(part, dim=1) for part in zip(*blocks, strict=True))
+    positive &= (gt_valid & ~gt_ignore)[..., None]
     return _settled(near, iou, positive, in_crowds(anchors, gt_boxes, gt_valid & gt_ignore))
 
 
 def _nearest(
     anchors: Tensor, level_sizes: tuple[int, ...], per_location: int, gt_boxes: Tensor, candidates: int
 ) -> Tensor:
-    """The anchors at the nearest locations of each level: int64 [B, G, K]."""
-    middles = (gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2
+    """The anchors at the locations of each level that are nearest to the boxes [B, g, 4]: int64 [B, g, K]."""
+    middles = _centres(gt_boxes)[:, :, None]
     of_location = torch.arange(per_location, device=anchors.device)
     found, first = [], 0
     for size in level_sizes:
-        level = anchors[first : first + size : per_location]
-        centres = (level[:, :2] + level[:, 2:]) / 2
-        step = max(1, _PAIRS_AT_ONCE // max(1, len(gt_boxes) * len(level)))
-        places = [
-            (part[:, :, None] - centres).square_().sum(3).topk(min(candidates, len(level)), largest=False)[1]
-            for part in middles.split(step, dim=1)
-        ]
-        mine = torch.cat(places, dim=1)[..., None] * per_location + of_location  # [B, G, k, A]
-        found.append(first + mine.flatten(2))
+        centres = _centres(anchors[first : first + size : per_location])
+        distance = (middles - centres).square_().sum(3)  # [B, g, locations]
+        places = distance.topk(min(candidates, len(centres)), largest=False).indices
+        found.append(first + (places[..., None] * per_location + of_location).flatten(2))
         first += size
     return torch.cat(found, dim=2)
+
+
+def _claims(
+    near: Tensor, anchors: Tensor, gt_boxes: Tensor, best_anchor: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The candidates near [B, g, K] of the boxes [B, g, 4], their IoU with them, and which are positive."""
+    theirs, boxes = anchors[near], gt_boxes[:, :, None].expand(*near.shape, 4)
+    iou = paired_iou(theirs.flatten(0, 2), boxes.flatten(0, 2)).view(near.shape)
+    spread = iou.std(2, correction=min(1, near.shape[2] - 1))  # of a sample, as its code takes it
+    reached = iou >= (iou.mean(2) + spread)[..., None]
+    centres = _centres(theirs)
+    inside = ((centres > boxes[..., :2]) & (centres < boxes[..., 2:])).all(3)
+    positive = reached & inside & (iou > 0)
+    if best_anchor:
+        best = (iou == iou.amax(2, keepdim=True)) & (iou > 0)
+        positive = torch.where(positive.any(2, keepdim=True), positive, best)
+    return near, iou, positive
+
+
+def _centres(boxes: Tensor) -> Tensor:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def _settled(near: Tensor, iou: Tensor, positive: Tensor, in_crowd: Tensor) -> Matches:
