@@ -60,7 +60,8 @@ def test_matching_is_that_of_the_double_loop_whatever_the_blocks(
                 real[g] = tuple(box)
         levels = nested(anchors, level_sizes, per_location)
         expected.append(oracles.match_image_adaptively(levels, real, crowds, candidates, best))
-    for pairs in (1 << 22, 1, 2 * 3 * 192):  # all gts at once, one at a time, three at a time
+    of_three = 2 * 3 * max(len(anchors) // per_location, 20 * candidates * per_location)
+    for pairs in (1 << 22, 1, of_three):  # all gts at once, one at a time, three at a time
         monkeypatch.setattr(adaptive_matcher, "_PAIRS_AT_ONCE", pairs)
         matches = match_adaptively(
             anchors, level_sizes, per_location, boxes, valid, crowd, candidates, best_anchor=best
