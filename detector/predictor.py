@@ -16,7 +16,7 @@ from data.sample import Sample, collate
 from detector.build import build_pipeline
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.inference import Predictions
-from errors import InputError
+from errors import InputError, some_of
 
 _KINDS = "a path, an array, a PIL image or a tensor"
 ImageLike = str | Path | NDArray[np.uint8] | Image.Image | Tensor
@@ -34,6 +34,13 @@ class ImageDetections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __str__(self) -> str:
+        """How many there are and what the best are, as `print` shows it."""
+        best = some_of(
+            [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores, strict=True)], 5
+        )
+        return f"{len(self)} detection{'s' * (len(self) != 1)}{f': {best}' if best else ''}"
 
     def above(
         self, threshold: float | Sequence[float] | NDArray[np.float64] | Mapping[str, float]

@@ -213,6 +213,15 @@ def test_above_takes_some_by_name_and_the_detectors_own_for_the_others(detector:
         found.above({"cta": 0.5})
 
 
+def test_what_was_found_is_printed_in_a_line() -> None:
+    names = ("cat", "dog", "cat", "cat", "dog", "dog")
+    scores = np.array([0.987, 0.9, 0.5, 0.25, 0.125, 0.0])
+    every = ImageDetections(np.zeros((6, 4)), scores, np.array([0, 1, 0, 0, 1, 1]), names)
+    assert f"{every}" == "6 detections: cat 0.99, dog 0.90, cat 0.50, cat 0.25, dog 0.12, ..."
+    assert f"{every.above(0.95)}" == "1 detection: cat 0.99"
+    assert f"{every.above(1)}" == "0 detections"
+
+
 def test_an_image_turned_by_its_exif_is_taken_upright(detector, tmp_path: Path) -> None:
     """The boxes are in pixels of the picture as a viewer shows it: the same as of the turned pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
