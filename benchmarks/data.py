@@ -34,7 +34,7 @@ from data.images import read_image
 from data.loader import DetectionDataset
 from data.sample import Batch, collate
 from data.transforms import Pipeline
-from detector.build import build_model
+from detector.builders.network import build_model
 from detector.config import ModelConfig
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
 from doors import keep_freed_memory

@@ -30,7 +30,8 @@ from benchmarks.training import (
     precisions,
     timed_apart,
 )
-from detector.build import box_std, build_amp
+from detector.builders.device import build_amp
+from detector.builders.losses import box_std
 from detector.config import Config
 from detector.config_file import load_config
 from detector.evaluation.inference import for_inference

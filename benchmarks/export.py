@@ -23,7 +23,7 @@ from benchmarks.measure import progress, report, section
 from data.images import read_upright
 from data.sample import DetectionSet
 from data.transforms import Pipeline
-from detector.build import build_set
+from detector.builders.data import build_set
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.coco import evaluate_coco
 from detector.evaluation.inference import Predictions

@@ -35,7 +35,9 @@ from benchmarks.measure import (
     report,
     section,
 )
-from detector.build import build_amp, build_criterion, build_model, cpu_is_fast_in_bf16, memory_format
+from detector.builders.device import build_amp, cpu_is_fast_in_bf16
+from detector.builders.losses import build_criterion
+from detector.builders.network import build_model, memory_format
 from detector.config import Config
 from detector.config_file import load_config
 from detector.criterion import GroundTruth

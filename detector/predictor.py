@@ -13,7 +13,7 @@ from torch import Tensor
 from data.images import read_size, read_upright, rgb_pixels
 from data.order import like_batches
 from data.sample import Sample, collate
-from detector.build import build_pipeline
+from detector.builders.data import build_pipeline
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.inference import Predictions
 from errors import InputError, some_of

@@ -10,7 +10,7 @@ from torchvision.io import write_jpeg
 from torchvision.utils import make_grid
 
 from data.loader import DetectionDataset
-from detector.build import build_pipeline
+from detector.builders.data import build_pipeline
 from detector.evaluation.checkpoint import evaluate_checkpoint
 from detector.evaluation.pictures import pictures
 from doors import run_door

@@ -18,7 +18,7 @@ from PIL import Image
 
 import export
 from data.images import read_upright
-from detector.build import build_model
+from detector.builders.network import build_model
 from detector.checkpoint import save_checkpoint
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint

@@ -51,7 +51,7 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
     if html is not None:
         from data.check.page import page
         from data.check.samples import sample_pictures
-        from detector.build import build_pipeline
+        from detector.builders.data import build_pipeline
 
         pictures = []
         if "train" in done.sets:

@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from data.feed import checked
 from data.sample import Batch, DetectionSet, is_listed
-from detector.build import build_amp, build_device, build_eval_loader, build_model, build_set, place
+from detector.builders.data import build_eval_loader, build_set
+from detector.builders.device import build_amp, build_device
+from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, DataConfig
 from detector.config_file import apply_overrides, parse_config

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sample import DetectionSet
-from detector.build import build_set
+from detector.builders.data import build_set
 from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.tally import Tally, average_precision

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from data.sample import Batch, DetectionSet
-from detector.build import box_std, build_amp
+from detector.builders.device import build_amp
+from detector.builders.losses import box_std
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, calibration_error, held_out_error
 from detector.evaluation.coco import CocoResult, evaluate_coco

@@ -15,7 +15,7 @@ from data.images import read_size, read_upright
 from data.inputs import find_sources
 from data.own_transforms import resize
 from data.sample import Batch, Sample, collate
-from detector.build import build_pipeline, build_set
+from detector.builders.data import build_pipeline, build_set
 from detector.evaluation.checkpoint import OpenCheckpoint
 from detector.export.agreement import NOTHING, SCORE, Agreement, Found, compare
 from detector.export.formats import Run

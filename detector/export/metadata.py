@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import detector
-from detector.build import transforms_of
+from detector.builders.data import transforms_of
 from detector.config import Config
 from detector.evaluation.checkpoint import OpenCheckpoint
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from detector.build import box_std
+from detector.builders.losses import box_std
 from detector.checkpoint import find_checkpoint
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.check import check_detections, check_raw, pictures

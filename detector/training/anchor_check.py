@@ -11,7 +11,7 @@ from data.cache import ImageCache
 from data.loader import DetectionDataset
 from data.sample import SIZE_DIVISOR, DetectionSet
 from detector.anchor_fit import AnchorShapes, SeenBoxes, level_ious, suggest
-from detector.build import build_pipeline
+from detector.builders.data import build_pipeline
 from detector.config import Config
 
 _IMAGES = 200  # that are looked at

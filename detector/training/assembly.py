@@ -16,18 +16,10 @@ from data.loader import train_loader
 from data.order import EpochBatches
 from data.sample import SIZE_DIVISOR, DetectionSet
 from data.transforms import Pipeline
-from detector.build import (
-    build_amp,
-    build_cache,
-    build_criterion,
-    build_device,
-    build_exchange,
-    build_model,
-    build_pipeline,
-    build_set,
-    cpu_is_fast_in_bf16,
-    place,
-)
+from detector.builders.data import build_cache, build_pipeline, build_set
+from detector.builders.device import build_amp, build_device, cpu_is_fast_in_bf16
+from detector.builders.losses import build_criterion, build_exchange
+from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_tensors
 from detector.config import Config, ModelConfig, TrainConfig
 from detector.memory import memory_explained

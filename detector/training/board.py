@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from detector.build import ranking_delta
+from detector.builders.losses import ranking_delta
 from detector.config import Config
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.curves import curves

@@ -15,7 +15,7 @@ from data.check.scan import ImageFacts, scan
 from data.faults import DataFault
 from data.sample import DetectionSet
 from detector.anchor_fit import level_ious
-from detector.build import build_pipeline, build_set
+from detector.builders.data import build_pipeline, build_set
 from detector.config import Config
 from detector.training.anchor_check import AnchorFit, measure_anchors, recall
 from errors import InputError

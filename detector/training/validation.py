@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from data.feed import checked
 from data.loader import DetectionDataset, load_batch
 from data.sample import DetectionSet
-from detector.build import build_amp, build_cache, build_eval_loader, build_pipeline
+from detector.builders.data import build_cache, build_eval_loader, build_pipeline
+from detector.builders.device import build_amp
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
 from detector.evaluation.inference import Predictions, for_inference, join_predictions

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.voc import load_voc
-from detector.build import build_set
+from detector.builders.data import build_set
 from detector.config import DataConfig
 from errors import InputError
 from tests.builders import voc_xml, write_image, write_voc

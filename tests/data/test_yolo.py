@@ -20,7 +20,7 @@ from data.coco import load_coco
 from data.faults import DataFault
 from data.images import read_image
 from data.yolo import load_yolo
-from detector.build import build_set
+from detector.builders.data import build_set
 from detector.config import DataConfig
 from errors import InputError
 from tests.builders import TINY_MODEL, small_coco, write_image

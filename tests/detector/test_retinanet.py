@@ -9,7 +9,7 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 from torchvision.transforms.functional import normalize
 
-from detector.build import build_model
+from detector.builders.network import build_model
 from detector.config import AnchorConfig, ModelConfig
 from detector.postprocess import detect
 from detector.retinanet import HeadOutputs, RetinaNet

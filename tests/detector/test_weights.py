@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 import train
-from detector.build import build_model
+from detector.builders.network import build_model
 from detector.config import ModelConfig
 from detector.config_file import load_config
 from detector.retinanet import RetinaNet

@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from data.sample import DetectionSet
-from detector.build import build_set
+from detector.builders.data import build_set
 from detector.config_file import parse_config
 from detector.predictor import Detector
 from tests.predict.tools import ALL, files, read, rows, run

@@ -11,7 +11,7 @@ import pytest
 import train
 from data.check.__main__ import main
 from data.shapes import ShapesSpec, ensure_shapes
-from detector.build import build_set
+from detector.builders.data import build_set
 from detector.config_file import load_config
 from detector.training.data_check import warn_before_training
 from detector.training.trainer import Trainer

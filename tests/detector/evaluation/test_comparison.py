@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from scipy.stats import binom
 
 import evaluate as door
-from detector.build import build_model
+from detector.builders.network import build_model
 from detector.checkpoint import save_checkpoint
 from detector.config_file import parse_config
 from detector.evaluation.checkpoint import open_checkpoint

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.build import build_model
+from detector.builders.network import build_model
 from detector.evaluation.inference import for_inference
 from detector.folding import running_statistics
 from tests.runs import tiny_config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import Batch, DetectionSet, Sample, collate
-from detector.build import build_set
+from detector.builders.data import build_set
 from detector.config import Config
 from detector.evaluation.inference import Predictions
 from detector.evaluation.score import predict, score

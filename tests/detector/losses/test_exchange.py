@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from detector.build import build_objective
+from detector.builders.losses import build_objective
 from detector.config import LossConfig
 from detector.losses import Exchange, NonFiniteLogits, ap_loss, backends
 from detector.objectives import Positives

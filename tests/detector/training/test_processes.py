@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.order import EpochBatches
-from detector.build import build_exchange
+from detector.builders.losses import build_exchange
 from detector.checkpoint import load_checkpoint
 from detector.criterion import Losses
 from detector.training.learner import Learner

@@ -14,7 +14,8 @@ import train as door
 from data.feed import checked
 from data.loader import DetectionDataset
 from data.sample import Batch
-from detector.build import build_model, build_pipeline
+from detector.builders.data import build_pipeline
+from detector.builders.network import build_model
 from detector.training.anchor_check import measure_anchors
 from detector.training.compilation import compilation_explained, compilation_report, compile_parts
 from detector.training.gradients import Gradients

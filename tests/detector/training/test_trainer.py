@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from data.feed import next_group
-from detector.build import build_amp, memory_format
+from detector.builders.device import build_amp
+from detector.builders.network import memory_format
 from detector.config import TrainConfig
 from detector.config_file import dump_config
 from detector.training.learner import Learner

@@ -1,17 +1,15 @@
-"""From the configuration to a set: what a split must hold."""
+"""From the configuration to the losses: what is set reaches them; what cannot be trained with is refused."""
 
 import math
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 
-from data.cache import DiskCache
 from detector.adaptive_matcher import match_adaptively
 from detector.anchors import AnchorGenerator, pyramid_grids
-from detector.build import build_cache, build_criterion, build_objective, build_set
+from detector.builders.losses import build_criterion, build_objective
 from detector.config import AnchorConfig, Config, DataConfig, LossConfig, MatcherConfig, ModelConfig
 from detector.criterion import GroundTruth
 from detector.losses import Exchange
@@ -19,31 +17,6 @@ from detector.matcher import match
 from detector.objectives import Positives
 from detector.retinanet import HeadOutputs
 from errors import InputError
-from tests.builders import coco_dict, write_coco
-
-BOX = [4.0, 5.0, 20.0, 18.0]
-
-
-def crowds(root: Path, *numbers: int) -> Path:
-    """A cat and a dog on each of two images; those annotations are crowds."""
-    content = coco_dict([[BOX, BOX], [BOX, BOX]])
-    for annotation in content["annotations"]:
-        annotation["iscrowd"] = int(annotation["id"] in numbers)
-    return write_coco(root, content, content)
-
-
-def test_a_training_split_of_nothing_but_crowds_is_refused(tmp_path: Path) -> None:
-    """As a tool that marks every mask so writes it."""
-    data = DataConfig(format="coco", root=str(crowds(tmp_path / "set", 1, 2, 3, 4)))
-    with pytest.raises(InputError, match="holds no boxes to learn from: all 4 are iscrowd or difficult"):
-        build_set(data, "train", None)
-    assert len(build_set(data, "val", None).boxes) == 4
-
-
-def test_a_class_that_was_asked_for_must_have_a_box_to_learn_from(tmp_path: Path) -> None:
-    root = crowds(tmp_path / "set", 1, 3)
-    with pytest.raises(InputError, match=r"data\.classes: data\.splits\.train holds no box of class 'dog'"):
-        build_set(DataConfig(format="coco", root=str(root), classes=["cat", "dog"]), "train", None)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +44,6 @@ def test_the_settings_of_a_loss_reach_it(
     parts = objective(torch.tensor(logits)[:, None], targets, Positives(torch.ones(3, 4), boxes, boxes))
     assert float(parts["classification"]) == pytest.approx(classification, abs=1e-6)
     assert float(parts["box"]) == pytest.approx(3 * (1 - 0.2 / 2))
-
-
-def test_the_file_of_decoded_images_is_where_it_is_wanted(tmp_path: Path) -> None:
-    root = crowds(tmp_path / "set", 1)
-    for wanted, folder in ((tmp_path / "kept", "kept"), (None, "set.cache")):
-        before = {path.name for path in tmp_path.iterdir()}
-        where = None if wanted is None else str(wanted)
-        data = DataConfig(format="coco", root=str(root), cache="disk", cache_dir=where)
-        assert isinstance(build_cache(data, build_set(data, "train")), DiskCache)
-        assert {path.name for path in tmp_path.iterdir()} - before == {folder}
 
 
 def test_focal_loss_without_a_gradient_is_refused_for_training() -> None:

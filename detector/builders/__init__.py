@@ -1,0 +1,1 @@
+"""From the configuration to the parts: model, losses and data take plain arguments."""

@@ -1,0 +1,130 @@
+"""From the configuration to the losses: what is matched with what, and what is made of it."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from detector.adaptive_matcher import match_adaptively
+from detector.config import Config, LossConfig
+from detector.criterion import Criterion, GroundTruth, Matching
+from detector.losses import (
+    Exchange,
+    ap_loss,
+    ce_ohem_loss,
+    class_ap_loss,
+    focal_loss,
+    giou_errors,
+    smooth_l1_errors,
+)
+from detector.matcher import Matches, match
+from detector.objectives import BoxErrors, ClassLoss, Objective, alrp, rank_sort, separate
+from detector.ranked import ranked_share
+from detector.retinanet import HeadOutputs
+from errors import InputError
+
+
+def build_criterion(config: Config, device: torch.device, exchange: Exchange) -> Criterion:
+    """The losses of training, taken together with the processes of the exchange.
+
+    Raises:
+        InputError: the loss cannot be trained with.
+    """
+    matcher, gamma = config.matcher, config.loss.focal_gamma
+    if config.loss.name == "focal" and 0 < gamma < 1:  # (1 - p) ** gamma is infinitely steep where p is 1
+        raise InputError(
+            f"loss.focal_gamma: 0 or at least 1 is wanted, got {gamma:g}: between, the gradient of a sure "
+            "negative is NaN"
+        )
+    if matcher.name == "iou" and matcher.negative_iou == 0:
+        raise InputError("matcher.negative_iou: 0 leaves no anchor negative; a value above it is wanted")
+    objective = build_objective(config.loss, box_std(config, device), exchange)
+    share = None
+    if config.loss.name in ("ap", "alrp", "rank_sort"):
+        by_class = config.loss.name == "ap" and config.loss.class_by_class
+        share = partial(
+            ranked_share, delta=ranking_delta(config.loss), class_by_class=by_class, exchange=exchange
+        )
+    return Criterion(build_matching(config), objective, share)
+
+
+def build_matching(config: Config) -> Matching:
+    """Which anchors of a batch are to learn which gt box."""
+    matcher, shapes = config.matcher, config.model.anchors
+    per_location = len(shapes.sizes[0]) * len(shapes.ratios)
+
+    def by_iou(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+        thresholds = matcher.positive_iou, matcher.negative_iou
+        return match(outputs.anchors, gt.boxes, gt.valid, gt.ignore, *thresholds, matcher.best_anchor)
+
+    def adaptively(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+        anchors = outputs.anchors, outputs.level_sizes, per_location
+        boxes = gt.boxes, gt.valid, gt.ignore
+        return match_adaptively(*anchors, *boxes, matcher.candidates, matcher.best_anchor)
+
+    return {"iou": by_iou, "atss": adaptively}[matcher.name]
+
+
+def build_exchange(config: LossConfig) -> Exchange:
+    """All processes of the training where there are several and loss.global_ranking is on."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return Exchange(torch.distributed.group.WORLD if several and config.global_ranking else None)
+
+
+def ranking_delta(config: LossConfig) -> float:
+    """Half-width of the soft step: as set, else as published."""
+    published = 0.5 if config.name == "rank_sort" else 1.0
+    return published if config.delta is None else config.delta
+
+
+def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Objective:
+    """The losses that the configuration names."""
+    box_errors: BoxErrors = (
+        partial(giou_errors, std=std)
+        if config.box == "giou"
+        else partial(smooth_l1_errors, std=std, beta=config.smooth_l1_beta)
+    )
+    delta = ranking_delta(config)
+    if config.name == "alrp":
+        return partial(
+            alrp,
+            box_std=std,
+            delta=delta,
+            box_weight=config.box_weight,
+            self_balance=config.self_balance,
+            exchange=exchange,
+        )
+    if config.name == "rank_sort":
+        return partial(
+            rank_sort,
+            box_errors=box_errors,
+            box_std=std,
+            delta=delta,
+            box_weight=config.box_weight,
+            self_balance=config.self_balance,
+            exchange=exchange,
+        )
+    class_loss: ClassLoss
+    if config.name == "focal":
+        class_loss = partial(
+            focal_loss, alpha=config.focal_alpha, gamma=config.focal_gamma, exchange=exchange
+        )
+    elif config.name == "ce_ohem":
+        class_loss = partial(
+            ce_ohem_loss, negatives_per_positive=config.negatives_per_positive, exchange=exchange
+        )
+    else:
+        rank = class_ap_loss if config.class_by_class else ap_loss
+        class_loss = partial(rank, delta=delta, interpolated=config.interpolated, exchange=exchange)
+    return partial(
+        separate,
+        class_loss=class_loss,
+        box_errors=box_errors,
+        box_weight=config.box_weight,
+        exchange=exchange,
+    )
+
+
+def box_std(config: Config, device: torch.device) -> Tensor:
+    """The spread of the four deltas, float32 [4]."""
+    return torch.tensor(config.model.box_std, device=device)
