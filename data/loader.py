@@ -198,7 +198,10 @@ def load_batch(dataset: DetectionDataset, keys: list[Key]) -> Batch:
 def _worker_count(wanted: int | None) -> int:
     if wanted is not None:
         return wanted
-    return min(4, max(0, len(os.sched_getaffinity(0)) - 1)) if hasattr(os, "sched_getaffinity") else 2
+    if not hasattr(os, "sched_getaffinity"):
+        return 2
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the training, on this machine
+    return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))
 
 
 # Its children start at once and share the annotations. Python 3.14's default would load all libraries once
@@ -233,7 +236,7 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     # The training answers to a signal that asks it to stop, and needs its workers until it has.
-    for name in ("SIGINT", "SIGUSR1"):
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_if_closing)

@@ -44,8 +44,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            # Stopped between the two renames a run has no `path`; it then goes on from `previous`.
-            path.replace(previous)
+            _keep(path, previous)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
@@ -55,6 +54,22 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
             f"cannot write {path} ({first_line(error)}); {kept}free some space, then continue with --resume"
         ) from None
     _sync_folder(path.parent)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Let `previous` be the file that `path` is, which stays there meanwhile.
+
+    Renaming it away would leave no `path` for as long as the system takes to free what `previous` was.
+    """
+    link = previous.with_suffix(".link")
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(path)
+    except OSError:  # not every disk knows links; stopped between, a run goes on from `previous`
+        path.replace(previous)
+        return
+    link.replace(previous)
+    link.unlink(missing_ok=True)  # renaming does nothing where both are one file already
 
 
 def _sync_folder(folder: Path) -> None:

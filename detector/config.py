@@ -119,7 +119,9 @@ class DataConfig(Section):
     )
     transforms: TransformsConfig = TransformsConfig()
     workers: Annotated[Integer, Field(ge=0, le=1024)] | None = Field(
-        None, description="loading processes; by default one per spare core, 4 at most"
+        None,
+        description="loading processes of each process of the training; by default one per spare core, 4 at "
+        "most",
     )
     group_by_shape: bool = Field(
         False, description="put training images of like proportions into one batch, for less padding"

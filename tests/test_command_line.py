@@ -199,6 +199,19 @@ def test_a_finished_run_is_continued_with_more_epochs(workplace: Path, tmp_path:
     assert evaluations(tmp_path / "run") == evaluations(workplace / "run")
 
 
+@pytest.mark.parametrize(("word", "anew"), [("eval.nms_threshold=0.9", True), ("eval.batch_size=1", False)])
+def test_the_best_begins_anew_where_ap_is_measured_otherwise(
+    workplace: Path, tmp_path: Path, word: str, anew: bool
+) -> None:
+    shutil.copytree(workplace / "run", tmp_path / "run")
+    with boxes_lost_at(1):  # so that its AP is 0, below the best
+        outcome = call(train.main, "--resume", str(tmp_path / "run"), "train.epochs=3", word, cwd=workplace)
+    assert outcome.code == 0
+    assert ("best.pt begins anew" in outcome.err + outcome.out) == anew
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
+    assert best["step"] == (STEPS + STEPS // 2 if anew else STEPS // 2)
+
+
 def test_a_damaged_checkpoint_is_told_of_once(
     workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -200,8 +200,8 @@ def _try_on_smallest(
     box = np.array([[0, 0, width, height]], np.float32)
     image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed=0)
     train = config.train
-    at_once = train.batch_size // (train.accumulate * processes.size)
-    alone = at_once == 1 and not (train.sync_batch_norm and processes.size > 1)
+    at_once = min(train.batch_size, len(train_set)) // (train.accumulate * processes.size)
+    alone = at_once <= 1 and not (train.sync_batch_norm and processes.size > 1)
     long_side = round(scale * max(image.shape[:2]))
     if config.model.norm == "batch" and alone and long_side <= SIZE_DIVISOR:
         raise InputError(

@@ -12,7 +12,10 @@ from detector.config import Config
 from detector.evaluation.calibration import Calibration
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch
+from detector.training.run_folder import changed_keys
 from errors import InputError
+
+_OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.decay_norm_and_bias")  # what its state is about
 
 
 @dataclass
@@ -115,16 +118,11 @@ class Checkpoints:
         training = state.get("training")
         if not training:
             raise InputError(f"{source} has no training state to continue from; resume from a run folder")
-        name = state["config"]["optimizer"]["name"]
-        if name != self._config.optimizer.name:
-            raise InputError(f"{source}: optimizer.name is {name} there and cannot be changed when resuming")
-        model = self._config.model.model_dump(mode="json")
-        for key in ("anchors", "box_std"):
-            before, asked = state["config"]["model"].get(key), model[key]
-            if before not in (None, asked):
+        for key, before, _ in changed_keys(state["config"], self._config.model_dump(mode="json")):
+            if key.startswith("model.") or key in _OF_THE_OPTIMIZER:
                 raise InputError(
-                    f"{source}: model.{key} is {before} there and cannot be changed when resuming; begin a "
-                    f"new run with model.init={BEST} of this one"
+                    f"{source}: {key} is {before} there and cannot be changed when resuming; begin a new run "
+                    f"with model.init={BEST} of this one"
                 )
         steps = training.get("steps_per_epoch", self._steps_per_epoch)
         if steps != self._steps_per_epoch:

@@ -203,6 +203,15 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[
             )
 
 
+def measures_otherwise(key: str, before: Any, now: Any) -> bool:
+    """Whether AP measured before and after such a change (see `changed_keys`) cannot be compared."""
+    for mapping, part in (("data.splits", "val"), ("data.transforms", "eval")):
+        if key == mapping:
+            return before.get(part) != now.get(part)
+    other_numbers = key.startswith("eval.") and key[5:] not in ("batch_size", "backend", "calibrate")
+    return key == "data.image_size" or other_numbers
+
+
 def resume_config(folder: Path) -> dict[str, Any]:
     """The configuration of the run in a folder, as plain values.
 

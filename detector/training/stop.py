@@ -1,4 +1,4 @@
-"""Being asked to stop: by a scheduler (SIGTERM, SIGUSR1) or by Ctrl-C."""
+"""Being asked to stop: by a scheduler (SIGTERM, SIGUSR1), Ctrl-C, or a terminal that closes (SIGHUP)."""
 
 import os
 import signal
@@ -7,7 +7,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 # Launchers pass a signal on that their processes have had already from the terminal or the
 # scheduler: only what comes later than this is a second request.
 _SAME_REQUEST_S = 1.0
@@ -36,7 +38,10 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # others cannot handle signals
-            self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            heard = [
+                n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN
+            ]  # nohup
+            self._handlers = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(

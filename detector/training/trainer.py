@@ -1,6 +1,7 @@
 """The training loop: one step after another, in the order things happen."""
 
 import enum
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from detector.training.run_folder import (
     has_checkpoint,
     in_use,
     mark_launch,
+    measures_otherwise,
     refuse_taken,
 )
 from detector.training.stop import StopRequest
@@ -100,10 +102,13 @@ class Trainer:
         if state:
             with memory_explained(parts.device):
                 self._checkpoints.restore(state, str(resume))
-            changes = changed_keys(state["config"], config.model_dump(mode="json"))
+            changes = [*changed_keys(state["config"], config.model_dump(mode="json"))]
             self._changed = [
                 f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"
             ]
+            if any(measures_otherwise(*change) for change in changes):
+                self.progress.best = -math.inf
+                self._changed.append(f"so {BEST} begins anew: its AP cannot be compared")
         self._check_all_read_the_same(self.progress.step)
 
     def _check_all_read_the_same(self, step: int) -> None:
@@ -287,10 +292,16 @@ class Trainer:
             if not self.processes.main:
                 raise Bystander
             first, parts = nonfinite[0], self.parts
-            raise InputError(not_finite(first, parts.train_set, self.processes.size, self.config, parts.amp))
+            text = not_finite(first, parts.train_set, self.processes.size, self.config, parts.amp)
+            if too_many:
+                text += f"; more than train.max_nonfinite={self.config.train.max_nonfinite} within an epoch"
+            elif policy == "rollback":
+                text += "; there is no checkpoint yet to go back to (train.save_every_steps makes one sooner)"
+            raise InputError(text)
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
+            self.processes.from_main(lambda: set_aside_damaged(folder))
             self._check_all_read_the_same(state["step"])
             self.learner.restore(state["training"], state["model"], str(folder))
             then = f"back to the weights of step {state['step']}"
@@ -364,7 +375,9 @@ class Trainer:
             lr = f"; lr {self.parts.lr:g} = {config.optimizer.lr:g} x {config.train.batch_size}"
             lr += f" / {config.optimizer.lr_for_batch}"
         if self.progress.evaluated == self.total_steps:
-            ended = "; nothing is left to do: a higher train.epochs goes on"
+            ended = (
+                "; nothing is left to do: a higher train.epochs goes on, with lr and image sizes of so many"
+            )
         parts = self.parts.described(config.model.backbone, self.processes)
         begun = f" with the weights of {config.model.init}" if config.model.init and not step else ""
         return f"{self.folder}: {parts}, {self.total_steps} steps from {step}{begun}{lr}{ended}"

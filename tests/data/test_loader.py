@@ -67,10 +67,14 @@ def test_worker_count_and_global_seeds_change_nothing(tmp_path):
     assert seen[0][0] != seen[0][1]
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (3, 2), (5, 4), (64, 4)])
-def test_a_core_is_left_to_the_training_and_four_are_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(1, 1, 0), (3, 1, 2), (5, 1, 4), (64, 1, 4), (8, 4, 1), (8, 8, 0), (64, 8, 4)],
+)
+def test_a_core_is_left_to_each_process_of_the_training_and_four_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
 ) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     records = make_set(tmp_path)
     assert train(records, workers=None)[0].num_workers == workers

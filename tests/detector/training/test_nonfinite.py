@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detector.checkpoint import load_checkpoint
 from detector.criterion import Criterion, Losses
 from detector.memory import memory_explained
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch, RunningStatistics
+from detector.training.progress import Checkpoints
 from detector.training.trainer import Trainer
 from errors import InputError, Stopped
 from tests.builders import small_coco
@@ -133,7 +135,7 @@ def test_so_many_is_counted_over_resumptions(tmp_path: Path) -> None:
             Trainer(config, "test").run()
     with pytest.MonkeyPatch.context() as patch:
         spoil_steps(patch, {2}, float("nan"))
-        with pytest.raises(InputError, match="not finite at step 7"):
+        with pytest.raises(InputError, match=r"not finite at step 7.*more than train\.max_nonfinite=2"):
             Trainer(config, "test", resume=run).run()
 
 
@@ -153,9 +155,34 @@ def test_rollback_takes_the_weights_of_the_last_checkpoint_and_goes_on(tmp_path:
     assert Trainer(config, "test", resume=tmp_path / "run").watch.count == 1  # counted on from there
 
 
+def test_rollback_past_a_damaged_checkpoint_keeps_the_whole_one(tmp_path: Path) -> None:
+    """The next that is written must not move the damaged one to where the whole one is."""
+    root, checkpoints = small_coco(tmp_path / "set", 8), tmp_path / "run" / "checkpoints"
+    words = (*WORDS, "train.on_nonfinite=rollback", "train.eval_every=2", "train.save_every_steps=2")
+    trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+    whole: list[int] = []
+
+    def save_and_damage(kept: Checkpoints, name: str) -> None:
+        save(kept, name)
+        path = checkpoints / "last.pt"
+        if trainer.progress.step == 6:
+            path.write_bytes(path.read_bytes()[:-100])
+        elif trainer.progress.step > 6:
+            whole.append(load_checkpoint(checkpoints / "previous.pt")["step"])
+
+    save = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_steps(patch, {7}, float("nan"))
+        patch.setattr(Checkpoints, "save", save_and_damage)
+        trainer.run()
+    assert whole[0] == 4
+    assert (checkpoints / "damaged.pt").exists()
+
+
 def test_rollback_without_a_checkpoint_stops(tmp_path: Path) -> None:
     root = small_coco(tmp_path / "set", 8)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="not finite at step 2"):
+    reason = "not finite at step 2.*there is no checkpoint yet"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=reason):
         spoil_steps(patch, {2}, float("nan"))
         Trainer(tiny_config(root, tmp_path / "run", *WORDS, "train.on_nonfinite=rollback"), "test").run()
 

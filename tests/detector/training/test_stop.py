@@ -151,7 +151,7 @@ def test_a_stop_comes_before_an_image_that_cannot_be_read(tmp_path: Path) -> Non
     assert last(tmp_path / "run")["step"] == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_training_has_an_exit_code_of_its_own(tmp_path: Path, number: int) -> None:
     small_coco(tmp_path / "set", 8)
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
@@ -172,6 +172,17 @@ with StopRequest(speak=True) as stop:
     while True:
         time.sleep(0.01)
 """
+
+
+def test_a_terminal_that_closes_is_nothing_to_who_ignores_it() -> None:
+    """As nohup lets a program do."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(speak=False) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
