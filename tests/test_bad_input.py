@@ -81,6 +81,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.transforms.train=[Normalize]": ("data.transforms.train", "normalises by itself"),
     "data.transforms.eval=[VerticalFlip]": ("data.transforms.eval", "only resizing"),
     "data.transforms.eval=[{ResizeWithin: {long: 1}}]": ("data.transforms.eval", "becomes one of 1 x 1"),
+    "data.transforms.eval=[{Resize: {height: 2, width: 64}}]": ("data.transforms.eval", "one of 64 x 2"),
     "train.epochs=": ("train.epochs",),
     "train.epochs=many": ("error: on the command line: train.epochs", "'many'"),
     "train.epochs =3": ("did you mean 'train.epochs'?",),

@@ -62,6 +62,15 @@ def test_classes_of_a_split_include_those_of_the_others(root):
     assert records.labels.tolist() == [0]
 
 
+def test_classes_are_sorted_whatever_order_they_are_met_in(tmp_path):
+    boxes = [(5, 6, 20, 30), (8, 9, 30, 40)]
+    first = voc_xml([("zebra", boxes[0], 0), ("ant", boxes[1], 0)])
+    second = voc_xml([("mole", boxes[0], 0), ("zebra", boxes[1], 0)], name="1.jpg")
+    records = load_voc(write_voc(tmp_path, {"0": first, "1": second}, {"train": ["0", "1"]}), "train", None)
+    assert records.classes == ("ant", "mole", "zebra")
+    assert [records.classes[label] for label in records.labels] == ["zebra", "ant", "mole", "zebra"]
+
+
 def test_classes_choose_and_order_the_labels(root, caplog):
     assert load_voc(root, "train", ("dog", "cat")).labels.tolist() == [1, 0, 1]
     assert caplog.messages == []

@@ -139,6 +139,30 @@ def test_rank_sort_sorts_by_iou_and_balances_the_boxes() -> None:
     assert parts["box"].item() == pytest.approx(1 / 6)
 
 
+def test_a_positive_whose_box_misses_its_object_stays_a_positive_to_rank_sort() -> None:
+    """Without it there would be no positive below the negative that scores in between."""
+    logits, deltas = worse_above_better()
+    deltas[1, 1, 0] = 500.0
+    logits[1, 1, 0], logits[1, 0, 0] = 0.0, 5.0
+    parts = criterion(OBJECTIVES["rank_sort"])(outputs(logits, deltas), two_images()).parts
+    assert parts["classification"].item() > 0.1
+
+
+def test_the_ranked_share_is_measured_where_it_is_asked_for_and_losses_can_be_kept() -> None:
+    logits, deltas = worse_above_better()
+    heads, asked = outputs(logits.requires_grad_(), deltas), []
+
+    def share(logits: Tensor, targets: Tensor) -> Tensor:
+        asked.append(targets)
+        return torch.tensor(0.25)
+
+    measuring = Criterion(by_iou, two_parts(), share)
+    assert measuring(heads, two_images()).ranked_share is None and not asked
+    losses = measuring(heads, two_images(), measure=True)
+    assert losses.ranked_share == 0.25 and len(asked) == 1
+    assert losses.total.requires_grad and not losses.detach().total.requires_grad
+
+
 def test_alrp_brings_the_boxes_up_to_the_total() -> None:
     """Hand-computed. Separated positives: ranking error 0, so the box part stays itself.
 

@@ -123,6 +123,18 @@ def test_an_anchor_that_reaches_the_threshold_is_not_taken_away_by_force() -> No
     assert matches.gt_index.tolist() == [[0, 0]]
 
 
+@pytest.mark.parametrize("pairs", [1, 1 << 22])
+def test_of_two_boxes_that_force_an_anchor_alike_the_first_has_it(
+    pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are looked at together or one after the other."""
+    monkeypatch.setattr(matcher, "_PAIRS_AT_ONCE", pairs)
+    matches = run(
+        [(0, 0, 10, 10)], [[((0, 0, 10, 3), "object"), ((0, 7, 10, 10), "object")]], (0.5, 0.4), True
+    )
+    assert (matches.status.tolist(), matches.gt_index.tolist()) == ([[1]], [[0]])
+
+
 def test_all_anchors_that_are_equally_best_are_positive() -> None:
     matches = run(
         [(0, 0, 4, 4), (4, 0, 8, 4), (0, 40, 4, 44)], [[((2, 0, 6, 4), "object")]], (0.5, 0.2), True

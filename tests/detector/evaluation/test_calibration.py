@@ -62,6 +62,16 @@ def test_the_best_detections_of_a_poor_detector_are_promised_no_more_than_they_k
     assert (np.diff(found[np.argsort(logits)]) > 0).all()
 
 
+def test_levels_that_are_joined_count_by_how_many_detections_they_have() -> None:
+    """By hand: 900 with the lower score, half of them right, and 300 with the higher, a fifth of them."""
+    scores = np.repeat([0.2, 0.8], [900, 300])
+    correct = np.arange(1200) % 2 == 0
+    correct[900:] = np.arange(300) % 5 == 0
+    calibration = fit_calibration(Matched(scores, correct, np.arange(1200)))
+    assert calibration is not None
+    assert calibration(np.array([0.2, 0.8])) == pytest.approx([(450 + 60) / 1200] * 2, abs=0.01)
+
+
 def test_where_a_score_says_nothing_all_are_promised_the_same() -> None:
     rng = np.random.default_rng(0)
     matched = Matched(rng.random(5000), rng.random(5000) < 0.2, np.arange(5000))

@@ -241,6 +241,28 @@ def test_matched_tells_right_from_wrong_and_leaves_out_what_counts_for_nothing(t
     assert set(matched.images.tolist()) == {0}
 
 
+@pytest.mark.parametrize(("place", "counts"), [(99, True), (100, False)])
+def test_the_hundredth_of_a_class_in_an_image_counts_and_no_more(
+    tmp_path: Path, place: int, counts: bool
+) -> None:
+    """Of 101 detections, the best first, the one at that place is on the object."""
+    right, wrong = [0.0, 0, 20, 20], [100.0, 100, 20, 20]
+    content = {
+        "images": [{"id": 7}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 4, "bbox": right, "area": 400, "iscrowd": 0}],
+        "categories": [{"id": 4, "name": "a"}],
+    }
+    results = [
+        {"image_id": 7, "category_id": 4, "bbox": right if k == place else wrong, "score": 1 - k / 200}
+        for k in range(101)
+    ]
+    result = evaluate(content, results, tmp_path)
+    assert result.matched.correct.sum() == counts
+    assert (result.summary["AR100"] > 0) == counts
+    # Where nothing that was found is right, no threshold is better than another.
+    assert (result.as_json()["per_class"]["a"]["best_f1_threshold"] == -1) == (not counts)
+
+
 def as_arrays(content: Content, results: list[Content]) -> tuple[DetectionSet, Predictions]:
     """A COCO set and its results as training has them."""
     order = {image: k for k, image in enumerate(IMAGES)}

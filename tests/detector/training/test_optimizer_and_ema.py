@@ -133,6 +133,31 @@ def test_statistics_of_a_step_that_fp16_leaves_out_stay_as_they_were() -> None:
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in floats.items())
 
 
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6, None])
+@pytest.mark.parametrize("scale", [1024.0, None])
+def test_a_long_gradient_is_shortened_whatever_the_loss_was_scaled_by(
+    clip_norm: float | None, scale: float | None
+) -> None:
+    """Oracle: the gradient of the loss itself, and one step of SGD with lr 1 by hand."""
+    net: Any = small_net()
+    optimizer = build_optimizer(net, "sgd", 1.0, 0.0, weight_decay=0.0, decay_norm_and_bias=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    learner = Learner(net, optimizer, scaler, clip_norm, 0)
+    pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    learner.begin(1.0)
+    loss = net(pixels).square().mean()
+    gradients = torch.autograd.grad(loss, [*net.parameters()], retain_graph=True)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    learner.scaler.scale(loss).backward()
+    norm, _ = learner.update(Losses({"box": loss.detach()}, torch.tensor(1)))
+    length = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+    assert float(norm) == pytest.approx(length, rel=1e-5)
+    assert length > 0.5
+    factor = 1.0 if clip_norm is None else min(1.0, clip_norm / length)
+    for was, gradient, now in zip(before, gradients, net.parameters(), strict=True):
+        torch.testing.assert_close(now.detach(), was - factor * gradient, rtol=1e-4, atol=1e-5)
+
+
 def test_the_scale_of_the_loss_is_restored() -> None:
     """What fp16 has found out is not found out again, by a dozen steps that are left out."""
 
