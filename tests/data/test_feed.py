@@ -15,7 +15,7 @@ from data.coco import load_coco
 from data.feed import SkippedImages, checked
 from data.images import read_image
 from data.loader import DetectionDataset, eval_loader, train_loader
-from data.order import EpochBatches
+from data.order import EpochBatches, Key
 from data.sample import Batch, DetectionSet
 from data.transforms import Pipeline
 from errors import InputError
@@ -84,6 +84,16 @@ def test_a_set_without_any_image_that_can_be_read_is_an_error(records: Detection
         Path(file).write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"cannot be read.*; nor can the 7 that might stand in for it"):
         epoch(records, 0, SkippedImages(records, 100))
+
+
+def test_the_image_that_was_wanted_is_named_where_its_stand_in_cannot_be_read_either(
+    records: DetectionSet,
+) -> None:
+    for row in (2, 3):
+        Path(records.files[row]).write_bytes(b"no picture")
+    got = DetectionDataset(records, Pipeline([], 0.0, "train"), 0, stand_ins=1)[Key(0, 2)]
+    assert isinstance(got, InputError)
+    assert Path(records.files[2]).name in str(got) and Path(records.files[3]).name not in str(got)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])

@@ -99,8 +99,8 @@ def test_a_polygon_becomes_its_bounding_box(root: Path) -> None:
 
 
 def test_keypoints_after_a_box_are_not_taken_for_a_polygon(root: Path) -> None:
-    (root / "data.yaml").write_text((root / "data.yaml").read_text() + "kpt_shape: [2, 2]\n")
-    (root / "labels/val/d.txt").write_text("1 0.5 0.5 0.25 0.5 0.9 0.9 0.1 0.1\n")
+    (root / "data.yaml").write_text((root / "data.yaml").read_text() + "kpt_shape: [3, 2]\n")
+    (root / "labels/val/d.txt").write_text("1 0.5 0.5 0.25 0.5 0.9 0.9 0.1 0.1 0.2 0.2\n")
     assert load_yolo(root, "val").boxes.tolist() == [[24, 12, 40, 36]]
     (root / "labels/val/d.txt").write_text("1 0.5 0.5 0.25 0.5\n")
     assert "d.txt:1: 5 numbers" in error_of(root, "val")

@@ -44,6 +44,14 @@ def test_flat_boxes_are_given_flat_anchors() -> None:
     assert found.sizes[1:] == default.sizes[1:]  # levels that no box needs stay as they are
 
 
+def test_what_fits_already_is_not_made_worse() -> None:
+    """One shape of box, and an anchor that is nearly it, which the lattice of the search does not hold."""
+    seen = SeenBoxes(torch.tensor([[100.0, 103, 156, 153]] * 3), torch.tensor([[256, 256]] * 3))
+    current = AnchorShapes(((32,), (53,), (128,), (256,), (512,)), (0.893,))
+    suggested = level_ious(seen, suggest(seen, current, 0.5)).amax(1)
+    assert (suggested >= level_ious(seen, current).amax(1)).all()
+
+
 @pytest.mark.parametrize("sides", [(300, 30), (50, 50), (20, 21)])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_no_anchor_is_suggested_twice(sides: tuple[int, int], slots: int) -> None:

@@ -136,11 +136,21 @@ def test_soft_nms_by_hand() -> None:
 
 def test_soft_nms_tells_scores_apart_that_round_to_one() -> None:
     """And what is no candidate is no detection."""
-    boxes = torch.arange(5.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
-    logits = torch.tensor([18.0, 30, -math.inf, 25, 35], dtype=torch.float64)
-    index, left = soft_nms(boxes[None], logits[None], torch.zeros(1, 5, dtype=torch.int64), 5)
-    assert index[0, :4].tolist() == [4, 1, 3, 0]
-    assert left[0, 4] == -math.inf
+    boxes = torch.arange(6.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    logits = torch.tensor([18.0, 40, -math.inf, 50, -800, 45], dtype=torch.float64)
+    index, left = soft_nms(boxes[None], logits[None], torch.zeros(1, 6, dtype=torch.int64), 6)
+    assert index[0, :5].tolist() == [3, 5, 1, 0, 4]
+    assert left[0, 4] == -800
+    assert left[0, 5] == -math.inf
+
+
+def test_high_scores_are_told_apart_after_soft_nms_as_well() -> None:
+    """In float32 the sigmoids of 18, 20, 22 and 24 are all 1."""
+    anchors = torch.arange(4.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    heads = HeadOutputs(torch.tensor([18.0, 20, 22, 24])[None, :, None], torch.zeros(1, 4, 4), anchors, (4,))
+    (found,) = detect(heads, torch.tensor([[100, 100]]), STD, soft=True)
+    assert found.scores.dtype == torch.float64
+    assert len(found.scores) == 4 and (found.scores.diff() < 0).all()
 
 
 def equal(one: Detections, other: Detections) -> bool:

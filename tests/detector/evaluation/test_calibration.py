@@ -62,6 +62,15 @@ def test_the_best_detections_of_a_poor_detector_are_promised_no_more_than_they_k
     assert (np.diff(found[np.argsort(logits)]) > 0).all()
 
 
+def test_a_few_detections_on_top_are_not_learnt_by_heart() -> None:
+    """Of 194 three in ten are right, and so are the six that score above them: by chance, perhaps."""
+    scores = np.append(np.linspace(0.1, 0.6, 194), np.linspace(0.8, 0.9, 6))
+    correct = np.append(np.arange(194) % 10 < 3, np.ones(6, np.bool_))
+    calibration = fit_calibration(Matched(scores, correct, np.arange(200)))
+    assert calibration is not None
+    assert calibration(np.array([0.9]))[0] < 0.7
+
+
 def test_levels_that_are_joined_count_by_how_many_detections_they_have() -> None:
     """By hand: 900 with the lower score, half of them right, and 300 with the higher, a fifth of them."""
     scores = np.repeat([0.2, 0.8], [900, 300])
