@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 
 from detector.boxes import paired_iou
-from detector.matcher import Matches, in_crowds
-
-# Distances are computed for at most this many (image, gt, location) triples at once: about 100 MB at peak.
-_PAIRS_AT_ONCE = 1 << 22
+from detector.matcher import Matches, gt_blocks, in_crowds
 
 
 @torch.no_grad()
@@ -43,17 +40,18 @@ def match_adaptively(
     Source: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
     Training Sample Selection" (CVPR 2020), Algorithm 1; with several anchors at a location as in its code.
     """
-    if gt_valid.shape[1] == 0:
-        status = torch.zeros(len(gt_valid), len(anchors), dtype=torch.int8, device=anchors.device)
+    batch, gts = gt_valid.shape
+    if gts == 0:
+        status = torch.zeros(batch, len(anchors), dtype=torch.int8, device=anchors.device)
         return Matches(status, status.long())
     # Of a candidate some ten numbers are held at one time, of a location three.
     for_each_box = max(len(anchors) // per_location, 4 * candidates * len(level_sizes) * per_location)
-    step = max(1, _PAIRS_AT_ONCE // max(1, len(gt_boxes) * for_each_box))
-    blocks = [
-        _claims(_nearest(anchors, level_sizes, per_location, boxes, candidates), anchors, boxes, best_anchor)
-        for boxes in gt_boxes.split(step, dim=1)
-    ]
-    near, iou, positive = (torch.cat(part, dim=1) for part in zip(*blocks, strict=True))
+    parts = []
+    for block in gt_blocks(batch, gts, for_each_box):
+        boxes = gt_boxes[:, block]
+        near = _nearest(anchors, level_sizes, per_location, boxes, candidates)
+        parts.append((near, *_claims(near, anchors, boxes, best_anchor)))
+    near, iou, positive = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     positive &= (gt_valid & ~gt_ignore)[..., None]
     return _settled(near, iou, positive, in_crowds(anchors, gt_boxes, gt_valid & gt_ignore))
 
@@ -74,10 +72,8 @@ def _nearest(
     return torch.cat(found, dim=2)
 
 
-def _claims(
-    near: Tensor, anchors: Tensor, gt_boxes: Tensor, best_anchor: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The candidates near [B, g, K] of the boxes [B, g, 4], their IoU with them, and which are positive."""
+def _claims(near: Tensor, anchors: Tensor, gt_boxes: Tensor, best_anchor: bool) -> tuple[Tensor, Tensor]:
+    """Of the candidates [B, g, K] of the boxes [B, g, 4] their IoU with them, and which are positive."""
     theirs, boxes = anchors[near], gt_boxes[:, :, None].expand(*near.shape, 4)
     iou = paired_iou(theirs.flatten(0, 2), boxes.flatten(0, 2)).view(near.shape)
     spread = iou.std(2, correction=min(1, near.shape[2] - 1))  # of a sample, as its code takes it
@@ -88,7 +84,7 @@ def _claims(
     if best_anchor:
         best = (iou == iou.amax(2, keepdim=True)) & (iou > 0)
         positive = torch.where(positive.any(2, keepdim=True), positive, best)
-    return near, iou, positive
+    return iou, positive
 
 
 def _centres(boxes: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def match(
     best_gt = torch.zeros(shape, dtype=torch.int64, device=anchors.device)
     forced_iou, forced_gt = best_iou.clone(), best_gt.clone()
     objects = gt_valid & ~gt_ignore
-    for block in _blocks(batch, gts, len(anchors)):
+    for block in gt_blocks(batch, gts, len(anchors)):
         iou = pairwise_iou(gt_boxes[:, block], anchors)  # [B, g, N]
         iou.masked_fill_(~objects[:, block, None], -1)
         iou_of_anchor, gt = iou.max(dim=1)
@@ -84,13 +84,13 @@ def in_crowds(anchors: Tensor, gt_boxes: Tensor, crowds: Tensor) -> Tensor:
     if not bool(crowds.any()):
         return found
     half = 0.5 * area(anchors)
-    for block in _blocks(batch, gts, len(anchors)):
+    for block in gt_blocks(batch, gts, len(anchors)):
         covered = pairwise_intersection(gt_boxes[:, block], anchors) > half
         found |= (covered & crowds[:, block, None]).any(dim=1)
     return found
 
 
-def _blocks(batch: int, gts: int, anchors: int) -> Iterator[slice]:
-    """The gt boxes in parts, to bound the memory."""
-    step = max(1, _PAIRS_AT_ONCE // max(1, batch * anchors))
+def gt_blocks(batch: int, gts: int, for_each_box: int) -> Iterator[slice]:
+    """The gt boxes in parts, to bound the memory; for_each_box: how many numbers each is compared with."""
+    step = max(1, _PAIRS_AT_ONCE // max(1, batch * for_each_box))
     return (slice(start, start + step) for start in range(0, gts, step))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from detector.adaptive_matcher import match_adaptively
+from detector.anchors import AnchorGenerator
 from detector.config import Config, LossConfig
 from detector.criterion import Criterion, GroundTruth, Matching
 from detector.losses import (
@@ -51,7 +52,7 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
 def build_matching(config: Config) -> Matching:
     """Which anchors of a batch are to learn which gt box."""
     matcher, shapes = config.matcher, config.model.anchors
-    per_location = len(shapes.sizes[0]) * len(shapes.ratios)
+    per_location = AnchorGenerator(shapes.sizes, shapes.ratios).per_location
 
     def by_iou(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
         thresholds = matcher.positive_iou, matcher.negative_iou

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector import adaptive_matcher
+from detector import matcher
 from detector.adaptive_matcher import match_adaptively
 from detector.anchors import AnchorGenerator, pyramid_grids
 from tests import oracles
@@ -62,7 +62,7 @@ def test_matching_is_that_of_the_double_loop_whatever_the_blocks(
         expected.append(oracles.match_image_adaptively(levels, real, crowds, candidates, best))
     of_three = 2 * 3 * max(len(anchors) // per_location, 20 * candidates * per_location)
     for pairs in (1 << 22, 1, of_three):  # all gts at once, one at a time, three at a time
-        monkeypatch.setattr(adaptive_matcher, "_PAIRS_AT_ONCE", pairs)
+        monkeypatch.setattr(matcher, "_PAIRS_AT_ONCE", pairs)
         matches = match_adaptively(
             anchors, level_sizes, per_location, boxes, valid, crowd, candidates, best_anchor=best
         )
