@@ -17,33 +17,36 @@ _TEXT_OR_LIST = (str | Names, str | Names | None)
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
 
 _OURS = Path(__file__).resolve().parents[1] / "configs"
-# What other trainers call it, and what it is here.
+# What other trainers call it, and which key it is here.
 _NAMES_ELSEWHERE = {
-    "batch": "here it is train.batch_size",
-    "samples_per_gpu": "here it is train.batch_size, of all processes together",
-    "ims_per_batch": "here it is train.batch_size, of all processes together",
-    "lr0": "here it is optimizer.lr",
-    "base_lr": "here it is optimizer.lr",
-    "imgsz": "here it is data.image_size",
-    "img_scale": "here it is data.image_size",
+    "batch": "train.batch_size",
+    "samples_per_gpu": "train.batch_size, of all processes together",
+    "ims_per_batch": "train.batch_size, of all processes together",
+    "lr0": "optimizer.lr",
+    "base_lr": "optimizer.lr",
+    "imgsz": "data.image_size",
+    "img_scale": "data.image_size",
+    "load_from": "model.init",
+    "weights": "model.init",
+    "project": "run.dir",
+    "name": "run.dir",
+    "freeze": "model.frozen_stages",
+    "conf": "eval.score_threshold",
+    "iou": "eval.nms_threshold",
+    "max_det": "eval.detections_per_img",
+    "data": "data.root",
+    "data_path": "data.root",
+    "work_dir": "run.dir",
+    "output_dir": "run.dir",
+    "save_dir": "run.dir",
+}
+# What they have and here needs no key.
+_NO_KEY_HERE = {
     "patience": "nothing stops early: best.pt keeps the best epoch",
     "resume": "a run is continued by train.py --resume RUN_DIR",
     "resume_from": "a run is continued by train.py --resume RUN_DIR",
-    "load_from": "here it is model.init",
-    "weights": "here it is model.init",
     "num_classes": "nothing has to be set: the classes are those of the annotations, or of data.classes",
     "nc": "nothing has to be set: the classes are those of the annotations, or of data.classes",
-    "project": "here it is run.dir",
-    "name": "here it is run.dir",
-    "freeze": "here it is model.frozen_stages",
-    "conf": "here it is eval.score_threshold",
-    "iou": "here it is eval.nms_threshold",
-    "max_det": "here it is eval.detections_per_img",
-    "data": "here it is data.root",
-    "data_path": "here it is data.root",
-    "work_dir": "here it is run.dir",
-    "output_dir": "here it is run.dir",
-    "save_dir": "here it is run.dir",
     "test_only": "evaluate.py scores a run or a checkpoint",
 }
 
@@ -143,8 +146,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 def setting_called(name: str) -> str:
     """What the configuration has in the place of an option that other trainers have; empty if nothing."""
     keys = [key for key in _leaf_kinds(Config) if key.rpartition(".")[2] == name]
-    hint = f"here it is {' or '.join(keys)}" if keys else _NAMES_ELSEWHERE.get(name, "")
-    return f"{hint}, written KEY=VALUE without dashes" if hint.startswith("here it is") else hint
+    key = " or ".join(keys) or _NAMES_ELSEWHERE.get(name)
+    return f"here it is {key}, written KEY=VALUE without dashes" if key else _NO_KEY_HERE.get(name, "")
 
 
 def refuse_own_data_as_demo(overrides: list[str]) -> None:
@@ -246,8 +249,11 @@ def _nearest(key: str) -> str:
     if section and "." not in key:
         return f"; did you mean '{section[0]}'?"
     found = [k for k in keys if k.split(".")[-1] == leaf]
-    if (not found or leaf == key) and leaf.lower() in _NAMES_ELSEWHERE:
-        return f"; {_NAMES_ELSEWHERE[leaf.lower()]}"
+    if not found or leaf == key:
+        if leaf.lower() in _NAMES_ELSEWHERE:
+            return f"; here it is {_NAMES_ELSEWHERE[leaf.lower()]}"
+        if leaf.lower() in _NO_KEY_HERE:
+            return f"; {_NO_KEY_HERE[leaf.lower()]}"
     found = found if len(found) == 1 else difflib.get_close_matches(key, found or keys, n=1, cutoff=0.6)
     return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
 
