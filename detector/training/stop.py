@@ -38,9 +38,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # others cannot handle signals
-            heard = [
-                n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN
-            ]  # nohup
+            nohup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
             self._handlers = {number: signal.signal(number, self._handle) for number in heard}
         return self
 

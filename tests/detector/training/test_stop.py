@@ -185,6 +185,18 @@ def test_a_terminal_that_closes_is_nothing_to_who_ignores_it() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_what_a_script_ignores_for_itself_is_a_request_all_the_same(number: int) -> None:
+    """`trap '' TERM` lets a batch script outlive its programs, which inherit it."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopRequest(speak=False) as stop:
+            os.kill(os.getpid(), number)
+            assert stop.signal == signal.Signals(number).name
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
     """A launcher repeats a signal that the terminal has sent to all processes."""
     command = [sys.executable, "-c", SLEEPER]
