@@ -235,7 +235,9 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # The training answers to a signal that asks it to stop, and needs its workers until it has.
+    # The training answers to a signal that asks it to stop, and needs its workers until it has. What they
+    # hear themselves is not its business.
+    signal.set_wakeup_fd(-1)
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

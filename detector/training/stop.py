@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from types import FrameType, TracebackType
@@ -13,12 +14,15 @@ SIGNALS = tuple(
 # Launchers pass a signal on that their processes have had already from the terminal or the
 # scheduler: only what comes later than this is a second request.
 _SAME_REQUEST_S = 1.0
+_NO_MORE = 0  # no signal has this number
 
 
 class StopRequest:
     """While entered, a first signal only sets a flag, and a second one ends the process at once.
 
-    Nothing is done in the handler: saving there could meet a save half done.
+    A thread listens, as Python calls handlers in the main one alone, and not before that has its next turn:
+    which the other processes of a training, or a long operation of PyTorch, may keep from it for minutes.
+    Nothing is saved on a signal itself, as that could meet a save half done.
 
     Args:
         speak: say what was understood; one process of a training does.
@@ -30,7 +34,7 @@ class StopRequest:
         self.served = (
             False  # the state is saved: the process is about to end, and more signals change nothing
         )
-        self._since = 0.0
+        self._since: float | None = None  # when the thread has heard the first
         self._handlers: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -38,6 +42,11 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+            self._ear, self._mouth = socket.socketpair()
+            self._mouth.setblocking(False)
+            self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
+            self._listener.start()
+            self._before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
             nohup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
             self._handlers = {number: signal.signal(number, self._handle) for number in heard}
@@ -46,18 +55,36 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        if self._handlers:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._before)
+            self._mouth.setblocking(True)
+            self._mouth.send(bytes([_NO_MORE]))  # closing says nothing while loading processes hold a copy
+            self._listener.join()
+            self._mouth.close()
+            self._ear.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.signal is None:
-            self.signal, self._since = name, time.monotonic()
+        self.signal = self.signal or signal.Signals(number).name
+
+    def _listen(self) -> None:
+        while True:
+            for number in self._ear.recv(64):
+                if number == _NO_MORE:
+                    return
+                if number in SIGNALS:  # whatever has a handler is written down
+                    self._hear(number)
+
+    def _hear(self, number: int) -> None:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self._since is None:
+            self.signal, self._since = self.signal or name, now
             self._say(f"{name}: the state is saved after this step; a second signal ends at once")
-        elif not self.served and time.monotonic() - self._since > _SAME_REQUEST_S:
+        elif not self.served and now - self._since > _SAME_REQUEST_S:
             self._say(f"{name}: ended without saving; --resume continues from the last checkpoint")
             os._exit(128 + number)
 
     def _say(self, line: str) -> None:
         if self._speak:
-            os.write(2, f"\n{line}\n".encode())  # print() may be what the signal came into
+            os.write(2, f"\n{line}\n".encode())  # print() may be waiting for a reader that never comes

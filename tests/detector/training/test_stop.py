@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -174,6 +175,62 @@ with StopRequest(speak=True) as stop:
 """
 
 
+# Asked to stop, it is in one operation that lets other threads run, and no handler.
+BUSY = """
+import hashlib, sys, time
+from detector.training.stop import StopRequest
+with StopRequest(speak=True) as stop:
+    print("ready", flush=True)
+    while not stop:
+        time.sleep(0.01)
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_signals_are_heard_while_the_process_is_busy(second: bool) -> None:
+    """What a launcher repeats is known as such however late a handler comes; an impatient user is heard."""
+    command = [sys.executable, "-c", BUSY, str(10**9 if second else 10**7)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"busy\n"
+        time.sleep(1.2 if second else 0.3)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=60) == (128 + signal.SIGTERM if second else 0)
+        finally:
+            process.kill()
+        assert process.stdout.read() == (b"" if second else b"done\n")
+        assert (b"ended without saving" in process.stderr.read()) == second
+
+
+def test_what_a_loading_process_hears_is_not_the_trainings_business(tmp_path: Path) -> None:
+    """It is forked, and its parent listens at a file that it has as well."""
+    config = tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *WORDS, "data.workers=1")
+    trainer = Trainer(config, "test")
+    update, done = Learner.update, []
+
+    def update_and_signal(learner: Learner, losses: Any) -> Any:
+        done.append(1)
+        if len(done) == 2:
+            (child,) = multiprocessing.active_children()
+            assert child.pid is not None
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                os.kill(child.pid, number)
+            time.sleep(0.5)
+            assert not trainer.stop
+        return update(learner, losses)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "update", update_and_signal)
+        trainer.run()
+    assert last(tmp_path / "run")["step"] == 12
+
+
 def test_a_terminal_that_closes_is_nothing_to_who_ignores_it() -> None:
     """As nohup lets a program do."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -222,7 +279,7 @@ def test_a_signal_after_the_state_is_saved_does_not_hurry_the_end(monkeypatch: p
         stop.served = True
         monkeypatch.setattr("detector.training.stop.time", SimpleNamespace(monotonic=lambda: 1e9))
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.signal == "SIGUSR1"
+    assert stop.signal == "SIGUSR1"  # all that came has been heard when it is left
 
 
 def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Path) -> None:
