@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,11 @@ class Monitor:
             self.say(f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}")
         else:
             self._bar.set_postfix_str(f"loss {values['loss']:.3f}")
+
+    def repeat(self, record: dict[str, Any]) -> None:
+        """Show what metrics.jsonl holds of a training step, and TensorBoard no longer."""
+        values = {k: v for k, v in record.items() if k not in ("step", "epoch") and v is not None}
+        self._board.step(record["step"], values)
 
     def evaluation(
         self,

@@ -12,10 +12,10 @@ from detector.config import Config
 from detector.evaluation.calibration import Calibration
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch
-from detector.training.run_folder import changed_keys
 from errors import InputError
 
 _OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.decay_norm_and_bias")  # what its state is about
+_OF_THE_ORDER = ("train.batch_size", "train.seed", "data.group_by_shape")
 
 
 @dataclass
@@ -105,11 +105,12 @@ class Checkpoints:
         if last:
             self._note()
 
-    def restore(self, state: dict[str, Any], source: str) -> None:
+    def restore(self, state: dict[str, Any], source: str, changes: list[tuple[str, Any, Any]]) -> None:
         """Go on from what LAST held.
 
         Args:
             source: names it in errors.
+            changes: in the configuration, see `changed_keys`.
 
         Raises:
             InputError: it is no such state, or of another model, optimizer, batch size or
@@ -118,7 +119,7 @@ class Checkpoints:
         training = state.get("training")
         if not training:
             raise InputError(f"{source} has no training state to continue from; resume from a run folder")
-        for key, before, _ in changed_keys(state["config"], self._config.model_dump(mode="json")):
+        for key, before, _ in changes:
             if key.startswith("model.") or key in _OF_THE_OPTIMIZER:
                 raise InputError(
                     f"{source}: {key} is {before} there and cannot be changed when resuming; begin a new run "
@@ -138,7 +139,7 @@ class Checkpoints:
                 f"run cannot go on where it was; begin a new one with model.init={BEST} of this one"
             )
         if state["step"] % self._steps_per_epoch:
-            self._refuse_another_order(state["config"], source)
+            _refuse_another_order(changes, source)
         # What was asked for with --resume stays, not what was saved.
         self._learner.restore(training, state["model"], source)
         now = self._progress
@@ -154,16 +155,15 @@ class Checkpoints:
         self._watch.count = training.get("not_finite", 0)
         self._watch.recent = list(training.get("not_finite_lately", ()))
 
-    def _refuse_another_order(self, saved: dict[str, Any], source: str) -> None:
-        """In the middle of an epoch, where the first of its images are known by their number alone."""
-        now = self._config.model_dump(mode="json")
-        for section, key in (("train", "batch_size"), ("train", "seed"), ("data", "group_by_shape")):
-            before, after = saved.get(section, {}).get(key), now[section][key]
-            if before is not None and before != after:
-                raise InputError(
-                    f"{source} is in mid-epoch, and {section}.{key} was {before} and is {after}: some "
-                    "images would be left out or come twice; resume without the change"
-                )
-
     def _note(self) -> None:
         self._saved_at, self._saved_step = time.monotonic(), self._progress.step
+
+
+def _refuse_another_order(changes: list[tuple[str, Any, Any]], source: str) -> None:
+    """In the middle of an epoch, where the first of its images are known by their number alone."""
+    for key, before, after in changes:
+        if key in _OF_THE_ORDER:
+            raise InputError(
+                f"{source} is in mid-epoch, and {key} was {before} and is {after}: some "
+                "images would be left out or come twice; resume without the change"
+            )

@@ -152,19 +152,19 @@ def append_metrics(folder: Path, record: dict[str, Any]) -> None:
         raise InputError(f"cannot write {folder / METRICS}: {error.strerror}") from None
 
 
-def forget_metrics_after(folder: Path, step: int, evaluated: int) -> bool:
+def forget_metrics_after(folder: Path, step: int, evaluated: int) -> dict[str, Any] | None:
     """Drop what was logged after the step that a resumed run continues from.
 
     Args:
         evaluated: the step of the last evaluation that was saved; one of `step` itself that was logged
             and not saved will be made again.
 
-    Returns whether there was such an evaluation.
+    Returns what was logged of `step` beside such an evaluation, maybe nothing; None without one.
     """
     path = folder / METRICS
     if not path.exists():
-        return False
-    kept, repeated = [], False
+        return None
+    kept, beside, repeated = [], dict[str, Any](), False
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
@@ -173,11 +173,13 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> bool:
             if record["step"] == step > evaluated and "AP" in record:
                 repeated = True
                 continue
+            if record["step"] == step:
+                beside = record
             kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a line cut off when the run was stopped
     write_text(path, "".join(line + "\n" for line in kept))
-    return repeated
+    return beside if repeated else None
 
 
 def _edited(written: Path, config: dict[str, Any]) -> str | None:

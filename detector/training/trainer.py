@@ -91,7 +91,7 @@ class Trainer:
         self._scale = 1.0  # of the images of the epoch
         self._compiled = ""  # what was last said of it
         self._changed: list[str] = []  # settings, by --resume
-        self._repeated = False  # the evaluation of this step was logged already, and lost
+        self._beside: dict[str, Any] | None = None  # an evaluation of this step that is made again
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
         self.watch = NonFiniteWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
@@ -100,15 +100,15 @@ class Trainer:
             config, parts.train_set, self.learner, self.progress, self.watch, self.steps_per_epoch
         )
         if state:
-            with memory_explained(parts.device):
-                self._checkpoints.restore(state, str(resume))
             changes = [*changed_keys(state["config"], config.model_dump(mode="json"))]
+            with memory_explained(parts.device):
+                self._checkpoints.restore(state, str(resume), changes)
             self._changed = [
                 f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"
             ]
             if any(measures_otherwise(*change) for change in changes):
                 self.progress.best = -math.inf
-                self._changed.append(f"so {BEST} begins anew: its AP cannot be compared")
+                self._changed.insert(0, f"{BEST} begins anew, as its AP cannot be compared")
         self._check_all_read_the_same(self.progress.step)
 
     def _check_all_read_the_same(self, step: int) -> None:
@@ -157,11 +157,13 @@ class Trainer:
         return self.progress.metrics
 
     def _new_monitor(self, end: ExitStack) -> Monitor:
-        """What it shows begins behind this step, or with an evaluation that is made again."""
+        """What it shows begins behind this step, or at it with an evaluation that is made again."""
         assert self.folder is not None
-        purge_step = None if self._fresh else self.progress.step + (not self._repeated)
+        purge_step = None if self._fresh else self.progress.step + (self._beside is None)
         monitor = Monitor(self.folder, self.total_steps, self.progress.step, purge_step)
         end.callback(monitor.close)
+        if self._beside:
+            monitor.repeat(self._beside)
         return monitor
 
     def _claim_folder(self, text: str, end: ExitStack) -> Path:
@@ -175,7 +177,7 @@ class Trainer:
                     f"the run in {folder} has gone on in another process meanwhile; start --resume once more"
                 )
             set_aside_damaged(folder)
-            self._repeated = forget_metrics_after(folder, self.progress.step, self.progress.evaluated)
+            self._beside = forget_metrics_after(folder, self.progress.step, self.progress.evaluated)
             if self.progress.step < self.total_steps:  # else it would tell of steps that nobody has made
                 write_text(folder / "config.yaml", text)
         if self.processes.launch is not None:

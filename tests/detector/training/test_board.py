@@ -54,7 +54,7 @@ def shown(line: dict[str, Any]) -> dict[str, float]:
     return {tag: value for tag, value in values.items() if value >= 0}
 
 
-def test_the_scalars_are_those_of_metrics_jsonl_and_there_are_no_others(run: Path) -> None:
+def assert_scalars_are_those_of_metrics(run: Path) -> None:
     """The oracle is metrics.jsonl, written apart from the events; these hold float32. -1 is left out."""
     expected: dict[str, dict[int, float]] = {}
     for line in read_metrics(run):
@@ -67,6 +67,29 @@ def test_the_scalars_are_those_of_metrics_jsonl_and_there_are_no_others(run: Pat
         found = board.Scalars(tag)
         assert [event.step for event in found] == list(values), tag
         assert [event.value for event in found] == pytest.approx(list(values.values())), tag
+
+
+def test_the_scalars_are_those_of_metrics_jsonl_and_there_are_no_others(run: Path) -> None:
+    assert_scalars_are_those_of_metrics(run)
+
+
+def test_a_step_whose_evaluation_is_made_again_keeps_its_loss(tmp_path: Path) -> None:
+    """Killed when the evaluation was logged and not saved."""
+    config = tiny_config(small_coco(tmp_path / "set"), tmp_path / "run", *WORDS)
+    save = Trainer._save
+
+    def fail_once_evaluated(trainer: Trainer) -> None:
+        if trainer.progress.evaluated == 3:
+            raise RuntimeError("killed")
+        save(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Trainer, "_save", fail_once_evaluated)
+        Trainer(config, "demo").run()
+    time.sleep(1.1)  # files are read in the order of their names, which tell the second
+    Trainer(config, "demo", resume=tmp_path / "run").run()
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert_scalars_are_those_of_metrics(tmp_path / "run")
 
 
 def test_half_a_character_in_a_class_name_is_shown_as_a_question_mark(tmp_path: Path, run: Path) -> None:
