@@ -366,7 +366,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     batch_size: Count = 8
     score_threshold: Fraction = Field(
-        0.0, description="detections below are dropped; above 0 costs AP (scores only rank)"
+        0.0, description="only detections above are kept; above 0 costs AP (scores only rank)"
     )
     topk_candidates: Count = Field(1000, description="kept per pyramid level before NMS, by rank")
     nms: Literal["hard", "soft"] = Field(

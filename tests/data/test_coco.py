@@ -1,5 +1,6 @@
 """COCO instances files: what they say arrives, what is wrong with them is said in one line."""
 
+import gc
 import json
 import logging
 import math
@@ -457,3 +458,10 @@ def test_boxes_reaching_over_the_edge_are_kept_as_annotated(tmp_path, content, c
     records = load(tmp_path, content)
     np.testing.assert_array_equal(records.boxes[2], [-5, 40, 15, 70])
     assert caplog.messages == []
+
+
+def test_reading_leaves_the_garbage_collector_on(tmp_path, content):
+    load(tmp_path, content)
+    assert gc.isenabled()
+    error_of(tmp_path, json.dumps(content)[:-20])
+    assert gc.isenabled()

@@ -102,6 +102,30 @@ def test_every_kind_by_hand(
     assert result.costs()[kind].ap50 == pytest.approx(after - before, abs=1e-12)
 
 
+HALF_A, TENTH_A = (0, 0, 10, 5), (0, 0, 10, 1)  # IoU of exactly 0.5 and 0.1
+
+
+@pytest.mark.parametrize(
+    ("found", "kinds"),
+    [
+        ([(0, HALF_A, 0.9)], [Kind.CORRECT]),
+        ([(0, A, 0.9), (0, HALF_A, 0.8)], [Kind.CORRECT, Kind.DUPLICATE]),
+        ([(1, HALF_A, 0.9)], [Kind.CLASSIFICATION]),
+        ([(0, TENTH_A, 0.9)], [Kind.LOCALISATION]),
+        ([(1, TENTH_A, 0.9)], [Kind.BACKGROUND]),
+        ([(1, (0, 0, 10, 2), 0.9)], [Kind.BOTH]),
+    ],
+)
+def test_kinds_at_exactly_their_bounds(found: list[Scored], kinds: list[Kind]) -> None:
+    """Section 2.2 of the paper: from 0.1 a box is badly placed, up to 0.1 it is background."""
+    assert match(*boxes([(0, A)], found)).kinds.tolist() == kinds
+
+
+def test_of_gt_boxes_with_equal_iou_the_last_is_taken() -> None:
+    """pycocotools' evaluateImg goes on from an equal IoU (`if ious < iou: continue`)."""
+    assert match(*boxes([(0, A), (0, A)], [(0, A, 0.9)])).gt.tolist() == [1]
+
+
 def test_ignored_gt_takes_no_part() -> None:
     """On a crowd of its class a detection is nothing; one of another class there is on background."""
     case = boxes([(0, A), (0, FAR)], [(0, A, 0.9), (0, FAR, 0.8), (1, FAR, 0.7)], crowd=1)
