@@ -35,7 +35,7 @@ def main() -> None:
 
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
     """Build the run that the command line describes, and run it."""
-    from detector.training.processes import join_processes, leave_processes
+    from detector.training.processes import join_processes
     from errors import Bystander, InputError, Stopped
 
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of this machine's processes, under torchrun
@@ -55,13 +55,13 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
             work = _rehearse if dry_run else _run
             folder = work(config, name, resume, processes)
     except Stopped:  # all together
-        leave_processes()
+        processes.leave()
         raise
     except BaseException:
-        # No leave_processes: NCCL would wait for the others, who may be waiting for this one.
+        # Not leave: NCCL would wait for the others, who may be waiting for this one.
         processes.announce_failure()
         raise
-    leave_processes()
+    processes.leave()
     if processes.main and folder is not None:
         run = shlex.quote(str(folder))
         print(f"evaluate: {this_python()} evaluate.py {run}\nlook:     tensorboard --logdir {run}")

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 _POLL_S = 0.05
+_FAREWELL_S = 10.0  # for those that are late; one that was lost will not come
 
 
 class Processes:
@@ -156,6 +157,20 @@ class Processes:
             )
             raise Bystander from None
 
+    def leave(self) -> None:
+        """End the membership of the launch, all having come to the end.
+
+        The main process goes last: it may keep the store, where others still look for what it said.
+        """
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):  # all has been done, whoever is lost now
+                left, until = self._store.add("left", 0 if self.main else 1), time.monotonic() + _FAREWELL_S
+                while self.main and left < self.size - 1 and time.monotonic() < until:
+                    time.sleep(_POLL_S)
+                    left = self._store.add("left", 0)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def share_state(self, model: nn.Module) -> None:
         """Give all processes the main one's weights and statistics, to the bit."""
         if self.size > 1:
@@ -223,12 +238,6 @@ def _attempt() -> str:
     """
     one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if one_node else 'any'}"
-
-
-def leave_processes() -> None:
-    """End the membership of a launch, where there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _tells_of_a_lost_peer(error: RuntimeError) -> bool:

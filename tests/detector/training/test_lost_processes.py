@@ -3,6 +3,9 @@
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from tests.builders import small_coco
 from tests.processes import joined, run_processes
 from tests.runs import read_metrics, tiny_config
 from train import train as train_door
+
+ROOT = Path(__file__).resolve().parents[3]
 
 # On the worker of the other tests with processes: the cores do not suffice for both.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -159,6 +164,33 @@ def test_other_errors_are_left_as_they_are(message: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     with pytest.raises(RuntimeError, match=re.escape(message)), Processes().lost_peers_explained():
         raise RuntimeError(message)
+
+
+LAST_WORDS = """
+import sys, time
+from detector.training.processes import join_processes
+processes = join_processes("cpu")
+if not processes.main:
+    time.sleep(1)  # on a machine with other work, say
+print(processes.from_main(lambda: "saved"))
+processes.leave()
+"""
+
+
+def test_the_one_that_keeps_the_store_leaves_last() -> None:
+    """Without a launcher that keeps it, or with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    started = []
+    for rank in ("0", "1"):
+        environment = os.environ | where | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        command = [sys.executable, "-c", LAST_WORDS]
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    assert [process.communicate(timeout=120)[0] for process in started] == ["saved\n", "saved\n"]
+    assert [process.returncode for process in started] == [0, 0]
 
 
 def begin_apart(rank: int, size: int) -> Any:
