@@ -46,14 +46,20 @@ def match_adaptively(
         return Matches(status, status.long())
     # Of a candidate some ten numbers are held at one time, of a location three.
     for_each_box = max(len(anchors) // per_location, 4 * candidates * len(level_sizes) * per_location)
-    parts = []
+    most = anchors.new_full((batch, len(anchors)), -1)  # the highest IoU of those that claim an anchor
+    owner = torch.zeros_like(most, dtype=torch.int64)
     for block in gt_blocks(batch, gts, for_each_box):
         boxes = gt_boxes[:, block]
         near = _nearest(anchors, level_sizes, per_location, boxes, candidates)
-        parts.append((near, *_claims(near, anchors, boxes, best_anchor)))
-    near, iou, positive = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-    positive &= (gt_valid & ~gt_ignore)[..., None]
-    return _settled(near, iou, positive, in_crowds(anchors, gt_boxes, gt_valid & gt_ignore))
+        iou, positive = _claims(near, anchors, boxes, best_anchor)
+        positive &= (gt_valid & ~gt_ignore)[:, block, None]
+        most_here, owner_here = _settled(near, iou, positive, len(anchors))
+        wins = most_here > most  # of several that an anchor overlaps as much, the first
+        owner = torch.where(wins, owner_here + block.start, owner)
+        most = torch.where(wins, most_here, most)
+    taken = most >= 0
+    status = torch.where(in_crowds(anchors, gt_boxes, gt_valid & gt_ignore), -1, 0).to(torch.int8)
+    return Matches(status.masked_fill_(taken, 1), owner)
 
 
 def _nearest(
@@ -91,18 +97,14 @@ def _centres(boxes: Tensor) -> Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def _settled(near: Tensor, iou: Tensor, positive: Tensor, in_crowd: Tensor) -> Matches:
-    """Who gets each anchor, of those that claim it: near, iou and positive [B, G, K], in_crowd [B, N]."""
-    gts = near.shape[1]
+def _settled(near: Tensor, iou: Tensor, positive: Tensor, anchors: int) -> tuple[Tensor, Tensor]:
+    """The highest IoU that each anchor is claimed with, -1 for none, and whose: [B, N] of [B, g, K]."""
+    batch, gts, _ = near.shape
     claims = torch.where(positive, iou, -1).flatten(1)
     places = near.flatten(1)
-    most = claims.new_full(in_crowd.shape, -1).scatter_reduce(1, places, claims, "amax")
+    most = claims.new_full((batch, anchors), -1).scatter_reduce(1, places, claims, "amax")
     gt = torch.arange(gts, device=near.device)[None, :, None].expand_as(near).flatten(1)
     # Of several that it overlaps as much, the first.
-    wins = (claims >= 0) & (claims == most.gather(1, places))
-    owner = gt.new_full(in_crowd.shape, gts).scatter_reduce(1, places, torch.where(wins, gt, gts), "amin")
-    taken = owner < gts
-    status = torch.zeros(in_crowd.shape, dtype=torch.int8, device=near.device)
-    status[in_crowd] = -1
-    status[taken] = 1
-    return Matches(status, owner.masked_fill(~taken, 0))
+    wins = claims == most.gather(1, places)
+    owner = gt.new_full((batch, anchors), gts).scatter_reduce(1, places, torch.where(wins, gt, gts), "amin")
+    return most, owner

@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ STRIDES = (8, 16, 32, 64, 128)  # of the pyramid levels, P3 to P7, pixels
 Side = TypeVar("Side", int, Tensor)
 # Multi-scale training and large photographs meet many shapes; the cache must not grow with them.
 _CACHED_SHAPES, _CACHED_BYTES = 32, 1 << 28
+_CACHES = Lock()  # one detector may serve several threads
 
 
 class AnchorGenerator:
@@ -43,19 +45,26 @@ class AnchorGenerator:
             float32 [N, 4], xyxy in pixels; not to be written to.
         """
         key = (image_size, tuple(grids), device)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-        else:
+        with _CACHES:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        with torch.inference_mode(False):  # training may ask for them next
             levels = [
                 _level_anchors(cells, grid, image_size) for cells, grid in zip(self.cells, grids, strict=True)
             ]
-            self._cache[key] = torch.cat(levels).to(device)
+            anchors = torch.cat(levels).to(device)
+        with _CACHES:
+            self._cache[key] = anchors
             while len(self._cache) > 1 and (
                 len(self._cache) > _CACHED_SHAPES
-                or sum(anchors.nbytes for anchors in self._cache.values()) > _CACHED_BYTES
+                or sum(cached.nbytes for cached in self._cache.values()) > _CACHED_BYTES
             ):
                 self._cache.popitem(last=False)
-        return self._cache[key]
+        return anchors
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "AnchorGenerator":
+        return self  # nobody can tell the copy, and its anchors would lie on the device twice
 
 
 def pyramid_grids(height: Side, width: Side) -> list[tuple[Side, Side]]:

@@ -4,6 +4,7 @@ docs/configuration.md is generated from it by `python -m detector.config_referen
 """
 
 import os
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -174,6 +175,11 @@ class AnchorConfig(Section):
     def _same_count_per_level(self) -> "AnchorConfig":
         if len(self.sizes) != 5 or len({len(level) for level in self.sizes}) != 1 or not self.sizes[0]:
             raise ValueError("sizes: five lists (P3 to P7) of the same length are wanted")
+        for size, ratio in product({size for level in self.sizes for size in level}, self.ratios):
+            if size * min(ratio, 1 / ratio) ** 0.5 <= 1:  # a half on each side of the middle rounds to 0
+                raise ValueError(
+                    f"sizes: {size:g} px with a ratio of {ratio:g} is at most 1 px wide or high, rounded to 0"
+                )
         return self
 
 
@@ -366,7 +372,9 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     batch_size: Count = 8
     score_threshold: Fraction = Field(
-        0.0, description="only detections above are kept; above 0 costs AP (scores only rank)"
+        0.0,
+        description="only detections above are kept; above 0 costs AP (scores only rank). Of raw scores, "
+        "before calibration: predict.py --threshold cuts calibrated ones",
     )
     topk_candidates: Count = Field(1000, description="kept per pyramid level before NMS, by rank")
     nms: Literal["hard", "soft"] = Field(

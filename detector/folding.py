@@ -27,7 +27,9 @@ class FrozenNorm(FrozenBatchNorm2d):
         a ResNet-50's 53 norms are a quarter of those that a GPU waits for in a training step.
         """
         buffers = (self.weight, self.bias, self.running_mean, self.running_var)
-        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):
+        # What is made in inference mode has no versions, and training could not go back through it.
+        passing = torch.is_inference_mode_enabled() or any(buffer.is_inference() for buffer in buffers)
+        if passing or torch.compiler.is_compiling():
             return _line(*buffers, self.eps)
         if self._known is not None:
             seen, line = self._known
@@ -37,6 +39,10 @@ class FrozenNorm(FrozenBatchNorm2d):
         line = _line(*buffers, self.eps)
         self._known = [(buffer, buffer._version) for buffer in buffers], line
         return line
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's buffers count their versions from the beginning.
+        return {**super().__getstate__(), "_known": None}
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.folded else super().forward(x)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detector.boxes import decode, paired_iou
-from detector.losses import Exchange, alrp_loss, giou_errors, rank_sort_loss
+from detector.losses import Exchange, alrp_loss, giou_errors, rank_sort_loss_of
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]  # logits, targets in {-1, 0, 1} -> scalar
 BoxErrors = Callable[[Tensor, Tensor, Tensor], Tensor]  # deltas, gt boxes, anchors [p, 4] -> [p]
@@ -84,9 +84,7 @@ def rank_sort(
     boxes = decode(positives.deltas.detach(), positives.anchors, box_std)
     # NaN, as of every box that is not finite, comes out in the box part.
     iou = paired_iou(boxes, positives.gt_boxes).nan_to_num(nan=0.0).clamp(_LEAST_QUALITY, 1)
-    quality = targets.float()
-    quality[targets == 1] = iou.to(quality.dtype)
-    ranking, sorting = rank_sort_loss(logits, quality, delta, exchange)
+    ranking, sorting = rank_sort_loss_of(logits, targets, iou, delta, exchange)
     box = mean_over_all(box_errors(*positives), exchange)
     factor = _balance(ranking + sorting, box) if self_balance else 1.0
     return {"classification": ranking, "sorting": sorting, "box": box_weight * factor * box}

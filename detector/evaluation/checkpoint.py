@@ -102,6 +102,13 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     load_weights(model, content["model"], str(file))
     fitted = content.get("calibration")
     calibration = Calibration.from_plain(fitted) if fitted else None
+    cut = config.eval.score_threshold
+    if calibration is not None and config.eval.calibrate and cut > 0 and cut != trained.eval.score_threshold:
+        log.warning(
+            "eval.score_threshold=%g cuts raw scores: what is calibrated to %.2g and less is lost; to cut "
+            "calibrated ones: predict.py --threshold, or found.above()",
+            cut, float(calibration(np.array(cut))),
+        )  # fmt: skip
     # The metrics are of calibrated scores where the training was told to calibrate.
     thresholds = _best_thresholds(content.get("metrics", {}))
     if calibration is not None and trained.eval.calibrate != config.eval.calibrate:

@@ -7,7 +7,7 @@ from detector.losses.boxes import giou_errors, smooth_l1_errors
 from detector.losses.exchange import Exchange
 from detector.losses.focal import focal_loss
 from detector.losses.ohem import ce_ohem_loss
-from detector.losses.rank_sort import rank_sort_loss
+from detector.losses.rank_sort import rank_sort_loss, rank_sort_loss_of
 
 __all__ = [
     "Exchange",
@@ -19,5 +19,6 @@ __all__ = [
     "focal_loss",
     "giou_errors",
     "rank_sort_loss",
+    "rank_sort_loss_of",
     "smooth_l1_errors",
 ]

@@ -14,7 +14,7 @@ def ce_ohem_loss(
 
     Online hard example mining as in SSD (Liu et al., ECCV 2016) and the AP-loss papers' "CE-Loss +
     OHEM": of all negatives of the batch only the highest logits count, `negatives_per_positive` for
-    each positive (for at least one, so that images without objects teach as well).
+    each positive. Without positives as many as for one, but at least one: images without objects teach too.
 
     logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar.
     With `exchange` the sum and the number are those of all processes, each of which looks for hard
@@ -23,10 +23,11 @@ def ce_ohem_loss(
     logits, targets = logits.float().reshape(-1), targets.reshape(-1)
     positives = logits[targets == 1]
     negatives = logits[targets == 0]
-    wanted = round(negatives_per_positive * max(1, len(positives)))
+    count = len(positives)
+    wanted = round(negatives_per_positive * count) if count else max(1, round(negatives_per_positive))
     hardest = negatives.topk(min(len(negatives), wanted), sorted=False).values
     exchange = exchange or Exchange()
-    count = exchange.sum(torch.tensor(len(positives), device=logits.device))
+    everywhere = exchange.sum(torch.tensor(count, device=logits.device))
     return exchange.sum_of_losses(
-        (F.softplus(-positives).sum() + F.softplus(hardest).sum()) / count.clamp(min=1)
+        (F.softplus(-positives).sum() + F.softplus(hardest).sum()) / everywhere.clamp(min=1)
     )

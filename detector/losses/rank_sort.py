@@ -4,6 +4,7 @@ Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation" 
 ranking part is exact in O((N + P) log P), the sorting part in O(P log P), without numba O(P log^2 P).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,15 +60,54 @@ def rank_sort_loss(
     """
     if not quality.is_floating_point():
         raise ValueError(f"quality must be floating point, got {quality.dtype}")
+    targets, flat = _targets(quality.detach()), quality.detach().reshape(-1)
+    return _rank_sort(logits, targets, lambda places: flat.index_select(0, places), delta, exchange)
+
+
+def rank_sort_loss_of(
+    logits: Tensor, targets: Tensor, quality: Tensor, delta: float = 0.5, exchange: Exchange | None = None
+) -> RankSort:
+    """`rank_sort_loss` where the targets are known: nothing as large as the logits is made for the quality.
+
+    Args:
+        targets: as for `ap_loss`.
+        quality: float [p], one in (0, 1] per positive, in the order of the positives in the flattened
+            targets.
+
+    Raises:
+        ValueError: as `ap_loss`, or the qualities are not one in (0, 1] per positive.
+    """
     quality = quality.detach()
-    targets = _targets(quality)
+    if not bool(((quality > 0) & (quality <= 1)).all()):
+        raise ValueError("quality must lie in (0, 1]")
+
+    def of_positives(places: Tensor) -> Tensor:
+        if quality.shape != places.shape:
+            raise ValueError(f"quality must be one per positive, [{len(places)}], got {list(quality.shape)}")
+        return quality
+
+    return _rank_sort(logits, targets, of_positives, delta, exchange)
+
+
+def _rank_sort(
+    logits: Tensor,
+    targets: Tensor,
+    quality_at: Callable[[Tensor], Tensor],
+    delta: float,
+    exchange: Exchange | None,
+) -> RankSort:
+    """quality_at: of the positives at these flat places [p], float [p]."""
     check_ranking(logits, targets, delta)
     if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need
-        parts = rank_sort_loss(logits.cpu(), quality.cpu(), delta, exchange)
+
+        def there(places: Tensor) -> Tensor:
+            return quality_at(places.to(logits.device)).cpu()
+
+        parts = _rank_sort(logits.cpu(), targets.cpu(), there, delta, exchange)
         return RankSort(*(part.to(logits.device) for part in parts))
     with torch.cuda.device_of(logits):  # Triton launches on the current device
         ranking, sorting, gradient, positives, of_each = _errors_and_gradients(
-            logits, targets, quality.reshape(-1), delta, exchange or Exchange()
+            logits, targets, quality_at, delta, exchange or Exchange()
         )
     return RankSort(*two_error_driven(logits, (ranking, sorting), gradient, positives, of_each))
 
@@ -86,13 +126,17 @@ def _targets(quality: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _errors_and_gradients(
-    logits: Tensor, targets: Tensor, quality: Tensor, delta: float, exchange: Exchange
+    logits: Tensor,
+    targets: Tensor,
+    quality_at: Callable[[Tensor], Tensor],
+    delta: float,
+    exchange: Exchange,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Ranking and sorting error, the gradient of their sum, the flat index of the positives, and what each
     of the two errors adds to the gradient of these, [2, p].
     """
     ranking = BatchRanking(logits.reshape(-1), targets.reshape(-1), delta, exchange)
-    exact = ranking.f.dtype
+    own_quality, exact = quality_at(ranking.positives), ranking.f.dtype
     p = len(ranking)
     if p == 0:
         zero = logits.new_zeros((), dtype=exact)
@@ -101,7 +145,7 @@ def _errors_and_gradients(
     b = ranking.above_negatives
     error = b / (ranking.above_positives() + b)
     gradient = ranking.gradient(error)
-    quality_of = ranking.gather(quality.index_select(0, ranking.positives))
+    quality_of = ranking.gather(own_quality)
     sorting, update = _sorting(ranking.pairs(quality_of), quality_of)
     of_each = torch.stack((ranking.own(error), ranking.own(-update))).div_(-p)
     places = ranking.positives.long()

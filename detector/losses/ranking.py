@@ -11,6 +11,7 @@ into bins. One binary search per value finds its bin; the rest is arithmetic on 
 No N x P matrix, no loop over thresholds. The derivation stands in docs/ranking.md.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -160,7 +161,7 @@ class _Grid:
         self._cells = max(1024, min(self._CELLS_PER_EDGE * len(edges), 2 * searches))
         low = float(edges[0])
         span = float(edges[-1]) - low
-        self._scale = (self._cells - 2) / span if span > 1e-30 else 1.0
+        self._scale = (self._cells - 2) / span if 1e-30 < span < math.inf else 1.0
         self._low = low - 1 / self._scale  # cell 0 is for whatever lies below the first edge
         occupied = torch.bincount(self._cell_of(edges), minlength=self._cells + 1).int()
         below = occupied.cumsum(0, dtype=torch.int32).sub_(occupied)
@@ -214,6 +215,8 @@ def soft_rank_sum(values: Tensor, thresholds: Tensor, delta: float) -> Tensor:
     """
     if len(thresholds) == 0:
         return thresholds.double()
+    if thresholds.dtype in (torch.bfloat16, torch.float16):  # which break points are too fine for
+        return soft_rank_sum(values.float(), thresholds.float(), delta)
     ordered, order = ascending(thresholds)
     steps = SoftSteps(ordered, delta, len(values))
     result = torch.empty(len(thresholds), dtype=torch.float64, device=values.device)

@@ -1,5 +1,9 @@
 """Anchors against torchvision's generator."""
 
+import copy
+import random
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionGenerator
@@ -80,6 +84,32 @@ def test_cache_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detector.anchors._CACHED_BYTES", 0)
     generator(shapes[0], grids_of(*shapes[0]), CPU)
     assert len(generator._cache) == 1
+
+
+def test_several_threads_may_ask_at_once() -> None:
+    """More shapes than are kept, so that one thread drops what another has just looked for."""
+    generator = AnchorGenerator([[8.0]], [1.0])
+    shapes = [(8, 8 * n) for n in range(1, 2 * _CACHED_SHAPES)]
+
+    def ask(seed: int) -> bool:
+        order = random.Random(seed).sample(shapes, len(shapes))
+        return all(len(generator((h, w), [(1, w // 8)], CPU)) == w // 8 for h, w in 20 * order)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(8)))
+
+
+def test_a_copied_network_has_no_anchors_of_its_own() -> None:
+    """An evaluation takes a copy each time: the same shapes would be worked out again, and kept twice."""
+    generator = AnchorGenerator(AP_LOSS, [1.0])
+    first = generator((128, 128), grids_of(128, 128), CPU)
+    assert copy.deepcopy(generator)((128, 128), grids_of(128, 128), CPU) is first
+
+
+def test_anchors_that_were_made_in_inference_mode_serve_training_too() -> None:
+    with torch.inference_mode():
+        anchors = AnchorGenerator(AP_LOSS, [1.0])((128, 128), grids_of(128, 128), CPU)
+    assert not anchors.is_inference()
 
 
 def test_wrong_number_of_levels_is_refused() -> None:

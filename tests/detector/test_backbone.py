@@ -14,7 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from detector.anchors import STRIDES
 from detector.backbone import FeaturePyramid, ResNet, make_norm
-from detector.folding import unfold_norms
+from detector.folding import FrozenNorm, unfold_norms
 from detector.training.sync_norm import synchronise_norms
 from errors import InputError
 
@@ -263,6 +263,28 @@ def test_a_frozen_norm_follows_whatever_happens_to_its_buffers() -> None:
     assert torch.equal(copy.deepcopy(network)(x)[2], mine)
     with torch.inference_mode():  # whose tensors do not count what is written to them
         assert torch.equal(copy.deepcopy(network)(x)[2], mine)
+
+
+def test_training_goes_on_after_a_pass_in_inference_mode() -> None:
+    """Somebody's own validation: what a frozen norm remembers from there has no way back."""
+    network = ResNet("resnet18", "frozen", pretrained=False, frozen_stages=0)
+    with torch.inference_mode():
+        expected = network(picture(0))[2].clone()
+    found = network(picture(0))[2]
+    found.sum().backward()
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("loads", [0, 1, 2, 3])
+def test_a_copied_frozen_norm_sees_the_weights_that_it_is_given(loads: int) -> None:
+    """The buffers of a copy count anew how often they were written to."""
+    norm = FrozenNorm(4)
+    for _ in range(loads):
+        norm.load_state_dict(norm.state_dict())
+    norm.scale_and_shift()
+    twin = copy.deepcopy(norm)
+    twin.load_state_dict({**norm.state_dict(), "weight": torch.full((4,), 7.0)})
+    assert torch.equal(twin.scale_and_shift()[0], 7 * norm.scale_and_shift()[0])
 
 
 def test_no_download_without_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:

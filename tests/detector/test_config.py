@@ -86,6 +86,7 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
         ({"model": {"anchors": {"ratios": "x"}}}, "model.anchors.ratios"),
         ({"model": {"anchors": {"sizes": [[1], [2]]}}}, "model.anchors.sizes"),
         ({"model": {"anchors": {"sizes": [[1], [2], [3], [4], [5, 6]]}}}, "model.anchors.sizes"),
+        ({"model": {"anchors": {"sizes": 5 * [[4]], "ratios": [1, 0.05]}}}, "model.anchors.sizes"),
         ({"data": {"splits": {"train": 5}}}, "data.splits.train"),
         ({"data": {"transforms": {"train": "HorizontalFlip"}}}, "data.transforms.train"),
         ({"data": {"transforms": {"train": [5]}}}, "data.transforms.train[0]"),

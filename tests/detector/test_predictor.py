@@ -174,6 +174,16 @@ def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> Non
     assert not np.array_equal(raw(file).scores, detector(file).scores)
 
 
+def test_a_cut_by_raw_scores_says_what_it_means_in_calibrated_ones(run, caplog) -> None:
+    """Whoever writes 0.5 means what is shown."""
+    calibration = open_checkpoint(run, []).calibration
+    open_checkpoint(run, ["eval.score_threshold=0.25", "eval.calibrate=false"])
+    assert not caplog.text
+    open_checkpoint(run, ["eval.score_threshold=0.25"])
+    shown = f"{float(calibration(np.array(0.25))):.2g}"
+    assert f"eval.score_threshold=0.25 cuts raw scores: what is calibrated to {shown} and less" in caplog.text
+
+
 def test_thresholds_of_a_training_without_calibration_are_brought_to_its_scale(run, evaluated) -> None:
     """The same detections pass, whichever scale is used."""
     content = torch.load(run / "checkpoints" / "best.pt", weights_only=True)

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detector.losses import NonFiniteLogits, alrp_loss, ap_loss, ce_ohem_loss, rank_sort_loss
+from detector.losses import (
+    NonFiniteLogits,
+    alrp_loss,
+    ap_loss,
+    ce_ohem_loss,
+    rank_sort_loss,
+    rank_sort_loss_of,
+)
 from tests import oracles
 
 DELTAS = (0.0, 0.5, 1.0, 3.0)
@@ -95,6 +102,20 @@ def test_alrp_follows_the_definition(case: Case, delta: float, dtype: torch.dtyp
 def test_rank_sort_follows_the_definition(case: Case, delta: float, dtype: torch.dtype) -> None:
     logits, _, quality = tensors(case, dtype)
     assert_rank_sort(logits, quality, delta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@fuzz
+@given(case=cases())
+def test_rank_sort_of_known_positives_is_the_same(case: Case, dtype: torch.dtype) -> None:
+    """As the trainer calls it, to the bit."""
+    logits, targets, quality = tensors(case, dtype)
+    wide = rank_sort_loss(logits, quality)
+    known = rank_sort_loss_of(logits, targets, quality[targets == 1])
+    for one, other in zip(wide, known, strict=True):
+        assert torch.equal(one, other)
+        gradients = [torch.autograd.grad(part, logits, retain_graph=True)[0] for part in (one, other)]
+        assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -186,6 +207,9 @@ def test_without_positives_the_losses_are_zero_and_backpropagate(targets: list[i
         (lambda x: rank_sort_loss(x, torch.tensor([0.5, math.nan, 0])), "-1 or in"),
         (lambda x: rank_sort_loss(x, torch.tensor([1, 0, 0])), "floating point"),
         (lambda x: rank_sort_loss(x, torch.tensor([0.5, 0])), "differ in shape"),
+        (lambda x: rank_sort_loss_of(x, torch.tensor([1, 0, 0]), torch.ones(2)), "one per positive"),
+        (lambda x: rank_sort_loss_of(x, torch.tensor([1, 0, 0]), torch.zeros(1)), r"in \(0, 1\]"),
+        (lambda x: rank_sort_loss_of(x, torch.tensor([1, 0, 0]), torch.tensor([math.nan])), r"in \(0, 1\]"),
     ],
 )
 def test_wrong_arguments_are_refused(call: Any, named: str) -> None:
@@ -207,3 +231,9 @@ def test_hard_negative_cross_entropy_follows_the_definition(case: Case, ratio: f
     expected = oracles.ce_ohem_loss(logits.tolist(), targets.tolist(), ratio)
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     loss.backward()  # also where nothing takes part
+
+
+def test_without_positives_there_is_a_hard_negative_whatever_the_ratio() -> None:
+    """Of few for each positive as well: images without objects are to teach that they have none."""
+    loss = ce_ohem_loss(torch.tensor([0.0, 2.0]), torch.zeros(2, dtype=torch.int8), 0.1)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(2)))

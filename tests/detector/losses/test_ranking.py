@@ -26,7 +26,7 @@ def shifted(values: list[float], offset: float, dtype: torch.dtype = torch.float
     return torch.tensor(values, dtype=dtype) + offset
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("delta", DELTAS)
 @fuzz
 @given(values=st.lists(numbers, max_size=20), marks=st.lists(numbers, max_size=12), offset=offsets)
@@ -165,6 +165,16 @@ def test_blocks_cover_everything_once_whatever_the_remainder() -> None:
         assert [s.start for s in slices] == [0, *(s.stop for s in slices)][:-1]
         assert (slices[-1].stop if slices else 0) == n
         assert all(0 < s.stop - s.start <= step for s in slices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_thresholds_at_the_end_of_the_numbers(dtype: torch.dtype) -> None:
+    """Behind the largest comes infinity, and no grid is as wide."""
+    most = torch.finfo(dtype).max
+    x = torch.cat((torch.linspace(-5, 5, 600, dtype=dtype), torch.tensor([most, -most], dtype=dtype)))
+    marks = torch.tensor([most, 1.0, -most], dtype=dtype)
+    expected = oracles.soft_rank_sums(x.tolist(), marks.tolist(), 0.0)
+    assert soft_rank_sum(x, marks, 0.0).tolist() == expected
 
 
 def test_no_threshold_gives_no_sum() -> None:
