@@ -84,10 +84,11 @@ class Gradients:
         give these their gradients; the second pass carries each one's share into the network.
         """
         with torch.no_grad():
-            buffers = [(buffer, buffer.clone()) for buffer in running_statistics(self.model)]
+            statistics = running_statistics(self.model)
+            before = [torch.empty_like(one) for one in statistics]
+            _copy_all(before, statistics)
             outputs = [self._forward(self.model, batch) for batch in group]
-            for buffer, before in buffers:  # batch norm is to see every image once
-                buffer.copy_(before)
+            _copy_all(statistics, before)  # batch norm is to see every image once
         for output in outputs:
             output.logits.requires_grad_()
             output.deltas.requires_grad_()
@@ -121,6 +122,14 @@ class Gradients:
         # Each process has its part of a shared loss's gradient, and the average over the processes
         # that follows must be the sum of the parts.
         return self.scaler.scale(loss * self.processes)
+
+
+def _copy_all(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """In a launch or two on a GPU, which one dtype at a time allows."""
+    for dtype in {one.dtype for one in to}:
+        torch._foreach_copy_(
+            [one for one in to if one.dtype == dtype], [one for one in values if one.dtype == dtype]
+        )
 
 
 def _checked(take: Callable[[], Losses], outputs: Sequence[HeadOutputs]) -> tuple[Losses, Tensor]:
