@@ -1,7 +1,6 @@
 """The training loop: one step after another, in the order things happen."""
 
 import enum
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ import torch
 
 from data.feed import checked, in_groups, next_group
 from data.order import seed_of
-from detector.checkpoint import BEST, LAST, checkpoint_mark, load_newest, set_aside_damaged
+from detector.checkpoint import BEST, LAST, load_newest, set_aside_damaged
 from detector.config import Config
 from detector.config_file import dump_config
 from detector.evaluation.inference import Predictions
@@ -26,14 +25,12 @@ from detector.training.optimizer import lr_factor
 from detector.training.processes import Processes
 from detector.training.profile import phase, profiled
 from detector.training.progress import Checkpoints, Progress
+from detector.training.resumption import Resumption
 from detector.training.run_folder import (
-    changed_keys,
     create_run_folder,
-    forget_metrics_after,
     has_checkpoint,
     in_use,
     mark_launch,
-    measures_otherwise,
     refuse_taken,
 )
 from detector.training.stop import StopRequest
@@ -71,27 +68,18 @@ class Trainer:
         self.config = config
         self.name = name
         self.folder = resume
-        self._fresh = resume is None
         self.processes = processes or Processes()
         # Before the work, and in a dry run; of all processes, as one may have been told something else.
-        self.processes.from_main(lambda: refuse_taken(config.run.dir) if self._fresh else None)
-        self._resumed_from = checkpoint_mark(resume) if resume is not None else None
-        state = load_newest(resume) if resume is not None and has_checkpoint(resume) else None
-        classes = tuple(state["classes"]) if state else None
-        if classes is not None and config.data.classes not in (None, [*classes]):
-            raise InputError(
-                f"{resume}: the run is of the classes {', '.join(classes)}, and data.classes cannot be "
-                f"changed when resuming; begin a new one with model.init={BEST} of this one"
-            )
-        parts = assemble(config, self.processes, classes, fresh=state is None)
+        self.processes.from_main(lambda: refuse_taken(config.run.dir) if resume is None else None)
+        self._resumption = Resumption(resume, config) if resume is not None else None
+        classes = self._resumption.classes if self._resumption else None
+        parts = assemble(config, self.processes, classes, fresh=classes is None)
         self.parts = parts
         self.learner = parts.learner
         self.gradients = parts.gradients
         self.shapes: set[tuple[int, ...]] = set()  # of batches
         self._scale = 1.0  # of the images of the epoch
         self._compiled = ""  # what was last said of it
-        self._changed: list[str] = []  # settings, by --resume
-        self._beside: dict[str, Any] | None = None  # an evaluation of this step that is made again
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
         self.watch = NonFiniteWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
@@ -99,16 +87,9 @@ class Trainer:
         self._checkpoints = Checkpoints(
             config, parts.train_set, self.learner, self.progress, self.watch, self.steps_per_epoch
         )
-        if state:
-            changes = [*changed_keys(state["config"], config.model_dump(mode="json"))]
+        if self._resumption:
             with memory_explained(parts.device):
-                self._checkpoints.restore(state, str(resume), changes)
-            self._changed = [
-                f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"
-            ]
-            if any(measures_otherwise(*change) for change in changes):
-                self.progress.best = -math.inf
-                self._changed.insert(0, f"{BEST} begins anew, as its AP cannot be compared")
+                self._resumption.restore(self._checkpoints, self.progress)
         self._check_all_read_the_same(self.progress.step)
 
     def _check_all_read_the_same(self, step: int) -> None:
@@ -142,8 +123,8 @@ class Trainer:
             if self.monitor:
                 self.monitor.config(self.config, self.parts.lr)
                 self.monitor.say(self._introduction())
-                if self._changed:
-                    self.monitor.say(f"changed by this --resume: {some_of(self._changed, 10)}")
+                if self._resumption and (changed := self._resumption.changed):
+                    self.monitor.say(f"changed by this --resume: {some_of(changed, 10)}")
             self._checkpoints.begin(self.folder)
             self.profile_step = self._profiler(end)
             with memory_explained(self.parts.device), compilation_explained():
@@ -157,27 +138,24 @@ class Trainer:
         return self.progress.metrics
 
     def _new_monitor(self, end: ExitStack) -> Monitor:
-        """What it shows begins behind this step, or at it with an evaluation that is made again."""
         assert self.folder is not None
-        purge_step = None if self._fresh else self.progress.step + (self._beside is None)
-        monitor = Monitor(self.folder, self.total_steps, self.progress.step, purge_step)
+        step, resumption = self.progress.step, self._resumption
+        purge_step = resumption.purge_step(step) if resumption else None
+        monitor = Monitor(self.folder, self.total_steps, step, purge_step)
         end.callback(monitor.close)
-        if self._beside:
-            monitor.repeat(self._beside)
+        if resumption and resumption.beside:
+            monitor.repeat(resumption.beside)
         return monitor
 
     def _claim_folder(self, text: str, end: ExitStack) -> Path:
         """The run folder, kept for this process until the end."""
-        folder = create_run_folder(self.config.run.dir, self.name, text) if self._fresh else self.folder
-        assert folder is not None
-        end.enter_context(in_use(folder))
-        if not self._fresh:
-            if checkpoint_mark(folder) != self._resumed_from:
-                raise InputError(
-                    f"the run in {folder} has gone on in another process meanwhile; start --resume once more"
-                )
-            set_aside_damaged(folder)
-            self._beside = forget_metrics_after(folder, self.progress.step, self.progress.evaluated)
+        if self._resumption is None:
+            folder = create_run_folder(self.config.run.dir, self.name, text)
+            end.enter_context(in_use(folder))
+        else:
+            folder = self._resumption.folder
+            end.enter_context(in_use(folder))
+            self._resumption.begin(self.progress)
             if self.progress.step < self.total_steps:  # else it would tell of steps that nobody has made
                 write_text(folder / "config.yaml", text)
         if self.processes.launch is not None:

@@ -213,14 +213,15 @@ def test_what_a_loading_process_hears_is_not_the_trainings_business(tmp_path: Pa
     config = tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *WORDS, "data.workers=1")
     trainer = Trainer(config, "test")
     update, done = Learner.update, []
+    others = {child.pid for child in multiprocessing.active_children()}  # of tests before
 
     def update_and_signal(learner: Learner, losses: Any) -> Any:
         done.append(1)
         if len(done) == 2:
-            (child,) = multiprocessing.active_children()
-            assert child.pid is not None
-            for number in (signal.SIGUSR1, signal.SIGTERM):
-                os.kill(child.pid, number)
+            started = {child.pid for child in multiprocessing.active_children()} - others
+            assert started
+            for pid, number in itertools.product(started, (signal.SIGUSR1, signal.SIGTERM)):
+                os.kill(pid, number)
             time.sleep(0.5)
             assert not trainer.stop
         return update(learner, losses)

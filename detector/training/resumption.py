@@ -1,0 +1,81 @@
+"""Going on with a run: where it is, what has been changed since, what it has to forget."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from detector.checkpoint import BEST, checkpoint_mark, load_newest, set_aside_damaged
+from detector.config import Config
+from detector.training.progress import Checkpoints, Progress
+from detector.training.run_folder import (
+    changed_keys,
+    forget_metrics_after,
+    has_checkpoint,
+    measures_otherwise,
+)
+from errors import InputError
+
+
+class Resumption:
+    """The run in a folder, as it goes on.
+
+    Args:
+        folder: of the run; without a checkpoint it goes on from its first step.
+        config: as it is now.
+
+    Attributes:
+        classes: of the run; None without a checkpoint.
+        changed: what is to be said of the settings that are others now.
+        beside: where the step to go on from was evaluated and that was lost, what was logged of the step
+            beside it; None where nothing was lost.
+
+    Raises:
+        InputError: none of its checkpoints can be read, or it is of other classes.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        self.changed: list[str] = []
+        self.beside: dict[str, Any] | None = None
+        self._config = config
+        self._mark = checkpoint_mark(folder)
+        self._state = load_newest(folder) if has_checkpoint(folder) else None
+        self.classes = tuple(self._state["classes"]) if self._state else None
+        if self.classes is not None and config.data.classes not in (None, [*self.classes]):
+            raise InputError(
+                f"{folder}: the run is of the classes {', '.join(self.classes)}, and data.classes cannot be "
+                f"changed when resuming; begin a new one with model.init={BEST} of this one"
+            )
+
+    def restore(self, checkpoints: Checkpoints, progress: Progress) -> None:
+        """Bring the state of the run back.
+
+        Raises:
+            InputError: it does not fit the configuration, or the data.
+        """
+        if self._state is None:
+            return
+        changes = [*changed_keys(self._state["config"], self._config.model_dump(mode="json"))]
+        checkpoints.restore(self._state, str(self.folder), changes)
+        self._state = None  # as large as the model and its optimizer
+        self.changed = [f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"]
+        if any(measures_otherwise(*change) for change in changes):
+            progress.best = -math.inf
+            self.changed.insert(0, f"{BEST} begins anew, as its AP cannot be compared")
+
+    def begin(self, progress: Progress) -> None:
+        """The folder is this process's: forget what comes after the step to go on from.
+
+        Raises:
+            InputError: the run has gone on since it was read.
+        """
+        if checkpoint_mark(self.folder) != self._mark:
+            raise InputError(
+                f"the run in {self.folder} has gone on in another process meanwhile; start --resume once more"
+            )
+        set_aside_damaged(self.folder)
+        self.beside = forget_metrics_after(self.folder, progress.step, progress.evaluated)
+
+    def purge_step(self, step: int) -> int:
+        """What TensorBoard shows begins behind this step, or at it with an evaluation that is made again."""
+        return step + (self.beside is None)
