@@ -61,8 +61,8 @@ class ImageDetections:
             wanted = np.array([usual.get(name, 0.0) for name in self.names], dtype=np.float64)
         else:
             wanted = np.asarray(threshold, dtype=np.float64)
-            if wanted.ndim and len(self.labels):
-                if len(wanted) <= self.labels.max():
+            if wanted.ndim:
+                if len(wanted) <= self.labels.max(initial=-1):
                     raise InputError(f"thresholds: {len(wanted)} are given, and there are more classes")
                 wanted = wanted[self.labels]
         kept = self.scores >= wanted

@@ -15,7 +15,9 @@ from scipy.special import expit
 Floats = NDArray[np.float64]
 
 _BINS = 32
-_FEWEST = 20  # detections per bin; a handful would be learnt by heart
+# Detections per bin: a handful would be learnt by heart. But the few right ones of a small validation set
+# would drown in as many wrong ones: a third of the right ones then, and no fewer than three.
+_FEWEST, _FEWEST_OF_FEW = 20, 3
 _LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # whose logits are finite
 _ROUNDING = 1e-9  # relative, more than there and back costs
 
@@ -119,11 +121,12 @@ def _cuts(scores: Floats, correct: NDArray[np.bool_]) -> list[int]:
     leave all scores that a person looks at to one or two of them.
     """
     right = int(correct.sum())
+    fewest = min(max(right // 3, _FEWEST_OF_FEW), _FEWEST)
     share = np.where(correct, 1 / max(right, 1), 1 / max(len(correct) - right, 1)).cumsum()
     cuts = [0]
     wanted = np.searchsorted(share, share[-1] * np.arange(1, _BINS) / _BINS)
     for cut in np.searchsorted(scores, scores[wanted]):
-        if cut - cuts[-1] >= _FEWEST and len(correct) - cut >= _FEWEST:
+        if cut - cuts[-1] >= fewest and len(correct) - cut >= fewest:
             cuts.append(int(cut))
     return cuts[1:]
 

@@ -207,7 +207,10 @@ def test_above_takes_one_threshold_or_one_for_each_class() -> None:
     found = ImageDetections(boxes, np.array([0.9, 0.5, 0.4]), np.array([0, 1, 0]), ("cat", "dog", "cat"))
     assert found.above(0.5).names == ("cat", "dog")
     assert found.above([0.3, 0.6]).boxes.tolist() == boxes[[0, 2]].tolist()
-    assert len(found.above(1.0)) == 0
+    nothing = found.above(1.0)
+    assert len(nothing) == 0
+    for threshold in (0.5, [0.3, 0.6], {"dog": 0.2}):
+        assert len(nothing.above(threshold)) == 0
 
 
 def test_above_takes_some_by_name_and_the_detectors_own_for_the_others(detector: Detector, evaluated) -> None:

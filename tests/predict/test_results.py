@@ -99,6 +99,14 @@ def test_settings_of_evaluation_can_be_changed(place: Path, trained: Path) -> No
     assert sorted(found) == sorted(set(found)) != []
 
 
+def test_images_in_which_nothing_is_found_are_done_as_well(place: Path, trained: Path) -> None:
+    words = ("images/?.png", *ALL, "--output", "none", "eval.score_threshold=0.9999999")
+    outcome = run(place, trained, *words)
+    assert outcome.code == 0 and "0 detections in 6 images" in outcome.out, outcome
+    assert read(place / "none" / "coco.json") == []
+    assert len(files(place / "none" / "pictures")) == 6
+
+
 def test_pictures_keep_the_tree_and_names_do_not_meet(place, trained) -> None:
     Image.new("RGB", (64, 48)).save(place / "images" / "0.bmp")
     Image.new("RGB", (64, 48)).save(place / "images" / "0.jpg")

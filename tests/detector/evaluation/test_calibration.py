@@ -71,6 +71,29 @@ def test_a_few_detections_on_top_are_not_learnt_by_heart() -> None:
     assert calibration(np.array([0.9]))[0] < 0.7
 
 
+@pytest.mark.parametrize("right", [5, 10, 15, 19, 20, 40])
+def test_a_few_right_ones_that_are_well_apart_do_not_drown_among_the_wrong(right: int) -> None:
+    """Of ten images, say, which a detector has learnt."""
+    scores = np.concatenate((np.linspace(0.01, 0.1, 985), np.linspace(0.8, 0.9, right)))
+    correct = np.arange(len(scores)) >= 985
+    calibration = fit_calibration(Matched(scores, correct, np.arange(len(scores))))
+    assert calibration is not None
+    assert calibration(scores[correct]).min() > 0.55 and calibration(scores[correct]).mean() > 0.75
+    assert calibration(scores[~correct]).mean() < 0.07
+
+
+def test_a_few_right_ones_anywhere_promise_little() -> None:
+    """Twelve of 600 at random: of the six best of each draw one or two may be right."""
+    rng = np.random.default_rng(0)
+    promised = []
+    for _ in range(50):
+        scores, correct = np.sort(rng.random(600)), rng.permutation(600) < 12
+        calibration = fit_calibration(Matched(scores, correct, np.arange(600)))
+        assert calibration is not None
+        promised.append(calibration(scores[-1:])[0])
+    assert np.mean(promised) < 0.15 and max(promised) < 0.5
+
+
 def test_levels_that_are_joined_count_by_how_many_detections_they_have() -> None:
     """By hand: 900 with the lower score, half of them right, and 300 with the higher, a fifth of them."""
     scores = np.repeat([0.2, 0.8], [900, 300])
