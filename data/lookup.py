@@ -4,6 +4,7 @@ import logging
 import re
 import unicodedata
 from pathlib import Path
+from urllib.parse import unquote
 
 from data.faults import DataFault
 
@@ -58,7 +59,7 @@ class ImageFinder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._there: dict[Path, dict[str, list[Path]]] = {}  # the files of folders, by what their names share
+        self._there: dict[Path, dict[str, list[Path]]] = {}  # what folders hold, by what the names share
         self._respelt: dict[Path, str] = {}
         self._elsewhere: dict[Path, str] = {}
 
@@ -66,50 +67,78 @@ class ImageFinder:
         """The file that is meant, or the one of the very name where there is none.
 
         Raises:
-            DataFault: the name leads out of the folder, and no image in it has its last part for a name, or
+            DataFault: the name leads out of the folder, and no image in it has its last parts for a name, or
                 another image is taken for that already.
         """
-        try:
-            inside(self._folder, name, where)
-        except DataFault:
-            path = self._alike(self._folder / re.split(r"[/\\]", name)[-1])
-            if path is None:
-                raise
-            other = self._elsewhere.setdefault(path, name)
-            if other != name:
-                message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
-                raise DataFault("image-outside", message) from None
-            return path
-        path = self._folder / as_spelt(self._folder, name)
+        if "://" in name or _LEADS_OUT.match(name):
+            return self._of_another_place(name, where)
+        path = inside(self._folder, as_spelt(self._folder, name), where)
         if is_file(path):
             return path
-        alike = self._alike(path)
+        spellings = dict.fromkeys((name, unquote(name)))
+        alike = next(filter(None, (self._alike(_parts(spelling)) for spelling in spellings)), None)
         if alike is not None:
             self._respelt[alike] = name
         return path if alike is None else alike
 
-    def _alike(self, path: Path) -> Path | None:
-        """The one file of this name, whatever its case and however its accents are written."""
-        folder = path.parent
+    def _of_another_place(self, name: str, where: str) -> Path:
+        """The image of a path of another disk, or of an address: as much of its end as the folder has."""
+        ends = []
+        for spelling in dict.fromkeys((name, unquote(name))):
+            told = spelling.rpartition("?d=")[2]  # Label Studio's /data/local-files/?d=cam/1.jpg
+            parts = _parts(told.partition("?")[0] if "://" in told else told)
+            ends += [parts[k:] for k in range(len(parts))]
+        path = next(filter(None, map(self._alike, sorted(ends, key=len, reverse=True))), None)
+        if path is None:
+            if "://" in name:
+                message = f"{where} names the image '{name}', an address; download it into {self._folder}"
+                raise DataFault("image-outside", message)
+            inside(self._folder, name, where)
+            raise AssertionError("unreachable")
+        other = self._elsewhere.setdefault(path, name)
+        if other != name:
+            message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
+            raise DataFault("image-outside", message)
+        return path
+
+    def _alike(self, parts: list[str]) -> Path | None:
+        """The one file of this path in the folder, whatever its case and however its accents are written."""
+        path = self._folder
+        for part in parts:
+            found = self._entries(path).get(_without_case(part), [])
+            exact = [entry for entry in found if entry.name == part] or found
+            if len(exact) != 1:
+                return None
+            (path,) = exact
+        return path if is_file(path) else None
+
+    def _entries(self, folder: Path) -> dict[str, list[Path]]:
         if folder not in self._there:
             self._there[folder] = {}
             try:
-                files = [*folder.iterdir()]
-            except OSError:  # none, or a name that is too long
-                files = []
-            for file in files:
-                self._there[folder].setdefault(_without_case(file.name), []).append(file)
-        found = self._there[folder].get(_without_case(path.name), [])
-        exact = [file for file in found if file.name == path.name] or found
-        return exact[0] if len(exact) == 1 and is_file(exact[0]) else None
+                entries = [*folder.iterdir()]
+            except OSError:  # none, or a file
+                entries = []
+            for entry in entries:
+                self._there[folder].setdefault(_without_case(entry.name), []).append(entry)
+        return self._there[folder]
 
     def warn(self, source: str) -> None:
         """Say what was taken for what."""
         outside = f"file names lead out of {self._folder}; images of these names in it are used"
-        for found, what in ((self._elsewhere, outside), (self._respelt, "names of files differ in case")):
+        for found, what in (
+            (self._elsewhere, outside),
+            (self._respelt, "names of files are spelt in another way"),
+        ):
             if found:
                 path, name = next(iter(found.items()))
                 log.warning("%s: %s (%d, such as '%s' for %s)", source, what, len(found), name, path.name)
+
+
+def _parts(name: str) -> list[str]:
+    """Of a path in any system, from where it no longer leads out."""
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
+    return parts[max((k for k, part in enumerate(parts, 1) if part == ".."), default=0) :]
 
 
 def _without_case(name: str) -> str:

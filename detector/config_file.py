@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config import Config, Names, Section, sub_section
+from detector.config_hints import leaf_kinds, nearest
 from errors import InputError
 
 _TEXTS = (str, str | None)
@@ -17,38 +18,6 @@ _TEXT_OR_LIST = (str | Names, str | Names | None)
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
 
 _OURS = Path(__file__).resolve().parents[1] / "configs"
-# What other trainers call it, and which key it is here.
-_NAMES_ELSEWHERE = {
-    "batch": "train.batch_size",
-    "samples_per_gpu": "train.batch_size, of all processes together",
-    "ims_per_batch": "train.batch_size, of all processes together",
-    "lr0": "optimizer.lr",
-    "base_lr": "optimizer.lr",
-    "imgsz": "data.image_size",
-    "img_scale": "data.image_size",
-    "load_from": "model.init",
-    "weights": "model.init",
-    "project": "run.dir",
-    "name": "run.dir",
-    "freeze": "model.frozen_stages",
-    "conf": "eval.score_threshold",
-    "iou": "eval.nms_threshold",
-    "max_det": "eval.detections_per_img",
-    "data": "data.root",
-    "data_path": "data.root",
-    "work_dir": "run.dir",
-    "output_dir": "run.dir",
-    "save_dir": "run.dir",
-}
-# What they have and here needs no key.
-_NO_KEY_HERE = {
-    "patience": "nothing stops early: best.pt keeps the best epoch",
-    "resume": "a run is continued by train.py --resume RUN_DIR",
-    "resume_from": "a run is continued by train.py --resume RUN_DIR",
-    "num_classes": "nothing has to be set: the classes are those of the annotations, or of data.classes",
-    "nc": "nothing has to be set: the classes are those of the annotations, or of data.classes",
-    "test_only": "evaluate.py scores a run or a checkpoint",
-}
 
 
 class _NoKeyTwice(yaml.SafeLoader):
@@ -124,13 +93,13 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     Raises:
         InputError: an override is not KEY=VALUE, or a key is unknown.
     """
-    kinds = _leaf_kinds(Config)
+    kinds = leaf_kinds(Config)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(_not_an_override(override))
         if key not in kinds:
-            raise InputError(f"unknown configuration key '{key}'{_nearest(key)}")
+            raise InputError(f"unknown configuration key '{key}'{nearest(key)}")
         # run.dir=2026 and data.images={split} are text, whatever YAML would make of them.
         # So is data.splits.train=2007, unless it is a list.
         texts = _TEXTS if text.startswith("[") else (*_TEXTS, *_TEXT_OR_LIST)
@@ -141,13 +110,6 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             nested = {part: nested}
         values = _merge(values, nested)
     return values
-
-
-def setting_called(name: str) -> str:
-    """What the configuration has in the place of an option that other trainers have; empty if nothing."""
-    keys = [key for key in _leaf_kinds(Config) if key.rpartition(".")[2] == name]
-    key = " or ".join(keys) or _NAMES_ELSEWHERE.get(name)
-    return f"here it is {key}, written KEY=VALUE without dashes" if key else _NO_KEY_HERE.get(name, "")
 
 
 def refuse_own_data_as_demo(overrides: list[str]) -> None:
@@ -183,7 +145,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
     except FileNotFoundError:
-        if not seen and str(path) in _leaf_kinds(Config):
+        if not seen and str(path) in leaf_kinds(Config):
             raise InputError(_not_an_override(str(path))) from None
         whose = f", the base of {seen[-1]}," if seen else ""
         hint = _nearest_file(path, seen[-1].parent if seen else Path())
@@ -229,35 +191,6 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
-    """The dotted name of every value, with its type."""
-    kinds: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
-        inner = sub_section(field.annotation)
-        kinds |= _leaf_kinds(inner, f"{prefix}{name}.") if inner else {prefix + name: field.annotation}
-    return kinds
-
-
-def _nearest(key: str) -> str:
-    keys = list(_leaf_kinds(Config))
-    # The right name in the wrong section, else another's name, else a slip of the pen.
-    leaf = key.split(".")[-1]
-    if key in keys:  # in a file, where dots are levels
-        inner = key.replace(".", ": {")
-        return f"; in a file it is written {inner}: ...{'}' * key.count('.')}"
-    section = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.7)
-    if section and "." not in key:
-        return f"; did you mean '{section[0]}'?"
-    found = [k for k in keys if k.split(".")[-1] == leaf]
-    if not found or leaf == key:
-        if leaf.lower() in _NAMES_ELSEWHERE:
-            return f"; here it is {_NAMES_ELSEWHERE[leaf.lower()]}"
-        if leaf.lower() in _NO_KEY_HERE:
-            return f"; {_NO_KEY_HERE[leaf.lower()]}"
-    found = found if len(found) == 1 else difflib.get_close_matches(key, found or keys, n=1, cutoff=0.6)
-    return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
-
-
 def _key_of(loc: tuple[int | str, ...]) -> str:
     """The dotted key of pydantic's path, which ends in the tried member of a union (str, list[...])."""
     parts: list[str] = []
@@ -280,10 +213,10 @@ def _explain(error: ValidationError) -> str:
     # Nor is it the member of another type.
     first = next((one for one in of_key if not one["type"].endswith("_type")), of_key[0])
     if first["type"] == "extra_forbidden":
-        return f"unknown configuration key '{key}'{_nearest(key)}"
+        return f"unknown configuration key '{key}'{nearest(key)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        if key.partition("[")[0] in _leaf_kinds(Config):
+        if key.partition("[")[0] in leaf_kinds(Config):
             return f"{key}: {message}"
         return f"{key}.{message}" if key else message  # the message of a section begins with the key
     return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

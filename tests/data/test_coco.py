@@ -266,9 +266,8 @@ def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, conten
     name = content["images"][0]["file_name"]
     content["images"][0]["file_name"] = name.upper()
     assert load(tmp_path, content).files[0] == str(tmp_path / "images" / name)
-    assert caplog.messages == [
-        f"{tmp_path / 'set.json'}: names of files differ in case (1, such as '{name.upper()}' for {name})"
-    ]
+    said = f"names of files are spelt in another way (1, such as '{name.upper()}' for {name})"
+    assert caplog.messages == [f"{tmp_path / 'set.json'}: {said}"]
     content["images"][0]["file_name"] = name.replace("png", "PnG")
     (tmp_path / "images" / name.upper()).write_bytes(b"another")
     assert "PnG does not exist" in error_of(tmp_path, content)
@@ -313,6 +312,34 @@ def test_of_a_path_that_leads_elsewhere_the_image_of_that_name_is_taken(tmp_path
     assert "both would be" in error_of(tmp_path, content)
     content["images"][1]["file_name"] = "/another/gone.png"
     assert "points outside" in error_of(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/home/me/set/Cam 1/0.png",
+        "C:\\set\\cam 1\\0.PNG",
+        "../images/cam 1/0.png",
+        "https://host.org/up/cam%201/0.png?token=a/b",
+        "/data/local-files/?d=cam 1/0.png",
+        "/data/local-files/?d=cam%201%2F0.png",
+        "CAM 1/0.png",
+        "cam%201/0.png",
+    ],
+)
+def test_of_a_path_elsewhere_as_much_is_taken_as_there_is(tmp_path, content, name):
+    """Another image has its last part for a name too. The upper case is what Windows makes of it."""
+    write_image(tmp_path / "images" / "cam 1" / "0.png")
+    content["images"][1]["file_name"] = "0.png"
+    content["images"][0]["file_name"] = name
+    expected = [str(tmp_path / "images" / "cam 1" / "0.png"), str(tmp_path / "images" / "0.png")]
+    assert load(tmp_path, content).files.tolist() == expected
+
+
+def test_an_image_that_is_only_at_its_address_has_to_be_downloaded(tmp_path, content):
+    content["images"][0]["file_name"] = "s3://bucket/cam/gone.png"
+    message = error_of(tmp_path, content)
+    assert f"an address; download it into {tmp_path / 'images'}" in message and "image id" in message
 
 
 @pytest.mark.parametrize("change", [{"height": 0, "width": 0}, {"height": None}, {}])

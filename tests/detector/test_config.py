@@ -53,6 +53,29 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         assert f"did you mean '{nearest}'" in message
 
 
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("data=coco.yaml", "it is a group of keys: data.format, data.root, "),
+        ("loss=focal", "it is a group of keys: loss.name, "),
+        ("model.anchors=[1]", "it is a group of keys: model.anchors.sizes, model.anchors.ratios, ..."),
+        ("optimizer.learning_rate=1", "here it is optimizer.lr"),
+        ("eval.max_dets=300", "here it is eval.detections_per_img"),
+        ("data.mosaic=1", "augmentations are listed in data.transforms.train"),
+        ("train.early_stopping=5", "nothing stops early"),
+        ("loss.class_weights=[1, 2]", "with loss.class_by_class=true all classes weigh the same"),
+        # A section in common makes no name similar.
+        ("train.something=1", "docs/configuration.md lists all keys"),
+        ("data.wanted=1", "docs/configuration.md lists all keys"),
+    ],
+)
+def test_what_other_trainers_call_it_is_answered(word: str, answer: str) -> None:
+    with pytest.raises(InputError) as raised:
+        apply_overrides({}, [word])
+    key = word.partition("=")[0]
+    assert str(raised.value).startswith(f"unknown configuration key '{key}'; {answer}")
+
+
 def test_unknown_section_is_refused() -> None:
     assert "'trian'" in refusal({"trian": {"epochs": 3}})
 

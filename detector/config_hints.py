@@ -1,0 +1,122 @@
+"""What a user may have meant by a key that there is not: a slip, another section, another trainer's word."""
+
+import difflib
+from typing import Any
+
+from detector.config import Config, Section, sub_section
+
+# What other trainers call it, and which key it is here.
+_NAMES_ELSEWHERE = {
+    "batch": "train.batch_size",
+    "samples_per_gpu": "train.batch_size, of all processes together",
+    "ims_per_batch": "train.batch_size, of all processes together",
+    "lr0": "optimizer.lr",
+    "base_lr": "optimizer.lr",
+    "learning_rate": "optimizer.lr",
+    "cos_lr": "schedule.name, cosine",
+    "warmup_epochs": "schedule.warmup_steps",
+    "warmup_iters": "schedule.warmup_steps",
+    "max_iter": "train.epochs",
+    "num_epochs": "train.epochs",
+    "imgsz": "data.image_size",
+    "img_scale": "data.image_size",
+    "load_from": "model.init",
+    "weights": "model.init",
+    "project": "run.dir",
+    "name": "run.dir",
+    "freeze": "model.frozen_stages",
+    "conf": "eval.score_threshold",
+    "iou": "eval.nms_threshold",
+    "max_det": "eval.detections_per_img",
+    "max_dets": "eval.detections_per_img",
+    "data": "data.root",
+    "data_path": "data.root",
+    "work_dir": "run.dir",
+    "output_dir": "run.dir",
+    "save_dir": "run.dir",
+    "eval_period": "train.eval_every",
+    "val_interval": "train.eval_every",
+    "save_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
+    "checkpoint_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
+}
+_AUGMENTATIONS = "augmentations are listed in data.transforms.train, see docs/data.md"
+_CONTINUED = "a run is continued by train.py --resume RUN_DIR"
+_SCORED = "evaluate.py scores a run or a checkpoint"
+_KNOWN_CLASSES = "nothing has to be set: the classes are those of the annotations, or of data.classes"
+_ALL_STOPS = "nothing stops early: best.pt keeps the best epoch"
+_LOGS = "runs are logged for TensorBoard, and in metrics.jsonl"
+_LAUNCHED = "several processes are started by torchrun --nproc-per-node N train.py ..."
+# What they have and here needs no key.
+_NO_KEY_HERE = {
+    "patience": _ALL_STOPS,
+    "early_stopping": _ALL_STOPS,
+    "resume": _CONTINUED,
+    "resume_from": _CONTINUED,
+    "num_classes": _KNOWN_CLASSES,
+    "nc": _KNOWN_CLASSES,
+    "single_cls": "classes are merged in the annotations; data.classes chooses some of them",
+    "test_only": _SCORED,
+    "eval_only": _SCORED,
+    "cfg_options": "settings are written KEY=VALUE behind the configuration",
+    "class_weights": "with loss.class_by_class=true all classes weigh the same",
+    "label_smoothing": "a ranking loss has no labels to smooth",
+    "fraction": "python -m data.split SOURCE --val 0.9 puts nine tenths aside",
+    "wandb": _LOGS,
+    "report_to": _LOGS,
+    "num_gpus": _LAUNCHED,
+    "gpus": _LAUNCHED,
+    **dict.fromkeys(
+        (
+            *("augment", "augmentations", "mosaic", "mixup", "cutmix", "copy_paste", "fliplr", "flipud"),
+            *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "shear", "perspective", "erasing"),
+        ),
+        _AUGMENTATIONS,
+    ),
+}
+
+
+def setting_called(name: str) -> str:
+    """What the configuration has in the place of an option that other trainers have; empty if nothing."""
+    keys = [key for key in leaf_kinds(Config) if key.rpartition(".")[2] == name]
+    key = " or ".join(keys) or _NAMES_ELSEWHERE.get(name)
+    return f"here it is {key}, written KEY=VALUE without dashes" if key else _NO_KEY_HERE.get(name, "")
+
+
+def leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
+    """The dotted name of every value, with its type."""
+    kinds: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        inner = sub_section(field.annotation)
+        kinds |= leaf_kinds(inner, f"{prefix}{name}.") if inner else {prefix + name: field.annotation}
+    return kinds
+
+
+def nearest(key: str) -> str:
+    """The end of a sentence about an unknown key: what was meant, or where all keys are."""
+    keys = list(leaf_kinds(Config))
+    # The right name in the wrong section, else another's name, else a slip of the pen.
+    leaf = key.split(".")[-1]
+    if key in keys:  # in a file, where dots are levels
+        inner = key.replace(".", ": {")
+        return f"; in a file it is written {inner}: ...{'}' * key.count('.')}"
+    members = [one for one in keys if one.startswith(f"{key}.")]
+    if members:
+        return f"; it is a group of keys: {', '.join(members[:4])}, ..."
+    section = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.7)
+    if section and "." not in key:
+        return f"; did you mean '{section[0]}'?"
+    found = [k for k in keys if k.split(".")[-1] == leaf]
+    if not found or leaf == key:
+        if leaf.lower() in _NAMES_ELSEWHERE:
+            return f"; here it is {_NAMES_ELSEWHERE[leaf.lower()]}"
+        if leaf.lower() in _NO_KEY_HERE:
+            return f"; {_NO_KEY_HERE[leaf.lower()]}"
+    found = found if len(found) == 1 else _similar(key, found or keys)
+    return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
+
+
+def _similar(key: str, keys: list[str]) -> list[str]:
+    """The most similar one, if any is; a section in common makes no name similar."""
+    leaf = key.rpartition(".")[2]
+    alike = [k for k in keys if difflib.SequenceMatcher(None, leaf, k.rpartition(".")[2]).ratio() >= 0.65]
+    return difflib.get_close_matches(key, alike, n=1, cutoff=0)
