@@ -4,11 +4,21 @@ from pathlib import Path
 
 from doors import NAMES_OF_THE_RUN, OptionParser, is_there, run_door
 
+_AT_A_SCORE = (
+    "AP is taken over all scores; the table and --report tell precision and recall at the best of them"
+)
+_AT_AN_IOU = "AP is taken at IoU 0.5 to 0.95, AP50 at 0.5; that of NMS is eval.nms_threshold=T"
+
 
 def main() -> None:
     parser = OptionParser(
         description="COCO metrics of a checkpoint, or of a COCO results file.",
-        elsewhere={**NAMES_OF_THE_RUN, "batch": "here it is eval.batch_size=N"},
+        elsewhere={
+            **NAMES_OF_THE_RUN,
+            **dict.fromkeys(("threshold", "conf", "score_thr", "conf_thres"), _AT_A_SCORE),
+            **dict.fromkeys(("iou", "iou_thres", "iou_thr"), _AT_AN_IOU),
+            "batch": "here it is eval.batch_size=N",
+        },
     )
     parser.add_argument(
         "words",

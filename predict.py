@@ -71,7 +71,8 @@ def _thresholds(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, _, number = part.rpartition("=")
         if name.strip() in found:
-            raise InputError(f"--threshold: {name.strip() or 'that of all classes'} is given twice")
+            point = "" if "=" in text else f"; numbers have a point, as in {text.replace(',', '.', 1)}"
+            raise InputError(f"--threshold: {name.strip() or 'that of all classes'} is given twice{point}")
         found[name.strip()] = value = number_of("--threshold", number)
         if not 0 <= value <= 1:
             raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}")

@@ -1,6 +1,7 @@
 """The categories of a COCO file, and the classes of a training among them."""
 
 import logging
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +77,11 @@ def used_categories(
     return Categories(known, labels, classes, others)
 
 
+def plain_name(name: str) -> str:
+    """What "Traffic Light", "traffic_light" and "traffic-light " have in common."""
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
 def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path) -> None:
     """A file may list the classes that it has boxes of, and no others.
 
@@ -83,11 +89,11 @@ def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], sourc
         InputError: it has none of those that are wanted, or one of them by nearly the same name.
     """
     missing = [name for name in classes if name not in there]
-    alike = {name.strip().casefold(): name for name in there if name not in classes}
-    slips = [name for name in missing if name.strip().casefold() in alike]
+    alike = {plain_name(name): name for name in there if name not in classes}
+    slips = [name for name in missing if plain_name(name) in alike]
     if slips or len(missing) == len(classes):
         name = (slips or missing)[0]
-        hint = f", but '{alike[name.strip().casefold()]}'" if slips else ""
+        hint = f", but '{alike[plain_name(name)]}'" if slips else ""
         raise InputError(
             f"{source} has no category '{name}'{hint}; it has {', '.join(there) or 'none'} {BY_NAME}"
         )

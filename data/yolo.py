@@ -6,6 +6,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
 from data.categories import BY_NAME
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
-from data.lookup import as_spelt
+from data.lookup import ImageFinder, as_spelt
 from data.sample import DetectionSet
 from errors import InputError
 
@@ -200,7 +201,11 @@ def _images(index: _Index, split: str, faults: list[DataFault] | None) -> list[P
     for place in index.splits[split]:
         where = _place(index, place)
         if where is None:
-            raise InputError(f"{index.file}: '{split}: {place}' does not exist below {index.root}")
+            hint = "; patterns are not read: name a folder, or a .txt list" if "*" in place else ""
+            seen_from = "" if Path(place).is_absolute() else f" below {index.root}"
+            raise InputError(f"{index.file}: '{split}: {place}' does not exist{seen_from}{hint}")
+        if Path(place).is_absolute() and where != Path(place):
+            log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)
         if where.is_dir():
             files = [path for path in files_below(where) if path.suffix.lower() in IMAGE_SUFFIXES]
         elif where.suffix.lower() == ".txt":
@@ -242,6 +247,9 @@ def _place(index: _Index, place: str) -> Path | None:
     place = as_spelt(index.root, place)
     # Roboflow writes "../train/images" for a folder beside data.yaml.
     tries = [index.root / place, index.root / place.removeprefix("../"), index.file.parent / place]
+    if Path(place).is_absolute():  # of another machine: as much of its end as there is here
+        parts = Path(place).parts[1:]
+        tries += [index.file.parent.joinpath(*parts[k:]) for k in range(len(parts))]
     return next((path for path in tries if path.exists()), None)
 
 
@@ -251,16 +259,21 @@ def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterat
         lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise InputError(f"list of images {file} cannot be read: {error}") from None
+    finder = ImageFinder(index.root)
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name:
             tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
             path = next((path for path in tries if path.is_file()), None)
             if path is None:
+                with suppress(DataFault):
+                    path = finder.find(name, f"{file}:{number}")
+            if path is None or not path.is_file():
                 message = f"{file}:{number}: image {name} does not exist"
                 raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
             else:
                 yield path
+    finder.warn(str(file))
 
 
 def _label_file(image: Path) -> Path:

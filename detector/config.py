@@ -113,7 +113,7 @@ class DataConfig(Section):
     classes: Classes | None = Field(
         None, description="use only these classes, in this order; by default all that the set has"
     )
-    image_size: Count | None = Field(
+    image_size: Annotated[Integer, Field(ge=1, le=20_000)] | None = Field(
         None,
         description="long side of the images of evaluation, in pixels; all that resizes is scaled with it "
         "(by default none). See that the anchors fit: python -m data.check",

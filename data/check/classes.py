@@ -1,11 +1,11 @@
 """Checks of classes and of whole splits: names, counts, sizes of images."""
 
-import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.categories import plain_name
 from data.check.findings import Spot, spot_of_image
 from data.sample import DetectionSet
 
@@ -84,8 +84,7 @@ def _alike(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     spellings: dict[str, dict[str, str]] = {}
     for split, records in sets.items():
         for name in records.classes:
-            plain = re.sub(r"[\s_-]+", "", name).casefold()
-            spellings.setdefault(plain, {}).setdefault(name, split)
+            spellings.setdefault(plain_name(name), {}).setdefault(name, split)
     for names in spellings.values():
         if len(names) > 1:
             listed = ", ".join(f"'{name}' ({split})" for name, split in names.items())

@@ -112,6 +112,11 @@ KINDS: dict[str, Kind] = {
     "labels-missing": Kind(
         _W, "a split has no label files, and so no boxes", "put them where they are looked for"
     ),
+    "range-unused": Kind(
+        _W,
+        "16-bit images that hold values of fewer bits, 12 say, and are nearly black",
+        "save them as 8 bit, or with their values multiplied: by 16 for 12 bit",
+    ),
     "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
     "anchors-miss": Kind(_W, "many boxes have no anchor that fits", "take the sizes and ratios suggested"),
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),

@@ -11,6 +11,8 @@ from data.check.repeats import near_spots, repeat_spots
 from data.check.scan import ImageFacts
 from data.sample import DetectionSet
 
+_DARK = 64  # of 255: 14-bit values in files of 16 bit, and fewer bits
+
 Facts = Mapping[str, list[ImageFacts]]  # of each split, in the order of its rows
 
 
@@ -66,7 +68,12 @@ def _kinds(split: str, records: DetectionSet, facts: list[ImageFacts]) -> Iterat
     for mode, count in modes(facts).items():
         if mode != "RGB":
             problem = f"is of Pillow's mode {mode}, as {count} of the {len(facts)} images of {split}"
-            yield spot_of_image("image-not-rgb", problem, split, records, firsts[mode])
+            code = "image-not-rgb"
+            brightest = max(f.brightest for f in facts if f.header and f.header.mode == mode)
+            if mode.startswith("I") and 0 < brightest < _DARK:
+                code, most = "range-unused", f"1/{256 // (brightest + 1)}"
+                problem += f"; none of these uses more than {most} of the range of 16 bit"
+            yield spot_of_image(code, problem, split, records, firsts[mode])
 
 
 def _same_names(sets: Mapping[str, DetectionSet], facts: Facts) -> Iterator[Spot]:

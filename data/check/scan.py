@@ -29,6 +29,7 @@ class ImageFacts:
 
     header: ImageHeader | None
     problem: str | None  # why it cannot be read
+    brightest: int  # of the pixels as training sees them, 0 to 255
     digest: bytes | None  # of the pixels as training sees them, 16 bytes
     fingerprint: NDArray[np.uint64]  # [4] nearly the same for images that look the same; 0 for flat ones
 
@@ -64,10 +65,10 @@ def _look(job: tuple[str, list[int]]) -> ImageFacts:
         known = (height, width) in (header.upright, header.stored)
         pixels = read_image(path, (height, width) if known else header.upright)
     except InputError as error:
-        return ImageFacts(header, str(error), None, np.zeros(4, dtype=np.uint64))
+        return ImageFacts(header, str(error), 0, None, np.zeros(4, dtype=np.uint64))
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(pixels.data)
-    return ImageFacts(header, None, digest.digest(), fingerprint(pixels))
+    return ImageFacts(header, None, int(pixels.max()), digest.digest(), fingerprint(pixels))
 
 
 def fingerprint(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:

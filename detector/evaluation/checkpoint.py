@@ -31,6 +31,7 @@ from errors import InputError
 log = logging.getLogger(__name__)
 
 _DEFAULT_THRESHOLD = 0.5
+_TRAIN_KEYS_USED = ("amp", "channels_last", "device")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
     _refuse_other_model(config, trained, file)
+    idle = [key for key in (word.partition("=")[0] for word in overrides) if _is_of_training(key)]
+    if idle:
+        log.warning("%s: of the training, and changes nothing in what it has made", ", ".join(idle))
     if config.eval.nms == "soft" and any(word.startswith("eval.nms_threshold=") for word in overrides):
         log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
     device = build_device(config.train.device, key=device_key)
@@ -126,6 +130,13 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
         calibration if config.eval.calibrate else None,
         tuple(thresholds.get(name, _DEFAULT_THRESHOLD) for name in content["classes"]),
     )
+
+
+def _is_of_training(key: str) -> bool:
+    section, _, name = key.partition(".")
+    if section == "train":
+        return name not in _TRAIN_KEYS_USED
+    return section in ("loss", "matcher", "optimizer", "run", "schedule") or key == "data.transforms.train"
 
 
 def _refuse_other_classes(config: Config, trained: Config, classes: Sequence[str], file: Path) -> None:

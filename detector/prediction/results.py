@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from detector.evaluation.coco_results import result_entry, results_text
 from detector.output import numbered_folders, write_text
 from detector.predictor import ImageDetections
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("pictures", "coco", "csv", "instances", "yolo")
 DEFAULT_FORMATS = FORMATS[:3]
@@ -238,7 +241,11 @@ class ResultsFolder:
                 f"{label} {' '.join(f'{part:.6f}' for part in box)}\n"
                 for label, box in zip(result.found.labels.tolist(), parts, strict=True)
             )
-            write_text(self._place("labels", result.source.place.with_suffix(".txt")), "".join(lines))
+            wanted = result.source.place.with_suffix(".txt")
+            path = self._place("labels", wanted)
+            if path.name != wanted.name:
+                log.warning("%s: another image has the name too; its labels are %s", result.source.path, path)
+            write_text(path, "".join(lines))
         names = yaml.safe_dump({"names": dict(enumerate(classes))}, allow_unicode=True, sort_keys=False)
         write_text(self.path / "data.yaml", names)
 

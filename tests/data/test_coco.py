@@ -140,6 +140,7 @@ def test_a_class_that_a_file_does_not_list_has_no_box_there(tmp_path, content, c
     [
         (("horse", "cow"), "no category 'horse'; it has"),
         (("cat", "Dog "), "no category 'Dog ', but 'dog'; it has"),
+        (("cat", "d-o_g"), "no category 'd-o_g', but 'dog'; it has"),
     ],
 )
 def test_classes_of_another_set_or_spelling_are_named_with_those_there_are(

@@ -133,6 +133,36 @@ def test_paths_written_on_windows_are_found(root: Path) -> None:
     assert load_yolo(root, "listed").files.tolist() == [str(root / "images" / "train" / "a.png")]
 
 
+def test_paths_of_another_machine_are_found_by_their_ends(root: Path, caplog) -> None:
+    """As a set that was made in a notebook has them: folders in data.yaml, images in a list."""
+    written = ("/content/sets/birds/images/train/a.png", "C:\\birds\\images\\TRAIN\\b.png")
+    (root / "list.txt").write_text("\n".join(written))
+    index = (root / "data.yaml").read_text().replace("images/val", "/content/sets/birds/images/val")
+    (root / "data.yaml").write_text(f"{index}listed: list.txt\n")
+    with caplog.at_level(logging.WARNING):
+        assert load_yolo(root, "val").files.tolist() == [str(root / "images" / "val" / "d.png")]
+        listed = load_yolo(root, "listed")
+    assert listed.files.tolist() == [str(root / "images" / "train" / name) for name in ("a.png", "b.png")]
+    assert len(listed.boxes) == 2
+    of_folder, of_list = caplog.messages
+    assert f"images/val' does not exist; {root / 'images' / 'val'} is taken" in of_folder
+    assert f"{root / 'list.txt'}: file names lead out of {root}" in of_list and "(2, such as" in of_list
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("/gone/pictures", "'val: /gone/pictures' does not exist"),
+        ("pictures", "'val: pictures' does not exist below "),
+        ("images/*.png", "; patterns are not read: name a folder, or a .txt list"),
+    ],
+)
+def test_a_place_that_is_not_there_is_named(root: Path, place: str, said: str) -> None:
+    (root / "data.yaml").write_text((root / "data.yaml").read_text().replace("images/val", place))
+    message = error_of(root, "val")
+    assert said in message and ("below" in message) == (place[0] != "/")
+
+
 def test_a_list_may_name_files_whose_names_are_not_utf8(root: Path) -> None:
     """As data.split writes it: the bytes as they are."""
     name = os.fsdecode(b"caf\xe9.png")

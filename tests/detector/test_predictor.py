@@ -174,6 +174,13 @@ def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> Non
     assert not np.array_equal(raw(file).scores, detector(file).scores)
 
 
+def test_settings_of_the_training_change_nothing_and_are_told_so(run, caplog) -> None:
+    words = ["train.epochs=3", "train.amp=off", "eval.batch_size=2", "loss.name=focal", "data.image_size=64"]
+    open_checkpoint(run, words)
+    (message,) = caplog.messages
+    assert message.startswith("train.epochs, loss.name: of the training, and changes nothing")
+
+
 def test_a_cut_by_raw_scores_says_what_it_means_in_calibrated_ones(run, caplog) -> None:
     """Whoever writes 0.5 means what is shown."""
     calibration = open_checkpoint(run, []).calibration

@@ -70,9 +70,12 @@ def test_an_image_without_detections_was_looked_at(place: Path, trained: Path) -
     assert all((place / "out/labels" / name).with_suffix(".txt").read_text() == "" for name in NAMES)
 
 
-def test_files_of_one_name_are_told_apart(place: Path, trained: Path) -> None:
+def test_files_of_one_name_are_told_apart(place: Path, trained: Path, caplog) -> None:
     words = ("images/0.png", "images/deep/0.png", *ALL, "--format", "instances,yolo,csv", "--output", "out")
-    assert run(place, trained, *words).code == 0
+    outcome = run(place, trained, *words)
+    assert outcome.code == 0
+    (said,) = [line for line in caplog.messages if "has the name too" in line]
+    assert said.startswith("images/deep/0.png: another image") and said.endswith("labels/0-2.txt")
     names = [image["file_name"] for image in read(place / "out/instances.json")["images"]]
     assert names == ["images/0.png", "images/deep/0.png"]
     lines = [(place / "out/labels" / name).read_text().splitlines() for name in ("0.txt", "0-2.txt")]

@@ -131,6 +131,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "cat=2"): ("--threshold", "not cat=2"),
     ("images", "--threshold", "cow=0.5"): ("--threshold", "no class 'cow'", "cat, dog"),
     ("images", "--threshold", "cat=0.5,cat=0.6"): ("--threshold", "cat is given twice"),
+    ("images", "--threshold", "0,5"): ("--threshold", "numbers have a point, as in 0.5"),
     ("images", "--threshold", "0.5,0.6"): ("--threshold", "that of all classes is given twice"),
     ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
     ("images", "--batch", "0"): ("--batch", "0"),
