@@ -1,40 +1,23 @@
 """YOLO folders (data.yaml, images/, labels/) as Ultralytics reads them -> DetectionSet."""
 
-import json
 import logging
 import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
 from data.categories import BY_NAME
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
-from data.lookup import ImageFinder, as_spelt
 from data.sample import DetectionSet
+from data.yolo_index import Index, images_of, index_file, place_of, read_index
 from errors import InputError
 
 log = logging.getLogger(__name__)
 
 _TOLERANCE = 0.01  # beyond [0, 1], as Ultralytics grants it; further out the numbers are pixels
-
-
-@dataclass(frozen=True)
-class _Index:
-    """What data.yaml says."""
-
-    file: Path
-    root: Path  # what the splits are relative to
-    splits: dict[str, list[str]]
-    names: tuple[str, ...]
-    keypoints: int  # numbers that follow each box, for pose sets
 
 
 def load_yolo(
@@ -56,7 +39,7 @@ def load_yolo(
     Raises:
         InputError: whatever is wrong with the folder, its files or boxes.
     """
-    index = _read_index(index_file(root))
+    index = read_index(index_file(root))
     if split not in index.splits:
         there = ", ".join(index.splits) or "none"
         remedy = "set data.splits"
@@ -71,7 +54,7 @@ def load_yolo(
         )
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
-    paths = _images(index, split, faults)
+    paths = images_of(index, split, faults)
     images, twice = [], []
     left_out: Counter[str] = Counter()
     label_files = [_label_file(path) for path in paths]
@@ -109,7 +92,7 @@ def load_yolo(
             log.warning(message)
         else:
             faults.append(DataFault("labels-missing", message, paths[0]))
-    _labels_without_images(index, split, label_files, faults)
+    _labels_withoutimages_of(index, split, label_files, faults)
     say_left_out(left_out, f"split {split}")
     if faults is not None:
         faults += twice
@@ -121,112 +104,14 @@ def load_yolo(
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
-def index_file(root: Path) -> Path:
-    """data.yaml in a folder; a file is itself one, whatever its name."""
-    return root if root.is_file() else root / "data.yaml"
-
-
-def places_of(root: Path) -> tuple[Path, dict[str, list[str]]]:
-    """The folder that data.yaml's paths are seen from, and of each split what it consists of.
-
-    Raises InputError: it cannot be read.
-    """
-    index = _read_index(index_file(root))
-    return index.root, index.splits
-
-
-def _read_index(file: Path) -> _Index:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise InputError(
-            f"data.root: {file} does not exist; a YOLO set has one{_how_to_make(file)}"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: keys are wanted (train, val, names), not a {type(content).__name__}")
-    # As text: "no" is a name here, and so is 08.
-    names = _names(yaml.load(text, yaml.BaseLoader).get("names"), file)
-    if "nc" in content and content["nc"] != len(names):
-        raise InputError(f"{file}: nc is {content['nc']!r}, but names has {len(names)}; correct one of them")
-    known = ("path", "names", "nc", "download", "yaml_file", "channels")
-    splits = {}
-    for key, value in content.items():
-        places = [value] if isinstance(value, str) else value
-        if key not in known and isinstance(places, list) and all(isinstance(p, str) and p for p in places):
-            splits[str(key)] = places
-    shape = content.get("kpt_shape")
-    if shape is not None and not (isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)):
-        raise InputError(f"{file}: kpt_shape must be a list of whole numbers, got {shape!r}")
-    base = file.parent / str(content.get("path") or "")
-    # `path` often is that of another machine, or relative to a folder of Ultralytics' settings.
-    return _Index(
-        file, base if base.is_dir() else file.parent, splits, names, math.prod(shape) if shape else 0
-    )
-
-
-def _how_to_make(file: Path) -> str:
-    """What is there in its place: an index of another name, or the list of classes of an annotation tool."""
-    root = file.parent
-    others = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
-    if len(others) == 1:
-        return f"; is it {others[0].name}? then data.root={others[0]}"
-    listed = next((p for p in (root / "classes.txt", root / "obj.names") if p.is_file()), None)
-    if listed is None:
-        return ""
-    names = [line.strip() for line in listed.read_text(errors="replace").splitlines() if line.strip()]
-    images = next((name for name in ("images", "obj_train_data") if (root / name).is_dir()), ".")
-    return f", with the two lines 'train: {images}' and 'names: {json.dumps(names)}' (of {listed.name})"
-
-
-def _names(given: Any, file: Path) -> tuple[str, ...]:
-    if isinstance(given, dict) and given and set(given) == set(map(str, range(len(given)))):
-        given = [given[str(i)] for i in range(len(given))]
-    if not isinstance(given, list) or not given or not all(isinstance(n, str) and n for n in given):
-        raise InputError(f"{file}: names must list the classes, or map 0, 1, ... to them, got {given!r}")
-    names = tuple(given)
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{file}: the class name '{name}' stands twice")
-    return names
-
-
-def _images(index: _Index, split: str, faults: list[DataFault] | None) -> list[Path]:
-    """The images of a split, sorted, each once. Raises InputError: a place is missing, or none holds any."""
-    found: dict[Path, Path] = {}
-    for place in index.splits[split]:
-        where = _place(index, place)
-        if where is None:
-            hint = "; patterns are not read: name a folder, or a .txt list" if "*" in place else ""
-            seen_from = "" if Path(place).is_absolute() else f" below {index.root}"
-            raise InputError(f"{index.file}: '{split}: {place}' does not exist{seen_from}{hint}")
-        if Path(place).is_absolute() and where != Path(place):
-            log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)
-        if where.is_dir():
-            files = [path for path in files_below(where) if path.suffix.lower() in IMAGE_SUFFIXES]
-        elif where.suffix.lower() == ".txt":
-            files = list(_listed(where, index, faults))
-        else:
-            raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
-        for path in files:
-            found.setdefault(path.absolute(), path)
-    if not found:
-        raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
-    return sorted(found.values())
-
-
-def _labels_without_images(
-    index: _Index, split: str, label_files: list[Path], faults: list[DataFault] | None
+def _labels_withoutimages_of(
+    index: Index, split: str, label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
     """Say which label files of the split's folders have no image: lost, or of a kind that is not read."""
     known = {path.absolute() for path in label_files}
     alone = []
     for place in index.splits[split]:
-        where = _place(index, place)
+        where = place_of(index, place)
         if where is None or not where.is_dir():
             continue
         folder = _label_file(where / "any.jpg").parent
@@ -241,39 +126,6 @@ def _labels_without_images(
         files = "1 label file has" if len(alone) == 1 else f"{len(alone)} label files have"
         more = ", ..." if len(alone) > 1 else ""
         log.warning("split %s: %s no image and are left out (%s%s)", split, files, alone[0], more)
-
-
-def _place(index: _Index, place: str) -> Path | None:
-    place = as_spelt(index.root, place)
-    # Roboflow writes "../train/images" for a folder beside data.yaml.
-    tries = [index.root / place, index.root / place.removeprefix("../"), index.file.parent / place]
-    if Path(place).is_absolute():  # of another machine: as much of its end as there is here
-        parts = Path(place).parts[1:]
-        tries += [index.file.parent.joinpath(*parts[k:]) for k in range(len(parts))]
-    return next((path for path in tries if path.exists()), None)
-
-
-def _listed(file: Path, index: _Index, faults: list[DataFault] | None) -> Iterator[Path]:
-    try:
-        # A name need not be UTF-8 to be that of a file.
-        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise InputError(f"list of images {file} cannot be read: {error}") from None
-    finder = ImageFinder(index.root)
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if name:
-            tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
-            path = next((path for path in tries if path.is_file()), None)
-            if path is None:
-                with suppress(DataFault):
-                    path = finder.find(name, f"{file}:{number}")
-            if path is None or not path.is_file():
-                message = f"{file}:{number}: image {name} does not exist"
-                raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
-            else:
-                yield path
-    finder.warn(str(file))
 
 
 def _label_file(image: Path) -> Path:
@@ -306,7 +158,7 @@ def _label_lines(
             yield number, line.split()
 
 
-def _parse(fields: list[str], index: _Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
+def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
     """Class index and xyxy box, in parts of the image's sides."""
     numbers = []
     for field in fields:

@@ -14,7 +14,8 @@ from data.faults import DataFault
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
 from data.voc import load_voc_images, pictures_by_stem, voc_folders, xml_files
-from data.yolo import index_file, load_yolo, places_of
+from data.yolo import load_yolo
+from data.yolo_index import index_file, places_of
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)

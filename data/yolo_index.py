@@ -1,0 +1,163 @@
+"""data.yaml of a YOLO set: its classes, and the images of each split, wherever it was written."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.faults import DataFault, raise_or_collect
+from data.images import IMAGE_SUFFIXES, files_below
+from data.lookup import ImageFinder, as_spelt
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What data.yaml says."""
+
+    file: Path
+    root: Path  # what the splits are relative to
+    splits: dict[str, list[str]]
+    names: tuple[str, ...]
+    keypoints: int  # numbers that follow each box, for pose sets
+
+
+def index_file(root: Path) -> Path:
+    """data.yaml in a folder; a file is itself one, whatever its name."""
+    return root if root.is_file() else root / "data.yaml"
+
+
+def places_of(root: Path) -> tuple[Path, dict[str, list[str]]]:
+    """The folder that data.yaml's paths are seen from, and of each split what it consists of.
+
+    Raises InputError: it cannot be read.
+    """
+    index = read_index(index_file(root))
+    return index.root, index.splits
+
+
+def read_index(file: Path) -> Index:
+    """What an index says. Raises InputError: it is missing or malformed."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise InputError(
+            f"data.root: {file} does not exist; a YOLO set has one{_how_to_make(file)}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: keys are wanted (train, val, names), not a {type(content).__name__}")
+    # As text: "no" is a name here, and so is 08.
+    names = _names(yaml.load(text, yaml.BaseLoader).get("names"), file)
+    if "nc" in content and content["nc"] != len(names):
+        raise InputError(f"{file}: nc is {content['nc']!r}, but names has {len(names)}; correct one of them")
+    known = ("path", "names", "nc", "download", "yaml_file", "channels")
+    splits = {}
+    for key, value in content.items():
+        places = [value] if isinstance(value, str) else value
+        if key not in known and isinstance(places, list) and all(isinstance(p, str) and p for p in places):
+            splits[str(key)] = places
+    shape = content.get("kpt_shape")
+    if shape is not None and not (isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)):
+        raise InputError(f"{file}: kpt_shape must be a list of whole numbers, got {shape!r}")
+    base = file.parent / str(content.get("path") or "")
+    # `path` often is that of another machine, or relative to a folder of Ultralytics' settings.
+    return Index(
+        file, base if base.is_dir() else file.parent, splits, names, math.prod(shape) if shape else 0
+    )
+
+
+def _how_to_make(file: Path) -> str:
+    """What is there in its place: an index of another name, or the list of classes of an annotation tool."""
+    root = file.parent
+    others = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    if len(others) == 1:
+        return f"; is it {others[0].name}? then data.root={others[0]}"
+    listed = next((p for p in (root / "classes.txt", root / "obj.names") if p.is_file()), None)
+    if listed is None:
+        return ""
+    names = [line.strip() for line in listed.read_text(errors="replace").splitlines() if line.strip()]
+    images = next((name for name in ("images", "obj_train_data") if (root / name).is_dir()), ".")
+    return f", with the two lines 'train: {images}' and 'names: {json.dumps(names)}' (of {listed.name})"
+
+
+def _names(given: Any, file: Path) -> tuple[str, ...]:
+    if isinstance(given, dict) and given and set(given) == set(map(str, range(len(given)))):
+        given = [given[str(i)] for i in range(len(given))]
+    if not isinstance(given, list) or not given or not all(isinstance(n, str) and n for n in given):
+        raise InputError(f"{file}: names must list the classes, or map 0, 1, ... to them, got {given!r}")
+    names = tuple(given)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{file}: the class name '{name}' stands twice")
+    return names
+
+
+def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[Path]:
+    """The images of a split, sorted, each once. Raises InputError: a place is missing, or none holds any."""
+    found: dict[Path, Path] = {}
+    for place in index.splits[split]:
+        where = place_of(index, place)
+        if where is None:
+            hint = "; patterns are not read: name a folder, or a .txt list" if "*" in place else ""
+            seen_from = "" if Path(place).is_absolute() else f" below {index.root}"
+            raise InputError(f"{index.file}: '{split}: {place}' does not exist{seen_from}{hint}")
+        if Path(place).is_absolute() and where != Path(place):
+            log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)
+        if where.is_dir():
+            files = [path for path in files_below(where) if path.suffix.lower() in IMAGE_SUFFIXES]
+        elif where.suffix.lower() == ".txt":
+            files = list(_listed(where, index, faults))
+        else:
+            raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
+        for path in files:
+            found.setdefault(path.absolute(), path)
+    if not found:
+        raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
+    return sorted(found.values())
+
+
+def place_of(index: Index, place: str) -> Path | None:
+    """The folder or list that a value of a split stands for; None without one."""
+    place = as_spelt(index.root, place)
+    # Roboflow writes "../train/images" for a folder beside data.yaml.
+    tries = [index.root / place, index.root / place.removeprefix("../"), index.file.parent / place]
+    if Path(place).is_absolute():  # of another machine: as much of its end as there is here
+        parts = Path(place).parts[1:]
+        tries += [index.file.parent.joinpath(*parts[k:]) for k in range(len(parts))]
+    return next((path for path in tries if path.exists()), None)
+
+
+def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterator[Path]:
+    try:
+        # A name need not be UTF-8 to be that of a file.
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise InputError(f"list of images {file} cannot be read: {error}") from None
+    finder = ImageFinder(index.root)
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name:
+            tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
+            path = next((path for path in tries if path.is_file()), None)
+            if path is None:
+                with suppress(DataFault):
+                    path = finder.find(name, f"{file}:{number}")
+            if path is None or not path.is_file():
+                message = f"{file}:{number}: image {name} does not exist"
+                raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
+            else:
+                yield path
+    finder.warn(str(file))
