@@ -71,12 +71,18 @@ def _thresholds(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, _, number = part.rpartition("=")
         if name.strip() in found:
-            point = "" if "=" in text else f"; numbers have a point, as in {text.replace(',', '.', 1)}"
-            raise InputError(f"--threshold: {name.strip() or 'that of all classes'} is given twice{point}")
+            twice = name.strip() or "that of all classes"
+            raise InputError(f"--threshold: {twice} is given twice{_with_a_point(text)}")
         found[name.strip()] = value = number_of("--threshold", number)
         if not 0 <= value <= 1:
-            raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}")
+            raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}{_with_a_point(text)}")
     return found
+
+
+def _with_a_point(text: str) -> str:
+    """What to say of a number that is written 0,5."""
+    number = re.search(r"(?<![\d.])[01],\d+(?=,|$)", text)
+    return f"; numbers have a point: {number[0].replace(',', '.')}" if number else ""
 
 
 def predict(

@@ -50,6 +50,25 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name begins at a root or drive, climbs out with '..', or is an address."""
+    return "://" in name or _LEADS_OUT.match(name) is not None
+
+
+def ends_of(name: str) -> list[list[str]]:
+    """The ends of a path of any system, or of an address, in parts: the longest first."""
+    ends = []
+    for spelling in dict.fromkeys((name, unquote(name))):
+        told = spelling.rpartition("?d=")[2]  # Label Studio's /data/local-files/?d=cam/1.jpg
+        parts = _parts(told.partition("?")[0] if "://" in told else told)
+        ends += [parts[k:] for k in range(len(parts))]
+    return sorted(ends, key=len, reverse=True)
+
+
+class NameTaken(DataFault):
+    """The image that a name would stand for has been taken for another name already."""
+
+
 class ImageFinder:
     """The images of a set, in a folder and those below it.
 
@@ -67,10 +86,10 @@ class ImageFinder:
         """The file that is meant, or the one of the very name where there is none.
 
         Raises:
-            DataFault: the name leads out of the folder, and no image in it has its last parts for a name, or
-                another image is taken for that already.
+            DataFault: the name leads out of the folder, and no image in it has its last parts for a name.
+            NameTaken: one has, and is taken for another already.
         """
-        if "://" in name or _LEADS_OUT.match(name):
+        if leads_out(name):
             return self._of_another_place(name, where)
         path = inside(self._folder, as_spelt(self._folder, name), where)
         if is_file(path):
@@ -83,12 +102,7 @@ class ImageFinder:
 
     def _of_another_place(self, name: str, where: str) -> Path:
         """The image of a path of another disk, or of an address: as much of its end as the folder has."""
-        ends = []
-        for spelling in dict.fromkeys((name, unquote(name))):
-            told = spelling.rpartition("?d=")[2]  # Label Studio's /data/local-files/?d=cam/1.jpg
-            parts = _parts(told.partition("?")[0] if "://" in told else told)
-            ends += [parts[k:] for k in range(len(parts))]
-        path = next(filter(None, map(self._alike, sorted(ends, key=len, reverse=True))), None)
+        path = next(filter(None, map(self._alike, ends_of(name))), None)
         if path is None:
             if "://" in name:
                 message = f"{where} names the image '{name}', an address; download it into {self._folder}"
@@ -98,7 +112,7 @@ class ImageFinder:
         other = self._elsewhere.setdefault(path, name)
         if other != name:
             message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
-            raise DataFault("image-outside", message)
+            raise NameTaken("image-outside", message)
         return path
 
     def _alike(self, parts: list[str]) -> Path | None:

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import yaml
 
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below
-from data.lookup import ImageFinder, as_spelt
+from data.lookup import ImageFinder, NameTaken, as_spelt, ends_of, is_file, is_there, leads_out
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -112,9 +111,9 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[
         where = place_of(index, place)
         if where is None:
             hint = "; patterns are not read: name a folder, or a .txt list" if "*" in place else ""
-            seen_from = "" if Path(place).is_absolute() else f" below {index.root}"
+            seen_from = "" if leads_out(place) else f" below {index.root}"
             raise InputError(f"{index.file}: '{split}: {place}' does not exist{seen_from}{hint}")
-        if Path(place).is_absolute() and where != Path(place):
+        if _place_as_written(index, place) is None:
             log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)
         if where.is_dir():
             files = [path for path in files_below(where) if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -130,14 +129,29 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[
 
 
 def place_of(index: Index, place: str) -> Path | None:
-    """The folder or list that a value of a split stands for; None without one."""
+    """The folder or list that a value of a split stands for; None without one.
+
+    Of a path of another machine it is as much of its end as there is here, unless another place would be the
+    same then.
+    """
+    there = _place_as_written(index, place)
+    if there is not None or not leads_out(place):
+        return there
+    others = {name for places in index.splits.values() for name in places} - {place}
+    here = _place_by_its_end(index, place)
+    taken = (_place_as_written(index, other) or _place_by_its_end(index, other) for other in others)
+    return None if here in taken else here
+
+
+def _place_as_written(index: Index, place: str) -> Path | None:
     place = as_spelt(index.root, place)
     # Roboflow writes "../train/images" for a folder beside data.yaml.
     tries = [index.root / place, index.root / place.removeprefix("../"), index.file.parent / place]
-    if Path(place).is_absolute():  # of another machine: as much of its end as there is here
-        parts = Path(place).parts[1:]
-        tries += [index.file.parent.joinpath(*parts[k:]) for k in range(len(parts))]
-    return next((path for path in tries if path.exists()), None)
+    return next(filter(is_there, tries), None)
+
+
+def _place_by_its_end(index: Index, place: str) -> Path | None:
+    return next(filter(is_there, (index.file.parent.joinpath(*end) for end in ends_of(place))), None)
 
 
 def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterator[Path]:
@@ -151,12 +165,16 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
         name = line.strip()
         if name:
             tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
-            path = next((path for path in tries if path.is_file()), None)
+            path = next(filter(is_file, tries), None)
+            message = f"{file}:{number}: image {name} does not exist"
             if path is None:
-                with suppress(DataFault):
+                try:
                     path = finder.find(name, f"{file}:{number}")
-            if path is None or not path.is_file():
-                message = f"{file}:{number}: image {name} does not exist"
+                except NameTaken as fault:
+                    message = str(fault)
+                except DataFault:
+                    pass
+            if path is None or not is_file(path):
                 raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
             else:
                 yield path

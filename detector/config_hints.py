@@ -17,6 +17,7 @@ _NAMES_ELSEWHERE = {
     "warmup_epochs": "schedule.warmup_steps",
     "warmup_iters": "schedule.warmup_steps",
     "max_iter": "train.epochs",
+    "max_steps": "train.epochs",
     "num_epochs": "train.epochs",
     "imgsz": "data.image_size",
     "img_scale": "data.image_size",
@@ -58,8 +59,9 @@ _NO_KEY_HERE = {
     "test_only": _SCORED,
     "eval_only": _SCORED,
     "cfg_options": "settings are written KEY=VALUE behind the configuration",
-    "class_weights": "with loss.class_by_class=true all classes weigh the same",
-    "label_smoothing": "a ranking loss has no labels to smooth",
+    "class_weights": "there are none; the AP-loss with loss.class_by_class=true lets all classes weigh the "
+    "same",
+    "label_smoothing": "there is none; a ranking loss has no labels to smooth",
     "fraction": "python -m data.split SOURCE --val 0.9 puts nine tenths aside",
     "wandb": _LOGS,
     "report_to": _LOGS,
@@ -73,6 +75,10 @@ _NO_KEY_HERE = {
         _AUGMENTATIONS,
     ),
 }
+
+
+_ALIKE = 0.65  # of difflib's ratio
+_COMMON_WORDS = {"max", "min", "num", "use", "per"}  # that say nothing of what a key is about
 
 
 def setting_called(name: str) -> str:
@@ -99,7 +105,7 @@ def nearest(key: str) -> str:
     if key in keys:  # in a file, where dots are levels
         inner = key.replace(".", ": {")
         return f"; in a file it is written {inner}: ...{'}' * key.count('.')}"
-    members = [one for one in keys if one.startswith(f"{key}.")]
+    members = [one for one in keys if f".{key}." in f".{one}"]
     if members:
         return f"; it is a group of keys: {', '.join(members[:4])}, ..."
     section = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.7)
@@ -117,6 +123,13 @@ def nearest(key: str) -> str:
 
 def _similar(key: str, keys: list[str]) -> list[str]:
     """The most similar one, if any is; a section in common makes no name similar."""
-    leaf = key.rpartition(".")[2]
-    alike = [k for k in keys if difflib.SequenceMatcher(None, leaf, k.rpartition(".")[2]).ratio() >= 0.65]
+    section, _, leaf = key.rpartition(".")
+    words = set(leaf.split("_")) - _COMMON_WORDS
+
+    def ratio(other: str) -> float:
+        return difflib.SequenceMatcher(None, leaf, other.rpartition(".")[2]).ratio()
+
+    own = [one for one in keys if one.rpartition(".")[0] == section]
+    alike = [one for one in own if ratio(one) >= _ALIKE or words & set(one.rpartition(".")[2].split("_"))]
+    alike = alike or [one for one in keys if ratio(one) >= _ALIKE]
     return difflib.get_close_matches(key, alike, n=1, cutoff=0)

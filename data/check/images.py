@@ -70,9 +70,9 @@ def _kinds(split: str, records: DetectionSet, facts: list[ImageFacts]) -> Iterat
             problem = f"is of Pillow's mode {mode}, as {count} of the {len(facts)} images of {split}"
             code = "image-not-rgb"
             brightest = max(f.brightest for f in facts if f.header and f.header.mode == mode)
-            if mode.startswith("I") and 0 < brightest < _DARK:
-                code, most = "range-unused", f"1/{256 // (brightest + 1)}"
-                problem += f"; none of these uses more than {most} of the range of 16 bit"
+            if mode.startswith("I") and brightest <= _DARK:
+                code = "range-unused"
+                problem += f"; none of them comes out brighter than {brightest} of 255"
             yield spot_of_image(code, problem, split, records, firsts[mode])
 
 

@@ -16,8 +16,8 @@ Floats = NDArray[np.float64]
 
 _BINS = 32
 # Detections per bin: a handful would be learnt by heart. But the few right ones of a small validation set
-# would drown in as many wrong ones: a third of the right ones then, and no fewer than three.
-_FEWEST, _FEWEST_OF_FEW = 20, 3
+# would drown in as many wrong ones: a third of the right ones then, and no fewer than five.
+_FEWEST, _FEWEST_OF_FEW = 20, 5
 _LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # whose logits are finite
 _ROUNDING = 1e-9  # relative, more than there and back costs
 

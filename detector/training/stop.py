@@ -1,10 +1,12 @@
 """Being asked to stop: by a scheduler (SIGTERM, SIGUSR1), Ctrl-C, or a terminal that closes (SIGHUP)."""
 
 import os
+import select
 import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -86,5 +88,7 @@ class StopRequest:
             os._exit(128 + number)
 
     def _say(self, line: str) -> None:
-        if self._speak:
-            os.write(2, f"\n{line}\n".encode())  # print() may be waiting for a reader that never comes
+        """Where somebody reads: a pipe that is full, or a terminal that has gone, must not hold this up."""
+        with suppress(OSError):
+            if self._speak and select.select([], [2], [], 0)[1]:
+                os.write(2, f"\n{line}\n".encode())

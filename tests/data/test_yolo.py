@@ -149,6 +149,34 @@ def test_paths_of_another_machine_are_found_by_their_ends(root: Path, caplog) ->
     assert f"{root / 'list.txt'}: file names lead out of {root}" in of_list and "(2, such as" in of_list
 
 
+@pytest.mark.parametrize("train", ["/kaggle/set/train/images", "images"])
+def test_two_places_of_another_machine_do_not_become_one(root: Path, train: str) -> None:
+    """Validation would be on the images of training."""
+    index = (root / "data.yaml").read_text().replace("images/val", "/kaggle/set/valid/images")
+    (root / "data.yaml").write_text(index.replace("images/train", train))
+    assert "'val: /kaggle/set/valid/images' does not exist" in error_of(root, "val")
+
+
+@pytest.mark.parametrize("place", ["C:\\birds\\images\\val", "D:/birds/images/val", "../../birds/images/val"])
+def test_a_folder_of_any_other_machine_is_found_by_its_end(root: Path, place: str) -> None:
+    expected = load_yolo(root, "val").files.tolist()
+    (root / "labels/val/gone.txt").write_text(lines(BOXES[0]))
+    index = yaml.safe_load((root / "data.yaml").read_text())
+    (root / "data.yaml").write_text(yaml.safe_dump({**index, "val": place}))
+    faults: list[DataFault] = []
+    assert load_yolo(root, "val", faults=faults).files.tolist() == expected
+    assert [fault.code for fault in faults] == ["label-without-image"]
+
+
+def test_two_names_of_a_list_are_not_one_image(root: Path) -> None:
+    (root / "images/train/a.png").rename(root / "a.png")
+    (root / "list.txt").write_text("/home/cam1/a.png\n/home/cam2/a.png\n")
+    (root / "data.yaml").write_text((root / "data.yaml").read_text() + "listed: list.txt\n")
+    assert f"'/home/cam2/a.png', another one '/home/cam1/a.png': both would be {root}" in error_of(
+        root, "listed"
+    )
+
+
 @pytest.mark.parametrize(
     ("place", "said"),
     [

@@ -175,9 +175,15 @@ def test_a_profile_on_a_gpu_tells_waiting_from_work() -> None:
     ]
 
 
-@pytest.mark.parametrize("checkpointed", ["false", "true"])
+@pytest.mark.parametrize(
+    ("checkpointed", "norm"), [("false", "batch"), ("true", "batch"), ("false", "frozen")]
+)
 def test_a_compiled_network_trains_as_the_plain_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpointed: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpointed: str,
+    norm: str,
 ) -> None:
     """With the backend that runs the captured graphs as they are: the same operations, the same bits."""
     monkeypatch.setattr(
@@ -187,7 +193,7 @@ def test_a_compiled_network_trains_as_the_plain_one(
     for name, on in (("plain", "false"), ("compiled", "true")):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        words = f"train.compile={on}", f"train.checkpoint_activations={checkpointed}"
+        words = f"train.compile={on}", f"train.checkpoint_activations={checkpointed}", f"model.norm={norm}"
         config = tiny_config(root, tmp_path / name, "train.epochs=1", "train.ema_decay=0.9", *words)
         Trainer(config, "test").run()
     assert difference(last(tmp_path / "plain")["training"], last(tmp_path / "compiled")["training"]) is None

@@ -189,6 +189,33 @@ with StopRequest(speak=True) as stop:
 """
 
 
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+def test_a_second_signal_ends_at_once_whoever_reads_what_is_said(reader: str) -> None:
+    """The terminal may have closed, or a pipe be full that nobody reads."""
+    fill = """
+import os
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(2, True)
+"""
+    command = [sys.executable, "-c", SLEEPER if reader == "gone" else fill + SLEEPER]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"ready\n"
+        if reader == "gone":
+            process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.2)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("second", [False, True])
 def test_signals_are_heard_while_the_process_is_busy(second: bool) -> None:
     """What a launcher repeats is known as such however late a handler comes; an impatient user is heard."""
