@@ -21,8 +21,12 @@ def inside(folder: Path, name: str, where: str) -> Path:
             arrangement and may lead anywhere.
     """
     if not name or _LEADS_OUT.match(name):
-        raise DataFault("image-outside", f"{where} names the image '{name}', which points outside {folder}")
+        raise _outside(folder, name, where)
     return folder / name
+
+
+def _outside(folder: Path, name: str, where: str) -> DataFault:
+    return DataFault("image-outside", f"{where} names the image '{name}', which points outside {folder}")
 
 
 def as_spelt(folder: Path, name: str) -> str:
@@ -107,8 +111,7 @@ class ImageFinder:
             if "://" in name:
                 message = f"{where} names the image '{name}', an address; download it into {self._folder}"
                 raise DataFault("image-outside", message)
-            inside(self._folder, name, where)
-            raise AssertionError("unreachable")
+            raise _outside(self._folder, name, where)
         other = self._elsewhere.setdefault(path, name)
         if other != name:
             message = f"{where} names the image '{name}', another one '{other}': both would be {path}"

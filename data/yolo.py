@@ -92,7 +92,7 @@ def load_yolo(
             log.warning(message)
         else:
             faults.append(DataFault("labels-missing", message, paths[0]))
-    _labels_withoutimages_of(index, split, label_files, faults)
+    _labels_without_images(index, split, label_files, faults)
     say_left_out(left_out, f"split {split}")
     if faults is not None:
         faults += twice
@@ -104,7 +104,7 @@ def load_yolo(
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
-def _labels_withoutimages_of(
+def _labels_without_images(
     index: Index, split: str, label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
     """Say which label files of the split's folders have no image: lost, or of a kind that is not read."""

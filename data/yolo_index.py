@@ -34,15 +34,6 @@ def index_file(root: Path) -> Path:
     return root if root.is_file() else root / "data.yaml"
 
 
-def places_of(root: Path) -> tuple[Path, dict[str, list[str]]]:
-    """The folder that data.yaml's paths are seen from, and of each split what it consists of.
-
-    Raises InputError: it cannot be read.
-    """
-    index = read_index(index_file(root))
-    return index.root, index.splits
-
-
 def read_index(file: Path) -> Index:
     """What an index says. Raises InputError: it is missing or malformed."""
     try:
@@ -166,16 +157,16 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
         if name:
             tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
             path = next(filter(is_file, tries), None)
-            message = f"{file}:{number}: image {name} does not exist"
             if path is None:
+                message = f"{file}:{number}: image {name} does not exist"
                 try:
                     path = finder.find(name, f"{file}:{number}")
                 except NameTaken as fault:
                     message = str(fault)
                 except DataFault:
                     pass
-            if path is None or not is_file(path):
-                raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
-            else:
-                yield path
+                if path is None or not is_file(path):
+                    raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
+                    continue
+            yield path
     finder.warn(str(file))

@@ -172,7 +172,7 @@ class AnchorConfig(Section):
     ratios: list[Positive] = Field([0.5, 1.0, 2.0], min_length=1, description="height / width")
 
     @model_validator(mode="after")
-    def _same_count_per_level(self) -> "AnchorConfig":
+    def _sizes_fit(self) -> "AnchorConfig":
         if len(self.sizes) != 5 or len({len(level) for level in self.sizes}) != 1 or not self.sizes[0]:
             raise ValueError("sizes: five lists (P3 to P7) of the same length are wanted")
         for size, ratio in product({size for level in self.sizes for size in level}, self.ratios):

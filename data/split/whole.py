@@ -15,7 +15,7 @@ from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
 from data.voc import load_voc_images, pictures_by_stem, voc_folders, xml_files
 from data.yolo import load_yolo
-from data.yolo_index import index_file, places_of
+from data.yolo_index import index_file, read_index
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
@@ -186,8 +186,8 @@ def _say_what_has_no_xml(images: Path, names: Sequence[str]) -> None:
 
 
 def _yolo(root: Path) -> WholeSet:
-    base, places = places_of(root)
-    index = index_file(root)
+    content = read_index(index_file(root))
+    index, base, places = content.file, content.root, content.splits
     if "train" not in places:
         raise InputError(f"{index} has no train, the images that are to be divided")
     if "val" in places and places["val"] != places["train"]:

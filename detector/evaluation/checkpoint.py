@@ -96,11 +96,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
     _refuse_other_model(config, trained, file)
-    idle = [key for key in (word.partition("=")[0] for word in overrides) if _is_of_training(key)]
-    if idle:
-        log.warning("%s: of the training, and changes nothing in what it has made", ", ".join(idle))
-    if config.eval.nms == "soft" and any(word.startswith("eval.nms_threshold=") for word in overrides):
-        log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
+    _say_what_changes_nothing([word.partition("=")[0] for word in overrides], config)
     device = build_device(config.train.device, key=device_key)
     model = build_model(config.model, len(content["classes"]), pretrained=False)
     load_weights(model, content["model"], str(file))
@@ -130,6 +126,15 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
         calibration if config.eval.calibrate else None,
         tuple(thresholds.get(name, _DEFAULT_THRESHOLD) for name in content["classes"]),
     )
+
+
+def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
+    """changed: the keys of the overrides."""
+    idle = [key for key in changed if _is_of_training(key)]
+    if idle:
+        log.warning("%s: of the training, and changes nothing in what it has made", ", ".join(idle))
+    if config.eval.nms == "soft" and "eval.nms_threshold" in changed:
+        log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
 
 
 def _is_of_training(key: str) -> bool:

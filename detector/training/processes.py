@@ -164,10 +164,10 @@ class Processes:
         """
         if self._store is not None:
             with contextlib.suppress(RuntimeError):  # all has been done, whoever is lost now
-                left, until = self._store.add("left", 0 if self.main else 1), time.monotonic() + _FAREWELL_S
-                while self.main and left < self.size - 1 and time.monotonic() < until:
+                self._store.add("left", 0 if self.main else 1)
+                until = time.monotonic() + _FAREWELL_S
+                while self.main and self._store.add("left", 0) < self.size - 1 and time.monotonic() < until:
                     time.sleep(_POLL_S)
-                    left = self._store.add("left", 0)
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -149,13 +149,11 @@ class Trainer:
 
     def _claim_folder(self, text: str, end: ExitStack) -> Path:
         """The run folder, kept for this process until the end."""
-        if self._resumption is None:
-            folder = create_run_folder(self.config.run.dir, self.name, text)
-            end.enter_context(in_use(folder))
-        else:
-            folder = self._resumption.folder
-            end.enter_context(in_use(folder))
-            self._resumption.begin(self.progress)
+        resumption = self._resumption
+        folder = resumption.folder if resumption else create_run_folder(self.config.run.dir, self.name, text)
+        end.enter_context(in_use(folder))
+        if resumption:
+            resumption.begin(self.progress)
             if self.progress.step < self.total_steps:  # else it would tell of steps that nobody has made
                 write_text(folder / "config.yaml", text)
         if self.processes.launch is not None:
