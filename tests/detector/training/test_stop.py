@@ -21,7 +21,6 @@ import train as door
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor
 from detector.training.run_folder import in_use, resume_config
-from detector.training.stop import StopRequest
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
 from errors import InputError, Stopped
@@ -165,76 +164,6 @@ def test_a_stopped_training_has_an_exit_code_of_its_own(tmp_path: Path, number: 
     assert signal.getsignal(number) is handler  # given back
 
 
-SLEEPER = """
-import sys, time
-from detector.training.stop import StopRequest
-with StopRequest(speak=True) as stop:
-    print("ready", flush=True)
-    while True:
-        time.sleep(0.01)
-"""
-
-
-# Asked to stop, it is in one operation that lets other threads run, and no handler.
-BUSY = """
-import hashlib, sys, time
-from detector.training.stop import StopRequest
-with StopRequest(speak=True) as stop:
-    print("ready", flush=True)
-    while not stop:
-        time.sleep(0.01)
-    print("busy", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))
-    print("done", flush=True)
-"""
-
-
-@pytest.mark.parametrize("reader", ["gone", "asleep"])
-def test_a_second_signal_ends_at_once_whoever_reads_what_is_said(reader: str) -> None:
-    """The terminal may have closed, or a pipe be full that nobody reads."""
-    fill = """
-import os
-os.set_blocking(2, False)
-try:
-    while True:
-        os.write(2, bytes(4096))
-except BlockingIOError:
-    os.set_blocking(2, True)
-"""
-    command = [sys.executable, "-c", SLEEPER if reader == "gone" else fill + SLEEPER]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"ready\n"
-        if reader == "gone":
-            process.stderr.close()
-        process.send_signal(signal.SIGTERM)
-        time.sleep(1.2)
-        process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(timeout=10) == 128 + signal.SIGTERM
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize("second", [False, True])
-def test_signals_are_heard_while_the_process_is_busy(second: bool) -> None:
-    """What a launcher repeats is known as such however late a handler comes; an impatient user is heard."""
-    command = [sys.executable, "-c", BUSY, str(10**9 if second else 10**7)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == b"busy\n"
-        time.sleep(1.2 if second else 0.3)
-        process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(timeout=60) == (128 + signal.SIGTERM if second else 0)
-        finally:
-            process.kill()
-        assert process.stdout.read() == (b"" if second else b"done\n")
-        assert (b"ended without saving" in process.stderr.read()) == second
-
-
 def test_what_a_loading_process_hears_is_not_the_trainings_business(tmp_path: Path) -> None:
     """It is forked, and its parent listens at a file that it has as well."""
     config = tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *WORDS, "data.workers=1")
@@ -257,57 +186,6 @@ def test_what_a_loading_process_hears_is_not_the_trainings_business(tmp_path: Pa
         patch.setattr(Learner, "update", update_and_signal)
         trainer.run()
     assert last(tmp_path / "run")["step"] == 12
-
-
-def test_a_terminal_that_closes_is_nothing_to_who_ignores_it() -> None:
-    """As nohup lets a program do."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopRequest(speak=False) as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_what_a_script_ignores_for_itself_is_a_request_all_the_same(number: int) -> None:
-    """`trap '' TERM` lets a batch script outlive its programs, which inherit it."""
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        with StopRequest(speak=False) as stop:
-            os.kill(os.getpid(), number)
-            assert stop.signal == signal.Signals(number).name
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
-    """A launcher repeats a signal that the terminal has sent to all processes."""
-    command = [sys.executable, "-c", SLEEPER]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(1.2)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
-        said = process.stderr.read().decode()
-    assert "SIGINT: the state is saved after this step" in said
-    assert "SIGTERM: ended without saving" in said
-
-
-def test_a_signal_after_the_state_is_saved_does_not_hurry_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher sends one to all that are left when the first of them has gone."""
-    with StopRequest(speak=False) as stop:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        stop.served = True
-        monkeypatch.setattr("detector.training.stop.time", SimpleNamespace(monotonic=lambda: 1e9))
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.signal == "SIGUSR1"  # all that came has been heard when it is left
 
 
 def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Path) -> None:
@@ -355,13 +233,6 @@ def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:
             Trainer(tiny_config(root, run, f"data.classes={classes}"), "test", resume=run)
     assert listing(run) == before
     Trainer(tiny_config(root, run, "train.epochs=1", "data.classes=[cat, dog]"), "test", resume=run)
-
-
-def test_a_stop_request_is_false_until_asked() -> None:
-    with StopRequest(speak=False) as stop:
-        assert not stop
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop and stop.signal == "SIGUSR1"
 
 
 def test_a_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
