@@ -5,6 +5,7 @@ Besides albumentations' own transforms the YAML may name those of own_transforms
 
 import difflib
 import inspect
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -85,8 +86,9 @@ class Pipeline:
 
         ignored: [M], the boxes in which nothing is background.
         """
-        # albumentations repeats itself in every worker and epoch unless seeded by hand.
-        self._compose.set_random_seed(seed)
+        # albumentations repeats itself in every worker and epoch unless seeded by hand. A seed of its own goes to
+        # every transform, and all draw the same: flipped one way is flipped both. So they share a source instead.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         rows = np.arange(len(boxes))
         if ignored is not None:
             # Below 0, which `_filter` sees: a second label would take its time.
@@ -124,7 +126,7 @@ class Pipeline:
         """
         image, (height, width) = np.zeros((96, 64, 3), dtype=np.uint8), (96, 64)
         boxes = np.array([[6, 8, 40, 30], [20, 30, 58, 90]], dtype=np.float32)
-        for seed in range(4):
+        for seed in range(32):  # a move that is made at random has to come up
             done, moved, rows = self(image, boxes, seed)
             if min(done.shape[:2]) < _LEAST_SIDE:
                 raise InputError(

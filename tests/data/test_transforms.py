@@ -330,6 +330,29 @@ def test_seed_decides_whatever_came_before():
     assert len({result[0].tobytes() for result in forward.values()}) == len(SEEDS)
 
 
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        ["HorizontalFlip", "VerticalFlip"],
+        [{"Sequential": {"transforms": ["HorizontalFlip"], "p": 1.0}}, "VerticalFlip"],
+        [
+            {"OneOf": {"transforms": ["HorizontalFlip", {"NoOp": {}}], "p": 1.0}},
+            {"OneOf": {"transforms": ["VerticalFlip", {"NoOp": {}}], "p": 1.0}},
+        ],
+    ],
+    ids=["in a row", "one in a group", "each in a choice of its own"],
+)
+def test_transforms_draw_independently_of_each_other(transforms):
+    """Oracle: the binomial distribution, of which 5 deviations hold each of the four combinations."""
+    image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1).repeat(3, axis=2)
+    apply, no_boxes, tries = pipeline(*transforms), BOXES[:0], 400
+    # The pixel that comes to lie in the corner tells which ways the picture was flipped.
+    corners = [int(apply(image, no_boxes, seed)[0][0, 0, 0]) for seed in range(tries)]
+    deviation = (tries * 0.25 * 0.75) ** 0.5
+    for corner in range(4):
+        assert abs(corners.count(corner) - tries / 4) < 5 * deviation
+
+
 def test_given_image_and_boxes_are_not_changed():
     image, boxes = painted(), BOXES.copy()
     for seed in range(5):
