@@ -28,10 +28,10 @@ def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
     lowest and the highest target, or 0.
     """
     places = torch.empty(len(targets) + 1, dtype=torch.int32 if len(targets) < 1 << 31 else torch.int64)
-    words = np.empty(0, np.uint64)
+    words = np.empty((0, 4), np.uint64)
     if targets.is_contiguous() and sys.byteorder == "little":
-        each = 8 // targets.element_size()
-        words = targets.numpy()[: len(targets) // each * each].view(np.uint64)
+        each = 32 // targets.element_size()
+        words = targets.numpy()[: len(targets) // each * each].view(np.uint64).reshape(-1, 4)
     count, low, high = value_loops.find_ones(targets.numpy(), words, places.numpy())
     return places[:count].clone(), low, high
 
@@ -68,11 +68,11 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     """values [P] sorted, and the order that sorts them; a sixth of the time of comparing them."""
     if len(values) < step_loops.RADIX or values.dtype != torch.float32:
         return ranking.ascending(values)
-    keys, places = (torch.empty(2, len(values), dtype=torch.int32) for _ in range(2))
-    counts = torch.zeros(3, step_loops.RADIX, dtype=torch.int32)
-    ordered, order = torch.empty_like(values), torch.empty_like(places[0])
-    arrays = (values.view(torch.int32), keys, places, counts, ordered.view(torch.int32), order)
-    step_loops.sort_floats(*map(_unsigned, arrays))
+    pairs = torch.empty(2, len(values), dtype=torch.int64).numpy().view(np.uint64)
+    counts = torch.empty(3, step_loops.RADIX, dtype=torch.int32)
+    ordered, order = torch.empty_like(values), torch.empty_like(values, dtype=torch.int32)
+    arrays = (counts, ordered.view(torch.int32), order)
+    step_loops.sort_floats(_unsigned(values.view(torch.int32)), pairs, *map(_unsigned, arrays))
     return ordered, order
 
 
@@ -133,9 +133,10 @@ class CompiledSteps:
 
     def counts_above(self, totals: Tensor) -> Tensor:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
-        from_starts, counts = (torch.empty(len(self.centres), dtype=torch.float64) for _ in range(2))
+        p = len(self.centres)
+        integrals, counts = (torch.empty(n, dtype=torch.float64) for n in (2 * p, p))
         pairs = totals.t().contiguous()  # as they lie already, unless they come from other processes
-        arrays = self._starts.numpy(), pairs.numpy(), from_starts.numpy(), counts.numpy()
+        arrays = self._starts.numpy(), pairs.numpy(), integrals.numpy(), counts.numpy()
         step_loops.counts_above(self.centres, self.delta, *arrays)
         return counts
 

@@ -10,36 +10,35 @@ RADIX, _DIGIT_BITS = 1 << 11, 11
 
 @compiled_loop
 def sort_floats(
-    bits: Array, keys: Array, places: Array, counts: Array, sorted_bits: Array, sorted_places: Array
+    bits: Array, pairs: Array, counts: Array, sorted_bits: Array, sorted_places: Array
 ) -> None:
     """Sort float32 by their bits, uint32 [n], into sorted_bits, with the places they had.
 
-    keys, places: [2, n]; counts: uint32 [3, RADIX] zeros. A radix sort: as unsigned integers, with the sign
-    bit turned and all bits of negative numbers, the bits order as the floats do.
+    pairs: uint64 [2, n], scratch for a number and its place; counts: uint32 [3, RADIX], scratch. A radix
+    sort: as unsigned integers, with the sign bit turned and all bits of negative numbers, the bits order as
+    the floats do.
     """
-    n, top, every, mask = len(bits), np.uint32(1 << 31), np.uint32(0xFFFFFFFF), np.uint32(RADIX - 1)
+    n, top, every, mask = len(bits), np.uint32(1 << 31), np.uint32(0xFFFFFFFF), np.uint64(RADIX - 1)
+    counts[:] = 0
     for i in range(n):
-        key = np.uint32(bits[i] ^ (every if bits[i] & top else top))
-        keys[0, i], places[0, i] = key, i
+        key = np.uint64(bits[i] ^ (every if bits[i] & top else top))
+        pairs[0, i] = key << np.uint64(32) | np.uint64(i)
         for digit in range(3):
-            counts[digit, np.uint32(key >> np.uint32(digit * _DIGIT_BITS)) & mask] += np.uint32(1)
+            counts[digit, key >> np.uint64(digit * _DIGIT_BITS) & mask] += np.uint32(1)
     for digit in range(3):
-        first, shift = np.uint32(0), np.uint32(digit * _DIGIT_BITS)
+        first, shift = np.uint32(0), np.uint64(32 + digit * _DIGIT_BITS)
         for value in range(RADIX):
             count = counts[digit, value]
             counts[digit, value] = first
             first += count
-        from_keys, from_places, firsts = keys[digit & 1], places[digit & 1], counts[digit]
-        to_keys, to_places = keys[1 - (digit & 1)], places[1 - (digit & 1)]
+        given, taken, firsts = pairs[digit & 1], pairs[1 - (digit & 1)], counts[digit]
         for i in range(n):
-            key = from_keys[i]
-            value = np.uint32(key >> shift) & mask
-            at = np.uint64(firsts[value])
+            value = given[i] >> shift & mask
+            taken[np.uint64(firsts[value])] = given[i]
             firsts[value] += np.uint32(1)
-            to_keys[at], to_places[at] = key, from_places[i]
     for i in range(n):
-        key = keys[1, i]
-        sorted_bits[i], sorted_places[i] = key ^ (top if key & top else every), places[1, i]
+        key = np.uint32(pairs[1, i] >> np.uint64(32))
+        sorted_bits[i], sorted_places[i] = key ^ (top if key & top else every), np.uint32(pairs[1, i])
 
 
 @compiled_loop
@@ -124,21 +123,21 @@ def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
 
 @compiled_loop
 def counts_above(
-    centres: Array, delta: float, starts: Array, totals: Array, from_starts: Array, counts: Array
+    centres: Array, delta: float, starts: Array, totals: Array, integrals: Array, counts: Array
 ) -> None:
     """See SoftSteps.counts_above: the integral of the values above, from the highest edge down.
 
-    from_starts, counts: [P], filled with the integrals from each start and stop, and then with the counts.
+    integrals: [2P], scratch for those from the starts and those from the stops. counts: [P], to be filled.
     """
-    p, one = len(centres), np.uint64(1)
+    p, one, plain = np.uint64(len(centres)), np.uint64(1), delta == 0
     # The highest edge is a stop. Above it no step changes, so the integral begins there. The indices may
     # count down to -1, which is not looked up.
-    i, j = np.uint64(p - 1), np.uint64(p - 2)
-    higher, area = totals[2 * p, 0], 0.0  # values in bins above edge k, integral from there
-    upper = np.float64(centres[p - 1]) + delta  # edge k + 1
-    counts[p - 1] = higher if delta == 0 else 0.0
-    for below in range(np.uint64(1), np.uint64(2 * p)):
-        k = np.uint64(2 * p - 1) - below
+    i, j = p - one, p - one - one
+    higher, area = totals[p + p, 0], 0.0  # values in bins above edge k, integral from there
+    upper = np.float64(centres[i]) + delta  # edge k + 1
+    integrals[p + i] = higher if plain else 0.0
+    for below in range(one, p + p):
+        k = p + p - one - below
         start = starts[k]
         at = i if start else j
         edge = np.float64(centres[at]) + (-delta if start else delta)
@@ -146,16 +145,12 @@ def counts_above(
         area += higher * (upper - edge) + max(totals[k + one, 1] - count * edge, 0.0)
         higher += count
         upper = edge
-        found = higher if delta == 0 else area
-        if start:
-            from_starts[at] = found
-        else:
-            counts[at] = found
+        integrals[at if start else p + at] = higher if plain else area
         i -= np.uint64(start)
         j -= np.uint64(not start)
     for at in range(p):
-        begun, ended = from_starts[at], counts[at]
-        counts[at] = (begun + ended) / 2 if delta == 0 else (begun - ended) / (2 * delta)
+        begun, ended = integrals[at], integrals[p + at]
+        counts[at] = (begun + ended) / 2 if plain else (begun - ended) / (2 * delta)
 
 
 @compiled_loop

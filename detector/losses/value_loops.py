@@ -11,22 +11,28 @@ _FEW = 1 << 12  # values whose bins stay in the nearest cache between two loops
 def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, int]:
     """How many ones, and the lowest and the highest target, or 0; fills their places, and one after these.
 
-    words: uint64, the memory of as many of the targets as fill them. Most are nothing but zeros.
+    words: uint64 [n, 4], the memory of as many of the targets as fill them. Most are nothing but zeros; four
+    are looked at at once, since whether a single one is could not be foreseen where ones are many.
     """
-    found, each = np.uint64(0), np.uint64(8 // targets.itemsize)
+    found, one, eight = np.uint64(0), np.uint64(1), np.uint64(8)
     low = high = np.int64(0)
-    ones = np.uint64(1)  # a one in each place of a word
-    for _ in range(each - np.uint64(1)):
-        ones = (ones << np.uint64(8 * targets.itemsize)) | np.uint64(1)
+    each = np.uint64(32 // targets.itemsize)  # targets in four words
+    ones, bytes_shift = one, np.uint64(0)  # a one in each place of a word; the logarithm of the item's size
+    for _ in range(8 // targets.itemsize - 1):
+        ones = (ones << np.uint64(8 * targets.itemsize)) | one
+    while (one << bytes_shift) < np.uint64(targets.itemsize):
+        bytes_shift += one
     for k in range(np.uint64(len(words))):
-        word = words[k]
-        if word == 0:
+        some = words[k, 0] | words[k, 1] | words[k, 2] | words[k, 3]
+        if some == 0:
             continue
-        if word & ~ones == 0:
-            for i in range(k * each, k * each + each):
-                places[found] = i
-                found += word & np.uint64(1)
-                word >>= np.uint64(8 * targets.itemsize)
+        if some & ~ones == 0:
+            for j in range(4):
+                word, first_byte = words[k, j], (k * np.uint64(4) + np.uint64(j)) * eight
+                for byte in range(eight):  # of which those that begin a target can be one
+                    places[found] = (first_byte + byte) >> bytes_shift
+                    found += word & one
+                    word >>= eight
         else:
             for i in range(k * each, k * each + each):
                 target = np.int64(targets[i])
