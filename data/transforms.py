@@ -87,8 +87,8 @@ class Pipeline:
         ignored: [M], the boxes in which nothing is background.
         """
         # albumentations repeats itself in every worker and epoch unless seeded by hand; and its own way to do
-        # so gives every transform one seed, so that all draw the same: what is flipped one way is flipped both.
-        # Here they share one source.
+        # so gives every transform the same seed, and all draw the same: flipped one way is flipped both. Here
+        # they share one source.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         rows = np.arange(len(boxes))
         if ignored is not None:

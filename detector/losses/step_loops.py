@@ -9,9 +9,7 @@ RADIX, _DIGIT_BITS = 1 << 11, 11
 
 
 @compiled_loop
-def sort_floats(
-    bits: Array, pairs: Array, counts: Array, sorted_bits: Array, sorted_places: Array
-) -> None:
+def sort_floats(bits: Array, pairs: Array, counts: Array, sorted_bits: Array, sorted_places: Array) -> None:
     """Sort float32 by their bits, uint32 [n], into sorted_bits, with the places they had.
 
     pairs: uint64 [2, n], scratch for a number and its place; counts: uint32 [3, RADIX], scratch. A radix
