@@ -46,7 +46,11 @@ pytestmark = pytest.mark.xdist_group("export")  # an export to ONNX takes its ti
 ROOT = Path(export.__file__).parent
 CLASSES = ["cat", "dog", "Zebrafink ü"]
 SETTINGS = ("eval.topk_candidates=150", "eval.detections_per_img=30", "eval.score_threshold=0.997")
-KNOTS = {"logits": [-3.0, 0.0, 1.0, 4.0], "probabilities": [0.05, 0.2, 0.6, 0.9]}
+KNOTS = [  # of each class
+    {"logits": [-3.0, 0.0, 1.0, 4.0], "probabilities": [0.05, 0.2, 0.6, 0.9]},
+    {"logits": [0.0], "probabilities": [0.3]},
+    {"logits": [-1.0, 9.0], "probabilities": [0.1, 0.5]},
+]
 SIZES = [(1, 96, 128), (3, 96, 128), (1, 61, 75), (3, 150, 41)]
 
 

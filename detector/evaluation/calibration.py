@@ -1,9 +1,11 @@
-"""What a score is worth: a monotone map from scores to the probability that a detection is correct.
+"""What a score is worth: monotone maps from scores to the probability that a detection is correct.
 
-A ranking loss leaves the scale of the scores free. The map is fitted on validation detections, keeps
-their order (so no AP changes), and makes a score of 0.5 mean that every other such detection is right.
+A ranking loss leaves the scale of the scores free, and where it ranks class by class, that of every class.
+The maps, one for each, are fitted on validation detections, keep the order within a class (so no AP
+changes), and make a score of 0.5 mean that every other such detection is right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,9 @@ _BINS = 32
 # Detections per bin: a handful would be learnt by heart. But the few right ones of a small validation set
 # would drown in as many wrong ones: a third of the right ones then, and no fewer than five.
 _FEWEST, _FEWEST_OF_FEW = 20, 5
+# So many detections of each bin of a class are taken to be as right as those of all classes: a class that is
+# rare in validation is told from the others no more than its detections bear out.
+_AS_ALL = 5
 _LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # whose logits are finite
 _ROUNDING = 1e-9  # relative, more than there and back costs
 
@@ -29,10 +34,15 @@ class Matched:
     scores: Floats  # [D]
     correct: NDArray[np.bool_]  # [D]
     images: NDArray[np.int64]  # [D], places of the images in ascending order of their ids
+    labels: NDArray[np.int64]  # [D]
+
+    def of(self, rows: NDArray[np.bool_]) -> "Matched":
+        """Those of a mask [D]."""
+        return Matched(self.scores[rows], self.correct[rows], self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ScoreMap:
     """Rises strictly: linear in the logit of the score between knots, bending towards 0 and 1 outside.
 
     logits, probabilities: the knots, ascending both, at least one.
@@ -67,32 +77,71 @@ class Calibration:
         inside = np.diff(self.probabilities) / np.diff(self.logits)
         return float(max(self.probabilities[0], 1 - self.probabilities[-1], *inside))
 
-    def as_plain(self) -> dict[str, list[float]]:
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map for each class."""
+
+    maps: tuple[ScoreMap, ...]  # [C]
+
+    def __call__(self, scores: Floats, labels: NDArray[np.int64]) -> Floats:
+        """scores [D] in [0, 1] of detections, and their labels [D] -> probabilities [D]."""
+        found = np.empty_like(scores, dtype=np.float64)
+        for label in np.unique(labels):
+            mine = labels == label
+            found[mine] = self.maps[label](scores[mine])
+        return found
+
+    @property
+    def steepest(self) -> float:
+        """By how much a probability rises at most, per unit of the logit of the score."""
+        return max(one.steepest for one in self.maps)
+
+    def as_plain(self) -> list[dict[str, list[float]]]:
         """Plain values, for a checkpoint."""
-        return {"logits": list(self.logits), "probabilities": list(self.probabilities)}
+        return [{"logits": list(one.logits), "probabilities": list(one.probabilities)} for one in self.maps]
 
     @staticmethod
-    def from_plain(values: dict[str, Any]) -> "Calibration":
-        """The reverse of `as_plain`."""
-        return Calibration(tuple(values["logits"]), tuple(values["probabilities"]))
+    def from_plain(values: Any, classes: int) -> "Calibration":
+        """The reverse of `as_plain`; older checkpoints have one map for all classes."""
+        each: Sequence[dict[str, Any]] = [values] * classes if isinstance(values, dict) else values
+        return Calibration(tuple(ScoreMap(tuple(v["logits"]), tuple(v["probabilities"])) for v in each))
 
 
-def fit_calibration(matched: Matched) -> Calibration | None:
-    """The map that fits detections best; None where there is none to fit it to.
+def fit_calibration(matched: Matched, known: NDArray[np.bool_]) -> Calibration | None:
+    """The maps that fit detections best; None where there is none to fit one to.
+
+    known: [C], which classes have gt boxes; of the others nothing can be learnt, and all classes stand in.
+    """
+    if len(matched.scores) == 0:
+        return None
+    of_all = _fit(matched)
+    maps = []
+    for label, is_known in enumerate(known):
+        mine = matched.labels == label
+        own = is_known and mine.any() and not mine.all()
+        maps.append(_fit(matched.of(mine), of_all) if own else of_all)
+    return Calibration(tuple(maps))
+
+
+def _fit(matched: Matched, of_all: ScoreMap | None = None) -> ScoreMap:
+    """The map that fits detections best, at least one.
 
     Isotonic regression (Zadrozny & Elkan, KDD 2002) over bins. Each level of its stairs becomes one
     knot, in the middle of its detections, so that the line between rises. Of the lowest level and the
     highest the outer half has no other level to rise to, and stays all but level: what is nearly certain
     lies beyond all that was seen.
     """
-    if len(matched.scores) == 0:
-        return None
     order = np.argsort(matched.scores, kind="stable")
     bins = np.split(order, _cuts(matched.scores[order], matched.correct[order]))
     sizes = np.array([len(rows) for rows in bins], dtype=np.float64)
     x = np.array([_logit(matched.scores[rows]).mean() for rows in bins])
     # Half a success and half a failure more: nothing is certain after a few detections.
-    rate = np.array([(matched.correct[rows].sum() + 0.5) / (len(rows) + 1) for rows in bins])
+    right, more = np.array([matched.correct[rows].sum() + 0.5 for rows in bins]), 1
+    if of_all is not None:
+        right += [_AS_ALL * of_all(matched.scores[rows]).mean() for rows in bins]
+        more += _AS_ALL
+    rate = right / (sizes + more)
     stairs = isotonic_regression(rate, weights=sizes)
     starts = stairs.blocks[:-1]
     middle = np.add.reduceat(x * sizes, starts) / np.add.reduceat(sizes, starts)
@@ -105,7 +154,7 @@ def fit_calibration(matched: Matched) -> Calibration | None:
         knots, height = [lowest, *knots], [height[0] - _end_rise(height[0]), *height]
     if highest > knots[-1]:
         knots, height = [*knots, highest], [*height, height[-1] + _end_rise(height[-1])]
-    return Calibration(tuple(knots), tuple(height))
+    return ScoreMap(tuple(knots), tuple(height))
 
 
 def _end_rise(height: float) -> float:
@@ -144,16 +193,18 @@ def calibration_error(scores: Floats, correct: NDArray[np.bool_], bins: int = 20
     return float(np.abs(gaps).sum() / len(scores))
 
 
-def held_out_error(matched: Matched) -> float:
-    """The calibration error of detections whose map was fitted on the other half of the images."""
+def held_out_error(matched: Matched, known: NDArray[np.bool_]) -> float:
+    """The calibration error of detections whose maps were fitted on the other half of the images.
+
+    known: as for `fit_calibration`.
+    """
     half = np.unique(matched.images)[::2]
     first = np.isin(matched.images, half)
     probabilities = matched.scores.copy()
     for one, other in ((first, ~first), (~first, first)):
-        parts = (matched.scores[other], matched.correct[other], matched.images[other])
-        fitted = fit_calibration(Matched(*parts))
+        fitted = fit_calibration(matched.of(other), known)
         if fitted is not None:
-            probabilities[one] = fitted(matched.scores[one])
+            probabilities[one] = fitted(matched.scores[one], matched.labels[one])
     return calibration_error(probabilities, matched.correct)
 
 

@@ -21,7 +21,7 @@ from detector.config import Config, DataConfig
 from detector.config_file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.coco_results import result_entry
-from detector.evaluation.inference import Predictions, for_inference, join_predictions
+from detector.evaluation.inference import Predictions, best_first, for_inference, join_predictions
 from detector.evaluation.score import Scores, predict, score
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
@@ -53,11 +53,11 @@ class OpenCheckpoint:
         return for_inference(self.model, build_amp(self.config.train, self.device))
 
     def detect(self, batch: Batch) -> Predictions:
-        """What the model finds in a batch, with calibrated scores."""
+        """What the model finds in a batch, with calibrated scores, the best of each image first."""
         (found,) = predict(self.config, self.ready, [batch], self.device)
         if self.calibration is None:
             return found
-        return replace(found, scores=self.calibration(found.scores))
+        return best_first(replace(found, scores=self.calibration(found.scores, found.labels)))
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,24 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     model = build_model(config.model, len(content["classes"]), pretrained=False)
     load_weights(model, content["model"], str(file))
     fitted = content.get("calibration")
-    calibration = Calibration.from_plain(fitted) if fitted else None
+    calibration = Calibration.from_plain(fitted, len(content["classes"])) if fitted else None
     cut = config.eval.score_threshold
     if calibration is not None and config.eval.calibrate and cut > 0 and cut != trained.eval.score_threshold:
+        worth = [float(one(np.array(cut))) for one in calibration.maps]
+        low, high = f"{min(worth):.2g}", f"{max(worth):.2g}"
         log.warning(
-            "eval.score_threshold=%g cuts raw scores: what is calibrated to %.2g and less is lost; to cut "
+            "eval.score_threshold=%g cuts raw scores: what is calibrated to %s and less%s is lost; to cut "
             "calibrated ones: predict.py --threshold, or found.above()",
-            cut, float(calibration(np.array(cut))),
+            cut, low, f" (of some classes {high})" if high != low else "",
         )  # fmt: skip
     # The metrics are of calibrated scores where the training was told to calibrate.
     thresholds = _best_thresholds(content.get("metrics", {}))
     if calibration is not None and trained.eval.calibrate != config.eval.calibrate:
-        to_this_scale = calibration if config.eval.calibrate else calibration.inverse
-        thresholds = {name: float(to_this_scale(np.array(t))) for name, t in thresholds.items()}
+        maps = dict(zip(content["classes"], calibration.maps, strict=True))
+        thresholds = {
+            name: float((maps[name] if config.eval.calibrate else maps[name].inverse)(np.array(threshold)))
+            for name, threshold in thresholds.items()
+        }
     with memory_explained(device, f"let it run elsewhere: {device_key}=cpu"):
         model = place(model, config.train, device)
     return OpenCheckpoint(

@@ -73,7 +73,8 @@ class CocoResult:
     def matched(self) -> Matched:
         """The detections that count."""
         counts, found = self.matching.kinds != Kind.IGNORED, self.material.found
-        return Matched(found.scores[counts], self.matching.correct[counts], found.images[counts])
+        correct = self.matching.correct[counts]
+        return Matched(found.scores[counts], correct, found.images[counts], found.labels[counts])
 
     @property
     def tally(self) -> Tally:

@@ -18,7 +18,8 @@ from errors import InputError
 
 @dataclass(frozen=True)
 class Predictions:
-    """Detections of a whole set, in flat arrays; each image's are in descending order of score."""
+    """Detections of a whole set, in flat arrays; each image's are in descending order of score, as the
+    network gives it."""
 
     rows: NDArray[np.int64]  # [D] row of the image in the DetectionSet
     boxes: NDArray[np.float64]  # [D, 4] xyxy, pixels of the image file
@@ -34,6 +35,13 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.labels for part in parts]),
     )
+
+
+def best_first(found: Predictions) -> Predictions:
+    """Each image's in descending order of their scores, equal ones as they stand, as the images do."""
+    image = np.cumsum(np.diff(found.rows, prepend=found.rows[:1]) != 0)
+    order = np.lexsort((-found.scores, image))
+    return Predictions(found.rows[order], found.boxes[order], found.scores[order], found.labels[order])
 
 
 def for_inference(model: RetinaNet, amp: torch.dtype | None) -> RetinaNet:

@@ -34,16 +34,20 @@ class Scores:
         return {**self.voc, **self.calibration}
 
     def calibrated(self, calibration: Calibration | None) -> "Scores":
-        """The same with scores that are probabilities: no AP changes, since their order does not."""
+        """The same with scores that are probabilities: no AP changes, since the order in a class does not.
+
+        The detections stay in the order in which they are, by the scores before.
+        """
         if calibration is None:
             return self
         found = self.coco.material.found
-        material = replace(self.coco.material, found=replace(found, scores=calibration(found.scores)))
+        scores = calibration(found.scores, found.labels)
+        material = replace(self.coco.material, found=replace(found, scores=scores))
         per_class = {
-            name: replace(one, best_threshold=float(calibration(np.array([one.best_threshold]))[0]))
+            name: replace(one, best_threshold=float(of_class(np.array(one.best_threshold))))
             if one.best_threshold >= 0
             else one
-            for name, one in self.coco.per_class.items()
+            for (name, one), of_class in zip(self.coco.per_class.items(), calibration.maps, strict=True)
         }
         coco = replace(self.coco, material=material, per_class=per_class)
         return Scores(
@@ -88,6 +92,6 @@ def score(config: Config, records: DetectionSet, predictions: Predictions) -> Sc
     errors = {
         "calibration_error_raw": calibration_error(coco.matched.scores, coco.matched.correct),
         # On images that the map was not fitted to; on its own it would flatter.
-        "calibration_error_held_out": held_out_error(coco.matched),
+        "calibration_error_held_out": held_out_error(coco.matched, coco.material.gt_totals() > 0),
     }
     return Scores(predictions, coco, voc, errors)

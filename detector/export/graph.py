@@ -99,7 +99,7 @@ class DetectionGraph(nn.Module):
     Args:
         model: is copied.
         box_std: float [4], as in `boxes.decode`.
-        probabilities: logits -> scores.
+        probabilities: logits and labels -> scores.
         suppress: NMS in a form that the exporter understands; see `suppression.py`.
     """
 
@@ -149,10 +149,14 @@ class DetectionGraph(nn.Module):
 
         thin_out = self._soft_nms if self.settings.nms == "soft" else self._hard_nms
         chosen, left, real = thin_out(boxes, logits, labels)  # each [B, D]
+        labels = labels.gather(1, chosen)
+        # Best first once more, since each class has a calibration of its own; what is not real last.
+        scores, order = self.probabilities(left, labels).masked_fill(~real, -1).sort(dim=1, descending=True)
+        real = scores >= 0
         return (
-            _rows(boxes, chosen) * real[..., None],
-            self.probabilities(left) * real,
-            labels.gather(1, chosen).where(real, -1),
+            _rows(boxes, chosen.gather(1, order)) * real[..., None],
+            scores.clamp(min=0),
+            labels.gather(1, order).where(real, -1),
             real.sum(1),
         )
 

@@ -1,5 +1,6 @@
 """Logits -> the scores that the detector gives, as tensor operations."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +11,10 @@ _LEAST_LOGIT, _MOST_LOGIT = -708.3964185322641, 36.7368005696771
 
 
 class Probabilities(nn.Module):
-    """Logits float32 [...] -> scores float32 [...]: calibrated as `Calibration` does it, or their sigmoid.
+    """Logits float32 [...] and labels int64 [...] -> scores float32 [...].
 
-    In float64 within, since knots may lie closer together than float32 can tell.
+    Calibrated as `Calibration` does it, or their sigmoid; in float64 within, since knots may lie closer
+    together than float32 can tell.
     """
 
     def __init__(self, calibration: Calibration | None) -> None:
@@ -20,25 +22,30 @@ class Probabilities(nn.Module):
         self.calibrated = calibration is not None
         if calibration is None:
             return
-        x, y = (
-            torch.tensor(values, dtype=torch.float64)
-            for values in (calibration.logits, calibration.probabilities)
-        )
-        self.knots: Tensor
+        maps = calibration.maps
+        most = max(len(one.logits) for one in maps)
+        self.knots: Tensor  # [C, K], the last one of each class repeated
         self.heights: Tensor
         self.slopes: Tensor
-        self.register_buffer("knots", x)
-        self.register_buffer("heights", y)
-        self.register_buffer("slopes", torch.cat((y.diff() / x.diff(), y.new_zeros(1))))
+        for name, rows in (
+            ("knots", [one.logits for one in maps]),
+            ("heights", [one.probabilities for one in maps]),
+            ("slopes", [(*(np.diff(one.probabilities) / np.diff(one.logits)), 0.0) for one in maps]),
+        ):
+            filled = [(*row, *[row[-1]] * (most - len(row))) for row in rows]
+            self.register_buffer(name, torch.tensor(filled, dtype=torch.float64))
 
-    def forward(self, logits: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         x = logits.double()
         if not self.calibrated:
             return x.sigmoid().float()
         x = x.clamp(_LEAST_LOGIT, _MOST_LOGIT)
-        knot = ((x[..., None] >= self.knots).sum(-1) - 1).clamp(min=0)  # the last one at or below x
-        inside = self.heights[knot] + self.slopes[knot] * (x - self.knots[knot])
-        first, last = self.knots[0], self.knots[-1]
-        below = self.heights[0] * (x - first).clamp(max=0).exp()
-        above = 1 - (1 - self.heights[-1]) * (last - x).clamp(max=0).exp()
+        knots, heights, slopes = (values[labels] for values in (self.knots, self.heights, self.slopes))
+        # The last one at or below x, of equal ones the last.
+        knot = ((x[..., None] >= knots).sum(-1, keepdim=True) - 1).clamp(min=0)
+        start, height, slope = (values.gather(-1, knot)[..., 0] for values in (knots, heights, slopes))
+        inside = height + slope * (x - start)
+        first, last = knots[..., 0], knots[..., -1]
+        below = heights[..., 0] * (x - first).clamp(max=0).exp()
+        above = 1 - (1 - heights[..., -1]) * (last - x).clamp(max=0).exp()
         return torch.where(x < first, below, torch.where(x > last, above, inside)).float()

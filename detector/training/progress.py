@@ -151,7 +151,7 @@ class Checkpoints:
             )
         now.best, now.evaluated = training["best"], training.get("evaluated", state["step"])
         if state.get("calibration"):
-            now.calibration = Calibration.from_plain(state["calibration"])
+            now.calibration = Calibration.from_plain(state["calibration"], len(self._train_set.classes))
         self._watch.count = training.get("not_finite", 0)
         self._watch.recent = list(training.get("not_finite_lately", ()))
 

@@ -76,13 +76,14 @@ class Validation:
         return for_inference(model, build_amp(self._config.train, self._device))
 
     def judge(self, shares: list[list[Predictions]]) -> tuple[Scores, Calibration | None]:
-        """Scores of what all processes have found, by rank; and the calibration fitted to it."""
+        """Scores of what all processes have found, by rank; and the calibration fitted to them."""
         batches = sum(len(share) for share in shares)
         in_order = [shares[i % len(shares)][i // len(shares)] for i in range(batches)]
         scores = score(self._config, self.records, join_predictions(in_order))
-        if not any(one.gt_boxes > 0 for one in scores.coco.per_class.values()):
+        known = scores.coco.material.gt_totals() > 0
+        if not known.any():
             return scores, None  # all detections would be wrong
-        calibration = fit_calibration(scores.coco.matched)
+        calibration = fit_calibration(scores.coco.matched, known)
         return (scores.calibrated(calibration) if self._config.eval.calibrate else scores), calibration
 
     def pictures(self, scores: Scores) -> dict[str, NDArray[np.uint8]]:

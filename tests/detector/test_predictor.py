@@ -16,6 +16,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 import train
 from data.images import read_image
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint, open_checkpoint
+from detector.evaluation.inference import best_first
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, write_coco
@@ -58,7 +59,7 @@ def same(one: ImageDetections, other: ImageDetections) -> bool:
 def test_a_list_of_files_gives_what_evaluation_finds(detector, evaluated) -> None:
     """To the last digit: boxes in pixels of the files, calibrated scores, the same batches."""
     found = detector([str(file) for file in evaluated.records.files])
-    predictions = evaluated.scores.predictions
+    predictions = best_first(evaluated.scores.predictions)
     assert len(predictions.rows) > 0
     for row, image in enumerate(found):
         mine = predictions.rows == row
@@ -168,8 +169,8 @@ def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> Non
     )
     calibrated = Detector.load(run.parent / "other.pt")
     raw = Detector.load(run.parent / "other.pt", overrides=["eval.calibrate=false"])
-    back = open_checkpoint(run, []).calibration(raw.thresholds)
-    np.testing.assert_allclose(back[0], calibrated.thresholds[0], rtol=1e-8)
+    back = open_checkpoint(run, []).calibration.maps[0](raw.thresholds[0])
+    np.testing.assert_allclose(back, calibrated.thresholds[0], rtol=1e-8)
     file = evaluated.records.files[0]
     assert not np.array_equal(raw(file).scores, detector(file).scores)
 
@@ -187,8 +188,9 @@ def test_a_cut_by_raw_scores_says_what_it_means_in_calibrated_ones(run, caplog) 
     open_checkpoint(run, ["eval.score_threshold=0.25", "eval.calibrate=false"])
     assert not caplog.text
     open_checkpoint(run, ["eval.score_threshold=0.25"])
-    shown = f"{float(calibration(np.array(0.25))):.2g}"
-    assert f"eval.score_threshold=0.25 cuts raw scores: what is calibrated to {shown} and less" in caplog.text
+    low, high = (f"{worth:.2g}" for worth in sorted(float(one(np.array(0.25))) for one in calibration.maps))
+    cut = "eval.score_threshold=0.25 cuts raw scores: what is calibrated to"
+    assert f"{cut} {low} and less{f' (of some classes {high})' if low != high else ''} is lost" in caplog.text
 
 
 def test_thresholds_of_a_training_without_calibration_are_brought_to_its_scale(run, evaluated) -> None:

@@ -6,10 +6,26 @@ import pytest
 from detector.evaluation.calibration import (
     Calibration,
     Matched,
+    ScoreMap,
     calibration_error,
     fit_calibration,
     held_out_error,
 )
+
+KNOWN = np.ones(1, np.bool_)
+
+
+def matches(scores, correct, images, labels=None) -> Matched:
+    """Of a single class unless labels are given."""
+    labels = np.zeros(len(scores), np.int64) if labels is None else labels
+    return Matched(scores, correct, images, labels)
+
+
+def fitted(matched: Matched) -> ScoreMap:
+    """The map of the only class."""
+    calibration = fit_calibration(matched, KNOWN)
+    assert calibration is not None
+    return calibration.maps[0]
 
 
 def overconfident(count: int = 20_000, scale: float = 3.0, shift: float = -4.0) -> tuple[Matched, np.ndarray]:
@@ -18,20 +34,19 @@ def overconfident(count: int = 20_000, scale: float = 3.0, shift: float = -4.0) 
     logits = rng.normal(-1, 2, count)
     truth = 1 / (1 + np.exp(-logits))
     scores = 1 / (1 + np.exp(-(scale * logits + shift)))
-    return Matched(scores, rng.random(count) < truth, np.arange(count) // 10), truth
+    return matches(scores, rng.random(count) < truth, np.arange(count) // 10), truth
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(3.0, -4.0), (0.1, 6.0), (1.0, -20.0)])
 def test_the_probabilities_behind_the_scores_are_found_again(scale: float, shift: float) -> None:
     """A ranking loss may stretch and shift its logits as it likes."""
     matched, truth = overconfident(scale=scale, shift=shift)
-    calibration = fit_calibration(matched)
-    assert calibration is not None
+    calibration = fitted(matched)
     found = calibration(matched.scores)
     assert np.abs(found - truth).mean() < 0.02
     assert calibration_error(matched.scores, matched.correct) > 0.1
     assert calibration_error(found, matched.correct) < 0.02
-    assert held_out_error(matched) < 0.02
+    assert held_out_error(matched, KNOWN) < 0.02
 
 
 def test_high_scores_are_worth_what_they_say_among_many_wrong_ones() -> None:
@@ -39,9 +54,8 @@ def test_high_scores_are_worth_what_they_say_among_many_wrong_ones() -> None:
     rng = np.random.default_rng(0)
     logits = np.concatenate([rng.normal(-9, 2, 40_000), rng.uniform(-3, 4, 1500)])
     truth = 1 / (1 + np.exp(-logits))
-    matched = Matched(1 / (1 + np.exp(-0.5 * logits)), rng.random(len(truth)) < truth, np.arange(len(truth)))
-    calibration = fit_calibration(matched)
-    assert calibration is not None
+    matched = matches(1 / (1 + np.exp(-0.5 * logits)), rng.random(len(truth)) < truth, np.arange(len(truth)))
+    calibration = fitted(matched)
     high = np.linspace(0.2, 0.97, 30)
     found = calibration(1 / (1 + np.exp(-0.5 * np.log(high / (1 - high)))))
     assert np.abs(found - high).max() < 0.08
@@ -53,9 +67,8 @@ def test_the_best_detections_of_a_poor_detector_are_promised_no_more_than_they_k
     rng = np.random.default_rng(1)
     logits = rng.normal(-1, 2, 5000)
     truth = most / (1 + np.exp(-2 * logits))
-    matched = Matched(1 / (1 + np.exp(-logits)), rng.random(len(truth)) < truth, np.arange(len(truth)))
-    calibration = fit_calibration(matched)
-    assert calibration is not None
+    matched = matches(1 / (1 + np.exp(-logits)), rng.random(len(truth)) < truth, np.arange(len(truth)))
+    calibration = fitted(matched)
     found = calibration(matched.scores)
     assert found.max() < 1.5 * most
     assert np.abs(found - truth).mean() < 0.1 * most
@@ -66,8 +79,7 @@ def test_a_few_detections_on_top_are_not_learnt_by_heart() -> None:
     """Of 194 three in ten are right, and so are the six that score above them: by chance, perhaps."""
     scores = np.append(np.linspace(0.1, 0.6, 194), np.linspace(0.8, 0.9, 6))
     correct = np.append(np.arange(194) % 10 < 3, np.ones(6, np.bool_))
-    calibration = fit_calibration(Matched(scores, correct, np.arange(200)))
-    assert calibration is not None
+    calibration = fitted(matches(scores, correct, np.arange(200)))
     assert calibration(np.array([0.9]))[0] < 0.7
 
 
@@ -76,8 +88,7 @@ def test_a_few_right_ones_that_are_well_apart_do_not_drown_among_the_wrong(right
     """Of ten images, say, which a detector has learnt."""
     scores = np.concatenate((np.linspace(0.01, 0.1, 985), np.linspace(0.8, 0.9, right)))
     correct = np.arange(len(scores)) >= 985
-    calibration = fit_calibration(Matched(scores, correct, np.arange(len(scores))))
-    assert calibration is not None
+    calibration = fitted(matches(scores, correct, np.arange(len(scores))))
     assert calibration(scores[correct]).min() > 0.55 and calibration(scores[correct]).mean() > 0.75
     assert calibration(scores[~correct]).mean() < 0.07
 
@@ -88,8 +99,7 @@ def test_a_few_right_ones_anywhere_promise_little() -> None:
     promised = []
     for _ in range(50):
         scores, correct = np.sort(rng.random(600)), rng.permutation(600) < 12
-        calibration = fit_calibration(Matched(scores, correct, np.arange(600)))
-        assert calibration is not None
+        calibration = fitted(matches(scores, correct, np.arange(600)))
         promised.append(calibration(scores[-1:])[0])
     assert np.mean(promised) < 0.15 and max(promised) < 0.5
 
@@ -99,16 +109,14 @@ def test_levels_that_are_joined_count_by_how_many_detections_they_have() -> None
     scores = np.repeat([0.2, 0.8], [900, 300])
     correct = np.arange(1200) % 2 == 0
     correct[900:] = np.arange(300) % 5 == 0
-    calibration = fit_calibration(Matched(scores, correct, np.arange(1200)))
-    assert calibration is not None
+    calibration = fitted(matches(scores, correct, np.arange(1200)))
     assert calibration(np.array([0.2, 0.8])) == pytest.approx([(450 + 60) / 1200] * 2, abs=0.01)
 
 
 def test_where_a_score_says_nothing_all_are_promised_the_same() -> None:
     rng = np.random.default_rng(0)
-    matched = Matched(rng.random(5000), rng.random(5000) < 0.2, np.arange(5000))
-    calibration = fit_calibration(matched)
-    assert calibration is not None
+    matched = matches(rng.random(5000), rng.random(5000) < 0.2, np.arange(5000))
+    calibration = fitted(matched)
     found = calibration(matched.scores)
     assert np.abs(found - 0.2).max() < 0.1
     assert calibration_error(found, matched.correct) < 0.02
@@ -120,13 +128,13 @@ def test_held_out_error_is_that_of_a_map_fitted_to_the_other_images() -> None:
     Each half teaches the opposite of what the other shows: to (30 + 1/2) / (30 + 1) or its complement.
     """
     images = np.arange(60) // 3
-    matched = Matched(np.full(60, 0.7), images % 2 == 0, images)
-    assert held_out_error(matched) == pytest.approx(30.5 / 31)
+    matched = matches(np.full(60, 0.7), images % 2 == 0, images)
+    assert held_out_error(matched, KNOWN) == pytest.approx(30.5 / 31)
 
 
 def test_the_inverse_gives_the_scores_back() -> None:
     """Between the knots and beyond them; 0 and 1 are what nothing but 0 and 1 is mapped to."""
-    calibration = Calibration((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
+    calibration = ScoreMap((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
     scores = 1 / (1 + np.exp(-np.linspace(-12, 12, 400)))
     np.testing.assert_allclose(calibration.inverse(calibration(scores)), scores, rtol=2e-9)
     assert calibration.inverse(np.array([0.0, 1.0])) == pytest.approx([0, 1])
@@ -134,7 +142,7 @@ def test_the_inverse_gives_the_scores_back() -> None:
 
 def test_the_inverse_keeps_the_detection_that_a_threshold_was_taken_from() -> None:
     scores = 1 / (1 + np.exp(-np.linspace(-12, 12, 20_000)))
-    calibration = Calibration((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
+    calibration = ScoreMap((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
     thresholds = calibration.inverse(calibration(scores))
     assert np.searchsorted(scores, thresholds).tolist() == list(range(len(scores)))
 
@@ -143,8 +151,7 @@ def test_the_inverse_keeps_the_detection_that_a_threshold_was_taken_from() -> No
 def test_order_is_kept_where_scores_are_dense_and_where_they_are_extreme(correct: list[bool]) -> None:
     rng = np.random.default_rng(0)
     scores = np.unique(np.concatenate([rng.random(490), 10.0 ** -np.arange(1, 11), [1e-60]]))[:500]
-    calibration = fit_calibration(Matched(scores, np.array(correct[: len(scores)]), np.zeros(len(scores))))
-    assert calibration is not None
+    calibration = fitted(matches(scores, np.array(correct[: len(scores)]), np.zeros(len(scores))))
     dense = np.unique(np.concatenate([scores, np.linspace(1e-6, 1 - 1e-6, 10_001), [0.0, 1e-200]]))
     probabilities = calibration(dense)
     assert (np.diff(probabilities) > 0).all()
@@ -152,13 +159,12 @@ def test_order_is_kept_where_scores_are_dense_and_where_they_are_extreme(correct
 
 
 def test_equal_scores_and_none_at_all() -> None:
-    same = Matched(np.full(100, 0.7), np.arange(100) < 20, np.arange(100))
-    calibration = fit_calibration(same)
-    assert calibration is not None
+    same = matches(np.full(100, 0.7), np.arange(100) < 20, np.arange(100))
+    calibration = fitted(same)
     assert calibration(same.scores) == pytest.approx(np.full(100, 0.2), abs=0.05)
-    nothing = Matched(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
-    assert fit_calibration(nothing) is None
-    assert held_out_error(nothing) == 0
+    nothing = matches(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
+    assert fit_calibration(nothing, KNOWN) is None
+    assert held_out_error(nothing, KNOWN) == 0
 
 
 def test_the_order_of_detections_with_one_score_does_not_matter() -> None:
@@ -167,9 +173,9 @@ def test_the_order_of_detections_with_one_score_does_not_matter() -> None:
     scores = rng.choice([0.01, 0.2, 0.7], 3000)
     correct = rng.random(3000) < scores
     behind = correct.argsort(kind="stable")
-    one = fit_calibration(Matched(scores, correct, np.arange(3000)))
-    other = fit_calibration(Matched(scores[behind], correct[behind], np.arange(3000)))
-    assert one == other and one is not None
+    one = fitted(matches(scores, correct, np.arange(3000)))
+    other = fitted(matches(scores[behind], correct[behind], np.arange(3000)))
+    assert one == other
     assert one(np.array([0.01, 0.2, 0.7])) == pytest.approx([0.01, 0.2, 0.7], abs=0.05)
 
 
@@ -180,19 +186,70 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(scores, correct, bins=2) == pytest.approx((2 * 0.3 + 3 * 0.3) / 5)
 
 
-def test_plain_values_give_the_same_map() -> None:
-    matched, _ = overconfident(2000)
-    calibration = fit_calibration(matched)
+def classes(*each: Matched) -> Matched:
+    """Sets of one class each as one set of several."""
+    parts = zip(*((one.scores, one.correct, one.images) for one in each), strict=True)
+    labels = np.repeat(np.arange(len(each)), [len(one.scores) for one in each])
+    return Matched(*(np.concatenate(part) for part in parts), labels)
+
+
+def test_each_class_has_a_scale_of_its_own() -> None:
+    """As where the ranking is class by class: the same logit is worth more in one class than in another."""
+    cautious, truth = overconfident(5000, scale=1.0, shift=-4.0)
+    bold, same_truth = overconfident(5000, scale=1.0, shift=4.0)
+    both, worth = classes(cautious, bold), np.concatenate([truth, same_truth])
+    calibration = fit_calibration(both, np.ones(2, np.bool_))
     assert calibration is not None
-    assert Calibration.from_plain(calibration.as_plain()) == calibration
+    found = calibration(both.scores, both.labels)
+    assert np.abs(found - worth).mean() < 0.03
+    assert held_out_error(both, np.ones(2, np.bool_)) < 0.02
+    for label in range(2):
+        order = both.scores[both.labels == label].argsort()
+        assert (np.diff(found[both.labels == label][order]) >= 0).all()
+    # One map for both, which is what there would be of detections without a class, is far off.
+    pooled = fitted(matches(both.scores, both.correct, both.images))
+    assert np.abs(pooled(both.scores) - worth).mean() > 0.15
+
+
+def test_a_class_is_what_all_are_until_its_own_detections_tell() -> None:
+    """Twenty of a rare class, a tenth of them right where nine tenths of the others are.
+
+    By hand: (2 + 1/2 + 5 x 0.9) / (20 + 1 + 5). Of a class without gt boxes nothing is known.
+    """
+    many = matches(np.full(1000, 0.7), np.arange(1000) % 10 > 0, np.arange(1000))
+    few = matches(np.full(20, 0.7), np.arange(20) < 2, np.arange(20))
+    known = np.array([True, True, False, True])
+    calibration = fit_calibration(classes(many, few, few), known)
+    assert calibration is not None
+    of_all = (900 + 2 + 2 + 0.5) / (1040 + 1)
+    found = [one(np.array(0.7)) for one in calibration.maps]
+    expected = [(900.5 + 5 * of_all) / 1006, (2.5 + 5 * of_all) / 26, of_all, of_all]
+    assert found == pytest.approx(expected, abs=0.003)  # a knot is a mean of logits, with its rounding
+
+
+def test_a_single_class_does_not_count_twice() -> None:
+    matched, _ = overconfident(500)
+    alone = fit_calibration(matched, np.ones(3, np.bool_))
+    assert alone is not None and len(set(alone.maps)) == 1
+    assert alone.maps[0] == fitted(matched)
+
+
+def test_plain_values_give_the_same_maps() -> None:
+    """And those of checkpoints that have one map for all classes."""
+    matched, _ = overconfident(2000)
+    calibration = fit_calibration(classes(matched, overconfident(300)[0]), np.ones(2, np.bool_))
+    assert calibration is not None and calibration.maps[0] != calibration.maps[1]
+    assert Calibration.from_plain(calibration.as_plain(), 2) == calibration
+    (one, _) = calibration.as_plain()
+    assert Calibration.from_plain(one, 3) == Calibration((calibration.maps[0],) * 3)
 
 
 def test_the_steepest_part_of_a_map_is_known() -> None:
     """Against differences of the map itself over the logits."""
     for calibration in (
-        Calibration((-2.5, -1.0, -0.9, 2.0), (0.02, 0.3, 0.7, 0.9)),
-        Calibration((0.5,), (0.25,)),
-        Calibration((0.5,), (0.6,)),
+        ScoreMap((-2.5, -1.0, -0.9, 2.0), (0.02, 0.3, 0.7, 0.9)),
+        ScoreMap((0.5,), (0.25,)),
+        ScoreMap((0.5,), (0.6,)),
     ):
         logits = np.linspace(-6, 6, 120_001)
         rises = np.diff(calibration(1 / (1 + np.exp(-logits)))) / np.diff(logits)

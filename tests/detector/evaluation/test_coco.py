@@ -207,9 +207,9 @@ def test_calibration_changes_scores_and_no_metric() -> None:
     """Oracle: pycocotools, which sees nothing but the order of the scores."""
     records, predictions = as_arrays(*random_case(5))
     plain = evaluate_coco(records, predictions)
-    calibration = fit_calibration(plain.matched)
-    assert calibration is not None
-    probabilities = calibration(predictions.scores)
+    calibration = fit_calibration(plain.matched, plain.material.gt_totals() > 0)
+    assert calibration is not None and len(set(calibration.maps)) > 1
+    probabilities = calibration(predictions.scores, predictions.labels)
     assert np.abs(probabilities - predictions.scores).max() > 0.1
     assert evaluate_coco(records, replace(predictions, scores=probabilities)).summary == plain.summary
     scores = Scores(predictions, plain, {}, {}).calibrated(calibration)

@@ -114,7 +114,7 @@ def test_scores_of_a_voc_set_by_hand(tmp_path: Path, calibrate: bool) -> None:
     assert scores.extra == pytest.approx(expected)
     assert scores.predictions.scores == pytest.approx(np.full(3, 1.5 / 4 if calibrate else 0.9))
     assert calibration is not None  # a checkpoint has it in any case
-    assert calibration(predictions.scores) == pytest.approx(np.full(3, 1.5 / 4))
+    assert calibration(predictions.scores, predictions.labels) == pytest.approx(np.full(3, 1.5 / 4))
 
 
 def test_the_backend_of_the_metrics_is_the_configured_one(

@@ -126,7 +126,7 @@ def test_sums_agree_with_the_metrics() -> None:
 
 def test_histogram_and_calibration_by_hand() -> None:
     scores, correct = np.array([0.02, 0.04, 0.31, 0.33, 1.0]), np.array([False, False, True, False, True])
-    matched = Matched(scores, correct, np.zeros(5, np.int64))
+    matched = Matched(scores, correct, *np.zeros((2, 5), np.int64))
     edges, right, wrong = score_histogram(matched, bins=10)
     assert edges.tolist() == pytest.approx(np.linspace(0, 1, 11).tolist())
     assert right.tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
@@ -138,6 +138,6 @@ def test_histogram_and_calibration_by_hand() -> None:
 
 
 def test_scores_of_any_range_have_a_histogram() -> None:
-    matched = Matched(np.array([-3.0, 7.0]), np.array([True, False]), np.zeros(2, np.int64))
+    matched = Matched(np.array([-3.0, 7.0]), np.array([True, False]), *np.zeros((2, 2), np.int64))
     edges, right, wrong = score_histogram(matched)
     assert (edges[0], edges[-1], right.sum(), wrong.sum()) == (-3, 7, 1, 1)
