@@ -19,6 +19,7 @@ _ELSEWHERE = {
     "save_txt": "here it is --format yolo",
     "save_json": "coco.json is written anyway; --format lists what there is",
 }
+_ENDS_IN_NUMBER = re.compile(r"(^|=)[-+.\deE\s]*$")
 _KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
 
 
@@ -68,7 +69,7 @@ def _thresholds(text: str) -> dict[str, float]:
     from errors import InputError
 
     found: dict[str, float] = {}
-    for part in text.split(","):
+    for part in _parts(text):
         name, _, number = part.rpartition("=")
         if name.strip() in found:
             twice = name.strip() or "that of all classes"
@@ -77,6 +78,16 @@ def _thresholds(text: str) -> dict[str, float]:
         if not 0 <= value <= 1:
             raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}{_with_a_point(text)}")
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas, but for those within the name of a class."""
+    parts = [""]
+    for piece in text.split(","):
+        parts[-1] += f",{piece}" if parts[-1] else piece
+        if _ENDS_IN_NUMBER.search(parts[-1]):
+            parts.append("")
+    return parts if parts[-1] else parts[:-1]
 
 
 def _with_a_point(text: str) -> str:

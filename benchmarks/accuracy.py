@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import report, section
+from detector.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 # One process of several threads is slower than as many processes of one.
@@ -63,6 +64,14 @@ def rows(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list
     return header, table
 
 
+def _settings(config: str, words: Sequence[str]) -> str:
+    """What decides on the results: the words, what they come to, and the code."""
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    version = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    resolved = load_config(Path(config), [*words]).model_dump_json(indent=1)
+    return "\n".join((" ".join([config, *words]), f"code: {version or 'unknown'}", resolved))
+
+
 def spread(values: Sequence[float]) -> str:
     mean = f"{100 * statistics.mean(values):.1f}"
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
@@ -80,10 +89,10 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output.resolve() / Path(args.config).stem
     output.mkdir(parents=True, exist_ok=True)
-    settings, written = " ".join([args.config, *args.settings]), output / "settings.txt"
+    settings, written = _settings(args.config, args.settings), output / "settings.txt"
     if written.is_file() and written.read_text() != settings:
         raise SystemExit(
-            f"{output} holds runs of other settings ({written.read_text()}); give another --output"
+            f"{output} holds runs of other settings or of other code (see {written}); give another --output"
         )
     written.write_text(settings)
     runs = {(loss, seed): output / f"{loss}-{seed}" for seed in args.seeds for loss in args.losses}

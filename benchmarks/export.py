@@ -8,6 +8,7 @@ batches of each of --batch, and compares COCO's AP, every detection, and the tim
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ HEADER = (
     "PyTorch, images/s",
     "exported, images/s",
 )
+_SAME_AP = 5e-4  # what a few detections may make of it where NMS is a matter of rounding
 NOTE = (
     "{images} images of split {split}, float32 on the CPU, network and post-processing. `In one only`: of "
     "the {detections} detections or more of a row, those where NMS or the limit of detections is a matter "
@@ -62,9 +64,10 @@ def measure(
     ours: dict[int, Found] = {}
     theirs: dict[int, Found] = {}
     seconds: tuple[list[float], list[float]] = ([], [])
-    for rows in groups:
+    for turn, rows in enumerate(groups):
         batch = stacked(images[row] for row in rows)
-        for kept, times, call in ((ours, seconds[0], None), (theirs, seconds[1], run)):
+        sides = ((ours, seconds[0], None), (theirs, seconds[1], run))
+        for kept, times, call in sides[:: 1 if turn % 2 == 0 else -1]:  # so that neither is always first
             started = time.perf_counter()
             found = found_by_model(checkpoint, batch) if call is None else found_by(call, batch)
             times.append((time.perf_counter() - started) / len(rows))
@@ -81,6 +84,11 @@ def measure(
         evaluate_coco(records, as_predictions(found, factors)).summary["AP"] for found in (ours, theirs)
     ]
     speeds = [1 / statistics.median(times) for times in seconds]
+    if agreement.unexplained or abs(scores[0] - scores[1]) > _SAME_AP:
+        sys.exit(
+            f"error: the exported model differs in {agreement.unexplained} detections, AP {scores[0]:.5f} "
+            f"and {scores[1]:.5f} (long side {long} px, batches of {size})"
+        )
     row = [
         str(long),
         str(size),

@@ -58,7 +58,8 @@ _DECODE_ERRORS = (
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and in those below, linked ones too, sorted.
+    """All files in a folder and in those below, linked ones too, sorted; and links to nothing, which are
+    files that are lacking (what git-annex and DVC have not fetched).
 
     Without hidden ones: these are thumbnails and what other systems leave behind.
 
@@ -83,7 +84,7 @@ def files_below(folder: Path) -> list[Path]:
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name != _RESCUED)
             starts += [path for name in folders if (path := Path(place, name)).is_symlink()]
             found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 @dataclass(frozen=True)

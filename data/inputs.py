@@ -3,6 +3,7 @@
 import glob
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,17 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     Raises:
         InputError: a word names nothing, or there is nothing of use in it.
     """
-    found: dict[Path, Source] = {}
+    found: dict[tuple[str, str], Source] = {}  # by the folder, however it is reached, and the name there
     for word in words:
         if not word:
             raise InputError("an input is empty, as a variable that is not set; . is the current folder")
         if word == STDIN:
-            found.setdefault(Path(STDIN), Source("stdin", Path("stdin"), Path("stdin")))
+            found.setdefault(("", STDIN), Source("stdin", Path("stdin"), Path("stdin")))
             continue
         path = Path(word)
         places, above = [path], path.parent
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{word} is a pipe or a device; give - and let an image come on standard input")
         if not path.exists():
             above = _above_pattern(path)
             matched = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
@@ -68,7 +71,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
             endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
             raise InputError(f"{word} holds no images and no videos ({endings})")
         for source in sources:
-            found.setdefault(source.path, source)
+            found.setdefault((os.path.realpath(source.path.parent), source.path.name), source)
     return list(found.values())
 
 

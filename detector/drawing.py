@@ -52,7 +52,7 @@ def draw_boxes(
         _outline(canvas, box, line, colour(int(label)), bool(broken))
     size = max(11, round(side / 36))
     font = _font(size, frozenset(letter for letter in "".join(texts) if not letter.isascii()))
-    placed: list[Rectangle] = []
+    placed = np.zeros((0, 4))
     for box, label, text in zip(boxes, labels, texts, strict=True):
         if not text:
             continue
@@ -62,7 +62,7 @@ def draw_boxes(
         top, bottom = min(top, highest), max(bottom, lowest)
         extent = (right - left + 2 * pad, bottom - top + 2 * pad)
         at = _free_place(box, extent, image.size, line, placed)
-        placed.append(at)
+        placed = np.concatenate((placed, np.array([at])))
         ground = colour(int(label))
         canvas.rectangle(at, fill=ground)
         ink = (0, 0, 0) if _luminance(ground) > 0.18 else (255, 255, 255)
@@ -101,7 +101,7 @@ def _free_place(
     extent: tuple[float, float],
     image_size: tuple[int, int],
     line: int,
-    placed: list[Rectangle],
+    placed: NDArray[np.float64],
 ) -> Rectangle:
     """Where a label hides least of the others: above its box, below it, or within."""
     width, height = extent
@@ -112,23 +112,13 @@ def _free_place(
         (left, y1 + line // 2), (right, y1 + line // 2),
         (left, y0), (right, y0), (left, y1 - height), (right, y1 - height),
     ]  # fmt: skip
-    best, least = None, math.inf
-    for corner in corners:
-        # Pushed into the image.
-        x = round(min(max(corner[0], 0), max(0, image_size[0] - width)))
-        y = round(min(max(corner[1], 0), max(0, image_size[1] - height)))
-        at = (x, y, x + width, y + height)
-        hidden = sum(_overlap(at, other) for other in placed)
-        if hidden < least:
-            best, least = at, hidden
-    assert best is not None
-    return best
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
+    room = np.maximum(0, np.array(image_size) - extent)
+    at = np.array(corners).clip(0, room).round()  # pushed into the image
+    at = np.concatenate((at, at + np.array(extent)), axis=1)[:, None]  # [8, 1, 4]
+    common = (np.minimum(at[..., 2:], placed[:, 2:]) - np.maximum(at[..., :2], placed[:, :2])).clip(0)
+    hidden = common.prod(axis=-1).sum(axis=1)
+    left, top, right, bottom = at[hidden.argmin(), 0].tolist()
+    return left, top, right, bottom
 
 
 def _luminance(ground: Colour) -> float:

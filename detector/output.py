@@ -10,6 +10,7 @@ from pathlib import Path
 from errors import InputError
 
 _HEAD = 256  # bytes of a file that tell what it is
+_LONGEST = 255  # bytes of a name, on most systems
 
 
 def check_output(option: str, path: Path, earlier: str | None = None, inputs: Iterable[Path] = ()) -> None:
@@ -47,11 +48,34 @@ def check_output(option: str, path: Path, earlier: str | None = None, inputs: It
         raise InputError(f"{option}: {path} holds something else than an earlier output; name another file")
 
 
+def check_new_folder(option: str, folder: Path) -> None:
+    """See that a folder is there or can be made, and written to.
+
+    Raises:
+        InputError: it is a file, or lies below one, or there is no permission.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option}: {folder} is no folder")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{option}: {folder} cannot be made, since {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: no permission to write in the folder {there}")
+
+
 def numbered_folders(first: Path) -> Iterator[Path]:
     """NAME, NAME-2, NAME-3 and so on."""
     return (
         first if number == 1 else first.with_name(f"{first.name}-{number}") for number in itertools.count(1)
     )
+
+
+def name_that_fits(stem: str, ending: str) -> str:
+    """The two as the name of a file, the stem cut off where that would be longer than a name may be."""
+    whole = os.fsencode(stem + ending)
+    if len(whole) <= _LONGEST:
+        return stem + ending
+    return os.fsencode(stem)[: _LONGEST - len(os.fsencode(ending))].decode(errors="ignore") + ending
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: no permission or no space.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")  # no longer than a name may be, as that of the file may
     try:
         temporary.write_bytes(_encoded(text))
         temporary.replace(path)

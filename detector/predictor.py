@@ -81,7 +81,8 @@ class ImageDetections:
 
 
 class Detector:
-    """A trained detector. It finds what `evaluate.py` finds in the same images, to the last digit.
+    """A trained detector. It finds what `evaluate.py` finds in the same images, in the same batches to the
+    last digit; of other batches matrix products are rounded otherwise.
 
     Attributes:
         classes: their names.
@@ -98,6 +99,7 @@ class Detector:
         self.category_ids = checkpoint.category_ids
         self.thresholds = np.array(checkpoint.thresholds)
         self.batch_size = checkpoint.config.eval.batch_size
+        self._usual: dict[str, float] = {}
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> "Detector":
@@ -152,6 +154,9 @@ class Detector:
         """Detections in images that make one batch."""
         batch = collate([self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))])
         predictions = self._checkpoint.detect(batch)
+        usual = dict(zip(self.classes, self.thresholds.tolist(), strict=True))
+        if usual != self._usual:  # all detections share one: kept by the thousand they would fill the memory
+            self._usual = usual
         return [self._of_image(predictions, row) for row in range(len(images))]
 
     def _sample(self, index: int, image: ImageLike, name: str) -> Sample:
@@ -164,8 +169,7 @@ class Detector:
         mine = predictions.rows == row
         labels = predictions.labels[mine]
         names = tuple(self.classes[label] for label in labels)
-        usual = dict(zip(self.classes, self.thresholds.tolist(), strict=True))
-        return ImageDetections(predictions.boxes[mine], predictions.scores[mine], labels, names, usual)
+        return ImageDetections(predictions.boxes[mine], predictions.scores[mine], labels, names, self._usual)
 
 
 def _size(image: ImageLike, name: str) -> tuple[int, int]:

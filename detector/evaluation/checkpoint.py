@@ -111,6 +111,8 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
             "calibrated ones: predict.py --threshold, or found.above()",
             cut, low, f" (of some classes {high})" if high != low else "",
         )  # fmt: skip
+    if calibration is not None and config.eval.calibrate:
+        _say_what_it_was_fitted_to(config, trained)
     # The metrics are of calibrated scores where the training was told to calibrate.
     thresholds = _best_thresholds(content.get("metrics", {}))
     if calibration is not None and trained.eval.calibrate != config.eval.calibrate:
@@ -140,6 +142,19 @@ def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
         log.warning("%s: of the training, and changes nothing in what it has made", ", ".join(idle))
     if config.eval.nms == "soft" and "eval.nms_threshold" in changed:
         log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
+
+
+def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
+    """Soft-NMS leaves other scores, and many more detections, than hard NMS."""
+    settings = ("nms",) if config.eval.nms == "soft" else ("nms", "nms_threshold")
+    now, then = (
+        ", ".join(f"eval.{key}={getattr(one.eval, key)}" for key in settings) for one in (config, trained)
+    )
+    if now != then:
+        log.warning(
+            "%s: scores and thresholds are calibrated for %s, and promise too much or too little here; "
+            "evaluate.py tells how much, and the best thresholds", now, then,
+        )  # fmt: skip
 
 
 def _is_of_training(key: str) -> bool:

@@ -21,7 +21,7 @@ from data.inputs import RESULTS_MARK, Source
 from data.sample import is_listed
 from data.video import VideoWriter
 from detector.evaluation.coco_results import result_entry, results_text
-from detector.output import numbered_folders, write_text
+from detector.output import check_new_folder, name_that_fits, numbered_folders, write_text
 from detector.predictor import ImageDetections
 from errors import InputError
 
@@ -51,7 +51,7 @@ class ResultsFolder:
         wanted: the folder; None for predictions, predictions-2 and so on.
 
     Raises:
-        InputError: the wanted folder holds something already.
+        InputError: the wanted folder holds something already, or could not be made.
     """
 
     def __init__(self, wanted: Path | None) -> None:
@@ -60,10 +60,9 @@ class ResultsFolder:
         self._taken: set[Path] = set()
         self._numbers: dict[Path, int] = {}  # that the names which were wanted have come to
         self._drawn: dict[Source, Path] = {}
+        check_new_folder("--output", Path(DEFAULT_FOLDER) if wanted is None else wanted)
         if wanted is None:
             return
-        if wanted.exists() and not wanted.is_dir():
-            raise InputError(f"--output: {wanted} is no folder")
         if wanted.is_dir() and any(not path.name.startswith(".") for path in wanted.iterdir()):
             raise InputError(f"--output: {wanted} holds something already; choose another")
 
@@ -98,7 +97,7 @@ class ResultsFolder:
             InputError: no permission or no space.
         """
         png = source.place.suffix.lower() == ".png" or max(pixels.shape) > _MOST_OF_JPEG
-        path = self._place("pictures", source.place.with_suffix(".png" if png else ".jpg"))
+        path = self._place("pictures", source.place, ".png" if png else ".jpg")
         encoded = io.BytesIO()
         image = Image.fromarray(pixels)
         if png:
@@ -116,18 +115,18 @@ class ResultsFolder:
 
     def video_writer(self, source: Source, rate: float, size: tuple[int, int]) -> VideoWriter:
         """For the drawn frames of a video. Raises InputError: it cannot be written."""
-        path = self._place("videos", source.place.with_suffix(".mp4"))
+        path = self._place("videos", source.place, ".mp4")
         self._drawn[source] = path
         return VideoWriter(path, rate, size)
 
-    def _place(self, kind: str, place: Path) -> Path:
-        """A path of its own for each: a.jpg, then a-2.jpg."""
+    def _place(self, kind: str, place: Path, ending: str) -> Path:
+        """A path of its own for each: a.jpg, then a-2.jpg; of a name that is too long, as much as fits."""
         folder = self.path / kind
         for part in place.parent.parts:  # a folder may be called as the picture of another input
             folder = next(path for path in numbered_folders(folder / part) if not path.is_file())
-        wanted = folder / place.name
+        wanted = folder / name_that_fits(place.stem, ending)
         for number in itertools.count(self._numbers.get(wanted, 1)):
-            path = wanted if number == 1 else folder / f"{place.stem}-{number}{place.suffix}"
+            path = wanted if number == 1 else folder / name_that_fits(place.stem, f"-{number}{ending}")
             if path not in self._taken and not path.exists():  # A.jpg may be a.jpg there
                 break
         self._numbers[wanted] = number
@@ -241,10 +240,12 @@ class ResultsFolder:
                 f"{label} {' '.join(f'{part:.6f}' for part in box)}\n"
                 for label, box in zip(result.found.labels.tolist(), parts, strict=True)
             )
-            wanted = result.source.place.with_suffix(".txt")
-            path = self._place("labels", wanted)
-            if path.name != wanted.name:
-                log.warning("%s: another image has the name too; its labels are %s", result.source.path, path)
+            place = result.source.place
+            path = self._place("labels", place, ".txt")
+            if path.stem != place.stem:
+                cut = not path.stem.startswith(place.stem)
+                why = "the name is too long" if cut else "another image has the name too"
+                log.warning("%s: %s; its labels are %s", result.source.path, why, path)
             write_text(path, "".join(lines))
         names = yaml.safe_dump({"names": dict(enumerate(classes))}, allow_unicode=True, sort_keys=False)
         write_text(self.path / "data.yaml", names)

@@ -1,13 +1,12 @@
 """The report as one page, and its folder: `evaluate.py ... --report DIR`."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from detector.evaluation.coco import CocoResult
-from detector.output import write_text
+from detector.output import check_new_folder, write_text
 from detector.report import sections
 from detector.report.facts import shown
 from detector.report.galleries import galleries
@@ -60,15 +59,9 @@ def check_report_folder(folder: Path) -> None:
     Raises:
         InputError: there is something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--report: {folder} is no folder")
+    check_new_folder("--report", folder)
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     held = {name for name in held if not name.startswith(".")}  # Finder's and others' own
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"--report: {folder} cannot be made, since {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--report: no permission to write in the folder {there}")
     if held and (held != {PAGE} or not _is_report(folder / PAGE)):
         raise InputError(f"--report: {folder} holds something else than a report; choose another folder")
 

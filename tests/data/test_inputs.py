@@ -40,6 +40,15 @@ def test_a_folder_is_searched_to_the_bottom(place: Path) -> None:
     ]
 
 
+def test_each_file_is_taken_once_however_it_is_spelt(place: Path) -> None:
+    (place / "again").symlink_to("in")
+    (place / "in" / "linked.png").symlink_to("a.png")  # a name of its own: it may be meant so
+    words = ("in/a.png", "./in/a.png", str(place / "in/a.png"), "empty/../in/a.png", "again/a.png")
+    assert found(*words) == [("image", "in/a.png")]
+    assert len(found("in", "again", "*", "in/*")) == len(FOLDER) + 4
+    assert found("in/a.png", "in/linked.png") == [("image", "in/a.png"), ("image", "in/linked.png")]
+
+
 def test_pictures_that_have_to_be_converted_are_not_passed_over(place: Path) -> None:
     (place / "in" / "IMG_1.HEIC").touch()
     assert ("image", "in/IMG_1.HEIC") in found("in")

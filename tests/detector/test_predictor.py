@@ -182,6 +182,36 @@ def test_settings_of_the_training_change_nothing_and_are_told_so(run, caplog) ->
     assert message.startswith("train.epochs, loss.name: of the training, and changes nothing")
 
 
+def test_another_nms_than_that_of_the_calibration_is_said(run, caplog) -> None:
+    trained = open_checkpoint(run, []).config.eval
+    assert trained.nms == "hard"
+    other = trained.nms_threshold + 0.1
+    for words in ([], [f"eval.nms_threshold={other}", "eval.calibrate=false"], ["eval.detections_per_img=3"]):
+        open_checkpoint(run, words)
+    assert not caplog.text
+    open_checkpoint(run, [f"eval.nms_threshold={other}"])
+    then = f"calibrated for eval.nms=hard, eval.nms_threshold={trained.nms_threshold}, and promise"
+    assert f"eval.nms=hard, eval.nms_threshold={other}: scores and thresholds are {then}" in caplog.text
+    caplog.clear()
+    open_checkpoint(run, ["eval.nms=soft"])
+    assert "eval.nms=soft: scores and thresholds are calibrated for eval.nms=hard, and" in caplog.text
+
+
+def test_the_thresholds_that_detections_carry_are_kept_once(detector, evaluated) -> None:
+    """A thousand classes in each of 100,000 images would be gigabytes; and they follow a change."""
+    files = [str(file) for file in evaluated.records.files[:2]]
+    one, other = detector(files)
+    later = detector(files[0])
+    assert one.thresholds is other.thresholds is later.thresholds
+    before = detector.thresholds.copy()
+    try:
+        detector.thresholds[0] = 0.125
+        assert detector(files[0]).thresholds["cat"] == 0.125
+        assert one.thresholds["cat"] == before[0]
+    finally:
+        detector.thresholds[:] = before
+
+
 def test_a_cut_by_raw_scores_says_what_it_means_in_calibrated_ones(run, caplog) -> None:
     """Whoever writes 0.5 means what is shown."""
     calibration = open_checkpoint(run, []).calibration

@@ -134,6 +134,8 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "0,5"): ("--threshold", "numbers have a point: 0.5"),
     ("images", "--threshold", "cat=0.3,dog=0,5"): ("--threshold", "numbers have a point: 0.5"),
     ("images", "--threshold", "0.5,0.6"): ("--threshold", "that of all classes is given twice"),
+    ("images", "--threshold", "cow, red=0.5,cat=0.2"): ("--threshold", "no class 'cow, red'"),
+    ("images", "--threshold", "cat=0.5,"): ("--threshold", "''"),
     ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
     ("images", "--batch", "0"): ("--batch", "0"),
     ("images", "--batch", "1.5"): ("--batch", "1.5"),
@@ -141,7 +143,11 @@ REFUSED = {  # words -> what the line says
     ("images", "--batch", "1e30"): ("--batch", "1e30"),
     ("images", "--output", "images"): ("--output", "images", "holds something already"),
     ("images", "--output", "images/0.png"): ("--output", "images/0.png", "no folder"),
-    ("images", "--output", "images/0.png/new"): ("--output", "images/0.png/new"),
+    ("images", "--output", "images/0.png/new"): (
+        "images/0.png/new cannot be made",
+        "images/0.png is no folder",
+    ),
+    ("/dev/null",): ("/dev/null is a pipe or a device", "give -"),
     ("images", "eval.detections_per_image=1"): ("did you mean 'eval.detections_per_img'?",),
     ("eval.nms=hard",): ("give an image",),
     ("images", "a=1.jpg"): ("a=1.jpg", "does not exist"),
@@ -164,6 +170,22 @@ def test_bad_input_costs_one_line_and_leaves_nothing(
     (place / "bad.mp4").write_bytes(b"no video")
     with standard_input(b"no image"):
         assert_refused(predict.main, (str(trained / "run"), *words), place, *REFUSED[words])
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Detector, "load", None)
+    words = (str(trained / "run"), "images", "--output", "images/0.png/new", "--format", "csv")
+    assert_refused(predict.main, words, place, "images/0.png/new cannot be made")
+
+
+def test_an_image_that_only_its_link_tells_of_is_listed(place: Path, trained: Path) -> None:
+    """As git-annex and DVC leave what they have not fetched."""
+    (place / "images/6.png").symlink_to("store/6.png")
+    assert run(place, trained, "images", *ALL).code == 0
+    failed = (place / "predictions/failed.txt").read_text()
+    assert failed.startswith("images/6.png\t") and len(failed.splitlines()) == 1
 
 
 def test_a_wrong_checkpoint_or_device_costs_one_line(place: Path, trained: Path) -> None:

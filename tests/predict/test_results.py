@@ -130,6 +130,26 @@ def test_a_folder_may_be_called_as_the_picture_of_another_input(place, trained) 
     assert {"b.jpg/y.png", "b-2.jpg", "x.jpg", "x.jpg-2/y.png"} <= names
 
 
+def test_names_as_long_as_can_be_meet_as_others_do(place: Path, trained: Path, caplog) -> None:
+    """Two files of one name in two folders, which becomes longer by an ending or a number; bytes count."""
+    long, japanese = "n" * 255, "\u732b" * 83 + ".png"
+    for name in (f"a/{long}", f"b/{long}", f"a/{japanese}"):
+        (place / "long" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(place / "images" / "1.png", place / "long" / name)
+    words = (f"long/a/{long}", f"long/b/{long}", f"long/a/{japanese}", *ALL, "--format", "pictures,yolo")
+    outcome = run(place, trained, *words)
+    assert outcome.code == 0, outcome.err
+    cut = {f"{long[:251]}.jpg", f"{long[:249]}-2.jpg", japanese}
+    assert {name for name in files(place / "predictions") if "pictures/" in name} == {
+        f"pictures/{name}" for name in cut
+    }
+    labels = [path for path in (place / "predictions/labels").iterdir() if path.suffix == ".txt"]
+    assert len(labels) == 3 and all(path.stat().st_size for path in labels)
+    assert [message.partition(";")[0].rpartition(": ")[2] for message in caplog.messages] == [
+        "the name is too long"
+    ] * 2
+
+
 def test_it_is_written_down_where_each_input_is_drawn(place: Path, trained: Path) -> None:
     """Inputs of one stem in a folder, and of one name in several, as a pattern gives them."""
     for name in ("cam1/a.jpg", "cam1/a.bmp", "cam2/a.jpg"):

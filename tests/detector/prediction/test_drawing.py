@@ -99,6 +99,29 @@ def test_labels_of_neighbours_do_not_hide_one_another() -> None:
     assert areas[0] > max(areas[1:]) > 500
 
 
+def test_a_label_lies_where_it_hides_least() -> None:
+    """Oracle: a double loop over eight places and the labels before."""
+    rng = np.random.default_rng(0)
+    extent, size, line, placed = (40, 16), (300, 200), 4, []
+    for _ in range(60):
+        x0, y0 = rng.uniform(-10, 260), rng.uniform(-10, 180)
+        box = np.array([x0, y0, x0 + rng.uniform(5, 90), y0 + rng.uniform(5, 90)])
+        x1, y1 = box[2:].tolist()
+        best, least = None, np.inf
+        for y in (y0 - 2 - 16, y1 + 2, y0, y1 - 16):
+            for x in (x0 - 2, x1 + 2 - 40):
+                left, top = round(min(max(x, 0), 260)), round(min(max(y, 0), 184))
+                hidden = sum(
+                    max(0, min(left + 40, r) - max(left, a)) * max(0, min(top + 16, b) - max(top, t))
+                    for a, t, r, b in placed
+                )
+                if hidden < least:
+                    best, least = (left, top, left + 40, top + 16), hidden
+        at = drawing._free_place(box, extent, size, line, np.array(placed).reshape(-1, 4))
+        assert at == best
+        placed.append(at)
+
+
 def test_a_label_stays_within_the_picture() -> None:
     """Beyond each corner there is room on one side only; lines may be cut off there, the label may not."""
     small, lines = 20, 450  # pixels of a box's side, and those that its lines have at most
