@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.faults import DataFault, raise_or_collect
+from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import read_size, size_mismatch
 from data.lookup import is_file
 from data.sample import DetectionSet, is_listed
@@ -84,7 +84,7 @@ def pack_set(
     Args:
         source: names the split in messages.
         sizes_checked: the sizes have just been read from the files themselves.
-        faults: where all faults are collected, each box without area as well; images stay, boxes go.
+        faults: where faults are collected, if all then each box without area as well; images stay, boxes go.
 
     Raises:
         DataFault: an image is missing, unreadable or of another size; a box is NaN or reversed.
@@ -104,7 +104,7 @@ def pack_set(
     x0, y0, x1, y1 = boxes.T
     height, width = sizes[of_image].T
     kept = (np.minimum(x1, width) > np.maximum(x0, 0)) & (np.minimum(y1, height) > np.maximum(y0, 0))
-    if faults is not None:
+    if faults is not None and lists_all(faults):
         kept &= ~bad
         faults += [_without_area(items[k], images[of_image[k]]) for k in np.flatnonzero(~kept & ~bad)]
     elif not kept.all():

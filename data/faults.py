@@ -31,12 +31,23 @@ class DataFault(InputError):
         self.annotation = annotation
 
 
+class UnreadableImages(list[DataFault]):
+    """Collects the images that are missing or cannot be read; every other fault is raised."""
+
+    CODES = ("image-missing", "image-unreadable")
+
+
+def lists_all(faults: list[DataFault] | None) -> bool:
+    """Whether faults of every kind are collected, to be listed whole."""
+    return faults is not None and not isinstance(faults, UnreadableImages)
+
+
 def raise_or_collect(fault: DataFault, faults: list[DataFault] | None) -> None:
-    """Raise the fault; where faults are collected, note it, and the reader goes on without what it concerns.
+    """Raise the fault; where its like are collected, note it: the reader goes on without what it concerns.
 
     Raises:
-        DataFault: `faults` is None.
+        DataFault: `faults` is None, or is of `UnreadableImages` and this is none.
     """
-    if faults is None:
+    if faults is None or (isinstance(faults, UnreadableImages) and fault.code not in faults.CODES):
         raise fault
     faults.append(fault)

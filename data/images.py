@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -31,6 +31,7 @@ OTHER_SUFFIXES = _TO_CONVERT | {".gif"}
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # what editors write beside the pixels may be more than Pillow's 1
 _OF_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # not MPO, a camera's JPEG beside its preview
 _RESCUED = "lost+found"  # at the root of a disk, and nobody's to read
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
@@ -95,6 +96,7 @@ class ImageHeader:
     stored: tuple[int, int]
     mode: str  # Pillow's: RGB, L, P, I;16, RGBA, CMYK ...
     turned: bool  # EXIF says to rotate or mirror it
+    pages: int  # or frames, of which the first is used
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -106,7 +108,8 @@ def read_header(path: Path) -> ImageHeader:
     with _explained(f"image {path}"), _opened(path) as image:
         stored = _as_stored(image)
         mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
-        return ImageHeader(stored.upright_size, stored.size, mode, stored.orientation in _TURNS)
+        turned = stored.orientation in _TURNS
+        return ImageHeader(stored.upright_size, stored.size, mode, turned, _pages(image))
 
 
 def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -148,7 +151,7 @@ def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
         InputError: the file is missing, damaged or of an unsupported kind.
     """
     with _explained(f"image {name}"), _opened(file) as image:
-        count = getattr(image, "n_frames", 1) if image.format in _OF_FRAMES else 1
+        count = _pages(image)
         if count > 1:
             log.warning("image %s has %d pages or frames; the first is taken", name, count)
         return _pixels(image, _as_stored(image), upright=True)
@@ -191,6 +194,10 @@ def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
                 f"its {image.width} x {image.height} px are more than {_MOST_IN_ALL:,}; cut it up"
             )
         yield image
+
+
+def _pages(image: Image.Image) -> int:
+    return getattr(image, "n_frames", 1) if image.format in _OF_FRAMES else 1
 
 
 class _Stored(NamedTuple):
@@ -262,7 +269,10 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         raise ValueError("floating-point pixels have no defined range; convert the file to 8 or 16 bit")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
+        if grey.min() < 0:
+            below = f"pixels below 0 (down to {grey.min()}) have no defined range"
+            raise ValueError(f"{below}; convert the file to 8 bit, or to 16 without a sign")
+        if grey.max() > 65535:
             raise ValueError("32-bit pixels have no defined range; convert the file to 8 or 16 bit")
         scaled = ((grey + 128) // 257).clip(0, 255).astype(np.uint8)
         return np.repeat(scaled[:, :, None], 3, axis=2)
@@ -275,5 +285,8 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is not an image"
-    return first_line(error)
+        return "it is not an image, or of a kind that is not read (TIFF: of floats or of many channels)"
+    reason = first_line(error)
+    if "truncated" in reason:
+        reason += "; copy it again, or save it anew from a viewer that shows all of it"
+    return reason

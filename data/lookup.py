@@ -73,6 +73,11 @@ class NameTaken(DataFault):
     """The image that a name would stand for has been taken for another name already."""
 
 
+def _taken(path: Path, name: str, other: str, where: str) -> NameTaken:
+    message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
+    return NameTaken("image-outside", message)
+
+
 class ImageFinder:
     """The images of a set, in a folder and those below it.
 
@@ -83,6 +88,7 @@ class ImageFinder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._there: dict[Path, dict[str, list[Path]]] = {}  # what folders hold, by what the names share
+        self._exact: set[Path] = set()
         self._respelt: dict[Path, str] = {}
         self._elsewhere: dict[Path, str] = {}
 
@@ -94,18 +100,27 @@ class ImageFinder:
             NameTaken: one has, and is taken for another already.
         """
         if leads_out(name):
-            return self._of_another_place(name, where)
+            return self.find_by_end(name, where)
         path = inside(self._folder, as_spelt(self._folder, name), where)
         if is_file(path):
+            if path in self._respelt:
+                raise _taken(path, name, self._respelt[path], where)
+            self._exact.add(path)
             return path
         spellings = dict.fromkeys((name, unquote(name)))
         alike = next(filter(None, (self._alike(_parts(spelling)) for spelling in spellings)), None)
-        if alike is not None:
-            self._respelt[alike] = name
-        return path if alike is None else alike
+        if alike is None:
+            return path
+        other = alike.name if alike in self._exact else self._respelt.setdefault(alike, name)
+        if other != name:
+            raise _taken(alike, name, other, where)
+        return alike
 
-    def _of_another_place(self, name: str, where: str) -> Path:
-        """The image of a path of another disk, or of an address: as much of its end as the folder has."""
+    def find_by_end(self, name: str, where: str) -> Path:
+        """The image of a path of another disk, or of an address: as much of its end as the folder has.
+
+        Raises: as `find`.
+        """
         path = next(filter(None, map(self._alike, ends_of(name))), None)
         if path is None:
             if "://" in name:
@@ -114,8 +129,7 @@ class ImageFinder:
             raise _outside(self._folder, name, where)
         other = self._elsewhere.setdefault(path, name)
         if other != name:
-            message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
-            raise NameTaken("image-outside", message)
+            raise _taken(path, name, other, where)
         return path
 
     def _alike(self, parts: list[str]) -> Path | None:

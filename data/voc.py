@@ -248,9 +248,9 @@ def _image_name(
 
 
 def _size(tree: ET.Element, xml: Path, image: Path) -> tuple[int, int]:
-    """Height and width as the XML says, or the image where it says nothing or 0, as some tools write."""
-    said = [(tree.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")]
-    if "0" in said:
+    """Height and width as the XML says, or the image where it says nothing, 0 or None, as some tools do."""
+    said = [(tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
+    if any(text in ("", "None") or not text.strip("0.") for text in said):
         return size_of_file(image)
     return _side(tree, "height", xml), _side(tree, "width", xml)
 

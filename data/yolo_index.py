@@ -161,10 +161,12 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
                 message = f"{file}:{number}: image {name} does not exist"
                 try:
                     path = finder.find(name, f"{file}:{number}")
+                    if not is_file(path):  # Darknet's lists begin with a folder data, as seen from its own
+                        path = finder.find_by_end(name, f"{file}:{number}")
                 except NameTaken as fault:
-                    message = str(fault)
+                    path, message = None, str(fault)
                 except DataFault:
-                    pass
+                    path = None
                 if path is None or not is_file(path):
                     raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
                     continue

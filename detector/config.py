@@ -138,11 +138,14 @@ class DataConfig(Section):
         "the training, or in a file that later trainings use too",
     )
     cache_dir: str | None = Field(
-        None, description="cache=disk: the folder of the file; by default next to root, ROOT.cache"
+        None,
+        description="cache=disk: the folder of the file; by default next to root, ROOT.cache. Each list of "
+        "images has a file of its own: those of earlier lists may be deleted",
     )
     on_error: Literal["raise", "skip"] = Field(
         "raise",
-        description="a training image that cannot be read: stop, or let the next of the set stand in for it",
+        description="a training image that is missing or cannot be read: stop, or let the next of the set "
+        "stand in for it (of a YOLO set: leave it out, where that is known at the start)",
     )
     max_skipped: Whole = Field(
         20, description="on_error=skip: so many different images on one process, then stop all the same"

@@ -122,6 +122,9 @@ KINDS: dict[str, Kind] = {
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),
     "box-whole-image": Kind(_N, "a box covers the whole image", "see that it is one object"),
     "box-in-two-classes": Kind(_N, "the same box under two classes", "see which one is meant"),
+    "image-many-pages": Kind(
+        _N, "an image has several pages or frames", "save those that are meant as images of their own"
+    ),
     "image-twice": Kind(_N, "an image stands twice in a split", "remove one, unless it is to count double"),
     "same-name-other-image": Kind(
         _N, "files of one name hold different images", "see that none was overwritten or mixed up"

@@ -29,7 +29,8 @@ def build_set(
 
     Args:
         classes: the classes of the model, where there is one; they come before `data.classes`.
-        faults: where all faults of the split are collected; without it the first is raised.
+        faults: where faults of the split are collected, all or those of `UnreadableImages`; without it the
+            first is raised.
 
     Raises:
         InputError: the split is not configured or empty, or anything in it is wrong.

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from data.faults import UnreadableImages
 from data.feed import SkippedImages
 from data.loader import train_loader
 from data.order import EpochBatches
@@ -21,7 +22,7 @@ from detector.builders.device import build_amp, build_device, cpu_is_fast_in_bf1
 from detector.builders.losses import build_criterion, build_exchange
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_tensors
-from detector.config import Config, ModelConfig, TrainConfig
+from detector.config import Config, DataConfig, ModelConfig, TrainConfig
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 from detector.training.compilation import compile_parts
@@ -33,9 +34,11 @@ from detector.training.processes import Processes
 from detector.training.sync_norm import synchronise_norms
 from detector.training.validation import Validation
 from detector.weights import initialise
-from errors import InputError
+from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
+
+_TRIES = 8  # what is applied to every second image has come up by then
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,12 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     if config.loss.class_by_class and config.loss.name != "ap":
         log.warning("loss.class_by_class is of loss.name=ap alone; %s does without", config.loss.name)
 
-    train_set = processes.main_first(lambda: build_set(data, "train", classes))  # which may generate it
+    skip = data.on_error == "skip"
+    unreadable = UnreadableImages() if skip else None
+    # Which may generate it.
+    train_set = processes.main_first(lambda: build_set(data, "train", classes, unreadable))
+    if unreadable:
+        _say_what_is_skipped(unreadable, data, processes)
     val_set = build_set(data, "val", train_set.classes)
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
@@ -105,7 +113,6 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     )
     if fresh:
         _warn_of_schedule(config, batches.steps * train.epochs)
-    skip = data.on_error == "skip"
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
     # More in a row are too many in any case; all of a set on a lost disk would take hours.
@@ -188,18 +195,38 @@ def _warn_of_schedule(config: Config, total_steps: int) -> None:
         )  # fmt: skip
 
 
+def _say_what_is_skipped(unreadable: UnreadableImages, data: DataConfig, processes: Processes) -> None:
+    """Of data.on_error=skip, where it is known before the training.
+
+    Raises:
+        InputError: they are more than data.max_skipped.
+    """
+    if len(unreadable) > data.max_skipped:
+        raise InputError(
+            f"more than data.max_skipped={data.max_skipped} training images cannot be read; "
+            f"{unreadable[0]}, and {len(unreadable) - 1} more (python -m data.check lists them all)"
+        )
+    if processes.main:
+        log.warning(
+            "data.on_error=skip: %d of the training images cannot be read: %s",
+            len(unreadable), some_of([str(fault) for fault in unreadable], 3),
+        )  # fmt: skip
+
+
 def _try_on_smallest(
     pipeline: Pipeline, scale: float, train_set: DetectionSet, config: Config, processes: Processes
 ) -> None:
-    """Augment the smallest image, into which a crop may not fit, before anything is written.
+    """Augment the lowest, narrowest and smallest image before anything is written: a crop may not fit.
 
     Raises:
         InputError: a transform cannot be used on it, or batch norm on what is left of it.
     """
-    height, width = train_set.sizes[train_set.sizes.prod(axis=1).argmin()].tolist()
-    box = np.array([[0, 0, width, height]], np.float32)
-    image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed=0)
-    train = config.train
+    sizes, train = train_set.sizes, config.train
+    smallest = {tuple(sizes[values.argmin()].tolist()) for values in (sizes.prod(axis=1), *sizes.T)}
+    for height, width in sorted(smallest, key=np.prod, reverse=True):
+        box = np.array([[0, 0, width, height]], np.float32)
+        for seed in range(_TRIES):
+            image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed)
     at_once = min(train.batch_size, len(train_set)) // (train.accumulate * processes.size)
     alone = at_once <= 1 and not (train.sync_batch_norm and processes.size > 1)
     long_side = round(scale * max(image.shape[:2]))

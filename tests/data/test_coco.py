@@ -274,6 +274,17 @@ def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, conten
     assert "PnG does not exist" in error_of(tmp_path, content)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_names_that_differ_in_case_are_not_one_image(tmp_path, content, order):
+    """One is the file's, the other that of a file which is lost."""
+    first, second = content["images"][:2]
+    second["file_name"] = first["file_name"].upper()
+    content["images"] = content["images"][::order]
+    said = error_of(tmp_path, content)
+    assert f"'{first['file_name']}'" in said and f"'{second['file_name']}'" in said
+    assert said.endswith(f"both would be {tmp_path / 'images' / first['file_name']}")
+
+
 def test_what_is_written_otherwise_may_be_so_in_several_ways(tmp_path, content):
     """Another disk, another case and accents apart, and no size."""
     name = content["images"][0]["file_name"]

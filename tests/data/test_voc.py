@@ -141,7 +141,16 @@ def test_image_of_its_stem_is_found_whatever_its_ending(root, name):
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / name)
 
 
-@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "",
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>0.0</width><height>0.0</height></size>",
+        "<size><width>None</width><height>None</height></size>",
+        "<size><width/><height/></size>",
+    ],
+)
 def test_without_a_size_the_image_has_its_own(root, size):
     """As some tools write it."""
     expected = load_voc(root, "train")

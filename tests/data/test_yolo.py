@@ -17,7 +17,7 @@ import evaluate
 import train
 from data.annotations import join_sets
 from data.coco import load_coco
-from data.faults import DataFault
+from data.faults import DataFault, UnreadableImages
 from data.images import read_image
 from data.yolo import load_yolo
 from detector.builders.data import build_set
@@ -147,6 +147,33 @@ def test_paths_of_another_machine_are_found_by_their_ends(root: Path, caplog) ->
     of_folder, of_list = caplog.messages
     assert f"images/val' does not exist; {root / 'images' / 'val'} is taken" in of_folder
     assert f"{root / 'list.txt'}: file names lead out of {root}" in of_list and "(2, such as" in of_list
+
+
+def test_a_list_as_darknet_has_it_begins_with_a_folder_that_is_not_there(root: Path, caplog) -> None:
+    (root / "list.txt").write_text("data/images/train/a.png\ndata/images/train/b.png\n")
+    (root / "data.yaml").write_text((root / "data.yaml").read_text() + "listed: list.txt\n")
+    with caplog.at_level(logging.WARNING):
+        listed = load_yolo(root, "listed")
+    assert listed.files.tolist() == [str(root / "images" / "train" / name) for name in ("a.png", "b.png")]
+    assert "(2, such as 'data/images/train/a.png'" in caplog.text
+    (root / "list.txt").write_text("data/images/train/lost.png\n")
+    assert f"{root / 'list.txt'}:1: image data/images/train/lost.png does not exist" in error_of(
+        root, "listed"
+    )
+
+
+def test_an_image_that_cannot_be_read_may_be_left_out(root: Path) -> None:
+    """Its size is not known; all other faults are raised."""
+    (root / "images" / "train" / "b.png").write_bytes(b"")
+    whole, lost = (
+        load_yolo(root, "train", faults=(unreadable := UnreadableImages())),
+        root / "images/train/b.png",
+    )
+    assert str(lost) not in whole.files and len(whole) == 2
+    assert [fault.image for fault in unreadable] == [lost]
+    (root / "labels" / "train" / "a.txt").write_text("0 0.5\n")
+    with pytest.raises(InputError, match=r"a\.txt:1"):
+        load_yolo(root, "train", faults=UnreadableImages())
 
 
 @pytest.mark.parametrize("train", ["/kaggle/set/train/images", "images"])

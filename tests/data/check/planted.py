@@ -80,6 +80,13 @@ def pixels(change: Callable[[Image.Image], Image.Image], name: str = "2.png", **
     return damage
 
 
+def two_pages(root: Path) -> None:
+    with Image.open(root / "images" / "2.png") as image:
+        image.save(root / "images" / "2.tif", save_all=True, append_images=[Image.new("RGB", image.size)])
+    path = root / "annotations" / "train.json"
+    path.write_text(path.read_text().replace("2.png", "2.tif"))
+
+
 def copied(source: str, target: str, noise: int = 0) -> Damage:
     """The pixels of one image are saved as another, in other bytes, each changed by `noise` at most."""
 
@@ -206,6 +213,7 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
         pixels(lambda i: Image.fromarray(np.array(i.convert("L")).astype(np.uint16) * 257)),
         ("mode I;16", *TWO),
     ),
+    "two pages": ("image-many-pages", two_pages, ("has 2 pages", "2.tif")),
     "twelve bits in sixteen": (
         "range-unused",
         pixels(lambda i: Image.fromarray(np.array(i.convert("L")).astype(np.uint16) * 16)),

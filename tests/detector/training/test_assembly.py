@@ -1,5 +1,6 @@
 """From the configuration to the parts of a training: no key is read and then forgotten."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from data.loader import DetectionDataset
 from detector.training.assembly import Parts, epoch_scales
 from detector.training.trainer import Trainer
 from errors import InputError
-from tests.builders import small_coco
+from tests.builders import small_coco, write_image
 from tests.runs import tiny_config
 
 # Each unlike its default, and unlike that of the function that it is for.
@@ -70,6 +71,47 @@ def test_images_that_cannot_be_read_are_passed_over_as_often_as_configured(tmp_p
     (root / "images" / "5.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"more than data\.max_skipped=1 training images"):
         list(checked(parts.loader, parts.skipped))
+
+
+def test_images_that_are_lost_at_the_start_are_passed_over_too(tmp_path: Path, caplog) -> None:
+    """Of no byte, as a download that broke off leaves it, or not there at all; so a run can go on without."""
+    root = small_coco(tmp_path / "set", 8)
+    (root / "images" / "2.png").write_bytes(b"")
+    (root / "images" / "5.png").unlink()
+    evaluated = root / "annotations" / "val.json"  # images of evaluation must all be there
+    content = json.loads(evaluated.read_text())
+    content["images"] = [one for one in content["images"] if one["file_name"] not in ("2.png", "5.png")]
+    kept = {one["id"] for one in content["images"]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
+    evaluated.write_text(json.dumps(content))
+    words = ("data.on_error=skip", "data.check=false", "data.transforms.train=[]")
+    config = tiny_config(root, tmp_path / "run", *words, "data.max_skipped=2")
+    parts = Trainer(config, "test").parts
+    (said,) = [message for message in caplog.messages if "cannot be read" in message]
+    assert said.startswith("data.on_error=skip: 2 of the training images cannot be read: image ")
+    assert "5.png does not exist" in said and "2.png cannot be read" in said
+    assert len(parts.train_set) == 8
+    assert sum(len(batch.indices) for batch in checked(parts.loader, parts.skipped)) == 8
+    with pytest.raises(InputError, match=r"more than data\.max_skipped=1 training images .* and 1 more"):
+        Trainer(tiny_config(root, tmp_path / "run", *words, "data.max_skipped=1"), "test")
+    with pytest.raises(InputError, match=r"image .*5\.png does not exist"):
+        Trainer(tiny_config(root, tmp_path / "run", "data.check=false"), "test")
+
+
+def test_a_crop_that_does_not_fit_the_narrowest_image_is_told_at_the_start(tmp_path: Path) -> None:
+    """Which is not the one of the least area, nor is the crop made of every image."""
+    root = small_coco(tmp_path / "set", 4)
+    write_image(root / "images" / "1.png", 900, 30)
+    for split in ("train", "val"):
+        path = root / "annotations" / f"{split}.json"
+        content = json.loads(path.read_text())
+        content["images"][1].update(height=900, width=30)
+        path.write_text(json.dumps(content))
+    crop = "data.transforms.train=[{RandomCrop: {height: 40, width: 40, p: 0.5}}]"
+    with pytest.raises(InputError, match="fail on an image of 30 x 900 px"):
+        Trainer(tiny_config(root, tmp_path / "run", crop), "test")
+    whole = "data.transforms.train=[{RandomCrop: {height: 40, width: 30, p: 0.5}}]"
+    Trainer(tiny_config(root, tmp_path / "run", whole), "test")
 
 
 def test_the_model_is_made_as_configured(parts: Parts) -> None:
