@@ -43,6 +43,13 @@ def main() -> None:
         type=Path,
         help="write the detections of a COCO set as a results file",
     )
+    parser.add_argument(
+        "--recalibrate",
+        metavar="FILE.pt",
+        type=Path,
+        help="write the checkpoint with scores and thresholds calibrated anew, on this split and with these "
+        "settings of eval",
+    )
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.words if "=" in word and not is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
@@ -53,7 +60,16 @@ def main() -> None:
 
     evaluate(
         Wanted(
-            models, overrides, a.split, a.predictions, a.annotations, a.images, a.output, a.results, a.report
+            models,
+            overrides,
+            a.split,
+            a.predictions,
+            a.annotations,
+            a.images,
+            a.output,
+            a.results,
+            a.report,
+            a.recalibrate,
         )
     )
 

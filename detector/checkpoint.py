@@ -28,11 +28,14 @@ _EXPORTED = (".onnx", ".torchscript")
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|Can only (create|build)", re.IGNORECASE)
 
 
-def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+def save_checkpoint(
+    path: Path, content: dict[str, Any], previous: Path | None = None, then: str = "continue with --resume"
+) -> None:
     """Write a checkpoint so that `path` holds a whole one at all times: temporary file, then rename.
 
     Args:
         previous: where to keep what `path` held before.
+        then: what to do where it fails, once there is space.
 
     Raises:
         InputError: no permission or no space; what was at `path` is still there.
@@ -51,7 +54,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
         there = path.exists() or (previous is not None and previous.exists())
         kept = "the checkpoint before it is kept: " if there else ""
         raise InputError(
-            f"cannot write {path} ({first_line(error)}); {kept}free some space, then continue with --resume"
+            f"cannot write {path} ({first_line(error)}); {kept}free some space, then {then}"
         ) from None
     _sync_folder(path.parent)
 

@@ -153,7 +153,7 @@ def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
     if now != then:
         log.warning(
             "%s: scores and thresholds are calibrated for %s, and promise too much or too little here; "
-            "evaluate.py tells how much, and the best thresholds", now, then,
+            "evaluate.py --recalibrate FILE.pt fits them anew", now, then,
         )  # fmt: skip
 
 

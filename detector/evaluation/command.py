@@ -12,6 +12,7 @@ from detector.evaluation.coco import CocoResult, evaluate_material
 from detector.evaluation.coco_results import BEGINNING, results_text
 from detector.evaluation.comparison import compare_checkpoints, compare_files, comparison_table
 from detector.evaluation.material import read_material
+from detector.evaluation.recalibration import OPTION, check_recalibrated, recalibrate
 from detector.evaluation.table import metrics_table
 from detector.output import check_output, write_text
 from detector.report.page import check_report_folder, write_report
@@ -36,6 +37,7 @@ class Wanted:
     output: Path | None
     results: Path | None
     report: Path | None
+    recalibrated: Path | None
 
     @property
     def several(self) -> bool:
@@ -79,6 +81,12 @@ def _check(wanted: Wanted) -> None:
             raise InputError("--results writes what one checkpoint finds: give one")
         if w.output is not None and w.output.absolute() == w.results.absolute():
             raise InputError(f"--output and --results: both are {w.output}; name two files")
+    if w.recalibrated is not None:
+        if len(w.models) != 1:
+            raise InputError(f"{OPTION} is for one checkpoint: give one")
+        if w.recalibrated.suffix != ".pt":
+            raise InputError(f"{OPTION}: {w.recalibrated} does not end in .pt, as checkpoints do")
+        check_recalibrated(w.recalibrated, w.models[0])
     if w.report is not None:
         if w.several:
             raise InputError("--report explains one run: give one alone")
@@ -111,12 +119,16 @@ class Scored:
 def _score(wanted: Wanted) -> Scored:
     """One checkpoint, whose detections are written if they are wanted, or one results file."""
     if wanted.annotations is not None:
-        (file,) = wanted.predictions
-        result = evaluate_material(read_material(file, wanted.annotations, wanted.images))
-        return Scored(str(file), [("annotations", str(wanted.annotations))], result, {})
+        (results,) = wanted.predictions
+        result = evaluate_material(read_material(results, wanted.annotations, wanted.images))
+        return Scored(str(results), [("annotations", str(wanted.annotations))], result, {})
 
     (model,), split = wanted.models, wanted.split or "val"
-    done = evaluate_checkpoint(model, wanted.overrides, split, with_ids=wanted.results is not None)
+    with_ids, file = wanted.results is not None, wanted.recalibrated
+    if file is None:
+        done = evaluate_checkpoint(model, wanted.overrides, split, with_ids)
+    else:
+        done = recalibrate(model, wanted.overrides, split, file, with_ids)
     if wanted.results is not None:
         write_text(wanted.results, results_text(done.coco_results()))
     of_split = f"{split} of {done.config.data.root}"

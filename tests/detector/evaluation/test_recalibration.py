@@ -1,0 +1,75 @@
+"""A checkpoint calibrated anew gives what the evaluation that it comes from gave."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import train
+from detector.evaluation.checkpoint import open_checkpoint
+from tests.builders import TINY_MODEL, small_coco
+from tests.runs import assert_refused, call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """run, trained with hard NMS, and its set."""
+    folder = tmp_path_factory.mktemp("recalibration")
+    small_coco(folder / "set", 6)
+    (folder / "mine.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 1}\n")
+    assert call(train.main, "mine.yaml", "run.dir=run", *TINY_MODEL, cwd=folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_scores_and_thresholds_are_those_of_the_new_settings(place: Path, caplog) -> None:
+    words = ("run", "eval.nms=soft", "--recalibrate", "soft.pt", "--output", "made.json")
+    outcome = call(evaluate.main, *words, cwd=place)
+    assert outcome.code == 0, outcome.err
+    outcome = call(evaluate.main, "soft.pt", "--output", "again.json", cwd=place)
+    assert (outcome.code, caplog.text) == (0, "")  # nothing is calibrated for other settings
+    made, again = (json.loads((place / f"{name}.json").read_text()) for name in ("made", "again"))
+    assert made == again
+    assert call(evaluate.main, "run", "eval.nms=soft", "--output", "off.json", cwd=place).code == 0
+    assert "calibrated for eval.nms=hard" in caplog.text
+    off = json.loads((place / "off.json").read_text())
+    assert off["AP"] == made["AP"] and off["calibration_error_raw"] == made["calibration_error_raw"]
+    assert made["calibration_error"] != off["calibration_error"]
+    old, new = (
+        torch.load(place / name, weights_only=True) for name in ("run/checkpoints/best.pt", "soft.pt")
+    )
+    assert new["config"]["eval"]["nms"] == "soft" and old["config"]["eval"]["nms"] == "hard"
+    assert {k: v for k, v in new["config"].items() if k != "eval"} == {
+        k: v for k, v in old["config"].items() if k != "eval"
+    }
+    assert all(torch.equal(new["model"][name], weight) for name, weight in old["model"].items())
+    told = {name: one["best_f1_threshold"] for name, one in made["per_class"].items()}
+    thresholds = open_checkpoint(place / "soft.pt", []).thresholds
+    assert all(t == told[n] or told[n] == -1 for n, t in zip(("cat", "dog"), thresholds, strict=True))
+
+
+def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> None:
+    (place / "notes.pt").write_text("mine")
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    for words, *said in (
+        (("run", "--recalibrate", "run/checkpoints/best.pt"), "best.pt is read by this very command"),
+        (("run", "--recalibrate", "notes.pt"), "notes.pt holds something else"),
+        (("run", "--recalibrate", "soft.onnx"), "soft.onnx does not end in .pt"),
+        (("run", "--recalibrate", "nowhere/soft.pt"), "the folder nowhere does not exist"),
+        (("run", "run", "--recalibrate", "soft.pt"), "one checkpoint"),
+    ):
+        assert_refused(evaluate.main, words, place, "--recalibrate", *said)
+    for split in ("val", "train"):
+        path = place / "set" / "annotations" / f"{split}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    words = ("run", "--recalibrate", "soft.pt")
+    assert_refused(evaluate.main, words, place, "--recalibrate: the split val holds no gt boxes")
+    assert sorted(path for path in place.rglob("*") if path.is_file()) == files
