@@ -22,7 +22,7 @@ _BINS = 32
 _FEWEST, _FEWEST_OF_FEW = 20, 5
 # So many detections of each bin of a class are taken to be as right as those of all classes: a class that is
 # rare in validation is told from the others no more than its detections bear out.
-_AS_ALL = 5
+_AS_ALL = 3
 _LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # whose logits are finite
 _ROUNDING = 1e-9  # relative, more than there and back costs
 
@@ -136,12 +136,14 @@ def _fit(matched: Matched, of_all: ScoreMap | None = None) -> ScoreMap:
     bins = np.split(order, _cuts(matched.scores[order], matched.correct[order]))
     sizes = np.array([len(rows) for rows in bins], dtype=np.float64)
     x = np.array([_logit(matched.scores[rows]).mean() for rows in bins])
-    # Half a success and half a failure more: nothing is certain after a few detections.
-    right, more = np.array([matched.correct[rows].sum() + 0.5 for rows in bins]), 1
-    if of_all is not None:
-        right += [_AS_ALL * of_all(matched.scores[rows]).mean() for rows in bins]
-        more += _AS_ALL
-    rate = right / (sizes + more)
+    # Nothing is certain after a few detections: half a success and half a failure more, or what all classes
+    # have at these scores.
+    if of_all is None:
+        likely, more = np.full(len(bins), 0.5), 1
+    else:
+        likely, more = np.array([of_all(matched.scores[rows]).mean() for rows in bins]), _AS_ALL
+    right = np.array([matched.correct[rows].sum() for rows in bins])
+    rate = (right + more * likely) / (sizes + more)
     stairs = isotonic_regression(rate, weights=sizes)
     starts = stairs.blocks[:-1]
     middle = np.add.reduceat(x * sizes, starts) / np.add.reduceat(sizes, starts)
