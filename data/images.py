@@ -118,8 +118,9 @@ def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     Raises:
         InputError: the file is missing or no image.
     """
-    header = read_header(path)
-    return header.upright, header.stored
+    with _explained(f"image {path}"), _opened(path) as image:
+        stored = _as_stored(image)
+        return stored.upright_size, stored.size
 
 
 def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -197,7 +198,10 @@ def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
 
 
 def _pages(image: Image.Image) -> int:
-    return getattr(image, "n_frames", 1) if image.format in _OF_FRAMES else 1
+    if image.format in _OF_FRAMES:
+        with contextlib.suppress(*_DECODE_ERRORS):  # a page that is damaged is none
+            return getattr(image, "n_frames", 1)
+    return 1
 
 
 class _Stored(NamedTuple):
