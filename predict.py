@@ -19,7 +19,7 @@ _ELSEWHERE = {
     "save_txt": "here it is --format yolo",
     "save_json": "coco.json is written anyway; --format lists what there is",
 }
-_ENDS_IN_NUMBER = re.compile(r"(^|=)[-+.\deE\s]*$")
+_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 _KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
 
 
@@ -82,12 +82,13 @@ def _thresholds(text: str) -> dict[str, float]:
 
 def _parts(text: str) -> list[str]:
     """What stands between commas, but for those within the name of a class."""
-    parts = [""]
+    parts, held = [], ""
     for piece in text.split(","):
-        parts[-1] += f",{piece}" if parts[-1] else piece
-        if _ENDS_IN_NUMBER.search(parts[-1]):
-            parts.append("")
-    return parts if parts[-1] else parts[:-1]
+        held = f"{held},{piece}" if held else piece
+        if "=" in held or not held.strip() or _NUMBER.fullmatch(held.strip()):
+            parts.append(held)
+            held = ""
+    return [*parts, held] if held else parts
 
 
 def _with_a_point(text: str) -> str:

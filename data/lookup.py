@@ -73,11 +73,6 @@ class NameTaken(DataFault):
     """The image that a name would stand for has been taken for another name already."""
 
 
-def _taken(path: Path, name: str, other: str, where: str) -> NameTaken:
-    message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
-    return NameTaken("image-outside", message)
-
-
 class ImageFinder:
     """The images of a set, in a folder and those below it.
 
@@ -88,7 +83,7 @@ class ImageFinder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._there: dict[Path, dict[str, list[Path]]] = {}  # what folders hold, by what the names share
-        self._exact: set[Path] = set()
+        self._given: dict[Path, tuple[str, bool]] = {}  # by what name; whether its own
         self._respelt: dict[Path, str] = {}
         self._elsewhere: dict[Path, str] = {}
 
@@ -100,37 +95,35 @@ class ImageFinder:
             NameTaken: one has, and is taken for another already.
         """
         if leads_out(name):
-            return self.find_by_end(name, where)
+            return self._of_another_place(name, where)
         path = inside(self._folder, as_spelt(self._folder, name), where)
         if is_file(path):
-            if path in self._respelt:
-                raise _taken(path, name, self._respelt[path], where)
-            self._exact.add(path)
-            return path
+            return self._only_of(path, name, where, exact=True)
         spellings = dict.fromkeys((name, unquote(name)))
         alike = next(filter(None, (self._alike(_parts(spelling)) for spelling in spellings)), None)
         if alike is None:
             return path
-        other = alike.name if alike in self._exact else self._respelt.setdefault(alike, name)
-        if other != name:
-            raise _taken(alike, name, other, where)
-        return alike
+        self._respelt.setdefault(alike, name)
+        return self._only_of(alike, name, where, exact=False)
 
-    def find_by_end(self, name: str, where: str) -> Path:
-        """The image of a path of another disk, or of an address: as much of its end as the folder has.
+    def _only_of(self, path: Path, name: str, where: str, exact: bool) -> Path:
+        """The path, if no other name stands for it; two that are exact may, as ./a.jpg and a.jpg."""
+        other, was_exact = self._given.setdefault(path, (name, exact))
+        if other != name and not (exact and was_exact):
+            message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
+            raise NameTaken("image-outside", message)
+        return path
 
-        Raises: as `find`.
-        """
+    def _of_another_place(self, name: str, where: str) -> Path:
+        """The image of a path of another disk, or of an address: as much of its end as the folder has."""
         path = next(filter(None, map(self._alike, ends_of(name))), None)
         if path is None:
             if "://" in name:
                 message = f"{where} names the image '{name}', an address; download it into {self._folder}"
                 raise DataFault("image-outside", message)
             raise _outside(self._folder, name, where)
-        other = self._elsewhere.setdefault(path, name)
-        if other != name:
-            raise _taken(path, name, other, where)
-        return path
+        self._elsewhere.setdefault(path, name)
+        return self._only_of(path, name, where, exact=False)
 
     def _alike(self, parts: list[str]) -> Path | None:
         """The one file of this path in the folder, whatever its case and however its accents are written."""

@@ -171,7 +171,7 @@ def voc_classes(
 
 def xml_files(annotations: Path) -> list[Path]:
     """Those in a folder and in the folders below it."""
-    return [path for path in files_below(annotations) if path.suffix == ".xml"]
+    return [path for path in files_below(annotations) if path.suffix == ".xml" and path.is_file()]
 
 
 def _read_list(path: Path, annotations: Path) -> list[str]:
@@ -226,7 +226,7 @@ def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
     """The images below a folder by their names without the ending: "a", "cam1/b"."""
     pictures: dict[str, list[Path]] = {}
     for path in files_below(folder):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             stem = path.relative_to(folder).with_suffix("").as_posix()
             pictures.setdefault(stem, []).append(path)
     return pictures

@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
-from data.faults import DataFault, raise_or_collect
+from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below
 from data.lookup import ImageFinder, NameTaken, as_spelt, ends_of, is_file, is_there, leads_out
 from errors import InputError
 
 log = logging.getLogger(__name__)
+
+_DARKNETS = "data/"  # its lists begin so, as seen from its own folder; the set lies in that one
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[
             raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
         for path in files:
             found.setdefault(path.absolute(), path)
+    if not found and faults and not lists_all(faults):
+        raise faults[0]
     if not found:
         raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
     return sorted(found.values())
@@ -154,6 +158,8 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
     finder = ImageFinder(index.root)
     for number, line in enumerate(lines, start=1):
         name = line.strip()
+        if name.startswith(_DARKNETS) and not is_there(index.root / _DARKNETS):
+            name = name.removeprefix(_DARKNETS)
         if name:
             tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
             path = next(filter(is_file, tries), None)
@@ -161,12 +167,10 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
                 message = f"{file}:{number}: image {name} does not exist"
                 try:
                     path = finder.find(name, f"{file}:{number}")
-                    if not is_file(path):  # Darknet's lists begin with a folder data, as seen from its own
-                        path = finder.find_by_end(name, f"{file}:{number}")
                 except NameTaken as fault:
-                    path, message = None, str(fault)
+                    message = str(fault)
                 except DataFault:
-                    path = None
+                    pass
                 if path is None or not is_file(path):
                     raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
                     continue

@@ -145,7 +145,7 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = Field(
         "raise",
         description="a training image that is missing or cannot be read: stop, or let the next of the set "
-        "stand in for it (of a YOLO set: leave it out, where that is known at the start)",
+        "stand in for it (leave it out, where that is known at the start and no annotation tells its size)",
     )
     max_skipped: Whole = Field(
         20, description="on_error=skip: so many different images on one process, then stop all the same"

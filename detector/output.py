@@ -84,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: no permission or no space.
     """
-    temporary = path.with_name(f".{os.getpid()}.tmp")  # no longer than a name may be, as that of the file may
+    temporary = path.with_name(name_that_fits(f".{path.name}", f".{os.getpid()}.tmp"))
     try:
         temporary.write_bytes(_encoded(text))
         temporary.replace(path)

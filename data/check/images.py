@@ -53,14 +53,14 @@ def _one(split: str, records: DetectionSet, row: int, facts: ImageFacts) -> Iter
             f"is {header.upright[1]} x {header.upright[0]} px, but its annotation says {width} x {height}"
         )
         yield spot_of_image("image-size-differs", problem, split, records, row)
-    if header.pages > 1:
-        problem = f"has {header.pages} pages or frames; training takes the first"
-        yield spot_of_image("image-many-pages", problem, split, records, row)
     elif header.turned:
         used = "upright" if (height, width) == header.upright else "as it is stored, which its boxes fit"
         yield spot_of_image(
             "image-turned", f"is turned by EXIF; training takes it {used}", split, records, row
         )
+    if header.pages > 1:
+        problem = f"has {header.pages} pages or frames; training takes the first"
+        yield spot_of_image("image-many-pages", problem, split, records, row)
 
 
 def _kinds(split: str, records: DetectionSet, facts: list[ImageFacts]) -> Iterator[Spot]:

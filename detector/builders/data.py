@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from data.annotations import join_sets, require_folder
 from data.cache import DiskCache, ImageCache, RamCache
 from data.coco import load_coco
-from data.faults import DataFault, raise_or_collect
+from data.faults import DataFault, lists_all, raise_or_collect
 from data.loader import eval_loader
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
@@ -56,6 +56,8 @@ def build_set(
         require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")
     parts = [_load(config, root, name, classes, faults) for name in names]
     records = join_sets(parts, f"data.splits.{split}")
+    if len(records) == 0 and faults and not lists_all(faults):
+        raise faults[0]
     if len(records) == 0:
         message = f"data.splits.{split} ({', '.join(names)}) of {root} holds no images"
         raise_or_collect(DataFault("no-images", message), faults)

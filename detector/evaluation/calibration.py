@@ -156,7 +156,22 @@ def _fit(matched: Matched, of_all: ScoreMap | None = None) -> ScoreMap:
         knots, height = [lowest, *knots], [height[0] - _end_rise(height[0]), *height]
     if highest > knots[-1]:
         knots, height = [*knots, highest], [*height, height[-1] + _end_rise(height[-1])]
+    if of_all is not None:
+        _follow_beyond(knots, height, of_all)
     return ScoreMap(tuple(knots), tuple(height))
+
+
+def _follow_beyond(knots: list[float], height: list[float], of_all: ScoreMap) -> None:
+    """Add knots beyond a class's own, where others have detections: as high as theirs, and still rising."""
+    lowest, highest = knots[0], knots[-1]
+    for x, y in zip(of_all.logits, of_all.probabilities, strict=True):
+        if x > highest:
+            knots.append(x)
+            height.append(max(y, height[-1] + _end_rise(height[-1])))
+    for x, y in zip(of_all.logits[::-1], of_all.probabilities[::-1], strict=True):
+        if x < lowest:
+            knots.insert(0, x)
+            height.insert(0, min(y, height[0] - _end_rise(height[0])))
 
 
 def _end_rise(height: float) -> float:

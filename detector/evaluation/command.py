@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,16 @@ def _check(wanted: Wanted) -> None:
     if w.results is not None:
         if len(w.models) != 1:
             raise InputError("--results writes what one checkpoint finds: give one")
-        if w.output is not None and w.output.absolute() == w.results.absolute():
-            raise InputError(f"--output and --results: both are {w.output}; name two files")
     if w.recalibrated is not None:
         if len(w.models) != 1:
             raise InputError(f"{OPTION} is for one checkpoint: give one")
         if w.recalibrated.suffix != ".pt":
             raise InputError(f"{OPTION}: {w.recalibrated} does not end in .pt, as checkpoints do")
         check_recalibrated(w.recalibrated, w.models[0])
+    files = {"--output": w.output, "--results": w.results, OPTION: w.recalibrated}
+    for (one, file), (other, same) in combinations(files.items(), 2):
+        if file is not None and same is not None and file.absolute() == same.absolute():
+            raise InputError(f"{one} and {other}: both are {file}; name two files")
     if w.report is not None:
         if w.several:
             raise InputError("--report explains one run: give one alone")

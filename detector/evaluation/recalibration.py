@@ -1,5 +1,6 @@
 """A checkpoint whose scores are calibrated anew: for other settings of evaluation, or on another split."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from detector.output import check_output
 from errors import InputError
 
 OPTION = "--recalibrate"
-_EARLIER = "PK"  # how a checkpoint begins, which is a zip file
+_MARK = "recalibrated"  # in the checkpoint
 
 
 def check_recalibrated(file: Path, model: Path) -> None:
-    """Before the work. Raises InputError: the file cannot be written, or is the checkpoint that is read."""
-    check_output(OPTION, file, _EARLIER, [find_checkpoint(model)])
+    """Before the work. Raises InputError: the file cannot be written, or is no earlier output of this."""
+    check_output(OPTION, file, inputs=[find_checkpoint(model)])
+    if file.exists() and not (zipfile.is_zipfile(file) and load_checkpoint(file).get(_MARK)):
+        raise InputError(f"{OPTION}: {file} is no earlier output of this option; name another file")
 
 
 def recalibrate(
@@ -25,7 +28,8 @@ def recalibrate(
     """Score a checkpoint on a split, and write it with the calibration and the thresholds that fit there.
 
     Args:
-        overrides: of the configuration; those of `eval` go into the new checkpoint.
+        overrides: of the configuration; those of `eval`, and of the size of images in evaluation, go into the
+            new checkpoint.
         with_ids: as for `evaluate_checkpoint`.
 
     Returns:
@@ -44,7 +48,12 @@ def recalibrate(
     scores = raw.scores.calibrated(calibration)
     content = load_checkpoint(raw.file)
     content.pop("training", None)  # the state of the optimizer: this one is for use
-    content["config"]["eval"] = raw.config.eval.model_dump(mode="json") | {"calibrate": True}
+    content[_MARK] = True
+    now = raw.config.model_dump(mode="json")
+    content["config"]["eval"] = now["eval"] | {"calibrate": True}
+    # What decides on the images that scores were fitted on.
+    content["config"]["data"]["image_size"] = now["data"]["image_size"]
+    content["config"]["data"]["transforms"]["eval"] = now["data"]["transforms"]["eval"]
     content["metrics"] = {**scores.coco.as_json(), **scores.extra}
     content["calibration"] = calibration.as_plain()
     save_checkpoint(file, content, then="try again")

@@ -106,7 +106,7 @@ def _marginal(
     marginal |= (boxes[:, 2:] - boxes[:, :2] <= tolerance).any(axis=1)
     # One more or one less that NMS keeps moves another over the limit ...
     if all(len(f.scores) == limit for f in both):
-        marginal |= scores <= max(float(f.scores.min()) for f in both) + score
+        marginal |= scores <= _lowest_of_class(both)[labels] + score
     # ... and drops or frees those that it overlaps.
     between = (overlap > nms_threshold)[:, _positions(both, alone)]
     for _ in range(len(marginal)):
@@ -115,6 +115,17 @@ def _marginal(
             break
         marginal = more
     return marginal
+
+
+def _lowest_of_class(both: Sequence[Found]) -> NDArray[np.float64]:
+    """The lowest score that each class has in a set, the higher one of the two sets: [C].
+
+    The limit is one of scores before calibration, whose order is kept within a class alone.
+    """
+    lowest = np.full((2, 1 + max(f.labels.max(initial=0) for f in both)), np.inf)
+    for of_one, f in zip(lowest, both, strict=True):
+        np.minimum.at(of_one, f.labels, f.scores)
+    return np.where(np.isinf(lowest), lowest[::-1], lowest).max(axis=0)
 
 
 def _positions(both: Sequence[Found], alone: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

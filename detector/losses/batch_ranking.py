@@ -97,8 +97,8 @@ class BatchRanking:
 
         float16 logits get a float32 gradient: a negative's share is often too small for float16.
         """
-        # Where none is above, 0 / tiny: the error is 0 there.
-        weights = (errors / self.above_negatives.clamp_min(torch.finfo(torch.float64).tiny)).div_(len(self))
+        above = self.above_negatives
+        weights = (errors / above).masked_fill_(above <= 0, 0).div_(len(self))
         half = self._logits.dtype == torch.float16
         gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
         self._backend.hand_out(errors, self._order, self._own, self.positives, gradient)

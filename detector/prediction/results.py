@@ -60,7 +60,7 @@ class ResultsFolder:
         self._taken: set[Path] = set()
         self._numbers: dict[Path, int] = {}  # that the names which were wanted have come to
         self._drawn: dict[Source, Path] = {}
-        check_new_folder("--output", Path(DEFAULT_FOLDER) if wanted is None else wanted)
+        check_new_folder("--output", Path() if wanted is None else wanted)
         if wanted is None:
             return
         if wanted.is_dir() and any(not path.name.startswith(".") for path in wanted.iterdir()):

@@ -1,5 +1,6 @@
 """From the configuration to the parts of a training."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     train_set = processes.main_first(lambda: build_set(data, "train", classes, unreadable))
     if unreadable:
         _say_what_is_skipped(unreadable, data, processes)
+    _refuse_another_set(train_set, processes)
     val_set = build_set(data, "val", train_set.classes)
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
@@ -195,6 +197,23 @@ def _warn_of_schedule(config: Config, total_steps: int) -> None:
         )  # fmt: skip
 
 
+def _refuse_another_set(train_set: DetectionSet, processes: Processes) -> None:
+    """All processes divide one order of the samples: what one of them cannot read must be so for all.
+
+    Raises:
+        InputError: this process has read another set than the main one.
+    """
+    names = (Path(file).name.encode(errors="surrogatepass") for file in train_set.files.tolist())
+    digest = hashlib.sha256(b"\0".join(names))
+    digest.update(train_set.sizes.tobytes() + train_set.offsets.tobytes())
+    mine = digest.hexdigest()
+    if processes.from_main(lambda: mine) != mine:
+        raise InputError(
+            f"data.splits.train: process {processes.rank} finds other images or boxes in it than the first "
+            f"({len(train_set)} images); see that all machines have the same files"
+        )
+
+
 def _say_what_is_skipped(unreadable: UnreadableImages, data: DataConfig, processes: Processes) -> None:
     """Of data.on_error=skip, where it is known before the training.
 
@@ -202,9 +221,10 @@ def _say_what_is_skipped(unreadable: UnreadableImages, data: DataConfig, process
         InputError: they are more than data.max_skipped.
     """
     if len(unreadable) > data.max_skipped:
+        more = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         raise InputError(
-            f"more than data.max_skipped={data.max_skipped} training images cannot be read; "
-            f"{unreadable[0]}, and {len(unreadable) - 1} more (python -m data.check lists them all)"
+            f"more than data.max_skipped={data.max_skipped} training images cannot be read: {unreadable[0]}"
+            f"{more} (python -m data.check lists all faults)"
         )
     if processes.main:
         log.warning(

@@ -136,6 +136,8 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "0.5,0.6"): ("--threshold", "that of all classes is given twice"),
     ("images", "--threshold", "cow, red=0.5,cat=0.2"): ("--threshold", "no class 'cow, red'"),
     ("images", "--threshold", "cat=0.5,"): ("--threshold", "''"),
+    ("images", "--threshold", "cat=abc,dog=0.3"): ("--threshold", "'abc'"),
+    ("images", "--threshold", "e,f=0.5"): ("--threshold", "no class 'e,f'"),
     ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
     ("images", "--batch", "0"): ("--batch", "0"),
     ("images", "--batch", "1.5"): ("--batch", "1.5"),

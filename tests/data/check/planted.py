@@ -213,6 +213,14 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
         pixels(lambda i: Image.fromarray(np.array(i.convert("L")).astype(np.uint16) * 257)),
         ("mode I;16", *TWO),
     ),
+    "a turned image of another size": (
+        "image-size-differs",
+        both(
+            pixels(lambda i: i, exif=exif(6)),
+            edited(lambda c: c["images"][1].update(width=126)),
+        ),
+        ("2.png", "126 x 96"),
+    ),
     "two pages": ("image-many-pages", two_pages, ("has 2 pages", "2.tif")),
     "twelve bits in sixteen": (
         "range-unused",

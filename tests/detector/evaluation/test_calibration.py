@@ -227,6 +227,25 @@ def test_a_class_is_what_all_are_until_its_own_detections_tell() -> None:
     assert found == pytest.approx(expected, abs=0.003)  # a knot is a mean of logits, with its rounding
 
 
+def test_beyond_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
+    """A rare class whose detections end far below those of the others, of one true relation all."""
+    rng = np.random.default_rng(0)
+    logits = [rng.normal(-2, 2, 4000), np.minimum(rng.normal(-4, 1.5, 60), -1.5)]
+    sets = []
+    for of_class in logits:
+        truth = 1 / (1 + np.exp(1 - of_class))
+        right = rng.random(len(truth)) < truth
+        sets.append(matches(1 / (1 + np.exp(-of_class)), right, np.arange(len(truth))))
+    calibration = fit_calibration(classes(*sets), np.ones(2, np.bool_))
+    assert calibration is not None
+    beyond = np.linspace(-0.5, 5, 12)
+    common, rare = (one(1 / (1 + np.exp(-beyond))) for one in calibration.maps)
+    assert np.abs(rare - common).max() < 0.1
+    assert np.abs(common - 1 / (1 + np.exp(1 - beyond))).max() < 0.15
+    nowhere = np.linspace(-14, 9, 5000)
+    assert all((np.diff(one(1 / (1 + np.exp(-nowhere)))) > 0).all() for one in calibration.maps)
+
+
 def test_a_single_class_does_not_count_twice() -> None:
     matched, _ = overconfident(500)
     alone = fit_calibration(matched, np.ones(3, np.bool_))

@@ -54,6 +54,10 @@ def test_scores_and_thresholds_are_those_of_the_new_settings(place: Path, caplog
     told = {name: one["best_f1_threshold"] for name, one in made["per_class"].items()}
     thresholds = open_checkpoint(place / "soft.pt", []).thresholds
     assert all(t == told[n] or told[n] == -1 for n, t in zip(("cat", "dog"), thresholds, strict=True))
+    smaller = "data.transforms.eval=[{ResizeWithin: {long: 48}}]"
+    assert call(evaluate.main, *words[:-2], smaller, cwd=place).code == 0  # in its place
+    resized = open_checkpoint(place / "soft.pt", []).config.data.transforms.eval
+    assert resized == [{"ResizeWithin": {"long": 48}}]
 
 
 def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> None:
@@ -61,7 +65,9 @@ def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> N
     files = sorted(path for path in place.rglob("*") if path.is_file())
     for words, *said in (
         (("run", "--recalibrate", "run/checkpoints/best.pt"), "best.pt is read by this very command"),
-        (("run", "--recalibrate", "notes.pt"), "notes.pt holds something else"),
+        (("run", "--recalibrate", "run/checkpoints/last.pt"), "last.pt is no earlier output"),
+        (("run", "--recalibrate", "notes.pt"), "notes.pt is no earlier output"),
+        (("run", "--recalibrate", "x.pt", "--output", "x.pt"), "--output", "both are x.pt"),
         (("run", "--recalibrate", "soft.onnx"), "soft.onnx does not end in .pt"),
         (("run", "--recalibrate", "nowhere/soft.pt"), "the folder nowhere does not exist"),
         (("run", "run", "--recalibrate", "soft.pt"), "one checkpoint"),

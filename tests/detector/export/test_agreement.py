@@ -48,6 +48,19 @@ def test_another_detection_is_a_difference(other: Found) -> None:
     assert verdict(found((A, 0.9, 0), (B, 0.5, 1)), other) == (0, 2)
 
 
+def test_what_a_limit_cuts_off_is_the_lowest_of_its_class() -> None:
+    """The limit goes by scores before calibration: two that tie there may be far apart after it."""
+    common = [((20.0 * i, 0.0, 20.0 * i + 9, 9.0), 0.9 - i / 20, 0) for i in range(9)]
+    one, other = found(*common, (B, 0.7, 1)), found(*common, (C, 0.8, 2))
+    assert verdict(one, other, limit=10) == (2, 0)
+    assert verdict(one, other, limit=11) == (0, 2)  # neither was cut
+    # The best of a class is not what a limit cuts off while it leaves others.
+    assert verdict(found(*common, (B, 0.7, 1)), found(*common[1:], (B, 0.7, 1), (C, 0.8, 2)), limit=10) == (
+        1,
+        1,
+    )
+
+
 def test_rounding_may_move_a_large_box_and_a_steep_score_farther() -> None:
     large, moved = (0.0, 0.0, 300.0, 310.0), (0.002, 0.0, 300.0, 310.002)
     one, other = found((large, 0.9, 0)), found((moved, 0.90005, 0))
