@@ -104,7 +104,7 @@ def pack_set(
     x0, y0, x1, y1 = boxes.T
     height, width = sizes[of_image].T
     kept = (np.minimum(x1, width) > np.maximum(x0, 0)) & (np.minimum(y1, height) > np.maximum(y0, 0))
-    if faults is not None and lists_all(faults):
+    if lists_all(faults):
         kept &= ~bad
         faults += [_without_area(items[k], images[of_image[k]]) for k in np.flatnonzero(~kept & ~bad)]
     elif not kept.all():

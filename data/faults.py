@@ -1,6 +1,7 @@
 """What a reader finds wrong at one place of a data set: raised at once, or collected to be listed whole."""
 
 from pathlib import Path
+from typing import TypeGuard
 
 from errors import InputError
 
@@ -37,7 +38,7 @@ class UnreadableImages(list[DataFault]):
     CODES = ("image-missing", "image-unreadable")
 
 
-def lists_all(faults: list[DataFault] | None) -> bool:
+def lists_all(faults: list[DataFault] | None) -> TypeGuard[list[DataFault]]:
     """Whether faults of every kind are collected, to be listed whole."""
     return faults is not None and not isinstance(faults, UnreadableImages)
 

@@ -88,13 +88,13 @@ def load_yolo(
                 image.objects.append(Annotation(where, box, labels[category], number=line))
     if not any(file.is_file() for file in label_files):
         message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
-        if faults is not None and lists_all(faults):
+        if lists_all(faults):
             faults.append(DataFault("labels-missing", message, paths[0]))
         else:
             log.warning(message)
     _labels_without_images(index, split, label_files, faults)
     say_left_out(left_out, f"split {split}")
-    if faults is not None and lists_all(faults):
+    if lists_all(faults):
         faults += twice
     elif twice:
         lines = "1 line that repeats a box" if len(twice) == 1 else f"{len(twice)} lines that repeat a box"
@@ -118,7 +118,7 @@ def _labels_without_images(
         if folder != where and folder.is_dir():  # beside images there may be texts of all kinds
             labels = [path for path in files_below(folder) if path.suffix == ".txt"]
             alone += [p for p in labels if p.absolute() not in known and p.name != "classes.txt"]
-    if faults is not None and lists_all(faults):
+    if lists_all(faults):
         for path in alone:
             message = f"{path} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             faults.append(DataFault("label-without-image", message, path))
