@@ -61,8 +61,8 @@ def alrp(
     ranking, box = alrp_loss(logits, targets, errors.nan_to_num(nan=1.0).clamp(0, 1), delta, exchange)
     # Boxes that are not finite are found with the loss: an error here would leave other processes waiting.
     box = box + 0 * errors.sum()
-    factor = _balance(ranking + box, box) if self_balance else 1.0
-    return {"classification": ranking, "box": box_weight * factor * box}
+    parts = {"classification": ranking, "box": box_weight * box}
+    return parts | (_balance(ranking + box, box, box_weight) if self_balance else {})
 
 
 def rank_sort(
@@ -86,8 +86,8 @@ def rank_sort(
     iou = paired_iou(boxes, positives.gt_boxes).nan_to_num(nan=0.0).clamp(_LEAST_QUALITY, 1)
     ranking, sorting = rank_sort_loss_of(logits, targets, iou, delta, exchange)
     box = mean_over_all(box_errors(*positives), exchange)
-    factor = _balance(ranking + sorting, box) if self_balance else 1.0
-    return {"classification": ranking, "sorting": sorting, "box": box_weight * factor * box}
+    parts = {"classification": ranking, "sorting": sorting, "box": box_weight * box}
+    return parts | (_balance(ranking + sorting, box, box_weight) if self_balance else {})
 
 
 def mean_over_all(errors: Tensor, exchange: Exchange) -> Tensor:
@@ -100,6 +100,8 @@ def mean_over_all(errors: Tensor, exchange: Exchange) -> Tensor:
     return exchange.sum_of_losses(errors.sum() / count.clamp(min=1))
 
 
-def _balance(wanted: Tensor, box: Tensor) -> Tensor:
-    wanted, box = wanted.detach(), box.detach()
-    return torch.where(box > 0, wanted / box, 1)
+def _balance(wanted: Tensor, box: Tensor, box_weight: float) -> dict[str, Tensor]:
+    """What the box part lacks of `wanted`, a part of its own, so the box part tells how good boxes are."""
+    seen = box.detach()
+    factor = torch.where(seen > 0, wanted.detach() / seen, 1)
+    return {"balance": box_weight * (factor - 1) * box}

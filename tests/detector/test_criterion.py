@@ -130,13 +130,14 @@ def test_rank_sort_sorts_by_iou_and_balances_the_boxes() -> None:
     """Hand-computed. Box 0 is perfect, box 1 half as wide: IoU 1 and 1/2, 1 - GIoU 0 and 1/2.
 
     The worse is ranked far above the better, both above the negatives: the sorting error is that of
-    `test_sorted_positives...`, 1/6, and the box part is scaled to it.
+    `test_sorted_positives...`, 1/6, and the boxes' mean error of 1/4 is balanced to it.
     """
     logits, deltas = worse_above_better()
     parts = criterion(OBJECTIVES["rank_sort"])(outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == 0
     assert parts["sorting"].item() == pytest.approx(1 / 6)
-    assert parts["box"].item() == pytest.approx(1 / 6)
+    assert parts["box"].item() == pytest.approx(1 / 4)
+    assert parts["balance"].item() == pytest.approx(1 / 6 - 1 / 4)
 
 
 def test_a_positive_whose_box_misses_its_object_stays_a_positive_to_rank_sort() -> None:
@@ -173,10 +174,29 @@ def test_alrp_brings_the_boxes_up_to_the_total() -> None:
     parts = criterion(OBJECTIVES["alrp"])(outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == 0
     assert parts["box"].item() == pytest.approx(3 / 16)
+    assert parts["balance"].item() == 0
     logits[0, 3] = 12.0  # three negatives above the better one: rank 5 with an error of 3/5
     parts = criterion(OBJECTIVES["alrp"])(outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == pytest.approx(3 / 10)
-    assert parts["box"].item() == pytest.approx(3 / 10 + (1 / 4 + 1 / 20) / 2)
+    assert parts["box"].item() == pytest.approx((1 / 4 + 1 / 20) / 2)
+    assert parts["balance"].item() == pytest.approx(3 / 10)
+
+
+@pytest.mark.parametrize("name", ["alrp", "rank_sort"])
+def test_balancing_scales_the_gradient_of_the_boxes_and_nothing_else(name: str) -> None:
+    """By the factor that makes the box part what it is balanced to; the rest is as without."""
+    logits, deltas = worse_above_better()
+    logits[0, 3] = 12.0
+    logits.requires_grad_(), deltas.requires_grad_()
+    plain = partial(OBJECTIVES[name], self_balance=False)
+    losses = [criterion(one)(outputs(logits, deltas), two_images()) for one in (OBJECTIVES[name], plain)]
+    (of_logits, of_deltas), (plain_logits, plain_deltas) = (
+        torch.autograd.grad(one.total, (logits, deltas), retain_graph=True) for one in losses
+    )
+    parts = losses[1].parts
+    wanted = losses[1].total - (parts["box"] if name == "rank_sort" else 0)
+    assert of_logits.equal(plain_logits)
+    torch.testing.assert_close(of_deltas, plain_deltas * (wanted / parts["box"]).detach())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
