@@ -8,7 +8,7 @@ loops over the positives. docs/ranking.md has the definition and the derivation.
 import torch
 from torch import Tensor
 
-from detector.losses.batch_ranking import BatchRanking, check_ranking
+from detector.losses.batch_ranking import BatchRanking, check_ranking, checked
 from detector.losses.error_driven import error_driven
 from detector.losses.exchange import Exchange
 
@@ -65,10 +65,15 @@ def class_ap_loss(
         delta, interpolated, exchange: as for `ap_loss`.
 
     Returns, raises: as `ap_loss`. A class without positives in the batch (of all processes) takes no
-    part, its negatives included.
+    part, its negatives included, but its logits are checked as all are.
     """
     check_ranking(logits, targets, delta)
+    if logits.device.type == "mps":  # as above
+        there = logits.cpu(), targets.cpu()
+        return class_ap_loss(*there, delta, interpolated, exchange).to(logits.device)
     exchange = exchange or Exchange()
+    # Or what is wrong in a class would be found when it has a positive at last.
+    checked(logits.detach().reshape(-1), targets.reshape(-1), delta, exchange)
     counts = exchange.sum((targets == 1).reshape(-1, targets.shape[-1]).sum(0))
     present = counts.nonzero().squeeze(1).tolist()
     if not present:

@@ -57,7 +57,7 @@ class Backend:
         return Survey(positives, low, high, all(abs(extreme) <= farthest for extreme in of_logits))
 
     def ascending(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """values [P] sorted, and the order that sorts them, of equal ones the first first."""
+        """values [P] sorted, and the order that sorts them; equal ones in any order."""
         return ranking.ascending(values)
 
     def steps_and_negatives(

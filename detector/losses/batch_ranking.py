@@ -8,7 +8,7 @@ the positive's error.
 import torch
 from torch import Tensor
 
-from detector.losses.backends import Survey, backend_of, in_given_order
+from detector.losses.backends import backend_of, in_given_order
 from detector.losses.compiled import CompiledPairs
 from detector.losses.exchange import Exchange
 from detector.losses.sorting import SortedPositives
@@ -49,12 +49,8 @@ class BatchRanking:
 
     def __init__(self, logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> None:
         self._exchange, self._backend = exchange, backend_of(logits.device)
-        # Plain steps compare, and what may overflow is a difference of two.
-        farthest = _FARTHEST * delta if delta else 1e300
-        survey = self._backend.survey(logits, targets, farthest)
-        self._logits = self._checked(logits, targets, survey, farthest)
+        self.positives, self._logits = checked(logits, targets, delta, exchange)
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.positives = survey.positives  # [p]
         f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
         self.f, self._order = self._backend.ascending(f)
         del f  # with many positives every table counts
@@ -104,32 +100,37 @@ class BatchRanking:
         self._backend.hand_out(errors, self._order, self._own, self.positives, gradient)
         return gradient
 
-    def _checked(self, logits: Tensor, targets: Tensor, survey: Survey, farthest: float) -> Tensor:
-        """The logits, zeros in the place of those that take no part if any is farther from 0 than that.
 
-        Raises:
-            ValueError: a target is outside {-1, 0, 1}.
-            NonFiniteLogits: one that takes part is, or is NaN, here or in another process.
-        """
-        low, high = survey.lowest, survey.highest
-        if low < -1 or high > 1:
-            raise ValueError(f"targets must be in {{-1, 0, 1}}, got {low if low < -1 else high:g}")
-        bad = []
-        if not survey.near:
-            near = logits.double().abs() <= farthest  # which NaN is not
-            bad = (~near & (targets >= 0)).nonzero().squeeze(1).tolist()
-        everywhere = len(bad)
-        if self._exchange.size > 1:
-            everywhere = int(self._exchange.sum(torch.tensor(len(bad), device=logits.device)))
-        if bad:
-            kind = "positive" if targets[bad[0]] == 1 else "negative"
-            raise NonFiniteLogits(
-                f"{len(bad)} of the ranked logits are not finite, or beyond {farthest:g}; the first is "
-                f"{float(logits[bad[0]])}, a {kind}, at flat index {bad[0]}"
-            )
-        if everywhere:
-            raise NonFiniteLogits(f"a ranked logit of another process is not finite, or beyond {farthest:g}")
-        return logits if survey.near else logits.masked_fill(targets < 0, 0)
+def checked(logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> tuple[Tensor, Tensor]:
+    """Where the positives are among the targets [M], int32 or int64 [p], and the logits [M].
+
+    Of these zeros in the place of those that take no part, if any is too far from 0 to be ranked.
+
+    Raises:
+        ValueError: a target is outside {-1, 0, 1}.
+        NonFiniteLogits: a logit that takes part is too far from 0, or NaN, here or in another process.
+    """
+    # Plain steps compare, and what may overflow is a difference of two.
+    farthest = _FARTHEST * delta if delta else 1e300
+    positives, low, high, all_near = backend_of(logits.device).survey(logits, targets, farthest)
+    if low < -1 or high > 1:
+        raise ValueError(f"targets must be in {{-1, 0, 1}}, got {low if low < -1 else high:g}")
+    bad = []
+    if not all_near:
+        near = logits.double().abs() <= farthest  # which NaN is not
+        bad = (~near & (targets >= 0)).nonzero().squeeze(1).tolist()
+    everywhere = len(bad)
+    if exchange.size > 1:
+        everywhere = int(exchange.sum(torch.tensor(len(bad), device=logits.device)))
+    if bad:
+        kind = "positive" if targets[bad[0]] == 1 else "negative"
+        raise NonFiniteLogits(
+            f"{len(bad)} of the ranked logits are not finite, or beyond {farthest:g}; the first is "
+            f"{float(logits[bad[0]])}, a {kind}, at flat index {bad[0]}"
+        )
+    if everywhere:
+        raise NonFiniteLogits(f"a ranked logit of another process is not finite, or beyond {farthest:g}")
+    return positives, logits if all_near else logits.masked_fill(targets < 0, 0)
 
 
 def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:

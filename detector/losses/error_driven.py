@@ -10,7 +10,8 @@ def error_driven(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     """A scalar that is `value` and hands `gradient` [as inputs] to `inputs` in the backward pass.
 
     The gradient may be of a wider dtype than the inputs; it is rounded after the factor that comes
-    from above (a loss weight, a loss scale) has been applied.
+    from above (a loss weight, a loss scale) has been applied. On a CPU, and with a factor of 1, it is this
+    very tensor that autograd.grad returns: copy it before changing it in place if you ask for it twice.
     """
     return _ErrorDriven.apply(inputs, value, gradient)
 

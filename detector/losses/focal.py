@@ -18,9 +18,8 @@ def focal_loss(
     logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar.
     With `exchange` the sum and the number are those of all processes.
     """
-    positive = targets == 1
-    loss = sigmoid_focal_loss(logits.float(), positive.float(), alpha, gamma)
+    positive, out = targets == 1, targets < 0
+    # Once for what is infinite, whose gradient would be NaN behind any mask, and once for the rest.
+    loss = sigmoid_focal_loss(logits.float().masked_fill(out, 0), positive.float(), alpha, gamma)
     exchange = exchange or Exchange()
-    return exchange.sum_of_losses(
-        loss.masked_fill(targets < 0, 0).sum() / exchange.sum(positive.sum()).clamp(min=1)
-    )
+    return exchange.sum_of_losses(loss.masked_fill(out, 0).sum() / exchange.sum(positive.sum()).clamp(min=1))

@@ -125,6 +125,19 @@ def test_class_by_class_is_the_mean_over_the_classes_with_positives() -> None:
         class_ap_loss(logits, targets[..., :3])
 
 
+def test_class_by_class_looks_at_classes_without_positives_too() -> None:
+    """Or the weights of such a class could be NaN for as long as it has none."""
+    logits, targets = torch.zeros(5, 2), torch.tensor([[1, 0]] * 2 + [[0, 0]] * 3)
+    logits[4, 1] = torch.nan
+    with pytest.raises(NonFiniteLogits, match="flat index 9"):
+        class_ap_loss(logits, targets)
+    targets[4, 1] = 7
+    with pytest.raises(ValueError, match="got 7"):
+        class_ap_loss(logits.nan_to_num(), targets)
+    targets[4, 1] = -1
+    assert class_ap_loss(logits, targets).item() == class_ap_loss(logits.nan_to_num(), targets).item()
+
+
 def test_hand_computed_case() -> None:
     """delta 1: one negative half a unit above the only positive gives b = 3/4 and a = 1."""
     loss, gradient = loss_and_gradient(torch.tensor([0.0, 0.5, -1.0, 9.0]), torch.tensor([1, 0, 0, -1]))

@@ -43,6 +43,10 @@ def test_focal_loss_is_torchvisions_over_the_number_of_positives(
     gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
     torch.testing.assert_close(*gradients)
     assert (gradients[0][targets == -1] == 0).all()
+    logits.data[targets == -1] = torch.inf  # and whatever is there, none takes part
+    loss = focal_loss(logits, targets, alpha, gamma)
+    torch.testing.assert_close(loss, expected)
+    assert torch.autograd.grad(loss, logits)[0].equal(gradients[0])
 
 
 def test_focal_loss_without_positives_is_the_sum_over_the_negatives() -> None:
