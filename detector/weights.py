@@ -31,13 +31,16 @@ _CLASS_OUTPUT = ("class_head.output.weight", "class_head.output.bias")
 _TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)")
 
 
-def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_torchvision(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Our names for the weights of a torchvision RetinaNet (v1 or v2, any ResNet).
+
+    Args:
+        source: names the weights in errors.
 
     Raises:
         InputError: a name is not one of torchvision's RetinaNet.
     """
-    ours = {_our_name(name, state): tensor for name, tensor in state.items()}
+    ours = {_our_name(name, state, source): tensor for name, tensor in state.items()}
     # Version 2 has group norm behind the towers' convolutions, which have no bias of their own there.
     for name, tensor in list(ours.items()):
         bias = name.removesuffix("weight") + "bias"
@@ -46,7 +49,7 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
+def _our_name(name: str, state: Mapping[str, Tensor], source: str) -> str:
     tower = _TOWER.fullmatch(name)
     if tower:
         head = "class_head" if tower[1] == "classification" else "box_head"
@@ -58,7 +61,7 @@ def _our_name(name: str, state: Mapping[str, Tensor]) -> str:
     for pattern, ours in _RENAMED:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, ours, name)
-    raise InputError(f"'{name}' is not a weight of torchvision's RetinaNet")
+    raise InputError(f"model.init: {source} has '{name}', which is no weight of torchvision's RetinaNet")
 
 
 def initialise(
@@ -118,19 +121,36 @@ def _translated(
     content: object, source: str, box_std: Tensor, eps: float
 ) -> tuple[Mapping[str, Tensor], Sequence[str]]:
     """The weights of a file under our names and for our box_std and eps; its classes, where it tells them."""
-    state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    state = _state_dict(content)
+    if state is None:
         raise InputError(f"model.init: {source} holds no state dict (names with tensors)")
     learned_for = _box_std_of(content)
     theirs = any(name.startswith("head.") for name in state)
     if theirs:
-        state, learned_for = from_torchvision(state), torch.ones(4)
+        state, learned_for = from_torchvision(state, source), torch.ones(4)
     known = _classes_of(content, state)
     if theirs and known and not any(".tower.1.weight" in name for name in state):
         state = _with_norms_of_no_eps(state, eps)
     if learned_for is not None:
         state = _with_deltas_scaled(state, learned_for / box_std)
     return state, known
+
+
+def _state_dict(content: object) -> Mapping[str, Tensor] | None:
+    """Where a file keeps it: at the top, as "model" (ours, torchvision's references) or as "state_dict"."""
+    if not isinstance(content, Mapping):
+        return None
+    state = next((content[key] for key in ("model", "state_dict") if key in content), content)
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        return None
+    for wrapper in (
+        "module.",
+        "_orig_mod.",
+        "model.",
+    ):  # of DistributedDataParallel, torch.compile, Lightning
+        if state and all(str(name).startswith(wrapper) for name in state):
+            return {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    return state
 
 
 def _check_architecture(

@@ -87,7 +87,8 @@ def test_torchvision_names_map_one_to_one(theirs: Callable[..., nn.Module], chan
     for change in changes:
         assert change in path.read_text()
     config = load_config(path, changes).model
-    mapped = from_torchvision(theirs(weights=None, weights_backbone=None, num_classes=4).state_dict())
+    state = theirs(weights=None, weights_backbone=None, num_classes=4).state_dict()
+    mapped = from_torchvision(state, "torchvision.pth")
     with torch.device("meta"):
         own = build_model(config, 4, pretrained=False).state_dict()
     counters = {name for name in mapped if name.endswith("num_batches_tracked")}  # frozen norms have none
@@ -97,8 +98,17 @@ def test_torchvision_names_map_one_to_one(theirs: Callable[..., nn.Module], chan
 
 
 def test_names_that_torchvision_does_not_have_are_refused() -> None:
-    with pytest.raises(InputError, match=r"head\.mask_head\.weight"):
-        from_torchvision({"head.mask_head.weight": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"^model\.init: ssd\.pth has 'head\.mask_head\.weight'"):
+        from_torchvision({"head.mask_head.weight": torch.zeros(1)}, "ssd.pth")
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", None])
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model."])
+def test_wrappers_of_other_trainers_are_taken_off(key: str | None, wrapper: str) -> None:
+    source, model = tiny(0), tiny(1)
+    state = {wrapper + name: tensor for name, tensor in source.state_dict().items()}
+    initialise(model, {key: state, "epoch": 3} if key else state, "source.pt", STD)
+    assert all(tensor.equal(weights(source)[name]) for name, tensor in weights(model).items())
 
 
 def test_another_number_of_classes_leaves_the_class_output_out(caplog: pytest.LogCaptureFixture) -> None:
