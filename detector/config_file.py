@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,17 @@ _TEXTS = (str, str | None)
 _TEXT_OR_LIST = (str | Names, str | Names | None)
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
 
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]")
+
 _OURS = Path(__file__).resolve().parents[1] / "configs"
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML takes the last of several sections of one name, and loses the others without a word."""
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without two of its surprises.
+
+    It takes the last of several sections of one name, and loses the others without a word; and 016 is 14 to
+    it, 12:30 is 750. Here these are text, of which the schema makes 16, and nothing.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -29,6 +36,16 @@ class _NoKeyTwice(yaml.SafeLoader):
         if twice is not None:
             raise yaml.YAMLError(f"'{twice}' stands twice in one mapping, line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        text = node.value
+        if ":" in text or _LEADING_ZERO.match(text):
+            return text
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_number)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_number)
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
@@ -132,7 +149,7 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
 
 def _yaml_value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError):  # 2026-13-45 is a ValueError
         hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith(("[", "{")) else ""
         raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
@@ -143,7 +160,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise InputError(f"{path}: base leads back to the file itself")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
         if not seen and str(path) in leaf_kinds(Config):
             raise InputError(_not_an_override(str(path))) from None

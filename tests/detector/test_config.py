@@ -164,6 +164,27 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
     assert config.optimizer.weight_decay == 5e-5
 
 
+@pytest.mark.parametrize(
+    ("key", "text"), [("data.image_size", "12:30"), ("train.epochs", "1:2:3"), ("optimizer.lr", "1:30.5")]
+)
+def test_sexagesimal_numbers_are_refused(key: str, text: str, tmp_path: Path) -> None:
+    """YAML 1.1 has them: 12:30 is 750."""
+    section, name = key.split(".")
+    path = write(tmp_path, "a.yaml", f"{section}: {{{name}: {text}}}\n")
+    for values in ([], [f"{key}={text}"]):
+        with pytest.raises(InputError, match=rf"{key}: .*got '{re.escape(text)}'"):
+            load_config(path if not values else write(tmp_path, "b.yaml", "{}\n"), values)
+
+
+def test_other_numbers_of_yaml_are_read(tmp_path: Path) -> None:
+    """016 among them, which is 14 to YAML 1.1."""
+    path = write(tmp_path, "a.yaml", "train: {epochs: 0x10, batch_size: 016}\noptimizer: {lr: 0.01}\n")
+    config = load_config(path, ["optimizer.weight_decay=0", "schedule.warmup_factor=0.5", "train.seed=+07"])
+    assert (config.train.epochs, config.train.batch_size, config.train.seed) == (16, 16, 7)
+    assert config.optimizer.lr == 0.01
+    assert (config.optimizer.weight_decay, config.schedule.warmup_factor) == (0, 0.5)
+
+
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_amp_can_be_named_on_the_command_line_and_in_a_file(amp: str, tmp_path: Path) -> None:
     """YAML 1.1 reads a plain `off` as false."""
