@@ -16,7 +16,7 @@ from detector.anchors import STRIDES, cell_anchors, pyramid_grids
 from detector.boxes import area
 
 # What is searched: five sizes an octave, three ratios an octave.
-_SIZES = tuple(4 * 2 ** (k / 5) for k in range(41))
+_SIZES = tuple(4 * 2 ** (k / 5) for k in range(56))
 _RATIOS = tuple(2 ** (k / 3) for k in range(-7, 8))
 _SIZE_IN_STRIDES = (2.0, 8.0)  # of a level's anchors; the finest level may have smaller ones, the last larger
 _MOST_BOXES = 800  # that are fitted to
@@ -61,7 +61,8 @@ def suggest(seen: SeenBoxes, current: AnchorShapes, positive_iou: float) -> Anch
     Coordinate ascent on the recall, and a little on the mean IoU, over a fine lattice of sizes and ratios:
     one of them is moved at a time, to where it is best given the others, until none gains. It starts from
     the current ones and from the quantiles of the boxes, and the better result is returned. No two sizes of
-    a level are the same, and no two ratios: an anchor that is there twice would rank everything twice.
+    a level are the same, and no two ratios, as long as the lattice has so many (11 and 15): an anchor that is
+    there twice would rank everything twice.
     """
     seen = _thinned(seen)
     with _one_thread():
@@ -120,7 +121,7 @@ def _table(seen: SeenBoxes) -> Tensor:
 
 def _allowed(size: float, level: int) -> bool:
     least, most = (bound * STRIDES[level] for bound in _SIZE_IN_STRIDES)
-    return (level == 0 or size >= least) and size <= most
+    return (level == 0 or size >= least) and (level == len(STRIDES) - 1 or size <= most)
 
 
 def _ascend(table: Tensor, choice: _Choice, positive_iou: float) -> _Choice:

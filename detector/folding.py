@@ -82,8 +82,14 @@ class FoldingConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def plain(self) -> nn.Conv2d:
-        """A convolution that does the same in evaluation, without looking at the norm."""
+        """A convolution that does the same in evaluation, without looking at the norm.
+
+        Raises:
+            ValueError: the norm is in training, when the batch decides.
+        """
         line = self._norm[0].scale_and_shift() if self._norm else None
+        if line is None and self._norm:
+            raise ValueError("a batch norm in training has no fixed scale and shift: call eval() first")
         plain = nn.Conv2d(**_geometry(self), bias=line is not None, device="meta")
         if line is None:
             plain.weight = self.weight

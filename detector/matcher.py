@@ -44,6 +44,9 @@ def match(
         gt_valid: bool [B, G], False for padding.
         gt_ignore: bool [B, G], True for crowd regions.
 
+    A gt box far smaller or larger than all anchors fits many of them equally well, and has them all as its
+    best: a dozen positives and more for an object that none of them fits.
+
     Source: Ren et al., "Faster R-CNN" (2015), 3.1.2; Chen et al., "AP-Loss" (2019), 5.1.
     """
     batch, gts = gt_valid.shape

@@ -68,6 +68,14 @@ def test_no_anchor_is_suggested_twice(sides: tuple[int, int], slots: int) -> Non
     assert [len(set(level)) for level in found.sizes] == [slots] * 5
 
 
+def test_the_last_level_is_given_anchors_for_boxes_of_any_size() -> None:
+    """2,400 px, where five times the last stride is 640."""
+    corners = 100 + 500 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    seen = SeenBoxes(torch.cat((corners, corners + 2400), 1), torch.tensor([4096, 4096]).expand(50, 2))
+    default = AnchorShapes(((32, 45), (64, 90), (128, 181), (256, 362), (512, 724)), (0.5, 1.0, 2.0))
+    assert level_ious(seen, suggest(seen, default, 0.5)).amax(1).min() > 0.8
+
+
 def test_anchors_that_fit_are_left_alone() -> None:
     boxes = torch.tensor([[96.0, 96.0, 128.0, 128.0]])  # about a point of the finest grid
     shapes = AnchorShapes(((32,), (64,), (128,), (256,), (512,)), (1.0,))

@@ -14,7 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from detector.anchors import STRIDES
 from detector.backbone import FeaturePyramid, ResNet, make_norm
-from detector.folding import FrozenNorm, unfold_norms
+from detector.folding import FrozenNorm, plain_convolutions, unfold_norms
 from detector.training.sync_norm import synchronise_norms
 from errors import InputError
 
@@ -230,6 +230,17 @@ def test_batch_norm_is_not_folded_in_training() -> None:
         buffer.zero_()
     assert torch.equal(copied(picture(0))[0], copy.deepcopy(copied)(picture(0))[0])
     torch.testing.assert_close(copied(picture(0))[2], unfolded(copied, picture(0))[2])
+
+
+def test_a_norm_in_training_cannot_be_fixed() -> None:
+    """It would be lost: its convolution would have no bias, and the norm stands aside in evaluation."""
+    network = ResNet("resnet18", "batch", pretrained=False, frozen_stages=0)
+    with pytest.raises(ValueError, match="eval"):
+        plain_convolutions(network)
+    expected = network.eval()(picture(0))
+    plain_convolutions(network)
+    for mine, theirs in zip(network(picture(0)), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_a_frozen_norm_follows_whatever_happens_to_its_buffers() -> None:
