@@ -20,7 +20,18 @@ from data.sample import DetectionSet
 from detector.evaluation.calibration import Matched
 from detector.evaluation.error_breakdown import ErrorBreakdown, error_breakdown
 from detector.evaluation.inference import Predictions
-from detector.evaluation.matching import IOU_THRESHOLDS, RECALLS, Flags, Floats, Kind, Matching, match
+from detector.evaluation.matching import (
+    IOU_THRESHOLDS,
+    RECALLS,
+    Flags,
+    Floats,
+    FoundBoxes,
+    GtBoxes,
+    Ints,
+    Kind,
+    Matching,
+    match,
+)
 from detector.evaluation.material import Material, material_of, read_material
 from detector.evaluation.tally import Tally, tally_of
 from errors import InputError
@@ -136,27 +147,46 @@ def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Fl
             "eval.backend: faster_coco_eval is not installed; pip install faster-coco-eval, or take "
             "eval.backend=pycocotools"
         )
-    gt, found = material.gt, material.found
-    if len(gt.labels) == 0:
-        shape = (len(IOU_THRESHOLDS), len(RECALLS), len(material.classes))
-        return dict.fromkeys(COCO_NAMES, -1.0), np.full(shape, -1.0)
-    gt_extra = (
-        {"area": a, "iscrowd": int(i)} for a, i in zip(material.gt_areas.tolist(), gt.ignore, strict=True)
-    )
-    areas = (found.xywh[:, 2] * found.xywh[:, 3]).tolist()
-    extra = ({"area": a, "iscrowd": 0, "score": s} for a, s in zip(areas, found.scores.tolist(), strict=True))
     with contextlib.redirect_stdout(io.StringIO()):
-        sides = (_index(material, gt, gt_extra), _index(material, found, extra))
-        evaluator = _evaluator(*sides, backend)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    precision = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]
-    values = [float(value) for value in evaluator.stats]
+        whole = COCOeval(iouType="bbox")
+        areas_and_most = len(whole.params.areaRng), len(whole.params.maxDets)
+        precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), len(material.classes), *areas_and_most), -1.0)
+        recall = np.full((len(IOU_THRESHOLDS), len(material.classes), *areas_and_most), -1.0)
+        # Class by class, in the images that have any of it: it is the same to COCO, and a detection is a
+        # dictionary of two kilobytes there.
+        rows = (_rows_of_each(boxes.labels, len(material.classes)) for boxes in (material.gt, material.found))
+        for place, gt_rows, found_rows in zip(material.class_order, *rows, strict=True):
+            if not material.gt.ignore[gt_rows].all():  # without gt boxes it stays at -1
+                one = _evaluated(material, gt_rows, found_rows, backend)
+                precision[:, :, place], recall[:, place] = one["precision"][:, :, 0], one["recall"][:, 0]
+        whole.eval = {"precision": precision, "recall": recall}
+        whole.summarize()
+    values = [float(value) for value in whole.stats]
     # In one layout: the last digit of a mean depends on it.
-    return dict(zip(COCO_NAMES, values, strict=True)), np.ascontiguousarray(
-        precision[:, :, material.class_order]
+    at_all_areas = np.ascontiguousarray(precision[:, :, material.class_order, 0, -1])
+    return dict(zip(COCO_NAMES, values, strict=True)), at_all_areas
+
+
+def _rows_of_each(labels: Ints, classes: int) -> list[Ints]:
+    """The rows of each class, in their order."""
+    return np.split(labels.argsort(kind="stable"), np.bincount(labels, minlength=classes).cumsum()[:-1])
+
+
+def _evaluated(material: Material, gt_rows: Ints, found_rows: Ints, backend: Backend) -> dict[str, Floats]:
+    """Precision and recall of one class, as COCOeval has them."""
+    gt, found = material.gt, material.found
+    images = np.union1d(gt.images[gt_rows], found.images[found_rows])
+    gt_extra = zip(material.gt_areas[gt_rows].tolist(), gt.ignore[gt_rows].tolist(), strict=True)
+    areas = found.xywh[found_rows, 2] * found.xywh[found_rows, 3]
+    extra = zip(areas.tolist(), found.scores[found_rows].tolist(), strict=True)
+    evaluator = _evaluator(
+        _index(images, gt, gt_rows, ({"area": a, "iscrowd": int(i)} for a, i in gt_extra)),
+        _index(images, found, found_rows, ({"area": a, "iscrowd": 0, "score": s} for a, s in extra)),
+        backend,
     )
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return {name: np.asarray(evaluator.eval[name]) for name in ("precision", "recall")}
 
 
 def _evaluator(gt: COCO, found: COCO, backend: Backend) -> Any:
@@ -193,18 +223,17 @@ def _best_f1(scores: Floats, correct: Flags, total: int) -> tuple[float, float, 
     return float(f1[best]), float(scores[best]), float(right[best] / count[best]), float(right[best] / total)
 
 
-def _index(material: Material, boxes: Any, extra: Iterable[dict[str, Any]]) -> COCO:
-    """Gt boxes or detections as pycocotools wants them; categories in the order of their ids."""
-    categories = material.class_order[boxes.labels].tolist()
+def _index(images: Ints, boxes: GtBoxes | FoundBoxes, rows: Ints, extra: Iterable[dict[str, Any]]) -> COCO:
+    """Rows of gt boxes or detections, all of one class, as pycocotools wants them."""
     coco = COCO()
     coco.dataset = {
         "info": {},
-        "images": [{"id": place} for place in range(len(material.image_ids))],
-        "categories": [{"id": place} for place in range(len(material.classes))],
+        "images": [{"id": image} for image in images.tolist()],
+        "categories": [{"id": 1}],
         "annotations": [
-            {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
-            for number, (image, category, box, more) in enumerate(
-                zip(boxes.images.tolist(), categories, boxes.xywh.tolist(), extra, strict=True), start=1
+            {"id": number, "image_id": image, "category_id": 1, "bbox": box, **more}
+            for number, (image, box, more) in enumerate(
+                zip(boxes.images[rows].tolist(), boxes.xywh[rows].tolist(), extra, strict=True), start=1
             )
         ],
     }
