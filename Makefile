@@ -53,5 +53,5 @@ bench: setup
 	$(RUN) -m benchmarks.million_boxes
 
 docs: setup
-	$(RUN) -m detector.config_reference
+	$(RUN) -m detector.config.reference
 	$(RUN) -m docs.draw_ap_loss

@@ -53,7 +53,7 @@ class OptionParser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
         if unknown is None:
             return ""
-        from detector.config_hints import setting_called
+        from detector.config.hints import setting_called
 
         name = unknown[1].replace("-", "_").lower()
         hint = self._elsewhere.get(name) or setting_called(name)

@@ -93,7 +93,7 @@ def _configuration(
     config_name: str | None, overrides: list[str], resume: Path | None
 ) -> tuple["Config", str]:
     """What the command line describes, and the name of the run."""
-    from detector.config_file import apply_overrides, load_config, parse_config, refuse_own_data_as_demo
+    from detector.config.file import apply_overrides, load_config, parse_config, refuse_own_data_as_demo
     from detector.training.run_folder import resume_config
     from errors import InputError
 

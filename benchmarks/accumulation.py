@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.measure import in_turns, parser, peak_extra_bytes, report, section
 from data.feed import checked
-from detector.config_file import load_config
+from detector.config.file import load_config
 from detector.training.trainer import Trainer
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"

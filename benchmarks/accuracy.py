@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import report, section
-from detector.config_file import load_config
+from detector.config.file import load_config
 
 ROOT = Path(__file__).parents[1]
 # One process of several threads is slower than as many processes of one.

@@ -33,7 +33,7 @@ from benchmarks.training import (
 from detector.builders.device import build_amp
 from detector.builders.losses import box_std
 from detector.config import Config
-from detector.config_file import load_config
+from detector.config.file import load_config
 from detector.evaluation.inference import for_inference
 from detector.postprocess import detect
 from detector.retinanet import RetinaNet

@@ -39,7 +39,7 @@ from detector.builders.device import build_amp, cpu_is_fast_in_bf16
 from detector.builders.losses import build_criterion
 from detector.builders.network import build_model, memory_format
 from detector.config import Config
-from detector.config_file import load_config
+from detector.config.file import load_config
 from detector.criterion import GroundTruth
 from detector.losses import Exchange
 from detector.retinanet import RetinaNet

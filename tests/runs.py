@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
-from detector.config_file import apply_overrides, parse_config
+from detector.config.file import apply_overrides, parse_config
 from detector.criterion import Losses
 from detector.training.learner import Learner
 from doors import run_door

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from detector.config import Config
-from detector.config_file import apply_overrides, load_config
-from detector.config_reference import reference
+from detector.config.file import apply_overrides, load_config
+from detector.config.reference import reference
 from docs.draw_ap_loss import drawing
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def configs(tmp_path: Path) -> Path:
 
 
 def test_configuration_reference_is_what_the_schema_generates() -> None:
-    """Remade by: python -m detector.config_reference."""
+    """Remade by: python -m detector.config.reference."""
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
 
 

@@ -20,7 +20,7 @@ import export
 from data.images import read_upright
 from detector.builders.network import build_model
 from detector.checkpoint import save_checkpoint
-from detector.config_file import apply_overrides, parse_config
+from detector.config.file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.agreement import Found, compare
 from detector.export.check import (

@@ -34,7 +34,7 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
     """Examine what the command line names, print the report, write the files."""
     from data.check.report import as_json
     from data.check.text import lines
-    from detector.config_file import load_config
+    from detector.config.file import load_config
     from detector.output import check_output, write_text
     from detector.training.data_check import examine
     from errors import InputError

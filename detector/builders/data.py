@@ -15,7 +15,8 @@ from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline, resized_to
 from data.voc import folders_of_split, load_voc, voc_classes
 from data.yolo import load_yolo
-from detector.config import Config, DataConfig, Transform
+from detector.config import Config, DataConfig
+from detector.config.fields import Transform
 from errors import InputError
 
 

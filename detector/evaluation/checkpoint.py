@@ -18,7 +18,7 @@ from detector.builders.device import build_amp, build_device
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, DataConfig
-from detector.config_file import apply_overrides, parse_config
+from detector.config.file import apply_overrides, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.coco_results import result_entry
 from detector.evaluation.inference import Predictions, best_first, for_inference, join_predictions

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detector.config import Config
-from detector.config_file import dump_config
+from detector.config.file import dump_config
 from detector.criterion import Losses
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.table import metrics_table

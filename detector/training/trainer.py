@@ -13,7 +13,7 @@ from data.feed import checked, in_groups, next_group
 from data.order import seed_of
 from detector.checkpoint import BEST, LAST, load_newest, set_aside_damaged
 from detector.config import Config
-from detector.config_file import dump_config
+from detector.config.file import dump_config
 from detector.evaluation.inference import Predictions
 from detector.memory import memory_explained
 from detector.output import write_text

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from detector.config import Config
-from detector.config_file import apply_overrides, dump_config, load_config, parse_config
+from detector.config.file import apply_overrides, dump_config, load_config, parse_config
 from errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

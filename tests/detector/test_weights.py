@@ -14,7 +14,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 import train
 from detector.builders.network import build_model
 from detector.config import ModelConfig
-from detector.config_file import load_config
+from detector.config.file import load_config
 from detector.retinanet import RetinaNet
 from detector.training.trainer import Trainer
 from detector.weights import from_torchvision, initialise

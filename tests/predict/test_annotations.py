@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 
 from data.sample import DetectionSet
 from detector.builders.data import build_set
-from detector.config_file import parse_config
+from detector.config.file import parse_config
 from detector.predictor import Detector
 from tests.predict.tools import ALL, files, read, rows, run
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detector.config_file import apply_overrides, parse_config
+from detector.config.file import apply_overrides, parse_config
 from detector.training.data_check import Examination, examine
 from tests.builders import write_image
 

@@ -12,7 +12,7 @@ import train
 from data.check.__main__ import main
 from data.shapes import ShapesSpec, ensure_shapes
 from detector.builders.data import build_set
-from detector.config_file import load_config
+from detector.config.file import load_config
 from detector.training.data_check import warn_before_training
 from detector.training.trainer import Trainer
 from tests.builders import small_coco

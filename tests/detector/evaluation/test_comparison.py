@@ -20,7 +20,7 @@ from scipy.stats import binom
 import evaluate as door
 from detector.builders.network import build_model
 from detector.checkpoint import save_checkpoint
-from detector.config_file import parse_config
+from detector.config.file import parse_config
 from detector.evaluation.checkpoint import open_checkpoint
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.comparison import RESAMPLES, _intervals, compare, compare_files, draws

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from detector.checkpoint import load_checkpoint, save_checkpoint
-from detector.config_file import dump_config
+from detector.config.file import dump_config
 from detector.training import processes as processes_module
 from detector.training.learner import Learner
 from detector.training.processes import Processes

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from detector.config_file import parse_config
+from detector.config.file import parse_config
 from detector.output import write_text
 from detector.training.launch import Launch, launch_of, launched
 from detector.training.run_folder import (

@@ -17,7 +17,7 @@ from data.feed import next_group
 from detector.builders.device import build_amp
 from detector.builders.network import memory_format
 from detector.config import TrainConfig
-from detector.config_file import dump_config
+from detector.config.file import dump_config
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor, StepTimer
 from detector.training.run_folder import resume_config

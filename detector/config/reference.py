@@ -1,4 +1,4 @@
-"""docs/configuration.md, written from the schema: python -m detector.config_reference."""
+"""docs/configuration.md, written from the schema: python -m detector.config.reference."""
 
 import types
 import typing
@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from detector.config import Config, Section, Transform, sub_section
+from detector.config import Config, Section
+from detector.config.fields import Transform, sub_section
 
 
 def reference() -> str:
@@ -15,7 +16,7 @@ def reference() -> str:
     lines = [
         "# Configuration reference",
         "",
-        "Every key of the YAML files, generated from the schema by `python -m detector.config_reference`.",
+        "Every key of the YAML files, generated from the schema by `python -m detector.config.reference`.",
         "On the command line: `python train.py CONFIG optimizer.lr=0.005`.",
     ]
     for name, field in Config.model_fields.items():

@@ -3,7 +3,8 @@
 import difflib
 from typing import Any
 
-from detector.config import Config, Section, sub_section
+from detector.config import Config, Section
+from detector.config.fields import sub_section
 
 # What other trainers call it, and which key it is here.
 _NAMES_ELSEWHERE = {

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from detector.config import Config, Names, Section, sub_section
-from detector.config_hints import leaf_kinds, nearest
+from detector.config import Config, Section
+from detector.config.fields import Names, sub_section
+from detector.config.hints import leaf_kinds, nearest
 from errors import InputError
 
 _TEXTS = (str, str | None)
@@ -20,7 +21,7 @@ _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
 
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]")
 
-_OURS = Path(__file__).resolve().parents[1] / "configs"
+_OURS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class _StrictLoader(yaml.SafeLoader):

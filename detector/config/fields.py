@@ -1,0 +1,62 @@
+"""What the sections of the configuration are made of: kinds of values, and the record that a section is."""
+
+import os
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def in_home(path: str | None) -> str | None:
+    """A path with ~ for the user's folder, which a shell expands at the beginning of a word alone."""
+    return path and os.path.expanduser(path)  # noqa: PTH111  a path stays as it was written otherwise
+
+
+def _no_two(names: list[str]) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"'{name}' stands twice")
+    return names
+
+
+def _no_bool(value: Any) -> Any:
+    # pydantic takes `true` for 1; in a configuration that is a slip of the pen.
+    if isinstance(value, bool):
+        raise ValueError(f"a number is wanted, not {str(value).lower()}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Integer = Annotated[int, BeforeValidator(_no_bool)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Integer, Field(ge=1, lt=2**31)]
+Whole = Annotated[Integer, Field(ge=0, lt=2**31)]
+Names = Annotated[list[str], Field(min_length=1)]
+Classes = Annotated[Names, AfterValidator(_no_two)]
+
+
+def _transform_shaped(value: Any) -> Any:
+    shaped = isinstance(value, str) or (
+        isinstance(value, dict) and all(isinstance(p, dict) or p is None for p in value.values())
+    )
+    if not shaped:
+        raise ValueError(
+            "NAME or NAME: {parameter: value} is wanted, the parameters indented below the name; "
+            f"got {value!r}"
+        )
+    return value
+
+
+Transform = Annotated[str | dict[str, dict[str, Any] | None], BeforeValidator(_transform_shaped)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def sub_section(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, if it holds one."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

@@ -1,0 +1,117 @@
+"""The configuration: the network, its anchors, what they are matched with, and the loss."""
+
+from itertools import product
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from detector.config.fields import Count, Fraction, Integer, NonNegative, Number, Positive, Section, in_home
+
+
+class AnchorConfig(Section):
+    sizes: list[list[Positive]] = Field(
+        [[s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)] for s in (32, 64, 128, 256, 512)],
+        description="anchor sizes in pixels, one list per level P3 to P7",
+    )
+    ratios: list[Positive] = Field([0.5, 1.0, 2.0], min_length=1, description="height / width")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "AnchorConfig":
+        if len(self.sizes) != 5 or len({len(level) for level in self.sizes}) != 1 or not self.sizes[0]:
+            raise ValueError("sizes: five lists (P3 to P7) of the same length are wanted")
+        for size, ratio in product({size for level in self.sizes for size in level}, self.ratios):
+            if size * min(ratio, 1 / ratio) ** 0.5 <= 1:  # a half on each side of the middle rounds to 0
+                raise ValueError(
+                    f"sizes: {size:g} px with a ratio of {ratio:g} is at most 1 px wide or high, rounded to 0"
+                )
+        return self
+
+
+class ModelConfig(Section):
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    pretrained: bool = Field(True, description="start from torchvision's ImageNet weights")
+    init: str | None = Field(
+        None,
+        description="start from this file: a torchvision RetinaNet state dict, a checkpoint or a run folder",
+    )
+    norm: Literal["batch", "frozen", "group"] = Field(
+        "frozen", description="norm of the backbone; frozen only makes sense with pretrained weights"
+    )
+    frozen_stages: Annotated[Integer, Field(ge=0, le=5)] = Field(
+        2, description="backbone stages that are not trained: 1 the stem, 2 the first stage as well ..."
+    )
+    pyramid_channels: Count = 256
+    p6_from: Literal["c5", "p5"] = Field("c5", description="source of P6: c5 (paper), p5 (torchvision)")
+    head_width: Count = Field(256, description="channels of the heads' convolutions")
+    head_depth: Annotated[Integer, Field(ge=0, le=100)] = Field(
+        4, description="convolutions before the output"
+    )
+    head_norm: Literal["none", "group"] = Field("none", description="norm in the heads")
+    prior: Annotated[Number, Field(gt=0, lt=1)] = Field(0.01, description="first score of every anchor")
+    anchors: AnchorConfig = AnchorConfig()
+    box_std: list[Positive] = Field(
+        [0.1, 0.1, 0.2, 0.2], min_length=4, max_length=4, description="spread of dx, dy, dw, dh"
+    )
+
+    _home = field_validator("init")(in_home)
+
+
+class MatcherConfig(Section):
+    name: Literal["iou", "atss"] = Field(
+        "iou", description="iou: by two thresholds; atss: by one that is read off each gt box's own anchors"
+    )
+    positive_iou: Fraction = Field(0.5, description="iou: anchors from this IoU on are positive")
+    negative_iou: Fraction = Field(0.4, description="iou: anchors below this IoU are negative")
+    candidates: Count = Field(
+        9, description="atss: the nearest locations of each pyramid level whose anchors may become positive"
+    )
+    best_anchor: bool = Field(
+        True,
+        description="the best anchor of each gt box is positive in any case (atss: where it has no other)",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MatcherConfig":
+        if self.negative_iou > self.positive_iou:
+            raise ValueError("negative_iou: must not be above positive_iou")
+        return self
+
+
+class LossConfig(Section):
+    name: Literal["ap", "alrp", "rank_sort", "focal", "ce_ohem"] = Field(
+        "ap", description="loss of the classification; alrp and rank_sort look at the boxes as well"
+    )
+    delta: NonNegative | None = Field(
+        None,
+        description="ap, alrp, rank_sort: half-width of the soft step between two logits; by default the "
+        "published one, 1 for ap and alrp, 0.5 for rank_sort",
+    )
+    interpolated: bool = Field(True, description="ap: use the precision envelope")
+    class_by_class: bool = Field(
+        False,
+        description="ap: rank each class by itself and take the mean, as mean AP does, instead of all "
+        "classes together as published",
+    )
+    self_balance: bool = Field(
+        True, description="alrp, rank_sort: scale the box loss to the classification's at every step"
+    )
+    global_ranking: bool = Field(True, description="with several processes: rank and count over all of them")
+    negatives_per_positive: Positive = Field(3.0, description="ce_ohem: hard negatives for each positive")
+    focal_alpha: Fraction = Field(0.25, description="focal: weight of the positives")
+    focal_gamma: NonNegative = Field(2.0, description="focal: focusing exponent, 0 or at least 1")
+    box: Literal["smooth_l1", "giou"] = Field("smooth_l1", description="loss of the boxes")
+    box_weight: NonNegative = Field(1.0, description="weight of the box loss in the sum")
+    smooth_l1_beta: Positive = Field(1.0, description="where smooth-L1 turns from square to line")
+
+    @field_validator("delta")
+    @classmethod
+    def _not_tiny(cls, value: float | None) -> float | None:
+        if value is not None and (0 < value < 1e-6 or value > 1e6):
+            raise ValueError("0 (the plain step) or 1e-6 to 1e6 is wanted")
+        return value
+
+    @model_validator(mode="after")
+    def _alrp_measures_boxes_by_giou(self) -> "LossConfig":
+        if self.name == "alrp" and self.box != "giou":
+            raise ValueError("box: alrp measures boxes by GIoU; set loss.box=giou")
+        return self

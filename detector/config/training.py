@@ -1,0 +1,146 @@
+"""The configuration: the run, its steps and its evaluation."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from detector.config.fields import (
+    Count,
+    Fraction,
+    Integer,
+    NonNegative,
+    Number,
+    Positive,
+    Section,
+    Whole,
+    in_home,
+)
+
+
+class RunConfig(Section):
+    dir: str | None = Field(None, description="the run folder; by default runs/NAME of the configuration")
+
+    _home = field_validator("dir")(in_home)
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = Field(0.001, description="learning rate after the warm-up")
+    lr_for_batch: Count | None = Field(
+        None,
+        description="the train.batch_size that lr is meant for; another one scales it in proportion (by "
+        "default lr is taken as it stands)",
+    )
+    momentum: Fraction = Field(0.9, description="sgd only")
+    weight_decay: NonNegative = 1e-4
+    decay_norm_and_bias: bool = Field(True, description="apply weight_decay to norm layers and biases too")
+    clip_norm: Positive | None = Field(None, description="largest norm of the gradient; off by default")
+
+
+class ScheduleConfig(Section):
+    name: Literal["multistep", "cosine"] = "multistep"
+    milestones: list[Positive] = Field([], description="multistep: epochs after which lr is multiplied")
+    gamma: Positive = Field(0.1, description="multistep: the factor")
+    final_factor: Fraction = Field(0.0, description="cosine: lr at the end, as a part of lr")
+    warmup_steps: Whole = 500
+    warmup_factor: Fraction = Field(1 / 3, description="lr of the first step, as a part of lr")
+    image_scales: Annotated[list[Annotated[Positive, Field(le=1)]], Field(min_length=1)] = Field(
+        [1.0],
+        description="progressive resizing: so many equal parts of the epochs, in which training images are "
+        "shrunk to so much of the size that data.transforms gives them; they rise to 1, as [0.5, 0.75, 1] do",
+    )
+
+    @field_validator("image_scales")
+    @classmethod
+    def _rise_to_one(cls, scales: list[float]) -> list[float]:
+        if scales != sorted(scales) or scales[-1] != 1:
+            raise ValueError("must rise to 1, the size of evaluation, as [0.5, 0.75, 1] does")
+        return scales
+
+
+class TrainConfig(Section):
+    epochs: Whole = Field(12, description="0 evaluates the weights that the run begins with")
+    batch_size: Count = Field(
+        16, description="images per optimizer step, over all processes and micro-batches together"
+    )
+    accumulate: Count = Field(
+        1, description="micro-batches that each process makes of its part of a batch, to save memory"
+    )
+    rank_accumulated: bool = Field(
+        False,
+        description="with accumulate: rank over all micro-batches of a step as over one batch, for a "
+        "second forward pass of each",
+    )
+    amp: Literal["auto", "bf16", "fp16", "off"] = Field(
+        "auto", description="precision of the network; auto takes bf16 or fp16 where the device is fast in it"
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        "auto", description="memory format of the network; auto: not in float32 on a CPU, where it is slower"
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="keep only the outputs of the backbone's stages and compute the rest again on the way "
+        "back: less memory for more time",
+    )
+    compile: bool = Field(
+        False, description="compile the network with torch.compile, anew for images of other shapes"
+    )
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="keep a moving average of the weights and evaluate that; 0 is off"
+    )
+    sync_batch_norm: bool = Field(
+        False, description="with several processes: batch norm takes its statistics over all of them"
+    )
+    on_nonfinite: Literal["raise", "skip", "rollback"] = Field(
+        "raise",
+        description="a step whose loss or gradient is not finite never reaches the weights; then: stop, go "
+        "on without it, or go on from the weights of the last checkpoint",
+    )
+    max_nonfinite: Count = Field(
+        10,
+        description="on_nonfinite=skip, rollback: so many such steps within an epoch, then stop all the same",
+    )
+    save_every_steps: Count | None = Field(
+        None, description="steps between checkpoints; the end of an epoch always has one"
+    )
+    save_every_minutes: Positive | None = Field(10.0, description="minutes between checkpoints; null is off")
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
+    log_every: Count = Field(20, description="steps between log lines")
+    profile: bool = Field(
+        False,
+        description="print where the time of a step goes, and write a trace of steps 5 to 10 for TensorBoard",
+    )
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a plain `off` as false
+
+
+class EvalConfig(Section):
+    batch_size: Count = 8
+    score_threshold: Fraction = Field(
+        0.0,
+        description="only detections above are kept; above 0 costs AP (scores only rank). Of raw scores, "
+        "before calibration: predict.py --threshold cuts calibrated ones",
+    )
+    topk_candidates: Count = Field(1000, description="kept per pyramid level before NMS, by rank")
+    nms: Literal["hard", "soft"] = Field(
+        "hard",
+        description="hard drops boxes that overlap a better one of their class, soft lowers their scores "
+        "(Soft-NMS): better where objects overlap",
+    )
+    nms_threshold: Fraction = Field(
+        0.5, description="nms=hard: IoU above which the lower of two boxes is dropped"
+    )
+    detections_per_img: Count = 100
+    backend: Literal["auto", "pycocotools", "faster_coco_eval"] = Field(
+        "auto",
+        description="who computes the COCO metrics; auto takes faster-coco-eval where it is installed; the "
+        "numbers are the same",
+    )
+    calibrate: bool = Field(
+        True, description="turn scores into the probabilities fitted on the validation split; keeps AP"
+    )
