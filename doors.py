@@ -23,7 +23,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  who forgot to activate the enviro
     sys.exit(BAD_INPUT)
 
 from data import lookup  # noqa: E402
-from detector.output import close_output  # noqa: E402
+from detector.output import close_output, print_last  # noqa: E402
 from errors import Bystander, InputError, Stopped  # noqa: E402
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
@@ -157,7 +157,7 @@ def run_door(main: Callable[[], None]) -> None:
         sys.exit(BAD_INPUT)
     except Stopped as reason:
         if str(reason):
-            print(reason, file=sys.stderr)
+            print_last(str(reason))
         sys.exit(STOPPED)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
@@ -174,12 +174,12 @@ def run_door(main: Callable[[], None]) -> None:
         where = f"{error.filename}: " if error.filename is not None else ""
         _refuse(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print_last("interrupted")
         sys.exit(INTERRUPTED)
 
 
 def _refuse(text: str) -> NoReturn:
-    print(f"error: {text}", file=sys.stderr)
+    print_last(f"error: {text}")
     sys.exit(BAD_INPUT)
 
 

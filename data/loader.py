@@ -23,7 +23,7 @@ from data.order import EpochBatches, Key, like_batches, seed_of
 from data.own_transforms import scaled
 from data.sample import Batch, DetectionSet, Sample, collate
 from data.transforms import Pipeline
-from errors import InputError
+from errors import InputError, first_line
 
 
 class DetectionDataset(Dataset):
@@ -230,7 +230,18 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
         if isinstance(sample, InputError):
             return sample
         good.append(sample)
-    return collate(good)
+    batch = collate(good)
+    if get_worker_info() is None:
+        return batch
+    try:
+        # DataLoader would do so in a thread, whose failure nobody hears of: the batch would be waited for.
+        return batch.share_memory()
+    except RuntimeError as error:
+        return InputError(
+            f"no room for a batch of {batch.images.nbytes / 1e6:.1f} MB in the memory that processes share: "
+            f"{first_line(error)}; give the container more (docker run --shm-size=8g, or --ipc=host), or set "
+            "data.workers=0"
+        )
 
 
 def _start_worker(_: int) -> None:

@@ -1,6 +1,8 @@
 """The records that travel: DetectionSet (a split on disk), Sample (one image), Batch."""
 
+import hashlib
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,14 @@ class DetectionSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    def digest(self) -> str:
+        """What tells whether two sets are of the same images, by name and size, with the same boxes."""
+        names = (Path(file).name.encode(errors="surrogatepass") for file in self.files.tolist())
+        digest = hashlib.sha256(b"\0".join(names))
+        for column in (self.sizes, self.offsets, self.boxes, self.labels, self.ignore):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -87,6 +97,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy does not block where the memory is pinned."""
         return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def share_memory(self) -> "Batch":
+        """The same batch where other processes see it. Raises RuntimeError: there is no room for it."""
+        return self._map(lambda t: t.share_memory_())
 
     def pin_memory(self) -> "Batch":
         """Called by DataLoader(pin_memory=True)."""

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from errors import InputError
 
@@ -101,8 +102,16 @@ def _encoded(text: str) -> bytes:
         return text.encode("utf-8", "backslashreplace")
 
 
-def close_output() -> None:
-    """Let what is printed from now on go nowhere: nobody reads it any more."""
+def close_output(stream: TextIO | None = None) -> None:
+    """Let what is printed from now on, to stdout unless given, go nowhere: nobody reads it any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, (stream or sys.stdout).fileno())
     os.close(nowhere)
+
+
+def print_last(line: str) -> None:
+    """A program's last line, to stderr: where it cannot be said, how the program ends does not change."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # a terminal that has been closed
+        close_output(sys.stderr)

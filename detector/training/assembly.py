@@ -1,6 +1,5 @@
 """From the configuration to the parts of a training."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,10 +202,7 @@ def _refuse_another_set(train_set: DetectionSet, processes: Processes) -> None:
     Raises:
         InputError: this process has read another set than the main one.
     """
-    names = (Path(file).name.encode(errors="surrogatepass") for file in train_set.files.tolist())
-    digest = hashlib.sha256(b"\0".join(names))
-    digest.update(train_set.sizes.tobytes() + train_set.offsets.tobytes())
-    mine = digest.hexdigest()
+    mine = train_set.digest()
     if processes.from_main(lambda: mine) != mine:
         raise InputError(
             f"data.splits.train: process {processes.rank} finds other images or boxes in it than the first "

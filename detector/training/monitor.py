@@ -119,7 +119,7 @@ class Monitor:
         try:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read has gone (| head): no reason to lose a training
+        except OSError:  # a reader that has gone (| head), a terminal that is closed: the training goes on
             close_output()
 
     def close(self) -> None:

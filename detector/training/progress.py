@@ -35,6 +35,7 @@ class Checkpoints:
     Args:
         config: the resolved configuration.
         train_set: its classes are kept.
+        validation_set: what the AP of two checkpoints can be compared by.
         learner, progress, watch: what is kept and brought back.
         steps_per_epoch: what a step means depends on it.
     """
@@ -43,6 +44,7 @@ class Checkpoints:
         self,
         config: Config,
         train_set: DetectionSet,
+        validation_set: DetectionSet,
         learner: Learner,
         progress: Progress,
         watch: NonFiniteWatch,
@@ -50,12 +52,14 @@ class Checkpoints:
     ) -> None:
         self._config = config
         self._train_set = train_set
+        self._validation = validation_set.digest()
         self._learner = learner
         self._progress = progress
         self._watch = watch
-        self._total_steps = steps_per_epoch * config.train.epochs
+        self.total_steps = steps_per_epoch * config.train.epochs
         self._steps_per_epoch = steps_per_epoch
         self._folder: Path | None = None
+        self.measures_otherwise = False  # the validation set is not that of what was restored
 
     def begin(self, run_folder: Path) -> None:
         """From now on they go there; the time to the next one runs."""
@@ -100,6 +104,7 @@ class Checkpoints:
                 "not_finite_lately": self._watch.recent,
                 "steps_per_epoch": self._steps_per_epoch,
                 "images": len(self._train_set),
+                "validation": self._validation,
             }
         save_checkpoint(self._folder / name, content, self._folder / PREVIOUS if last else None)
         if last:
@@ -144,12 +149,13 @@ class Checkpoints:
         self._learner.restore(training, state["model"], source)
         now = self._progress
         now.step, now.metrics = state["step"], state["metrics"]
-        if now.step > self._total_steps:
+        if now.step > self.total_steps:
             raise InputError(
                 f"{source} has come to step {now.step}, and train.epochs={self._config.train.epochs} ends at "
-                f"{self._total_steps}; give at least as many epochs as are done"
+                f"{self.total_steps}; give at least as many epochs as are done"
             )
         now.best, now.evaluated = training["best"], training.get("evaluated", state["step"])
+        self.measures_otherwise = training.get("validation", self._validation) != self._validation
         if state.get("calibration"):
             now.calibration = Calibration.from_plain(state["calibration"], len(self._train_set.classes))
         self._watch.count = training.get("not_finite", 0)

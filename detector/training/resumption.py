@@ -59,7 +59,11 @@ class Resumption:
         checkpoints.restore(self._state, str(self.folder), changes)
         self._state = None  # as large as the model and its optimizer
         self.changed = [f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"]
-        if any(measures_otherwise(*change) for change in changes):
+        if checkpoints.measures_otherwise or any(measures_otherwise(*change) for change in changes):
+            if progress.step >= checkpoints.total_steps:
+                remedy = "evaluate.py scores it anew, evaluate.py --recalibrate fits its scores"
+                self.changed.insert(0, f"none of what is measured, as the run has ended; {remedy}")
+                return
             progress.best = -math.inf
             self.changed.insert(0, f"{BEST} begins anew, as its AP cannot be compared")
 

@@ -6,7 +6,8 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,6 +18,10 @@ SIGNALS = tuple(
 # scheduler: only what comes later than this is a second request.
 _SAME_REQUEST_S = 1.0
 _NO_MORE = 0  # no signal has this number
+
+
+class CutShort(BaseException):
+    """What was waited for is not needed any more: see `StopRequest.cutting_short`."""
 
 
 class StopRequest:
@@ -36,6 +41,7 @@ class StopRequest:
         self.served = (
             False  # the state is saved: the process is about to end, and more signals change nothing
         )
+        self._cutting_short = False
         self._since: float | None = None  # when the thread has heard the first
         self._handlers: dict[int, Any] = {}
 
@@ -67,8 +73,26 @@ class StopRequest:
             self._mouth.close()
             self._ear.close()
 
+    @contextmanager
+    def cutting_short(self) -> Iterator[None]:
+        """Inside, the first signal ends what is done or waited for, a disk that does not answer say.
+
+        Raises:
+            CutShort: there is one, or was before.
+        """
+        self._cutting_short = True
+        try:
+            if self:
+                raise CutShort
+            yield
+        finally:
+            self._cutting_short = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or signal.Signals(number).name
+        if self._cutting_short:
+            self._cutting_short = False
+            raise CutShort
 
     def _listen(self) -> None:
         while True:

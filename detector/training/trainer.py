@@ -2,7 +2,7 @@
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from data.feed import checked, in_groups, next_group
 from data.order import seed_of
+from data.sample import Batch
 from detector.checkpoint import BEST, LAST, load_newest, set_aside_damaged
 from detector.config import Config
 from detector.config.file import dump_config
@@ -33,7 +34,7 @@ from detector.training.run_folder import (
     mark_launch,
     refuse_taken,
 )
-from detector.training.stop import StopRequest
+from detector.training.stop import CutShort, StopRequest
 from errors import Bystander, InputError, Stopped, some_of
 
 
@@ -85,7 +86,13 @@ class Trainer:
         self.watch = NonFiniteWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
         self.progress = Progress()
         self._checkpoints = Checkpoints(
-            config, parts.train_set, self.learner, self.progress, self.watch, self.steps_per_epoch
+            config,
+            parts.train_set,
+            parts.validation.records,
+            self.learner,
+            self.progress,
+            self.watch,
+            self.steps_per_epoch,
         )
         if self._resumption:
             with memory_explained(parts.device):
@@ -181,7 +188,7 @@ class Trainer:
         while self.progress.step < (epoch + 1) * self.steps_per_epoch:
             with phase("data"):
                 before = time.perf_counter()
-                group, failure = next_group(groups)
+                group, failure = self._next(groups)
                 logged.waited_s += time.perf_counter() - before
             self._settle(failure)
             # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
@@ -218,6 +225,14 @@ class Trainer:
             self._compiled = report
         self._settle(None, wait=True)
         self._save()
+
+    def _next(self, groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError | None]:
+        """The batches of the next step; none where this process failed, or is asked to stop."""
+        try:
+            with self.stop.cutting_short():
+                return next_group(groups)
+        except CutShort:
+            return [], None
 
     # -------------------------------------------------------------------- between two steps
 

@@ -19,7 +19,7 @@ from detector.evaluation.pictures import gt_beside_found
 from detector.evaluation.score import Scores, predict, score
 from detector.retinanet import RetinaNet
 from detector.training.processes import Processes
-from detector.training.stop import StopRequest
+from detector.training.stop import CutShort, StopRequest
 
 _PICTURES = 4  # images shown in TensorBoard
 
@@ -46,12 +46,15 @@ class Validation:
         """What the model finds in this process's batches; None if any process was asked to stop."""
         processes = self._processes
         found: list[Predictions] = []
-        for predictions in predict(self._config, self._ready(model), checked(self._loader), self._device):
-            found.append(predictions)
-            if stop:
-                processes.announce_stop()
-            if stop or processes.stop_announced():
-                break
+        batches = predict(self._config, self._ready(model), checked(self._loader), self._device)
+        try:
+            with stop.cutting_short():
+                for predictions in batches:
+                    found.append(predictions)
+                    if processes.stop_announced():
+                        break
+        except CutShort:
+            processes.announce_stop()
         # Agreed on by all: none is left waiting for one that has gone.
         stopping = processes.barrier(stopping=bool(stop) or processes.stop_announced())
         return None if stopping else found

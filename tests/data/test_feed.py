@@ -20,6 +20,7 @@ from data.sample import Batch, DetectionSet
 from data.transforms import Pipeline
 from errors import InputError
 from tests.builders import small_coco
+from tests.runs import no_file_larger_than
 
 IMAGES = 8
 
@@ -188,3 +189,14 @@ def test_loading_processes_outlive_signals_and_leave_quietly(
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, f"{IMAGES}\n", "")
+
+
+def test_no_room_in_shared_memory_is_said_and_not_waited_for(records: DetectionSet) -> None:
+    """The loading process hands its batches over in files of the system that lie in memory, /dev/shm."""
+    batches = EpochBatches(len(records), 2, seed=3)
+    loader = train_loader(records, Pipeline([], 0.3, "train"), batches, 3, 0, workers=1, pin_memory=False)
+    with (
+        no_file_larger_than(8000),
+        pytest.raises(InputError, match=r"processes share.*--shm-size"),
+    ):
+        next(checked(loader))

@@ -4,10 +4,12 @@ import itertools
 import json
 import multiprocessing
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ import torch
 from filelock import FileLock
 
 import train as door
+from data.images import read_image
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor
 from detector.training.run_folder import in_use, resume_config
@@ -149,6 +152,73 @@ def test_a_stop_comes_before_an_image_that_cannot_be_read(tmp_path: Path) -> Non
         signal_at_step(patch, 2)
         trainer.run()
     assert last(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_does_not_answer_is_no_hindrance_to_a_stop(tmp_path: Path, workers: int) -> None:
+    """The state is whole while the next batch is waited for."""
+    words = (*WORDS, f"data.workers={workers}")
+    trainer = Trainer(tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *words), "test")
+    third = [trainer.parts.train_set.files[key.row] for key in list(trainer.parts.batches)[2]]
+    asked, answered = tmp_path / "asked", tmp_path / "answered"
+
+    def read(path: Path, size: tuple[int, int]) -> Any:
+        if str(path) in third:
+            asked.touch()
+            for _ in range(600):  # then it answers all the same, too late
+                if answered.exists():
+                    break
+                time.sleep(0.1)
+            answered.touch()
+        return read_image(path, size)
+
+    def signal_when_asked() -> None:
+        while trainer.progress.step < 2 or not asked.exists():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="SIGTERM at step 2"):
+        patch.setattr("data.loader.read_image", read)
+        threading.Thread(target=signal_when_asked, daemon=True).start()
+        trainer.run()
+    assert not answered.exists()
+    answered.touch()
+    assert last(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.parametrize("streams", ["both", "stderr"])
+def test_a_terminal_that_is_closed_costs_no_training(tmp_path: Path, streams: str) -> None:
+    """Detached from it, a training goes on, and ends as it would."""
+    small_coco(tmp_path / "set", 8)
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
+    words = ("tiny.yaml", *TINY_MODEL, "run.dir=run", "train.log_every=1", "train.epochs=3")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=tmp_path,
+        stdout=theirs if streams == "both" else subprocess.DEVNULL,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.close(ours)
+        assert process.wait() == 0
+    assert last(tmp_path / "run")["step"] == 12
+
+
+def test_how_a_program_ends_is_told_where_nobody_reads_its_last_line(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    script = "from doors import run_door\nfrom errors import Stopped\ndef main():\n raise Stopped('saved')\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", script + "run_door(main)"], cwd=ROOT, stderr=theirs, check=False
+    )
+    os.close(theirs)
+    assert ended.returncode == 75
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])

@@ -155,7 +155,10 @@ def test_a_few_images_are_learned(tmp_path: Path, words: tuple[str, ...]) -> Non
     common = [PLAIN, repeated, "train.batch_size=4", "train.epochs=1", "optimizer.name=adamw"]
     trainer = train(root, tmp_path / "run", *common, *words)
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
-    for part in ("loss_classification", "loss_box"):
+    parts = ["loss_classification", "loss_box"]
+    if "loss.name=alrp" in words:  # whose localisation error is divided by the rank: as ranks fall, it rises
+        parts.remove("loss_box")
+    for part in parts:
         first, final = (sum(line[part] for line in some) / 5 for some in (lines[:5], lines[-5:]))
         assert final < 0.5 * first, part
     assert trainer.progress.metrics["AP50"] > 0.5
