@@ -34,7 +34,7 @@ def train(words: Sequence[str], run: Path, threads: dict[str, str]) -> None:
     """
     if (run / "final.json").is_file():
         return
-    resumed = (run / "checkpoints" / "last.pt").is_file()
+    resumed = (run / "config.yaml").is_file()
     words = ["--resume", str(run)] if resumed else [*words, f"run.dir={run}"]
     with Path(f"{run}.log").open("a") as log:
         # The last weights, not the best: choosing by the split that is reported would flatter.
@@ -107,8 +107,12 @@ def main() -> None:
             )
             for (loss, seed), run in runs.items()
         ]
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:  # one has failed, or Ctrl-C: those that wait would take hours before it is said
+            pool.shutdown(cancel_futures=True)
+            raise
     results = {
         loss: [json.loads((runs[loss, seed] / "final.json").read_text()) for seed in args.seeds]
         for loss in args.losses

@@ -141,7 +141,7 @@ def _death(dataset: Dataset, processes: list[int]) -> str:
     known = [file for file in files if file is not None]
     while_reading = f" while it read {known[0]}" if known else ""
     return (
-        f"a loading process died{while_reading}: killed for its memory, by a fault in decoding, or for want of "
-        "room in /dev/shm (docker run --shm-size=8g); look at that file, or set data.workers=0 to see "
-        "the fault itself"
+        f"a loading process died{while_reading}: killed for its memory, by a fault in decoding, or for want "
+        "of room in /dev/shm (docker run --shm-size=8g); look at that file, or set data.workers=0 to see the "
+        "fault itself"
     )

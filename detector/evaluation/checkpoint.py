@@ -113,6 +113,12 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
         )  # fmt: skip
     if calibration is not None and config.eval.calibrate:
         _say_what_it_was_fitted_to(config, trained)
+        step = content["step"]
+        if (evaluated := content.get("evaluated", step)) != step:
+            log.warning(
+                "%s: its weights are of step %d, its calibration and thresholds of an evaluation at step %d; "
+                "evaluate.py --recalibrate FILE.pt fits them anew", file, step, evaluated,
+            )  # fmt: skip
     # The metrics are of calibrated scores where the training was told to calibrate.
     thresholds = _best_thresholds(content.get("metrics", {}))
     if calibration is not None and trained.eval.calibrate != config.eval.calibrate:

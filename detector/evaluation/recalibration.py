@@ -56,5 +56,6 @@ def recalibrate(
     content["config"]["data"]["transforms"]["eval"] = now["data"]["transforms"]["eval"]
     content["metrics"] = {**scores.coco.as_json(), **scores.extra}
     content["calibration"] = calibration.as_plain()
+    content["evaluated"] = content["step"]
     save_checkpoint(file, content, then="try again")
     return replace(raw, scores=scores)

@@ -10,7 +10,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function, schedule, tensorboard_trace_handler
 
-PHASES = ("data", "forward", "loss", "backward", "update", "logging")
+PHASES = ("data", "agree", "forward", "loss", "backward", "update", "logging")
 _WAIT, _WARMUP, _ACTIVE = 2, 2, 6  # steps: the first ones are slower than all others
 
 phase = record_function  # with phase("forward"): ...; costs a microsecond where nobody looks

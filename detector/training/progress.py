@@ -92,6 +92,7 @@ class Checkpoints:
             "category_ids": list(self._train_set.category_ids),
             "step": now.step,
             "epoch": now.step // self._steps_per_epoch,
+            "evaluated": now.evaluated if last else now.step,  # metrics and calibration are of this step
             "metrics": now.metrics,
             "calibration": now.calibration.as_plain() if now.calibration else None,
         }

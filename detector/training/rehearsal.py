@@ -31,7 +31,8 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
         processes: those that would train together; all of them rehearse.
 
     Raises:
-        InputError: something in the configuration or the data is wrong, or memory does not suffice.
+        InputError: something in the configuration or the data is wrong, memory does not suffice, or a step is
+            not finite.
     """
     trainer = Trainer(config, "dry run", resume, processes)
     parts = trainer.parts
@@ -81,19 +82,26 @@ def _time_steps(trainer: Trainer) -> tuple[float, float]:
     loader, batches = parts.loader, _endless(trainer)
     # In the first step, slower than all others, the loading processes get ahead by so many steps.
     ahead = -(-loader.num_workers * (loader.prefetch_factor or 0) // accumulate)
-    steps, started = [], time.perf_counter()
+    steps: list[tuple[float, float]] = []
+    started = time.perf_counter()
     while True:
         before = time.perf_counter()
         group = list(islice(batches, accumulate))
         waited = time.perf_counter() - before
-        trainer.learner.begin(parts.lr)
-        trainer.learner.update(trainer.gradients(group))
+        # At the rate that the run begins with: these weights are evaluated.
+        trainer.learner.begin(parts.lr * trainer.lr_factor)
+        losses = trainer.gradients(group)
+        _, nonfinite = trainer.learner.update(losses)
+        rows = [row for batch in group for row in batch.indices.tolist()]
+        trainer.watch.note(nonfinite, trainer.progress.step + len(steps) + 1, losses, rows)
         _finish(parts.device)
         steps.append((time.perf_counter() - before, waited))
         patient = time.perf_counter() - started < _PATIENCE_S
         # All processes must make as many.
         if not trainer.processes.largest(len(steps) <= _STEPS + (ahead if patient else 0)):
             break
+    if found := trainer.watch.found(wait=True):
+        raise trainer.failure(found[0])
     timed = steps[-_STEPS:]
     return sum(step for step, _ in timed) / _STEPS, sum(waited for _, waited in timed) / _STEPS
 

@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from detector.checkpoint import LAST, PREVIOUS, load_newest
-from detector.output import numbered_folders, write_text
+from detector.output import check_new_folder, numbered_folders, write_text
 from detector.training.launch import Launch
 from errors import InputError
 
@@ -42,8 +42,12 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
 
 
 def refuse_taken(wanted: str | None) -> None:
-    """Raises InputError: the folder that run.dir names, if it names one, holds something already."""
-    if wanted is not None and Path(wanted).is_dir() and any(Path(wanted).iterdir()):
+    """Raises InputError: the folder that run.dir names, if it names one, holds something already or cannot
+    be made."""
+    if wanted is None:
+        return
+    check_new_folder("run.dir", Path(wanted))
+    if Path(wanted).is_dir() and any(Path(wanted).iterdir()):
         raise InputError(
             f"run.dir: {wanted} holds something already; choose another, or continue that run with "
             f"--resume {wanted}"

@@ -184,18 +184,16 @@ class Trainer:
         self._scale = scale
         groups = in_groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
         logged = StepTimer()
-        schedule = self.config.schedule
         while self.progress.step < (epoch + 1) * self.steps_per_epoch:
             with phase("data"):
                 before = time.perf_counter()
                 group, failure = self._next(groups)
                 logged.waited_s += time.perf_counter() - before
-            self._settle(failure)
+            with phase("agree"):
+                self._settle(failure)
             # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
             torch.manual_seed(seed_of(self.config.train.seed, self.progress.step, self.processes.rank))
-            lr = self.parts.lr * lr_factor(
-                schedule, self.progress.step, self.total_steps, self.steps_per_epoch
-            )
+            lr = self.parts.lr * self.lr_factor
             self.learner.begin(lr)
             due = self._log_is_due(self.progress.step + 1)
             losses = self.gradients(group, measure=due)
@@ -282,15 +280,12 @@ class Trainer:
         assert folder is not None
         too_many = self.watch.too_many(nonfinite, self.progress.step)
         if policy == "raise" or too_many or (policy == "rollback" and not has_checkpoint(folder)):
-            if not self.processes.main:
-                raise Bystander
-            first, parts = nonfinite[0], self.parts
-            text = not_finite(first, parts.train_set, self.processes.size, self.config, parts.amp)
+            more = ""
             if too_many:
-                text += f"; more than train.max_nonfinite={self.config.train.max_nonfinite} within an epoch"
+                more = f"; more than train.max_nonfinite={self.config.train.max_nonfinite} within an epoch"
             elif policy == "rollback":
-                text += "; there is no checkpoint yet to go back to (train.save_every_steps makes one sooner)"
-            raise InputError(text)
+                more = "; there is no checkpoint yet to go back to (train.save_every_steps makes one sooner)"
+            raise self.failure(nonfinite[0], more)
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
@@ -301,6 +296,21 @@ class Trainer:
         if self.monitor:
             steps = ", ".join(str(one.step) for one in nonfinite)
             self.monitor.say(f"warning: the loss is not finite at step {steps} ({nonfinite[0]}): {then}")
+
+    def failure(self, step: NonFiniteStep, more: str = "") -> InputError | Bystander:
+        """What a step that was not finite ends a training with; one process says it."""
+        if not self.processes.main:
+            return Bystander()
+        parts = self.parts
+        return InputError(
+            not_finite(step, parts.train_set, self.processes.size, self.config, parts.amp) + more
+        )
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied by in the next step."""
+        total = max(self.total_steps, 1)  # a dry run of train.epochs=0 makes steps as well
+        return lr_factor(self.config.schedule, self.progress.step, total, self.steps_per_epoch)
 
     def _log_is_due(self, step: int) -> bool:
         return step % self.config.train.log_every == 0 or step == self.total_steps

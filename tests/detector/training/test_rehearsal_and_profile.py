@@ -45,6 +45,24 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> Non
         assert re.search(claim, outcome.out), claim
 
 
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
+    """A folder that cannot be made; and a rate at which no loss is finite."""
+    small_coco(tmp_path / "set", 8)
+    (tmp_path / "file").touch()
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
+    for path in ("file", "file/run"):
+        outcome = call(door.main, "tiny.yaml", *TINY_MODEL, f"run.dir={path}", "--dry-run", cwd=tmp_path)
+        assert_one_line(outcome, f"run.dir: {path}", "no folder")
+    words = ("tiny.yaml", *TINY_MODEL, "optimizer.lr=1e30", "--dry-run")
+    assert_one_line(call(door.main, *words, cwd=tmp_path), "the loss is not finite at step", "optimizer.lr")
+
+
+def test_a_dry_run_of_no_epochs_and_of_a_cosine(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set", 8)
+    words = ("train.epochs=0", "schedule.name=cosine", "schedule.warmup_steps=0")
+    assert "0 steps and 1 evaluation" in list(rehearse(tiny_config(root, tmp_path / "run", *words)))[-1]
+
+
 def test_a_dry_run_counts_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """120 steps of 6 s; after every seven epochs and at the end, evaluations of 4 batches of a minute."""
     monkeypatch.setattr("detector.training.rehearsal._time_steps", lambda trainer: (6.0, 1.0))
@@ -138,9 +156,9 @@ def test_a_profile_names_the_phases_and_leaves_a_trace(
     Trainer(config, "test").run()
     said = capsys.readouterr().out
     shares = [float(share) for share in re.findall(r"^\w+ +[\d.]+ +([\d.]+) %", said, re.MULTILINE)]
-    assert len(shares) == 6
+    assert len(shares) == 7
     assert sum(shares) == pytest.approx(100, abs=0.5)
-    for name in ("data", "forward", "loss", "backward", "update", "logging"):
+    for name in ("data", "agree", "forward", "loss", "backward", "update", "logging"):
         assert re.search(rf"^{name} ", said, re.MULTILINE)
     assert len(list((tmp_path / "run").glob("*.pt.trace.json"))) == 1
 

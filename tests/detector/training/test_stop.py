@@ -31,6 +31,7 @@ from tests.builders import AUGMENTED, TINY_MODEL, small_coco
 from tests.runs import (
     OF_THE_MACHINE,
     assert_one_line,
+    boxes_lost_at,
     call,
     difference,
     last,
@@ -291,6 +292,27 @@ def test_what_moves_the_images_of_an_epoch_is_refused_in_the_middle_of_one(tmp_p
     assert listing(run) == before
     Trainer(tiny_config(root, run, "train.epochs=2", "train.batch_size=8"), "test", resume=run).run()
     Trainer(tiny_config(root, run, "train.epochs=3", "train.batch_size=9"), "test", resume=run).run()
+
+
+def test_another_validation_set_begins_best_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However it came to be another one: here its file was edited. A run that has ended measures nothing."""
+    root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
+    Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
+    Trainer(tiny_config(root, run, "train.epochs=2"), "test", resume=run).run()
+    assert "begins anew" not in capsys.readouterr().out
+    path = root / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = content["annotations"][:4]
+    path.write_text(json.dumps(content))
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    Trainer(tiny_config(root, run, "train.epochs=2"), "test", resume=run).run()
+    said = capsys.readouterr().out
+    assert "begins anew" not in said and "evaluate.py scores it anew" in said
+    with boxes_lost_at(1):
+        Trainer(tiny_config(root, run, "train.epochs=3"), "test", resume=run).run()
+    assert "best.pt begins anew" in capsys.readouterr().out
+    newer = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    assert newer["step"] == 12 and newer["metrics"]["AP"] == 0 < best["metrics"]["AP"]
 
 
 def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:
