@@ -114,6 +114,7 @@ def predict(
 
     from data.images import IMAGE_SUFFIXES
     from data.inputs import VIDEO_SUFFIXES, find_sources
+    from detector.checkpoint import find_checkpoint
     from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
     from detector.prediction.session import predict as run
     from detector.predictor import Detector
@@ -131,6 +132,7 @@ def predict(
         raise InputError(f"{model} is no checkpoint; the run folder comes first, then what to detect in")
     if not inputs:
         raise InputError("give an image, a folder or a video beside the settings")
+    find_checkpoint(Path(model))  # before the inputs: they may have changed places
     sources, folder = find_sources(inputs), ResultsFolder(output)
     detector = Detector.load(model, device, overrides)
     if size is not None:

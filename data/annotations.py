@@ -32,6 +32,14 @@ class Annotation:
     number: int = -1  # see DetectionSet.annotation_ids
 
 
+# What a set of a format has below its folder, and no other.
+_SIGNS = {
+    "yolo": ("data.yaml",),
+    "voc": ("Annotations/*.xml", "*.xml"),
+    "coco": ("annotations/*.json", "*.json", "*/_annotations.coco.json"),
+}
+
+
 @dataclass(slots=True)
 class AnnotatedImage:
     """One image as a source found it."""
@@ -47,6 +55,14 @@ def require_folder(folder: Path, key: str, remedy: str) -> None:
     if not folder.is_dir():
         seen_from = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"{key}: the folder {folder} does not exist{seen_from}; {remedy}")
+
+
+def looks_like(root: Path) -> str:
+    """The end of a sentence about a folder that is no set of the data.format set: of which it seems to be."""
+    for kind, signs in _SIGNS.items():
+        if any(any(root.glob(sign)) for sign in signs):
+            return f"; it looks like data.format={kind}"
+    return ""
 
 
 def size_of_file(path: Path) -> tuple[int, int]:
@@ -178,7 +194,7 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
     missing = [image for image in images if not is_file(image.path)]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
-        message = f"image {image.path} does not exist{more}"
+        message = f"image {image.path} does not exist{more}; put it there, or remove its annotation"
         raise_or_collect(DataFault("image-missing", message, image.path, image.id), faults)
     if len(images) > _HEADERS_CHECKED:
         return

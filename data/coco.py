@@ -136,7 +136,8 @@ def of_roboflow(root: Path) -> str:
         return f"python -m data.split {shlex.quote(str(root / 'train' / _ROBOFLOWS))} divides this set"
     return (
         f"it is as Roboflow exports it: set data.annotations={{split}}/{_ROBOFLOWS} data.images={{split}} "
-        f"data.splits.val={val} data.splits.test={'test' if 'test' in there else 'null'}"
+        f"data.splits.train=train data.splits.val={val} "
+        f"data.splits.test={'test' if 'test' in there else 'null'}"
     )
 
 

@@ -56,16 +56,13 @@ def find_sources(words: Sequence[str]) -> list[Source]:
             matched = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
             places = _without_results(above, matched)
             if not places:
-                option = (
-                    "; options begin with --, and keys (eval.nms=hard) come before them"
-                    if "=" in word
-                    else ""
-                )
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
+                if "=" in word:
+                    missing = "is neither a file nor a key of the configuration, such as eval.nms=hard"
                 if "://" in word:
                     missing = "is no file; URLs, streams and cameras are not read"
                 missing = "matches nothing but results of predict.py" if matched else missing
-                raise InputError(f"{word} {missing}{option}")
+                raise InputError(f"{word} {missing}")
         sources = [source for place in places for source in _sources(place, above)]
         if not sources:
             endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))

@@ -6,7 +6,15 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out, size_of_file
+from data.annotations import (
+    AnnotatedImage,
+    Annotation,
+    looks_like,
+    pack_set,
+    require_folder,
+    say_left_out,
+    size_of_file,
+)
 from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
@@ -40,7 +48,7 @@ def voc_folders(root: Path) -> VocFolders:
     annotations = root / "Annotations"
     if any(root.glob("*.xml")) and not any(annotations.glob("**/*.xml")):
         annotations = root
-    remedy = "a VOC set has its XML files there; is it of another data.format?"
+    remedy = f"a VOC set has its XML files there{looks_like(root) or '; is it of another data.format?'}"
     require_folder(annotations, "data.root (voc)", remedy)
     images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
     if images is None and any(path.suffix.lower() in IMAGE_SUFFIXES for path in annotations.iterdir()):
@@ -213,7 +221,9 @@ def _read_xml(path: Path, hint: str = "") -> ET.Element:
     except FileNotFoundError:
         raise DataFault("annotation-unreadable", f"annotation file {path} does not exist{hint}") from None
     except (ET.ParseError, OSError, ValueError, LookupError) as error:  # LookupError: of its encoding
-        raise DataFault("annotation-unreadable", f"{path} is not valid XML: {error}") from None
+        empty = path.is_file() and path.stat().st_size == 0
+        message = f"{path} is empty" if empty else f"{path} is not valid XML: {error}"
+        raise DataFault("annotation-unreadable", f"{message}; write it again, or remove it") from None
 
 
 def _object(node: ET.Element, where: str, label: int, position: int) -> Annotation:

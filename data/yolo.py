@@ -174,7 +174,9 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
             if index.keypoints
             else "class, cx, cy, w, h, or class and the x, y of three points or more"
         )
-        raise DataFault("record-malformed", f"{where}: {count} numbers; wanted are {wanted}")
+        scored = count == 6 and not index.keypoints
+        score = "; the sixth looks like a detector's score: leave it out" * scored
+        raise DataFault("record-malformed", f"{where}: {count} numbers; wanted are {wanted}{score}")
     category, coordinates = numbers[0], numbers[1:] if polygon else numbers[1:5]
     if category not in range(classes):
         raise DataFault(

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from data.annotations import looks_like
 from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below
 from data.lookup import ImageFinder, NameTaken, as_spelt, ends_of, is_file, is_there, leads_out
@@ -43,7 +44,8 @@ def read_index(file: Path) -> Index:
         content = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(
-            f"data.root: {file} does not exist; a YOLO set has one{_how_to_make(file)}"
+            f"data.root: {file} does not exist; a YOLO set has one"
+            f"{_how_to_make(file) or looks_like(file.parent)}"
         ) from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
@@ -104,7 +106,8 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[
         where = place_of(index, place)
         if where is None:
             hint = "; patterns are not read: name a folder, or a .txt list" if "*" in place else ""
-            seen_from = "" if leads_out(place) else f" below {index.root}"
+            how = "seen from" if leads_out(place) else "below"
+            seen_from = "" if Path(place).is_absolute() else f" {how} {index.root}"
             raise InputError(f"{index.file}: '{split}: {place}' does not exist{seen_from}{hint}")
         if _place_as_written(index, place) is None:
             log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errors import InputError, first_line
+from errors import InputError, first_line, some_of
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST, PREVIOUS, BEST, DAMAGED = "last.pt", "previous.pt", "best.pt", "damaged.pt"
 _EXPORTED = (".onnx", ".torchscript")
+_OTHERS = (".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".zip", ".jpg", ".jpeg", ".png")
 # What torch's restricted unpickler says of a file that would call something.
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|Can only (create|build)", re.IGNORECASE)
 
@@ -53,6 +54,8 @@ def save_checkpoint(
         temporary.unlink(missing_ok=True)
         there = path.exists() or (previous is not None and previous.exists())
         kept = "the checkpoint before it is kept: " if there else ""
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: its folder is gone; put it back, then {then}") from None
         raise InputError(
             f"cannot write {path} ({first_line(error)}); {kept}free some space, then {then}"
         ) from None
@@ -144,6 +147,8 @@ class DamagedCheckpoint(InputError):
     def __init__(self, path: Path) -> None:
         if path.suffix in _EXPORTED:
             text = f"{path} is an exported model, which docs/export.md says how to use; give the run folder"
+        elif path.suffix.lower() in _OTHERS:
+            text = f"{path} is no checkpoint; give a run folder, or a file such as {BEST} in its checkpoints"
         else:
             others = f"{LAST}, {PREVIOUS} and {BEST} stand side by side"
             text = f"checkpoint {path} is damaged or incomplete, or is none; use another one ({others})"
@@ -224,7 +229,11 @@ def find_checkpoint(path: Path, key: str = "") -> Path:
             f"{path / 'checkpoints' / LAST}, or continue the run with train.py --resume {path}"
         )
     if not found.is_file():
-        raise InputError(f"{key}{path} holds no checkpoints/{BEST}; give a run folder or a checkpoint file")
+        runs = sorted(str(one.parents[1]) for one in path.glob(f"*/checkpoints/{BEST}"))
+        there = f"; there are {some_of(runs, 5)}" if runs else ""
+        raise InputError(
+            f"{key}{path} holds no checkpoints/{BEST}; give a run folder or a checkpoint file{there}"
+        )
     return found
 
 

@@ -95,7 +95,7 @@ def test_a_run_without_an_evaluation_names_what_it_has(finished: Path, tmp_path:
 @pytest.mark.parametrize("text", ["data: {root: set}\n", "# Title\n", "", "a,b\n1,2\n", "(", "}"])
 def test_a_text_file_is_no_checkpoint(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    assert_refused(evaluate.main, ("run.yaml",), tmp_path, "run.yaml", "damaged or incomplete, or is none")
+    assert_refused(evaluate.main, ("run.yaml",), tmp_path, "run.yaml is no checkpoint; give a run folder")
 
 
 CHECKPOINT = "run/checkpoints/best.pt"
@@ -113,7 +113,7 @@ DETECTION = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.
         (("run", "--split", "test"), ("data.splits.test",)),
         (("nowhere",), ("nowhere", "does not exist")),
         (("set",), ("set", "checkpoints/best.pt")),
-        (("tiny.yaml",), ("tiny.yaml", "damaged")),
+        (("tiny.yaml",), ("tiny.yaml", "is no checkpoint")),
         (("run", "model.backbone=resnet34"), (CHECKPOINT, "model.backbone", "'resnet18'")),
         (("run", "model.anchors.ratios=[1, 2, 3]"), (CHECKPOINT, "model.anchors", "[0.5, 1.0, 2.0]")),
         (("run", "model.box_std=[1, 1, 1, 1]"), (CHECKPOINT, "model.box_std")),

@@ -103,7 +103,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.splits.val=nowhere": ("annotations/nowhere.json", "does not exist", "has train.json, val.json"),
     "data.annotations=nowhere/{split}.json": ("nowhere/train.json", "set data.annotations"),
     "data.format=shapes": ("set holds something else", "data.format=coco, voc or yolo"),
-    "data.format=voc": ("set/Annotations", "another data.format"),
+    "data.format=voc": ("set/Annotations", "it looks like data.format=coco"),
     "data.classes=[cat, cow]": ("data.classes", "no box of class 'cow'"),
     "data.classes=[cow]": ("train.json", "'cow'", "it has cat, dog"),
     "run.dir=tiny.yaml/run": ("run.dir", "tiny.yaml/run"),

@@ -440,7 +440,7 @@ def keep_everything(
     ("words", "named"),
     [
         (("nowhere.pt",), ("nowhere.pt", "does not exist")),
-        (("picture.png",), ("picture.png", "damaged")),
+        (("picture.png",), ("picture.png", "is no checkpoint")),
         (("best.pt", "--output", "set"), ("--output", "set is a folder")),
         (("best.pt", "--output", "best.pt"), ("--output", "is read by this very command")),
         (

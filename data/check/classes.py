@@ -45,12 +45,16 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
             yield Spot("no-boxes-to-find", f"{split} holds no boxes", split)
             continue
         here = dict(zip(records.classes, counts(records).tolist(), strict=True))
+        alike = {plain_name(name): name for name in here if name not in known}
         for name, count in here.items():
             if name not in known and count:
                 text = f"{split} has {count} boxes of class '{name}', which train does not list"
                 yield Spot("class-left-out", text, split)
         for name, count in zip(train.classes, counts(train).tolist(), strict=True):
-            if name not in here:
+            if name not in here and (other := alike.get(plain_name(name))):
+                text = f"{split} calls it '{other}', and train '{name}'"
+                yield Spot("category-alike", text, split)
+            elif name not in here:
                 yield Spot("category-missing", f"{split} does not list the class '{name}' of train", split)
             elif count and not here[name]:
                 yield Spot("class-not-evaluated", f"class '{name}' has no box in {split}", split)

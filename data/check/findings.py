@@ -51,6 +51,9 @@ KINDS: dict[str, Kind] = {
     "image-id-twice": Kind(_E, "an image id stands twice", "give each image an id of its own"),
     "image-unlisted": Kind(_E, "a box belongs to an image that is not listed", "list it, or remove the box"),
     "category-unlisted": Kind(_E, "a box has a class that is not listed", "list it, or correct the box"),
+    "category-alike": Kind(
+        _E, "a class of training has nearly the same name in another split", "give it one name in both"
+    ),
     "category-twice": Kind(_E, "a class stands twice", "keep one name and one id for each"),
     "box-not-finite": Kind(_E, "a box is NaN or infinite", "correct or remove it"),
     "box-reversed": Kind(
@@ -118,7 +121,9 @@ KINDS: dict[str, Kind] = {
         "save them as 8 bit, or with their values multiplied: by 16 for 12 bit",
     ),
     "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
-    "anchors-miss": Kind(_W, "many boxes have no anchor that fits", "take the sizes and ratios suggested"),
+    "anchors-miss": Kind(
+        _W, "many boxes have no anchor that fits", "take the sizes and ratios that --dry-run prints"
+    ),
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),
     "box-whole-image": Kind(_N, "a box covers the whole image", "see that it is one object"),
     "box-in-two-classes": Kind(_N, "the same box under two classes", "see which one is meant"),

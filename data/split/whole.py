@@ -20,6 +20,7 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 _OF_YOLO = ("data.yaml", "classes.txt", "obj.names")
+_LINES = 50  # of faults
 _ALL_PARTS = ("train", "val", "test")
 
 
@@ -83,13 +84,29 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     return whole
 
 
+def _read(read: Callable[[list[DataFault]], DetectionSet]) -> DetectionSet:
+    """What is read, nothing being wrong with it.
+
+    Raises:
+        InputError: something is. All of it is said: python -m data.check looks at sets that are divided.
+    """
+    faults: list[DataFault] = []
+    records = read(faults)
+    if not faults:
+        return records
+    first, *others = faults
+    for fault in others[:_LINES]:
+        log.warning("%s", fault)
+    raise InputError(f"{first}{f' (and {len(others)} more that is wrong, see above)' if others else ''}")
+
+
 def _coco(path: Path, images: Path | None) -> WholeSet:
     content = read_instances(path)
     if images is None:
         images = _images_of(path, content["images"])
     elif not images.is_dir():
         raise InputError(f"--images: the folder {images} does not exist")
-    records = load_instances(content, path, images)
+    records = _read(lambda faults: load_instances(content, path, images, faults=faults))
 
     def text_of(rows: Sequence[int]) -> str:
         ids = {int(records.image_ids[row]) for row in rows}
@@ -159,7 +176,7 @@ def _voc(root: Path) -> WholeSet:
             "divide it anew"
         )
     _say_what_has_no_xml(folders.images, names)
-    records = load_voc_images(folders, names, str(folders.annotations))
+    records = _read(lambda faults: load_voc_images(folders, names, str(folders.annotations), faults=faults))
 
     def next_step(parts: Sequence[str]) -> str:
         return _command("configs/bccd.yaml", f"data.root={root}", *_split_keys(parts))
@@ -194,7 +211,7 @@ def _yolo(root: Path) -> WholeSet:
         raise InputError(
             f"{index} has a split val already ({', '.join(places['val'])}); to divide train, take val out"
         )
-    records = load_yolo(root, "train")
+    records = _read(lambda faults: load_yolo(root, "train", faults=faults))
 
     def text_of(rows: Sequence[int]) -> str:
         files = [os.path.relpath(str(records.files[row]), base) for row in rows]

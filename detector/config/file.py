@@ -117,7 +117,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         if not equals or not key:
             raise InputError(_not_an_override(override))
         if key not in kinds:
-            raise InputError(f"unknown configuration key '{key}'{nearest(key)}")
+            raise InputError(f"unknown configuration key '{key}'{nearest(key, text)}")
         # run.dir=2026 and data.images={split} are text, whatever YAML would make of them.
         # So is data.splits.train=2007, unless it is a list.
         texts = _TEXTS if text.startswith("[") else (*_TEXTS, *_TEXT_OR_LIST)
@@ -191,7 +191,10 @@ def _nearest_file(path: Path, seen_from: Path) -> str:
     ]
     names = {file.name: file for file in reversed(there)}
     found = difflib.get_close_matches(path.with_suffix(".yaml").name, names, n=1, cutoff=0.75)
-    return f"; did you mean {os.path.relpath(names[found[0]], seen_from)}?" if found else ""
+    if found:
+        return f"; did you mean {os.path.relpath(names[found[0]], seen_from)}?"
+    ours = sorted(file.name for file in _OURS.glob("*.yaml"))
+    return f"; {os.path.relpath(_OURS)} has {', '.join(ours)}"
 
 
 def _not_an_override(word: str) -> str:

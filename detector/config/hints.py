@@ -98,8 +98,16 @@ def leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
     return kinds
 
 
-def nearest(key: str) -> str:
-    """The end of a sentence about an unknown key: what was meant, or where all keys are."""
+def nearest(key: str, value: str = "") -> str:
+    """The end of a sentence about an unknown key: what was meant, or where all keys are.
+
+    value: what it was to be, which may tell.
+    """
+    # As Ultralytics has them.
+    if key == "data" and value.endswith((".yaml", ".yml")):
+        return f"; the YOLO set of a data.yaml is data.format=yolo data.root={value}"
+    if key == "model" and value.endswith((".pt", ".pth")):
+        return f"; weights to begin with are model.init={value}"
     keys = list(leaf_kinds(Config))
     # The right name in the wrong section, else another's name, else a slip of the pen.
     leaf = key.split(".")[-1]

@@ -383,8 +383,8 @@ def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content)
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "_annotations.coco.json").write_text(json.dumps(content))
     settings = (
-        "set data.annotations={split}/_annotations.coco.json data.images={split} data.splits.val=valid "
-        "data.splits.test=null"
+        "set data.annotations={split}/_annotations.coco.json data.images={split} data.splits.train=train "
+        "data.splits.val=valid data.splits.test=null"
     )
     for folder in ("images", "train"):
         with pytest.raises(InputError, match=re.escape(settings)):

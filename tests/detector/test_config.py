@@ -56,7 +56,9 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
 @pytest.mark.parametrize(
     ("word", "answer"),
     [
-        ("data=coco.yaml", "it is a group of keys: data.format, data.root, "),
+        ("data=coco", "it is a group of keys: data.format, data.root, "),
+        ("data=coco.yaml", "the YOLO set of a data.yaml is data.format=yolo data.root=coco.yaml"),
+        ("model=yolo.pt", "weights to begin with are model.init=yolo.pt"),
         ("loss=focal", "it is a group of keys: loss.name, "),
         ("model.anchors=[1]", "it is a group of keys: model.anchors.sizes, model.anchors.ratios, ..."),
         ("optimizer.learning_rate=1", "here it is optimizer.lr"),

@@ -152,7 +152,7 @@ REFUSED = {  # words -> what the line says
     ("/dev/null",): ("/dev/null is a pipe or a device", "give -"),
     ("images", "eval.detections_per_image=1"): ("did you mean 'eval.detections_per_img'?",),
     ("eval.nms=hard",): ("give an image",),
-    ("images", "a=1.jpg"): ("a=1.jpg", "does not exist"),
+    ("images", "a=1.jpg"): ("a=1.jpg", "neither a file nor a key"),
     ("images", "train.device=cpu"): ("train.device", "--device"),
     ("images", "data.classes=[bird]"): ("data.classes", "leave the key out"),
     ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),

@@ -9,6 +9,7 @@ import torch
 
 import evaluate
 import train
+from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.evaluation.checkpoint import open_checkpoint
 from tests.builders import TINY_MODEL, small_coco
 from tests.runs import assert_refused, call
@@ -79,3 +80,17 @@ def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> N
     words = ("run", "--recalibrate", "soft.pt")
     assert_refused(evaluate.main, words, place, "--recalibrate: the split val holds no gt boxes")
     assert sorted(path for path in place.rglob("*") if path.is_file()) == files
+
+
+def test_a_calibration_that_is_older_than_the_weights_is_told(place: Path, caplog) -> None:
+    """Between two evaluations last.pt has newer weights; best.pt never has."""
+    last = place / "run" / "checkpoints" / "last.pt"
+    save_checkpoint(last, load_checkpoint(last) | {"step": 5})
+    assert call(evaluate.main, "run", cwd=place).code == 0
+    assert caplog.text == ""
+    assert call(evaluate.main, str(last), cwd=place).code == 0
+    assert "weights are of step 5, its calibration and thresholds of an evaluation at step 3" in caplog.text
+    caplog.clear()
+    assert call(evaluate.main, str(last), "--recalibrate", "new.pt", cwd=place).code == 0
+    assert call(evaluate.main, "new.pt", cwd=place).code == 0
+    assert caplog.text == ""
