@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def main() -> None:
     parser = OptionParser(
         description="Train a RetinaNet with a ranking loss.",
-        epilog="Example: python train.py configs/bccd.yaml data.root=my_set optimizer.lr=0.0005",
+        epilog="Example: python train.py configs/own.yaml data.root=my_set optimizer.lr=0.0005",
     )
     parser.add_argument(
         "words",

@@ -92,6 +92,11 @@ def test_a_run_without_an_evaluation_names_what_it_has(finished: Path, tmp_path:
     assert_refused(evaluate.main, ("run",), tmp_path, "not been evaluated", "run/checkpoints/last.pt")
 
 
+def test_of_a_folder_of_runs_these_are_named(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "runs" / "mine")
+    assert_refused(evaluate.main, ("runs",), tmp_path, "runs holds no checkpoints", "there are runs/mine")
+
+
 @pytest.mark.parametrize("text", ["data: {root: set}\n", "# Title\n", "", "a,b\n1,2\n", "(", "}"])
 def test_a_text_file_is_no_checkpoint(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(text)

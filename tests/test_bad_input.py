@@ -132,7 +132,7 @@ def test_a_yolo_index_is_no_configuration(place: Path) -> None:
     assert_one_line(
         outcome, "data.yaml is the data.yaml of a YOLO set", "data.format=yolo data.root=data.yaml"
     )
-    words = outcome.err.split("try configs/bccd.yaml ")[1].split()
+    words = outcome.err.split("try configs/own.yaml ")[1].split()
     assert_refused(train.main, ("tiny.yaml", *words, "run.dir=new"), place, "'train: images' does not exist")
 
 

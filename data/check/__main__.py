@@ -15,7 +15,7 @@ def main() -> None:
         prog="python -m data.check",
         description="Find all that is wrong with the data of a configuration, and how its anchors fit.",
         epilog="Ends with code 0 where nothing hurts training, 1 where something does, 2 for bad input. "
-        "Example: python -m data.check configs/bccd.yaml data.root=my_set --html check.html",
+        "Example: python -m data.check configs/own.yaml data.root=my_set --html check.html",
     )
     parser.add_argument(
         "words", nargs="+", metavar="CONFIG|KEY=VALUE", help="a YAML file; dotted configuration keys, if any"

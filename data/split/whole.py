@@ -21,7 +21,6 @@ from errors import InputError, some_of
 log = logging.getLogger(__name__)
 _OF_YOLO = ("data.yaml", "classes.txt", "obj.names")
 _LINES = 50  # of faults
-_ALL_PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,10 @@ def _read(read: Callable[[list[DataFault]], DetectionSet]) -> DetectionSet:
     records = read(faults)
     if not faults:
         return records
-    first, *others = faults
+    first, *others = dict.fromkeys(map(str, faults))  # some are met twice
     for fault in others[:_LINES]:
         log.warning("%s", fault)
-    raise InputError(f"{first}{f' (and {len(others)} more that is wrong, see above)' if others else ''}")
+    raise InputError(f"{first}{f' (and {len(others)} more faults, see above)' if others else ''}")
 
 
 def _coco(path: Path, images: Path | None) -> WholeSet:
@@ -124,8 +123,7 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
         folder = os.path.relpath(images, root)
         keys += [f"data.annotations={annotations}"] * (annotations != "annotations/{split}.json")
         keys += [f"data.images={folder}"] * (folder != "images")
-        keys += ["data.splits.test=test"] * ("test" in parts)
-        return _command("configs/cards.yaml", *keys)
+        return _command(*keys, parts=parts)
 
     return WholeSet(
         records,
@@ -179,7 +177,7 @@ def _voc(root: Path) -> WholeSet:
     records = _read(lambda faults: load_voc_images(folders, names, str(folders.annotations), faults=faults))
 
     def next_step(parts: Sequence[str]) -> str:
-        return _command("configs/bccd.yaml", f"data.root={root}", *_split_keys(parts))
+        return _command("data.format=voc", f"data.root={root}", parts=parts)
 
     return WholeSet(
         records,
@@ -219,7 +217,7 @@ def _yolo(root: Path) -> WholeSet:
 
     def next_step(parts: Sequence[str]) -> str:
         entries = "".join(f"\n{part}: {part}.txt" for part in parts)
-        command = _command("configs/bccd.yaml", "data.format=yolo", f"data.root={root}", *_split_keys(parts))
+        command = _command("data.format=yolo", f"data.root={root}", parts=parts)
         return f"put into {index}, in place of what it says of these:{entries}\n{command}"
 
     return WholeSet(
@@ -232,9 +230,6 @@ def _yolo(root: Path) -> WholeSet:
     )
 
 
-def _split_keys(parts: Sequence[str]) -> list[str]:
-    return [f"data.splits.{part}={part if part in parts else 'null'}" for part in _ALL_PARTS]
-
-
-def _command(config: str, *keys: str) -> str:
-    return "python train.py " + " ".join(map(shlex.quote, (config, *keys)))
+def _command(*keys: str, parts: Sequence[str]) -> str:
+    test = ["data.splits.test=test"] * ("test" in parts)  # beside train and val, which the file names
+    return "python train.py " + " ".join(map(shlex.quote, ("configs/own.yaml", *keys, *test)))

@@ -59,9 +59,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     values = _read_with_bases(path, ())
     if "names" in values and "train" in values:
         raise InputError(
-            f"{path} is the data.yaml of a YOLO set and no configuration; try configs/bccd.yaml "
-            f"data.format=yolo data.root={path} data.splits.train=train data.splits.val=val "
-            "data.splits.test=null"
+            f"{path} is the data.yaml of a YOLO set and no configuration; try configs/own.yaml "
+            f"data.format=yolo data.root={path}"
         )
     return parse_config(apply_overrides(values, overrides), str(path), overrides)
 
@@ -143,7 +142,7 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
         return
     raise InputError(
         f"data.root={root}: without CONFIG it is the demo's generated set that is trained on; for a set of "
-        "your own give a CONFIG such as configs/bccd.yaml, or data.format=coco, voc or yolo (to make the "
+        "your own give a CONFIG such as configs/own.yaml, or data.format=coco, voc or yolo (to make the "
         "demo's in that folder: data.format=shapes)"
     )
 

@@ -142,7 +142,7 @@ def test_coco_is_divided_and_the_parts_are_the_whole(tmp_path: Path) -> None:
     assert sorted(map(len, sides)) == [0, 2]
     assert "kept on one side: 1 image like another, or in its folder\n" in outcome.out
     assert "val    4 images: " in outcome.out
-    assert "\npython train.py configs/cards.yaml data.root=set\n" in outcome.out
+    assert "\npython train.py configs/own.yaml data.root=set\n" in outcome.out
 
 
 def test_coco_with_images_beside_the_file_says_where_they_are(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_coco_with_images_beside_the_file_says_where_they_are(tmp_path: Path) ->
     outcome = call(main, "elsewhere/images/_annotations.json", "--test", "0.2", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert (
-        "configs/cards.yaml data.root=elsewhere/images 'data.annotations={split}.json' data.images=. "
+        "configs/own.yaml data.root=elsewhere/images 'data.annotations={split}.json' data.images=. "
         "data.splits.test=test\n"
     ) in outcome.out
 
@@ -206,10 +206,24 @@ def test_voc_images_without_a_file_are_said_to_be_left_out(
     assert "1 of 8 images in set/JPEGImages have no .xml file" in caplog.text and "such as c" in caplog.text
 
 
+def test_all_that_is_wrong_with_a_set_is_said_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What lists the faults of a set, python -m data.check, wants it divided."""
+    write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
+    (tmp_path / "set/Annotations/c.xml").write_text("")
+    for name in "df":
+        (tmp_path / f"set/JPEGImages/{name}.jpg").unlink()
+    assert_refused(main, ("set",), tmp_path, "c.xml is empty", "(and 2 more faults, see above)")
+    assert "d.jpg does not exist" in caplog.text and "f.jpg does not exist" in caplog.text
+
+
 def test_voc_gets_its_lists(tmp_path: Path) -> None:
     images = {f"{'ab'[k % 2]}{k}": voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in range(10)}
     write_voc(tmp_path / "set", images, {})
-    assert call(main, "set", "--val", "0.3", "--test", "0.1", cwd=tmp_path).code == 0
+    outcome = call(main, "set", "--val", "0.3", "--test", "0.1", cwd=tmp_path)
+    assert outcome.code == 0
+    assert outcome.out.endswith("configs/own.yaml data.format=voc data.root=set data.splits.test=test\n")
     found = [names(load_voc(tmp_path / "set", split)) for split in ("train", "val", "test")]
     assert [len(part) for part in found] == [6, 3, 1]
     assert sorted(name for part in found for name in part) == sorted(f"{name}.jpg" for name in images)
@@ -310,7 +324,7 @@ def test_what_it_prints_can_be_pasted(tmp_path: Path) -> None:
     outcome = call(main, "my set/annotations/all.json", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     *_, command = outcome.out.splitlines()
-    assert shlex.split(command) == ["python", "train.py", "configs/cards.yaml", "data.root=my set"]
+    assert shlex.split(command) == ["python", "train.py", "configs/own.yaml", "data.root=my set"]
 
 
 def test_a_set_that_looks_all_alike_is_divided_where_likeness_does_not_count(

@@ -225,6 +225,21 @@ def test_a_place_that_is_not_there_is_named(root: Path, place: str, said: str) -
     assert said in message and ("below" in message) == (place[0] != "/")
 
 
+def test_a_detectors_score_is_known_by_its_place(root: Path) -> None:
+    """Ultralytics writes it behind the box (save_conf)."""
+    label = next((root / "labels" / "train").glob("*.txt"))
+    label.write_text("0 0.5 0.5 0.2 0.2 0.93\n")
+    assert "6 numbers" in error_of(root, "train") and "the sixth looks like" in error_of(root, "train")
+
+
+def test_a_set_of_another_layout_is_known(root: Path, tmp_path: Path) -> None:
+    (root / "data.yaml").unlink()
+    (root / "annotations").mkdir()
+    (root / "annotations" / "train.json").touch()
+    with pytest.raises(InputError, match=r"a YOLO set has one; it looks like data\.format=coco"):
+        load_yolo(root, "train")
+
+
 def test_a_list_may_name_files_whose_names_are_not_utf8(root: Path) -> None:
     """As data.split writes it: the bytes as they are."""
     name = os.fsdecode(b"caf\xe9.png")

@@ -47,6 +47,16 @@ def test_a_planted_fault_is_found_alone_and_with_its_place(root: Path, name: str
     assert report.hurts == (KINDS[code].level < Level.NOTE)
 
 
+def test_a_class_that_another_split_spells_otherwise_is_an_error(root: Path) -> None:
+    """A training refuses it. Which of the two is right nobody knows, so the boxes of both are told of."""
+    edited(lambda c: c["categories"][0].update(name="Cat "), "val")(root)
+    found = {finding.code: finding for finding in examined(root).report.findings}
+    assert found["category-alike"].kind.level == Level.ERROR
+    (spot,) = found["category-alike"].spots
+    assert "val calls it 'Cat ', and train 'cat'" in spot.text
+    assert "category-missing" not in found
+
+
 def test_corners_in_the_place_of_sizes_are_one_finding(root: Path) -> None:
     """The eight boxes of the clean set and two more: all are too large, and half reach outside."""
     boxes = [(8.0, 50.0, 40.0, 90.0), (20.0, 40.0, 60.0, 80.0)]
