@@ -212,10 +212,10 @@ def test_all_that_is_wrong_with_a_set_is_said_at_once(
     """What lists the faults of a set, python -m data.check, wants it divided."""
     write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
     (tmp_path / "set/Annotations/c.xml").write_text("")
-    for name in "df":
-        (tmp_path / f"set/JPEGImages/{name}.jpg").unlink()
+    (tmp_path / "set/JPEGImages/d.jpg").unlink()
+    (tmp_path / "set/Annotations/f.xml").write_text("<annotation>")
     assert_refused(main, ("set",), tmp_path, "c.xml is empty", "(and 2 more faults, see above)")
-    assert "d.jpg does not exist" in caplog.text and "f.jpg does not exist" in caplog.text
+    assert ".jpg does not exist" in caplog.text and "f.xml is not valid XML" in caplog.text
 
 
 def test_voc_gets_its_lists(tmp_path: Path) -> None:
