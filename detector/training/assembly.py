@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,16 +14,22 @@ from data.faults import UnreadableImages
 from data.feed import SkippedImages
 from data.loader import train_loader
 from data.order import EpochBatches
-from data.sample import SIZE_DIVISOR, DetectionSet
-from data.transforms import Pipeline
+from data.sample import DetectionSet
 from detector.builders.data import build_cache, build_pipeline, build_set
-from detector.builders.device import build_amp, build_device, cpu_is_fast_in_bf16
+from detector.builders.device import build_amp, build_device
 from detector.builders.losses import build_criterion, build_exchange
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_tensors
-from detector.config import Config, DataConfig, ModelConfig, TrainConfig
+from detector.config import Config, ModelConfig
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
+from detector.training.assembly_checks import (
+    refuse_another_set,
+    say_what_is_skipped,
+    try_on_smallest,
+    warn_of_schedule,
+    warn_of_slow_bf16,
+)
 from detector.training.compilation import compile_parts
 from detector.training.data_check import warn_before_training
 from detector.training.gradients import Gradients
@@ -34,11 +39,8 @@ from detector.training.processes import Processes
 from detector.training.sync_norm import synchronise_norms
 from detector.training.validation import Validation
 from detector.weights import initialise
-from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
-
-_TRIES = 8  # what is applied to every second image has come up by then
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
     amp = build_amp(train, device)
-    _warn_of_slow_bf16(train, device)
+    warn_of_slow_bf16(train, device)
     if config.loss.class_by_class and config.loss.name != "ap":
         log.warning("loss.class_by_class is of loss.name=ap alone; %s does without", config.loss.name)
 
@@ -93,14 +95,14 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     # Which may generate it.
     train_set = processes.main_first(lambda: build_set(data, "train", classes, unreadable))
     if unreadable:
-        _say_what_is_skipped(unreadable, data, processes)
-    _refuse_another_set(train_set, processes)
+        say_what_is_skipped(unreadable, data, processes)
+    refuse_another_set(train_set, processes)
     val_set = build_set(data, "val", train_set.classes)
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
     pipeline = build_pipeline(data, training=True)
     scales = epoch_scales(config.schedule.image_scales, train.epochs)
-    _try_on_smallest(pipeline, min(scales), train_set, config, processes)
+    try_on_smallest(pipeline, min(scales), train_set, config, processes)
     batches = EpochBatches(
         len(train_set),
         train.batch_size,
@@ -113,7 +115,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         scales,
     )
     if fresh:
-        _warn_of_schedule(config, batches.steps * train.epochs)
+        warn_of_schedule(config, batches.steps * train.epochs)
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
     # More in a row are too many in any case; all of a set on a lost disk would take hours.
@@ -167,90 +169,6 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
                 exchange.size,
                 train.rank_accumulated,
             ),
-        )
-
-
-def _warn_of_slow_bf16(train: TrainConfig, device: torch.device) -> None:
-    if train.amp == "bf16" and device.type == "cpu" and not cpu_is_fast_in_bf16():
-        log.warning(
-            "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
-            "in float32; set train.amp=auto"
-        )
-
-
-def _warn_of_schedule(config: Config, total_steps: int) -> None:
-    schedule, epochs = config.schedule, config.train.epochs
-    if total_steps == 0:  # only scored
-        return
-    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
-    if schedule.name == "multistep" and late:
-        log.warning(
-            "schedule.milestones: the training ends after %d epochs: the learning rate does not fall at %s; "
-            "set milestones to suit train.epochs",
-            epochs, " and ".join(f"{milestone:g}" for milestone in late),
-        )  # fmt: skip
-    if schedule.warmup_steps >= total_steps:  # the step of this number is the first with the whole rate
-        log.warning(
-            "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; set %d, say",
-            schedule.warmup_steps, total_steps, total_steps // 10,
-        )  # fmt: skip
-
-
-def _refuse_another_set(train_set: DetectionSet, processes: Processes) -> None:
-    """All processes divide one order of the samples: what one of them cannot read must be so for all.
-
-    Raises:
-        InputError: this process has read another set than the main one.
-    """
-    mine = train_set.digest()
-    if processes.from_main(lambda: mine) != mine:
-        raise InputError(
-            f"data.splits.train: process {processes.rank} finds other images or boxes in it than the first "
-            f"({len(train_set)} images); see that all machines have the same files"
-        )
-
-
-def _say_what_is_skipped(unreadable: UnreadableImages, data: DataConfig, processes: Processes) -> None:
-    """Of data.on_error=skip, where it is known before the training.
-
-    Raises:
-        InputError: they are more than data.max_skipped.
-    """
-    if len(unreadable) > data.max_skipped:
-        more = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        raise InputError(
-            f"more than data.max_skipped={data.max_skipped} training images cannot be read: {unreadable[0]}"
-            f"{more} (python -m data.check lists all faults)"
-        )
-    if processes.main:
-        log.warning(
-            "data.on_error=skip: %d of the training images cannot be read: %s",
-            len(unreadable), some_of([str(fault) for fault in unreadable], 3),
-        )  # fmt: skip
-
-
-def _try_on_smallest(
-    pipeline: Pipeline, scale: float, train_set: DetectionSet, config: Config, processes: Processes
-) -> None:
-    """Augment the lowest, narrowest and smallest image before anything is written: a crop may not fit.
-
-    Raises:
-        InputError: a transform cannot be used on it, or batch norm on what is left of it.
-    """
-    sizes, train = train_set.sizes, config.train
-    smallest = {tuple(sizes[values.argmin()].tolist()) for values in (sizes.prod(axis=1), *sizes.T)}
-    for height, width in sorted(smallest, key=np.prod, reverse=True):
-        box = np.array([[0, 0, width, height]], np.float32)
-        for seed in range(_TRIES):
-            image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed)
-    at_once = min(train.batch_size, len(train_set)) // (train.accumulate * processes.size)
-    alone = at_once <= 1 and not (train.sync_batch_norm and processes.size > 1)
-    long_side = round(scale * max(image.shape[:2]))
-    if config.model.norm == "batch" and alone and long_side <= SIZE_DIVISOR:
-        raise InputError(
-            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
-            f"{width} px one value per channel is left; set model.norm=group, or make images larger in "
-            "data.transforms.train or schedule.image_scales"
         )
 
 

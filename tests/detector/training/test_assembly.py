@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from data.cache import RamCache
 from data.feed import checked
 from data.loader import DetectionDataset
-from detector.training.assembly import Parts, _refuse_another_set, epoch_scales
+from detector.training.assembly import Parts, epoch_scales
+from detector.training.assembly_checks import refuse_another_set
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import small_coco, write_image
@@ -104,12 +105,12 @@ def test_processes_that_have_read_different_sets_do_not_train(parts: Parts) -> N
     """As where one machine cannot read an image, and leaves it out."""
     mains: list[str] = []
     main = SimpleNamespace(from_main=lambda make: mains.append(make()) or mains[0], rank=0)
-    _refuse_another_set(parts.train_set, main)
+    refuse_another_set(parts.train_set, main)
     other = SimpleNamespace(from_main=lambda make: mains[0], rank=1)
-    _refuse_another_set(parts.train_set, other)
+    refuse_another_set(parts.train_set, other)
     lacking = replace(parts.train_set, files=parts.train_set.files[1:])
     with pytest.raises(InputError, match=r"data\.splits\.train: process 1 finds other images"):
-        _refuse_another_set(lacking, other)
+        refuse_another_set(lacking, other)
 
 
 def test_a_crop_that_does_not_fit_the_narrowest_image_is_told_at_the_start(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""What is looked at while a training is put together: settings and data that do not go with each other."""
+
+import logging
+
+import numpy as np
+import torch
+
+from data.faults import UnreadableImages
+from data.sample import SIZE_DIVISOR, DetectionSet
+from data.transforms import Pipeline
+from detector.builders.device import cpu_is_fast_in_bf16
+from detector.config import Config, DataConfig, TrainConfig
+from detector.training.processes import Processes
+from errors import InputError, some_of
+
+log = logging.getLogger(__name__)
+
+_TRIES = 8  # what is applied to every second image has come up by then
+
+
+def warn_of_slow_bf16(train: TrainConfig, device: torch.device) -> None:
+    if train.amp == "bf16" and device.type == "cpu" and not cpu_is_fast_in_bf16():
+        log.warning(
+            "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "
+            "in float32; set train.amp=auto"
+        )
+
+
+def warn_of_schedule(config: Config, total_steps: int) -> None:
+    schedule, epochs = config.schedule, config.train.epochs
+    if total_steps == 0:  # only scored
+        return
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if schedule.name == "multistep" and late:
+        log.warning(
+            "schedule.milestones: the training ends after %d epochs: the learning rate does not fall at %s; "
+            "set milestones to suit train.epochs",
+            epochs, " and ".join(f"{milestone:g}" for milestone in late),
+        )  # fmt: skip
+    if schedule.warmup_steps >= total_steps:  # the step of this number is the first with the whole rate
+        log.warning(
+            "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; set %d, say",
+            schedule.warmup_steps, total_steps, total_steps // 10,
+        )  # fmt: skip
+
+
+def refuse_another_set(train_set: DetectionSet, processes: Processes) -> None:
+    """All processes divide one order of the samples: what one of them cannot read must be so for all.
+
+    Raises:
+        InputError: this process has read another set than the main one.
+    """
+    mine = train_set.digest()
+    if processes.from_main(lambda: mine) != mine:
+        raise InputError(
+            f"data.splits.train: process {processes.rank} finds other images or boxes in it than the first "
+            f"({len(train_set)} images); see that all machines have the same files"
+        )
+
+
+def say_what_is_skipped(unreadable: UnreadableImages, data: DataConfig, processes: Processes) -> None:
+    """Of data.on_error=skip, where it is known before the training.
+
+    Raises:
+        InputError: they are more than data.max_skipped.
+    """
+    if len(unreadable) > data.max_skipped:
+        more = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise InputError(
+            f"more than data.max_skipped={data.max_skipped} training images cannot be read: {unreadable[0]}"
+            f"{more} (python -m data.check lists all faults)"
+        )
+    if processes.main:
+        log.warning(
+            "data.on_error=skip: %d of the training images cannot be read: %s",
+            len(unreadable), some_of([str(fault) for fault in unreadable], 3),
+        )  # fmt: skip
+
+
+def try_on_smallest(
+    pipeline: Pipeline, scale: float, train_set: DetectionSet, config: Config, processes: Processes
+) -> None:
+    """Augment the lowest, narrowest and smallest image before anything is written: a crop may not fit.
+
+    Raises:
+        InputError: a transform cannot be used on it, or batch norm on what is left of it.
+    """
+    sizes, train = train_set.sizes, config.train
+    smallest = {tuple(sizes[values.argmin()].tolist()) for values in (sizes.prod(axis=1), *sizes.T)}
+    for height, width in sorted(smallest, key=np.prod, reverse=True):
+        box = np.array([[0, 0, width, height]], np.float32)
+        for seed in range(_TRIES):
+            image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed)
+    at_once = min(train.batch_size, len(train_set)) // (train.accumulate * processes.size)
+    alone = at_once <= 1 and not (train.sync_batch_norm and processes.size > 1)
+    long_side = round(scale * max(image.shape[:2]))
+    if config.model.norm == "batch" and alone and long_side <= SIZE_DIVISOR:
+        raise InputError(
+            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
+            f"{width} px one value per channel is left; set model.norm=group, or make images larger in "
+            "data.transforms.train or schedule.image_scales"
+        )
