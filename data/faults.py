@@ -32,7 +32,11 @@ class DataFault(InputError):
         self.annotation = annotation
 
 
-class UnreadableImages(list[DataFault]):
+class Raised(list[DataFault]):
+    """Collects what would be raised: what is a warning elsewhere is one here."""
+
+
+class UnreadableImages(Raised):
     """Collects the images that are missing or cannot be read; every other fault is raised."""
 
     CODES = ("image-missing", "image-unreadable")
@@ -40,7 +44,7 @@ class UnreadableImages(list[DataFault]):
 
 def lists_all(faults: list[DataFault] | None) -> TypeGuard[list[DataFault]]:
     """Whether faults of every kind are collected, to be listed whole."""
-    return faults is not None and not isinstance(faults, UnreadableImages)
+    return faults is not None and not isinstance(faults, Raised)
 
 
 def raise_or_collect(fault: DataFault, faults: list[DataFault] | None) -> None:

@@ -59,7 +59,7 @@ class SkippedImages:
 
 
 def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterator[Batch]:
-    """The loader's batches.
+    """The loader's batches; its loading processes are started at once.
 
     Args:
         skipped: told of the images that others stand in for.
@@ -68,7 +68,14 @@ def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterato
         InputError: an image of the batch could not be used, too many could not be read, or a loading
             process died.
     """
-    batches = _begun(loader)
+    # Not when the first is asked for: whoever breaks off the waiting for it must not meet the start of the
+    # loading processes, which nobody would end then.
+    return _checked(_begun(loader), loader, skipped)
+
+
+def _checked(
+    batches: Iterator[Batch | InputError], loader: DataLoader, skipped: SkippedImages | None
+) -> Iterator[Batch]:
     while True:
         try:
             batch = next(batches, None)

@@ -237,10 +237,12 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
         # DataLoader would do so in a thread, whose failure nobody hears of: the batch would be waited for.
         return batch.share_memory()
     except RuntimeError as error:
+        remedy = "give the container more (docker run --shm-size=8g, or --ipc=host), or set data.workers=0"
+        if "Too many open files" in str(error):
+            remedy = "allow more (ulimit -n), or set a lower data.workers"
         return InputError(
             f"no room for a batch of {batch.images.nbytes / 1e6:.1f} MB in the memory that processes share: "
-            f"{first_line(error)}; give the container more (docker run --shm-size=8g, or --ipc=host), or set "
-            "data.workers=0"
+            f"{first_line(error)}; {remedy}"
         )
 
 

@@ -48,8 +48,9 @@ def voc_folders(root: Path) -> VocFolders:
     annotations = root / "Annotations"
     if any(root.glob("*.xml")) and not any(annotations.glob("**/*.xml")):
         annotations = root
-    remedy = f"a VOC set has its XML files there{looks_like(root) or '; is it of another data.format?'}"
-    require_folder(annotations, "data.root (voc)", remedy)
+    if not annotations.is_dir():  # only then is it worth a look at all that is there
+        remedy = f"a VOC set has its XML files there{looks_like(root) or '; is it of another data.format?'}"
+        require_folder(annotations, "data.root (voc)", remedy)
     images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
     if images is None and any(path.suffix.lower() in IMAGE_SUFFIXES for path in annotations.iterdir()):
         images = annotations

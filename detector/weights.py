@@ -137,20 +137,20 @@ def _translated(
 
 
 def _state_dict(content: object) -> Mapping[str, Tensor] | None:
-    """Where a file keeps it: at the top, as "model" (ours, torchvision's references) or as "state_dict"."""
+    """Where a file keeps it: as "model" (ours, torchvision's references), as "state_dict", or at the top."""
     if not isinstance(content, Mapping):
         return None
-    state = next((content[key] for key in ("model", "state_dict") if key in content), content)
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        return None
-    for wrapper in (
-        "module.",
-        "_orig_mod.",
-        "model.",
-    ):  # of DistributedDataParallel, torch.compile, Lightning
-        if state and all(str(name).startswith(wrapper) for name in state):
-            return {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    places = (content.get("model"), content.get("state_dict"), content)
+    state = next((one for one in places if isinstance(one, Mapping) and _holds_tensors(one)), None)
+    # Of DistributedDataParallel, torch.compile and Lightning, which may lie in each other.
+    wrappers = ("module.", "_orig_mod.", "model.")
+    while state and any(all(str(name).startswith(one) for name in state) for one in wrappers):
+        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return state
+
+
+def _holds_tensors(state: Mapping[str, object]) -> bool:
+    return all(isinstance(value, Tensor) for value in state.values())
 
 
 def _check_architecture(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.coco import load_instances, of_roboflow, read_instances
-from data.faults import DataFault
+from data.faults import DataFault, Raised
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
 from data.voc import load_voc_images, pictures_by_stem, voc_folders, xml_files
@@ -83,20 +83,21 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     return whole
 
 
-def _read(read: Callable[[list[DataFault]], DetectionSet]) -> DetectionSet:
+def _read(read: Callable[[Raised], DetectionSet]) -> DetectionSet:
     """What is read, nothing being wrong with it.
 
     Raises:
         InputError: something is. All of it is said: python -m data.check looks at sets that are divided.
     """
-    faults: list[DataFault] = []
+    faults = Raised()
     records = read(faults)
     if not faults:
         return records
     first, *others = dict.fromkeys(map(str, faults))  # some are met twice
     for fault in others[:_LINES]:
         log.warning("%s", fault)
-    raise InputError(f"{first}{f' (and {len(others)} more faults, see above)' if others else ''}")
+    more = f" (and {len(others)} more fault{'s' * (len(others) > 1)}, see above)" if others else ""
+    raise InputError(f"{first}{more}")
 
 
 def _coco(path: Path, images: Path | None) -> WholeSet:

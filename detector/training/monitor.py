@@ -1,5 +1,6 @@
 """What a run shows: progress on the terminal, metrics.jsonl, TensorBoard."""
 
+import errno
 import resource
 import sys
 import time
@@ -119,8 +120,10 @@ class Monitor:
         try:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
-        except OSError:  # a reader that has gone (| head), a terminal that is closed: the training goes on
-            close_output()
+        except OSError as error:
+            # A reader that has gone (| head), a terminal that is closed; a full disk may have room again.
+            if error.errno in (errno.EPIPE, errno.EIO):
+                close_output()
 
     def close(self) -> None:
         """Write what is left.

@@ -1,5 +1,6 @@
 """A dry run: everything is built and a few steps are made; there is no run folder."""
 
+import logging
 import resource
 import sys
 import time
@@ -18,6 +19,8 @@ from detector.training.assembly import sets_in_words
 from detector.training.compilation import compilation_explained
 from detector.training.processes import Processes
 from detector.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 _STEPS = 3  # that are timed, the last of those that are made
 _PATIENCE_S = 30.0  # in which what was loaded beforehand must have been used up
@@ -101,7 +104,10 @@ def _time_steps(trainer: Trainer) -> tuple[float, float]:
         if not trainer.processes.largest(len(steps) <= _STEPS + (ahead if patient else 0)):
             break
     if found := trainer.watch.found(wait=True):
-        raise trainer.failure(found[0])
+        if trainer.config.train.on_nonfinite == "raise":
+            raise trainer.failure(found[0])
+        if trainer.processes.main:
+            log.warning("the loss is not finite in %d of the first %d steps", len(found), len(steps))
     timed = steps[-_STEPS:]
     return sum(step for step, _ in timed) / _STEPS, sum(waited for _, waited in timed) / _STEPS
 

@@ -60,7 +60,7 @@ class Resumption:
         self._state = None  # as large as the model and its optimizer
         self.changed = [f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"]
         if checkpoints.measures_otherwise or any(measures_otherwise(*change) for change in changes):
-            if progress.step >= checkpoints.total_steps:
+            if progress.step >= checkpoints.total_steps and progress.evaluated == progress.step:
                 remedy = "evaluate.py scores it anew, evaluate.py --recalibrate fits its scores"
                 self.changed.insert(0, f"none of what is measured, as the run has ended; {remedy}")
                 return

@@ -218,6 +218,16 @@ def test_all_that_is_wrong_with_a_set_is_said_at_once(
     assert ".jpg does not exist" in caplog.text and "f.xml is not valid XML" in caplog.text
 
 
+def test_what_training_only_warns_of_is_no_hindrance(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = coco(tmp_path / "set")
+    content["annotations"][3]["bbox"][2] = 0
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    assert call(main, "set", "--fast", cwd=tmp_path).code == 0
+    assert "no width or no height" in caplog.text or "without area" in caplog.text
+
+
 def test_voc_gets_its_lists(tmp_path: Path) -> None:
     images = {f"{'ab'[k % 2]}{k}": voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in range(10)}
     write_voc(tmp_path / "set", images, {})

@@ -103,7 +103,7 @@ def test_names_that_torchvision_does_not_have_are_refused() -> None:
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", None])
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model."])
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_wrappers_of_other_trainers_are_taken_off(key: str | None, wrapper: str) -> None:
     source, model = tiny(0), tiny(1)
     state = {wrapper + name: tensor for name, tensor in source.state_dict().items()}

@@ -16,9 +16,11 @@ from data.loader import DetectionDataset
 from data.sample import Batch
 from detector.builders.data import build_pipeline
 from detector.builders.network import build_model
+from detector.criterion import Losses
 from detector.training.anchor_check import measure_anchors
 from detector.training.compilation import compilation_explained, compilation_report, compile_parts
 from detector.training.gradients import Gradients
+from detector.training.learner import Learner
 from detector.training.profile import phase_table
 from detector.training.rehearsal import _time_steps, rehearse
 from detector.training.trainer import Trainer
@@ -55,6 +57,22 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
         assert_one_line(outcome, f"run.dir: {path}", "no folder")
     words = ("tiny.yaml", *TINY_MODEL, "optimizer.lr=1e30", "--dry-run")
     assert_one_line(call(door.main, *words, cwd=tmp_path), "the loss is not finite at step", "optimizer.lr")
+
+
+def test_a_dry_run_goes_on_where_the_run_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With train.on_nonfinite=skip a step that is not finite is left out."""
+    update, made = Learner.update, []
+
+    def update_but_one(learner: Learner, losses: Losses) -> Any:
+        made.append(1)
+        return (update(learner, losses)[0], torch.tensor(len(made) == 2))
+
+    monkeypatch.setattr(Learner, "update", update_but_one)
+    config = tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", "train.on_nonfinite=skip")
+    assert "no run was made" in list(rehearse(config))[-1]
+    assert re.search(r"not finite in 1 of the first \d steps", caplog.text)
 
 
 def test_a_dry_run_of_no_epochs_and_of_a_cosine(tmp_path: Path) -> None:
