@@ -72,9 +72,10 @@ def class_ap_loss(
         there = logits.cpu(), targets.cpu()
         return class_ap_loss(*there, delta, interpolated, exchange).to(logits.device)
     exchange = exchange or Exchange()
-    # Or what is wrong in a class would be found when it has a positive at last.
-    checked(logits.detach().reshape(-1), targets.reshape(-1), delta, exchange)
-    counts = exchange.sum((targets == 1).reshape(-1, targets.shape[-1]).sum(0))
+    # Of all classes: or what is wrong in one would be found when it has a positive at last.
+    places, _ = checked(logits.detach().reshape(-1), targets.reshape(-1), delta, exchange)
+    classes = targets.shape[-1]
+    counts = exchange.sum(torch.bincount(places.long() % classes, minlength=classes))
     present = counts.nonzero().squeeze(1).tolist()
     if not present:
         return ap_loss(logits, targets, delta, interpolated, exchange)
