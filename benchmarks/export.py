@@ -161,7 +161,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model{form.suffix}"
         export(Path(a.model), a.overrides, a.format, False, file, [])
-        run = form.run(file)
+        run = form.run(file.read_bytes())
         rows, least = [], 0
         for long in a.long:
             for size in a.batch:

@@ -61,7 +61,7 @@ def wait_and_kill(process: subprocess.Popen, run: Path, while_saving: bool, rng:
         while_saving: wait until the temporary file of a checkpoint is there, then a little.
     """
     before = steps_done(run)
-    temporary = run / "checkpoints" / "last.tmp"
+    temporary = run / "checkpoints" / ".last.pt.tmp"
     progress, delay = rng.randrange(1, 12), rng.uniform(0, 0.15)
     while process.poll() is None and steps_done(run) < before + progress:
         time.sleep(0.02)

@@ -93,7 +93,9 @@ def _sources(path: Path, above: Path) -> Iterable[Source]:
     """`above`: the folder of all that was named together with it."""
     if not path.is_dir():
         kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
-        yield Source(kind, path, path.relative_to(above))
+        # Of a pattern with .. in it the rest would lead out of the folder of results.
+        below = [part for part in path.relative_to(above).parts if part != ".."]
+        yield Source(kind, path, Path(*below))
         return
     for file in _without_results(path, files_below(path)):
         place = file.relative_to(path)

@@ -41,7 +41,7 @@ def save_checkpoint(
     Raises:
         InputError: no permission or no space; what was at `path` is still there.
     """
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
@@ -51,7 +51,7 @@ def save_checkpoint(
             _keep(path, previous)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # before `kept` is said to be safe: a full disk has room again
         there = path.exists() or (previous is not None and previous.exists())
         kept = "the checkpoint before it is kept: " if there else ""
         if not path.parent.is_dir():
@@ -59,6 +59,8 @@ def save_checkpoint(
         raise InputError(
             f"cannot write {path} ({first_line(error)}); {kept}free some space, then {then}"
         ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -80,6 +80,11 @@ def name_that_fits(stem: str, ending: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, _encoded(text))
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file or nothing.
 
     Raises:
@@ -87,11 +92,12 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(name_that_fits(f".{path.name}", f".{os.getpid()}.tmp"))
     try:
-        temporary.write_bytes(_encoded(text))
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)  # Ctrl-C leaves none either
 
 
 def _encoded(text: str) -> bytes:

@@ -49,7 +49,7 @@ class ImageDetections:
         or some by name; the classes that are not named have the detector's own, as with predict.py.
 
         Raises:
-            InputError: there are fewer than classes, or a class is unknown.
+            InputError: there are more or fewer than classes, one is no number, or a class is unknown.
         """
         if isinstance(threshold, Mapping):
             unknown = [name for name in threshold if self.thresholds and name not in self.thresholds]
@@ -62,9 +62,12 @@ class ImageDetections:
         else:
             wanted = np.asarray(threshold, dtype=np.float64)
             if wanted.ndim:
-                if len(wanted) <= self.labels.max(initial=-1):
-                    raise InputError(f"thresholds: {len(wanted)} are given, and there are more classes")
-                wanted = wanted[self.labels]
+                classes = len(self.thresholds) or max(len(wanted), self.labels.max(initial=-1) + 1)
+                if len(wanted) != classes:
+                    raise InputError(f"thresholds: {len(wanted)} are given, and there are {classes} classes")
+            if np.isnan(wanted).any():
+                raise InputError("thresholds: numbers are wanted, and one is none")
+            wanted = wanted[self.labels] if wanted.ndim else wanted
         kept = self.scores >= wanted
         names = tuple(name for name, keep in zip(self.names, kept, strict=True) if keep)
         return replace(

@@ -43,6 +43,8 @@ def test_several_processes_do_not_all_evaluate(workplace: Path, monkeypatch: pyt
     assert_refused(
         evaluate.main, ("run",), workplace, "evaluate.py works in one process", "not with torchrun"
     )
+    monkeypatch.setenv("WORLD_SIZE", "")  # as a script leaves it
+    assert_refused(evaluate.main, ("gone",), workplace, "gone")
 
 
 def test_results_of_classes_that_the_gt_does_not_list_are_left_out(workplace: Path, tmp_path: Path) -> None:

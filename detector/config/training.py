@@ -135,7 +135,11 @@ class EvalConfig(Section):
     nms_threshold: Fraction = Field(
         0.5, description="nms=hard: IoU above which the lower of two boxes is dropped"
     )
-    detections_per_img: Count = 100
+    detections_per_img: Count = Field(
+        100,
+        description="the best by their raw scores, of all classes together; with loss.class_by_class, whose classes "
+        "have scales of their own, a rare class may need more",
+    )
     backend: Literal["auto", "pycocotools", "faster_coco_eval"] = Field(
         "auto",
         description="who computes the COCO metrics; auto takes faster-coco-eval where it is installed; the "

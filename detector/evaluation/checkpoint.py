@@ -1,5 +1,6 @@
 """A checkpoint ready for use, and its score: everything that is needed is in it."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from data.feed import checked
 from data.sample import Batch, DetectionSet, is_listed
 from detector.builders.data import build_eval_loader, build_set
-from detector.builders.device import build_amp, build_device
+from detector.builders.device import build_amp, build_device, cpu_is_fast_in_bf16
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, DataConfig
@@ -96,8 +97,10 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
     _refuse_other_model(config, trained, file)
-    _say_what_changes_nothing([word.partition("=")[0] for word in overrides], config)
+    changed = [word.partition("=")[0] for word in overrides]
+    _say_what_changes_nothing(changed, config)
     device = build_device(config.train.device, key=device_key)
+    _say_what_is_slow(config, device, changed)
     model = build_model(config.model, len(content["classes"]), pretrained=False)
     load_weights(model, content["model"], str(file))
     fitted = content.get("calibration")
@@ -151,16 +154,34 @@ def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
 
 
 def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
-    """Soft-NMS leaves other scores, and many more detections, than hard NMS."""
-    settings = ("nms",) if config.eval.nms == "soft" else ("nms", "nms_threshold")
-    now, then = (
-        ", ".join(f"eval.{key}={getattr(one.eval, key)}" for key in settings) for one in (config, trained)
-    )
-    if now != then:
+    """Soft-NMS leaves other scores, and many more detections, than hard NMS; so do images of another size."""
+    now, then = (_decides_on_scores(one) for one in (config, trained))
+    if config.eval.nms == "soft":
+        del now["eval.nms_threshold"]
+    changed = [key for key in now if now[key] != then[key]]
+    if changed:
         log.warning(
             "%s: scores and thresholds are calibrated for %s, and promise too much or too little here; "
-            "evaluate.py --recalibrate FILE.pt fits them anew", now, then,
-        )  # fmt: skip
+            "evaluate.py --recalibrate FILE.pt fits them anew",
+            *(", ".join(f"{key}={one[key]}" for key in changed) for one in (now, then)),
+        )
+
+
+def _decides_on_scores(config: Config) -> dict[str, str]:
+    return {
+        "eval.nms": config.eval.nms,
+        "eval.nms_threshold": str(config.eval.nms_threshold),
+        "data.image_size": json.dumps(config.data.image_size),
+        "data.transforms.eval": json.dumps(config.data.model_dump(mode="json")["transforms"]["eval"]),
+    }
+
+
+def _say_what_is_slow(config: Config, device: torch.device, changed: Sequence[str]) -> None:
+    """A precision that the training was told to take, on a GPU as a rule. changed: keys of the overrides."""
+    amp = config.train.amp
+    slow = amp == "fp16" or (amp == "bf16" and not cpu_is_fast_in_bf16())
+    if device.type == "cpu" and slow and "train.amp" not in changed:
+        log.warning("train.amp=%s of the training takes many times as long on this CPU as train.amp=off", amp)
 
 
 def _is_of_training(key: str) -> bool:

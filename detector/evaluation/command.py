@@ -60,7 +60,7 @@ def evaluate(wanted: Wanted) -> None:
 def _check(wanted: Wanted) -> None:
     """Before the work. Raises InputError: words contradict each other, or a file cannot be written."""
     w = wanted
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
         raise InputError("evaluate.py works in one process; start it with python, not with torchrun")
     for option, file, earlier in (("--output", w.output, _EARLIER), ("--results", w.results, BEGINNING)):
         if file is None:

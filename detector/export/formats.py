@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class Format:
     """One format.
 
     make: graph, "detections" or "raw", metadata -> the content of a file.
-    run: a file -> a function that runs it on a CPU.
+    run: the content of a file -> a function that runs it on a CPU.
     """
 
     suffix: str
@@ -46,7 +45,7 @@ class Format:
     least_torch: str  # the first version that can
     suppress: Any  # NMS in the graph
     make: Callable[[nn.Module, str, dict[str, str]], bytes]
-    run: Callable[[Path], Run]
+    run: Callable[[bytes], Run]
 
 
 def require_packages(name: str) -> None:
@@ -118,13 +117,13 @@ def _strip(graph: Any) -> None:
         del part.metadata_props[:]
 
 
-def _run_onnx(file: Path) -> Run:
+def _run_onnx(content: bytes) -> Run:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as many as the user lets PyTorch have
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})
 
 
@@ -145,9 +144,9 @@ def _keep_best_in_torchscript(*arguments: Any) -> Tensor:
     return compiled
 
 
-def _run_torchscript(file: Path) -> Run:
+def _run_torchscript(content: bytes) -> Run:
     with _without_noise():
-        module = torch.jit.load(str(file), map_location="cpu")
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu")
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
         with torch.no_grad():

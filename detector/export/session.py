@@ -1,6 +1,7 @@
 """A checkpoint -> a file for other runtimes, which is there only if it does what the checkpoint does."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from detector.export.formats import FORMATS, OUTPUTS, require_packages
 from detector.export.graph import DetectionGraph, HeadsGraph
 from detector.export.metadata import metadata
 from detector.export.probabilities import Probabilities
-from detector.output import check_output
+from detector.output import check_output, name_that_fits, write_bytes
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -62,34 +63,28 @@ def export(
             f"--output: {file} is there and does not end in {FORMATS[form].suffix}, so it may be something "
             "else; name a file that ends so, or a new one"
         )
-    temporary = file.with_name(f".{file.name}.tmp")
+    probe = file.with_name(name_that_fits(f".{file.name}", f".{os.getpid()}.tmp"))
     try:
-        temporary.touch()  # before the work
+        probe.touch()  # before the work, which takes minutes
+        probe.unlink()
     except OSError as error:
         raise InputError(f"--output: cannot write {file}: {error.strerror}") from None
-    try:
-        # In float32 on the CPU, as the graph is written.
-        checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
-        given = pictures(checkpoint, check)
-        if form == "onnx" and not raw and checkpoint.config.eval.nms == "soft":
-            count = checkpoint.config.eval.detections_per_img
-            log.warning("Soft-NMS is written out for %d detections: minutes; eval.nms=hard is quick", count)
-        graph = _graph(checkpoint, form, raw)
-        kind = "raw" if raw else "detections"
-        content = FORMATS[form].make(graph, kind, metadata(checkpoint, raw))
-        try:
-            temporary.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"cannot write {file}: {error.strerror}") from None
-        run = FORMATS[form].run(temporary)
-        if raw:
-            found = f"outputs within {check_raw(checkpoint, run, given):.0e} of the largest"
-        else:
-            a = check_detections(checkpoint, run, given)
-            found = f"{a.detections} detections, boxes within {a.box_px:.0e} px, scores within {a.score:.0e}"
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # In float32 on the CPU, as the graph is written.
+    checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
+    given = pictures(checkpoint, check)
+    if form == "onnx" and not raw and checkpoint.config.eval.nms == "soft":
+        count = checkpoint.config.eval.detections_per_img
+        log.warning("Soft-NMS is written out for %d detections: minutes; eval.nms=hard is quick", count)
+    graph = _graph(checkpoint, form, raw)
+    kind = "raw" if raw else "detections"
+    content = FORMATS[form].make(graph, kind, metadata(checkpoint, raw))
+    run = FORMATS[form].run(content)
+    if raw:
+        found = f"outputs within {check_raw(checkpoint, run, given):.0e} of the largest"
+    else:
+        a = check_detections(checkpoint, run, given)
+        found = f"{a.detections} detections, boxes within {a.box_px:.0e} px, scores within {a.score:.0e}"
+    write_bytes(file, content)
     return Report(file, OUTPUTS[kind], found)
 
 

@@ -21,7 +21,7 @@ from data.inputs import RESULTS_MARK, Source
 from data.sample import is_listed
 from data.video import VideoWriter
 from detector.evaluation.coco_results import result_entry, results_text
-from detector.output import check_new_folder, name_that_fits, numbered_folders, write_text
+from detector.output import check_new_folder, name_that_fits, numbered_folders, write_bytes, write_text
 from detector.predictor import ImageDetections
 from errors import InputError
 
@@ -61,10 +61,10 @@ class ResultsFolder:
         self._numbers: dict[Path, int] = {}  # that the names which were wanted have come to
         self._drawn: dict[Source, Path] = {}
         check_new_folder("--output", Path() if wanted is None else wanted)
-        if wanted is None:
-            return
-        if wanted.is_dir() and any(not path.name.startswith(".") for path in wanted.iterdir()):
-            raise InputError(f"--output: {wanted} holds something already; choose another")
+        self._emptied = False  # a folder of results that all have been taken out of
+        if wanted is not None and wanted.is_dir():
+            _refuse_full(wanted)
+            self._emptied = (wanted / RESULTS_MARK).exists()
 
     @property
     def path(self) -> Path:
@@ -77,13 +77,18 @@ class ResultsFolder:
         try:
             if self._wanted is not None:
                 self._wanted.mkdir(parents=True, exist_ok=True)
-                (self._wanted / RESULTS_MARK).touch()
+                _refuse_full(self._wanted)  # once more: the model has been loaded meanwhile
+                (self._wanted / RESULTS_MARK).touch(exist_ok=self._emptied)
                 return self._wanted
             for folder in numbered_folders(Path(DEFAULT_FOLDER)):
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir()
                     (folder / RESULTS_MARK).touch()
                     return folder
+        except FileExistsError:
+            raise InputError(
+                f"--output: another run has begun to write into {self._wanted}; choose another"
+            ) from None
         except OSError as error:
             raise InputError(
                 f"--output: {self._wanted or DEFAULT_FOLDER} cannot be made: {error.strerror}"
@@ -104,13 +109,7 @@ class ResultsFolder:
             image.save(encoded, "PNG", compress_level=3)
         else:
             image.save(encoded, "JPEG", quality=92)
-        part = path.with_name(".part")  # no longer than the name itself
-        try:
-            part.write_bytes(encoded.getbuffer())
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
+        write_bytes(path, encoded.getbuffer())
         self._drawn[source] = path
 
     def video_writer(self, source: Source, rate: float, size: tuple[int, int]) -> VideoWriter:
@@ -254,6 +253,11 @@ class ResultsFolder:
         """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""
         lines = (f"{source.path}\t{reason}\n" for source, reason in failed)
         write_text(self.path / "failed.txt", "".join(lines))
+
+
+def _refuse_full(folder: Path) -> None:
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"--output: {folder} holds something already; choose another")
 
 
 def _categories(ids: Sequence[int], classes: Sequence[str]) -> list[dict[str, Any]]:

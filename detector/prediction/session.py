@@ -92,20 +92,24 @@ def predict(
 
 
 class _Termination:
-    """Lets a scheduler's SIGTERM break the work off as Ctrl-C does, so that what was found is kept."""
+    """Lets schedulers and a closed terminal break the work off as Ctrl-C does: what was found is kept."""
 
     def __init__(self) -> None:
-        self._before: Any = None
-        self._held = self._asked = False
+        self._before: dict[int, Any] = {}
+        self._held = False
+        self._asked: int | None = None
         self._listens = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> "_Termination":
         if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._end)
+            for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                    self._before[number] = signal.signal(number, self._end)
         return self
 
     def _end(self, number: int, _: FrameType | None) -> None:
-        self._asked = True
+        self._asked = number
         if not self._held:
             self._held = True  # schedulers send it more than once
             sys.exit(128 + number)
@@ -115,10 +119,10 @@ class _Termination:
         self._held = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
-        if self._asked and kind is None:
-            sys.exit(128 + signal.SIGTERM)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._asked is not None and kind is None:
+            sys.exit(128 + self._asked)
 
 
 class _Undetectable(InputError):

@@ -116,7 +116,7 @@ def report_page(
         sections.classes(result),
         sections.curves(result),
         sections.matrix(result, at),
-        sections.scores(result),
+        sections.scores(result, at),
         sections.sizes(result, at),
         sections.pictures(None if m.files is None else galleries(result, at)),
     ]

@@ -121,7 +121,7 @@ def matrix(result: CocoResult, at: Shown) -> str:
     return _section("Confusion", f"<p>{text}</p>{_figure(chart)}")
 
 
-def scores(result: CocoResult) -> str:
+def scores(result: CocoResult, at: Shown) -> str:
     """Where right and wrong detections lie, and whether a score is a probability."""
     matched = result.matched
     edges, right, wrong = score_histogram(matched)
@@ -146,8 +146,11 @@ def scores(result: CocoResult) -> str:
         chart.line(score, share, svg.BLUE)
         radii = 3 + 5 * np.log10(counts) / max(1.0, float(np.log10(counts.max())))
         chart.points(score, share, svg.BLUE, "detections (more: larger)", radii)
-        error = calibration_error(matched.scores, matched.correct)
-        figures.append(_figure(chart.svg(), f"calibration, error {error:.3f}"))
+        mine = matched.scores >= at.thresholds[matched.labels]
+        errors = calibration_error(matched.scores[mine], matched.correct[mine])
+        of_all = calibration_error(matched.scores, matched.correct)
+        caption = f"calibration, error {errors:.3f} from the thresholds on, {of_all:.3f} of all detections"
+        figures.append(_figure(chart.svg(), caption))
         text += " On the dashed line a score is the probability to be right; below it, it promises too much."
     return _section("Scores", f"<p>{text}</p>{_grid(figures)}")
 

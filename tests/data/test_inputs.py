@@ -69,6 +69,13 @@ def test_a_pattern_names_files_and_folders(place: Path) -> None:
     assert found("i?") == FOLDER
 
 
+def test_results_of_a_pattern_that_leads_upwards_stay_in_their_folder(place: Path) -> None:
+    sources = find_sources(["in/*/../*.png"])
+    assert [(str(source.path), str(source.place)) for source in sources] == [
+        ("in/deep/../a.png", "deep/a.png")
+    ]
+
+
 def test_a_file_is_taken_whatever_its_name(place: Path) -> None:
     assert found("odd.data") == [("image", "odd.data")]
     assert found("square[1].png") == [("image", "square[1].png")]

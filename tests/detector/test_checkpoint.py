@@ -142,7 +142,12 @@ def test_a_checkpoint_is_on_the_disk_before_its_name_is(
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(Path, "replace", note_replace)
     save_checkpoint(path, content(1), tmp_path / "previous.pt")
-    assert done == ["last.tmp", "previous.link -> previous.pt", "last.tmp -> last.pt", tmp_path.name]
+    assert done == [
+        ".last.pt.tmp",
+        "previous.link -> previous.pt",
+        ".last.pt.tmp -> last.pt",
+        tmp_path.name,
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 import train
 from data.images import read_image
+from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint, open_checkpoint
 from detector.evaluation.inference import best_first
 from detector.predictor import Detector, ImageDetections
@@ -88,7 +89,7 @@ def test_thresholds_may_be_given_for_all_or_by_name(detector, evaluated) -> None
     assert 0 < kept.sum() < len(found)
     assert same(cats, found.above([middle, 0.0]))
     np.testing.assert_array_equal(cats.scores, found.scores[kept])
-    with pytest.raises(InputError, match="1 are given, and there are more classes"):
+    with pytest.raises(InputError, match="1 are given, and there are 2 classes"):
         found.above([0.5])
 
 
@@ -176,7 +177,13 @@ def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> Non
 
 
 def test_settings_of_the_training_change_nothing_and_are_told_so(run, caplog) -> None:
-    words = ["train.epochs=3", "train.amp=off", "eval.batch_size=2", "loss.name=focal", "data.image_size=64"]
+    words = [
+        "train.epochs=3",
+        "train.amp=off",
+        "eval.batch_size=2",
+        "loss.name=focal",
+        "eval.detections_per_img=9",
+    ]
     open_checkpoint(run, words)
     (message,) = caplog.messages
     assert message.startswith("train.epochs, loss.name: of the training, and changes nothing")
@@ -190,11 +197,39 @@ def test_another_nms_than_that_of_the_calibration_is_said(run, caplog) -> None:
         open_checkpoint(run, words)
     assert not caplog.text
     open_checkpoint(run, [f"eval.nms_threshold={other}"])
-    then = f"calibrated for eval.nms=hard, eval.nms_threshold={trained.nms_threshold}, and promise"
-    assert f"eval.nms=hard, eval.nms_threshold={other}: scores and thresholds are {then}" in caplog.text
+    then = f"calibrated for eval.nms_threshold={trained.nms_threshold}, and promise"
+    assert f"eval.nms_threshold={other}: scores and thresholds are {then}" in caplog.text
     caplog.clear()
     open_checkpoint(run, ["eval.nms=soft"])
     assert "eval.nms=soft: scores and thresholds are calibrated for eval.nms=hard, and" in caplog.text
+
+
+def test_images_of_another_size_than_those_of_the_calibration_are_said(run, caplog) -> None:
+    open_checkpoint(run, ["data.image_size=64", "eval.calibrate=false"])
+    assert not caplog.text
+    open_checkpoint(run, ["data.image_size=64"])
+    assert "data.image_size=64: scores and thresholds are calibrated for data.image_size=null" in caplog.text
+    caplog.clear()
+    open_checkpoint(run, ["data.transforms.eval=[{ResizeWithin: {long: 60}}]"])
+    assert '{"long": 60}}]: scores and thresholds are calibrated for' in caplog.text
+    assert '{"long": 50}}], and promise too much or too little' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("amp", "fast", "slow"), [("bf16", False, True), ("bf16", True, False), ("fp16", True, True)]
+)
+def test_a_precision_of_a_gpu_that_a_cpu_is_slow_in_is_said(
+    run, tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch, amp: str, fast: bool, slow: bool
+) -> None:
+    """Not where the user asks for it here."""
+    monkeypatch.setattr("detector.evaluation.checkpoint.cpu_is_fast_in_bf16", lambda: fast)
+    content = load_checkpoint(run / "checkpoints" / "best.pt")
+    content["config"]["train"]["amp"] = amp
+    save_checkpoint(tmp_path / "other.pt", content)
+    open_checkpoint(tmp_path / "other.pt", [f"train.amp={amp}"])
+    assert not caplog.text
+    open_checkpoint(tmp_path / "other.pt", [])
+    assert (f"train.amp={amp} of the training takes many times as long" in caplog.text) == slow
 
 
 def test_the_thresholds_that_detections_carry_are_kept_once(detector, evaluated) -> None:
@@ -250,6 +285,16 @@ def test_above_takes_one_threshold_or_one_for_each_class() -> None:
     assert len(nothing) == 0
     for threshold in (0.5, [0.3, 0.6], {"dog": 0.2}):
         assert len(nothing.above(threshold)) == 0
+    named = replace(found, thresholds={"cat": 0.5, "dog": 0.5, "yak": 0.5})
+    assert named.above([0.3, 0.6, 1]).boxes.tolist() == boxes[[0, 2]].tolist()
+    for wrong, problem in (
+        ([0.3, 0.6], "2 are given, and there are 3 classes"),
+        ([0.3] * 4, "4 are given, and there are 3 classes"),
+        (None, "numbers are wanted"),
+        ([0.3, 0.6, float("nan")], "numbers are wanted"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            named.above(wrong)
 
 
 def test_above_takes_some_by_name_and_the_detectors_own_for_the_others(detector: Detector, evaluated) -> None:

@@ -42,25 +42,56 @@ def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
     assert len(files(place / "predictions/pictures")) == 7
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_scheduler_that_ends_it_loses_nothing_that_was_found(
-    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
-    """SIGTERM comes with the second batch, and is again what it was when the work has ended."""
-    detect, batches, before = Detector.__call__, [], signal.getsignal(signal.SIGTERM)
+    """The signal comes with the second batch, and is again what it was when the work has ended."""
+    detect, batches, before = Detector.__call__, [], signal.getsignal(sent)
 
     def ended(detector: Detector, images: Any) -> Any:
         batches.append(images)
         if len(batches) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
         return detect(detector, images)
 
     monkeypatch.setattr(Detector, "__call__", ended)
     outcome = run(place, trained, "images/?.png", *ALL, "--batch", "2", "--output", "out")
-    assert outcome.code == 128 + signal.SIGTERM
+    assert outcome.code == 128 + sent
     kept = [image["file_name"] for image in read(place / "out/images.json")["images"]]
     assert kept == ["images/0.png", "images/1.png"]
     assert {row["file"] for row in rows(place / "out")} == set(kept)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(sent) == before
+
+
+def test_what_runs_on_when_the_terminal_closes_is_not_ended_by_that(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nohup: the signal is ignored."""
+    detect, before = Detector.__call__, signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def closed(detector: Detector, images: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", closed)
+    try:
+        assert run(place, trained, "images/0.png", *ALL, "--output", "out").code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_of_two_runs_into_one_folder_the_later_is_refused(tmp_path: Path) -> None:
+    """Both are started before either has results; a folder that was emptied since its run may be used."""
+    one, other = ResultsFolder(tmp_path / "out"), ResultsFolder(tmp_path / "out")
+    one.write_failed([])
+    with pytest.raises(InputError, match=r"--output: .*out holds something already"):
+        other.write_failed([])
+    (tmp_path / "out" / "failed.txt").unlink()
+    with pytest.raises(InputError, match=r"--output: another run has begun to write into .*out; choose"):
+        other.write_failed([])
+    ResultsFolder(tmp_path / "out").write_failed([])
+    assert (tmp_path / "out" / "failed.txt").exists()
 
 
 @pytest.mark.parametrize("images", ["images/?.png", "images/0.png"], ids=["breaking off", "at the end"])

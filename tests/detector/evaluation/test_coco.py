@@ -76,9 +76,10 @@ def test_a_backend_that_is_not_installed_is_refused_and_auto_goes_without(
     assert evaluate_coco(records, predictions, "auto").as_json() == plain.as_json()
 
 
-def test_best_f1_is_that_of_the_best_threshold_tried_one_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_best_f1_is_that_of_the_best_threshold_tried_one_by_one(seed: int, tmp_path: Path) -> None:
     """Oracle: every score as threshold, right and wrong detections from it on counted. Scores are tied."""
-    content, results = random_case(7)
+    content, results = random_case(seed)
     results = [{**r, "score": round(r["score"], 1)} for r in results]
     result = evaluate(content, results, tmp_path)
     matched, labels = result.matched, result.material.found.labels[result.matching.kinds != Kind.IGNORED]

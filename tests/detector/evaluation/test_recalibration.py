@@ -61,6 +61,14 @@ def test_scores_and_thresholds_are_those_of_the_new_settings(place: Path, caplog
     assert resized == [{"ResizeWithin": {"long": 48}}]
 
 
+def test_no_file_beside_the_new_one_is_touched(place: Path) -> None:
+    for name in ("soft.tmp", ".soft.tmp"):
+        (place / name).write_text("mine")
+    assert call(evaluate.main, "run", "--recalibrate", "soft.pt", cwd=place).code == 0
+    assert {path.name for path in place.glob("*soft*")} == {"soft.pt", "soft.tmp", ".soft.tmp"}
+    assert (place / "soft.tmp").read_text() == (place / ".soft.tmp").read_text() == "mine"
+
+
 def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> None:
     (place / "notes.pt").write_text("mine")
     files = sorted(path for path in place.rglob("*") if path.is_file())

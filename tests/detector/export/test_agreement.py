@@ -84,6 +84,13 @@ def test_what_nms_decides_by_rounding_is_none() -> None:
     assert verdict(found((A, 0.4, 0), (HALF, 0.5, 0)), found((A, 0.4, 0))) == (0, 1)
 
 
+@pytest.mark.parametrize("height", [19.0, 21.0])
+def test_nms_decides_nothing_by_rounding_far_from_its_threshold(height: float) -> None:
+    """IoU 10/19 and 10/21."""
+    other = (0.0, 0.0, 10.0, height)
+    assert verdict(found((A, 0.9, 0), (other, 0.5, 0)), found((A, 0.9, 0))) == (0, 1)
+
+
 def test_a_sliver_at_the_border_may_be_no_box() -> None:
     for width, expected in ((5e-4, (1, 0)), (5e-3, (0, 1))):
         sliver = (0.0, 0.0, width, 20.0)

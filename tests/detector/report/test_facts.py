@@ -66,6 +66,15 @@ def test_confusion_by_hand() -> None:
     assert "gt dog, detected as cat: 1 (50.0%)" in page and "gt cat, detected as dog: 0 (0.0%)" in page
 
 
+def test_a_gt_box_is_confused_once() -> None:
+    """Two detections of the wrong class on one gt box: the nearer one is its confusion, the other on nothing.
+    A third that overlaps a second gt box less goes to that one."""
+    near, nearer, between = (0, 0, 20, 19), (0, 0, 20, 20), (100, 20, 40, 42)
+    gt = [(0, 0, A), (0, 0, B), (0, 0, (100, 40, 40, 40))]
+    result = result_of(gt, [(0, 1, near), (0, 1, nearer), (0, 1, between)], [0.9, 0.8, 0.7])
+    assert confusion(result, shown_at(result, [0.5, 0.5])).tolist() == [[0, 1, 2], [0, 0, 0], [0, 2, 0]]
+
+
 def shown_at(result: CocoResult, thresholds: list[float]) -> Shown:
     """With thresholds in place of the best."""
     per_class = {
