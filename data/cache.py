@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from errors import InputError
 
 _SHARED_MEMORY = Path("/dev/shm")
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # where a container finds its own
+_OWN_GROUPS = Path("/proc/self/cgroup")
 _BLOCK = 1 << 24
 _LEFT_FREE = 0.2  # of the memory that is available, for the training itself
 
@@ -186,18 +188,36 @@ def available_memory() -> int:
 
 
 def _left_in_container() -> list[int]:
-    """What its limit leaves; empty where there is none. Files that are kept in memory make room."""
-    group, limit, used, files = _CONTROL_GROUP, "memory.max", "memory.current", "inactive_file"
-    if (group / "memory").is_dir():  # version 1
-        group, limit, used = group / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+    """What each limit leaves: of the process's own group (Slurm, systemd), of those above it, and of the
+    container. Files that are kept in memory make room.
+    """
+    root, limit, used, files = _CONTROL_GROUP, "memory.max", "memory.current", "inactive_file"
+    if (root / "memory").is_dir():  # version 1
+        root, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         files = "total_inactive_file"
-    try:
-        most = (group / limit).read_text().strip()
-        taken = int((group / used).read_text())
-        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except OSError:
-        return []
-    return [] if most == "max" else [int(most) - taken + int(parts.get(files, 0))]
+    left = []
+    for group in (own := root / _own_group(), *own.parents):
+        with suppress(OSError):  # no such group, seen from this container, or no limit at the root
+            most = (group / limit).read_text().strip()
+            taken = int((group / used).read_text())
+            parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            if most != "max":
+                left.append(int(most) - taken + int(parts.get(files, 0)))
+        if group == root:
+            break
+    return left
+
+
+def _own_group() -> str:
+    """The group that rules this process's memory, below the root; "" where there is none."""
+    with suppress(OSError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "" or "memory" in controllers.split(","):  # version 2, or 1
+                own = group.lstrip("/")
+                if controllers or not (_CONTROL_GROUP / "memory").is_dir():
+                    return "" if ".." in Path(own).parts else own
+    return ""
 
 
 def _stamp(path: Path) -> NDArray[np.int64] | None:

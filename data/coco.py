@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import math
 import shlex
 from collections import Counter
@@ -13,15 +14,18 @@ from typing import Any
 
 from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out, size_of_file
 from data.categories import named_categories, used_categories
-from data.faults import DataFault, raise_or_collect
+from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import MOST_PIXELS
 from data.lookup import ImageFinder, is_file
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from errors import InputError, some_of
 
+log = logging.getLogger(__name__)
+
 _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
+_SAMPLED = 20  # images that are looked for in other folders
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
 
@@ -78,6 +82,7 @@ def load_instances(
     """As `load_coco`, of what `read_instances` has read."""
     known, labels, names, others = used_categories(named_categories(content), classes, annotations, faults)
     left_out: Counter[str] = Counter()
+    unused: list[str] = []  # marks
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     _refuse_other_folder(found, images, annotations)
@@ -95,6 +100,7 @@ def load_instances(
                     annotation=_number(record),
                 )
             image = found[image_id]
+            unused += [where] if record.get("ignore") and not record.get("iscrowd") else []
             if not isinstance(category_id, Hashable) or category_id not in known:
                 raise DataFault(
                     "category-unlisted",
@@ -111,12 +117,27 @@ def load_instances(
         except DataFault as fault:
             raise_or_collect(fault, faults)
     say_left_out(left_out, source)
+    _say_ignore_is_unused(unused, faults)
     return pack_set(found.values(), names, tuple(labels), source, faults=faults)
+
+
+def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> None:
+    """pycocotools takes iscrowd alone, and the metrics here are its."""
+    if not places:
+        return
+    more = f", and {len(places) - 1} more," if len(places) > 1 else ""
+    message = (
+        f"{places[0]}{more} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
+    )
+    if lists_all(faults):
+        faults.append(DataFault("ignore-unused", message))
+    else:
+        log.warning(message)
 
 
 def _others_than(annotations: Path) -> str:
     """What to do where the file is not there."""
-    there = sorted(path.name for path in annotations.parent.glob("*.json"))
+    there = sorted(path.name for path in annotations.parent.glob("[!.]*.json"))
     if not there:
         remedy = "set data.annotations=FILE, below data.root, with {split} for the name of the split"
         return f"; {of_roboflow(annotations.parent.parent) or remedy}"
@@ -200,13 +221,16 @@ def _images(
 
 def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source: Path) -> None:
     """Where no image will be found because their names begin with folders: say so once."""
-    first = next(iter(found.values()), None)
-    if first is None or is_file(first.path):
+    paths = [image.path for image in found.values()]
+    some = paths[:: max(1, len(paths) // _SAMPLED)]
+    if not some or any(map(is_file, some)):
         return
-    name = first.path.relative_to(folder)
+    names = [path.relative_to(folder) for path in some]
     near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
     for other in (*folder.parents[:2], source.parent, *near):
-        if is_file(other / name):
+        there = [name for name in names if is_file(other / name)]
+        if 2 * len(there) > len(names):
+            name = there[0]
             raise InputError(
                 f"{source}: its images, such as {name}, are not in {folder} but in {other}; set data.images "
                 "to that folder, as seen from data.root (. is data.root itself; of data.split: --images)"
@@ -217,7 +241,9 @@ def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
     number = whole_of(record, "id", where)
     where = f"image id {shown(number)} in {source}"
-    path = finder.find(text_of(record, "file_name", where), where)
+    # LVIS has addresses alone, whose last folders are those of the images.
+    field = "file_name" if "file_name" in record or "coco_url" not in record else "coco_url"
+    path = finder.find(text_of(record, field, where), where)
     if not isinstance(number, int) or abs(number) >= 2**63:
         raise DataFault("record-malformed", f"{where}: the id must be an integer; number them anew", path)
     return AnnotatedImage(number, path, _size(record, path, where))

@@ -19,6 +19,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from errors import InputError, first_line
 
 log = logging.getLogger(__name__)
+# Pillow's advice on palettes, and what it has to say of EXIF that is cut off, without the name of the file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
 # What a folder is searched for; a file that is named is opened whatever its ending.
@@ -53,6 +55,7 @@ _DECODE_ERRORS = (
     ValueError,
     TypeError,
     struct.error,
+    KeyError,  # of a TIFF without its own size
     Image.DecompressionBombError,
     RuntimeError,  # of AVIF
 )
@@ -152,10 +155,11 @@ def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
         InputError: the file is missing, damaged or of an unsupported kind.
     """
     with _explained(f"image {name}"), _opened(file) as image:
-        count = _pages(image)
+        pixels = _pixels(image, _as_stored(image), upright=True)
+        count = _pages(image)  # last, since it leaves the image at another
         if count > 1:
             log.warning("image %s has %d pages or frames; the first is taken", name, count)
-        return _pixels(image, _as_stored(image), upright=True)
+        return pixels
 
 
 def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -281,9 +285,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         scaled = ((grey + 128) // 257).clip(0, 255).astype(np.uint8)
         return np.repeat(scaled[:, :, None], 3, axis=2)
     if image.mode != "RGB":
-        with warnings.catch_warnings():  # Pillow's advice on palettes with transparency
-            warnings.simplefilter("ignore")
-            image = image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+        image = image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
     return np.array(image)
 
 

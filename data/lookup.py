@@ -111,7 +111,7 @@ class ImageFinder:
         other, was_exact = self._given.setdefault(path, (name, exact))
         if other != name and not (exact and was_exact):
             message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
-            raise NameTaken("image-outside", message)
+            raise NameTaken("image-name-taken", message)
         return path
 
     def _of_another_place(self, name: str, where: str) -> Path:

@@ -123,13 +123,17 @@ class IoUCrop(A.DualTransform):
         choice = self.py_random.randrange(len(self.min_ious) + 1)
         if choice == len(self.min_ious):
             return whole
-        boxes = np.asarray(data["bboxes"], dtype=np.float64)  # [K, 4 + labels], relative
-        boxes = boxes.reshape(len(boxes), -1)[:, :4] if len(boxes) else np.zeros((0, 4))
+        boxes = np.asarray(data["bboxes"], dtype=np.float64)  # [K, 4 + rows], relative
+        boxes = boxes.reshape(len(boxes), -1) if len(boxes) else np.zeros((0, 4))
+        ignored = (boxes[:, 4:] < 0).any(axis=1)  # there is nothing in them to be kept: data/transforms.py
+        boxes = boxes[~ignored, :4]
         height, width = params["shape"][:2]
+        # As SSD has it; of a long image whole crops would be refused, and few are drawn that are not as long.
+        least, most = min(0.5, height / width), max(2.0, height / width)
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         for _ in range(self.trials):
             w, h = (self.py_random.uniform(self.min_scale, 1) for _ in range(2))
-            if not 0.5 <= (h * height) / (w * width) <= 2:
+            if not least <= (h * height) / (w * width) <= most:
                 continue
             x, y = self.py_random.uniform(0, 1 - w), self.py_random.uniform(0, 1 - h)
             crop = np.array([x, y, x + w, y + h])

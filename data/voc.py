@@ -61,7 +61,7 @@ def voc_folders(root: Path) -> VocFolders:
 def folders_of_split(root: Path, split: str) -> tuple[VocFolders, str | None]:
     """The folders of a split and its list in them, None where all they hold is the split, as Roboflow's."""
     alone = root / split
-    if alone.is_dir() and any(alone.glob("*.xml")):
+    if alone.is_dir() and any(alone.glob("[!.]*.xml")):
         return VocFolders(alone, alone, alone), None
     folder, _, name = split.rpartition("/")
     return voc_folders(root / folder), name
@@ -90,7 +90,7 @@ def load_voc(
     """
     folders, name = folders_of_split(root, split)
     if name is None:
-        names = sorted(path.stem for path in folders.annotations.glob("*.xml"))
+        names = sorted(path.stem for path in folders.annotations.glob("[!.]*.xml"))
     else:
         remedy = (
             "a VOC set has the lists of its splits there, such as train.txt, with the name of an image in "

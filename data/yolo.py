@@ -86,8 +86,14 @@ def load_yolo(
             else:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 image.objects.append(Annotation(where, box, labels[category], number=line))
+    _labels_of_several(split, paths, label_files, faults)
     if not any(file.is_file() for file in label_files):
         message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
+        beside = next(
+            (path.with_suffix(".txt") for path in paths if path.with_suffix(".txt").is_file()), None
+        )
+        if beside is not None:
+            message += f" ({beside} is not looked at, since a folder above it is called images)"
         if lists_all(faults):
             faults.append(DataFault("labels-missing", message, paths[0]))
         else:
@@ -102,6 +108,24 @@ def load_yolo(
         more = ", ..." if len(set(names)) > 1 else ""
         log.warning("split %s: %s dropped (%s%s)", split, lines, names[0], more)
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
+
+
+def _labels_of_several(
+    split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
+) -> None:
+    """Say where images share a label file, as a.jpg and a.png do: the boxes of one are in both."""
+    first: dict[Path, Path] = {}
+    shared = []
+    for path, label_file in zip(paths, label_files, strict=True):
+        one = first.setdefault(label_file, path)
+        if one.name != path.name and label_file.is_file():
+            message = f"{label_file} is the label file of {one} and of {path.name}"
+            shared.append(DataFault("label-shared", message, path))
+    if lists_all(faults):
+        faults += shared
+    elif shared:
+        more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+        log.warning("split %s: %s%s: the boxes are in both images; rename one", split, shared[0], more)
 
 
 def _labels_without_images(

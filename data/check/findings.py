@@ -46,6 +46,7 @@ KINDS: dict[str, Kind] = {
         _E, "an image has another size than its annotation says", "correct the annotation: boxes are off"
     ),
     "image-outside": Kind(_E, "a path leads out of the data set", "use a path below the folder"),
+    "image-name-taken": Kind(_E, "two names stand for one file", "write each name as its file has it"),
     "annotation-unreadable": Kind(_E, "an annotation file is missing or malformed", "write it again"),
     "record-malformed": Kind(_E, "a record lacks a field, or holds no number", "correct or remove it"),
     "image-id-twice": Kind(_E, "an image id stands twice", "give each image an id of its own"),
@@ -112,6 +113,14 @@ KINDS: dict[str, Kind] = {
     "label-without-image": Kind(
         _W, "a label file has no image; its boxes are left out", "put the image there, or remove the file"
     ),
+    "label-shared": Kind(
+        _W, "two images have one label file: its boxes are in both", "rename one, with labels of its own"
+    ),
+    "ignore-unused": Kind(
+        _W,
+        "annotations are marked ignore: 1, which COCO's metric overlooks, and so does a training",
+        "write iscrowd: 1 where nothing is to be learnt or counted, or remove them",
+    ),
     "labels-missing": Kind(
         _W, "a split has no label files, and so no boxes", "put them where they are looked for"
     ),
@@ -122,7 +131,9 @@ KINDS: dict[str, Kind] = {
     ),
     "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
     "anchors-miss": Kind(
-        _W, "many boxes have no anchor that fits", "take the sizes and ratios that --dry-run prints"
+        _W,
+        "many boxes have no anchor that fits",
+        "take the sizes and ratios that --dry-run prints; where it finds none, larger images",
     ),
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),
     "box-whole-image": Kind(_N, "a box covers the whole image", "see that it is one object"),

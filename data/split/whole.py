@@ -56,8 +56,8 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
         raise InputError(f"{path} does not exist")
     if path.name in ("data.yaml", "Annotations"):
         path = path.parent
-    files = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
-    is_voc = (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("*.xml")))
+    files = sorted(path.glob("[!.]*.json")) + sorted(path.glob("annotations/[!.]*.json"))
+    is_voc = (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("[!.]*.xml")))
     is_yolo = path.suffix in (".yaml", ".yml") or any((path / name).is_file() for name in _OF_YOLO)
     if len(files) == 1 and not is_voc and not is_yolo:
         path = files[0]
@@ -168,7 +168,7 @@ def _voc(root: Path) -> WholeSet:
     ]
     if not names:
         raise InputError(f"{folders.annotations} holds no .xml files")
-    lists = sorted(path.stem for path in folders.lists.glob("*.txt"))
+    lists = sorted(path.stem for path in folders.lists.glob("[!.]*.txt") if not _is_of_all(path, names))
     if lists:
         raise InputError(
             f"{folders.lists} has lists already ({some_of(lists, 3)}): the set is divided; move them away to "
@@ -188,6 +188,16 @@ def _voc(root: Path) -> WholeSet:
         lambda rows: "".join(f"{names[row]}\n" for row in rows),
         next_step,
     )
+
+
+def _is_of_all(file: Path, names: Sequence[str]) -> bool:
+    """Whether a list names all XML files, as CVAT's default.txt does; a class's has 1 or -1 behind each."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    listed = {line.strip() for line in lines if line.strip()}
+    return set(names) in (listed, {line.rpartition(" ")[0].strip() for line in listed})
 
 
 def _say_what_has_no_xml(images: Path, names: Sequence[str]) -> None:

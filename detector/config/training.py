@@ -137,8 +137,8 @@ class EvalConfig(Section):
     )
     detections_per_img: Count = Field(
         100,
-        description="the best by their raw scores, of all classes together; with loss.class_by_class, whose classes "
-        "have scales of their own, a rare class may need more",
+        description="the best by their raw scores, of all classes together; with loss.class_by_class, whose "
+        "classes have scales of their own, a rare class may need more",
     )
     backend: Literal["auto", "pycocotools", "faster_coco_eval"] = Field(
         "auto",

@@ -94,8 +94,15 @@ def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
         try:
             sets[split] = build_set(config.data, split, faults=faults)
         except InputError as error:
-            failure = failure or error
-            spots.append(Spot("split-unreadable", f"{split}: {error}", split))
+            try:
+                # As in a training: the parts of a list need not list the same classes.
+                if "train" not in sets:
+                    raise error
+                faults = []
+                sets[split] = build_set(config.data, split, sets["train"].classes, faults=faults)
+            except InputError:
+                failure = failure or error
+                spots.append(Spot("split-unreadable", f"{split}: {error}", split))
         spots += [spot_of_fault(fault, split) for fault in faults]
         if config.data.format == "voc" and split != "train" and {"train", split} <= sets.keys():
             # Its classes are those that happen to occur, which says nothing of what is listed.

@@ -197,6 +197,30 @@ def test_available_memory_is_what_the_limit_of_a_container_leaves(tmp_path, monk
     assert available_memory() > 5000
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_a_job_is_that_of_its_own_group(tmp_path, monkeypatch, version):
+    """Slurm's and systemd's lie below the machine's, whose root may have none; the lowest counts."""
+    root, limit, used = tmp_path, "memory.max", "memory.current"
+    own = "1:name=systemd:/other\n5:cpuset,memory:/slurm/job7\n0::/none\n"
+    if version == 1:
+        root, limit, used = tmp_path / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+    else:
+        own = "0::/slurm/job7\n"
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(data.cache, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(data.cache, "_OWN_GROUPS", tmp_path / "own")
+    for group, most, taken in (("slurm", 9000, 8100), ("slurm/job7", 5000, 1000), ("other", 7, 7)):
+        (root / group).mkdir(parents=True, exist_ok=True)
+        (root / group / limit).write_text(f"{most}\n")
+        (root / group / used).write_text(f"{taken}\n")
+        (root / group / "memory.stat").write_text("anon 1\n")
+    assert available_memory() == 900
+    (root / "slurm" / used).write_text("1000\n")
+    assert available_memory() == 4000
+    (tmp_path / "own").write_text(own.replace("/slurm/job7", "/docker/elsewhere"))  # of the host, not here
+    assert available_memory() > 9000
+
+
 def test_file_serves_later_trainings(tmp_path, monkeypatch):
     records = make_set(tmp_path)
     read_all(DiskCache(records, tmp_path / "cache"), range(6))

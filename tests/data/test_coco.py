@@ -391,6 +391,37 @@ def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content)
             load_coco(tmp_path / "set/annotations/train.json", tmp_path / "set" / folder)
 
 
+def test_only_where_all_images_lie_elsewhere_is_another_folder_named(tmp_path, content):
+    """One that was moved is missing, as any other."""
+    (tmp_path / "rejected").mkdir()
+    (tmp_path / "images" / "0.png").rename(tmp_path / "rejected" / "0.png")
+    assert "0.png does not exist" in error_of(tmp_path, content)
+    (tmp_path / "images" / "1.png").rename(tmp_path / "rejected" / "1.png")
+    assert f"0.png, are not in {tmp_path / 'images'} but in" in error_of(tmp_path, content)
+    (tmp_path / "rejected" / "1.png").unlink()
+    assert "0.png does not exist (and 1 more" in error_of(tmp_path, content)
+
+
+def test_a_mark_that_counts_for_nothing_is_said_once(tmp_path, content, caplog):
+    for annotation in content["annotations"][:2]:
+        annotation["ignore"] = 1
+    content["annotations"][1]["iscrowd"] = 1
+    assert load(tmp_path, content).ignore.tolist() == [False, True, False]
+    (message,) = caplog.messages
+    assert re.match(r"annotation 1 in .*set\.json has ignore: 1, which counts for nothing; iscrowd", message)
+    faults = []
+    load_coco(tmp_path / "set.json", tmp_path / "images", faults=faults)
+    assert [fault.code for fault in faults] == ["ignore-unused"]
+
+
+def test_an_address_serves_where_there_is_no_name(tmp_path, content):
+    """As in LVIS."""
+    expected = load(tmp_path, content).files.tolist()
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    assert load(tmp_path, content).files.tolist() == expected
+
+
 def test_links_are_followed(tmp_path, content):
     """Large sets are often links to another disk: the user's own arrangement, unlike a name with '..'."""
     (tmp_path / "images" / "0.png").rename(tmp_path / "elsewhere.png")

@@ -85,6 +85,23 @@ def test_of_several_pages_the_first_is_taken_and_the_others_are_named(tmp_path, 
     assert caplog.messages == ["image a has 3 pages or frames; the first is taken"]
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_whose_later_pages_are_damaged_has_its_first(tmp_path, compression):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    pages, path = [Image.fromarray(page) for page in noise], tmp_path / "a.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression=compression)
+    content, whole = path.read_bytes(), 0
+    for length in range(len(content) // 3, len(content), 7):
+        path.write_bytes(content[:length])
+        try:
+            first = read_upright(path, "a")
+        except InputError:
+            continue
+        whole += 1
+        np.testing.assert_array_equal(first, noise[0])
+    assert whole > 200
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     (tmp_path / "set" / "night").mkdir(parents=True)
     (tmp_path / "set" / "lost+found").mkdir()

@@ -239,6 +239,16 @@ def test_voc_gets_its_lists(tmp_path: Path) -> None:
     assert sorted(name for part in found for name in part) == sorted(f"{name}.jpg" for name in images)
 
 
+def test_a_voc_set_whose_one_list_names_all_is_not_divided_yet(tmp_path: Path) -> None:
+    """As CVAT exports it, with a list for each class too."""
+    images = {f"{k}": voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in range(6)}
+    write_voc(tmp_path / "set", images, {"default": "\n".join(images)})
+    of_class = "".join(f"{name}  {'1' if name < '3' else '-1'}\n" for name in images)
+    (tmp_path / "set" / "ImageSets" / "Main" / "cat_default.txt").write_text(of_class)
+    assert call(main, "set", "--val", "0.5", cwd=tmp_path).code == 0
+    assert len(load_voc(tmp_path / "set", "train")) == len(load_voc(tmp_path / "set", "val")) == 3
+
+
 def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for k in range(10):

@@ -242,6 +242,25 @@ def test_iou_crop_keeps_overlap_centre_ratio_and_scale(min_iou):
     assert 10 <= cropped < len(SEEDS)  # about half of the draws leave the image as it is
 
 
+def test_iou_crop_crops_a_long_image_too():
+    """Of 4:1, a third of whose crops would be between 1:2 and 2:1 if they were a quarter of its side."""
+    image, apply = (
+        np.zeros((60, 240, 3), np.uint8),
+        pipeline({"IoUCrop": {"min_ious": [0], "min_scale": 0.6}}),
+    )
+    shapes = {apply(image, BOXES[:0], seed)[0].shape[:2] for seed in SEEDS}
+    assert len(shapes) > 10
+    assert all(0.24 <= height / width <= 2.08 for height, width in shapes)
+
+
+def test_iou_crop_looks_for_objects_and_not_for_ignored_regions():
+    apply = pipeline({"IoUCrop": {"min_ious": [0], "min_scale": 0.3}})
+    boxes, ignored = np.array([[20, 20, 40, 40], [180, 150, 220, 190]], np.float32), np.array([False, True])
+    for seed in SEEDS:
+        *_, rows = apply(map_of_positions(), boxes, seed, ignored)
+        assert 0 in rows
+
+
 def test_iou_crop_leaves_the_image_where_no_crop_fits():
     apply, speck = pipeline({"IoUCrop": {"min_ious": [0.9]}}), np.array([[7, 7, 9, 9]], np.float32)
     for seed in range(10):

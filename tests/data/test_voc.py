@@ -308,6 +308,14 @@ def test_missing_files_are_named(root):
     assert f"{root / 'JPEGImages'} does not exist" in error_of(root)
 
 
+def test_what_a_mac_leaves_beside_files_is_no_annotation(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.xml").write_text(voc_xml([("cat", (4, 5, 24, 23), 0)]))
+    write_image(tmp_path / "train" / "a.jpg")
+    (tmp_path / "train" / "._a.xml").write_bytes(b"\0\5\x16\7")
+    assert len(load_voc(tmp_path, "train")) == 1
+
+
 def test_empty_list_is_refused_by_name(root):
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n")
     config = DataConfig(format="voc", root=str(root))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,22 @@ def test_labels_that_are_not_where_they_are_looked_for_are_said_once(root: Path,
         assert len(load_yolo(root, "train").boxes) == 0
     (message,) = caplog.messages
     assert str(root / "labels" / "train" / "a.txt") in message
+    caplog.clear()
+    shutil.copy(root / "Labels" / "train" / "a.txt", root / "images" / "train")  # where labelImg leaves it
+    load_yolo(root, "train")
+    assert f"{root / 'images' / 'train' / 'a.txt'} is not looked at, since a folder above" in caplog.text
+
+
+def test_images_that_share_a_label_file_are_said(root: Path, caplog) -> None:
+    """a.jpg and a.png; two that have none are two images of background."""
+    for name in ("a", "b"):
+        write_image(root / "images" / "train" / f"{name}.jpg", seed=9)
+    assert len(load_yolo(root, "train").boxes) == 4
+    (message,) = caplog.messages
+    assert "a.txt is the label file of" in message and "a.jpg and of a.png: the boxes are in both" in message
+    faults: list[DataFault] = []
+    load_yolo(root, "train", faults=faults)
+    assert [(fault.code, fault.image.name) for fault in faults] == [("label-shared", "a.png")]
 
 
 def test_paths_written_on_windows_are_found(root: Path) -> None:

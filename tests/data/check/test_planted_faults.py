@@ -1,5 +1,6 @@
 """Each fault, planted alone in a clean set, is found with its place, and nothing else is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,26 @@ def test_a_voc_folder_without_a_class_of_training_lists_it_all_the_same(tmp_path
         tmp_path, "data.format=voc", "data.splits.train=one/all", "data.splits.val=two/all"
     ).report
     assert [finding.code for finding in report.findings] == ["class-not-evaluated"]
+
+
+def test_parts_of_a_split_need_not_list_the_same_classes(root: Path) -> None:
+    """A training reads them by the classes of its own."""
+    content = json.loads((root / "annotations" / "val.json").read_text())
+    for name, image in (("v1", 0), ("v2", 1)):
+        kept = {k: v for k, v in content.items() if k != "annotations"} | {
+            "images": [content["images"][image]]
+        }
+        number = kept["images"][0]["id"]
+        kept["annotations"] = [a for a in content["annotations"] if a["image_id"] == number]
+        if name == "v2":
+            kept["categories"] = kept["categories"][:1]
+            kept["annotations"] = kept["annotations"][:1]
+        (root / "annotations" / f"{name}.json").write_text(json.dumps(kept))
+    report = examined(root, "data.splits.val=[v1,v2]").report
+    assert [finding.code for finding in report.findings] == []
+    assert report.splits["val"].images == 2
+    report = examined(root, "data.splits.val=[v1,gone]").report
+    assert "split-unreadable" in [finding.code for finding in report.findings]
 
 
 def test_an_annotated_size_beyond_all_memory_is_a_fault_like_another(root: Path) -> None:
