@@ -115,6 +115,7 @@ def predict(
     from data.images import IMAGE_SUFFIXES
     from data.inputs import VIDEO_SUFFIXES, find_sources
     from detector.checkpoint import find_checkpoint
+    from detector.config.hints import setting_called
     from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
     from detector.prediction.session import predict as run
     from detector.predictor import Detector
@@ -130,6 +131,11 @@ def predict(
         raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
     if Path(model).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         raise InputError(f"{model} is no checkpoint; the run folder comes first, then what to detect in")
+    for word in inputs:
+        name, equals, _ = word.partition("=")
+        hint = _ELSEWHERE.get(name) or setting_called(name) if equals and not _names_inputs(word) else ""
+        if hint:
+            raise InputError(f"{word}: {hint}")
     if not inputs:
         raise InputError("give an image, a folder or a video beside the settings")
     find_checkpoint(Path(model))  # before the inputs: they may have changed places

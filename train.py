@@ -64,7 +64,11 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     processes.leave()
     if processes.main and folder is not None:
         run = shlex.quote(str(folder))
-        print(f"evaluate: {this_python()} evaluate.py {run}\nlook:     tensorboard --logdir {run}")
+        program = Path(__file__).resolve().with_name("evaluate.py")
+        if program.is_relative_to(Path.cwd()):
+            program = program.relative_to(Path.cwd())
+        evaluate = f"{this_python()} {shlex.quote(str(program))} {run}"
+        print(f"evaluate: {evaluate}\nlook:     tensorboard --logdir {run}")
 
 
 def _run(config: "Config", name: str, resume: Path | None, processes: "Processes") -> Path | None:
@@ -94,6 +98,7 @@ def _configuration(
 ) -> tuple["Config", str]:
     """What the command line describes, and the name of the run."""
     from detector.config.file import apply_overrides, load_config, parse_config, refuse_own_data_as_demo
+    from detector.config.idle import warn_of_idle_settings
     from detector.training.run_folder import resume_config
     from errors import InputError
 
@@ -107,7 +112,9 @@ def _configuration(
     if any(word.startswith("run.dir=") for word in overrides):
         raise InputError("--resume goes on in the folder of the run; leave run.dir out")
     values = apply_overrides(resume_config(resume), overrides)
-    return parse_config(values, str(resume), overrides), resume.name
+    config = parse_config(values, str(resume), overrides)
+    warn_of_idle_settings(config, [word.partition("=")[0] for word in overrides])
+    return config, resume.name
 
 
 if __name__ == "__main__":

@@ -6,23 +6,36 @@ not look at when it reads; here it is checked, so that a flipped bit is found an
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from errors import InputError, first_line, some_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST, PREVIOUS, BEST, DAMAGED = "last.pt", "previous.pt", "best.pt", "damaged.pt"
+_NEEDED = {
+    "model": dict,
+    "config": dict,
+    "classes": list | tuple,
+    "category_ids": list | tuple,
+    "step": int,
+    "epoch": int,
+}
 _EXPORTED = (".onnx", ".torchscript")
 _OTHERS = (".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".zip", ".jpg", ".jpeg", ".png")
 # What torch's restricted unpickler says of a file that would call something.
@@ -43,25 +56,47 @@ def save_checkpoint(
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _Told(io.FileIO(temporary, "w")) as file, _telling(file):
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             _keep(path, previous)
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)  # before `kept` is said to be safe: a full disk has room again
         there = path.exists() or (previous is not None and previous.exists())
         kept = "the checkpoint before it is kept: " if there else ""
+        reason = getattr(error, "strerror", None) or first_line(error)
         if not path.parent.is_dir():
             raise InputError(f"cannot write {path}: its folder is gone; put it back, then {then}") from None
-        raise InputError(
-            f"cannot write {path} ({first_line(error)}); {kept}free some space, then {then}"
-        ) from None
+        raise InputError(f"cannot write {path} ({reason}); {kept}free some space, then {then}") from None
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+class _Told(io.BufferedWriter):
+    """A file that remembers why it could not be written: torch makes a RuntimeError of it, even of Ctrl-C."""
+
+    error: BaseException | None = None
+
+    def write(self, content: "Buffer") -> int:
+        try:
+            return super().write(content)
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+@contextlib.contextmanager
+def _telling(file: _Told) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:
+        if file.error is not None:
+            raise file.error from None
+        raise
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -165,8 +200,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: the file is missing, damaged, or not a checkpoint of this project.
     """
     content = load_tensors(path)
-    needed = ("model", "config", "classes", "category_ids", "step", "epoch")
-    if not isinstance(content, dict) or any(key not in content for key in needed):
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in _NEEDED.items()
+    ):
         plain = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
         remedy = "give a run folder or its best.pt"
         if plain:

@@ -123,7 +123,7 @@ def _translated(
     """The weights of a file under our names and for our box_std and eps; its classes, where it tells them."""
     state = _state_dict(content)
     if state is None:
-        raise InputError(f"model.init: {source} holds no state dict (names with tensors)")
+        raise InputError(f"model.init: {source} holds no state dict (names with dense tensors)")
     learned_for = _box_std_of(content)
     theirs = any(name.startswith("head.") for name in state)
     if theirs:
@@ -150,7 +150,13 @@ def _state_dict(content: object) -> Mapping[str, Tensor] | None:
 
 
 def _holds_tensors(state: Mapping[str, object]) -> bool:
-    return all(isinstance(value, Tensor) for value in state.values())
+    return all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+        for name, value in state.items()
+    )
 
 
 def _check_architecture(
@@ -163,6 +169,9 @@ def _check_architecture(
             raise InputError(
                 f"model.init: {source} has {has} for '{name}', this model wants {wants}; {remedy}"
             )
+        if own[name].is_floating_point() and not state[name].is_floating_point():
+            kind = str(state[name].dtype).removeprefix("torch.")
+            raise InputError(f"model.init: {source} has {kind} numbers for '{name}'; floats are wanted")
     extra = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if extra:
         raise InputError(f"model.init: {source} has '{extra[0]}', which this model does not; {remedy}")

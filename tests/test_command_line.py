@@ -17,6 +17,8 @@ import evaluate
 import export
 import predict
 import train
+from detector.evaluation import command
+from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, small_coco
 from tests.runs import assert_one_line, assert_refused, boxes_lost_at, call, last, read_metrics
 
@@ -79,10 +81,27 @@ def test_train_leaves_a_run_and_says_how_to_go_on(tmp_path: Path) -> None:
     outcomes = [call(train.main, "mine.yaml", *TINY_MODEL, cwd=tmp_path) for _ in range(2)]
     for outcome, run in zip(outcomes, ("runs/mine", "runs/mine-2"), strict=True):
         assert (outcome.code, outcome.err) == (0, "")
-        assert re.search(rf"^evaluate: \S*python\S* evaluate\.py {run}$", outcome.out, re.MULTILINE)
+        program = Path(evaluate.__file__)  # which is not below the folder of this call
+        assert re.search(rf"^evaluate: \S*python\S* {program} {run}$", outcome.out, re.MULTILINE)
         assert f"tensorboard --logdir {run}" in outcome.out
         names = {path.name.split(".")[0] for path in (tmp_path / run).rglob("[!.]*")}
         assert names == {"config", "metrics", "checkpoints", "last", "previous", "best", "events"}
+
+
+def test_results_that_cannot_be_written_cost_no_metrics(workplace: Path, monkeypatch) -> None:
+    write = command.write_text
+
+    def fail(path: Path, text: str) -> None:
+        if path.name == "results.json":
+            raise InputError(f"cannot write {path}: No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(command, "write_text", fail)
+    words = ("run", "--results", "results.json", "--output", "kept.json")
+    outcome = call(evaluate.main, *words, cwd=workplace)
+    assert outcome.code == 2 and "results.json: No space left" in outcome.err
+    assert json.loads((workplace / "kept.json").read_text())["AP"] >= 0 and "AP50" in outcome.out
+    (workplace / "kept.json").unlink()
 
 
 def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path) -> None:

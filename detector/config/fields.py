@@ -60,3 +60,13 @@ class Section(BaseModel):
 def sub_section(annotation: Any) -> type[Section] | None:
     """The section that a field holds, if it holds one."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def leaf_values(section: Section, prefix: str = "") -> dict[str, Any]:
+    """The value of every dotted key."""
+    values: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        inner = isinstance(value, Section)
+        values |= leaf_values(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return values

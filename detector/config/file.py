@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from detector.config import Config, Section
 from detector.config.fields import Names, sub_section
 from detector.config.hints import leaf_kinds, nearest
+from detector.config.idle import warn_of_idle_settings
 from errors import InputError
 
 _TEXTS = (str, str | None)
@@ -56,13 +57,18 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         InputError: the file is missing or malformed, a key is unknown, a value does not fit.
     """
     overrides = overrides or []
-    values = _read_with_bases(path, ())
+    values, own = _read_with_bases(path, ())
     if "names" in values and "train" in values:
         raise InputError(
             f"{path} is the data.yaml of a YOLO set and no configuration; try configs/own.yaml "
             f"data.format=yolo data.root={path}"
         )
-    return parse_config(apply_overrides(values, overrides), str(path), overrides)
+    values = apply_overrides(values, overrides)
+    _refuse_own_data_as_demo(path, values.get("data"))
+    config = parse_config(values, str(path), overrides)
+    # What a base says of another optimizer, say, is there to be overridden.
+    warn_of_idle_settings(config, [*_leaf_keys(own), *(word.partition("=")[0] for word in overrides)])
+    return config
 
 
 def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
@@ -129,6 +135,27 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     return values
 
 
+def _refuse_own_data_as_demo(path: Path, data: object) -> None:
+    """Of a file that does not say what its data set is, so that it would be the demo's."""
+    if isinstance(data, dict) and "format" not in data and _is_not_the_demos(root := data.get("root")):
+        raise InputError(
+            f"{path}: data.root={root} without data.format: coco, voc or yolo is wanted (shapes: the demo's "
+            "generated set, made in that folder)"
+        )
+
+
+def _is_not_the_demos(root: object) -> bool:
+    return isinstance(root, str) and not (Path(root).expanduser() / "shapes.json").is_file()
+
+
+def _leaf_keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all that a file says itself."""
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _leaf_keys(value, f"{prefix}{name}.")
+
+
 def refuse_own_data_as_demo(overrides: list[str]) -> None:
     """Of a training without a configuration file, whose data set would be the demo's.
 
@@ -138,7 +165,7 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
     """
     given = dict(word.partition("=")[::2] for word in overrides)
     root = given.get("data.root")
-    if root is None or "data.format" in given or (Path(root).expanduser() / "shapes.json").is_file():
+    if "data.format" in given or not _is_not_the_demos(root):
         return
     raise InputError(
         f"data.root={root}: without CONFIG it is the demo's generated set that is trained on; for a set of "
@@ -155,7 +182,8 @@ def _yaml_value(key: str, text: str) -> Any:
         raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
 
 
-def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file and those below it say together, and what it says itself."""
     path = path.resolve() if path.is_file() else path  # a pipe has no other name
     if path in seen:
         raise InputError(f"{path}: base leads back to the file itself")
@@ -177,10 +205,11 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: a mapping of sections is wanted, such as 'train: {{epochs: 12}}'")
     base = values.pop("base", None)
     if base is None:
-        return values
+        return values, values
     if not isinstance(base, str):
         raise InputError(f"{path}: base must be the name of one file")
-    return _merge(_read_with_bases(path.parent / Path(base).expanduser(), (*seen, path)), values)
+    below, _ = _read_with_bases(path.parent / Path(base).expanduser(), (*seen, path))
+    return _merge(below, values), values
 
 
 def _nearest_file(path: Path, seen_from: Path) -> str:
@@ -239,4 +268,7 @@ def _explain(error: ValidationError) -> str:
         if key.partition("[")[0] in leaf_kinds(Config):
             return f"{key}: {message}"
         return f"{key}.{message}" if key else message  # the message of a section begins with the key
-    return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    text = f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        text += """; in YAML no, yes and numbers are not text unless they are quoted: 'no', '1'"""
+    return text

@@ -27,7 +27,6 @@ _NAMES_ELSEWHERE = {
     "project": "run.dir",
     "name": "run.dir",
     "freeze": "model.frozen_stages",
-    "conf": "eval.score_threshold",
     "iou": "eval.nms_threshold",
     "max_det": "eval.detections_per_img",
     "max_dets": "eval.detections_per_img",
@@ -50,6 +49,7 @@ _LOGS = "runs are logged for TensorBoard, and in metrics.jsonl"
 _LAUNCHED = "several processes are started by torchrun --nproc-per-node N train.py ..."
 # What they have and here needs no key.
 _NO_KEY_HERE = {
+    "conf": "predict.py --threshold cuts scores (eval.score_threshold: raw ones, which costs AP)",
     "patience": _ALL_STOPS,
     "early_stopping": _ALL_STOPS,
     "resume": _CONTINUED,

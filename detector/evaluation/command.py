@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from detector.checkpoint import save_checkpoint
 from detector.evaluation.checkpoint import evaluate_checkpoint
 from detector.evaluation.coco import CocoResult, evaluate_material
 from detector.evaluation.coco_results import BEGINNING, results_text
@@ -114,13 +115,15 @@ class Scored:
     facts: list[tuple[str, str]]  # for the head of the report
     result: CocoResult
     extra: dict[str, float]
+    results: str | None = None  # the content of a COCO results file, where it is wanted
+    recalibrated: dict[str, Any] | None = None  # the same of a checkpoint
 
     def table(self) -> str:
         return metrics_table(self.result, self.extra, self.title)
 
 
 def _score(wanted: Wanted) -> Scored:
-    """One checkpoint, whose detections are written if they are wanted, or one results file."""
+    """One checkpoint or one results file."""
     if wanted.annotations is not None:
         (results,) = wanted.predictions
         result = evaluate_material(read_material(results, wanted.annotations, wanted.images))
@@ -128,29 +131,34 @@ def _score(wanted: Wanted) -> Scored:
 
     (model,), split = wanted.models, wanted.split or "val"
     with_ids, file = wanted.results is not None, wanted.recalibrated
+    content = None
     if file is None:
         done = evaluate_checkpoint(model, wanted.overrides, split, with_ids)
     else:
-        done = recalibrate(model, wanted.overrides, split, file, with_ids)
-    if wanted.results is not None:
-        write_text(wanted.results, results_text(done.coco_results()))
+        done, content = recalibrate(model, wanted.overrides, split, with_ids)
     of_split = f"{split} of {done.config.data.root}"
     return Scored(
         f"{done.file}, split {of_split} ({len(done.records)} images)",
         [("checkpoint", str(done.file)), ("split", of_split)],
         done.scores.coco,
         done.scores.extra,
+        results_text(done.coco_results()) if wanted.results is not None else None,
+        content,
     )
 
 
 def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scored | None = None) -> None:
-    """The JSON, the report of one run, and the table."""
+    """The JSON, what else is wanted of one run, and the table."""
     # Before the table: whoever reads that may have gone (| head).
     if wanted.output is not None:
         write_text(wanted.output, json.dumps(content, indent=2) + "\n")
     try:
+        if wanted.recalibrated is not None and one is not None and one.recalibrated is not None:
+            save_checkpoint(wanted.recalibrated, one.recalibrated, then="try again")
+        if wanted.results is not None and one is not None and one.results is not None:
+            write_text(wanted.results, one.results)
         if wanted.report is not None and one is not None:
             name = f"Evaluation of {[*wanted.models, *wanted.predictions][0]}"
             text += f"\nreport: {write_report(wanted.report, name, one.facts, one.result, one.extra)}"
-    finally:  # a report that fails costs no metrics
+    finally:  # what fails costs no metrics
         print(text)

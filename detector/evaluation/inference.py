@@ -89,8 +89,8 @@ def predict_batches(
         extremes = torch.stack((outputs.logits.amax(), *outputs.deltas.aminmax()))
         if not extremes.isfinite().all():
             raise InputError(
-                "the network gives NaN or infinite numbers: its weights are damaged, or too large for fp16 "
-                "(train.amp=off tells)"
+                "the network gives NaN or infinite numbers: its weights are damaged, have grown too large "
+                "(train with a lower optimizer.lr), or are too large for fp16 (train.amp=off tells)"
             )
         found = postprocess(outputs, batch.sizes)
         factors = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).cpu()  # x, y, x, y

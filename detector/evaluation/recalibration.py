@@ -4,8 +4,9 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from detector.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from detector.checkpoint import find_checkpoint, load_checkpoint
 from detector.evaluation.calibration import fit_calibration
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
 from detector.output import check_output
@@ -23,9 +24,9 @@ def check_recalibrated(file: Path, model: Path) -> None:
 
 
 def recalibrate(
-    model: Path, overrides: Sequence[str], split: str, file: Path, with_ids: bool = False
-) -> CheckpointScores:
-    """Score a checkpoint on a split, and write it with the calibration and the thresholds that fit there.
+    model: Path, overrides: Sequence[str], split: str, with_ids: bool = False
+) -> tuple[CheckpointScores, dict[str, Any]]:
+    """Score a checkpoint on a split, and give it the calibration and the thresholds that fit there.
 
     Args:
         overrides: of the configuration; those of `eval`, and of the size of images in evaluation, go into the
@@ -33,11 +34,12 @@ def recalibrate(
         with_ids: as for `evaluate_checkpoint`.
 
     Returns:
-        What the new checkpoint scores, on the very split that it was fitted to.
+        What the new checkpoint scores, on the very split that it was fitted to, and its content, for
+        `save_checkpoint`.
 
     Raises:
-        InputError: the checkpoint, an override or the data is wrong, the split has no gt boxes, nothing is
-            found, or there is no space.
+        InputError: the checkpoint, an override or the data is wrong, the split has no gt boxes, or nothing is
+            found.
     """
     raw = evaluate_checkpoint(model, [*overrides, "eval.calibrate=false"], split, with_ids)
     known = raw.scores.coco.material.gt_totals() > 0
@@ -57,5 +59,4 @@ def recalibrate(
     content["metrics"] = {**scores.coco.as_json(), **scores.extra}
     content["calibration"] = calibration.as_plain()
     content["evaluated"] = content["step"]
-    save_checkpoint(file, content, then="try again")
-    return replace(raw, scores=scores)
+    return replace(raw, scores=scores), content

@@ -58,6 +58,9 @@ def compiled_loop(loop: Callable[Arguments, Result]) -> Callable[Arguments, Resu
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         with _ONCE:
             ready = fast()
-        return ready(*args, **kwargs)
+        try:
+            return ready(*args, **kwargs)
+        except OSError:  # of the first call alone: it is compiled by then, but the disk to keep it on is full
+            return ready(*args, **kwargs)
 
     return call

@@ -42,6 +42,12 @@ class AnchorFit:
         return self.by_iou and len(self.best) > 0 and recall(self.best, self.positive_iou) < _LITTLE_RECALL
 
 
+def at_scale(fit: AnchorFit, scale: float) -> Tensor:
+    """The best IoU of each box, [G], where images are shrunk: see schedule.image_scales."""
+    sizes = (fit.seen.image_sizes * scale / SIZE_DIVISOR).ceil().clamp(min=1).long() * SIZE_DIVISOR
+    return level_ious(SeenBoxes(fit.seen.boxes * scale, sizes), fit.shapes).amax(1)
+
+
 def recall(best: Tensor, iou: float) -> float:
     """The part of the boxes [G] whose best anchor reaches an IoU."""
     return float((best >= iou).double().mean())

@@ -44,6 +44,21 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
         )  # fmt: skip
 
 
+def warn_of_batches(batch_size: int, images: int) -> None:
+    """An epoch has whole batches alone: each step is of as many images."""
+    left = images % batch_size
+    if batch_size > images:
+        log.warning(
+            "train.batch_size=%d: there are %d training images, so that each step is of all of them",
+            batch_size, images,
+        )  # fmt: skip
+    elif 10 * left >= images:
+        log.warning(
+            "train.batch_size=%d: each epoch leaves out %d of the %d training images, others every time",
+            batch_size, left, images,
+        )  # fmt: skip
+
+
 def refuse_another_set(train_set: DetectionSet, processes: Processes) -> None:
     """All processes divide one order of the samples: what one of them cannot read must be so for all.
 

@@ -1,6 +1,7 @@
 """What a run shows: progress on the terminal, metrics.jsonl, TensorBoard."""
 
 import errno
+import os
 import resource
 import sys
 import time
@@ -64,7 +65,7 @@ class Monitor:
             total=total_steps,
             initial=first_step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not _has_room_for_a_bar(),
             dynamic_ncols=True,
         )
 
@@ -76,6 +77,10 @@ class Monitor:
     def advance(self) -> None:
         """One step is done."""
         self._bar.update()
+
+    def evaluating(self) -> None:
+        """What follows takes a while in which there are no steps."""
+        self._bar.set_description("evaluating")
 
     def step(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Log one training step."""
@@ -106,6 +111,7 @@ class Monitor:
         Args:
             pictures: validation images, uint8 [H, W, 3], by name.
         """
+        self._bar.set_description()
         append_metrics(self.folder, {"step": step, "epoch": epoch, **result.as_json(), **extra})
         self._board.evaluation(step, result, extra)
         self._board.images(step, pictures)
@@ -133,6 +139,14 @@ class Monitor:
         """
         self._bar.close()
         self._board.close()
+
+
+def _has_room_for_a_bar() -> bool:
+    """Whether stderr is a terminal with a width, which that of docker -t and script has not."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 def summary_values(losses: Losses, gradient_norm: Tensor, images: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from data.feed import checked
 from data.sample import Batch, DetectionSet
 from detector.config import Config
 from detector.memory import memory_explained
-from detector.training.anchor_check import measure_anchors, recall
+from detector.training.anchor_check import at_scale, measure_anchors, recall
 from detector.training.assembly import sets_in_words
 from detector.training.compilation import compilation_explained
 from detector.training.processes import Processes
@@ -73,6 +73,10 @@ def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
         f"anchors   {recalls[0]:.1f} % of {len(fit.best)} gt boxes, as augmented, have one with IoU >= "
         f"{fit.positive_iou:g}, {recalls[1]:.1f} % with IoU >= {fit.negative_iou:g}"
     )
+    scale = min(config.schedule.image_scales)
+    if scale < 1:
+        share = 100 * recall(at_scale(fit, scale), fit.positive_iou)
+        yield f"          {share:.1f} % at {scale:g} of the size (schedule.image_scales)"
     if fit.suggested is not None:
         single = "the others have but their single best anchor to learn from; " if fit.by_iou else ""
         yield f"          {single}these would fit better:"

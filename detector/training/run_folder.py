@@ -71,7 +71,8 @@ def in_use(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise InputError(
-            f"run.dir: {folder} cannot be written to ({error.strerror}); choose another"
+            f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or go on with a copy "
+            "of the run elsewhere"
         ) from None
     try:
         yield
@@ -169,7 +170,7 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> dict[str, A
     if not path.exists():
         return None
     kept, beside, repeated = [], dict[str, Any](), False
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
             if record["step"] > step:

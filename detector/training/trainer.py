@@ -345,6 +345,8 @@ class Trainer:
         Raises:
             Stopped: a signal asked for it; the evaluation will be made again.
         """
+        if self.monitor:
+            self.monitor.evaluating()
         model = self.learner.evaluated
         self.processes.share_state(model)
         share = self.parts.validation.detect(model, self.stop)
@@ -375,7 +377,8 @@ class Trainer:
     def _introduction(self) -> str:
         config, lr, ended, step = self.config, "", "", self.progress.step
         if self.parts.lr != config.optimizer.lr:
-            lr = f"; lr {self.parts.lr:g} = {config.optimizer.lr:g} x {config.train.batch_size}"
+            images = min(config.train.batch_size, len(self.parts.train_set))
+            lr = f"; lr {self.parts.lr:g} = {config.optimizer.lr:g} x {images}"
             lr += f" / {config.optimizer.lr_for_batch}"
         if self.progress.evaluated == self.total_steps:
             ended = (

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, and nothing in them is run."""
 
+import errno
 import io
 import os
 import random
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from detector import checkpoint
 from detector.checkpoint import (
     DamagedCheckpoint,
     find_checkpoint,
@@ -151,6 +153,27 @@ def test_a_checkpoint_is_on_the_disk_before_its_name_is(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_ends_a_save_is_known_though_torch_makes_another_error_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Ctrl-C is no full disk. torch itself writes: the error comes in the midst of it."""
+    calls: list[int] = []
+
+    class Disturbed(io.FileIO):
+        def write(self, data: Any) -> int:
+            calls.append(len(data))
+            if len(calls) == 3:
+                raise error
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint.io, "FileIO", Disturbed)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError) as caught:
+        save_checkpoint(tmp_path / "last.pt", {**content(1), "more": [torch.ones(10_000)] * 5})
+    assert isinstance(error, KeyboardInterrupt) or "(No space left on device)" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
     path, previous = tmp_path / "checkpoints" / "last.pt", tmp_path / "checkpoints" / "previous.pt"
     path.parent.mkdir()
@@ -211,9 +234,11 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", ["model", "config", "classes", "category_ids", "step", "epoch"])
 def test_a_file_that_lacks_a_part_is_no_checkpoint(tmp_path: Path, missing: str) -> None:
     path = tmp_path / "part.pt"
-    save_checkpoint(path, {key: value for key, value in content().items() if key != missing})
-    with pytest.raises(InputError, match=r"part\.pt is not a checkpoint of this project"):
-        load_checkpoint(path)
+    whole = content()
+    for parts in ({key: value for key, value in whole.items() if key != missing}, {**whole, missing: None}):
+        save_checkpoint(path, parts)
+        with pytest.raises(InputError, match=r"part\.pt is not a checkpoint of this project"):
+            load_checkpoint(path)
 
 
 def test_a_plain_state_dict_can_be_read_as_tensors(tmp_path: Path) -> None:

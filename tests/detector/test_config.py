@@ -265,12 +265,27 @@ def test_missing_base_is_named(tmp_path: Path) -> None:
 
 
 def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.yaml", "train: {epochs: 7, seed: 1}\n")
+    path = write(tmp_path, "a.yaml", "train: {epochs: 7, seed: 1}\ndata: {format: coco}\n")
     overrides = ["train.epochs=3", "train.epochs=4", "data.splits.val=[a, b]", "model.pretrained=false"]
     config = load_config(path, [*overrides, "model.anchors.ratios=[1, 2]", "data.root=a=b"])
     assert (config.train.epochs, config.train.seed, config.data.splits.val) == (4, 1, ["a", "b"])
     assert (config.model.pretrained, config.model.anchors.ratios) == (False, [1.0, 2.0])
     assert config.data.root == "a=b"
+
+
+def test_a_file_of_ones_own_data_is_not_taken_for_the_demo(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", f"data: {{root: {tmp_path / 'sett'}}}\n")
+    with pytest.raises(InputError, match=r"a\.yaml: data\.root=.*sett without data\.format: coco, voc"):
+        load_config(path)
+    assert load_config(path, ["data.format=yolo"]).data.format == "yolo"
+    (tmp_path / "sett").mkdir()
+    (tmp_path / "sett" / "shapes.json").touch()
+    assert load_config(path).data.format == "shapes"
+
+
+def test_names_that_yaml_takes_for_something_else_are_told_to_be_quoted() -> None:
+    for value in ([False, True], [1, 2]):
+        assert "unless they are quoted: 'no', '1'" in refusal({"data": {"classes": value}})
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs 3", "data.classes=[", ""])

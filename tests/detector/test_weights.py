@@ -253,7 +253,21 @@ def test_model_init_reads_a_file(tmp_path: Path, wrapped: bool) -> None:
     assert model.class_head.output.weight.equal(source["class_head.output.weight"])
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(3)], torch.zeros(3), {"a": 1}, {}, {"model": None}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.zeros(3)],
+        torch.zeros(3),
+        {"a": 1},
+        {},
+        {"model": None},
+        {1: torch.zeros(3)},
+        {"a": torch.zeros(3).to_sparse()},
+        {name: value.to("meta") for name, value in tiny(3, classes=2).state_dict().items()},
+        {name: value.to(torch.int8) for name, value in tiny(3, classes=2).state_dict().items()},
+        {name: value.to(torch.complex64) for name, value in tiny(3, classes=2).state_dict().items()},
+    ],
+)
 def test_model_init_refuses_what_is_no_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "start.pt")
     with pytest.raises(InputError, match=r"start\.pt"):

@@ -156,6 +156,8 @@ def test_broken_files_are_left_out_listed_and_counted(place, trained, caplog) ->
 
 
 REFUSED = {  # words -> what the line says
+    ("images", "conf=0.3"): ("conf=0.3", "--threshold T"),
+    ("images", "imgsz=640"): ("imgsz=640", "data.image_size"),
     ("images", "--threshold", "1.5"): ("--threshold", "1.5"),
     ("images", "--threshold", "nan"): ("--threshold", "nan"),
     ("images", "--threshold", "high"): ("--threshold", "'high'"),

@@ -276,3 +276,22 @@ def test_where_numba_does_not_import_pytorch_ranks(tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and float(done.stdout) == pytest.approx(1 / 18), done.stderr
     assert done.stderr.count("\n") == 1 and "Numba needs NumPy 2.4 or less" in done.stderr
+
+
+def test_where_machine_code_cannot_be_kept_the_loss_is_computed_all_the_same(tmp_path: Path) -> None:
+    """A disk that is full: here no file may be larger than a kilobyte."""
+    script = (
+        "import resource, torch; from detector.losses import ap_loss;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY));"
+        "print(float(ap_loss(torch.tensor([0., 2, 2.5, 5]), torch.tensor([0, 0, 1, 1]))))"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "NUMBA_CACHE_DIR": str(tmp_path / "kept"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and float(done.stdout) == pytest.approx(1 / 18), done.stderr
+    assert not list((tmp_path / "kept").rglob("*.nbc"))

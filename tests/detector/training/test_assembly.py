@@ -216,6 +216,27 @@ def test_a_schedule_longer_than_the_training_is_said(
     assert all(one in message for one, message in zip(said, of_schedule, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("batch", "said", "lr"),
+    [
+        (8, "batch_size=8: there are 6 training images, so that each step is of all", 0.006),
+        (5, "", 0.005),
+        (4, "batch_size=4: each epoch leaves out 2 of the 6 training images", 0.004),
+        (3, "", 0.003),
+    ],
+)
+def test_batches_that_do_not_fit_the_set_are_said(
+    tmp_path: Path, batch: int, said: str, lr: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the rate is that of the batch which is there; a rest of less than two is not worth a word of 20."""
+    root = small_coco(tmp_path / "set", 6 if batch != 5 else 55)
+    words = (f"train.batch_size={batch}", "optimizer.lr=0.001", "optimizer.lr_for_batch=1")
+    trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+    of_batches = [message for message in caplog.messages if message.startswith("train.batch_size")]
+    assert len(of_batches) == bool(said) and said in "".join(of_batches)
+    assert trainer.parts.lr == pytest.approx(lr)
+
+
 def test_a_key_that_the_loss_does_not_have_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = small_coco(tmp_path / "set", 4)
     for name, said in (("focal", True), ("ap", False)):

@@ -17,7 +17,7 @@ from data.sample import Batch
 from detector.builders.data import build_pipeline
 from detector.builders.network import build_model
 from detector.criterion import Losses
-from detector.training.anchor_check import measure_anchors
+from detector.training.anchor_check import at_scale, measure_anchors
 from detector.training.compilation import compilation_explained, compilation_report, compile_parts
 from detector.training.gradients import Gradients
 from detector.training.learner import Learner
@@ -163,6 +163,25 @@ def test_recall_is_the_best_iou_of_each_box_with_an_anchor(tmp_path: Path) -> No
     expected = [max(iou(box, anchor) for anchor in anchors.tolist()) for box in boxes]
     assert sorted(found.tolist()) == pytest.approx(sorted(expected), abs=1e-6)
     assert max(expected) > 0.9 and min(expected) < 0.1
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75])
+def test_anchors_are_measured_at_the_smallest_size_too(tmp_path: Path, scale: float) -> None:
+    """Oracle: the anchors of images that are resized so."""
+    boxes = [[8.0, 8.0, 64.0, 64.0], [20.0, 30.0, 40.0, 50.0], [100.0, 10.0, 50.0, 111.0]]
+    content = coco_dict([boxes])
+    content["images"][0].update(height=128, width=256)
+    config = tiny_config(write_coco(tmp_path / "set", content, content), tmp_path / "run")
+    resized = {"ResizeWithin": {"long": round(256 * scale)}}
+    fits = []
+    for transforms in ([], [resized]):
+        data = config.data.model_copy(
+            update={"transforms": config.data.transforms.model_copy(update={"train": transforms})}
+        )
+        of_size = config.model_copy(update={"data": data})
+        fits.append(measure_anchors(Trainer(of_size, "test").parts.train_set, of_size))
+    assert at_scale(fits[0], scale).tolist() == pytest.approx(fits[1].best.tolist(), abs=1e-5)
+    assert at_scale(fits[0], scale).tolist() != pytest.approx(fits[0].best.tolist(), abs=1e-2)
 
 
 def test_a_profile_names_the_phases_and_leaves_a_trace(

@@ -233,7 +233,9 @@ def test_metrics_are_json_where_a_number_is_not_finite(tmp_path: Path) -> None:
 
 def test_metrics_after_a_step_and_lines_cut_off_are_forgotten(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 0.1}) for step in (1, 2, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 2, "lo']))
+    damaged = lines[0].encode().replace(b"loss", b"lo\xffs")[:-1]  # a bit that a power failure has turned
+    content = [*(line.encode() for line in lines), damaged, b'{"step": 2, "lo']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(content))
     assert not forget_metrics_after(tmp_path, 2, evaluated=2)
     assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:3]) + "\n"
 

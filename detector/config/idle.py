@@ -1,0 +1,68 @@
+"""Settings that change nothing beside others: whoever writes them believes that they do."""
+
+import logging
+from collections.abc import Iterable, Iterator
+
+from detector.config import Config
+from detector.config.fields import leaf_values
+
+log = logging.getLogger(__name__)
+
+_RANKING = ("ap", "alrp", "rank_sort")
+
+
+def warn_of_idle_settings(config: Config, given: Iterable[str]) -> None:
+    """Warn of each of the given keys that changes nothing with the others, unless it is as by default."""
+    values, usual = leaf_values(config), leaf_values(Config())
+    idle = dict(_idle(config))
+    for key in dict.fromkeys(given):
+        if key in idle and values[key] != usual[key]:
+            log.warning("%s changes nothing with %s", key, idle[key])
+
+
+def _idle(c: Config) -> Iterator[tuple[str, str]]:
+    """Keys that nothing reads, and what makes them so."""
+    if c.schedule.name == "cosine":
+        yield from _with("schedule.name=cosine", "schedule.milestones", "schedule.gamma")
+    else:
+        yield from _with("schedule.name=multistep", "schedule.final_factor")
+    if c.schedule.warmup_steps == 0:
+        yield from _with("schedule.warmup_steps=0", "schedule.warmup_factor")
+    if c.optimizer.name == "adamw":
+        yield from _with("optimizer.name=adamw", "optimizer.momentum")
+    if c.train.accumulate == 1:
+        yield from _with("train.accumulate=1", "train.rank_accumulated")
+    if c.train.on_nonfinite == "raise":
+        yield from _with("train.on_nonfinite=raise", "train.max_nonfinite")
+    if c.matcher.name == "atss":
+        yield from _with("matcher.name=atss", "matcher.positive_iou", "matcher.negative_iou")
+    else:
+        yield from _with("matcher.name=iou", "matcher.candidates")
+    loss = f"loss.name={c.loss.name}"
+    if c.loss.name not in _RANKING:
+        yield from _with(loss, "loss.delta", "train.rank_accumulated")
+    if c.loss.name != "ap":
+        yield from _with(loss, "loss.interpolated")
+    if c.loss.name not in ("alrp", "rank_sort"):
+        yield from _with(loss, "loss.self_balance")
+    if c.loss.name != "focal":
+        yield from _with(loss, "loss.focal_alpha", "loss.focal_gamma")
+    if c.loss.name != "ce_ohem":
+        yield from _with(loss, "loss.negatives_per_positive")
+    if c.loss.name == "alrp" or c.loss.box == "giou":
+        yield from _with(loss if c.loss.name == "alrp" else "loss.box=giou", "loss.smooth_l1_beta")
+    if c.eval.nms == "soft":
+        yield from _with("eval.nms=soft", "eval.nms_threshold")
+    if c.data.cache != "disk":
+        yield from _with(f"data.cache={c.data.cache}", "data.cache_dir")
+    if c.data.on_error == "raise":
+        yield from _with("data.on_error=raise", "data.max_skipped")
+    shapes = [f"data.{name}" for name in type(c.data).model_fields if name.startswith("shapes_")]
+    if c.data.format != "shapes":
+        yield from _with(f"data.format={c.data.format}", *shapes)
+    if c.data.format != "coco":
+        yield from _with(f"data.format={c.data.format}", "data.annotations", "data.images")
+
+
+def _with(other: str, *keys: str) -> Iterator[tuple[str, str]]:
+    return ((key, other) for key in keys)

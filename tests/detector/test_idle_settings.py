@@ -1,0 +1,67 @@
+"""What changes nothing beside other settings is said of what the user wrote, and of nothing else."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from detector.config import Config
+from detector.config.fields import leaf_values
+from detector.config.file import load_config
+from detector.config.idle import _idle
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+IDLE = {  # what is written -> the keys that are said
+    "schedule.name=cosine schedule.milestones=[8,11] schedule.gamma=0.2": {
+        "schedule.milestones",
+        "schedule.gamma",
+    },
+    "schedule.name=multistep schedule.milestones=[8,11] schedule.final_factor=0.1": {"schedule.final_factor"},
+    "optimizer.name=adamw optimizer.momentum=0.95": {"optimizer.momentum"},
+    "optimizer.name=sgd optimizer.momentum=0.95": set(),
+    "train.rank_accumulated=true": {"train.rank_accumulated"},
+    "train.rank_accumulated=true train.accumulate=2": set(),
+    "matcher.name=atss matcher.positive_iou=0.6": {"matcher.positive_iou"},
+    "matcher.candidates=5": {"matcher.candidates"},
+    "loss.name=focal loss.delta=0.5 loss.focal_gamma=1": {"loss.delta"},
+    "loss.name=ap loss.self_balance=false loss.focal_gamma=1": {"loss.self_balance", "loss.focal_gamma"},
+    "loss.box=giou loss.smooth_l1_beta=0.1": {"loss.smooth_l1_beta"},
+    "eval.nms=soft eval.nms_threshold=0.3": {"eval.nms_threshold"},
+    "eval.nms=soft eval.nms_threshold=0.5": set(),  # the default: nobody is misled
+    "data.cache_dir=there data.max_skipped=3": {"data.cache_dir", "data.max_skipped"},
+    "data.format=voc data.images=JPEGImages": {"data.images"},
+    "data.format=coco data.images=JPEGImages data.shapes_size_px=99": {"data.shapes_size_px"},
+}
+
+
+@pytest.mark.parametrize("words", IDLE)
+def test_what_changes_nothing_is_said(tmp_path: Path, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.yaml").write_text("data: {format: coco}\n")
+    load_config(tmp_path / "a.yaml", words.split())
+    assert {message.partition(" ")[0] for message in caplog.messages} == IDLE[words]
+    assert all(re.search(r" changes nothing with \w+\.\w+=\w+$", message) for message in caplog.messages)
+
+
+def test_of_a_file_its_own_settings_are_said_and_not_those_of_its_base(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "base.yaml").write_text("schedule: {milestones: [8], gamma: 0.5}\n")
+    (tmp_path / "a.yaml").write_text("base: base.yaml\nschedule: {name: cosine, gamma: 0.3}\n")
+    load_config(tmp_path / "a.yaml", [])
+    assert caplog.messages == ["schedule.gamma changes nothing with schedule.name=cosine"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_files_that_are_shipped_have_none(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_config(path)
+    assert not caplog.messages
+
+
+def test_all_that_can_be_idle_is_a_key() -> None:
+    for words in (
+        {},
+        {"loss": {"name": "alrp", "box": "giou"}},
+        {"matcher": {"name": "atss"}, "data": {"format": "voc"}},
+    ):
+        config = Config.model_validate(words)
+        assert dict(_idle(config)).keys() <= leaf_values(config).keys()
