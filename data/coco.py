@@ -69,6 +69,9 @@ def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{path} has no list '{section}'; a COCO instances file has one")
+    for image in content["images"]:
+        if isinstance(image, dict) and "file_name" not in image and "coco_url" in image:
+            image["file_name"] = image["coco_url"]  # LVIS: addresses that end in the names
     return content
 
 
@@ -241,9 +244,7 @@ def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:
     where = f"an image in {source}"
     number = whole_of(record, "id", where)
     where = f"image id {shown(number)} in {source}"
-    # LVIS has addresses alone, whose last folders are those of the images.
-    field = "file_name" if "file_name" in record or "coco_url" not in record else "coco_url"
-    path = finder.find(text_of(record, field, where), where)
+    path = finder.find(text_of(record, "file_name", where), where)
     if not isinstance(number, int) or abs(number) >= 2**63:
         raise DataFault("record-malformed", f"{where}: the id must be an integer; number them anew", path)
     return AnnotatedImage(number, path, _size(record, path, where))

@@ -96,8 +96,8 @@ class ZoomOut(A.DualTransform):
 class IoUCrop(A.DualTransform):
     """SSD's random crop: its overlap with some object is at least one of `min_ious`, drawn at random.
 
-    A crop has `min_scale` to 1 of each side, a ratio between 1:2 and 2:1, and the centre of at least
-    one object. One of the draws is "leave the image as it is".
+    A crop has `min_scale` to 1 of each side, a ratio between 1:2 and 2:1 or up to the image's own, and the
+    centre of at least one object. One of the draws is "leave the image as it is".
     """
 
     def __init__(

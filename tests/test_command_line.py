@@ -88,20 +88,24 @@ def test_train_leaves_a_run_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert names == {"config", "metrics", "checkpoints", "last", "previous", "best", "events"}
 
 
-def test_results_that_cannot_be_written_cost_no_metrics(workplace: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("full", ["results.json", "metrics.json"])
+def test_what_cannot_be_written_costs_nothing_of_the_rest(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
     write = command.write_text
 
     def fail(path: Path, text: str) -> None:
-        if path.name == "results.json":
+        if path.name == full:
             raise InputError(f"cannot write {path}: No space left on device")
         write(path, text)
 
     monkeypatch.setattr(command, "write_text", fail)
-    words = ("run", "--results", "results.json", "--output", "kept.json")
-    outcome = call(evaluate.main, *words, cwd=workplace)
-    assert outcome.code == 2 and "results.json: No space left" in outcome.err
-    assert json.loads((workplace / "kept.json").read_text())["AP"] >= 0 and "AP50" in outcome.out
-    (workplace / "kept.json").unlink()
+    outputs = {"--results": "results.json", "--output": "metrics.json", "--recalibrate": "new.pt"}
+    words = [word for option, name in outputs.items() for word in (option, str(tmp_path / name))]
+    outcome = call(evaluate.main, "run", *words, cwd=workplace)
+    assert outcome.code == 2 and f"{full}: No space left" in outcome.err
+    assert {path.name for path in tmp_path.iterdir()} == {*outputs.values()} - {full}
+    assert "AP50" in outcome.out
 
 
 def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config import Config, Section
-from detector.config.fields import Names, sub_section
+from detector.config.fields import Names, in_home, sub_section
 from detector.config.hints import leaf_kinds, nearest
 from detector.config.idle import warn_of_idle_settings
 from errors import InputError
@@ -67,7 +67,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     _refuse_own_data_as_demo(path, values.get("data"))
     config = parse_config(values, str(path), overrides)
     # What a base says of another optimizer, say, is there to be overridden.
-    warn_of_idle_settings(config, [*_leaf_keys(own), *(word.partition("=")[0] for word in overrides)])
+    warn_of_idle_settings(config, [word.partition("=")[0] for word in overrides], _leaf_keys(own))
     return config
 
 
@@ -137,7 +137,9 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 
 def _refuse_own_data_as_demo(path: Path, data: object) -> None:
     """Of a file that does not say what its data set is, so that it would be the demo's."""
-    if isinstance(data, dict) and "format" not in data and _is_not_the_demos(root := data.get("root")):
+    if not isinstance(data, dict) or "format" in data or any(str(key).startswith("shapes_") for key in data):
+        return
+    if _is_not_the_demos(root := data.get("root")):
         raise InputError(
             f"{path}: data.root={root} without data.format: coco, voc or yolo is wanted (shapes: the demo's "
             "generated set, made in that folder)"
@@ -145,7 +147,9 @@ def _refuse_own_data_as_demo(path: Path, data: object) -> None:
 
 
 def _is_not_the_demos(root: object) -> bool:
-    return isinstance(root, str) and not (Path(root).expanduser() / "shapes.json").is_file()
+    if not isinstance(root, str) or root == Config().data.root:
+        return False
+    return not Path(str(in_home(root)), "shapes.json").is_file()
 
 
 def _leaf_keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

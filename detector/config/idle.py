@@ -11,12 +11,20 @@ log = logging.getLogger(__name__)
 _RANKING = ("ap", "alrp", "rank_sort")
 
 
-def warn_of_idle_settings(config: Config, given: Iterable[str]) -> None:
-    """Warn of each of the given keys that changes nothing with the others, unless it is as by default."""
+def warn_of_idle_settings(config: Config, overrides: Iterable[str], of_file: Iterable[str] = ()) -> None:
+    """Warn of each key that changes nothing with the others, unless it is as by default.
+
+    Args:
+        overrides: the keys of the command line.
+        of_file: those of the configuration file itself. What makes one idle may be an override: then it is
+            there to be overridden.
+    """
     values, usual = leaf_values(config), leaf_values(Config())
-    idle = dict(_idle(config))
-    for key in dict.fromkeys(given):
-        if key in idle and values[key] != usual[key]:
+    idle, overridden = dict(_idle(config)), set(overrides)
+    for key in dict.fromkeys((*of_file, *overridden)):
+        if key not in idle or values[key] == usual[key]:
+            continue
+        if key in overridden or idle[key].partition("=")[0] not in overridden:
             log.warning("%s changes nothing with %s", key, idle[key])
 
 
@@ -34,13 +42,11 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
         yield from _with("train.accumulate=1", "train.rank_accumulated")
     if c.train.on_nonfinite == "raise":
         yield from _with("train.on_nonfinite=raise", "train.max_nonfinite")
-    if c.matcher.name == "atss":
-        yield from _with("matcher.name=atss", "matcher.positive_iou", "matcher.negative_iou")
-    else:
+    if c.matcher.name == "iou":  # with atss its thresholds still say how anchors are judged
         yield from _with("matcher.name=iou", "matcher.candidates")
     loss = f"loss.name={c.loss.name}"
     if c.loss.name not in _RANKING:
-        yield from _with(loss, "loss.delta", "train.rank_accumulated")
+        yield from _with(loss, "loss.delta")
     if c.loss.name != "ap":
         yield from _with(loss, "loss.interpolated")
     if c.loss.name not in ("alrp", "rank_sort"):

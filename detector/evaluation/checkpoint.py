@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.feed import checked
 from data.sample import Batch, DetectionSet, is_listed
-from detector.builders.data import build_eval_loader, build_set
+from detector.builders.data import build_eval_loader, build_set, transforms_of
 from detector.builders.device import build_amp, build_device, cpu_is_fast_in_bf16
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
@@ -171,8 +171,7 @@ def _decides_on_scores(config: Config) -> dict[str, str]:
     return {
         "eval.nms": config.eval.nms,
         "eval.nms_threshold": str(config.eval.nms_threshold),
-        "data.image_size": json.dumps(config.data.image_size),
-        "data.transforms.eval": json.dumps(config.data.model_dump(mode="json")["transforms"]["eval"]),
+        "data.transforms.eval": json.dumps(transforms_of(config.data, training=False)),
     }
 
 

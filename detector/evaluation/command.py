@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -148,17 +149,28 @@ def _score(wanted: Wanted) -> Scored:
 
 
 def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scored | None = None) -> None:
-    """The JSON, what else is wanted of one run, and the table."""
-    # Before the table: whoever reads that may have gone (| head).
+    """The JSON, what else is wanted of one run, and the table; what cannot be written costs none of these."""
+    failures: list[InputError] = []
+
+    def attempt(write: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return write(*arguments)
+        except InputError as error:
+            failures.append(error)
+            return None
+
     if wanted.output is not None:
-        write_text(wanted.output, json.dumps(content, indent=2) + "\n")
+        attempt(write_text, wanted.output, json.dumps(content, indent=2) + "\n")
+    if one is not None and wanted.recalibrated is not None and one.recalibrated is not None:
+        attempt(save_checkpoint, wanted.recalibrated, one.recalibrated, None, "try again")
+    if one is not None and wanted.results is not None and one.results is not None:
+        attempt(write_text, wanted.results, one.results)
     try:
-        if wanted.recalibrated is not None and one is not None and one.recalibrated is not None:
-            save_checkpoint(wanted.recalibrated, one.recalibrated, then="try again")
-        if wanted.results is not None and one is not None and one.results is not None:
-            write_text(wanted.results, one.results)
-        if wanted.report is not None and one is not None:
+        if one is not None and wanted.report is not None:
             name = f"Evaluation of {[*wanted.models, *wanted.predictions][0]}"
-            text += f"\nreport: {write_report(wanted.report, name, one.facts, one.result, one.extra)}"
-    finally:  # what fails costs no metrics
-        print(text)
+            page = attempt(write_report, wanted.report, name, one.facts, one.result, one.extra)
+            text += f"\nreport: {page}" if page else ""
+    finally:
+        print(text)  # last: whoever reads it may have gone (| head)
+    if failures:
+        raise failures[0]

@@ -117,7 +117,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     )
     if fresh:
         warn_of_schedule(config, batches.steps * train.epochs)
-        warn_of_batches(train.batch_size, len(train_set))
+        warn_of_batches(config, len(train_set))
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
     # More in a row are too many in any case; all of a set on a lost disk would take hours.
@@ -136,7 +136,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         if train.compile:
             compile_parts(model)
         scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-        lr = scaled_lr(config, len(train_set))
+        lr = scaled_lr(config)
         exchange = build_exchange(config.loss)
         return Parts(
             device=device,
@@ -180,13 +180,10 @@ def epoch_scales(image_scales: Sequence[float], epochs: int) -> list[float]:
     return [image_scales[-(-done * count // epochs) - 1] for done in range(1, epochs + 1)] or [1.0]
 
 
-def scaled_lr(config: Config, images: int) -> float:
-    """Linear scaling (Goyal et al. 2017): k times the batch, k times the learning rate.
-
-    images: of the set, of which a batch has no more.
-    """
+def scaled_lr(config: Config) -> float:
+    """Linear scaling (Goyal et al. 2017): k times the batch, k times the learning rate."""
     meant_for = config.optimizer.lr_for_batch
-    return config.optimizer.lr * (min(config.train.batch_size, images) / meant_for if meant_for else 1)
+    return config.optimizer.lr * (config.train.batch_size / meant_for if meant_for else 1)
 
 
 def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> RetinaNet:

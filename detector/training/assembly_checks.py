@@ -44,13 +44,17 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
         )  # fmt: skip
 
 
-def warn_of_batches(batch_size: int, images: int) -> None:
+def warn_of_batches(config: Config, images: int) -> None:
     """An epoch has whole batches alone: each step is of as many images."""
+    batch_size = config.train.batch_size
     left = images % batch_size
+    if config.train.epochs == 0:  # only scored
+        return
     if batch_size > images:
+        scaled = " while the learning rate is scaled for more" if config.optimizer.lr_for_batch else ""
         log.warning(
-            "train.batch_size=%d: there are %d training images, so that each step is of all of them",
-            batch_size, images,
+            "train.batch_size=%d: there are %d training images, so that each step is of all of them%s; set "
+            "train.batch_size=%d", batch_size, images, scaled, images,
         )  # fmt: skip
     elif 10 * left >= images:
         log.warning(

@@ -71,8 +71,8 @@ def in_use(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise InputError(
-            f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or go on with a copy "
-            "of the run elsewhere"
+            f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or choose another "
+            "(--resume: go on with a copy of the run)"
         ) from None
     try:
         yield

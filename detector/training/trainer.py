@@ -377,8 +377,7 @@ class Trainer:
     def _introduction(self) -> str:
         config, lr, ended, step = self.config, "", "", self.progress.step
         if self.parts.lr != config.optimizer.lr:
-            images = min(config.train.batch_size, len(self.parts.train_set))
-            lr = f"; lr {self.parts.lr:g} = {config.optimizer.lr:g} x {images}"
+            lr = f"; lr {self.parts.lr:g} = {config.optimizer.lr:g} x {config.train.batch_size}"
             lr += f" / {config.optimizer.lr_for_batch}"
         if self.progress.evaluated == self.total_steps:
             ended = (

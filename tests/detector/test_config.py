@@ -278,6 +278,12 @@ def test_a_file_of_ones_own_data_is_not_taken_for_the_demo(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"a\.yaml: data\.root=.*sett without data\.format: coco, voc"):
         load_config(path)
     assert load_config(path, ["data.format=yolo"]).data.format == "yolo"
+    path = write(tmp_path, "a.yaml", "data: {root: ~nobody-of-this-name/x}\n")
+    with pytest.raises(InputError, match=r"without data\.format"):
+        load_config(path)
+    for data in ("root: datasets/shapes", "root: new, shapes_size_px: 96"):
+        assert load_config(write(tmp_path, "a.yaml", f"data: {{{data}}}\n")).data.format == "shapes"
+    path = write(tmp_path, "a.yaml", f"data: {{root: {tmp_path / 'sett'}}}\n")
     (tmp_path / "sett").mkdir()
     (tmp_path / "sett" / "shapes.json").touch()
     assert load_config(path).data.format == "shapes"

@@ -21,7 +21,8 @@ IDLE = {  # what is written -> the keys that are said
     "optimizer.name=sgd optimizer.momentum=0.95": set(),
     "train.rank_accumulated=true": {"train.rank_accumulated"},
     "train.rank_accumulated=true train.accumulate=2": set(),
-    "matcher.name=atss matcher.positive_iou=0.6": {"matcher.positive_iou"},
+    "loss.name=focal train.rank_accumulated=true train.accumulate=2": set(),
+    "matcher.name=atss matcher.positive_iou=0.6": set(),
     "matcher.candidates=5": {"matcher.candidates"},
     "loss.name=focal loss.delta=0.5 loss.focal_gamma=1": {"loss.delta"},
     "loss.name=ap loss.self_balance=false loss.focal_gamma=1": {"loss.self_balance", "loss.focal_gamma"},
@@ -49,6 +50,10 @@ def test_of_a_file_its_own_settings_are_said_and_not_those_of_its_base(
     (tmp_path / "a.yaml").write_text("base: base.yaml\nschedule: {name: cosine, gamma: 0.3}\n")
     load_config(tmp_path / "a.yaml", [])
     assert caplog.messages == ["schedule.gamma changes nothing with schedule.name=cosine"]
+    caplog.clear()
+    (tmp_path / "a.yaml").write_text("schedule: {gamma: 0.3}\n")
+    load_config(tmp_path / "a.yaml", ["schedule.name=cosine"])  # it is the file that is overridden
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
