@@ -229,6 +229,33 @@ def test_sample_carries_what_is_annotated(tmp_path):
     assert sample.ignore.tolist() == [False, True]
 
 
+def test_boxes_that_a_crop_leaves_keep_their_classes_and_marks(tmp_path):
+    """The first box is dropped, the second is a crowd of another class, the third reaches over the edge."""
+    write_image(tmp_path / "a.png", 100, 100)
+    objects = [
+        Annotation("", (60.0, 0.0, 90.0, 30.0), label=0),
+        Annotation("", (0.0, 0.0, 20.0, 20.0), label=1, ignore=True),
+        Annotation("", (10.0, 10.0, 55.0, 40.0), label=2),
+    ]
+    image = AnnotatedImage(1, tmp_path / "a.png", (100, 100), objects)
+    records = pack_set([image], ("cat", "dog", "yak"), (1, 2, 3), "the test")
+    crop = [{"Crop": {"x_min": 0, "y_min": 0, "x_max": 50, "y_max": 50}}]
+    sample = DetectionDataset(records, Pipeline(crop, 0.3, "the test"), 0).sample(0, 0)
+    left = zip(sample.labels.tolist(), sample.ignore.tolist(), sample.boxes.round(3).tolist(), strict=True)
+    assert sorted(left) == [(1, True, [0, 0, 20, 20]), (2, False, [10, 10, 50, 40])]
+
+
+def test_a_crowd_stays_however_little_of_it_a_crop_leaves(tmp_path):
+    write_image(tmp_path / "a.png", 100, 100)
+    crowd = Annotation("", (0.0, 0.0, 100.0, 100.0), label=0, ignore=True)
+    records = pack_set(
+        [AnnotatedImage(1, tmp_path / "a.png", (100, 100), [crowd])], ("cat",), (1,), "the test"
+    )
+    crop = [{"Crop": {"x_min": 0, "y_min": 0, "x_max": 20, "y_max": 20}}]
+    sample = DetectionDataset(records, Pipeline(crop, 0.3, "the test"), 0).sample(0, 0)
+    assert sample.boxes.tolist() == [[0, 0, 20, 20]] and sample.ignore.tolist() == [True]
+
+
 def test_boxes_are_clipped_to_the_image_for_training(tmp_path):
     write_image(tmp_path / "0.png")
     boxes = [(-5.0, -6.0, 10.0, 12.0), (50.0, 40.0, 99.0, 98.0)]
@@ -284,6 +311,15 @@ def test_a_batch_of_evaluation_has_one_shape():
     rest = [shape for rows, shape in zip(batches, shapes, strict=True) if len(rows) < 8]
     assert full and len(rest) == len(set(map(tuple, rest)))  # one that is not full for each shape, at most
     assert like_batches(sizes[:0], 8) == []
+
+
+def test_batches_of_like_proportions_come_in_any_order():
+    proportions = np.linspace(0.5, 2, 128)
+    for epoch in range(3):
+        batches = EpochBatches(128, 8, seed=0, proportions=proportions)
+        batches.start_at(epoch)
+        means = [proportions[[key.row for key in batch]].mean() for batch in batches]
+        assert (np.diff(means) > 0).any() and (np.diff(means) < 0).any()
 
 
 def test_like_proportions_share_a_batch():

@@ -98,6 +98,14 @@ def test_a_box_without_a_centre_in_it_has_its_best_anchor_unless_that_is_turned_
     assert positives(best=False) == []
 
 
+def test_a_box_that_no_candidate_overlaps_has_no_anchor() -> None:
+    """Between anchors that are smaller than their stride: the best of nothing is none."""
+    anchors = torch.tensor([[x - 2.0, y - 2, x + 2, y + 2] for y in (0, 16) for x in (0, 16)])
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    matches = match_adaptively(anchors, (4,), 1, torch.tensor([[[7.0, 7, 9, 9]]]), valid, ~valid)
+    assert matches.status.tolist() == [[0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("gts", [0, 3])
 def test_images_without_boxes_are_background(gts: int) -> None:
     """G = 0, and nothing but padding."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detector.anchor_fit import AnchorShapes, SeenBoxes, level_ious, suggest
+from detector.anchor_fit import AnchorShapes, SeenBoxes, _thinned, level_ious, suggest
 from detector.anchors import AnchorGenerator, pyramid_grids
 from detector.boxes import pairwise_iou
 
@@ -80,3 +80,10 @@ def test_anchors_that_fit_are_left_alone() -> None:
     boxes = torch.tensor([[96.0, 96.0, 128.0, 128.0]])  # about a point of the finest grid
     shapes = AnchorShapes(((32,), (64,), (128,), (256,), (512,)), (1.0,))
     assert suggest(SeenBoxes(boxes, torch.tensor([[256, 256]])), shapes, 0.5) == shapes
+
+
+def test_many_boxes_are_thinned_with_the_sizes_of_their_images() -> None:
+    number = torch.arange(900)
+    seen = SeenBoxes(number[:, None].float().expand(900, 4), number[:, None].expand(900, 2))
+    thinned = _thinned(seen)
+    assert len(thinned.boxes) == 800 and thinned.boxes[:, 0].long().equal(thinned.image_sizes[:, 0])

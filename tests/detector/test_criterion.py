@@ -140,6 +140,15 @@ def test_rank_sort_sorts_by_iou_and_balances_the_boxes() -> None:
     assert parts["balance"].item() == pytest.approx(1 / 6 - 1 / 4)
 
 
+@pytest.mark.parametrize(("name", "wanted"), [("rank_sort", 1 / 6), ("alrp", 3 / 16)])
+def test_the_boxes_are_balanced_and_then_weighted(name: str, wanted: float) -> None:
+    """The totals of the tests beside this one."""
+    logits, deltas = worse_above_better()
+    objective = partial(OBJECTIVES[name], box_weight=3.0)
+    parts = criterion(objective)(outputs(logits, deltas), two_images()).parts
+    assert float(parts["box"] + parts["balance"]) == pytest.approx(3 * wanted)
+
+
 def test_a_positive_whose_box_misses_its_object_stays_a_positive_to_rank_sort() -> None:
     """Without it there would be no positive below the negative that scores in between."""
     logits, deltas = worse_above_better()

@@ -246,6 +246,23 @@ def test_beyond_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
     assert all((np.diff(one(1 / (1 + np.exp(-nowhere)))) > 0).all() for one in calibration.maps)
 
 
+def test_below_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
+    """A rare class with good detections alone: what scores less is not promised as much."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(-2, 2, 4000)
+    right = rng.random(4000) < 1 / (1 + np.exp(1 - common))
+    high = 1 / (1 + np.exp(-rng.uniform(1, 2, 40)))
+    sets = (
+        matches(1 / (1 + np.exp(-common)), right, np.arange(4000)),
+        matches(high, np.ones(40, bool), np.arange(40)),
+    )
+    calibration = fit_calibration(classes(*sets), np.ones(2, np.bool_))
+    assert calibration is not None
+    below = 1 / (1 + np.exp(-np.linspace(-6, -2, 9)))
+    of_common, of_rare = (one(below) for one in calibration.maps)
+    assert np.abs(of_rare - of_common).max() < 0.02 and calibration.maps[1](np.array(0.8)) > 0.8
+
+
 def test_a_single_class_does_not_count_twice() -> None:
     matched, _ = overconfident(500)
     alone = fit_calibration(matched, np.ones(3, np.bool_))

@@ -133,6 +133,21 @@ def test_ignored_gt_takes_no_part() -> None:
     assert match(*case).kinds.tolist() == [Kind.CORRECT, Kind.IGNORED, Kind.BACKGROUND]
 
 
+def test_each_image_has_a_hundred_detections_of_a_class_by_itself() -> None:
+    """The last class of one image is the first of the next."""
+    found = FoundBoxes(
+        np.tile([0.0, 0, 10, 10], (220, 1)),
+        np.zeros(220, np.int64),
+        np.linspace(1, 0.1, 220),
+        np.repeat([0, 1], 110),
+    )
+    gt = GtBoxes(
+        np.array([[50.0, 50, 9, 9]]), np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, np.int64)
+    )
+    counted = match(gt, found).kinds != Kind.IGNORED
+    assert [int(counted[found.images == image].sum()) for image in (0, 1)] == [100, 100]
+
+
 def test_nothing_found_and_nothing_to_find() -> None:
     result = breakdown(*boxes([(0, A), (1, B)], []))
     assert (result.ap50, counts(result)) == (0, {"missed": 2, "false_negatives": 2})

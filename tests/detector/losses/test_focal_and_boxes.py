@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
-from detector.losses import focal_loss, giou_errors, smooth_l1_errors
+from detector.losses import ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
 
 STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
 CODER = BoxCoder(weights=tuple((1 / STD).tolist()))
@@ -101,3 +101,12 @@ def box_loss(name: str, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Te
     if name == "giou":
         return giou_errors(deltas, gt_boxes, anchors, STD).sum() / max(1, len(deltas))
     return smooth_l1_errors(deltas, gt_boxes, anchors, STD, beta=1.0).sum() / max(1, len(deltas))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cross_entropy_is_summed_in_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
+    """The sum of thousands has more digits than these have, and may be beyond what float16 holds."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (20 * torch.randn(30_000, generator=generator)).to(dtype)
+    targets = (torch.rand(30_000, generator=generator) < 0.2).to(torch.int8)
+    torch.testing.assert_close(ce_ohem_loss(logits, targets), ce_ohem_loss(logits.float(), targets))

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from detector.checkpoint import load_checkpoint
 from detector.criterion import Criterion, Losses
+from detector.losses.batch_ranking import NonFiniteLogits
 from detector.memory import memory_explained
+from detector.retinanet import HeadOutputs
+from detector.training.gradients import _checked
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch, RunningStatistics
 from detector.training.progress import Checkpoints
@@ -254,3 +257,15 @@ def test_out_of_memory_says_what_to_lower(error: Exception) -> None:
     for word in ("cuda has too little memory", "train.accumulate", "train.batch_size", "--resume"):
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_logits_that_cannot_be_ranked_leave_no_part_of_the_network_without_a_gradient() -> None:
+    """Other processes would wait for it."""
+    logits, deltas = (torch.zeros(1, 4, n, requires_grad=True) for n in (2, 4))
+
+    def refuse() -> Losses:
+        raise NonFiniteLogits("the first is nan")
+
+    _, total = _checked(refuse, [HeadOutputs(logits, deltas, torch.zeros(4, 4), (4,))])
+    total.backward()
+    assert all(x.grad is not None and x.grad.isnan().all() for x in (logits, deltas))

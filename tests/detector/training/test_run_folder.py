@@ -18,6 +18,7 @@ from detector.training.run_folder import (
     create_run_folder,
     forget_metrics_after,
     mark_launch,
+    measures_otherwise,
     resume_config,
     run_of_launch,
 )
@@ -223,6 +224,25 @@ def test_an_edited_record_of_the_configuration_is_not_taken_for_it(
     (run / "config.yaml").write_text(text.replace("epochs: 1,", "epochs: 3,"))
     assert resume_config(run)["train"]["epochs"] == 1
     assert "config.yaml is a record and is not read" in caplog.text and "train.epochs=1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now", "otherwise"),
+    [
+        ("data.image_size", 320, 640, True),
+        ("data.transforms", {"eval": ["a"], "train": []}, {"eval": ["b"], "train": []}, True),
+        ("data.transforms", {"eval": ["a"], "train": []}, {"eval": ["a"], "train": ["b"]}, False),
+        ("data.splits", {"val": "a", "train": "b"}, {"val": "c", "train": "b"}, True),
+        ("data.splits", {"val": "a", "test": None}, {"val": "a", "test": "d"}, False),
+        ("eval.nms", "hard", "soft", True),
+        ("eval.batch_size", 1, 2, False),
+        ("train.epochs", 1, 2, False),
+    ],
+)
+def test_what_cannot_be_compared_with_before_is_known(
+    key: str, before: object, now: object, otherwise: bool
+) -> None:
+    assert measures_otherwise(key, before, now) == otherwise
 
 
 def test_metrics_are_json_where_a_number_is_not_finite(tmp_path: Path) -> None:

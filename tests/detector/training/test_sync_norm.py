@@ -1,0 +1,31 @@
+"""Norms of several processes begin as those that they take the place of; test_processes.py trains them."""
+
+import torch
+from torch import nn
+
+from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
+
+
+def test_a_synchronised_norm_is_the_one_that_was_there() -> None:
+    """Weights and statistics of a pretrained one, its settings, and what of it is frozen."""
+    norm = nn.BatchNorm2d(3, momentum=0.3, eps=1e-3)
+    with torch.no_grad():
+        for number, tensor in enumerate(
+            (norm.weight, norm.bias, norm.running_mean, norm.running_var), start=2
+        ):
+            assert tensor is not None
+            tensor.copy_(torch.arange(3) + number)
+    norm.weight.requires_grad_(False)
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), norm))
+    before, x = (
+        {name: tensor.clone() for name, tensor in network.state_dict().items()},
+        torch.randn(2, 3, 4, 4),
+    )
+    expected = network.eval()(x)
+    synchronise_norms(network, torch.device("cpu"))
+    assert network.state_dict().keys() == before.keys()
+    assert all(tensor.equal(before[name]) for name, tensor in network.state_dict().items())
+    torch.testing.assert_close(network.eval()(x), expected)
+    (made,) = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    assert isinstance(made, SyncBatchNorm) and (made.momentum, made.eps) == (0.3, 1e-3)
+    assert [parameter.requires_grad for parameter in made.parameters()] == [False, True]
