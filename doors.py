@@ -104,10 +104,12 @@ def this_python() -> str:
     on_path = shutil.which("python")
     if on_path is not None and Path(on_path).absolute() == Path(sys.executable):
         return "python"
-    try:
-        return str(Path(sys.executable).relative_to(Path.cwd()))
-    except ValueError:
-        return sys.executable
+    return seen_from_here(Path(sys.executable))
+
+
+def seen_from_here(path: Path) -> str:
+    """An absolute path as a command line needs it: without the current folder, if it is below that."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def keep_freed_memory() -> None:

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doors import OptionParser, config_and_overrides, run_door, this_python
+from doors import OptionParser, config_and_overrides, run_door, seen_from_here, this_python
 
 if TYPE_CHECKING:
     from detector.config import Config
@@ -64,11 +64,8 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     processes.leave()
     if processes.main and folder is not None:
         run = shlex.quote(str(folder))
-        program = Path(__file__).resolve().with_name("evaluate.py")
-        if program.is_relative_to(Path.cwd()):
-            program = program.relative_to(Path.cwd())
-        evaluate = f"{this_python()} {shlex.quote(str(program))} {run}"
-        print(f"evaluate: {evaluate}\nlook:     tensorboard --logdir {run}")
+        program = shlex.quote(seen_from_here(Path(__file__).resolve().with_name("evaluate.py")))
+        print(f"evaluate: {this_python()} {program} {run}\nlook:     tensorboard --logdir {run}")
 
 
 def _run(config: "Config", name: str, resume: Path | None, processes: "Processes") -> Path | None:
@@ -97,7 +94,13 @@ def _configuration(
     config_name: str | None, overrides: list[str], resume: Path | None
 ) -> tuple["Config", str]:
     """What the command line describes, and the name of the run."""
-    from detector.config.file import apply_overrides, load_config, parse_config, refuse_own_data_as_demo
+    from detector.config.file import (
+        apply_overrides,
+        keys_of,
+        load_config,
+        parse_config,
+        refuse_own_data_as_demo,
+    )
     from detector.config.idle import warn_of_idle_settings
     from detector.training.run_folder import resume_config
     from errors import InputError
@@ -113,7 +116,7 @@ def _configuration(
         raise InputError("--resume goes on in the folder of the run; leave run.dir out")
     values = apply_overrides(resume_config(resume), overrides)
     config = parse_config(values, str(resume), overrides)
-    warn_of_idle_settings(config, [word.partition("=")[0] for word in overrides])
+    warn_of_idle_settings(config, keys_of(overrides))
     return config, resume.name
 
 

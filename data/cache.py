@@ -192,11 +192,12 @@ def _left_in_container() -> list[int]:
     container. Files that are kept in memory make room.
     """
     root, limit, used, files = _CONTROL_GROUP, "memory.max", "memory.current", "inactive_file"
-    if (root / "memory").is_dir():  # version 1
+    first = (root / "memory").is_dir()  # version 1
+    if first:
         root, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         files = "total_inactive_file"
     left = []
-    for group in (own := root / _own_group(), *own.parents):
+    for group in (own := root / _own_group(first), *own.parents):
         with suppress(OSError):  # no such group, seen from this container, or no limit at the root
             most = (group / limit).read_text().strip()
             taken = int((group / used).read_text())
@@ -208,15 +209,16 @@ def _left_in_container() -> list[int]:
     return left
 
 
-def _own_group() -> str:
-    """The group that rules this process's memory, below the root; "" where there is none."""
+def _own_group(first: bool) -> str:
+    """The group that rules this process's memory, below the root; "" where there is none.
+
+    first: control groups are of version 1, which names what each rules.
+    """
     with suppress(OSError):
         for line in _OWN_GROUPS.read_text().splitlines():
             _, controllers, group = line.split(":", 2)
-            if controllers == "" or "memory" in controllers.split(","):  # version 2, or 1
-                own = group.lstrip("/")
-                if controllers or not (_CONTROL_GROUP / "memory").is_dir():
-                    return "" if ".." in Path(own).parts else own
+            if "memory" in controllers.split(",") if first else controllers == "":
+                return "" if ".." in Path(group).parts else group.lstrip("/")
     return ""
 
 

@@ -103,7 +103,8 @@ def load_instances(
                     annotation=_number(record),
                 )
             image = found[image_id]
-            unused += [where] if record.get("ignore") and not record.get("iscrowd") else []
+            if record.get("ignore") and not record.get("iscrowd"):
+                unused.append(where)
             if not isinstance(category_id, Hashable) or category_id not in known:
                 raise DataFault(
                     "category-unlisted",

@@ -128,7 +128,7 @@ class IoUCrop(A.DualTransform):
         ignored = (boxes[:, 4:] < 0).any(axis=1)  # there is nothing in them to be kept: data/transforms.py
         boxes = boxes[~ignored, :4]
         height, width = params["shape"][:2]
-        # As SSD has it; of a long image whole crops would be refused, and few are drawn that are not as long.
+        # As SSD has it; but a crop of a long image may be as long as that, or hardly one would be taken.
         least, most = min(0.5, height / width), max(2.0, height / width)
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         for _ in range(self.trials):

@@ -46,7 +46,7 @@ def voc_folders(root: Path) -> VocFolders:
     """
     require_folder(root, "data.root (voc)", "a VOC set is a folder with Annotations and JPEGImages")
     annotations = root / "Annotations"
-    if any(root.glob("*.xml")) and not any(annotations.glob("**/*.xml")):
+    if any(root.glob("[!.]*.xml")) and not any(annotations.glob("**/*.xml")):
         annotations = root
     if not annotations.is_dir():  # only then is it worth a look at all that is there
         remedy = f"a VOC set has its XML files there{looks_like(root) or '; is it of another data.format?'}"

@@ -64,7 +64,6 @@ def save_checkpoint(
             _keep(path, previous)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)  # before `kept` is said to be safe: a full disk has room again
         there = path.exists() or (previous is not None and previous.exists())
         kept = "the checkpoint before it is kept: " if there else ""
         reason = getattr(error, "strerror", None) or first_line(error)

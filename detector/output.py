@@ -79,6 +79,11 @@ def name_that_fits(stem: str, ending: str) -> str:
     return os.fsencode(stem)[: _LONGEST - len(os.fsencode(ending))].decode(errors="ignore") + ending
 
 
+def temporary_of(path: Path) -> Path:
+    """The file that this process writes first, to be renamed."""
+    return path.with_name(name_that_fits(f".{path.name}", f".{os.getpid()}.tmp"))
+
+
 def write_text(path: Path, text: str) -> None:
     """As `write_bytes`, in UTF-8."""
     write_bytes(path, _encoded(text))
@@ -90,7 +95,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     Raises:
         InputError: no permission or no space.
     """
-    temporary = path.with_name(name_that_fits(f".{path.name}", f".{os.getpid()}.tmp"))
+    temporary = temporary_of(path)
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

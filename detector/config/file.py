@@ -67,7 +67,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     _refuse_own_data_as_demo(path, values.get("data"))
     config = parse_config(values, str(path), overrides)
     # What a base says of another optimizer, say, is there to be overridden.
-    warn_of_idle_settings(config, [word.partition("=")[0] for word in overrides], _leaf_keys(own))
+    warn_of_idle_settings(config, keys_of(overrides), _leaf_keys(own))
     return config
 
 
@@ -85,7 +85,7 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
         return Config.model_validate(_with_empty_sections(Config, values))
     except ValidationError as error:
         text = _explain(error)
-    given = {word.partition("=")[0] for word in overrides}
+    given = keys_of(overrides)
     if text.partition(":")[0].partition("[")[0] in given:
         source = "on the command line"
         if "valid list" in text:
@@ -133,6 +133,11 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             nested = {part: nested}
         values = _merge(values, nested)
     return values
+
+
+def keys_of(overrides: Sequence[str]) -> list[str]:
+    """The dotted keys that are set."""
+    return [override.partition("=")[0] for override in overrides]
 
 
 def _refuse_own_data_as_demo(path: Path, data: object) -> None:

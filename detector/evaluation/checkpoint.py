@@ -19,7 +19,7 @@ from detector.builders.device import build_amp, build_device, cpu_is_fast_in_bf1
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from detector.config import Config, DataConfig
-from detector.config.file import apply_overrides, parse_config
+from detector.config.file import apply_overrides, keys_of, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.coco_results import result_entry
 from detector.evaluation.inference import Predictions, best_first, for_inference, join_predictions
@@ -97,7 +97,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
     _refuse_other_model(config, trained, file)
-    changed = [word.partition("=")[0] for word in overrides]
+    changed = keys_of(overrides)
     _say_what_changes_nothing(changed, config)
     device = build_device(config.train.device, key=device_key)
     _say_what_is_slow(config, device, changed)

@@ -1,7 +1,6 @@
 """A checkpoint -> a file for other runtimes, which is there only if it does what the checkpoint does."""
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from detector.export.formats import FORMATS, OUTPUTS, require_packages
 from detector.export.graph import DetectionGraph, HeadsGraph
 from detector.export.metadata import metadata
 from detector.export.probabilities import Probabilities
-from detector.output import check_output, name_that_fits, write_bytes
+from detector.output import check_output, temporary_of, write_bytes
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def export(
             f"--output: {file} is there and does not end in {FORMATS[form].suffix}, so it may be something "
             "else; name a file that ends so, or a new one"
         )
-    probe = file.with_name(name_that_fits(f".{file.name}", f".{os.getpid()}.tmp"))
+    probe = temporary_of(file)
     try:
         probe.touch()  # before the work, which takes minutes
         probe.unlink()
