@@ -137,8 +137,8 @@ def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
-            outputs = model(data.images, data.sizes)
-        losses = criterion(outputs, data.gt)
+            matched = criterion.match(model(data.images, data.sizes, boxes_later=True), data.gt)
+        losses = criterion([matched])
         _check_finite(losses.total)
         losses.total.backward()
         nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])  # which is logged

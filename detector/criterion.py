@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detector.matcher import Matches
 from detector.objectives import Objective, Positives
-from detector.retinanet import HeadOutputs
+from detector.retinanet import Outputs
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,16 @@ class GroundTruth:
     ignore: Tensor  # bool [B, G], True for regions that are neither object nor background
 
 
-Matching = Callable[[HeadOutputs, GroundTruth], Matches]
+Matching = Callable[[Outputs, GroundTruth], Matches]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What the network says of a batch, beside what it should."""
+
+    logits: Tensor  # [B, N, C]
+    targets: Tensor  # int8 alike, in {-1, 0, 1}
+    positives: Positives
 
 
 @dataclass(frozen=True)
@@ -60,43 +69,32 @@ class Criterion:
         self.objective = objective
         self.ranked_share = ranked_share
 
-    def __call__(self, outputs: HeadOutputs, gt: GroundTruth, measure: bool = False) -> Losses:
-        """The losses of a batch.
+    def match(self, outputs: Outputs, gt: GroundTruth) -> Matched:
+        """Class targets, and the positives with their gt boxes and anchors."""
+        matches = self.matching(outputs, gt)
+        targets, image, anchor = class_targets(matches, gt.labels, outputs.logits.shape[2])
+        positives = Positives(
+            outputs.deltas_of(image, anchor).float(),
+            gt.boxes[image, matches.gt_index[image, anchor]],
+            outputs.anchors[anchor],
+        )
+        return Matched(outputs.logits, targets, positives)
+
+    def __call__(self, batches: Sequence[Matched], measure: bool = False) -> Losses:
+        """The losses of several batches as if they were one; their images may differ in size.
 
         Args:
             measure: take the ranked share too, for which the device is waited for.
         """
-        targets, positives = self._targets(outputs, gt)
-        return self._losses(outputs.logits, targets, positives, measure)
-
-    def over_micro_batches(
-        self, outputs: Sequence[HeadOutputs], gts: Sequence[GroundTruth], measure: bool = False
-    ) -> Losses:
-        """The losses of several batches as if they were one; their images may differ in size."""
-        pairs = zip(outputs, gts, strict=True)
-        targets, positives = zip(*(self._targets(output, gt) for output, gt in pairs), strict=True)
-        return self._losses(
-            torch.cat([one.logits.flatten(0, 1) for one in outputs]),  # [M, C]
-            torch.cat([one.flatten(0, 1) for one in targets]),
-            Positives(*(torch.cat(part) for part in zip(*positives, strict=True))),
-            measure,
-        )
-
-    def _losses(self, logits: Tensor, targets: Tensor, positives: Positives, measure: bool) -> Losses:
+        logits, targets, positives = batches[0].logits, batches[0].targets, batches[0].positives
+        if len(batches) > 1:
+            logits = torch.cat([one.logits.flatten(0, 1) for one in batches])  # [M, C]
+            targets = torch.cat([one.targets.flatten(0, 1) for one in batches])
+            parts_of = zip(*(one.positives for one in batches), strict=True)
+            positives = Positives(*(torch.cat(part) for part in parts_of))
         parts = self.objective(logits, targets, positives)
         share = self.ranked_share(logits, targets) if measure and self.ranked_share else None
         return Losses(parts, logits.new_full((), len(positives.deltas), dtype=torch.int64), share)
-
-    def _targets(self, outputs: HeadOutputs, gt: GroundTruth) -> tuple[Tensor, Positives]:
-        """Class targets int8 [B, N, C], and the positives with their gt boxes and anchors."""
-        matches = self.matching(outputs, gt)
-        targets, image, anchor = class_targets(matches, gt.labels, outputs.logits.shape[2])
-        positives = Positives(
-            outputs.deltas[image, anchor].float(),
-            gt.boxes[image, matches.gt_index[image, anchor]],
-            outputs.anchors[anchor],
-        )
-        return targets, positives
 
 
 def class_targets(matches: Matches, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:

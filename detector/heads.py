@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from detector.backbone import make_norm
+from detector.few_locations import convolved_rows, numbered, surroundings
+
+# From this part of all locations on, whole maps are computed in less time.
+_FEW = 0.4
 
 
 class Head(nn.Module):
@@ -60,3 +64,38 @@ class Head(nn.Module):
         """One level [B, in_channels, H, W] -> [B, H, W, A * outputs]."""
         # Free of charge under channels_last, where this is the order in memory already.
         return self.output(self.tower(feature)).permute(0, 2, 3, 1)
+
+    def of_anchors(self, features: list[Tensor], image: Tensor, anchor: Tensor) -> Tensor:
+        """`self(features)[image, anchor]`, for int64 [P] each: [P, outputs].
+
+        A CPU computes no more of the maps than these depend on, where that is little of them. A GPU is
+        faster with the whole maps, and need not be waited for.
+        """
+        convolutions = [module for module in self.tower if isinstance(module, nn.Conv2d)]
+        plain = len(self.tower) == 2 * len(convolutions)  # a norm looks at the whole map
+        if plain and image.device.type == "cpu":
+            convolutions.append(self.output)
+            per_location = self.output.out_channels // self.outputs
+            location = anchor // per_location
+            wanted = _masks(features, image, location)
+            masks = surroundings(wanted, len(convolutions))
+            if _share(masks[1:]) < _FEW:
+                rows = convolved_rows(features, convolutions, masks)
+                row = torch.cat([level.flatten(1) for level in numbered(wanted)], dim=1)[image, location] - 1
+                return rows.view(-1, per_location, self.outputs)[row, anchor % per_location]
+        return self(features)[image, anchor]
+
+
+def _masks(features: list[Tensor], image: Tensor, location: Tensor) -> list[Tensor]:
+    """Locations, counted over all levels, as masks of each level: bool [B, H, W]."""
+    levels = [x[:, 0] for x in features]
+    marked = torch.zeros(len(levels[0]), sum(x[0].numel() for x in levels), dtype=torch.bool)
+    marked[image, location] = True
+    parts = marked.split([x[0].numel() for x in levels], dim=1)
+    return [part.reshape(x.shape) for part, x in zip(parts, levels, strict=True)]
+
+
+def _share(masks: list[list[Tensor]]) -> float:
+    """The part of all locations that is marked, over all masks."""
+    every = [mask for levels in masks for mask in levels]
+    return float(sum(mask.sum() for mask in every)) / sum(mask.numel() for mask in every)

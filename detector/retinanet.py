@@ -1,5 +1,6 @@
 """RetinaNet (Lin et al., ICCV 2017): ResNet, feature pyramid, two heads; assembled from plain parts."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,31 @@ class HeadOutputs(NamedTuple):
     deltas: Tensor  # [B, N, 4]
     anchors: Tensor  # float32 [N, 4], xyxy pixels of the padded batch
     level_sizes: tuple[int, ...]  # anchors per pyramid level; sums to N
+
+    def deltas_of(self, image: Tensor, anchor: Tensor) -> Tensor:
+        """Those of some anchors, by int64 indices [P]: [P, 4]."""
+        return self.deltas[image, anchor]
+
+
+@dataclass(frozen=True)
+class OutputsInTraining:
+    """`HeadOutputs` whose boxes are computed when they are asked for: a loss looks at few of them."""
+
+    logits: Tensor
+    anchors: Tensor
+    level_sizes: tuple[int, ...]
+    features: list[Tensor]  # of the pyramid
+    box_head: Head
+
+    @property
+    def deltas(self) -> Tensor:
+        return self.box_head(self.features)
+
+    def deltas_of(self, image: Tensor, anchor: Tensor) -> Tensor:
+        return self.box_head.of_anchors(self.features, image, anchor)
+
+
+Outputs = HeadOutputs | OutputsInTraining
 
 
 class RetinaNet(nn.Module):
@@ -52,15 +78,21 @@ class RetinaNet(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> HeadOutputs:
-        """images uint8 [B, 3, H, W] RGB, padded; sizes int64 [B, 2], height and width without padding."""
+    def forward(self, images: Tensor, sizes: Tensor, boxes_later: bool = False) -> Outputs:
+        """images uint8 [B, 3, H, W] RGB, padded; sizes int64 [B, 2], height and width without padding.
+
+        boxes_later: leave the boxes until they are asked for (in the same autocast, or without).
+        """
         x = self.normalise(images, sizes)
         features = self.pyramid(self.backbone(x))
         grids = [(f.shape[-2], f.shape[-1]) for f in features]
         anchors = self.anchor_generator((x.shape[-2], x.shape[-1]), grids, x.device)
         per_location = self.anchor_generator.per_location
         level_sizes = tuple(h * w * per_location for h, w in grids)
-        return HeadOutputs(self.class_head(features), self.box_head(features), anchors, level_sizes)
+        logits = self.class_head(features)
+        if boxes_later:
+            return OutputsInTraining(logits, anchors, level_sizes, features, self.box_head)
+        return HeadOutputs(logits, self.box_head(features), anchors, level_sizes)
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """uint8 -> float with ImageNet's mean and spread; padding becomes 0, the mean."""

@@ -21,7 +21,7 @@ from detector.losses import (
 from detector.matcher import Matches, match
 from detector.objectives import BoxErrors, ClassLoss, Objective, alrp, rank_sort, separate
 from detector.ranked import ranked_share
-from detector.retinanet import HeadOutputs
+from detector.retinanet import Outputs
 from errors import InputError
 
 
@@ -54,11 +54,11 @@ def build_matching(config: Config) -> Matching:
     matcher, shapes = config.matcher, config.model.anchors
     per_location = AnchorGenerator(shapes.sizes, shapes.ratios).per_location
 
-    def by_iou(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+    def by_iou(outputs: Outputs, gt: GroundTruth) -> Matches:
         thresholds = matcher.positive_iou, matcher.negative_iou
         return match(outputs.anchors, gt.boxes, gt.valid, gt.ignore, *thresholds, matcher.best_anchor)
 
-    def adaptively(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+    def adaptively(outputs: Outputs, gt: GroundTruth) -> Matches:
         anchors = outputs.anchors, outputs.level_sizes, per_location
         boxes = gt.boxes, gt.valid, gt.ignore
         return match_adaptively(*anchors, *boxes, matcher.candidates, matcher.best_anchor)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.sample import Batch
-from detector.criterion import Criterion, GroundTruth, Losses
+from detector.criterion import Criterion, GroundTruth, Losses, Matched
 from detector.folding import running_statistics
 from detector.losses import NonFiniteLogits
-from detector.retinanet import HeadOutputs, RetinaNet
+from detector.retinanet import RetinaNet
 from detector.training.profile import phase
 
 
@@ -68,11 +68,9 @@ class Gradients:
     def _alone(self, batch: Batch, parts: int, last: bool, measure: bool) -> Losses:
         """One of `parts` micro-batches."""
         with self._exchanging(last):
-            outputs = self._forward(self.network, batch)
+            matched = self._matched(self.network, batch)
             with phase("loss"):
-                losses, total = _checked(
-                    lambda: self.criterion(outputs, _ground_truth(batch), measure), [outputs]
-                )
+                losses, total = _checked(lambda: self.criterion([matched], measure), [matched])
             with phase("backward"):
                 self._scaled(total / parts).backward()
         return losses.detach()
@@ -80,30 +78,28 @@ class Gradients:
     def _together(self, group: Sequence[Batch], measure: bool) -> Losses:
         """All micro-batches as one batch, which memory would not hold.
 
-        The first pass keeps of each micro-batch only its head outputs; the losses over all of them
-        give these their gradients; the second pass carries each one's share into the network.
+        The first pass keeps of each micro-batch only its logits and the positives' deltas; the losses over
+        all of them give these their gradients; the second pass carries each one's share into the network.
         """
         with torch.no_grad():
             statistics = running_statistics(self.model)
             before = [torch.empty_like(one) for one in statistics]
             _copy_all(before, statistics)
-            outputs = [self._forward(self.model, batch) for batch in group]
+            firsts = [self._matched(self.model, batch) for batch in group]
             _copy_all(statistics, before)  # batch norm is to see every image once
-        for output in outputs:
-            output.logits.requires_grad_()
-            output.deltas.requires_grad_()
-        gts = [_ground_truth(batch) for batch in group]
+        for first in firsts:
+            first.logits.requires_grad_()
+            first.positives.deltas.requires_grad_()
         with phase("loss"):
-            losses, total = _checked(
-                lambda: self.criterion.over_micro_batches(outputs, gts, measure), outputs
-            )
+            losses, total = _checked(lambda: self.criterion(firsts, measure), firsts)
             self._scaled(total).backward()
-        for i, (batch, first) in enumerate(zip(group, outputs, strict=True)):
+        for i, (batch, first) in enumerate(zip(group, firsts, strict=True)):
             with self._exchanging(i == len(group) - 1):
-                second = self._forward(self.network, batch)
+                second = self._matched(self.network, batch)
                 with phase("backward"):
                     torch.autograd.backward(
-                        [second.logits, second.deltas], [first.logits.grad, first.deltas.grad]
+                        [second.logits, second.positives.deltas],
+                        [first.logits.grad, first.positives.deltas.grad],
                     )
         return losses.detach()
 
@@ -113,10 +109,13 @@ class Gradients:
             return contextlib.nullcontext()
         return self.network.no_sync()
 
-    def _forward(self, network: nn.Module, batch: Batch) -> HeadOutputs:
+    def _matched(self, network: nn.Module, batch: Batch) -> Matched:
         cast = torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
         with phase("forward"), cast:
-            return network(batch.images, batch.sizes)
+            # The matching knows which boxes the network need not compute.
+            outputs = network(batch.images, batch.sizes, boxes_later=True)
+            gt = GroundTruth(batch.boxes, batch.labels, batch.valid, batch.ignore)
+            return self.criterion.match(outputs, gt)
 
     def _scaled(self, loss: Tensor) -> Tensor:
         # Each process has its part of a shared loss's gradient, and the average over the processes
@@ -132,22 +131,18 @@ def _copy_all(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         )
 
 
-def _checked(take: Callable[[], Losses], outputs: Sequence[HeadOutputs]) -> tuple[Losses, Tensor]:
+def _checked(take: Callable[[], Losses], batches: Sequence[Matched]) -> tuple[Losses, Tensor]:
     """The losses, and their total to backpropagate: NaN with a gradient of NaN if it is not finite."""
     try:
         losses = take()
     except NonFiniteLogits:
-        every = torch.stack([output.logits.sum() + output.deltas.sum() for output in outputs]).sum()
+        every = torch.stack([one.logits.sum() + one.positives.deltas.sum() for one in batches]).sum()
         total = every * torch.nan
         return Losses({"ranked_logits": total}, torch.zeros((), device=total.device)), total
     # inf has a gradient of its own, which may well be finite. No value is looked at here: the device
     # would have to be waited for.
     total = losses.total
     return losses, total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan)
-
-
-def _ground_truth(batch: Batch) -> GroundTruth:
-    return GroundTruth(batch.boxes, batch.labels, batch.valid, batch.ignore)
 
 
 def _mean(losses: Sequence[Losses]) -> Losses:

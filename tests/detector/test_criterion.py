@@ -9,12 +9,12 @@ from torch import Tensor
 
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
-from detector.criterion import Criterion, GroundTruth, class_targets
+from detector.criterion import Criterion, GroundTruth, Losses, class_targets
 from detector.heads import Head
 from detector.losses import Exchange, ap_loss, ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
 from detector.matcher import Matches, match
 from detector.objectives import BoxErrors, ClassLoss, Objective, Positives, alrp, rank_sort, separate
-from detector.retinanet import HeadOutputs, RetinaNet
+from detector.retinanet import HeadOutputs, Outputs, RetinaNet
 
 STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
 SMOOTH_L1: BoxErrors = partial(smooth_l1_errors, std=STD, beta=1.0)
@@ -22,11 +22,12 @@ GIOU: BoxErrors = partial(giou_errors, std=STD)
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 6], [40, 40, 50, 50]])
 
 
-def criterion(objective: Objective) -> Criterion:
-    return Criterion(by_iou, objective)
+def losses_of(objective: Objective, outputs: HeadOutputs, gt: GroundTruth) -> Losses:
+    criterion = Criterion(by_iou, objective)
+    return criterion([criterion.match(outputs, gt)])
 
 
-def by_iou(outputs: HeadOutputs, gt: GroundTruth) -> Matches:
+def by_iou(outputs: Outputs, gt: GroundTruth) -> Matches:
     return match(outputs.anchors, gt.boxes, gt.valid, gt.ignore, 0.7, 0.4, best_anchor=True)
 
 
@@ -98,7 +99,7 @@ def test_losses_see_the_targets_and_the_positives() -> None:
         return {"classification": logits.sum(), "box": positives.deltas.sum()}
 
     deltas = torch.arange(32.0).view(2, 4, 4)
-    losses = criterion(spy)(outputs(torch.ones(2, 4, 3), deltas), two_images())
+    losses = losses_of(spy, outputs(torch.ones(2, 4, 3), deltas), two_images())
     out, off, on = [-1] * 3, [0] * 3, {0: [1, 0, 0], 2: [0, 0, 1]}
     assert seen["targets"] == [[on[2], off, out, off], [off, on[0], off, out]]
     assert seen["deltas"] == [deltas[0, 0].tolist(), deltas[1, 1].tolist()]
@@ -110,7 +111,7 @@ def test_box_loss_is_weighted_and_total_is_the_sum() -> None:
     """Hand-computed: deltas of 1 where 0 is wanted cost 1/2 in smooth-L1; half precision is widened."""
     logits = torch.zeros(2, 4, 3)
     heads = outputs(logits, torch.ones(2, 4, 4, dtype=torch.bfloat16))
-    losses = criterion(two_parts(focal_loss, box_weight=3.0))(heads, two_images())
+    losses = losses_of(two_parts(focal_loss, box_weight=3.0), heads, two_images())
     assert losses.parts["box"].item() == pytest.approx(1.5)
     assert losses.parts["box"].dtype == torch.float32
     assert losses.total.item() == pytest.approx(losses.parts["classification"].item() + 1.5)
@@ -133,7 +134,7 @@ def test_rank_sort_sorts_by_iou_and_balances_the_boxes() -> None:
     `test_sorted_positives...`, 1/6, and the boxes' mean error of 1/4 is balanced to it.
     """
     logits, deltas = worse_above_better()
-    parts = criterion(OBJECTIVES["rank_sort"])(outputs(logits, deltas), two_images()).parts
+    parts = losses_of(OBJECTIVES["rank_sort"], outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == 0
     assert parts["sorting"].item() == pytest.approx(1 / 6)
     assert parts["box"].item() == pytest.approx(1 / 4)
@@ -145,7 +146,7 @@ def test_the_boxes_are_balanced_and_then_weighted(name: str, wanted: float) -> N
     """The totals of the tests beside this one."""
     logits, deltas = worse_above_better()
     objective = partial(OBJECTIVES[name], box_weight=3.0)
-    parts = criterion(objective)(outputs(logits, deltas), two_images()).parts
+    parts = losses_of(objective, outputs(logits, deltas), two_images()).parts
     assert float(parts["box"] + parts["balance"]) == pytest.approx(3 * wanted)
 
 
@@ -154,7 +155,7 @@ def test_a_positive_whose_box_misses_its_object_stays_a_positive_to_rank_sort() 
     logits, deltas = worse_above_better()
     deltas[1, 1, 0] = 500.0
     logits[1, 1, 0], logits[1, 0, 0] = 0.0, 5.0
-    parts = criterion(OBJECTIVES["rank_sort"])(outputs(logits, deltas), two_images()).parts
+    parts = losses_of(OBJECTIVES["rank_sort"], outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() > 0.1
 
 
@@ -167,8 +168,9 @@ def test_the_ranked_share_is_measured_where_it_is_asked_for_and_losses_can_be_ke
         return torch.tensor(0.25)
 
     measuring = Criterion(by_iou, two_parts(), share)
-    assert measuring(heads, two_images()).ranked_share is None and not asked
-    losses = measuring(heads, two_images(), measure=True)
+    batch = [measuring.match(heads, two_images())]
+    assert measuring(batch).ranked_share is None and not asked
+    losses = measuring(batch, measure=True)
     assert losses.ranked_share == 0.25 and len(asked) == 1
     assert losses.total.requires_grad and not losses.detach().total.requires_grad
 
@@ -180,12 +182,12 @@ def test_alrp_brings_the_boxes_up_to_the_total() -> None:
     better one below it (rank 2) half of that: 3/16 in the mean.
     """
     logits, deltas = worse_above_better()
-    parts = criterion(OBJECTIVES["alrp"])(outputs(logits, deltas), two_images()).parts
+    parts = losses_of(OBJECTIVES["alrp"], outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == 0
     assert parts["box"].item() == pytest.approx(3 / 16)
     assert parts["balance"].item() == 0
     logits[0, 3] = 12.0  # three negatives above the better one: rank 5 with an error of 3/5
-    parts = criterion(OBJECTIVES["alrp"])(outputs(logits, deltas), two_images()).parts
+    parts = losses_of(OBJECTIVES["alrp"], outputs(logits, deltas), two_images()).parts
     assert parts["classification"].item() == pytest.approx(3 / 10)
     assert parts["box"].item() == pytest.approx((1 / 4 + 1 / 20) / 2)
     assert parts["balance"].item() == pytest.approx(3 / 10)
@@ -198,7 +200,7 @@ def test_balancing_scales_the_gradient_of_the_boxes_and_nothing_else(name: str) 
     logits[0, 3] = 12.0
     logits.requires_grad_(), deltas.requires_grad_()
     plain = partial(OBJECTIVES[name], self_balance=False)
-    losses = [criterion(one)(outputs(logits, deltas), two_images()) for one in (OBJECTIVES[name], plain)]
+    losses = [losses_of(one, outputs(logits, deltas), two_images()) for one in (OBJECTIVES[name], plain)]
     (of_logits, of_deltas), (plain_logits, plain_deltas) = (
         torch.autograd.grad(one.total, (logits, deltas), retain_graph=True) for one in losses
     )
@@ -214,7 +216,7 @@ def test_boxes_that_are_not_finite_are_found_in_the_total(name: str, value: floa
     """An error here, in the middle of what processes do together, would leave the others waiting."""
     logits, deltas = worse_above_better()
     deltas[0, 0, 0] = value
-    losses = criterion(OBJECTIVES[name])(outputs(logits, deltas), two_images())
+    losses = losses_of(OBJECTIVES[name], outputs(logits, deltas), two_images())
     assert not torch.isfinite(losses.total)
     assert torch.isfinite(losses.parts["classification"])
 
@@ -223,7 +225,7 @@ def test_boxes_that_are_not_finite_are_found_in_the_total(name: str, value: floa
 def test_only_positives_move_boxes_and_only_ranked_anchors_move_logits(name: str) -> None:
     logits = torch.zeros(2, 4, 3, requires_grad=True)
     deltas = torch.ones(2, 4, 4, requires_grad=True)
-    criterion(OBJECTIVES[name])(outputs(logits, deltas), two_images()).total.backward()
+    losses_of(OBJECTIVES[name], outputs(logits, deltas), two_images()).total.backward()
     assert deltas.grad is not None and logits.grad is not None
     moved_boxes = deltas.grad.abs().sum(2) > 0
     assert moved_boxes.tolist() == [[True, False, False, False], [False, True, False, False]]
@@ -251,7 +253,7 @@ def test_a_batch_without_boxes_trains(name: str, gts: int) -> None:
     network = small_network()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     heads = network(images, torch.full((2, 2), 64))
-    losses = criterion(OBJECTIVES[name])(heads, no_boxes(2, gts))
+    losses = losses_of(OBJECTIVES[name], heads, no_boxes(2, gts))
     losses.total.backward()
     assert torch.isfinite(losses.total)
     assert losses.parts["box"].item() == 0

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from detector.checkpoint import load_checkpoint
-from detector.criterion import Criterion, Losses
+from detector.criterion import Criterion, Losses, Matched
 from detector.losses.batch_ranking import NonFiniteLogits
 from detector.memory import memory_explained
-from detector.retinanet import HeadOutputs
+from detector.objectives import Positives
 from detector.training.gradients import _checked
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch, RunningStatistics
@@ -266,6 +266,7 @@ def test_logits_that_cannot_be_ranked_leave_no_part_of_the_network_without_a_gra
     def refuse() -> Losses:
         raise NonFiniteLogits("the first is nan")
 
-    _, total = _checked(refuse, [HeadOutputs(logits, deltas, torch.zeros(4, 4), (4,))])
+    positives = Positives(deltas, torch.zeros(4, 4), torch.zeros(4, 4))
+    _, total = _checked(refuse, [Matched(logits, torch.zeros(1, 4, 2, dtype=torch.int8), positives)])
     total.backward()
     assert all(x.grad is not None and x.grad.isnan().all() for x in (logits, deltas))
