@@ -183,10 +183,14 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
     )
 
 
+# 2026-13-45 is a ValueError, !!bool x a KeyError, !!int '' an IndexError.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, RecursionError)
+
+
 def _yaml_value(key: str, text: str) -> Any:
     try:
         return yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):  # 2026-13-45 is a ValueError
+    except _NOT_YAML:
         hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith(("[", "{")) else ""
         raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
 
@@ -206,7 +210,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any]
         raise InputError(f"configuration file {path}{whose} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"configuration file {path} cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}

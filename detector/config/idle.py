@@ -33,11 +33,17 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
     if c.schedule.name == "cosine":
         yield from _with("schedule.name=cosine", "schedule.milestones", "schedule.gamma")
     else:
+        if not c.schedule.milestones:
+            yield from _with("schedule.milestones=[]", "schedule.gamma")
         yield from _with("schedule.name=multistep", "schedule.final_factor")
     if c.schedule.warmup_steps == 0:
         yield from _with("schedule.warmup_steps=0", "schedule.warmup_factor")
     if c.optimizer.name == "adamw":
         yield from _with("optimizer.name=adamw", "optimizer.momentum")
+    if c.optimizer.weight_decay == 0:
+        yield from _with("optimizer.weight_decay=0", "optimizer.decay_norm_and_bias")
+    if c.model.norm != "batch":
+        yield from _with(f"model.norm={c.model.norm}", "train.sync_batch_norm")
     if c.train.accumulate == 1:
         yield from _with("train.accumulate=1", "train.rank_accumulated")
     if c.train.on_nonfinite == "raise":
@@ -48,7 +54,7 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
     if c.loss.name not in _RANKING:
         yield from _with(loss, "loss.delta")
     if c.loss.name != "ap":
-        yield from _with(loss, "loss.interpolated")
+        yield from _with(loss, "loss.interpolated", "loss.class_by_class")
     if c.loss.name not in ("alrp", "rank_sort"):
         yield from _with(loss, "loss.self_balance")
     if c.loss.name != "focal":

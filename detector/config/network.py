@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from detector.config.fields import Count, Fraction, Integer, NonNegative, Number, Positive, Section, in_home
 
+_LARGEST_ANCHOR = 100_000
+
 
 class AnchorConfig(Section):
     sizes: list[list[Positive]] = Field(
@@ -24,6 +26,8 @@ class AnchorConfig(Section):
                 raise ValueError(
                     f"sizes: {size:g} px with a ratio of {ratio:g} is at most 1 px wide or high, rounded to 0"
                 )
+            if size > _LARGEST_ANCHOR:
+                raise ValueError(f"sizes: {size:g} px is beyond all images; {_LARGEST_ANCHOR:g} is the most")
         return self
 
 

@@ -40,7 +40,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     name: Literal["multistep", "cosine"] = "multistep"
     milestones: list[Positive] = Field([], description="multistep: epochs after which lr is multiplied")
-    gamma: Positive = Field(0.1, description="multistep: the factor")
+    gamma: Annotated[Positive, Field(le=100)] = Field(0.1, description="multistep: the factor")
     final_factor: Fraction = Field(0.0, description="cosine: lr at the end, as a part of lr")
     warmup_steps: Whole = 500
     warmup_factor: Fraction = Field(1 / 3, description="lr of the first step, as a part of lr")

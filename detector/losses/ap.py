@@ -68,6 +68,8 @@ def class_ap_loss(
     part, its negatives included, but its logits are checked as all are.
     """
     check_ranking(logits, targets, delta)
+    if logits.dim() == 0:
+        raise ValueError("logits must have a dimension of classes, got a single number")
     if logits.device.type == "mps":  # as above
         there = logits.cpu(), targets.cpu()
         return class_ap_loss(*there, delta, interpolated, exchange).to(logits.device)

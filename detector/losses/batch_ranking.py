@@ -141,8 +141,8 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
-    if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point, got {logits.dtype}")
+    if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"logits must be floating point of 16, 32 or 64 bits, got {logits.dtype}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}")
     if delta != 0 and not MIN_DELTA <= delta <= MAX_DELTA:

@@ -24,8 +24,8 @@ def ce_ohem_loss(
     positives = logits[targets == 1]
     negatives = logits[targets == 0]
     count = len(positives)
-    wanted = round(negatives_per_positive * count) if count else max(1, round(negatives_per_positive))
-    hardest = negatives.topk(min(len(negatives), wanted), sorted=False).values
+    wanted = round(min(negatives_per_positive * max(count, 1), len(negatives)))
+    hardest = negatives.topk(wanted if count else min(max(wanted, 1), len(negatives)), sorted=False).values
     exchange = exchange or Exchange()
     everywhere = exchange.sum(torch.tensor(count, device=logits.device))
     return exchange.sum_of_losses(

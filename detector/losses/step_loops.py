@@ -108,7 +108,8 @@ def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
     """
     low, last = edges[0], edges.dtype.type(len(cells) - 2)
     span = np.float64(edges[-2]) - np.float64(low)
-    scale = edges.dtype.type(np.float64(last) / span if span > 1e-30 else 1.0)
+    # With an edge beyond the largest number the span is infinite, and a scale of 0 would make cells of NaN.
+    scale = edges.dtype.type(np.float64(last) / span if 1e-30 < span < np.inf else 1.0)
     cells[:] = 0
     for k in range(len(edges) - 1):
         cells[np.int64(min((edges[k] - low) * scale, last)) + 1] += 1

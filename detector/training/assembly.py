@@ -88,8 +88,6 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
     amp = build_amp(train, device)
     warn_of_slow_bf16(train, device)
-    if config.loss.class_by_class and config.loss.name != "ap":
-        log.warning("loss.class_by_class is of loss.name=ap alone; %s does without", config.loss.name)
 
     skip = data.on_error == "skip"
     unreadable = UnreadableImages() if skip else None

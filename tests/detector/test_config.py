@@ -118,6 +118,8 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
         ({"model": {"anchors": {"sizes": [[1], [2]]}}}, "model.anchors.sizes"),
         ({"model": {"anchors": {"sizes": [[1], [2], [3], [4], [5, 6]]}}}, "model.anchors.sizes"),
         ({"model": {"anchors": {"sizes": 5 * [[4]], "ratios": [1, 0.05]}}}, "model.anchors.sizes"),
+        ({"model": {"anchors": {"sizes": [*4 * [[4]], [1e30]]}}}, "model.anchors.sizes"),
+        ({"schedule": {"gamma": 1e300}}, "schedule.gamma"),
         ({"data": {"splits": {"train": 5}}}, "data.splits.train"),
         ({"data": {"transforms": {"train": "HorizontalFlip"}}}, "data.transforms.train"),
         ({"data": {"transforms": {"train": [5]}}}, "data.transforms.train[0]"),
@@ -294,11 +296,22 @@ def test_names_that_yaml_takes_for_something_else_are_told_to_be_quoted() -> Non
         assert "unless they are quoted: 'no', '1'" in refusal({"data": {"classes": value}})
 
 
-@pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs 3", "data.classes=[", ""])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.epochs",
+        "=3",
+        "train.epochs 3",
+        "data.classes=[",
+        "",
+        "train.amp=!!int ''",
+        "train.amp=!!bool x",
+    ],
+)
 def test_malformed_override_is_refused_and_quoted(override: str) -> None:
     with pytest.raises(InputError) as caught:
         apply_overrides({}, [override])
-    assert override.split("=[")[0] in str(caught.value) and "\n" not in str(caught.value)
+    assert override.partition("=")[0] in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

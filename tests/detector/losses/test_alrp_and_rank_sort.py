@@ -233,6 +233,11 @@ def test_hard_negative_cross_entropy_follows_the_definition(case: Case, ratio: f
     loss.backward()  # also where nothing takes part
 
 
+def test_more_hard_negatives_than_there_are_negatives_are_all_of_them() -> None:
+    loss = ce_ohem_loss(torch.tensor([0.0, 2.0]), torch.tensor([1, 0]), 1e308)
+    assert loss.item() == pytest.approx(math.log(2) + math.log1p(math.exp(2)))
+
+
 def test_without_positives_there_is_a_hard_negative_whatever_the_ratio() -> None:
     """Of few for each positive as well: images without objects are to teach that they have none."""
     loss = ce_ohem_loss(torch.tensor([0.0, 2.0]), torch.zeros(2, dtype=torch.int8), 0.1)

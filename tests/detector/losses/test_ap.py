@@ -123,6 +123,8 @@ def test_class_by_class_is_the_mean_over_the_classes_with_positives() -> None:
     assert class_ap_loss(logits, targets.clamp(max=0)).item() == 0
     with pytest.raises(ValueError, match="differ in shape"):
         class_ap_loss(logits, targets[..., :3])
+    with pytest.raises(ValueError, match="a dimension of classes"):
+        class_ap_loss(logits[0, 0, 0], targets[0, 0, 0])
 
 
 def test_class_by_class_looks_at_classes_without_positives_too() -> None:
@@ -318,6 +320,15 @@ def test_a_logit_too_far_to_be_told_from_others_is_named(
         ap_loss(logits, targets, delta)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_numbers_are_ranked_by_the_plain_step(dtype: torch.dtype) -> None:
+    """The break point above the largest number is infinite; as `nan_to_num` makes of an infinite logit."""
+    most = torch.finfo(dtype).max if dtype == torch.float32 else 1e300
+    logits = torch.tensor([most, -most, 0.0, most, 1.0, -most], dtype=dtype)
+    assert_agrees(logits, torch.tensor([1, 1, 0, 0, 1, 0], dtype=torch.int8), 0.0, interpolated=False)
+    assert_agrees(logits[:2], torch.tensor([1, 1], dtype=torch.int8), 0.0, interpolated=True)
+
+
 def test_logits_as_far_as_may_be_are_ranked_exactly() -> None:
     """The negatives 0 and 1 lie above one positive, none above the other: precisions 2/4 and 1."""
     targets = torch.tensor([1, 0, 0, 1])
@@ -335,6 +346,7 @@ def test_logits_as_far_as_may_be_are_ranked_exactly() -> None:
         (torch.zeros(3), torch.zeros(3), 1.0, "targets must be integers.*float32"),
         (torch.zeros(3), torch.zeros(3, dtype=torch.bool), 1.0, "targets must be integers.*bool"),
         (torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int8), 1.0, "logits must be floating"),
+        (torch.zeros(3).to(torch.float8_e5m2), torch.zeros(3, dtype=torch.int8), 1.0, "of 16, 32 or 64 bits"),
         (
             torch.zeros(3),
             torch.zeros(3, dtype=torch.int8),

@@ -242,11 +242,3 @@ def test_batches_that_do_not_fit_the_set_are_said(
     Trainer(tiny_config(root, tmp_path / "run", *words.split()), "test")
     of_batches = [message for message in caplog.messages if message.startswith("train.batch_size")]
     assert len(of_batches) == bool(said) and said in "".join(of_batches)
-
-
-def test_a_key_that_the_loss_does_not_have_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = small_coco(tmp_path / "set", 4)
-    for name, said in (("focal", True), ("ap", False)):
-        caplog.clear()
-        Trainer(tiny_config(root, tmp_path / "run", "loss.class_by_class=true", f"loss.name={name}"), "test")
-        assert any("loss.class_by_class" in message for message in caplog.messages) == said
