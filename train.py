@@ -57,9 +57,11 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
     except Stopped:  # all together
         processes.leave()
         raise
-    except BaseException:
+    except BaseException as error:
         # Not leave: NCCL would wait for the others, who may be waiting for this one.
-        processes.announce_failure()
+        said = processes.announce_failure(str(error))
+        if said and isinstance(error, InputError):
+            raise Bystander from error
         raise
     processes.leave()
     if processes.main and folder is not None:

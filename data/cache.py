@@ -139,7 +139,7 @@ class DiskCache(ImageCache):
         self._stamp_bytes = 24 * len(records)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
+            with FileLock(folder / ".lock", fallback_to_soft=False):
                 _reserve(self._file, self._stamp_bytes + self.nbytes)
         except OSError as error:
             raise InputError(

@@ -17,6 +17,8 @@ from data.sample import Batch, DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
+# Beside the main process only errors are logged; but each process has images of its own.
+log.setLevel(logging.WARNING)
 
 _GONE_WITHIN_S = 1.0  # a process whose connections are closed
 # What DataLoader says of a loading process that is no more.
@@ -59,7 +61,7 @@ class SkippedImages:
 
 
 def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterator[Batch]:
-    """The loader's batches; its loading processes are started at once.
+    """The loader's batches; its loading processes are started at once, where they are not there yet.
 
     Args:
         skipped: told of the images that others stand in for.
@@ -68,22 +70,26 @@ def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterato
         InputError: an image of the batch could not be used, too many could not be read, or a loading
             process died.
     """
-    # Not when the first is asked for: whoever breaks off the waiting for it must not meet the start of the
-    # loading processes, which nobody would end then.
-    return _checked(_begun(loader), loader, skipped)
+    # Not when the first batch is asked for: whoever breaks off the waiting for it must not meet the start of
+    # the loading processes, which nobody would end then. Those of an epoch before are waited for, each to
+    # begin anew, and may have died meanwhile: that is for whoever asks.
+    started = getattr(loader, "_iterator", None) is not None
+    return _checked(None if started else _begun(loader), loader, skipped)
 
 
 def _checked(
-    batches: Iterator[Batch | InputError], loader: DataLoader, skipped: SkippedImages | None
+    batches: Iterator[Batch | InputError] | None, loader: DataLoader, skipped: SkippedImages | None
 ) -> Iterator[Batch]:
     while True:
         try:
+            if batches is None:
+                batches = _begun(loader)
             batch = next(batches, None)
         except (RuntimeError, OSError, EOFError) as error:
             dead = _dead_workers(loader, error)
             if not dead:
                 raise
-            raise InputError(_death(loader.dataset, dead)) from None
+            raise InputError(_death(loader.dataset, dead if batches else [])) from None  # or it read nothing
         if batch is None:
             return
         if isinstance(batch, InputError):

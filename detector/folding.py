@@ -99,6 +99,11 @@ class FoldingConv2d(nn.Conv2d):
             plain.bias = nn.Parameter(shift, requires_grad=False)
         return plain
 
+    @property
+    def norm_is_trained(self) -> bool:
+        """Whether the norm has weights that are trained; frozen batch norm has none."""
+        return any(parameter.requires_grad for norm in self._norm for parameter in norm.parameters())
+
     def unfold(self) -> None:
         """Be a plain convolution again."""
         for norm in self._norm:
@@ -117,10 +122,10 @@ def fold_norms(network: nn.Module) -> None:
                 norm.folded = True
 
 
-def unfold_norms(network: nn.Module) -> None:
-    """Undo `fold_norms`, for norms that are to be replaced."""
+def unfold_norms(network: nn.Module, trained_only: bool = False) -> None:
+    """Undo `fold_norms`, for norms that are to be replaced; trained_only: for those with trained weights."""
     for module in network.modules():
-        if isinstance(module, FoldingConv2d):
+        if isinstance(module, FoldingConv2d) and (module.norm_is_trained or not trained_only):
             module.unfold()
 
 

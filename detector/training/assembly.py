@@ -95,8 +95,9 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     train_set = processes.main_first(lambda: build_set(data, "train", classes, unreadable))
     if unreadable:
         say_what_is_skipped(unreadable, data, processes)
-    refuse_another_set(train_set, processes)
+    refuse_another_set(train_set, "train", processes)
     val_set = build_set(data, "val", train_set.classes)
+    refuse_another_set(val_set, "val", processes)
     if data.check and processes.main:
         warn_before_training(config, train_set, val_set)
     pipeline = build_pipeline(data, training=True)

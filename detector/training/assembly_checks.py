@@ -63,17 +63,20 @@ def warn_of_batches(config: Config, images: int) -> None:
         )  # fmt: skip
 
 
-def refuse_another_set(train_set: DetectionSet, processes: Processes) -> None:
+def refuse_another_set(records: DetectionSet, split: str, processes: Processes) -> None:
     """All processes divide one order of the samples: what one of them cannot read must be so for all.
+
+    Args:
+        split: names the set in errors.
 
     Raises:
         InputError: this process has read another set than the main one.
     """
-    mine = train_set.digest()
+    mine = records.digest()
     if processes.from_main(lambda: mine) != mine:
         raise InputError(
-            f"data.splits.train: process {processes.rank} finds other images or boxes in it than the first "
-            f"({len(train_set)} images); see that all machines have the same files"
+            f"data.splits.{split}: process {processes.rank} finds other images or boxes in it than the first "
+            f"({len(records)} images); see that all machines have the same files"
         )
 
 

@@ -104,11 +104,16 @@ class Processes:
         dist.gather_object(value, values)
         return values  # type: ignore[return-value]
 
-    def announce_failure(self) -> None:
-        """Let the others know that this process will come to no further meeting."""
+    def announce_failure(self, reason: str) -> bool:
+        """Let the others know that this process will come to no further meeting.
+
+        Returns whether one of them has announced the same reason before.
+        """
         if self._store is not None:
             with contextlib.suppress(RuntimeError):  # whoever kept the store has gone as well
                 self._store.set("failed", "1")
+                return self._store.add(f"failed/{reason}", 1) > 1
+        return False
 
     def announce_stop(self) -> None:
         """Let the others know, between steps, that this process was asked to stop."""

@@ -77,6 +77,12 @@ class Checkpoints:
             return True
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
+    def save_if_new(self) -> None:
+        """LAST, unless that is of this step already; see `save`."""
+        assert self._folder is not None
+        if self._progress.step != self._saved_step or not (self._folder / LAST).is_file():
+            self.save(LAST)
+
     def save(self, name: str) -> None:
         """Write LAST, which a run goes on from and whose predecessor is kept, or BEST: the weights alone.
 

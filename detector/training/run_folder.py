@@ -1,6 +1,7 @@
 """The run folder: configuration, metrics, checkpoints and TensorBoard events of one training."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 _LOCK, _LAUNCH = ".lock", ".launch"
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # what a disk without flock says
 
 
 def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
@@ -61,7 +63,8 @@ def in_use(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another live process has it, or it cannot be written to.
     """
-    lock = FileLock(folder / _LOCK)
+    # Not a file in place of a lock: it would outlive a lost machine, and no other machine could tell.
+    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -70,10 +73,12 @@ def in_use(folder: Path) -> Iterator[None]:
             "start a new run with another run.dir"
         ) from None
     except OSError as error:
-        raise InputError(
-            f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or choose another "
-            "(--resume: go on with a copy of the run)"
-        ) from None
+        if error.errno not in _NO_LOCKS:
+            raise InputError(
+                f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or choose another "
+                "(--resume: go on with a copy of the run)"
+            ) from None
+        log.warning(f"the disk of {folder} has no locks; see that no other training uses the folder")
     try:
         yield
     finally:

@@ -12,12 +12,14 @@ from detector.folding import unfold_norms
 def synchronise_norms(model: nn.Module, device: torch.device) -> None:
     """Let every batch norm of a model that will train on a device take its statistics over all processes.
 
-    The state dict keeps its names and shapes.
+    One whose weights are not trained looks at no batch, and stays. The state dict keeps its names and shapes.
     """
-    unfold_norms(model)
+    unfold_norms(model, trained_only=True)
     kind = nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):
+            if not any(parameter.requires_grad for parameter in child.parameters()):
+                continue
             norm = kind(child.num_features, child.eps, child.momentum)
             norm.load_state_dict(child.state_dict())
             for own, other in zip(norm.parameters(), child.parameters(), strict=True):

@@ -222,7 +222,7 @@ class Trainer:
                 self.monitor.say(report)
             self._compiled = report
         self._settle(None, wait=True)
-        self._save()
+        self.processes.from_main(self._checkpoints.save_if_new)
 
     def _next(self, groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError | None]:
         """The batches of the next step; none where this process failed, or is asked to stop."""
@@ -279,7 +279,9 @@ class Trainer:
         policy, folder = self.config.train.on_nonfinite, self.folder
         assert folder is not None
         too_many = self.watch.too_many(nonfinite, self.progress.step)
-        if policy == "raise" or too_many or (policy == "rollback" and not has_checkpoint(folder)):
+        # Of the main process: on a disk that the others do not see they say so when they read it.
+        nowhere = policy == "rollback" and not self.processes.from_main(lambda: has_checkpoint(folder))
+        if policy == "raise" or too_many or nowhere:
             more = ""
             if too_many:
                 more = f"; more than train.max_nonfinite={self.config.train.max_nonfinite} within an epoch"
@@ -289,8 +291,8 @@ class Trainer:
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
+            self._check_all_read_the_same(state["step"])  # before what all read is renamed
             self.processes.from_main(lambda: set_aside_damaged(folder))
-            self._check_all_read_the_same(state["step"])
             self.learner.restore(state["training"], state["model"], str(folder))
             then = f"back to the weights of step {state['step']}"
         if self.monitor:
@@ -351,6 +353,7 @@ class Trainer:
         self.processes.share_state(model)
         share = self.parts.validation.detect(model, self.stop)
         if share is None:
+            self.processes.from_main(self._checkpoints.save_if_new)  # with train.epochs=0 there is none yet
             raise self._stopped()
         shares = self.processes.gather(share)
         self.progress.metrics, self.progress.best = self.processes.from_main(

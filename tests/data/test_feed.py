@@ -139,6 +139,20 @@ def test_a_batch_of_a_loading_process_that_died_since_is_not_fetched_in_vain(
         list(feed)
 
 
+def test_a_loading_process_that_died_between_two_epochs_is_one_line(records: DetectionSet) -> None:
+    """For whoever asks for the first batch; by then no image is to blame."""
+    loader = train_loader(
+        records, Pipeline([], 0.3, "train"), EpochBatches(len(records), 2, 3), 3, 0, 1, False
+    )
+    assert len(list(checked(loader))) == IMAGES // 2
+    assert isinstance(loader.dataset, DetectionDataset)
+    (process,) = loader.dataset.readers()
+    os.kill(process, signal.SIGKILL)
+    feed = checked(loader)
+    with pytest.raises(InputError, match=r"^a loading process died: killed for its memory"):
+        next(feed)
+
+
 def wait_for(file: Path) -> None:
     deadline = time.monotonic() + 60
     while not file.exists():

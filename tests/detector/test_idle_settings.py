@@ -46,7 +46,9 @@ def test_what_changes_nothing_is_said(tmp_path: Path, words: str, caplog: pytest
     (tmp_path / "a.yaml").write_text("data: {format: coco}\n")
     load_config(tmp_path / "a.yaml", words.split())
     assert {message.partition(" ")[0] for message in caplog.messages} == IDLE[words]
-    assert all(re.search(r" changes nothing with \w+\.\w+=[\w\[\]]+$", message) for message in caplog.messages)
+    assert all(
+        re.search(r" changes nothing with \w+\.\w+=[\w\[\]]+$", message) for message in caplog.messages
+    )
 
 
 def test_of_a_file_its_own_settings_are_said_and_not_those_of_its_base(

@@ -105,12 +105,26 @@ def test_processes_that_have_read_different_sets_do_not_train(parts: Parts) -> N
     """As where one machine cannot read an image, and leaves it out."""
     mains: list[str] = []
     main = SimpleNamespace(from_main=lambda make: mains.append(make()) or mains[0], rank=0)
-    refuse_another_set(parts.train_set, main)
+    refuse_another_set(parts.train_set, "train", main)
     other = SimpleNamespace(from_main=lambda make: mains[0], rank=1)
-    refuse_another_set(parts.train_set, other)
+    refuse_another_set(parts.train_set, "train", other)
     lacking = replace(parts.train_set, files=parts.train_set.files[1:])
     with pytest.raises(InputError, match=r"data\.splits\.train: process 1 finds other images"):
-        refuse_another_set(lacking, other)
+        refuse_another_set(lacking, "train", other)
+
+
+def test_both_sets_are_compared_with_the_main_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = {}
+    monkeypatch.setattr(
+        "detector.training.assembly.refuse_another_set",
+        lambda records, split, _: compared.update({split: len(records)}),
+    )
+    root = small_coco(tmp_path / "set", 6)
+    words = ("data.splits.train=[train, val]", "data.check=false")
+    Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+    assert compared == {"train": 12, "val": 6}
 
 
 def test_a_crop_that_does_not_fit_the_narrowest_image_is_told_at_the_start(tmp_path: Path) -> None:

@@ -123,12 +123,21 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
             call()
 
 
+def test_what_all_processes_fail_of_is_said_by_one() -> None:
+    store = dist.HashStore()
+    one, other, third = (Processes(rank, 3, store=store) for rank in range(3))
+    assert not one.announce_failure("no such file")
+    assert other.announce_failure("no such file")
+    assert not third.announce_failure("no space left")
+    assert not Processes().announce_failure("no such file")
+
+
 def lose_one(rank: int, size: int) -> Any:
     """The second process is lost in the middle of the first one's step, having told why or not."""
     processes = joined()
     network = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
     if os.environ["TEST_ANNOUNCED"] == "1" and rank == 1:
-        processes.announce_failure()
+        processes.announce_failure("no space left")
     dist.barrier()
     if rank == 1:
         os._exit(0)

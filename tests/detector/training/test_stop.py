@@ -1,5 +1,6 @@
 """Signals, run folders in use, and everything else that interrupts a training without losing it."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -21,6 +22,7 @@ from filelock import FileLock
 
 import train as door
 from data.images import read_image
+from detector.checkpoint import save_checkpoint
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor
 from detector.training.run_folder import in_use, resume_config
@@ -447,6 +449,48 @@ def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch:
     monkeypatch.setattr(Learner, "update", slow_update)
     Trainer(config, "test").run()
     assert list(dict.fromkeys(saved)) == [3, 6, 8]
+
+
+def test_a_step_is_saved_once_and_with_its_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a checkpoint is due at the end of an epoch."""
+    saved: list[tuple[str, int, int]] = []
+
+    def save(path: Path, content: dict[str, Any], previous: Path | None) -> None:
+        saved.append((path.name, content["step"], content["evaluated"]))
+        save_checkpoint(path, content, previous)
+
+    monkeypatch.setattr("detector.training.progress.save_checkpoint", save)
+    words = ("train.epochs=1", "train.batch_size=2", "model.norm=group", "train.save_every_steps=4")
+    Trainer(tiny_config(small_coco(tmp_path / "set", 16), tmp_path / "run", *words), "test").run()
+    assert saved == [("last.pt", 4, -1), ("last.pt", 8, -1), ("best.pt", 8, 8), ("last.pt", 8, 8)]
+
+
+def test_what_a_stopped_evaluation_says_is_saved_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With train.epochs=0 no step has saved anything."""
+    monkeypatch.setattr(Validation, "detect", lambda *_: None)
+    config = tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", "train.epochs=0")
+    with pytest.raises(Stopped, match="at step 0 of 0; saved"):
+        Trainer(config, "test").run()
+    assert last(tmp_path / "run")["step"] == 0
+
+
+def test_a_disk_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No marker in place of the lock: it would stay when a machine is lost."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):
+        with in_use(tmp_path):
+            pass
+    assert "has no locks" in caplog.text and len(caplog.messages) == 2
 
 
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:

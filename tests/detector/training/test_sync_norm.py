@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from detector.backbone import ResNet
+from detector.folding import FoldingConv2d
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 
 
@@ -29,3 +31,15 @@ def test_a_synchronised_norm_is_the_one_that_was_there() -> None:
     (made,) = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
     assert isinstance(made, SyncBatchNorm) and (made.momentum, made.eps) == (0.3, 1e-3)
     assert [parameter.requires_grad for parameter in made.parameters()] == [False, True]
+
+
+def test_what_is_not_trained_stays_folded() -> None:
+    """Norms of frozen stages look at no batch; of frozen norms there are none to synchronise."""
+    for norm, frozen_stages, folded in (("frozen", 0, 20), ("batch", 2, 5), ("batch", 0, 0)):
+        backbone = ResNet("resnet18", norm, pretrained=False, frozen_stages=frozen_stages)
+        synchronise_norms(backbone, torch.device("cpu"))
+        convolutions = [one for one in backbone.modules() if isinstance(one, FoldingConv2d)]
+        synchronised = [one for one in backbone.modules() if isinstance(one, SyncBatchNorm)]
+        assert len(convolutions) == 20
+        assert len([one for one in convolutions if one._norm]) == folded, (norm, frozen_stages)
+        assert len(synchronised) == (0 if norm == "frozen" else 20 - folded)
