@@ -24,7 +24,9 @@ class ResizeWithin(A.DualTransform):
 
     def __init__(self, long: int | Sequence[int], short: int | None = None) -> None:
         super().__init__(p=1)
-        least, most = (long, long) if isinstance(long, int) else long
+        least, most = (long, long) if isinstance(long, int) else (long[0], long[-1])
+        if not isinstance(long, int) and len(long) != 2:
+            raise ValueError(f"long: a number or a pair [least, most] is wanted, got {list(long)}")
         if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most) or (
             short is not None and short <= 0
         ):

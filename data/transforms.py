@@ -21,6 +21,8 @@ from errors import InputError
 
 _LEAST_SIDE = 4  # pixels of an image, resized for evaluation
 _OWN = {"ResizeWithin": ResizeWithin, "ZoomOut": ZoomOut, "IoUCrop": IoUCrop}
+# Before a resizing, whose result is uint8 again, nothing else would show what they do.
+_OF_THE_MODEL = ("Normalize", "ToFloat", "ToTensorV2", "ToTensor3D")
 
 
 class Pipeline:
@@ -120,13 +122,15 @@ class Pipeline:
         return np.array(made, dtype=np.int64).reshape(-1, 2)[which.reshape(-1)]
 
     def check_that_it_resizes_only(self) -> None:
-        """See that boxes can be scaled back by the size before and after alone.
+        """See that boxes can be scaled back by the size before and after alone, and nothing is random.
 
         Raises:
             InputError: they cannot.
         """
-        image, (height, width) = np.zeros((96, 64, 3), dtype=np.uint8), (96, 64)
+        height, width = 96, 64
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         boxes = np.array([[6, 8, 40, 30], [20, 30, 58, 90]], dtype=np.float32)
+        first: NDArray[np.uint8] | None = None
         for seed in range(32):  # a move that is made at random has to come up
             done, moved, rows = self(image, boxes, seed)
             if min(done.shape[:2]) < _LEAST_SIDE:
@@ -137,6 +141,12 @@ class Pipeline:
             if len(rows) == len(boxes):
                 factor = np.array([done.shape[1] / width, done.shape[0] / height])
                 if (np.abs(moved - boxes * np.tile(factor, 2)) < 0.5).all():
+                    first = done if first is None else first
+                    if not np.array_equal(done, first):
+                        raise InputError(
+                            f"{self._key}: these transforms draw at random; evaluation has to see an image "
+                            "the same way every time"
+                        )
                     continue
             raise InputError(
                 f"{self._key}: these transforms crop, pad or move the picture; only resizing makes sense "
@@ -232,6 +242,21 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
     return [_with_sides(transform, to_size) for transform in transforms]
 
 
+def sides_of(transforms: Sequence[Any]) -> list[int]:
+    """The sides, in pixels, that a list of transforms resizes to."""
+    found: list[int] = []
+
+    def note(value: Any) -> Any:
+        found.extend(
+            side for side in (value if isinstance(value, list) else [value]) if isinstance(side, int)
+        )
+        return value
+
+    for transform in transforms:
+        _with_sides(transform, note)
+    return found
+
+
 def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
     """A transform, and those that it holds (OneOf and its like), with other sides for what they resize to."""
     if not isinstance(transform, dict):
@@ -267,6 +292,8 @@ def _make(transform: Any, where: str) -> Any:
         nearest = difflib.get_close_matches(str(name), kinds, n=1)
         hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
         raise InputError(f"{where}: albumentations has no transform '{name}'{hint}")
+    if name in _OF_THE_MODEL:
+        raise InputError(f"{where}: leave out {name}: the model takes uint8 and normalises by itself")
     parameters = dict(parameters or {})
     if issubclass(kinds[name], A.BaseCompose) and "transforms" in parameters:
         parameters["transforms"] = _made(parameters["transforms"], f"{where}.{name}.transforms")

@@ -11,6 +11,8 @@ from detector.boxes import clip, decode, is_empty
 from detector.retinanet import HeadOutputs
 from detector.soft_nms import soft_nms
 
+_TRIED_FIRST = 4  # times as many boxes as are wanted of NMS
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -65,7 +67,7 @@ def _hard(
     scores = logits.double().sigmoid()
     candidates = scores > score_threshold if score_threshold > 0 else logits != -math.inf
     boxes, logits, labels, scores = (x[candidates] for x in (boxes, logits, labels, scores))
-    kept = nms_of_classes(boxes, logits, labels, iou_threshold)[:most]
+    kept = best_of_nms(boxes, logits, labels, iou_threshold, most)
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 
@@ -82,6 +84,22 @@ def _soft(
         taken = index[image, mask]
         detections.append(Detections(boxes[image, taken], scores[image, mask], labels[image, taken]))
     return detections
+
+
+def best_of_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, most: int) -> Tensor:
+    """The `most` best of those that `nms_of_classes` keeps, in less time.
+
+    No box is dropped for a worse one: what is kept among the best does not depend on the others, and the time
+    of NMS grows with the square of their number.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    among = _TRIED_FIRST * most
+    while True:
+        best = order[:among]
+        kept = nms_of_classes(boxes[best], scores[best], labels[best], iou_threshold)
+        if len(kept) >= most or among >= len(order):
+            return best[kept[:most]]
+        among *= _TRIED_FIRST
 
 
 def nms_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
@@ -106,8 +124,19 @@ def _top_of_each_level(outputs: HeadOutputs, k: int) -> tuple[Tensor, Tensor, Te
     classes = outputs.logits.shape[2]
     found, first = [], 0
     for level in outputs.logits.split(outputs.level_sizes, dim=1):
-        values, flat = level.flatten(1).topk(min(k, level.shape[1] * classes), dim=1)
+        values, flat = _top(level, min(k, level.shape[1] * classes))
         found.append((values.float(), flat // classes + first, flat % classes))
         first += level.shape[1]
     logits, anchor_index, labels = zip(*found, strict=True)
     return torch.cat(logits, 1), torch.cat(anchor_index, 1), torch.cat(labels, 1)
+
+
+def _top(level: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best numbers of each image of [B, n, C], in order, and where among the n * C they are."""
+    classes = level.shape[2]
+    if level.device.type != "cpu" or k >= level.shape[1]:
+        return level.flatten(1).topk(k, dim=1)
+    # They are of the k anchors whose best class is best: half the time on a CPU, more launches on a GPU.
+    anchor = level.amax(2).topk(k, dim=1).indices
+    values, flat = level.gather(1, anchor[..., None].expand(-1, -1, classes)).flatten(1).topk(k, dim=1)
+    return values, anchor.gather(1, flat // classes) * classes + flat % classes

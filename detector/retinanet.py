@@ -95,7 +95,13 @@ class RetinaNet(nn.Module):
         return HeadOutputs(logits, self.box_head(features), anchors, level_sizes)
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """uint8 -> float with ImageNet's mean and spread; padding becomes 0, the mean."""
+        """uint8 -> float with ImageNet's mean and spread; padding becomes 0, the mean.
+
+        Raises:
+            TypeError: not uint8; what lies in [0, 1] already would come out as one colour.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 [B, 3, H, W] in RGB, got {images.dtype}")
         # In the layout of the stem's weights, or the first convolution would convert it. One tensor from
         # here on: to fetch memory for each step of the arithmetic takes longer than the arithmetic.
         stem = next(self.backbone.parameters())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,3 +200,15 @@ def test_make_commands_in_the_documentation_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert named
     assert named <= targets
+
+
+def test_the_training_loop_of_ones_own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = (
+        block for _, block in FENCE.findall(pages()["docs/extending.md"]) if "GroundTruth(" in block
+    )
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert set(names["losses"].parts) == {"classification", "box"} and names["losses"].positives > 0
+    assert all(p.grad is not None for p in names["model"].parameters() if p.requires_grad)
+    assert 0 < len(names["found"].boxes) <= 100

@@ -28,7 +28,9 @@ from detector.training.assembly_checks import (
     say_what_is_skipped,
     try_on_smallest,
     warn_of_batches,
+    warn_of_crowds,
     warn_of_schedule,
+    warn_of_sizes,
     warn_of_slow_bf16,
 )
 from detector.training.compilation import compile_parts
@@ -117,6 +119,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
     if fresh:
         warn_of_schedule(config, batches.steps * train.epochs)
         warn_of_batches(config, len(train_set))
+        warn_of_sizes(data)
+        warn_of_crowds(config, val_set)
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
     # More in a row are too many in any case; all of a set on a lost disk would take hours.

@@ -7,7 +7,8 @@ import torch
 
 from data.faults import UnreadableImages
 from data.sample import SIZE_DIVISOR, DetectionSet
-from data.transforms import Pipeline
+from data.transforms import Pipeline, sides_of
+from detector.builders.data import transforms_of
 from detector.builders.device import cpu_is_fast_in_bf16
 from detector.config import Config, DataConfig, TrainConfig
 from detector.training.processes import Processes
@@ -15,6 +16,7 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
+_OTHER_SIZE = 1.5  # so many times as large
 _TRIES = 8  # what is applied to every second image has come up by then
 
 
@@ -41,6 +43,32 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
         log.warning(
             "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; set %d, say",
             schedule.warmup_steps, total_steps, total_steps // 10,
+        )  # fmt: skip
+
+
+def warn_of_sizes(data: DataConfig) -> None:
+    """Objects much larger or smaller in evaluation than in training: one of two lists has been changed."""
+    train, evaluation = (sides_of(transforms_of(data, training)) for training in (True, False))
+    if not train or not evaluation:
+        return
+    if min(evaluation) > _OTHER_SIZE * max(train) or max(evaluation) * _OTHER_SIZE < min(train):
+        log.warning(
+            "data.transforms.eval resizes to %d px, and data.transforms.train to %d: objects will be of "
+            "another size than was learnt; set both lists, or data.image_size",
+            max(evaluation), max(train),
+        )  # fmt: skip
+
+
+def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:
+    """More objects in an image than may be found in it."""
+    counts = np.add.reduceat(np.append(~val_set.ignore, False), val_set.offsets[:-1], dtype=np.int64)
+    counts[np.diff(val_set.offsets) == 0] = 0
+    limit, most = config.eval.detections_per_img, int(counts.max(initial=0))
+    if most > limit:
+        log.warning(
+            "eval.detections_per_img=%d: %d validation images hold more objects, the fullest %d, and no more "
+            "than the limit can be found; set it to %d, say (COCO's AP counts 100 of a class)",
+            limit, (counts > limit).sum(), most, 2 * most,
         )  # fmt: skip
 
 

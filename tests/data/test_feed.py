@@ -1,18 +1,22 @@
 """What reaches the training from the loader: images that cannot be read, loading processes that die."""
 
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data.coco import load_coco
-from data.feed import SkippedImages, checked
+from data.feed import SkippedImages, _dead_workers, checked
 from data.images import read_image
 from data.loader import DetectionDataset, eval_loader, train_loader
 from data.order import EpochBatches, Key
@@ -151,6 +155,42 @@ def test_a_loading_process_that_died_between_two_epochs_is_one_line(records: Det
     feed = checked(loader)
     with pytest.raises(InputError, match=r"^a loading process died: killed for its memory"):
         next(feed)
+
+
+def test_a_loading_process_that_is_about_to_end_is_waited_for(
+    records: DetectionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection fails before it is gone itself; where all live, the error is no business of theirs."""
+    dataset = DetectionDataset(records, Pipeline([], 0.3, "eval"), 0, workers=2)
+    dataset.reading[1] = torch.tensor([77, 2])
+    loader: Any = SimpleNamespace(dataset=dataset, num_workers=2)
+    living = itertools.chain(3 * [[SimpleNamespace(pid=77)]], itertools.repeat([]))
+    monkeypatch.setattr("multiprocessing.active_children", lambda: next(living))
+    assert _dead_workers(loader, EOFError()) == [77]
+    monkeypatch.setattr("multiprocessing.active_children", lambda: [SimpleNamespace(pid=77)])
+    monkeypatch.setattr("data.feed._GONE_WITHIN_S", 0.05)
+    assert _dead_workers(loader, EOFError()) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_of_the_program_is_not_taken_for_a_loading_process_that_died(
+    records: DetectionSet, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, size: Any) -> Any:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("data.feed._GONE_WITHIN_S", 0.05)
+    monkeypatch.setattr("data.loader.read_image", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        epoch(records, workers)
+
+
+def test_loading_processes_are_started_before_the_first_batch_is_asked_for(records: DetectionSet) -> None:
+    """Whoever breaks off the waiting for it must not meet their start."""
+    before = {child.pid for child in multiprocessing.active_children()}
+    feed = checked(eval_loader(records, Pipeline([], 0.3, "eval"), 2, 1, False))
+    assert {child.pid for child in multiprocessing.active_children()} - before
+    assert len(list(feed)) == IMAGES // 2
 
 
 def wait_for(file: Path) -> None:

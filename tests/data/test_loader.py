@@ -322,6 +322,22 @@ def test_batches_of_like_proportions_come_in_any_order():
         assert (np.diff(means) > 0).any() and (np.diff(means) < 0).any()
 
 
+@pytest.mark.parametrize(("length", "batch_size", "sizes"), [(70, 4, [4] * 17), (3, 8, [3]), (8, 8, [8])])
+def test_like_proportions_share_a_batch_where_the_set_is_no_multiple_of_it(length, batch_size, sizes):
+    """Every image once at most; what is left out differs from epoch to epoch, however tall it is."""
+    proportions = np.random.default_rng(0).uniform(0.5, 2, length)
+    batches = EpochBatches(length, batch_size, seed=0, proportions=proportions)
+    left_out = set()
+    for epoch in range(40):
+        batches.start_at(epoch)
+        found = list(batches)
+        assert [len(batch) for batch in found] == sizes
+        rows = {key.row for batch in found for key in batch}
+        assert len(rows) == sum(sizes) and rows <= set(range(length))
+        left_out |= set(range(length)) - rows
+    assert len(left_out) > 40 if length > sum(sizes) else not left_out
+
+
 def test_like_proportions_share_a_batch():
     """Every image once; another grouping in every epoch; far less padding than at random."""
     rng = np.random.default_rng(0)

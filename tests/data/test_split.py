@@ -53,6 +53,15 @@ def test_groups_stay_together_and_the_whole_is_divided_all_the_same() -> None:
     assert abs((part == 1).mean() - 0.2) < 0.03
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_images_without_boxes_are_divided_by_their_number_however_large_their_groups(seed: int) -> None:
+    """Thirty of one scene and seventy alone: exact shares, as the small groups make up for the large one."""
+    groups = np.append(np.zeros(30, dtype=np.int64), np.arange(1, 71))
+    part = partition(np.zeros((100, 2), dtype=np.int64), groups, (0.7, 0.2, 0.1), seed)
+    assert np.bincount(part).tolist() == [70, 20, 10]
+    assert len(set(part[:30])) == 1
+
+
 def test_the_seed_and_nothing_else_decides() -> None:
     counts = np.ones((50, 1), dtype=np.int64)
     once, again, other = (partition(counts, np.arange(50), (0.8, 0.2), seed) for seed in (3, 3, 4))
@@ -64,6 +73,7 @@ def test_groups_join_through_others_and_blank_images_are_like_no_other() -> None
     prints[1], prints[2], prints[3] = 5, 4, 2**40 - 1  # 1 and 2 differ in 4 bits, 3 from both in far more
     assert groups_of(prints, [1, 2, "a", "a", 3, 4]).tolist() == [0, 1, 1, 1, 4, 5]
     assert groups_of(prints).tolist() == [0, 1, 1, 3, 4, 5]
+    assert groups_of(prints, [*"abcdef"], [*"bghijk"]).tolist() == [0, 1, 1, 3, 4, 5]  # each kind by itself
     assert groups_of(prints[:0]).tolist() == []
 
 

@@ -176,14 +176,26 @@ def test_evaluation_takes_what_resizes(name):
         "LongestMaxSize": {"max_size": 50},
         "Resize": {"height": 77, "width": 200},
     }
-    pipeline({name: sizes[name]}, "ToGray").check_that_it_resizes_only()
+    pipeline({name: sizes[name]}, {"ToGray": {"p": 1}}).check_that_it_resizes_only()
 
 
 @pytest.mark.parametrize("transform", ["Normalize", "ToFloat"])
-def test_pictures_that_are_no_longer_uint8_are_refused(transform):
-    """They would be cut to whole numbers: a training on noise."""
-    with pytest.raises(InputError, match=rf"{KEY}: the transforms give float32.*normalises by itself"):
-        pipeline(transform)(painted(), BOXES, 0)
+def test_what_the_model_does_itself_is_refused(transform):
+    """Pictures would be cut to whole numbers, by a resizing behind it without a word: a training on noise."""
+    for place in ([transform, {"ResizeWithin": {"long": 64}}], [{"OneOf": {"transforms": [transform]}}]):
+        with pytest.raises(InputError, match=rf"{KEY}.*leave out {transform}.*normalises by itself"):
+            pipeline(*place)
+
+
+def test_pictures_that_are_no_longer_uint8_are_refused():
+    with pytest.raises(InputError, match=rf"{KEY}: the transforms give float.*is wanted"):
+        pipeline("FromFloat")(painted(), BOXES, 0)
+
+
+@pytest.mark.parametrize("transform", [{"ResizeWithin": {"long": [96, 320]}}, {"ToGray": {"p": 0.5}}])
+def test_evaluation_takes_nothing_random(transform):
+    with pytest.raises(InputError, match=rf"{KEY}: .*draw at random"):
+        pipeline(transform).check_that_it_resizes_only()
 
 
 def test_shrinking_averages():

@@ -14,7 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from detector.anchors import STRIDES
 from detector.backbone import FeaturePyramid, ResNet, make_norm
-from detector.folding import FrozenNorm, plain_convolutions, unfold_norms
+from detector.folding import BatchNorm, FrozenNorm, fold_norms, plain_convolutions, unfold_norms
 from detector.training.sync_norm import synchronise_norms
 from errors import InputError
 
@@ -152,6 +152,27 @@ def test_folded_norms_give_the_same_features_and_gradients(name: str, norm: str,
     assert list(network.state_dict()) == list(plain.state_dict())
 
 
+def test_only_what_a_norm_can_be_folded_into_is_folded() -> None:
+    """Whatever its stride and groups. A convolution with a bias, which would be lost, keeps its norm."""
+    generator = torch.Generator().manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=2, bias=False),
+        BatchNorm(8),
+        nn.Conv2d(8, 6, 3),
+        BatchNorm(6),
+    ).eval()
+    for tensor in plain.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    x = torch.rand(1, 4, 15, 13, generator=generator)
+    folded = copy.deepcopy(plain)
+    fold_norms(folded)
+    assert [module.folded for module in folded if isinstance(module, BatchNorm)] == [True, False]
+    torch.testing.assert_close(folded(x), plain(x))
+    plain_convolutions(folded)
+    torch.testing.assert_close(folded(x), plain(x))
+
+
 def loss_and_kept_bytes(network: ResNet) -> tuple[Tensor, int]:
     """Some loss, and how much is kept for its backward pass."""
     kept: list[int] = []
@@ -284,6 +305,16 @@ def test_training_goes_on_after_a_pass_in_inference_mode() -> None:
     found = network(picture(0))[2]
     found.sum().backward()
     assert torch.equal(found, expected)
+
+
+def test_a_frozen_norm_that_was_made_in_inference_mode_can_be_used_outside() -> None:
+    """Its buffers do not count what is written to them, and asking them how often is an error."""
+    with torch.inference_mode():
+        norm = FrozenNorm(2)
+    for weight in (2.0, 3.0):
+        with torch.inference_mode():
+            norm.weight.fill_(weight)
+        assert norm.scale_and_shift()[0].tolist() == pytest.approx([weight, weight], rel=1e-4)
 
 
 @pytest.mark.parametrize("loads", [0, 1, 2, 3])

@@ -185,6 +185,36 @@ def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
     assert load_newest(tmp_path)["step"] == 1
 
 
+def test_the_checkpoint_before_is_kept_on_a_disk_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(link: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for step in range(3):
+        save_checkpoint(path, {**content(), "step": step}, previous)
+    assert (load_checkpoint(path)["step"], load_checkpoint(previous)["step"]) == (2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+
+
+@pytest.mark.parametrize("left", ["a link", "one file under both names"])
+def test_what_a_kill_between_the_renames_leaves_is_cleared_away(tmp_path: Path, left: str) -> None:
+    """It would take the room of a checkpoint for as long as the run folder is kept."""
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for step in range(2):
+        save_checkpoint(path, {**content(), "step": step}, previous)
+    if left == "a link":
+        (tmp_path / "previous.link").hardlink_to(previous)
+    else:
+        previous.unlink()
+        previous.hardlink_to(path)
+    save_checkpoint(path, {**content(), "step": 2}, previous)
+    assert (load_checkpoint(path)["step"], load_checkpoint(previous)["step"]) == (2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+
+
 def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
     path, previous = tmp_path / "checkpoints" / "last.pt", tmp_path / "checkpoints" / "previous.pt"
     path.parent.mkdir()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from detector.postprocess import Detections, detect, nms_of_classes
+from detector.postprocess import Detections, _top, best_of_nms, detect, nms_of_classes
 from detector.retinanet import HeadOutputs
 from detector.soft_nms import soft_nms
 from tests.oracles import iou
@@ -122,6 +122,29 @@ def test_nms_is_exact_with_many_classes_on_large_images() -> None:
     assert nms_of_classes(boxes[:0], scores[:0], labels[:0], 0.5).tolist() == []
 
 
+@pytest.mark.parametrize("most", [1, 3, 20, 1000])
+@pytest.mark.parametrize("threshold", [0.05, 0.5])
+def test_the_best_of_nms_are_the_first_of_all_that_it_keeps(threshold: float, most: int) -> None:
+    """Boxes that lie on each other, so that many have to be tried, and scores that are often equal."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(600, 2, generator=generator) * 30
+    boxes = torch.cat((corner, corner + 20 + torch.rand(600, 2, generator=generator) * 10), 1)
+    scores = torch.randint(0, 40, (600,), generator=generator).float()
+    labels = torch.randint(0, 3, (600,), generator=generator)
+    every = nms_of_classes(boxes, scores, labels, threshold)
+    assert best_of_nms(boxes, scores, labels, threshold, most).tolist() == every[:most].tolist()
+    assert best_of_nms(boxes[:0], scores[:0], labels[:0], threshold, most).tolist() == []
+
+
+@pytest.mark.parametrize("k", [1, 7, 60, 240])
+def test_the_top_of_a_level_is_that_of_all_its_numbers(k: int) -> None:
+    level = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
+    level[:, 5] += 3  # several classes of one anchor
+    values, flat = _top(level, k)
+    expected = level.flatten(1).topk(k, dim=1)
+    assert values.equal(expected.values) and flat.equal(expected.indices)
+
+
 def test_soft_nms_by_hand() -> None:
     """IoU 1/2 halves a score; another class, a twin, and boxes without area."""
     boxes = torch.tensor(
@@ -151,6 +174,15 @@ def test_high_scores_are_told_apart_after_soft_nms_as_well() -> None:
     (found,) = detect(heads, torch.tensor([[100, 100]]), STD, soft=True)
     assert found.scores.dtype == torch.float64
     assert len(found.scores) == 4 and (found.scores.diff() < 0).all()
+
+
+def test_soft_nms_loses_no_score_that_rounds_to_zero() -> None:
+    """A ranking loss leaves the scale free: e to the power of -800 is 0 in float64."""
+    anchors = torch.arange(3.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    logits = torch.tensor([-900.0, -1000, -800])[None, :, None]
+    heads = HeadOutputs(logits, torch.zeros(1, 3, 4), anchors, (3,))
+    (found,) = detect(heads, torch.tensor([[100, 100]]), STD, soft=True)
+    assert found.boxes.tolist() == anchors[[2, 0, 1]].tolist()
 
 
 def equal(one: Detections, other: Detections) -> bool:

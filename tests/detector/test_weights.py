@@ -60,10 +60,11 @@ def test_own_weights_load_completely() -> None:
 
 def test_deltas_of_a_checkpoint_mean_the_same_boxes_with_another_box_std() -> None:
     source, model = tiny(0), tiny(1)
+    torch.nn.init.uniform_(source.box_head.output.bias)
     other = [0.2, 0.1, 0.4, 0.1]
     content = {"model": source.state_dict(), "config": {"model": {"box_std": other}}}
     initialise(model, content, "source.pt", STD)
-    images, sizes = torch.rand(1, 3, 64, 64), torch.tensor([[64, 64]])
+    images, sizes = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
     with torch.no_grad():
         ours, theirs = model.eval()(images, sizes), source.eval()(images, sizes)
     expected = theirs.deltas * (torch.tensor(other) / STD)
@@ -169,14 +170,29 @@ def test_outputs_of_torchvision_are_those_of_cocos_classes(caplog: pytest.LogCap
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(("classes", "eps"), [(91, 0.0), (5, 1e-5)])
-def test_norms_of_coco_v1_are_those_of_torchvision(classes: int, eps: float) -> None:
+@pytest.mark.parametrize(
+    ("version", "classes", "eps", "norm"),
+    [
+        (retinanet_resnet50_fpn, 91, 0.0, "frozen"),
+        (retinanet_resnet50_fpn, 91, 0.0, "batch"),
+        (retinanet_resnet50_fpn, 5, 1e-5, "frozen"),
+        (retinanet_resnet50_fpn_v2, 91, 1e-5, "frozen"),
+    ],
+)
+def test_norms_of_coco_v1_are_those_of_torchvision(
+    version: Callable[..., nn.Module], classes: int, eps: float, norm: str
+) -> None:
     """torchvision gives these weights norms with an eps of 0, which shows where a variance is small."""
-    theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
-    theirs.backbone.body.bn1.eps = eps
-    variances = theirs.backbone.body.bn1.running_var.uniform_(5e-6, 5e-5)
+    theirs = version(weights=None, weights_backbone=None, num_classes=classes).eval()
+    body = theirs.backbone.body
+    body.bn1.eps = eps
+    variances = body.bn1.running_var.uniform_(5e-6, 5e-5)
     variances[0] = 1e-7
-    config = ModelConfig(p6_from="p5", norm="frozen", pretrained=False)
+    if eps == 0:  # a channel that never changes
+        body.conv1.weight.data[1], variances[1] = 0, 1e-14
+    second = version is retinanet_resnet50_fpn_v2
+    words = {"p6_from": "c5", "head_norm": "group"} if second else {"p6_from": "p5"}
+    config = ModelConfig(**words, norm=norm, pretrained=False)
     model = build_model(config, classes, pretrained=False).eval()
     initialise(model, theirs.state_dict(), "torchvision.pth", torch.ones(4))
     stems = [m.backbone.body for m in (model, theirs)]
@@ -187,8 +203,10 @@ def test_norms_of_coco_v1_are_those_of_torchvision(classes: int, eps: float) -> 
 
 
 def test_of_a_run_of_another_architecture_the_settings_are_told() -> None:
-    settings = {"head_width": 16, "norm": "batch", "init": "a.pt", "pretrained": True}
-    config = {"model": {"head_width": 24, "norm": "batch", "init": None, "pretrained": False, "older": 1}}
+    no_part_of_it = {"init": "a.pt", "pretrained": True, "box_std": [1, 1, 1, 1]}
+    settings = {"head_width": 16, "norm": "batch", **no_part_of_it}
+    other = {"init": None, "pretrained": False, "box_std": [0.1, 0.1, 0.2, 0.2]}
+    config = {"model": {"head_width": 24, "norm": "batch", **other, "older": 1}}
     content = {"model": tiny(0, head_width=24).state_dict(), "config": config}
     with pytest.raises(InputError, match=r"class_head.*; that run has 'model\.head_width=24'$"):
         initialise(tiny(1), content, "source.pt", STD, (), settings)
@@ -223,6 +241,14 @@ def test_another_architecture_is_refused_at_its_first_difference(
         initialise(model, source.state_dict(), "source.pt", STD)
     assert "source.pt" in str(caught.value) and "\n" not in str(caught.value)
     assert all(tensor.equal(before[name]) for name, tensor in weights(model).items())
+
+
+@pytest.mark.parametrize("changes", [{"head_width": 24}, {"anchors": {"ratios": [0.5, 1, 2, 3]}}])
+def test_another_architecture_is_refused_where_the_classes_differ_too(changes: dict[str, object]) -> None:
+    """Whose outputs are put in the order of the model's classes before."""
+    content = {"model": tiny(0, classes=2, **changes).state_dict(), "classes": ["cat", "dog"]}
+    with pytest.raises(InputError, match=r"source\.pt has shape .* for '(class|box)_head"):
+        initialise(tiny(1, classes=3), content, "source.pt", STD, ["dog", "cow", "cat"])
 
 
 def test_torchvision_weights_of_another_depth_are_refused() -> None:

@@ -263,6 +263,21 @@ def test_below_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
     assert np.abs(of_rare - of_common).max() < 0.02 and calibration.maps[1](np.array(0.8)) > 0.8
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-300, 2.0**-53])
+def test_knots_rise_and_are_finite_where_scores_round_to_one_or_zero(apart: float) -> None:
+    """Logits of 37 and 38 are the last double below 1, and 1: what can be told apart by rank alone."""
+    scores = np.repeat([0.0, apart, 1 - apart, 1 - 2.0**-53, 1.0], 60)
+    wanted = np.repeat([0.0, 0.1, 0.5, 0.7, 0.9], 60)
+    some = matches(scores, np.arange(300) % 60 < 60 * wanted, np.arange(300))
+    calibration = fit_calibration(classes(some, some.of(scores > 0.5)), np.ones(2, np.bool_))
+    assert calibration is not None
+    for one in calibration.maps:
+        assert np.isfinite(one.logits).all() and np.isfinite(one.steepest)
+        assert (np.diff(one.logits) > 0).all() and (np.diff(one.probabilities) > 0).all()
+        lowest, highest = one(np.array([0.0, 1.0]))
+        assert lowest < 0.2 and 0.5 < highest < 0.95
+
+
 def test_a_single_class_does_not_count_twice() -> None:
     matched, _ = overconfident(500)
     alone = fit_calibration(matched, np.ones(3, np.bool_))

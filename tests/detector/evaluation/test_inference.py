@@ -33,6 +33,8 @@ def test_a_model_made_ready_gives_the_same_bits(words: tuple[str, ...], amp: tor
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ready = for_inference(model, amp)
     assert model.training
+    assert not any(parameter.requires_grad for parameter in ready.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
     images = torch.randint(256, (2, 3, 96, 128), dtype=torch.uint8)
     sizes = torch.tensor([[96, 128], [90, 100]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp is not None):

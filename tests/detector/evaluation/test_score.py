@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from data.sample import Batch, DetectionSet, Sample, collate
 from detector.builders.data import build_set
 from detector.config import Config
-from detector.evaluation.inference import Predictions
+from detector.evaluation.inference import Predictions, best_first
 from detector.evaluation.score import predict, score
 from detector.retinanet import HeadOutputs
 from detector.training.processes import Processes
 from detector.training.validation import Validation
 from errors import InputError
-from tests.builders import voc_xml, write_voc
+from tests.builders import small_coco, voc_xml, write_voc
 from tests.runs import tiny_config
 
 CPU = torch.device("cpu")
@@ -59,6 +60,26 @@ def test_a_network_that_gives_nan_is_one_line(logit: float, dy: float, words: tu
     config = tiny_config(Path(), Path(), *words)
     with pytest.raises(InputError, match="the network gives NaN or infinite"):
         list(predict(config, model, [empty((16, 32), (48, 64))], CPU))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("words", [(), ("eval.nms=soft",)])
+def test_a_logit_of_minus_infinity_is_no_detection_and_no_fault(words: tuple[str, ...]) -> None:
+    """As fp16 may give it."""
+    model = Says([[8.0, 4, 24, 12], [0, 0, 4, 16]], [-math.inf, 0.0], [0.0, 0.0])
+    config = tiny_config(Path(), Path(), *words)
+    (found,) = predict(config, model, [empty((16, 32), (16, 32))], CPU)  # type: ignore[arg-type]
+    assert found.boxes.tolist() == [[0, 0, 4, 16]] and found.scores.tolist() == [0.5]
+
+
+def test_the_best_of_each_image_comes_first_and_the_images_stay_in_their_order() -> None:
+    """Which need not be that of their rows; equal scores stay as they stand."""
+    rows = np.array([5, 5, 2, 2, 2, 7])
+    scores = np.array([0.1, 0.9, 0.5, 0.7, 0.5, 0.8])
+    boxes = np.arange(6.0)[:, None] + np.zeros(4)
+    found = best_first(Predictions(rows, boxes, scores, np.arange(6)))
+    assert found.labels.tolist() == found.boxes[:, 0].tolist() == [1, 0, 3, 2, 4, 5]
+    assert found.rows.tolist() == rows.tolist()
+    assert found.scores.tolist() == [0.9, 0.1, 0.7, 0.5, 0.5, 0.8]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +136,45 @@ def test_scores_of_a_voc_set_by_hand(tmp_path: Path, calibrate: bool) -> None:
     assert scores.predictions.scores == pytest.approx(np.full(3, 1.5 / 4 if calibrate else 0.9))
     assert calibration is not None  # a checkpoint has it in any case
     assert calibration(predictions.scores, predictions.labels) == pytest.approx(np.full(3, 1.5 / 4))
+
+
+def test_pictures_of_an_evaluation_are_not_augmented(tmp_path: Path) -> None:
+    """And fewer than are shown of a large set, where there are no more."""
+    shown = []
+    for words in (
+        "data.transforms.train=[]",
+        "data.transforms.train=[{HorizontalFlip: {p: 1}}, {CLAHE: {p: 1}}]",
+    ):
+        config, records, predictions = two_of_a_class(tmp_path, words)
+        validation = Validation(config, records, CPU, Processes())
+        shown.append(validation.pictures(validation.judge([[predictions]])[0]))
+    assert list(shown[0]) == list(shown[1]) == ["0_0"]
+    np.testing.assert_array_equal(shown[0]["0_0"], shown[1]["0_0"])
+
+
+def test_a_middling_batch_is_timed_after_the_largest_and_all_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven images in batches of three: of the sizes 1, 3 and 3."""
+    seen: list[int] = []
+
+    def look(config: Config, model: Any, batches: list[Batch], device: torch.device) -> list[Predictions]:
+        seen.extend(len(batch.indices) for batch in batches)
+        return []
+
+    monkeypatch.setattr("detector.training.validation.predict", look)
+    monkeypatch.setattr(Validation, "_ready", lambda *_: None)
+    config = tiny_config(small_coco(tmp_path / "set", 7), tmp_path / "run", "eval.batch_size=3")
+    nothing: Any = None
+    _, count = Validation(config, build_set(config.data, "val"), CPU, Processes()).time_batch(nothing)
+    assert (seen, count) == ([3, 3], 3)
+
+
+def test_a_process_without_a_batch_takes_no_time(tmp_path: Path) -> None:
+    """There are more processes than batches."""
+    config, records, _ = two_of_a_class(tmp_path)
+    nothing: Any = None
+    assert Validation(config, records, CPU, Processes(1, 2)).time_batch(nothing) == (0.0, 0)
 
 
 def test_the_backend_of_the_metrics_is_the_configured_one(

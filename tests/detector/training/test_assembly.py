@@ -113,6 +113,45 @@ def test_processes_that_have_read_different_sets_do_not_train(parts: Parts) -> N
         refuse_another_set(lacking, "train", other)
 
 
+@pytest.mark.parametrize(
+    ("train", "evaluation", "said"),
+    [(320, 128, True), (128, 320, True), (320, 320, False), ([240, 480], 512, False), ([64, 128], 320, True)],
+)
+def test_objects_of_another_size_in_evaluation_are_said(
+    tmp_path: Path, train: int | list[int], evaluation: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [
+        f"data.transforms.{key}=[{{ResizeWithin: {{long: {long}}}}}]"
+        for key, long in (("train", train), ("eval", evaluation))
+    ]
+    Trainer(tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", *words), "test")
+    assert any("another size than was learnt" in message for message in caplog.messages) == said
+
+
+def test_more_objects_than_can_be_found_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two in each image of this set, and none in the last, which a crowd fills."""
+    root = small_coco(tmp_path / "set", 4)
+    path = root / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    last = content["images"][-1]["id"]
+    for one in content["annotations"]:
+        one["iscrowd"] = int(one["image_id"] == last)
+    path.write_text(json.dumps(content))
+    objects = [
+        sum(one["image_id"] == image["id"] and not one["iscrowd"] for one in content["annotations"])
+        for image in content["images"]
+    ]
+    for limit in (max(objects), max(objects) - 1):
+        caplog.clear()
+        Trainer(tiny_config(root, tmp_path / "run", f"eval.detections_per_img={limit}"), "test")
+        said = [message for message in caplog.messages if "detections_per_img" in message]
+        assert len(said) == (limit < max(objects))
+    assert (
+        f"{objects.count(max(objects))} validation images hold more objects, the fullest {max(objects)}"
+        in said[0]
+    )
+
+
 def test_both_sets_are_compared_with_the_main_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,28 @@ def test_a_process_that_is_lost_is_one_line_in_the_others(
 
 
 @pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("[/gloo/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]:7", "Connection closed by peer"),
+        ("[/gloo/tcp/pair.cc:534] Read error [10.0.0.1]:7: Connection reset by peer", "Read error"),
+        ("[/gloo/buffer.cc:72] Timed out waiting 1800000ms for recv operation", "Timed out waiting"),
+        ("NCCL error: remote process exited or there was a network error", "NCCL error"),
+        ("[1] Connection closed by peer. This is likely a fault of another", "Connection closed by peer)"),
+    ],
+)
+def test_what_is_said_of_a_lost_process_is_passed_on_without_advice(
+    message: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes_module.log, "error", said.append)
+    with pytest.raises(Bystander), Processes().lost_peers_explained():
+        raise RuntimeError(message)
+    (line,) = said
+    assert f"another process is lost ({reason}" in line and "--resume" in line
+
+
+@pytest.mark.parametrize(
     "message",
     [
         "shape '[2]' is invalid",

@@ -16,7 +16,7 @@ from detector.builders.losses import build_exchange
 from detector.checkpoint import load_checkpoint
 from detector.criterion import Losses
 from detector.training.learner import Learner
-from detector.training.processes import Processes
+from detector.training.processes import Processes, _attempt, join_processes
 from detector.training.rehearsal import rehearse
 from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 from detector.training.trainer import Trainer
@@ -188,6 +188,45 @@ def _talk_and_count(rank: int, size: int) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.parametrize(
+    ("device", "local_rank", "named"),
+    [
+        ("cuda:0", 0, r"train\.device=cuda:0 names one GPU, .* use cuda"),
+        ("cuda", 1, r"process 1 of this machine has no GPU \(1 here\).*--nproc-per-node"),
+        ("auto", 2, r"process 2 of this machine has no GPU"),
+        ("auto", 0, r"cannot be joined \(.*MASTER_ADDR.*\); start with torchrun"),
+        ("cpu", 1, r"cannot be joined"),
+    ],
+)
+def test_a_launch_that_cannot_be_joined_is_refused(
+    device: str, local_rank: int, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with one GPU, by a launcher that does not say where the others are."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in (("RANK", local_rank), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", 4)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InputError, match=named):
+        join_processes(device)
+    assert taken == ([0] if "MASTER_ADDR" in named else [])
+
+
+@pytest.mark.parametrize(("nodes", "apart"), [("1", True), ("2", False)])
+def test_a_restart_shares_no_key_with_the_start_before_but_where_agents_count_apart(
+    nodes: str, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents of several nodes count restarts each for itself: their processes would not meet."""
+    monkeypatch.setenv("GROUP_WORLD_SIZE", nodes)
+    keys = set()
+    for count in ("0", "1", "2"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        keys.add(_attempt())
+    assert len(keys) == (3 if apart else 1)
+
+
 def test_one_process_needs_no_group() -> None:
     alone = Processes()
     assert alone.main
@@ -241,6 +280,7 @@ def test_the_order_of_the_samples_does_not_depend_on_processes_and_micro_batches
     assert len(whole) == 5
     for micro_batches, processes in ((1, 2), (2, 1), (3, 2), (2, 6), (1, 12)):
         alone = list(EpochBatches(70, 12, 3, micro_batches))
+        assert len(alone) == len(EpochBatches(70, 12, 3, micro_batches)) == 5 * micro_batches
         steps = range(0, len(alone), micro_batches)
         assert [[*chain(*alone[i : i + micro_batches])] for i in steps] == whole
         shares = [list(EpochBatches(70, 12, 3, micro_batches, rank, processes)) for rank in range(processes)]

@@ -1,5 +1,6 @@
 """The run folder: what a run leaves behind, and that nothing in it is lost."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from detector.config.file import parse_config
 from detector.output import write_text
 from detector.training.launch import Launch, launch_of, launched
 from detector.training.run_folder import (
     append_metrics,
+    changed_keys,
     create_run_folder,
     forget_metrics_after,
+    in_use,
     mark_launch,
     measures_otherwise,
     resume_config,
@@ -93,7 +97,7 @@ def test_best_holds_the_evaluation_with_the_highest_ap(run: Path) -> None:
     best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     first, last = evaluations
     assert first["AP"] > last["AP"] == 0
-    assert best["step"] == first["step"]
+    assert best["step"] == best["evaluated"] == first["step"]
     assert best["metrics"] == {key: first[key] for key in best["metrics"]}
 
 
@@ -102,6 +106,7 @@ def test_a_checkpoint_carries_weights_and_what_is_needed_to_use_them(run: Path, 
     content = torch.load(run / "checkpoints" / name, weights_only=True)
     assert all(isinstance(tensor, torch.Tensor) for tensor in content["model"].values())
     assert (content["classes"], content["category_ids"]) == (["cat", "dog"], [3, 7])
+    assert content["epoch"] == content["step"] / STEPS
     parse_config(content["config"], name)
 
 
@@ -186,6 +191,37 @@ def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("error", [InputError("no space"), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("there", [False, True])
+def test_of_a_run_folder_that_cannot_be_begun_nothing_is_left(
+    tmp_path: Path, error: Exception, there: bool
+) -> None:
+    """The folders above it neither; one that was there stays, and can be taken later."""
+
+    def fail(path: Path, text: str) -> None:
+        raise error
+
+    if there:
+        (tmp_path / "more" / "run").mkdir(parents=True)
+    before = listing(tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=r"[Nn]o space"):
+        patch.setattr("detector.training.run_folder.write_text", fail)
+        create_run_folder(str(tmp_path / "more" / "run"), "x", "a: 1\n")
+    assert listing(tmp_path) == before
+    create_run_folder(str(tmp_path / "more" / "run"), "x", "a: 1\n")
+
+
+def test_a_run_folder_on_a_disk_that_takes_no_lock_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(InputError, match=r"run cannot be written to \(Read-only"), in_use(tmp_path / "run"):
+        pass
+
+
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     write_text(path, "old\n")
@@ -236,6 +272,8 @@ def test_an_edited_record_of_the_configuration_is_not_taken_for_it(
         ("data.splits", {"val": "a", "test": None}, {"val": "a", "test": "d"}, False),
         ("eval.nms", "hard", "soft", True),
         ("eval.batch_size", 1, 2, False),
+        ("eval.backend", "pycocotools", "faster_coco_eval", False),
+        ("eval.calibrate", True, False, False),
         ("train.epochs", 1, 2, False),
     ],
 )
@@ -243,6 +281,13 @@ def test_what_cannot_be_compared_with_before_is_known(
     key: str, before: object, now: object, otherwise: bool
 ) -> None:
     assert measures_otherwise(key, before, now) == otherwise
+
+
+def test_what_two_configurations_do_not_share_is_no_change() -> None:
+    """A line that was taken out of config.yaml by hand, or a key of another version."""
+    before = {"train": {"epochs": 1, "seed": 0, "old": 1}, "older": {"key": 1}, "eval": {"nms": "hard"}}
+    now = {"train": {"epochs": 3, "seed": 0, "new": 1}, "newer": {"key": 1}, "eval": None}
+    assert list(changed_keys(before, now)) == [("train.epochs", 1, 3)]
 
 
 def test_metrics_are_json_where_a_number_is_not_finite(tmp_path: Path) -> None:
@@ -254,7 +299,7 @@ def test_metrics_are_json_where_a_number_is_not_finite(tmp_path: Path) -> None:
 def test_metrics_after_a_step_and_lines_cut_off_are_forgotten(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 0.1}) for step in (1, 2, 2, 3)]
     damaged = lines[0].encode().replace(b"loss", b"lo\xffs")[:-1]  # a bit that a power failure has turned
-    content = [*(line.encode() for line in lines), damaged, b'{"step": 2, "lo']
+    content = [*(line.encode() for line in lines), damaged, b"[2]", b'{"step": null}', b'{"step": 2, "lo']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(content))
     assert not forget_metrics_after(tmp_path, 2, evaluated=2)
     assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:3]) + "\n"
@@ -268,8 +313,11 @@ def test_an_evaluation_that_was_logged_and_not_saved_is_forgotten(tmp_path: Path
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert not forget_metrics_after(tmp_path, 4, evaluated=4)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
-    assert forget_metrics_after(tmp_path, 4, evaluated=2)
+    assert forget_metrics_after(tmp_path, 4, evaluated=2) == {"step": 4, "loss": 0.5}
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:2]
+    (tmp_path / "metrics.jsonl").write_text("\n".join((lines[0], lines[2])) + "\n")
+    assert forget_metrics_after(tmp_path, 4, evaluated=2) == {}  # of the step itself nothing was logged
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:1]
 
 
 def test_a_folder_without_metrics_has_none_to_forget(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pty
@@ -25,6 +26,8 @@ from data.images import read_image
 from detector.checkpoint import save_checkpoint
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor
+from detector.training.progress import Progress
+from detector.training.resumption import Resumption
 from detector.training.run_folder import in_use, resume_config
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
@@ -317,6 +320,23 @@ def test_another_validation_set_begins_best_anew(tmp_path: Path, capsys: pytest.
     assert newer["step"] == 12 and newer["metrics"]["AP"] == 0 < best["metrics"]["AP"]
 
 
+@pytest.mark.parametrize(("evaluated", "anew"), [(8, False), (4, True)])
+def test_what_is_measured_otherwise_is_so_in_an_evaluation_that_is_still_to_come(
+    tmp_path: Path, evaluated: int, anew: bool
+) -> None:
+    """Killed after the last step, in its evaluation; and moved to another folder, which changes nothing."""
+    config = tiny_config(tmp_path, tmp_path / "run")
+    (tmp_path / "moved" / "checkpoints").mkdir(parents=True)
+    state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}
+    save_checkpoint(tmp_path / "moved" / "checkpoints" / "last.pt", {**state, "step": 8, "epoch": 2})
+    checkpoints: Any = SimpleNamespace(restore=lambda *_: None, measures_otherwise=True, total_steps=8)
+    progress = Progress(step=8, evaluated=evaluated, best=0.5)
+    resumption = Resumption(tmp_path / "moved", tiny_config(tmp_path, tmp_path / "moved"))
+    resumption.restore(checkpoints, progress)
+    (said,) = resumption.changed
+    assert ("best.pt begins anew" in said) == anew and progress.best == (-math.inf if anew else 0.5)
+
+
 def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:
     """They were ignored, and written down as if they held."""
     root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
@@ -436,6 +456,7 @@ def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch:
     words = ("train.epochs=1", "train.batch_size=2", "model.norm=group", when)
     config = tiny_config(small_coco(tmp_path / "set", 16), tmp_path / "run", *words)
     saved: list[int] = []
+    kept: dict[str, str | None] = {}
     steps: list[int] = []
     update = Learner.update
 
@@ -443,12 +464,17 @@ def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch:
         steps.append(1)
         return update(*arguments)
 
-    monkeypatch.setattr("detector.training.progress.save_checkpoint", lambda *a: saved.append(a[1]["step"]))
+    def save(path: Path, content: dict[str, Any], previous: Path | None) -> None:
+        saved.append(content["step"])
+        kept[path.name] = previous and previous.name
+
+    monkeypatch.setattr("detector.training.progress.save_checkpoint", save)
     clock = SimpleNamespace(monotonic=lambda: 240.0 * len(steps))  # of this module: others wait by theirs
     monkeypatch.setattr("detector.training.progress.time", clock)
     monkeypatch.setattr(Learner, "update", slow_update)
     Trainer(config, "test").run()
     assert list(dict.fromkeys(saved)) == [3, 6, 8]
+    assert kept == {"last.pt": "previous.pt", "best.pt": None}  # which --resume could not go on from
 
 
 def test_a_step_is_saved_once_and_with_its_evaluation(
