@@ -71,8 +71,12 @@ def _check(wanted: Wanted) -> None:
             raise InputError(f"{option}: {file} lies in the folder of --report, which is for the page alone")
         check_output(option, file, earlier)
     if w.predictions or w.annotations is not None:
-        if not w.predictions or w.annotations is None or w.models or w.overrides:
+        if not w.predictions or w.annotations is None or w.models:
             raise InputError("--predictions and --annotations go together, and without a model")
+        if w.overrides:
+            raise InputError(
+                f"{w.overrides[0]}: settings are of a model; results that are there are scored as they are"
+            )
         if w.split is not None:
             raise InputError("--split is of a checkpoint's data set; --annotations names the gt itself")
     elif not w.models:

@@ -5,11 +5,14 @@ import errno
 import json
 import logging
 import math
+import platform
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -83,6 +86,14 @@ def in_use(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def made_with() -> str:
+    """A comment for config.yaml: what a run repeats itself to the bit with. A resumed run writes its own."""
+    packages = ("torch", "torchvision", "numpy", "albumentations")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    python, threads = platform.python_version(), torch.get_num_threads()
+    return f"# {versions}, Python {python}, {threads} thread{'s' * (threads != 1)}\n"
 
 
 def mark_launch(folder: Path, launch: Launch) -> None:

@@ -31,6 +31,7 @@ from detector.training.run_folder import (
     create_run_folder,
     has_checkpoint,
     in_use,
+    made_with,
     mark_launch,
     refuse_taken,
 )
@@ -121,7 +122,7 @@ class Trainer:
             Bystander: another process failed.
         """
         main = self.processes.main
-        text = dump_config(self.config)
+        text = made_with() + dump_config(self.config)
         with ExitStack() as end:
             # First in, last out: a signal while all is brought to an end changes nothing any more.
             self.stop = end.enter_context(StopRequest(speak=main))

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_configuration_of_a_run_reads_back_as_it_was(run: Path) -> None:
     written = parse_config(yaml.safe_load((run / "config.yaml").read_text()), "config.yaml")
     assert written == tiny_config(run.parent / "set", run, *WORDS)
+
+
+def test_a_run_says_what_it_was_made_with(run: Path) -> None:
+    first = (run / "config.yaml").read_text().splitlines()[0]
+    assert first.startswith(f"# torch {metadata.version('torch')}, torchvision ")
+    assert f"Python {sys.version_info[0]}.{sys.version_info[1]}." in first
 
 
 def test_every_step_has_a_line_of_metrics(run: Path) -> None:
