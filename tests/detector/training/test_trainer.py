@@ -25,7 +25,7 @@ from detector.config import TrainConfig
 from detector.config.file import dump_config
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor, StepTimer, _has_room_for_a_bar
-from detector.training.run_folder import resume_config
+from detector.training.run_folder import made_with, resume_config
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import AUGMENTED, coco_dict, small_coco, write_coco, write_image
@@ -208,7 +208,7 @@ def test_resume_takes_the_settings_it_is_given_and_the_state_it_finds(tmp_path: 
     assert (run / "config.yaml").read_text() == record  # no step was made with the new settings
     further = tiny_config(root, run, "train.epochs=2", "optimizer.weight_decay=0.5")
     Trainer(further, "test", resume=run).run()
-    assert (run / "config.yaml").read_text() == dump_config(further)
+    assert (run / "config.yaml").read_text() == made_with() + dump_config(further)
 
 
 def test_speed_is_that_of_all_steps_since_the_line_before(tmp_path: Path) -> None:
