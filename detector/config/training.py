@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from data.sample import SIZE_DIVISOR
 from detector.config.fields import (
     Count,
     Fraction,
@@ -133,7 +134,8 @@ class EvalConfig(Section):
         "(Soft-NMS): better where objects overlap",
     )
     nms_threshold: Fraction = Field(
-        0.5, description="nms=hard: IoU above which the lower of two boxes is dropped"
+        0.5,
+        description="nms=hard, and between tiles: IoU above which the lower of two boxes is dropped",
     )
     detections_per_img: Count = Field(
         100,
@@ -145,6 +147,28 @@ class EvalConfig(Section):
         description="who computes the COCO metrics; auto takes faster-coco-eval where it is installed; the "
         "numbers are the same",
     )
+    tile: Count | None = Field(
+        None,
+        description="cut images that are larger, after data.transforms.eval, into overlapping tiles of so "
+        "many pixels, a multiple of 32; null looks at each as a whole",
+    )
+    tile_overlap: Whole = Field(
+        128,
+        description="pixels that neighbouring tiles share: as many as the largest objects measure",
+    )
+    tile_batch_size: Count = Field(8, description="tiles that go through the network together")
     calibrate: bool = Field(
         True, description="turn scores into the probabilities fitted on the validation split; keeps AP"
     )
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> "EvalConfig":
+        if self.tile is None:
+            return self
+        if self.tile % SIZE_DIVISOR:
+            below = self.tile // SIZE_DIVISOR * SIZE_DIVISOR
+            near = f"{below} or {below + SIZE_DIVISOR}" if below else f"{SIZE_DIVISOR}"
+            raise ValueError(f"tile: {self.tile} is no multiple of {SIZE_DIVISOR}; {near} is")
+        if self.tile_overlap >= self.tile:
+            raise ValueError(f"tile_overlap: {self.tile_overlap} must be below tile, {self.tile}")
+        return self

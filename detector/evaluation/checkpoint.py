@@ -24,6 +24,7 @@ from detector.evaluation.calibration import Calibration
 from detector.evaluation.coco_results import result_entry
 from detector.evaluation.inference import Predictions, best_first, for_inference, join_predictions
 from detector.evaluation.score import Scores, predict, score
+from detector.evaluation.tiling import warn_of_tiles
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 from detector.weights import OF_TRAINING
@@ -52,6 +53,11 @@ class OpenCheckpoint:
     def ready(self) -> RetinaNet:
         """The model as it computes fastest, its weights being settled."""
         return for_inference(self.model, build_amp(self.config.train, self.device))
+
+    def without_tiles(self) -> "OpenCheckpoint":
+        """The same that looks at whole images."""
+        c = self.config
+        return replace(self, config=c.model_copy(update={"eval": c.eval.model_copy(update={"tile": None})}))
 
     def detect(self, batch: Batch) -> Predictions:
         """What the model finds in a batch, with calibrated scores, the best of each image first."""
@@ -149,14 +155,14 @@ def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
     idle = [key for key in changed if _is_of_training(key)]
     if idle:
         log.warning("%s: of the training, and changes nothing in what it has made", ", ".join(idle))
-    if config.eval.nms == "soft" and "eval.nms_threshold" in changed:
+    if config.eval.nms == "soft" and "eval.nms_threshold" in changed and config.eval.tile is None:
         log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
 
 
 def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
     """Soft-NMS leaves other scores, and many more detections, than hard NMS; so do images of another size."""
     now, then = (_decides_on_scores(one) for one in (config, trained))
-    if config.eval.nms == "soft":
+    if config.eval.nms == "soft" and config.eval.tile is None:
         del now["eval.nms_threshold"]
     changed = [key for key in now if now[key] != then[key]]
     if changed:
@@ -171,6 +177,7 @@ def _decides_on_scores(config: Config) -> dict[str, str]:
     return {
         "eval.nms": config.eval.nms,
         "eval.nms_threshold": str(config.eval.nms_threshold),
+        "eval.tile": json.dumps(config.eval.tile),
         "data.transforms.eval": json.dumps(transforms_of(config.data, training=False)),
     }
 
@@ -252,6 +259,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
     Raises:
         InputError: an image cannot be used, or the memory does not suffice.
     """
+    warn_of_tiles(c.config, records)
     loader = build_eval_loader(c.config, records, c.device)
     batches = tqdm(
         checked(loader),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.sample import Batch
+from detector.evaluation.tiling import Tiling
 from detector.folding import plain_convolutions
 from detector.postprocess import Detections
 from detector.retinanet import HeadOutputs, RetinaNet
@@ -70,21 +71,23 @@ def predict_batches(
     device: torch.device,
     amp: torch.dtype | None,
     postprocess: Callable[[HeadOutputs, Tensor], list[Detections]],
+    tiling: Tiling | None = None,
 ) -> Iterator[Predictions]:
     """Detect in every image, a batch at a time. The model is left in evaluation mode.
 
     Args:
         amp: what autocast computes in; None without.
         postprocess: from head outputs and the sizes of the images, int64 [B, 2], to detections.
+        tiling: how large images are cut; None leaves them whole.
 
     Raises:
         InputError: what the network gives is not finite.
     """
     model.eval()
-    for batch in batches:
-        batch = batch.to(device)
+
+    def detect(images: Tensor, sizes: Tensor) -> list[Detections]:
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
-            outputs = model(batch.images, batch.sizes)
+            outputs = model(images, sizes)
         # NMS would lose NaN without a word. A logit of -inf, as fp16 may give, is a score of 0.
         extremes = torch.stack((outputs.logits.amax(), *outputs.deltas.aminmax()))
         if not extremes.isfinite().all():
@@ -92,7 +95,12 @@ def predict_batches(
                 "the network gives NaN or infinite numbers: its weights are damaged, have grown too large "
                 "(train with a lower optimizer.lr), or are too large for fp16 (train.amp=off tells)"
             )
-        found = postprocess(outputs, batch.sizes)
+        return postprocess(outputs, sizes)
+
+    for batch in batches:
+        batch = batch.to(device)
+        images, sizes = batch.images, batch.sizes
+        found = tiling.detect(images, sizes, detect) if tiling else detect(images, sizes)
         factors = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).cpu()  # x, y, x, y
         rows, boxes, scores, labels = [], [], [], []
         for index, factor, image in zip(batch.indices.tolist(), factors, found, strict=True):

@@ -21,6 +21,7 @@ from detector.builders.losses import build_criterion, build_exchange
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_tensors
 from detector.config import Config, ModelConfig
+from detector.evaluation.tiling import warn_of_tiles
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 from detector.training.assembly_checks import (
@@ -121,6 +122,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         warn_of_batches(config, len(train_set))
         warn_of_sizes(data)
         warn_of_crowds(config, val_set)
+        warn_of_tiles(config, val_set)
     pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
     # More in a row are too many in any case; all of a set on a lost disk would take hours.

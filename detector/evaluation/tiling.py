@@ -1,0 +1,167 @@
+"""Large images in tiles: a network sees small objects at the size that it learnt them at.
+
+An image larger than a tile is covered by tiles that overlap. An object no larger than the overlap lies whole
+in one of them at least; in others it may be cut. What is found in all of them is put together again.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.sample import DetectionSet
+from detector.boxes import area, pairwise_intersection
+from detector.builders.data import build_pipeline
+from detector.config import Config
+from detector.postprocess import Detections
+
+_AT_THE_EDGE = 0.05  # of a box's side: nearer than that to where its tile ends it counts as cut
+_ROWS = 1024  # of boxes that are compared with all others at once
+_MANY = 0.01  # of the boxes: worth saying
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut into tiles, and detections put together.
+
+    Args:
+        side: of a tile, in pixels: a multiple of 32, as of padded images.
+        overlap: of neighbouring tiles at least, in pixels, below the side.
+        batch_size: tiles that go through the network together.
+        iou_threshold: above it one of two boxes of a class is dropped.
+        most: detections of an image.
+    """
+
+    side: int
+    overlap: int
+    batch_size: int
+    iou_threshold: float
+    most: int
+
+    def detect(
+        self, images: Tensor, sizes: Tensor, detect: Callable[[Tensor, Tensor], list[Detections]]
+    ) -> list[Detections]:
+        """Detections of a batch of padded images [B, C, H, W].
+
+        Args:
+            sizes: int64 [B, 2], height and width without padding, in pixels.
+            detect: the same for a batch of tiles: from [T, C, h, w] and int64 [T, 2].
+        """
+        height, width = (min(extent, self.side) for extent in images.shape[-2:])
+        if (height, width) == tuple(images.shape[-2:]):
+            return detect(images, sizes)
+        extents = sizes.tolist()
+        tiles = [(i, *corner) for i, extent in enumerate(extents) for corner in self.corners(*extent)]
+        parts: list[list[tuple[tuple[int, int], Detections]]] = [[] for _ in extents]
+        for first in range(0, len(tiles), self.batch_size):
+            some = tiles[first : first + self.batch_size]
+            cut = torch.stack([images[i, :, y : y + height, x : x + width] for i, y, x in some])
+            seen = [[min(extent, self.side) for extent in extents[i]] for i, _, _ in some]
+            found = detect(cut, torch.tensor(seen, device=sizes.device))
+            for (i, *corner), detections in zip(some, found, strict=True):
+                parts[i].append(((corner[0], corner[1]), detections))
+        return [self.joined(part, *extent) for part, extent in zip(parts, extents, strict=True)]
+
+    def corners(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Top and left of the tiles that cover an image: as few as will do, evenly spread."""
+        return [(top, left) for top in self._starts(height) for left in self._starts(width)]
+
+    def _starts(self, extent: int) -> list[int]:
+        last = max(extent - self.side, 0)
+        steps = math.ceil(last / (self.side - self.overlap))
+        return [round(last * k / max(steps, 1)) for k in range(steps + 1)]
+
+    def joined(self, parts: list[tuple[tuple[int, int], Detections]], height: int, width: int) -> Detections:
+        """The detections of one image from those of its tiles, each with its top left corner.
+
+        A box at an edge of its tile that is none of the image's may be a part of an object. So it yields to
+        boxes of other tiles that are whole, whatever the scores: where it overlaps one of its class by more
+        than the IoU threshold, or lies in it with more than that part of its own area.
+        """
+        if len(parts) == 1:
+            return parts[0][1]
+        tile = torch.cat([torch.full((len(one.labels),), k) for k, (_, one) in enumerate(parts)])
+        boxes, cut = [], []
+        for (top, left), one in parts:
+            there = one.boxes.cpu() + torch.tensor([left, top, left, top])
+            ends = [min(left + self.side, width), min(top + self.side, height)]
+            boxes.append(there)
+            cut.append(_is_cut(there, (left, top), (ends[0], ends[1]), (width, height)))
+        every = Detections(
+            torch.cat(boxes),
+            torch.cat([one.scores.cpu() for _, one in parts]),
+            torch.cat([one.labels.cpu() for _, one in parts]),
+        )
+        kept = _kept(every, tile, torch.cat(cut), self.iou_threshold)
+        best = kept[every.scores[kept].argsort(descending=True, stable=True)[: self.most]]
+        return Detections(every.boxes[best], every.scores[best], every.labels[best])
+
+
+def _is_cut(
+    boxes: Tensor, starts: tuple[int, int], ends: tuple[int, int], extents: tuple[int, int]
+) -> Tensor:
+    """Whether boxes [D, 4] reach an edge of their tile that is none of the image's; pairs are of x and y."""
+    cut = torch.zeros(len(boxes), dtype=torch.bool)
+    for axis, (start, end, extent) in enumerate(zip(starts, ends, extents, strict=True)):
+        low, high = boxes[:, axis], boxes[:, axis + 2]
+        near = _AT_THE_EDGE * (high - low)
+        if start > 0:
+            cut |= low - start < near
+        if end < extent:
+            cut |= end - high < near
+    return cut
+
+
+def _kept(found: Detections, tile: Tensor, cut: Tensor, iou_threshold: float) -> Tensor:
+    """Which detections are left, int64: greedily, whole ones before cut ones and then by their scores.
+
+    tile, cut: int64 and bool [D]. Those of one tile have had their NMS, and are not compared again.
+    """
+    by_score = found.scores.argsort(descending=True, stable=True)
+    order = by_score[cut[by_score].long().argsort(stable=True)]
+    boxes, labels, tile, cut = found.boxes[order], found.labels[order], tile[order], cut[order]
+    alive = [True] * len(order)
+    for first in range(0, len(order), _ROWS):
+        rows = slice(first, first + _ROWS)
+        inside = pairwise_intersection(boxes[rows], boxes)
+        union = area(boxes[rows])[:, None] + area(boxes) - inside
+        drops = inside > iou_threshold * union
+        drops |= (inside > iou_threshold * area(boxes)) & cut
+        drops &= (labels[rows][:, None] == labels) & (tile[rows][:, None] != tile)
+        for i, j in (drops.triu(first + 1).nonzero() + torch.tensor([first, 0])).tolist():
+            if alive[i]:
+                alive[j] = False
+    return order[torch.tensor(alive, dtype=torch.bool)]
+
+
+def warn_of_tiles(config: Config, records: DetectionSet) -> None:
+    """Tiles that cut nothing in a set, and an overlap that is too small for its objects."""
+    tile, overlap = config.eval.tile, config.eval.tile_overlap
+    if tile is None:
+        return
+    sizes = build_pipeline(config.data, training=False).sizes_of(records.sizes)
+    large = (sizes > tile).any(axis=1)
+    if not large.any():
+        height, width = sizes[sizes.prod(axis=1).argmax()].tolist()
+        log.warning(
+            "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
+            "(data.transforms.eval=[] keeps images as large as they are)",
+            tile, width, height,
+        )  # fmt: skip
+        return
+    counts = np.diff(records.offsets)
+    scale = np.repeat(sizes / records.sizes, counts, axis=0)[:, ::-1]  # x, y
+    sides = ((records.boxes[:, 2:] - records.boxes[:, :2]) * scale).max(axis=1)
+    sides = sides[np.repeat(large, counts) & ~records.ignore]
+    beyond = int((sides > overlap).sum())
+    if beyond > _MANY * len(sides):
+        log.warning(
+            "eval.tile_overlap=%d: %d of %d objects are larger, the largest %.0f px, and may be found in "
+            "parts; set a larger overlap, or larger tiles", overlap, beyond, len(sides), sides.max(),
+        )  # fmt: skip
