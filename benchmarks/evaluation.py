@@ -6,6 +6,7 @@ compared before anything is timed; as shipped each has its own defaults. Run fro
 python -m benchmarks.evaluation
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -48,8 +49,9 @@ HEADER = (
 )
 NOTE = (
     "{batch} images of {size} x {size} px. Images per second by the median, and half the interquartile "
-    "range in per cent; the two run in turns, each in its own process, and the ratio is the median over the "
-    "turns. Peak memory: the most that the tensors made on the way take at one time. torchvision gets "
+    "range in per cent; the two run in turns, each in its own process, {pairs} pairs of processes one after "
+    "another, and the ratio is the median over all turns. Peak memory: the most that the tensors made on the "
+    "way take at one time. torchvision gets "
     "float32 pixels at no charge; 'as shipped' is configs/coco_r50_aploss.yaml against torchvision's "
     "defaults (score threshold 0.05 there, none here)."
 )
@@ -99,7 +101,12 @@ def peer_call(network: nn.Module, config: Config, data: Data, device: torch.devi
 
 
 def measure(
-    terms: str, overrides: list[str], data: Data, repeats: int, device: torch.device, shipped: bool = False
+    terms: str,
+    overrides: list[str],
+    data: Data,
+    arguments: argparse.Namespace,
+    device: torch.device,
+    shipped: bool = False,
 ) -> list[str]:
     """One row of the table."""
     config = load_config(RECIPE, overrides)
@@ -110,7 +117,8 @@ def measure(
         make_equal(ours, peer, data)
     calls = (ours_call(ours, config, data, device), peer_call(peer, config, data, device, shipped))
     memory = [peak_extra_bytes(call, device) for call in calls]
-    timings = timed_apart(our_detection, peer_detection, config, data, repeats, device, shipped)
+    many = arguments.repeats, device, shipped, arguments.pairs
+    timings = timed_apart(our_detection, peer_detection, config, data, *many)
     row = [terms, precisions(config, device, shipped), *compared(timings, memory, data)]
     progress(f"{device}: " + "  ".join(row))
     return row
@@ -120,15 +128,16 @@ def main() -> None:
     options = parser("Evaluation throughput against torchvision's RetinaNet.", repeats=10)
     options.add_argument("--size", type=int, default=512, help="height and width in px (%(default)s)")
     options.add_argument("--batch", type=int, default=2, help="images at a time (%(default)s)")
+    options.add_argument("--pairs", type=int, default=5, help="of processes, in turn (%(default)s)")
     arguments = options.parse_args()
     sections = []
     for device in devices(arguments.device):
         data = make_data(arguments.batch, arguments.size, device)
         rows = [
-            measure("equal", [*EQUAL, "train.amp='off'"], data, arguments.repeats, device),
-            measure("as shipped", SHIPPED, data, arguments.repeats, device, shipped=True),
+            measure("equal", [*EQUAL, "train.amp='off'"], data, arguments, device),
+            measure("as shipped", SHIPPED, data, arguments, device, shipped=True),
         ]
-        note = NOTE.format(batch=arguments.batch, size=arguments.size)
+        note = NOTE.format(batch=arguments.batch, size=arguments.size, pairs=arguments.pairs)
         sections.append(section(f"Evaluation: {device}", HEADER, rows, note))
     report(sections, arguments.output)
 
