@@ -25,9 +25,15 @@ _RENAMED = (
     (r"head\.classification_head\.cls_logits\.(weight|bias)", r"class_head.output.\1"),
     (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_head.output.\1"),
 )
-OF_TRAINING = ("pretrained", "init", "frozen_stages")  # of model.*: they change no output
+OF_TRAINING = ("pretrained", "init", "init_partial", "frozen_stages")  # of model.*: they change no output
 _NO_ARCHITECTURE = (*OF_TRAINING, "box_std")
 _CLASS_OUTPUT = ("class_head.output.weight", "class_head.output.bias")
+# Each is as good as its own beginning if what stands before it in the network is learnt: in this order.
+_PARTS = (
+    ("pyramid",),
+    ("class_head.tower", "class_head.output"),
+    ("box_head.tower", "box_head.output"),
+)
 _TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)")
 
 
@@ -71,6 +77,7 @@ def initialise(
     box_std: Tensor,
     classes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    partial: bool = False,
 ) -> None:
     """Start from the weights of a torchvision RetinaNet or of a checkpoint of this project.
 
@@ -85,25 +92,33 @@ def initialise(
             scaled to it.
         classes: the model's; without them only their number counts.
         settings: the model's, by the keys of the configuration, to name those in which a checkpoint differs.
+        partial: pyramid and heads that do not fit start afresh, and so do those that a backbone's weights,
+            with torchvision's names, do not come with.
 
     Raises:
-        InputError: the weights are of another architecture; the first difference is named.
+        InputError: the weights are of another architecture, or of another backbone where part of them is
+            enough; the first difference is named.
     """
     state, known = _translated(content, source, box_std, _eps_of(model))
     own = model.state_dict()
     if known and classes and list(known) != list(classes):
         state = _with_classes(state, known, own, classes)
+    if partial:
+        state = _with_own_parts(state, own, source)
     left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
     remedy = _settings_of(content, settings or {}) or (
         "set model.* to the architecture of the file (configs/torchvision_r50.yaml: torchvision's RetinaNet, "
         "with model.p6_from=c5 model.head_norm=group its version 2)"
     )
-    if "conv1.weight" in state:
+    if partial:
         remedy = (
-            "these are the weights of a backbone alone, which model.pretrained takes from torch's cache "
-            "folder (~/.cache/torch/hub/checkpoints)"
+            "of model.init_partial the backbone must fit: set model.backbone and model.norm to the file's"
         )
+    elif "conv1.weight" in state:
+        remedy = "these are the weights of a backbone alone; take them with model.init_partial=true"
+    else:
+        remedy += ", or start what does not fit afresh with model.init_partial=true"
     _check_architecture(state, own, wanted, source, remedy)
     afresh = [name for name in classes if name not in known] if known else []
     if left_out:
@@ -147,6 +162,27 @@ def _state_dict(content: object) -> Mapping[str, Tensor] | None:
     while state and any(all(str(name).startswith(one) for name in state) for one in wrappers):
         state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return state
+
+
+def _with_own_parts(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights with the model's own in the place of parts that do not fit, or are not there."""
+    if "conv1.weight" in state:
+        state = {f"backbone.body.{n}": t for n, t in state.items() if not n.startswith("fc.")}
+    mixed, afresh = dict(state), []
+    for parts in _PARTS:
+        fits = True
+        for part in parts:
+            theirs, ours = (
+                {n: t for n, t in one.items() if n.startswith(f"{part}.")} for one in (state, own)
+            )
+            # An output has nothing to say behind another tower.
+            fits &= {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
+            if not fits:
+                mixed = {n: t for n, t in mixed.items() if n not in theirs} | ours
+                afresh.append(part)
+    if afresh:
+        log.warning("%s does not fit %s: these start afresh", source, ", ".join(afresh))
+    return mixed
 
 
 def _holds_tensors(state: Mapping[str, object]) -> bool:

@@ -38,6 +38,11 @@ class ModelConfig(Section):
         None,
         description="start from this file: a torchvision RetinaNet state dict, a checkpoint or a run folder",
     )
+    init_partial: bool = Field(
+        False,
+        description="from that file take the parts that fit: other anchors, heads and pyramids start afresh "
+        "instead of being refused, and a backbone's weights alone (torchvision's names) are enough",
+    )
     norm: Literal["batch", "frozen", "group"] = Field(
         "frozen", description="norm of the backbone; frozen only makes sense with pretrained weights"
     )

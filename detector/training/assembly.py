@@ -197,7 +197,13 @@ def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> Re
     if config.init is not None and fresh:
         file = find_checkpoint(Path(config.init), "model.init: ")
         initialise(
-            model, load_tensors(file), str(file), torch.tensor(config.box_std), classes, config.model_dump()
+            model,
+            load_tensors(file),
+            str(file),
+            torch.tensor(config.box_std),
+            classes,
+            config.model_dump(),
+            config.init_partial,
         )
     elif not config.pretrained and fresh and (config.norm == "frozen" or config.frozen_stages):
         what = "frozen batch norm" if config.norm == "frozen" else f"frozen_stages={config.frozen_stages}"

@@ -208,7 +208,7 @@ def test_of_a_run_of_another_architecture_the_settings_are_told() -> None:
     other = {"init": None, "pretrained": False, "box_std": [0.1, 0.1, 0.2, 0.2]}
     config = {"model": {"head_width": 24, "norm": "batch", **other, "older": 1}}
     content = {"model": tiny(0, head_width=24).state_dict(), "config": config}
-    with pytest.raises(InputError, match=r"class_head.*; that run has 'model\.head_width=24'$"):
+    with pytest.raises(InputError, match=r"class_head.*; that run has 'model\.head_width=24', or start"):
         initialise(tiny(1), content, "source.pt", STD, (), settings)
 
 
@@ -258,16 +258,16 @@ def test_torchvision_weights_of_another_depth_are_refused() -> None:
 
 def test_weights_of_a_backbone_alone_are_known_for_what_they_are(tmp_path: Path) -> None:
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "start.pt")
-    with pytest.raises(InputError, match="of a backbone alone, which"):
+    with pytest.raises(InputError, match=r"of a backbone alone; take them with model\.init_partial=true"):
         trainer(tmp_path, tmp_path / "start.pt")
 
 
-def trainer(tmp_path: Path, init: Path) -> Trainer:
+def trainer(tmp_path: Path, init: Path, *words: str) -> Trainer:
     """What train.py builds; the set has two classes."""
     config = tmp_path / "config.yaml"
     config.write_text("data: {format: coco}\n")
     root = f"data.root={small_coco(tmp_path / 'set')}"
-    return Trainer(load_config(config, [*TINY_MODEL, root, f"model.init={init}"]), "test")
+    return Trainer(load_config(config, [*TINY_MODEL, root, f"model.init={init}", *words]), "test")
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["state dict", "checkpoint"])
@@ -298,3 +298,64 @@ def test_model_init_refuses_what_is_no_state_dict(tmp_path: Path, content: objec
     torch.save(content, tmp_path / "start.pt")
     with pytest.raises(InputError, match=r"start\.pt"):
         trainer(tmp_path, tmp_path / "start.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "afresh"),
+    [
+        ({}, ()),
+        ({"anchors": {"ratios": [1.0]}}, ("class_head.output.", "box_head.output.")),
+        ({"head_width": 24}, ("class_head.", "box_head.")),
+        ({"head_depth": 2}, ("class_head.", "box_head.")),
+        ({"head_norm": "group"}, ("class_head.", "box_head.")),
+        ({"p6_from": "p5"}, ("pyramid.",)),
+        ({"pyramid_channels": 24}, ("pyramid.", "class_head.", "box_head.")),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True], ids=["model differs", "file differs"])
+def test_of_another_architecture_the_parts_that_fit_are_taken(
+    changes: dict[str, object], afresh: tuple[str, ...], swapped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, source = tiny(1, **changes), tiny(0)
+    if swapped:
+        model, source = source, model
+    before, given = weights(model), weights(source)
+    with caplog.at_level(logging.WARNING):
+        initialise(model, source.state_dict(), "source.pt", STD, partial=True)
+    for name, tensor in weights(model).items():
+        expected = before if afresh and name.startswith(afresh) else given
+        assert tensor.equal(expected[name]), name
+    assert len(caplog.messages) == bool(afresh)
+    if afresh:
+        assert all(part.removesuffix(".") in caplog.messages[0] for part in afresh)
+
+
+def test_classes_keep_their_outputs_where_other_parts_start_afresh() -> None:
+    source, model = tiny(0, classes=2), tiny(1, classes=2, pyramid_channels=16, p6_from="p5")
+    content = {"model": source.state_dict(), "classes": ["cat", "dog"]}
+    initialise(model, content, "source.pt", STD, ["dog", "cat"], partial=True)
+    mine, its = (m.class_head.output.bias.view(-1, 2) for m in (model, source))
+    assert mine.equal(its.flip(1))
+
+
+def test_a_backbone_alone_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(3)
+    given = resnet18(weights=None).state_dict()
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in given.items()}}, tmp_path / "a.pt"
+    )
+    with caplog.at_level(logging.WARNING):
+        learner = trainer(tmp_path, tmp_path / "a.pt", "model.init_partial=true").learner
+    body = learner.model.backbone.body.state_dict()
+    assert body and all(tensor.equal(given[name]) for name, tensor in body.items())
+    assert any("pyramid, class_head.tower" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("changes", [{"backbone": "resnet34"}, {"norm": "group"}])
+def test_another_backbone_is_refused_all_the_same(changes: dict[str, object]) -> None:
+    model = tiny(1, **changes)
+    before = weights(model)
+    for content in (tiny(0).state_dict(), resnet18(weights=None).state_dict()):
+        with pytest.raises(InputError, match=r"backbone.* of model\.init_partial the backbone must fit"):
+            initialise(model, content, "source.pt", STD, partial=True)
+    assert all(tensor.equal(before[name]) for name, tensor in weights(model).items())
