@@ -108,6 +108,11 @@ class TrainConfig(Section):
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
+    patience: Count | None = Field(
+        None,
+        description="end a run whose AP has not risen for so many epochs; null never does. The low learning "
+        "rates at the end of the schedule, where AP rises most, are not reached then",
+    )
     log_every: Count = Field(20, description="steps between log lines")
     profile: bool = Field(
         False,

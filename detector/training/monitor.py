@@ -60,6 +60,7 @@ class Monitor:
     def __init__(self, folder: Path, total_steps: int, first_step: int, purge_step: int | None) -> None:
         self.folder = folder
         self._first_step = first_step
+        self._began = time.perf_counter()
         self._board = Board(folder, purge_step)
         self._bar = tqdm(
             total=total_steps,
@@ -89,7 +90,9 @@ class Monitor:
         shown = {name: value for name, value in values.items() if name not in _NOT_ON_THE_TERMINAL}
         short = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar.disable:
-            self.say(f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}")
+            done = (step - self._first_step) / (time.perf_counter() - self._began)  # evaluations included
+            left = tqdm.format_interval((self._bar.total - step) / done)
+            self.say(f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}  left {left}")
         else:
             self._bar.set_postfix_str(f"loss {values['loss']:.3f}")
 
@@ -117,9 +120,11 @@ class Monitor:
         self._board.images(step, pictures)
         self.say(metrics_table(result, extra, f"epoch {epoch}"))
 
-    def finish(self) -> None:
-        """The run has come to its end."""
+    def finish(self, early: str = "") -> None:
+        """The run has come to its end; early: why before its last epoch, if it is so."""
         self._board.end()
+        if early:
+            self.say(early)
 
     def say(self, text: str) -> None:
         """Print lines without breaking the progress bar."""

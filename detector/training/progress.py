@@ -8,7 +8,7 @@ from typing import Any
 
 from data.sample import DetectionSet
 from detector.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
-from detector.config import Config
+from detector.config import Config, TrainConfig
 from detector.evaluation.calibration import Calibration
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch
@@ -25,8 +25,22 @@ class Progress:
     step: int = 0  # how many are done
     evaluated: int = -1  # the step of the last evaluation
     best: float = -math.inf  # AP so far
+    best_step: int = 0  # of that evaluation, or from where on it is looked for
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
     calibration: Calibration | None = None
+
+
+def out_of_patience(now: Progress, train: TrainConfig, steps_per_epoch: int) -> str:
+    """Why a run ends before its last epoch; "" where it does not."""
+    epoch, best = now.step // steps_per_epoch, now.best_step // steps_per_epoch
+    if train.patience is None or now.evaluated != now.step or epoch >= train.epochs:
+        return ""
+    if epoch - best < train.patience:
+        return ""
+    return (
+        f"train.patience={train.patience}: AP has not risen since epoch {best}, and the run ends after epoch "
+        f"{epoch} of {train.epochs}"
+    )
 
 
 class Checkpoints:
@@ -106,6 +120,7 @@ class Checkpoints:
             content["training"] = {
                 **self._learner.state(),
                 "best": now.best,
+                "best_step": now.best_step,
                 "evaluated": now.evaluated,
                 "not_finite": self._watch.count,
                 "not_finite_lately": self._watch.recent,
@@ -162,6 +177,7 @@ class Checkpoints:
                 f"{self.total_steps}; give at least as many epochs as are done"
             )
         now.best, now.evaluated = training["best"], training.get("evaluated", state["step"])
+        now.best_step = training.get("best_step", now.step)
         self.measures_otherwise = training.get("validation", self._validation) != self._validation
         if state.get("calibration"):
             now.calibration = Calibration.from_plain(state["calibration"], len(self._train_set.classes))

@@ -64,7 +64,7 @@ class Resumption:
                 remedy = "evaluate.py scores it anew, evaluate.py --recalibrate fits its scores"
                 self.changed.insert(0, f"none of what is measured, as the run has ended; {remedy}")
                 return
-            progress.best = -math.inf
+            progress.best, progress.best_step = -math.inf, progress.step
             self.changed.insert(0, f"{BEST} begins anew, as its AP cannot be compared")
 
     def begin(self, progress: Progress) -> None:

@@ -231,7 +231,12 @@ def measures_otherwise(key: str, before: Any, now: Any) -> bool:
     for mapping, part in (("data.splits", "val"), ("data.transforms", "eval")):
         if key == mapping:
             return before.get(part) != now.get(part)
-    other_numbers = key.startswith("eval.") and key[5:] not in ("batch_size", "backend", "calibrate")
+    other_numbers = key.startswith("eval.") and key[5:] not in (
+        "batch_size",
+        "tile_batch_size",
+        "backend",
+        "calibrate",
+    )
     return key == "data.image_size" or other_numbers
 
 

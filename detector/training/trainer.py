@@ -25,7 +25,7 @@ from detector.training.nonfinite import NonFiniteStep, NonFiniteWatch, not_finit
 from detector.training.optimizer import lr_factor
 from detector.training.processes import Processes
 from detector.training.profile import phase, profiled
-from detector.training.progress import Checkpoints, Progress
+from detector.training.progress import Checkpoints, Progress, out_of_patience
 from detector.training.resumption import Resumption
 from detector.training.run_folder import (
     create_run_folder,
@@ -138,11 +138,12 @@ class Trainer:
             with memory_explained(self.parts.device), compilation_explained():
                 while True:
                     self._evaluate_if_due()
-                    if self.progress.step >= self.total_steps:
+                    ended = out_of_patience(self.progress, self.config.train, self.steps_per_epoch)
+                    if self.progress.step >= self.total_steps or ended:
                         break
                     self._train_epoch()
             if self.monitor:
-                self.monitor.finish()
+                self.monitor.finish(ended)
         return self.progress.metrics
 
     def _new_monitor(self, end: ExitStack) -> Monitor:
@@ -357,13 +358,16 @@ class Trainer:
             self.processes.from_main(self._checkpoints.save_if_new)  # with train.epochs=0 there is none yet
             raise self._stopped()
         shares = self.processes.gather(share)
-        self.progress.metrics, self.progress.best = self.processes.from_main(
+        progress = self.progress
+        progress.metrics, progress.best, progress.best_step = self.processes.from_main(
             lambda: self._report(epoch, shares)
         )
-        self.progress.evaluated = self.progress.step
+        progress.evaluated = progress.step
 
-    def _report(self, epoch: int, shares: list[list[Predictions]] | None) -> tuple[dict[str, Any], float]:
-        """Write down and show what was found; returns the metrics, and the best AP so far."""
+    def _report(
+        self, epoch: int, shares: list[list[Predictions]] | None
+    ) -> tuple[dict[str, Any], float, int]:
+        """Write down and show what was found; returns the metrics, and the best AP so far and its step."""
         assert shares is not None and self.monitor is not None
         scores, self.progress.calibration = self.parts.validation.judge(shares)
         result = scores.coco
@@ -372,9 +376,9 @@ class Trainer:
         self.monitor.evaluation(self.progress.step, epoch, result, scores.extra, pictures)
         ap = result.summary["AP"]
         if ap > self.progress.best or ap < 0:  # without gt boxes the newest is as good as any
-            self.progress.best = ap
+            self.progress.best, self.progress.best_step = ap, self.progress.step
             self._checkpoints.save(BEST)
-        return self.progress.metrics, self.progress.best
+        return self.progress.metrics, self.progress.best, self.progress.best_step
 
     # ------------------------------------------------------------------------ in words
 
