@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from doors import NAMES_OF_THE_RUN, OptionParser, is_there, number_of, run_door
@@ -13,6 +14,7 @@ _ELSEWHERE = {
     **NAMES_OF_THE_RUN,
     **dict.fromkeys(("source", "input", "inputs", "img", "image"), _INPUTS),
     **dict.fromkeys(("project", "name", "save_dir", "output_dir", "out_dir"), _OUTPUT),
+    **dict.fromkeys(("filter_classes", "class_names"), "here it is --classes NAME,NAME"),
     **dict.fromkeys(
         ("conf", "score_thr", "confidence_threshold", "pred_score_thr"), "here it is --threshold T"
     ),
@@ -46,6 +48,7 @@ def main() -> None:
         help="least score, 0 to 1, of all or of some: car=0.5,bus=0.3 (default: each class's with the best "
         "F1 in validation, else 0.5)",
     )
+    parser.add_argument("--classes", metavar="LIST", help="of these alone: car,bus (default: of all)")
     parser.add_argument(
         "--format",
         metavar="LIST",
@@ -57,7 +60,7 @@ def main() -> None:
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.inputs if _KEY.match(word) and not _names_inputs(word)]
     inputs = [word for word in a.inputs if word not in overrides]
-    predict(a.model, inputs, overrides, a.output, a.threshold, a.format, a.batch, a.device)
+    predict(a.model, inputs, overrides, a.output, a.threshold, a.classes, a.format, a.batch, a.device)
 
 
 def _names_inputs(word: str) -> bool:
@@ -91,6 +94,22 @@ def _parts(text: str) -> list[str]:
     return [*parts, held] if held else parts
 
 
+def _among(text: str, classes: Sequence[str]) -> set[str]:
+    """The classes whose names stand between commas; a name may hold some itself."""
+    from errors import InputError
+
+    found, held = set[str](), ""
+    for piece in text.split(","):
+        held = f"{held},{piece}" if held else piece
+        if held.strip() in classes:
+            found.add(held.strip())
+            held = ""
+    if held or not found:
+        there = ", ".join(classes)
+        raise InputError(f"--classes: there is no class '{held.strip()}'; there are {there}")
+    return found
+
+
 def _with_a_point(text: str) -> str:
     """What to say of a number that is written 0,5."""
     number = re.search(r"(?<![\d.])[01],\d+(?=,|$)", text)
@@ -103,6 +122,7 @@ def predict(
     overrides: list[str],
     output: Path | None,
     threshold: str | None,
+    only: str | None,
     formats: str | None,
     batch: str | None,
     device: str,
@@ -148,8 +168,10 @@ def predict(
         raise InputError(
             f"--threshold: there is no class '{unknown[0]}'; there are {', '.join(detector.classes)}"
         )
+    chosen = detector.classes if only is None else _among(only, detector.classes)
     usual = zip(detector.classes, detector.thresholds.tolist(), strict=True)
-    thresholds = np.array([least.get(name, least.get("", value)) for name, value in usual])
+    wanted_scores = {name: least.get(name, least.get("", value)) for name, value in usual}
+    thresholds = np.array([x if name in chosen else np.inf for name, x in wanted_scores.items()])
     report = run(detector, sources, folder, wanted, thresholds)
     if report.failed:
         logging.getLogger(__name__).warning(

@@ -85,6 +85,8 @@ def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained,
         (("--threshold", repr(middle)), middle),
         (("--threshold", f"dog={middle!r}"), dogs),
         (("--threshold", f"1,cat={middle!r}"), cats),
+        (("--threshold", repr(middle), "--classes", "cat"), cats),
+        (("--threshold", f"dog={middle!r}", "--classes", "dog, cat"), dogs),
     ):
         words = (*option, "--format", "coco", "--output", "".join(("out", *option)))
         assert run(place, trained, "images/?.png", *words).code == 0
