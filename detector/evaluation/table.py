@@ -4,24 +4,33 @@ from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.evaluation.error_breakdown import SHORT_NAMES
 
 
-def metrics_table(result: CocoResult, extra: dict[str, float], title: str) -> str:
+def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most: int | None = None) -> str:
     """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost.
 
     Of a class: its AP, gt boxes, best F1 at IoU 0.5 with its precision and recall, and the score it is at.
+
+    most: classes that are shown, those with most gt boxes; all unless given.
     """
+    shown = result.per_class
+    if most is not None and len(shown) > most:
+        common = sorted(shown, key=lambda name: -shown[name].gt_boxes)[:most]
+        shown = {name: one for name, one in shown.items() if name in set(common)}
     rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
     rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
     if extra:
         rows.append("  ".join(f"{name} {value:.3f}" for name, value in extra.items()))
-    width = max([5, *(len(name) for name in result.per_class)])
+    width = max([5, *(len(name) for name in shown)])
     columns = ("AP", "AP50", "AP75", "gt", "best F1", "prec.", "recall", "at score")
     rows.append(f"{'class':{width}}" + "".join(f"  {column:>{max(6, len(column))}}" for column in columns))
-    for name, one in result.per_class.items():
+    for name, one in shown.items():
         at = f"{one.best_threshold:8.3f}" if one.best_f1 > 0 else f"{'-':>8}"
         rows.append(
             f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}  "
             f"{one.best_f1:7.3f}  {one.best_precision:6.3f}  {one.best_recall:6.3f}  {at}"
         )
+    if len(shown) < len(result.per_class):
+        rest = len(result.per_class) - len(shown)
+        rows.append(f"... and {rest} more, with fewer gt boxes: evaluate.py shows all")
     costs = result.errors.costs()
     rows.append("AP50 to be gained without errors of a kind, and how many there are:")
     rows.append("      " + "  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))

@@ -24,6 +24,7 @@ from detector.output import close_output
 from detector.training.board import Board, hyperparameters
 from detector.training.run_folder import append_metrics
 
+_CLASSES = 100  # of which the table after an epoch has a line
 # On a terminal a line has no room for more.
 _NOT_ON_THE_TERMINAL = ("ranked_negatives", "step_s", "data_wait", "memory_gib")
 
@@ -118,7 +119,7 @@ class Monitor:
         append_metrics(self.folder, {"step": step, "epoch": epoch, **result.as_json(), **extra})
         self._board.evaluation(step, result, extra)
         self._board.images(step, pictures)
-        self.say(metrics_table(result, extra, f"epoch {epoch}"))
+        self.say(metrics_table(result, extra, f"epoch {epoch}", _CLASSES))
 
     def finish(self, early: str = "") -> None:
         """The run has come to its end; early: why before its last epoch, if it is so."""
