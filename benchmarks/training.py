@@ -219,7 +219,7 @@ def timed_apart(
     """
     setting = (config, len(data.images), data.images.shape[-1], device)
     timings: list[dict[str, Timing]] = []
-    for _ in range(pairs):
+    for _ in range(max(pairs, 1)):
         with (
             Elsewhere(_our_side, ours, *setting) as mine,
             Elsewhere(_peer_side, peer, *setting, shipped) as its,

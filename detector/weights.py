@@ -169,12 +169,15 @@ def _with_own_parts(state: Mapping[str, Tensor], own: Mapping[str, Tensor], sour
     if "conv1.weight" in state:
         state = {f"backbone.body.{n}": t for n, t in state.items() if not n.startswith("fc.")}
     mixed, afresh = dict(state), []
+    # With other anchors as many outputs may be those of other classes.
+    anchors = [len(one.get("box_head.output.bias", ())) for one in (state, own)]
     for parts in _PARTS:
         fits = True
         for part in parts:
             theirs, ours = (
                 {n: t for n, t in one.items() if n.startswith(f"{part}.")} for one in (state, own)
             )
+            fits &= anchors[0] == anchors[1] or part != "class_head.output"
             # An output has nothing to say behind another tower.
             fits &= {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
             if not fits:

@@ -37,6 +37,8 @@ _NAMES_ELSEWHERE = {
     "save_dir": "run.dir",
     "eval_period": "train.eval_every",
     "val_interval": "train.eval_every",
+    "patience": "train.patience",
+    "early_stopping": "train.patience",
     "save_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
     "checkpoint_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
 }
@@ -44,14 +46,11 @@ _AUGMENTATIONS = "augmentations are listed in data.transforms.train, see docs/da
 _CONTINUED = "a run is continued by train.py --resume RUN_DIR"
 _SCORED = "evaluate.py scores a run or a checkpoint"
 _KNOWN_CLASSES = "nothing has to be set: the classes are those of the annotations, or of data.classes"
-_ALL_STOPS = "nothing stops early: best.pt keeps the best epoch"
 _LOGS = "runs are logged for TensorBoard, and in metrics.jsonl"
 _LAUNCHED = "several processes are started by torchrun --nproc-per-node N train.py ..."
 # What they have and here needs no key.
 _NO_KEY_HERE = {
     "conf": "predict.py --threshold cuts scores (eval.score_threshold: raw ones, which costs AP)",
-    "patience": _ALL_STOPS,
-    "early_stopping": _ALL_STOPS,
     "resume": _CONTINUED,
     "resume_from": _CONTINUED,
     "num_classes": _KNOWN_CLASSES,

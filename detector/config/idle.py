@@ -48,7 +48,8 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
         yield from _with(f"model.norm={c.model.norm}", "train.sync_batch_norm")
     if c.train.accumulate == 1:
         yield from _with("train.accumulate=1", "train.rank_accumulated")
-    if c.train.patience is not None and c.train.patience >= c.train.epochs:
+    last_chance = c.train.epochs - c.train.eval_every  # the first evaluation is the best so far
+    if c.train.patience is not None and c.train.patience >= last_chance:
         yield from _with(f"train.epochs={c.train.epochs}", "train.patience")
     if c.train.on_nonfinite == "raise":
         yield from _with("train.on_nonfinite=raise", "train.max_nonfinite")

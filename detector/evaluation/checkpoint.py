@@ -270,7 +270,9 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
         disable=None,  # where there is no terminal
         dynamic_ncols=True,
     )
-    with memory_explained(c.device, "set a lower eval.batch_size, or train.device=cpu"):
+    with memory_explained(
+        c.device, "set a lower eval.batch_size (tiles: eval.tile_batch_size), or train.device=cpu"
+    ):
         found = join_predictions(list(predict(c.config, c.ready, batches, c.device)))
     return CheckpointScores(
         c.file, c.config, records, score(c.config, records, found).calibrated(c.calibration)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from detector.config import Config
 from detector.postprocess import Detections
 
 _AT_THE_EDGE = 0.05  # of a box's side: nearer than that to where its tile ends it counts as cut
-_ROWS = 1024  # of boxes that are compared with all others at once
+_FAR_BELOW = 0.01  # of a score: a whole box of less is no rival to one that is cut
 _MANY = 0.01  # of the boxes: worth saying
 
 log = logging.getLogger(__name__)
@@ -77,12 +78,18 @@ class Tiling:
         steps = math.ceil(last / (self.side - self.overlap))
         return [round(last * k / max(steps, 1)) for k in range(steps + 1)]
 
+    def shared(self, extent: int) -> float:
+        """Pixels that neighbouring tiles share along a side of the image; all of it in a single one."""
+        starts = self._starts(extent)
+        return min((one + self.side - other for one, other in pairwise(starts)), default=math.inf)
+
     def joined(self, parts: list[tuple[tuple[int, int], Detections]], height: int, width: int) -> Detections:
         """The detections of one image from those of its tiles, each with its top left corner.
 
         A box at an edge of its tile that is none of the image's may be a part of an object. So it yields to
-        boxes of other tiles that are whole, whatever the scores: where it overlaps one of its class by more
-        than the IoU threshold, or lies in it with more than that part of its own area.
+        boxes of other tiles that are whole, unless their scores are nothing beside its own: where it
+        overlaps one of its class by more than the IoU threshold, or lies in it with more than that part of
+        its own area.
         """
         if len(parts) == 1:
             return parts[0][1]
@@ -98,7 +105,8 @@ class Tiling:
             torch.cat([one.scores.cpu() for _, one in parts]),
             torch.cat([one.labels.cpu() for _, one in parts]),
         )
-        kept = _kept(every, tile, torch.cat(cut), self.iou_threshold)
+        corners = [corner for corner, _ in parts]
+        kept = _kept(every, tile, torch.cat(cut), corners, self.side, self.iou_threshold)
         best = kept[every.scores[kept].argsort(descending=True, stable=True)[: self.most]]
         return Detections(every.boxes[best], every.scores[best], every.labels[best])
 
@@ -118,25 +126,39 @@ def _is_cut(
     return cut
 
 
-def _kept(found: Detections, tile: Tensor, cut: Tensor, iou_threshold: float) -> Tensor:
+def _kept(
+    found: Detections,
+    tile: Tensor,
+    cut: Tensor,
+    corners: list[tuple[int, int]],
+    side: int,
+    iou_threshold: float,
+) -> Tensor:
     """Which detections are left, int64: greedily, whole ones before cut ones and then by their scores.
 
     tile, cut: int64 and bool [D]. Those of one tile have had their NMS, and are not compared again.
     """
     by_score = found.scores.argsort(descending=True, stable=True)
     order = by_score[cut[by_score].long().argsort(stable=True)]
-    boxes, labels, tile, cut = found.boxes[order], found.labels[order], tile[order], cut[order]
+    boxes, scores, labels, tile, cut = (
+        x[order] for x in (found.boxes, found.scores, found.labels, tile, cut)
+    )
+    sizes = area(boxes)
+    places = [(tile == k).nonzero().squeeze(1) for k in range(len(corners))]
+    pairs: list[list[int]] = []
+    for (i, one), (j, other) in combinations(zip(places, corners, strict=True), 2):
+        if max(abs(one[0] - other[0]), abs(one[1] - other[1])) >= side:
+            continue  # they share nothing
+        inside = pairwise_intersection(boxes[i], boxes[j])
+        earlier, later = torch.minimum(i[:, None], j), torch.maximum(i[:, None], j)
+        drops = inside > iou_threshold * (sizes[i][:, None] + sizes[j] - inside)
+        drops |= (inside > iou_threshold * sizes[later]) & cut[later]
+        drops &= (labels[i][:, None] == labels[j]) & (scores[earlier] >= _FAR_BELOW * scores[later])
+        pairs += torch.stack((earlier[drops], later[drops]), 1).tolist()
     alive = [True] * len(order)
-    for first in range(0, len(order), _ROWS):
-        rows = slice(first, first + _ROWS)
-        inside = pairwise_intersection(boxes[rows], boxes)
-        union = area(boxes[rows])[:, None] + area(boxes) - inside
-        drops = inside > iou_threshold * union
-        drops |= (inside > iou_threshold * area(boxes)) & cut
-        drops &= (labels[rows][:, None] == labels) & (tile[rows][:, None] != tile)
-        for i, j in (drops.triu(first + 1).nonzero() + torch.tensor([first, 0])).tolist():
-            if alive[i]:
-                alive[j] = False
+    for first, second in sorted(pairs):
+        if alive[first]:
+            alive[second] = False
     return order[torch.tensor(alive, dtype=torch.bool)]
 
 
@@ -146,8 +168,7 @@ def warn_of_tiles(config: Config, records: DetectionSet) -> None:
     if tile is None:
         return
     sizes = build_pipeline(config.data, training=False).sizes_of(records.sizes)
-    large = (sizes > tile).any(axis=1)
-    if not large.any():
+    if (sizes <= tile).all():
         height, width = sizes[sizes.prod(axis=1).argmax()].tolist()
         log.warning(
             "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
@@ -155,13 +176,16 @@ def warn_of_tiles(config: Config, records: DetectionSet) -> None:
             tile, width, height,
         )  # fmt: skip
         return
+    tiling = Tiling(tile, overlap, 1, 0.0, 1)
+    extents, where = np.unique(sizes, return_inverse=True)
+    shared = np.array([tiling.shared(extent) for extent in extents.tolist()])[where.reshape(sizes.shape)]
     counts = np.diff(records.offsets)
-    scale = np.repeat(sizes / records.sizes, counts, axis=0)[:, ::-1]  # x, y
-    sides = ((records.boxes[:, 2:] - records.boxes[:, :2]) * scale).max(axis=1)
-    sides = sides[np.repeat(large, counts) & ~records.ignore]
-    beyond = int((sides > overlap).sum())
-    if beyond > _MANY * len(sides):
+    scale, limits = (np.repeat(of, counts, axis=0)[:, ::-1] for of in (sizes / records.sizes, shared))  # x, y
+    sides = ((records.boxes[:, 2:] - records.boxes[:, :2]) * scale)[~records.ignore]
+    beyond = (sides > limits[~records.ignore]).any(axis=1)
+    if beyond.sum() > _MANY * len(sides):
         log.warning(
-            "eval.tile_overlap=%d: %d of %d objects are larger, the largest %.0f px, and may be found in "
-            "parts; set a larger overlap, or larger tiles", overlap, beyond, len(sides), sides.max(),
+            "eval.tile_overlap=%d: %d of %d objects are larger than what tiles share, the largest %.0f px, "
+            "and may be found in parts; set a larger overlap, or larger tiles",
+            overlap, beyond.sum(), len(sides), sides.max(),
         )  # fmt: skip

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 _MORE_MEMORY = (
-    "needs more memory than there is; let data.transforms.eval of the training make images smaller, or try "
-    "--device cpu"
+    "needs more memory than there is; let data.transforms.eval of the training make images smaller, set a "
+    "lower eval.tile_batch_size where there are tiles, or try --device cpu"
 )
 _READERS = 4  # threads that decode a batch while the network works on the one before
 

@@ -39,7 +39,7 @@ def out_of_patience(now: Progress, train: TrainConfig, steps_per_epoch: int) -> 
         return ""
     return (
         f"train.patience={train.patience}: AP has not risen since epoch {best}, and the run ends after epoch "
-        f"{epoch} of {train.epochs}"
+        f"{epoch} of {train.epochs} (--resume with a higher train.patience, or null, goes on)"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from detector.checkpoint import BEST, checkpoint_mark, load_newest, set_aside_damaged
 from detector.config import Config
+from detector.config.file import parse_config
 from detector.training.progress import Checkpoints, Progress
 from detector.training.run_folder import (
     changed_keys,
@@ -55,7 +56,9 @@ class Resumption:
         """
         if self._state is None:
             return
-        changes = [*changed_keys(self._state["config"], self._config.model_dump(mode="json"))]
+        # With the defaults of keys that an older version did not have.
+        before = parse_config(self._state["config"], str(self.folder))
+        changes = [*changed_keys(*(one.model_dump(mode="json") for one in (before, self._config)))]
         checkpoints.restore(self._state, str(self.folder), changes)
         self._state = None  # as large as the model and its optimizer
         self.changed = [f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"]

@@ -64,7 +64,7 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("optimizer.learning_rate=1", "here it is optimizer.lr"),
         ("eval.max_dets=300", "here it is eval.detections_per_img"),
         ("data.mosaic=1", "augmentations are listed in data.transforms.train"),
-        ("train.early_stopping=5", "nothing stops early"),
+        ("train.early_stopping=5", "here it is train.patience"),
         ("loss.class_weights=[1, 2]", "there are none; the AP-loss with loss.class_by_class=true"),
         ("optimizer.decay=1", "did you mean 'optimizer.weight_decay'?"),
         ("data.size=1", "did you mean 'data.image_size'?"),

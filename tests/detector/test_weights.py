@@ -338,6 +338,17 @@ def test_classes_keep_their_outputs_where_other_parts_start_afresh() -> None:
     assert mine.equal(its.flip(1))
 
 
+def test_as_many_outputs_of_other_anchors_are_not_taken() -> None:
+    source, model = (
+        tiny(0, classes=2),
+        tiny(1, classes=6, anchors={"sizes": [[s] for s in (9, 18, 36, 72, 144)]}),
+    )
+    before = weights(model)
+    assert before["class_head.output.bias"].shape == source.class_head.output.bias.shape
+    initialise(model, source.state_dict(), "source.pt", STD, partial=True)
+    assert weights(model)["class_head.output.weight"].equal(before["class_head.output.weight"])
+
+
 def test_a_backbone_alone_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(3)
     given = resnet18(weights=None).state_dict()

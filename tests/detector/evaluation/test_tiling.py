@@ -130,6 +130,15 @@ def test_whole_boxes_before_parts_and_classes_apart() -> None:
     assert best.scores.tolist() == [0.9, 0.6]
 
 
+def test_an_object_cut_by_both_tiles_is_no_less_than_noise() -> None:
+    """Nearly as large as the overlap, and in its middle."""
+    tiling = Tiling(side=640, overlap=128, batch_size=8, iou_threshold=0.5, most=100)
+    left = detections(([514, 100, 638, 224], 0.95, 0), ([520, 130, 600, 250], 0.001, 0))
+    right = detections(([2, 100, 126, 224], 0.9, 0), ([8, 130, 88, 250], 0.002, 0))
+    joined = tiling.joined([((0, 0), left), ((0, 512), right)], 640, 1152)
+    assert joined.scores[0] == 0.95 and (joined.scores > 0.01).sum() == 1
+
+
 def test_joined_as_a_double_loop_has_it() -> None:
     """Greedily by the definition, on many boxes of few classes at random."""
     generator = torch.Generator().manual_seed(5)
@@ -140,7 +149,7 @@ def test_joined_as_a_double_loop_has_it() -> None:
         boxes = clip(
             torch.cat((place[:, :2], place[:, :2] + place[:, 2:]), 1).float(), torch.tensor([96, 96])
         )
-        scores = torch.rand(150, generator=generator, dtype=torch.float64)
+        scores = torch.rand(150, generator=generator, dtype=torch.float64) ** 6  # many near 0
         parts.append((corner, Detections(boxes, scores, torch.randint(0, 3, (150,), generator=generator))))
     rows = []
     for tile, ((top, left), one) in enumerate(parts):
@@ -154,7 +163,7 @@ def test_joined_as_a_double_loop_has_it() -> None:
     kept: list[tuple[bool, float, Tensor, int, int]] = []
     for row in rows:
         for other in kept:
-            if other[3] != row[3] or other[4] == row[4]:
+            if other[3] != row[3] or other[4] == row[4] or -other[1] < 0.01 * -row[1]:
                 continue
             overlap = torch.cat(
                 (torch.maximum(row[2][:2], other[2][:2]), torch.minimum(row[2][2:], other[2][2:]))
@@ -228,8 +237,12 @@ def test_tiles_that_do_not_suit_a_set_are_said(tmp_path: Path, caplog: pytest.Lo
 
     assert said() == []
     assert said("eval.tile=96", "eval.tile_overlap=95", "data.transforms.eval=[]") == []
+    # Not higher than the tile: nothing is cut that way.
+    assert said("eval.tile=96", "eval.tile_overlap=92", "data.transforms.eval=[]") == []
     (line,) = said("eval.tile=96", "eval.tile_overlap=32", "data.transforms.eval=[]")
-    assert line.startswith("eval.tile_overlap=32: 2 of 3 objects are larger, the largest 90 px")
+    assert line.startswith(
+        "eval.tile_overlap=32: 1 of 3 objects are larger than what tiles share, the largest 90 px"
+    )
     (line,) = said(
         "eval.tile=64", "eval.tile_overlap=32", "data.transforms.eval=[{ResizeWithin: {long: 64}}]"
     )
@@ -238,7 +251,9 @@ def test_tiles_that_do_not_suit_a_set_are_said(tmp_path: Path, caplog: pytest.Lo
     (line,) = said(
         "eval.tile=32", "eval.tile_overlap=16", "data.transforms.eval=[{ResizeWithin: {long: 64}}]"
     )
-    assert line.startswith("eval.tile_overlap=16: 2 of 3 objects are larger, the largest 45 px")
+    assert line.startswith(
+        "eval.tile_overlap=16: 2 of 3 objects are larger than what tiles share, the largest 45 px"
+    )
 
 
 @pytest.mark.parametrize(
