@@ -101,14 +101,19 @@ class FoldingConv2d(nn.Conv2d):
 
     @property
     def norm_is_trained(self) -> bool:
-        """Whether the norm has weights that are trained; frozen batch norm has none."""
-        return any(parameter.requires_grad for norm in self._norm for parameter in norm.parameters())
+        """Whether there is a norm whose weights are trained."""
+        return any(is_trained(norm) for norm in self._norm)
 
     def unfold(self) -> None:
         """Be a plain convolution again."""
         for norm in self._norm:
             norm.folded = False
         self._norm = []
+
+
+def is_trained(norm: nn.Module) -> bool:
+    """Whether any weight of a norm is trained; frozen batch norm has none."""
+    return any(parameter.requires_grad for parameter in norm.parameters())
 
 
 def fold_norms(network: nn.Module) -> None:

@@ -228,14 +228,20 @@ def test_the_file_says_what_its_numbers_mean(exported: tuple[str, Path]) -> None
         "nms": "hard",
         "nms_threshold": 0.5,
         "detections_per_img": 30,
+        "tile": None,
+        "tile_overlap": None,
     }
 
 
-def test_soft_nms_has_no_threshold_to_tell(opened: OpenCheckpoint) -> None:
-    config = opened.config
-    soft = config.model_copy(update={"eval": config.eval.model_copy(update={"nms": "soft"})})
-    told = metadata(replace(opened, config=soft), raw=False)
-    assert (told["nms"], told["nms_threshold"]) == ('"soft"', "null")
+def test_soft_nms_has_no_threshold_to_tell_but_that_of_joining_tiles(opened: OpenCheckpoint) -> None:
+    def told(**settings: object) -> tuple[str, ...]:
+        config = opened.config
+        soft = config.model_copy(update={"eval": config.eval.model_copy(update={"nms": "soft", **settings})})
+        values = metadata(replace(opened, config=soft), raw=False)
+        return tuple(values[name] for name in ("nms", "nms_threshold", "tile", "tile_overlap"))
+
+    assert told() == ('"soft"', "null", "null", "null")
+    assert told(tile=64, tile_overlap=16) == ('"soft"', "0.5", "64", "16")
 
 
 def test_an_onnx_file_is_free_of_the_exporters_notes(exported: tuple[str, Path]) -> None:
@@ -532,6 +538,21 @@ def test_half_a_character_in_a_name_travels(place: Path) -> None:
     extra = {"metadata.json": ""}
     torch.jit.load(place / "cut.torchscript", _extra_files=extra)
     assert json.loads(extra["metadata.json"])["classes"][0] == "caf\ud83d"
+
+
+def test_of_large_pictures_the_check_looks_at_a_tile(
+    place: Path, eager: OpenCheckpoint, shown: list[Picture]
+) -> None:
+    """96 x 72 px and tiles of 64: a file, which cuts nothing, would find other boxes in the whole."""
+    tiled = open_checkpoint(
+        place / "best.pt", ["eval.score_threshold=0.9", "eval.tile=64", "eval.tile_overlap=16"]
+    )
+    wholes, parts = ([images for _, images in batches(one, shown)] for one in (eager, tiled))
+    for whole, part in zip(wholes[:2], parts[:2], strict=True):
+        assert np.array_equal(part, whole[:, :, 4:68, 16:80])
+    assert [part.shape for part in parts[2:]] == [(3, 3, 49, 49)]
+    agreement = check_detections(tiled, as_file(eager, lambda images, found: None), shown)
+    assert agreement.detections > 0
 
 
 def test_pictures_are_read_one_at_a_time(

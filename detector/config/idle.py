@@ -70,7 +70,7 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
         yield from _with(loss if c.loss.name == "alrp" else "loss.box=giou", "loss.smooth_l1_beta")
     if c.eval.tile is None:
         yield from _with("eval.tile=null", "eval.tile_overlap", "eval.tile_batch_size")
-    if c.eval.nms == "soft" and c.eval.tile is None:
+    if not c.eval.nms_threshold_counts:
         yield from _with("eval.nms=soft", "eval.nms_threshold")
     if c.data.cache != "disk":
         yield from _with(f"data.cache={c.data.cache}", "data.cache_dir")

@@ -166,6 +166,11 @@ class EvalConfig(Section):
         True, description="turn scores into the probabilities fitted on the validation split; keeps AP"
     )
 
+    @property
+    def nms_threshold_counts(self) -> bool:
+        """Whether anything reads it: hard NMS, or the joining of tiles."""
+        return self.nms == "hard" or self.tile is not None
+
     @model_validator(mode="after")
     def _tiles_fit(self) -> "EvalConfig":
         if self.tile is None:

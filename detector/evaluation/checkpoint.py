@@ -54,11 +54,6 @@ class OpenCheckpoint:
         """The model as it computes fastest, its weights being settled."""
         return for_inference(self.model, build_amp(self.config.train, self.device))
 
-    def without_tiles(self) -> "OpenCheckpoint":
-        """The same that looks at whole images."""
-        c = self.config
-        return replace(self, config=c.model_copy(update={"eval": c.eval.model_copy(update={"tile": None})}))
-
     def detect(self, batch: Batch) -> Predictions:
         """What the model finds in a batch, with calibrated scores, the best of each image first."""
         (found,) = predict(self.config, self.ready, [batch], self.device)
@@ -155,14 +150,14 @@ def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
     idle = [key for key in changed if _is_of_training(key)]
     if idle:
         log.warning("%s: of the training, and changes nothing in what it has made", ", ".join(idle))
-    if config.eval.nms == "soft" and "eval.nms_threshold" in changed and config.eval.tile is None:
+    if "eval.nms_threshold" in changed and not config.eval.nms_threshold_counts:
         log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
 
 
 def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
     """Soft-NMS leaves other scores, and many more detections, than hard NMS; so do images of another size."""
     now, then = (_decides_on_scores(one) for one in (config, trained))
-    if config.eval.nms == "soft" and config.eval.tile is None:
+    if not config.eval.nms_threshold_counts:
         del now["eval.nms_threshold"]
     changed = [key for key in now if now[key] != then[key]]
     if changed:

@@ -10,11 +10,11 @@ import torch
 from data.sample import Batch, DetectionSet
 from detector.builders.device import build_amp
 from detector.builders.losses import box_std
-from detector.config import Config, EvalConfig
+from detector.config import Config
 from detector.evaluation.calibration import Calibration, calibration_error, held_out_error
 from detector.evaluation.coco import CocoResult, evaluate_coco
 from detector.evaluation.inference import Predictions, predict_batches
-from detector.evaluation.tiling import Tiling
+from detector.evaluation.tiling import build_tiling
 from detector.evaluation.voc import evaluate_voc
 from detector.postprocess import detect
 from detector.retinanet import RetinaNet
@@ -82,19 +82,6 @@ def predict(
     )
     amp, tiling = build_amp(config.train, device), build_tiling(settings)
     return predict_batches(model, batches, device, amp, postprocess, tiling)
-
-
-def build_tiling(settings: EvalConfig) -> Tiling | None:
-    """How large images are cut; None where they are not."""
-    if settings.tile is None:
-        return None
-    return Tiling(
-        settings.tile,
-        settings.tile_overlap,
-        settings.tile_batch_size,
-        settings.nms_threshold,
-        settings.detections_per_img,
-    )
 
 
 def score(config: Config, records: DetectionSet, predictions: Predictions) -> Scores:

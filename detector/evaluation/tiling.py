@@ -17,7 +17,7 @@ from torch import Tensor
 from data.sample import DetectionSet
 from detector.boxes import area, pairwise_intersection
 from detector.builders.data import build_pipeline
-from detector.config import Config
+from detector.config import Config, EvalConfig
 from detector.postprocess import Detections
 
 _AT_THE_EDGE = 0.05  # of a box's side: nearer than that to where its tile ends it counts as cut
@@ -111,6 +111,19 @@ class Tiling:
         return Detections(every.boxes[best], every.scores[best], every.labels[best])
 
 
+def build_tiling(settings: EvalConfig) -> Tiling | None:
+    """How large images are cut; None where they are not."""
+    if settings.tile is None:
+        return None
+    return Tiling(
+        settings.tile,
+        settings.tile_overlap,
+        settings.tile_batch_size,
+        settings.nms_threshold,
+        settings.detections_per_img,
+    )
+
+
 def _is_cut(
     boxes: Tensor, starts: tuple[int, int], ends: tuple[int, int], extents: tuple[int, int]
 ) -> Tensor:
@@ -164,19 +177,18 @@ def _kept(
 
 def warn_of_tiles(config: Config, records: DetectionSet) -> None:
     """Tiles that cut nothing in a set, and an overlap that is too small for its objects."""
-    tile, overlap = config.eval.tile, config.eval.tile_overlap
-    if tile is None:
+    tiling = build_tiling(config.eval)
+    if tiling is None:
         return
     sizes = build_pipeline(config.data, training=False).sizes_of(records.sizes)
-    if (sizes <= tile).all():
+    if (sizes <= tiling.side).all():
         height, width = sizes[sizes.prod(axis=1).argmax()].tolist()
         log.warning(
             "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
             "(data.transforms.eval=[] keeps images as large as they are)",
-            tile, width, height,
+            tiling.side, width, height,
         )  # fmt: skip
         return
-    tiling = Tiling(tile, overlap, 1, 0.0, 1)
     extents, where = np.unique(sizes, return_inverse=True)
     shared = np.array([tiling.shared(extent) for extent in extents.tolist()])[where.reshape(sizes.shape)]
     counts = np.diff(records.offsets)
@@ -187,5 +199,5 @@ def warn_of_tiles(config: Config, records: DetectionSet) -> None:
         log.warning(
             "eval.tile_overlap=%d: %d of %d objects are larger than what tiles share, the largest %.0f px, "
             "and may be found in parts; set a larger overlap, or larger tiles",
-            overlap, beyond.sum(), len(sides), sides.max(),
+            tiling.overlap, beyond.sum(), len(sides), sides.max(),
         )  # fmt: skip

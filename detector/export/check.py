@@ -78,6 +78,8 @@ def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
 def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tuple[str, Pixels]]:
     """Each picture by itself, resized as in evaluation, and three in one batch of another, odd size.
 
+    Of large ones the tile in the middle, where evaluation cuts them.
+
     Yields a name and uint8 [B, 3, H, W].
     """
     pipeline = build_pipeline(checkpoint.config.data, training=False)
@@ -85,11 +87,19 @@ def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tu
     first: list[Pixels] = []
     for picture in given:
         pixels, *_ = pipeline(picture.pixels, none, seed=0)
+        pixels = _middle(pixels, checkpoint.config.eval.tile)
         yield picture.name, stacked([pixels])
         first = [*first, pixels][:3]
     height, width = ((3 * side // 4) | 1 for side in first[0].shape[:2])
     three = [resize(first[i % len(first)], height, width) for i in range(3)]
     yield f"three pictures of {width} x {height} px, {given[0].name} first", stacked(three)
+
+
+def _middle(pixels: Pixels, side: int | None) -> Pixels:
+    """No more than so many pixels of an image [H, W, 3] in either direction; None: all of it."""
+    spare = [0 if side is None else max(0, extent - side) for extent in pixels.shape[:2]]
+    top, left = (extent // 2 for extent in spare)
+    return pixels[top : pixels.shape[0] - (spare[0] - top), left : pixels.shape[1] - (spare[1] - left)]
 
 
 def stacked(images: Iterable[Pixels]) -> Pixels:

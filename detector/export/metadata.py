@@ -29,8 +29,10 @@ def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
         "score_threshold": config.eval.score_threshold,
         "topk_candidates": config.eval.topk_candidates,
         "nms": config.eval.nms,
-        "nms_threshold": None if config.eval.nms == "soft" else config.eval.nms_threshold,
+        "nms_threshold": config.eval.nms_threshold if config.eval.nms_threshold_counts else None,
         "detections_per_img": config.eval.detections_per_img,
+        "tile": config.eval.tile,
+        "tile_overlap": None if config.eval.tile is None else config.eval.tile_overlap,
     }
     return {name: json.dumps(value) for name, value in values.items()}
 

@@ -71,8 +71,7 @@ def export(
     # In float32 on the CPU, as the graph is written.
     checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
     if (tile := checkpoint.config.eval.tile) is not None:
-        log.warning("eval.tile=%d: the file looks at whole images; cut them, and join what is found", tile)
-        checkpoint = checkpoint.without_tiles()
+        log.warning("eval.tile=%d: the file cuts no images; give it tiles, and join what is found", tile)
     given = pictures(checkpoint, check)
     if form == "onnx" and not raw and checkpoint.config.eval.nms == "soft":
         count = checkpoint.config.eval.detections_per_img

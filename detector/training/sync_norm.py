@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from detector.folding import unfold_norms
+from detector.folding import is_trained, unfold_norms
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> None:
@@ -18,7 +18,7 @@ def synchronise_norms(model: nn.Module, device: torch.device) -> None:
     kind = nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            if not any(parameter.requires_grad for parameter in child.parameters()):
+            if not is_trained(child):
                 continue
             norm = kind(child.num_features, child.eps, child.momentum)
             norm.load_state_dict(child.state_dict())
