@@ -24,16 +24,15 @@ class ResizeWithin(A.DualTransform):
 
     def __init__(self, long: int | Sequence[int], short: int | None = None) -> None:
         super().__init__(p=1)
-        least, most = (long, long) if isinstance(long, int) else (long[0], long[-1])
-        if not isinstance(long, int) and len(long) != 2:
-            raise ValueError(f"long: a number or a pair [least, most] is wanted, got {list(long)}")
-        if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most) or (
-            short is not None and short <= 0
-        ):
+        pair: list[Any] = list(long) if isinstance(long, list | tuple) else [long, long]
+        if len(pair) != 2:
+            raise ValueError(f"long: a number or a pair [least, most] is wanted, got {long}")
+        sides = pair if short is None else [*pair, short]
+        if not all(type(side) is int and side > 0 for side in sides) or pair[0] > pair[1]:  # True is an int
             raise ValueError(
                 f"sides must be whole numbers of pixels, in order, got long={long}, short={short}"
             )
-        self.long = (least, most)
+        self.long = (pair[0], pair[1])
         self.short = short
 
     def get_params(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import albumentations as A
 import numpy as np
 from albumentations.core.bbox_utils import BboxProcessor, filter_bboxes
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from data.own_transforms import IoUCrop, ResizeWithin, ZoomOut
 from errors import InputError
@@ -108,7 +109,7 @@ class Pipeline:
             got = f"{done['image'].dtype} {list(done['image'].shape)}"
             raise InputError(
                 f"{self._key}: the transforms give {got}, and uint8 [H, W, 3] is wanted; leave out "
-                "Normalize, ToFloat, ToTensorV2 and the like: the model normalises by itself"
+                "what gives floats or other channels: the model normalises by itself"
             )
         # Without boxes albumentations gives float64 and shape (0,).
         left = np.asarray(done["bboxes"], dtype=np.float32).reshape(-1, 4)
@@ -301,16 +302,23 @@ def _make(transform: Any, where: str) -> Any:
         # Not an error but a warning in albumentations: a misspelt parameter would be lost.
         made = _strict(kinds[name], parameters)
     except Exception as error:  # there is no end to what others' transforms make of a wrong parameter
-        reason = " ".join(str(error).split())
-        if not isinstance(error, TypeError | ValueError):
-            reason = f"{type(error).__name__}: {reason}"
-        raise InputError(f"{where}: {name}: {reason}") from None
+        raise InputError(f"{where}: {name}: {_reason(error)}") from None
     wanted = set(getattr(made, "targets_as_params", ())) - {"image", "bboxes"}
     if wanted:
         raise InputError(
             f"{where}: {name} wants {', '.join(sorted(wanted))} beside the image and its boxes; leave it out"
         )
     return made
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error.__cause__, ValidationError):  # which albumentations gives on with a link and more
+        found = error.__cause__.errors(include_url=False)
+        return "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {one['input']!r}" for one in found
+        )
+    reason = " ".join(str(error).split())
+    return reason if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {reason}"
 
 
 @cache
