@@ -1,14 +1,10 @@
 """ResNet + feature pyramid: images -> five feature maps, P3 to P7, of strides 8 to 128 px."""
 
 import contextlib
-import http.client
-import pickle
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -16,23 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from detector.downloads import fetching
 from detector.folding import BatchNorm, FrozenNorm, fold_norms, running_statistics
-from detector.memory import is_out_of_memory
-from errors import InputError, first_line
 
 Norm = Literal["batch", "frozen", "group"]
-
-# Of the connection, and of a file that is damaged or holds something else.
-_LOADING_ERRORS = (
-    OSError,
-    RuntimeError,
-    http.client.HTTPException,
-    EOFError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    pickle.UnpicklingError,
-)
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
@@ -56,37 +39,14 @@ def load_imagenet(body: nn.Module, name: str) -> None:
     """
     # V1: the weights that published detectors start from.
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    there = False
-    try:
-        there = kept.exists()  # torch checks only what it fetches, not what somebody has put there
+    scratch = "train from scratch with model.pretrained=false model.norm=batch model.frozen_stages=0"
+    with fetching(weights, "model.pretrained", f"the ImageNet weights of {name}", scratch):
         # Group norm has no statistics to take.
         missing, _ = body.load_state_dict(
             weights.get_state_dict(progress=True, check_hash=True), strict=False
         )
         if missing:
             raise RuntimeError(f"it has nothing for '{missing[0]}'")
-    except _LOADING_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        reason = first_line(error)
-        scratch = "model.pretrained=false model.norm=batch model.frozen_stages=0"
-        if isinstance(error, OSError) and not isinstance(error, URLError) and (there or error.filename):
-            raise InputError(
-                f"model.pretrained: {error.filename or kept} cannot be read or written "
-                f"({error.strerror or reason}); mend that, let TORCH_HOME name another folder, or train from "
-                f"scratch with {scratch}"
-            ) from None
-        if there:
-            raise InputError(
-                f"model.pretrained: {kept} does not hold the ImageNet weights of {name} ({reason}); "
-                f"delete it or put {weights.url} there, or train from scratch with {scratch}"
-            ) from None
-        raise InputError(
-            f"model.pretrained: the ImageNet weights of {name} could not be fetched ({reason}); "
-            f"connect to the internet once, put {weights.url} into {kept.parent}, or train from scratch "
-            f"with {scratch}"
-        ) from None
 
 
 class ResNet(nn.Module):

@@ -36,7 +36,8 @@ class ModelConfig(Section):
     pretrained: bool = Field(True, description="start from torchvision's ImageNet weights")
     init: str | None = Field(
         None,
-        description="start from this file: a torchvision RetinaNet state dict, a checkpoint or a run folder",
+        description="start from this file: a torchvision RetinaNet state dict, a checkpoint or a run "
+        "folder; or from torchvision's RetinaNet as trained on COCO, which is fetched once: coco, coco_v2",
     )
     init_partial: bool = Field(
         False,

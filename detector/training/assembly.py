@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from detector.builders.losses import build_criterion, build_exchange
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_tensors
 from detector.config import Config, ModelConfig
+from detector.downloads import COCO, coco_weights
 from detector.evaluation.tiling import warn_of_tiles
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
@@ -133,7 +135,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
 
     with memory_explained(device, "take another train.device, or a smaller model.backbone"):
         # Pretrained weights are fetched once.
-        model = processes.main_first(lambda: _build_model(config.model, train_set.classes, fresh))
+        model = processes.main_first(lambda: build_initial_model(config.model, train_set.classes, fresh))
         if train.sync_batch_norm and processes.size > 1:
             synchronise_norms(model, device)
         model = place(model, train, device)
@@ -191,15 +193,18 @@ def scaled_lr(config: Config) -> float:
     return config.optimizer.lr * (config.train.batch_size / meant_for if meant_for else 1)
 
 
-def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> RetinaNet:
+def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> RetinaNet:
+    """The network with the weights that a training begins with, or with any where not `fresh`.
+
+    Raises:
+        InputError: weights cannot be fetched or read, or are of another architecture.
+    """
     # What model.init brings takes the place of all that ImageNet's weights would be.
     model = build_model(config, len(classes), config.pretrained and fresh and config.init is None)
     if config.init is not None and fresh:
-        file = find_checkpoint(Path(config.init), "model.init: ")
         initialise(
             model,
-            load_tensors(file),
-            str(file),
+            *_initial_weights(config.init),
             torch.tensor(config.box_std),
             classes,
             config.model_dump(),
@@ -213,6 +218,14 @@ def _build_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> Re
             what,
         )
     return model
+
+
+def _initial_weights(source: str) -> tuple[Any, str]:
+    """What model.init names, and what to call it."""
+    if source in COCO and not Path(source).exists():
+        return coco_weights(source), f"torchvision's '{source}'"
+    file = find_checkpoint(Path(source), "model.init: ")
+    return load_tensors(file), str(file)
 
 
 def sets_in_words(train: DetectionSet, val: DetectionSet) -> str:

@@ -1,9 +1,11 @@
 """model.init: weights of a torchvision RetinaNet and of this project's checkpoints."""
 
 import logging
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from detector.builders.network import build_model
 from detector.config import ModelConfig
 from detector.config.file import load_config
 from detector.retinanet import RetinaNet
+from detector.training.assembly import build_initial_model
 from detector.training.trainer import Trainer
 from detector.weights import from_torchvision, initialise
 from errors import InputError
@@ -96,6 +99,63 @@ def test_torchvision_names_map_one_to_one(theirs: Callable[..., nn.Module], chan
     assert {n: t.shape for n, t in mapped.items() if n not in counters} == {
         n: t.shape for n, t in own.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "words"),
+    [
+        ("coco", retinanet_resnet50_fpn, []),
+        ("coco_v2", retinanet_resnet50_fpn_v2, ["model.p6_from=c5", "model.head_norm=group"]),
+    ],
+)
+def test_torchvisions_coco_weights_are_fetched_by_name(
+    name: str, theirs: Callable[..., nn.Module], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, so with weights made here; a class that COCO has keeps its outputs, another starts afresh."""
+    torch.manual_seed(0)
+    state = theirs(weights=None, weights_backbone=None).state_dict()
+    torch.nn.init.uniform_(state["head.classification_head.cls_logits.bias"])
+    fetched: list[str] = []
+
+    def fetch(url: str, **options: object) -> dict[str, Tensor]:
+        fetched.append(url.rpartition("/")[2])
+        assert options["check_hash"]
+        return state
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    path = PROJECT / "configs" / "torchvision_r50.yaml"
+    assert load_config(path, words).model.init == "coco"
+    config = load_config(path, [f"model.init={name}", *words]).model
+    model = build_initial_model(config, ["cat", "axolotl"], fresh=True)
+    version = name.removeprefix("coco")
+    assert [one.rpartition("-")[0] for one in fetched] == [f"retinanet_resnet50_fpn{version}_coco"]
+    biases = model.class_head.output.bias.view(-1, 2)
+    # COCO's ids begin with 1, person; 17 is a cat.
+    assert biases[:, 0].equal(state["head.classification_head.cls_logits.bias"].view(-1, 91)[:, 17])
+    assert biases[:, 1].tolist() == pytest.approx([-math.log(99)] * len(biases))
+    assert model.pyramid.p7.weight.equal(state["backbone.fpn.extra_blocks.p7.weight"])
+    build_initial_model(config, ["cat"], fresh=False)  # a checkpoint will follow: nothing is fetched
+    assert len(fetched) == 1
+
+
+def test_coco_weights_that_cannot_be_fetched_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(url: str, **options: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    config = ModelConfig(**TINY, init="coco")
+    message = (
+        rf"^model\.init: .*'coco' could not be fetched .*coco-\w+\.pth into {tmp_path}.*model\.init .*null$"
+    )
+    with pytest.raises(InputError, match=message):
+        build_initial_model(config, ["cat"], fresh=True)
+    monkeypatch.chdir(tmp_path)  # a file of that name is what is meant
+    torch.save(tiny(0, classes=1).state_dict(), "coco")
+    model = build_initial_model(config, ["cat"], fresh=True)
+    assert model.class_head.output.weight.equal(tiny(0, classes=1).class_head.output.weight)
 
 
 def test_names_that_torchvision_does_not_have_are_refused() -> None:

@@ -1,0 +1,83 @@
+"""Weights that torchvision publishes: fetched at first use, and kept where torch keeps what it fetches."""
+
+import contextlib
+import http.client
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torchvision.models import WeightsEnum
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
+
+from detector.memory import is_out_of_memory
+from errors import InputError, first_line
+
+# What model.init may name besides files: torchvision's RetinaNet, trained on COCO.
+COCO: dict[str, WeightsEnum] = {
+    "coco": RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+    "coco_v2": RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1,
+}
+
+# Of the connection, and of a file that is damaged or holds something else.
+_LOADING_ERRORS = (
+    OSError,
+    RuntimeError,
+    http.client.HTTPException,
+    EOFError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    pickle.UnpicklingError,
+)
+
+
+def coco_weights(name: str) -> dict[str, Any]:
+    """The state dict of one of COCO.
+
+    Raises:
+        InputError: it cannot be fetched, or the file where torch keeps it holds something else.
+    """
+    weights = COCO[name]
+    whose = f"torchvision's COCO weights '{name}'"
+    with fetching(weights, "model.init", whose, "set model.init to a file that you have, or null"):
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+
+
+@contextlib.contextmanager
+def fetching(weights: WeightsEnum, key: str, whose: str, otherwise: str) -> Iterator[None]:
+    """Turn what goes wrong while weights are fetched and used into one line.
+
+    Args:
+        key: of the configuration that asks for them.
+        whose: what they are, in words.
+        otherwise: what to do without them.
+
+    Raises:
+        InputError: they cannot be fetched, or the file where torch keeps them holds something else.
+    """
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    there = False
+    try:
+        there = kept.exists()  # torch checks only what it fetches, not what somebody has put there
+        yield
+    except _LOADING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+        if isinstance(error, OSError) and not isinstance(error, URLError) and (there or error.filename):
+            raise InputError(
+                f"{key}: {error.filename or kept} cannot be read or written ({error.strerror or reason}); "
+                f"mend that, let TORCH_HOME name another folder, or {otherwise}"
+            ) from None
+        if there:
+            raise InputError(
+                f"{key}: {kept} does not hold {whose} ({reason}); delete it or put {weights.url} there, "
+                f"or {otherwise}"
+            ) from None
+        raise InputError(
+            f"{key}: {whose} could not be fetched ({reason}); connect to the internet once, put "
+            f"{weights.url} into {kept.parent}, or {otherwise}"
+        ) from None
