@@ -112,12 +112,12 @@ class DetectionDataset(Dataset):
         return read_image(Path(self.records.files[index]), (height, width))
 
     def _augmented(self, image: NDArray[np.uint8], key: Key) -> Sample:
-        epoch, index, upright, scale = key
+        epoch, index, upright, scale, again = key
         r = self.records
         height, width = (int(v) for v in r.sizes[index])
         rows = slice(r.offsets[index], r.offsets[index + 1])
         boxes = r.boxes[rows].clip(0, [width, height, width, height])
-        seed = seed_of(self.seed, epoch, index)
+        seed = seed_of(self.seed, epoch, index, *([again] if again else []))
         image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed, r.ignore[rows])
         image, boxes = scaled(image, boxes, scale)
         height_now, width_now = image.shape[:2]

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from data.repeats import draw_counts, samples_of
 from data.sample import SIZE_DIVISOR
 from errors import InputError
 
@@ -20,6 +21,7 @@ class Key(NamedTuple):
     row: int  # in the DetectionSet
     upright: bool | None = None  # the orientation that the image is to have, None: whichever
     scale: float = 1.0  # of the sides, after augmentation
+    again: int = 0  # how often the row came before in this epoch
 
 
 def seed_of(*parts: int) -> int:
@@ -44,6 +46,7 @@ class EpochBatches(Sampler[list[Key]]):
         proportions: height / width of each image, to put like ones into one batch.
         one_orientation: draw for each step whether all its images are to be upright or all on their side.
         scales: of the images in each epoch; the last one's holds for all that follow.
+        repeats: how often each image comes in an epoch, on average: at least 1, as by default.
 
     Raises:
         InputError: a batch cannot be dealt out.
@@ -60,6 +63,7 @@ class EpochBatches(Sampler[list[Key]]):
         proportions: NDArray[np.float64] | None = None,
         one_orientation: bool = False,
         scales: Sequence[float] = (1.0,),
+        repeats: NDArray[np.float64] | None = None,
     ) -> None:
         parts = micro_batches * processes
         if batch_size % parts:
@@ -71,7 +75,8 @@ class EpochBatches(Sampler[list[Key]]):
             raise InputError(
                 f"data.splits.train holds {length} images, too few for the {parts} parts of a batch"
             )
-        self.length = length
+        self.repeats = np.ones(length) if repeats is None else repeats
+        self.length = samples_of(self.repeats)  # of an epoch
         self.batch_size = batch_size
         self.seed = seed
         self.micro_batches = micro_batches
@@ -102,28 +107,38 @@ class EpochBatches(Sampler[list[Key]]):
         self.first = step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order, upright = self._order(), self._upright()
+        samples, upright = self._samples(), self._upright()
+        samples = samples[self._order(samples[:, 0])]
         for step in range(self.first, self.steps):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            some = samples[step * self.batch_size : (step + 1) * self.batch_size]
             # Only a set smaller than a batch makes the parts uneven.
-            parts = np.array_split(rows, self.micro_batches * self.processes)
+            parts = np.array_split(some, self.micro_batches * self.processes)
             for part in parts[self.rank :: self.processes]:
-                yield [Key(self.epoch, row, upright[step], self.scale) for row in part.tolist()]
+                yield [Key(self.epoch, row, upright[step], self.scale, again) for row, again in part.tolist()]
 
-    def _order(self) -> NDArray[np.int64]:
-        """All rows in the order of this epoch."""
+    def _samples(self) -> NDArray[np.int64]:
+        """The samples of this epoch, [length, 2]: a row, and how often it stands before."""
+        # Drawn apart from the order, as below.
+        counts = draw_counts(self.repeats, np.random.default_rng((self.seed, self.epoch, 2)))
+        rows = np.repeat(np.arange(len(counts)), counts)
+        firsts = np.repeat(np.cumsum(counts) - counts, counts)
+        return np.stack((rows, np.arange(len(rows)) - firsts), axis=1)
+
+    def _order(self, row_of: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of the samples in this epoch; row_of: the row of each."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.length)
         if self.proportions is None or self.length < self.batch_size:
             return order
+        proportions = self.proportions[row_of]
         # Sorted within stretches of some batches, whose order is then drawn: each epoch has other
         # batches, and the images of a stretch are as random as before.
         stretch, used = _BATCHES_SORTED * self.batch_size, self.steps * self.batch_size
         for start in range(0, used, stretch):
-            rows = order[start : min(start + stretch, used)]
-            rows = rows[np.argsort(self.proportions[rows], kind="stable")]
-            batches = rng.permutation(rows.reshape(-1, self.batch_size))
-            order[start : start + len(rows)] = batches.reshape(-1)
+            some = order[start : min(start + stretch, used)]
+            some = some[np.argsort(proportions[some], kind="stable")]
+            batches = rng.permutation(some.reshape(-1, self.batch_size))
+            order[start : start + len(some)] = batches.reshape(-1)
         return order
 
     def _upright(self) -> list[bool] | list[None]:

@@ -11,6 +11,7 @@ from detector.config.fields import (
     Integer,
     Names,
     NonNegative,
+    Number,
     Section,
     Transform,
     Whole,
@@ -66,6 +67,12 @@ class DataConfig(Section):
         None,
         description="loading processes of each process of the training; by default one per spare core, 4 at "
         "most",
+    )
+    repeat_rare: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="show training images of rare classes more often: of a class that fewer than this share "
+        "of the images have, sqrt(share / its part) times an epoch, differently augmented (repeat factor "
+        "sampling; 0.001 for LVIS); null shows each once",
     )
     group_by_shape: bool = Field(
         False, description="put training images of like proportions into one batch, for less padding"

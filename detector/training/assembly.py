@@ -15,6 +15,7 @@ from data.faults import UnreadableImages
 from data.feed import SkippedImages
 from data.loader import train_loader
 from data.order import EpochBatches
+from data.repeats import repeat_factors
 from data.sample import DetectionSet
 from detector.builders.data import build_cache, build_pipeline, build_set
 from detector.builders.device import build_amp, build_device
@@ -32,6 +33,7 @@ from detector.training.assembly_checks import (
     try_on_smallest,
     warn_of_batches,
     warn_of_crowds,
+    warn_of_no_repeats,
     warn_of_schedule,
     warn_of_sizes,
     warn_of_slow_bf16,
@@ -66,12 +68,12 @@ class Parts:
 
     def described(self, backbone: str, processes: Processes) -> str:
         """Data, model and device in a few words."""
-        train, val = self.train_set, self.validation.records
+        sets = sets_in_words(self.train_set, self.validation.records, self.batches.length)
         weights = sum(p.numel() for p in self.learner.model.parameters())
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[self.amp]
         several = f"{processes.size} x {self.device.type}"
         return (
-            f"{sets_in_words(train, val)}; {backbone}, {weights / 1e6:.1f} M weights, on "
+            f"{sets}; {backbone}, {weights / 1e6:.1f} M weights, on "
             f"{self.device if processes.size == 1 else several} in {precision}"
         )
 
@@ -118,10 +120,12 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
         pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
         scales,
+        None if data.repeat_rare is None else repeat_factors(train_set, data.repeat_rare),
     )
     if fresh:
         warn_of_schedule(config, batches.steps * train.epochs)
-        warn_of_batches(config, len(train_set))
+        warn_of_batches(config, batches.length)
+        warn_of_no_repeats(data, train_set)
         warn_of_sizes(data)
         warn_of_crowds(config, val_set)
         warn_of_tiles(config, val_set)
@@ -228,12 +232,16 @@ def _initial_weights(source: str) -> tuple[Any, str]:
     return load_tensors(file), str(file)
 
 
-def sets_in_words(train: DetectionSet, val: DetectionSet) -> str:
-    """How much there is to learn from; regions that are ignored are none of it."""
+def sets_in_words(train: DetectionSet, val: DetectionSet, per_epoch: int) -> str:
+    """How much there is to learn from; regions that are ignored are none of it.
+
+    per_epoch: training images, those that are repeated as often as they come.
+    """
     boxes, classes = int((~train.ignore).sum()), len(train.classes)
+    repeated = f" ({per_epoch} an epoch, with data.repeat_rare)" if per_epoch > len(train) else ""
     return (
-        f"{len(train)} training images with {boxes} boxes of {classes} class{'es' * (classes != 1)}, "
-        f"{len(val)} validation images"
+        f"{len(train)} training images{repeated} with {boxes} boxes of {classes} "
+        f"class{'es' * (classes != 1)}, {len(val)} validation images"
     )
 
 

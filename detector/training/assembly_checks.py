@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from data.faults import UnreadableImages
+from data.repeats import class_frequencies
 from data.sample import SIZE_DIVISOR, DetectionSet
 from data.transforms import Pipeline, sides_of
 from detector.builders.data import transforms_of
@@ -88,6 +89,19 @@ def warn_of_batches(config: Config, images: int) -> None:
         log.warning(
             "train.batch_size=%d: each epoch leaves out %d of the %d training images, others every time",
             batch_size, left, images,
+        )  # fmt: skip
+
+
+def warn_of_no_repeats(data: DataConfig, records: DetectionSet) -> None:
+    """A data.repeat_rare that no class is below."""
+    if data.repeat_rare is None:
+        return
+    frequencies = class_frequencies(records)
+    present = frequencies[frequencies > 0]
+    if len(present) and (rarest := present.min()) >= data.repeat_rare:
+        log.warning(
+            "data.repeat_rare=%g repeats nothing: %.3g of the images have the rarest class, %s; set more",
+            data.repeat_rare, rarest, records.classes[list(frequencies).index(rarest)],
         )  # fmt: skip
 
 

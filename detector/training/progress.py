@@ -15,7 +15,7 @@ from detector.training.nonfinite import NonFiniteWatch
 from errors import InputError
 
 _OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.decay_norm_and_bias")  # what its state is about
-_OF_THE_ORDER = ("train.batch_size", "train.seed", "data.group_by_shape")
+_OF_THE_ORDER = ("train.batch_size", "train.seed", "data.group_by_shape", "data.repeat_rare")
 
 
 @dataclass

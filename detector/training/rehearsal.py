@@ -40,7 +40,7 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     trainer = Trainer(config, "dry run", resume, processes)
     parts = trainer.parts
     records, val = parts.train_set, parts.validation.records
-    yield f"data      {sets_in_words(records, val)}"
+    yield f"data      {sets_in_words(records, val, parts.batches.length)}"
     yield from _anchor_lines(records, config)
     with memory_explained(parts.device), compilation_explained():
         step_s, data_s = _time_steps(trainer)
@@ -54,7 +54,7 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     pixels = [scale**2 for scale in parts.batches.scales[done:]] or [1.0]
     shrunk_s = data_s + (step_s - data_s) * sum(pixels) / len(pixels)
     total_s = steps * shrunk_s + evaluations * batches * evaluation_s
-    images = min(config.train.batch_size, len(records))
+    images = min(config.train.batch_size, parts.batches.length)
     yield (
         f"step      {step_s:.2f} s for {images} images ({data_s:.2f} s of it waiting for data); evaluation "
         f"{evaluation_s:.2f} s a batch"

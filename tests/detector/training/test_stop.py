@@ -290,7 +290,7 @@ def test_what_moves_the_images_of_an_epoch_is_refused_in_the_middle_of_one(tmp_p
         signal_at_step(patch, 1)
         Trainer(tiny_config(root, run, "train.epochs=2", "train.batch_size=8"), "test").run()
     before = listing(run)
-    for changed in ("train.batch_size=9", "train.seed=5", "data.group_by_shape=true"):
+    for changed in ("train.batch_size=9", "train.seed=5", "data.group_by_shape=true", "data.repeat_rare=0.1"):
         words = ("train.epochs=2", "train.batch_size=8", changed)
         with pytest.raises(InputError, match=rf"mid-epoch, and {changed.partition('=')[0]} was"):
             Trainer(tiny_config(root, run, *words), "test", resume=run)
