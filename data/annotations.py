@@ -74,8 +74,10 @@ def size_of_file(path: Path) -> tuple[int, int]:
     try:
         return read_size(path)[0]
     except InputError as error:
-        code = "image-unreadable" if is_file(path) else "image-missing"
-        raise DataFault(code, str(error), path) from None
+        if is_file(path):
+            raise DataFault("image-unreadable", str(error), path) from None
+        remedy = "put it there, or remove its annotation"
+        raise DataFault("image-missing", f"{error}; {remedy}", path) from None
 
 
 def say_left_out(counts: Mapping[str, int], source: str) -> None:

@@ -266,6 +266,8 @@ def _size(record: dict[str, Any], path: Path, where: str) -> tuple[int, int]:
 def _box(record: dict[str, Any], where: str) -> Any:
     """x, y, width, height as they are written; without them, those of the polygons."""
     box, polygons = record.get("bbox"), record.get("segmentation")
+    if not box and isinstance(polygons, dict):
+        raise DataFault("record-malformed", f"{where} has no 'bbox'; write it: masks in RLE are not decoded")
     if box or not isinstance(polygons, list) or not polygons:
         return field_of(record, "bbox", where)
     points = [polygon for polygon in polygons if isinstance(polygon, list)]

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
 
+from data.images import read_image
 from data.loader import DetectionDataset
 from data.sample import Batch, DetectionSet
 from errors import InputError
@@ -57,7 +59,16 @@ class SkippedImages:
                     f"more than data.max_skipped={self._limit} training images cannot be read, lastly "
                     f"{file}; mend the data set, or raise the limit"
                 )
-            log.warning(f"image {file} cannot be read; the next one of the set stands in for it")
+            log.warning(f"{self._what_is_wrong(row)}; the next one of the set stands in for it")
+
+    def _what_is_wrong(self, row: int) -> str:
+        """Asked once more, as a batch has no room for texts."""
+        file, size = self._records.files[row], self._records.sizes[row].tolist()
+        try:
+            read_image(Path(file), (size[0], size[1]))
+        except InputError as error:
+            return str(error)
+        return f"image {file} could not be read when it was its turn"
 
 
 def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ import logging
 import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -24,7 +24,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
 # What a folder is searched for; a file that is named is opened whatever its ending.
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
 # Pillow finds no more than a thumbnail in most of a camera's raw pictures.
 _RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
 _TO_CONVERT = _RAW_SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}
@@ -33,6 +35,7 @@ OTHER_SUFFIXES = _TO_CONVERT | {".gif"}
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # they are refused below
 PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # what editors write beside the pixels may be more than Pillow's 1
 _OF_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # not MPO, a camera's JPEG beside its preview
 _RESCUED = "lost+found"  # at the root of a disk, and nobody's to read
@@ -58,7 +61,20 @@ _DECODE_ERRORS = (
     KeyError,  # of a TIFF without its own size
     Image.DecompressionBombError,
     RuntimeError,  # of AVIF
+    MemoryError,  # of a JPEG 2000 with a wrong length as well
 )
+
+
+def one_for_each_file(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Of each path what is the same however it leads to a file's name in its folder: by links or by ..."""
+    real: dict[Path, str] = {}
+    keys = []
+    for path in paths:
+        folder = path.parent
+        if folder not in real:
+            real[folder] = os.path.realpath(folder)
+        keys.append((real[folder], path.name))
+    return keys
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -292,6 +308,8 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image, or of a kind that is not read (TIFF: of floats or of many channels)"
+    if isinstance(error, MemoryError):
+        return "it is damaged, or there is not enough memory for it"
     reason = first_line(error)
     if "truncated" in reason:
         reason += "; copy it again, or save it anew from a viewer that shows all of it"

@@ -3,13 +3,12 @@
 import glob
 import itertools
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below
+from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, one_for_each_file
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
@@ -67,8 +66,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if not sources:
             endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
             raise InputError(f"{word} holds no images and no videos ({endings})")
-        for source in sources:
-            found.setdefault((os.path.realpath(source.path.parent), source.path.name), source)
+        for key, source in zip(one_for_each_file(one.path for one in sources), sources, strict=True):
+            found.setdefault(key, source)
     return list(found.values())
 
 

@@ -41,11 +41,14 @@ def load_yolo(
     """
     index = read_index(index_file(root))
     if split not in index.splits:
-        there = ", ".join(index.splits) or "none"
+        # Other keys have texts as well: a licence, say.
+        there = [name for name, places in index.splits.items() if any(place_of(index, p) for p in places)]
         remedy = "set data.splits"
-        if list(index.splits) == ["train"]:
+        if there == ["train"]:
             remedy += f", or divide it: python -m data.split {shlex.quote(str(root))}"
-        raise InputError(f"{index.file} has no split '{split}'; there are: {there} ({remedy})")
+        raise InputError(
+            f"{index.file} has no split '{split}'; there are: {', '.join(there) or 'none'} ({remedy})"
+        )
     classes = index.names if classes is None else classes
     unknown = [name for name in classes if name not in index.names]
     if unknown:
@@ -202,7 +205,7 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
         score = "; the sixth looks like a detector's score: leave it out" * scored
         raise DataFault("record-malformed", f"{where}: {count} numbers; wanted are {wanted}{score}")
     category, coordinates = numbers[0], numbers[1:] if polygon else numbers[1:5]
-    if category not in range(classes):
+    if not (0 <= category < classes and category.is_integer()):  # nor is NaN
         raise DataFault(
             "category-unlisted",
             f"{where}: class {fields[0]} is not one of 0 to {classes - 1}, the classes of {index.file}",

@@ -12,7 +12,7 @@ import yaml
 
 from data.annotations import looks_like
 from data.faults import DataFault, lists_all, raise_or_collect
-from data.images import IMAGE_SUFFIXES, files_below
+from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, one_for_each_file
 from data.lookup import ImageFinder, NameTaken, as_spelt, ends_of, is_file, is_there, leads_out
 from errors import InputError
 
@@ -55,7 +55,7 @@ def read_index(file: Path) -> Index:
         raise InputError(f"{file}: keys are wanted (train, val, names), not a {type(content).__name__}")
     # As text: "no" is a name here, and so is 08.
     names = _names(yaml.load(text, yaml.BaseLoader).get("names"), file)
-    if "nc" in content and content["nc"] != len(names):
+    if "nc" in content and str(content["nc"]) != str(len(names)):
         raise InputError(f"{file}: nc is {content['nc']!r}, but names has {len(names)}; correct one of them")
     known = ("path", "names", "nc", "download", "yaml_file", "channels")
     splits = {}
@@ -101,7 +101,8 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
 
 def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[Path]:
     """The images of a split, sorted, each once. Raises InputError: a place is missing, or none holds any."""
-    found: dict[Path, Path] = {}
+    found: list[Path] = []
+    others: list[Path] = []
     for place in index.splits[split]:
         where = place_of(index, place)
         if where is None:
@@ -112,18 +113,34 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[
         if _place_as_written(index, place) is None:
             log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)
         if where.is_dir():
-            files = [path for path in files_below(where) if path.suffix.lower() in IMAGE_SUFFIXES]
+            there = files_below(where)
+            found += [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES]
+            others += [path for path in there if path.suffix.lower() in OTHER_SUFFIXES]
         elif where.suffix.lower() == ".txt":
-            files = list(_listed(where, index, faults))
+            found += _listed(where, index, faults)
         else:
             raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
-        for path in files:
-            found.setdefault(path.absolute(), path)
+    _say_what_is_not_read(others, split, faults)
     if not found and faults and not lists_all(faults):
         raise faults[0]
     if not found:
         raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
-    return sorted(found.values())
+    first: dict[tuple[str, str], Path] = {}
+    for key, path in zip(one_for_each_file(found), found, strict=True):
+        first.setdefault(key, path)
+    return sorted(first.values())
+
+
+def _say_what_is_not_read(pictures: list[Path], split: str, faults: list[DataFault] | None) -> None:
+    """Of pictures in a folder of images that are of other kinds."""
+    how = "convert it to JPEG or PNG"
+    if lists_all(faults):
+        for path in pictures:
+            message = f"{path} is left out: {path.suffix} is not read from a folder; {how}"
+            faults.append(DataFault("image-unreadable", message, path))
+    elif pictures:
+        more = f" and {len(pictures) - 1} more" * (len(pictures) > 1)
+        log.warning("split %s: %s%s of a kind that is not read left out; %s", split, pictures[0], more, how)
 
 
 def place_of(index: Index, place: str) -> Path | None:
@@ -158,7 +175,7 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
         lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise InputError(f"list of images {file} cannot be read: {error}") from None
-    finder = ImageFinder(index.root)
+    finder, missing = ImageFinder(index.root), []
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name.startswith(_DARKNETS) and not is_there(index.root / _DARKNETS):
@@ -175,7 +192,11 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
                 except DataFault:
                     pass
                 if path is None or not is_file(path):
-                    raise_or_collect(DataFault("image-missing", message, tries[0]), faults)
+                    missing.append(DataFault("image-missing", message, tries[0]))
                     continue
             yield path
     finder.warn(str(file))
+    more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
+    for lost in missing:
+        lost.args = (f"{lost}{more}; put it there, or remove its line",)
+        raise_or_collect(lost, faults)

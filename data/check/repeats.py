@@ -1,12 +1,14 @@
 """Images that stand twice: in training and evaluation, or within a split."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.check.alike import near_pairs
 from data.check.findings import Spot, spot_of_image
+from data.images import one_for_each_file
 from data.sample import DetectionSet
 
 Place = tuple[str, int]  # split, row
@@ -14,7 +16,7 @@ Place = tuple[str, int]  # split, row
 
 def path_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     """The same file named twice."""
-    keys = {split: records.files.tolist() for split, records in sets.items()}
+    keys = {split: one_for_each_file(map(Path, records.files)) for split, records in sets.items()}
     yield from repeat_spots(sets, keys, "is the same file as")
 
 

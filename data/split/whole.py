@@ -11,6 +11,7 @@ from typing import Any
 
 from data.coco import load_instances, of_roboflow, read_instances
 from data.faults import DataFault, Raised
+from data.images import files_below
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
 from data.voc import load_voc_images, pictures_by_stem, voc_folders, xml_files
@@ -19,7 +20,6 @@ from data.yolo_index import index_file, read_index
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
-_OF_YOLO = ("data.yaml", "classes.txt", "obj.names")
 _LINES = 50  # of faults
 
 
@@ -58,7 +58,9 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
         path = path.parent
     files = sorted(path.glob("[!.]*.json")) + sorted(path.glob("annotations/[!.]*.json"))
     is_voc = (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("[!.]*.xml")))
-    is_yolo = path.suffix in (".yaml", ".yml") or any((path / name).is_file() for name in _OF_YOLO)
+    # labelImg leaves a classes.txt beside its XML files too.
+    signs = ("data.yaml",) if is_voc else ("data.yaml", "classes.txt", "obj.names")
+    is_yolo = path.suffix in (".yaml", ".yml") or any((path / name).is_file() for name in signs)
     if len(files) == 1 and not is_voc and not is_yolo:
         path = files[0]
     if path.is_file() and path.suffix.lower() == ".json":
@@ -174,7 +176,7 @@ def _voc(root: Path) -> WholeSet:
             f"{folders.lists} has lists already ({some_of(lists, 3)}): the set is divided; move them away to "
             "divide it anew"
         )
-    _say_what_has_no_xml(folders.images, names)
+    _say_what_has_no_xml(folders.images, folders.annotations, names)
     records = _read(lambda faults: load_voc_images(folders, names, str(folders.annotations), faults=faults))
 
     def next_step(parts: Sequence[str]) -> str:
@@ -200,8 +202,12 @@ def _is_of_all(file: Path, names: Sequence[str]) -> bool:
     return set(names) in (listed, {line.rpartition(" ")[0].strip() for line in listed})
 
 
-def _say_what_has_no_xml(images: Path, names: Sequence[str]) -> None:
+def _say_what_has_no_xml(images: Path, annotations: Path, names: Sequence[str]) -> None:
     """Annotation tools write none for an image without objects, which is background all the same."""
+    capitals = [path for path in files_below(annotations) if path.suffix.lower() == ".xml" != path.suffix]
+    if capitals:
+        more = f" and {len(capitals) - 1} more" * (len(capitals) > 1)
+        log.warning("%s%s left out: rename what ends in .XML, to .xml", capitals[0], more)
     stems = pictures_by_stem(images)
     if lost := sorted(stems.keys() - set(names)):
         log.warning(

@@ -373,9 +373,11 @@ def test_without_a_box_that_of_the_polygons_is_taken(tmp_path, content, box):
     }
     records = load(tmp_path, content, ("cat",))
     assert records.boxes.tolist() == [[30, 10, 54, 30]]
-    for none in ({"counts": "abc", "size": [4, 4]}, [[5]], [[]], ["x"], [[1, "2"]]):
+    for none in ([[5]], [[]], ["x"], [[1, "2"]]):
         content["annotations"][1]["segmentation"] = none
         assert "bbox must be four numbers" in error_of(tmp_path, content)
+    content["annotations"][1]["segmentation"] = {"counts": "abc", "size": [4, 4]}
+    assert error_of(tmp_path, content).endswith("has no 'bbox'; write it: masks in RLE are not decoded")
 
 
 def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content):

@@ -23,7 +23,7 @@ from data.order import EpochBatches, Key
 from data.sample import Batch, DetectionSet
 from data.transforms import Pipeline
 from errors import InputError
-from tests.builders import small_coco
+from tests.builders import small_coco, write_image
 from tests.runs import no_file_larger_than
 
 IMAGES = 8
@@ -47,10 +47,10 @@ def epoch(
 def test_the_next_image_stands_in_for_one_that_cannot_be_read(
     records: DetectionSet, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two neighbours are damaged, one of them the last of the set: row 0 follows it."""
+    """Two neighbours are damaged or of another size, one the last of the set: row 0 follows it."""
     whole = epoch(records, workers)
-    for row in (6, 7):
-        Path(records.files[row]).write_bytes(b"no picture")
+    Path(records.files[6]).write_bytes(b"no picture")
+    write_image(Path(records.files[7]), 10, 12)
     skipped = SkippedImages(records, 2)
     mended = epoch(records, workers, skipped)
     assert len(skipped) == 2
@@ -66,6 +66,7 @@ def test_the_next_image_stands_in_for_one_that_cannot_be_read(
             assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy()[: image.shape[0]], image)
     for row in (6, 7):  # said once each, though row 0 stood in for both
         assert caplog.text.count(str(records.files[row])) == 1
+    assert "it is not an image" in caplog.text and "is 12 x 10 px, but its annotation says" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 2])

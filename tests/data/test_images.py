@@ -313,6 +313,18 @@ def test_damaged_avif_is_named(tmp_path):
         read_image(path, (40, 50))
 
 
+def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
+    """As Pillow says of a JPEG 2000 with a damaged length, too."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.resize(NOISE, (40, 50, 3)))
+
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("data.images._to_rgb", refuse)
+    with pytest.raises(InputError, match=r"a\.png cannot be read: it is damaged, or .*not enough memory"):
+        read_image(tmp_path / "a.png", (40, 50))
+
+
 @pytest.mark.parametrize("read", [lambda path: read_image(path, (5, 7)), read_size])
 def test_what_is_no_file_is_named(tmp_path, read):
     with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path))}/a\.png does not exist"):

@@ -216,6 +216,17 @@ def test_voc_images_without_a_file_are_said_to_be_left_out(
     assert "1 of 8 images in set/JPEGImages have no .xml file" in caplog.text and "such as c" in caplog.text
 
 
+def test_a_voc_set_with_traces_of_another_format_is_voc(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """labelImg leaves a classes.txt; and a file in capitals is not read, which is said."""
+    write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
+    (tmp_path / "set/classes.txt").write_text("cat\n")
+    (tmp_path / "set/Annotations/c.xml").rename(tmp_path / "set/Annotations/c.XML")
+    assert call(main, "set", cwd=tmp_path).code == 0
+    assert "set/Annotations/c.XML left out: rename what ends in .XML, to .xml" in caplog.text
+
+
 def test_all_that_is_wrong_with_a_set_is_said_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
