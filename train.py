@@ -30,7 +30,10 @@ def main() -> None:
     parser.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="build all, make a few steps, leave no run")
     a = parser.parse_intermixed_args()
-    train(*config_and_overrides(a.words), a.resume, a.dry_run)
+    from detector.training.run_log import early_warnings
+
+    with early_warnings():
+        train(*config_and_overrides(a.words), a.resume, a.dry_run)
 
 
 def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:

@@ -4,7 +4,9 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,19 @@ def call(main: Callable[[], None], *words: str, cwd: Path) -> Outcome:
         except SystemExit as end:
             code = end.code
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def signal_at_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal in the middle of a step, counted from 1."""
+    update, done = Learner.update, []
+
+    def update_and_signal(learner: Learner, losses: Any) -> Any:
+        done.append(1)
+        if len(done) == step:
+            os.kill(os.getpid(), number)
+        return update(learner, losses)
+
+    patch.setattr(Learner, "update", update_and_signal)
 
 
 @contextlib.contextmanager

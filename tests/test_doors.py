@@ -98,8 +98,9 @@ def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, line: str) -> None:
 from pathlib import Path
 from doors import run_door
 from detector.training.monitor import Monitor
+from detector.training.run_log import RunLog
 def main():
-    monitor = Monitor(Path({str(tmp_path)!r}), 1, 0, None)
+    monitor = Monitor(Path({str(tmp_path)!r}), 1, 0, None, RunLog(Path({str(tmp_path)!r})))
     for _ in range(100):
         {line}
     Path({str(tmp_path / "end")!r}).touch()

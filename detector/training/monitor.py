@@ -1,4 +1,4 @@
-"""What a run shows: progress on the terminal, metrics.jsonl, TensorBoard."""
+"""What a run shows: progress on the terminal and in log.txt, metrics.jsonl, TensorBoard."""
 
 import errno
 import os
@@ -23,6 +23,7 @@ from detector.evaluation.table import metrics_table
 from detector.output import close_output
 from detector.training.board import Board, hyperparameters
 from detector.training.run_folder import append_metrics
+from detector.training.run_log import RunLog
 
 _CLASSES = 100  # of which the table after an epoch has a line
 # On a terminal a line has no room for more.
@@ -56,10 +57,14 @@ class Monitor:
         total_steps: of the whole run.
         first_step: where a resumed run continues.
         purge_step: see `Board`.
+        log: of the run.
     """
 
-    def __init__(self, folder: Path, total_steps: int, first_step: int, purge_step: int | None) -> None:
+    def __init__(
+        self, folder: Path, total_steps: int, first_step: int, purge_step: int | None, log: RunLog
+    ) -> None:
         self.folder = folder
+        self._log = log
         self._first_step = first_step
         self._began = time.perf_counter()
         self._board = Board(folder, purge_step)
@@ -90,11 +95,13 @@ class Monitor:
         self._board.step(step, values)
         shown = {name: value for name, value in values.items() if name not in _NOT_ON_THE_TERMINAL}
         short = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        done = (step - self._first_step) / (time.perf_counter() - self._began)  # evaluations included
+        left = tqdm.format_interval((self._bar.total - step) / done)
+        line = f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}  left {left}"
         if self._bar.disable:
-            done = (step - self._first_step) / (time.perf_counter() - self._began)  # evaluations included
-            left = tqdm.format_interval((self._bar.total - step) / done)
-            self.say(f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}  left {left}")
+            self.say(line)
         else:
+            self._log.write(line)
             self._bar.set_postfix_str(f"loss {values['loss']:.3f}")
 
     def repeat(self, record: dict[str, Any]) -> None:
@@ -129,6 +136,7 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """Print lines without breaking the progress bar."""
+        self._log.write(text)
         try:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()

@@ -35,6 +35,7 @@ from detector.training.run_folder import (
     mark_launch,
     refuse_taken,
 )
+from detector.training.run_log import RunLog
 from detector.training.stop import CutShort, StopRequest
 from errors import Bystander, InputError, Stopped, some_of
 
@@ -150,7 +151,8 @@ class Trainer:
         assert self.folder is not None
         step, resumption = self.progress.step, self._resumption
         purge_step = resumption.purge_step(step) if resumption else None
-        monitor = Monitor(self.folder, self.total_steps, step, purge_step)
+        log = end.enter_context(RunLog(self.folder))
+        monitor = Monitor(self.folder, self.total_steps, step, purge_step, log)
         end.callback(monitor.close)
         if resumption and resumption.beside:
             monitor.repeat(resumption.beside)

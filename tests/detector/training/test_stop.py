@@ -42,6 +42,7 @@ from tests.runs import (
     last,
     listing,
     read_metrics,
+    signal_at_step,
     tiny_config,
 )
 
@@ -55,19 +56,6 @@ WORDS = (
     "train.log_every=1",
     "schedule.name=cosine",
 )
-
-
-def signal_at_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
-    """Send this process a signal in the middle of a step, counted from 1."""
-    update, done = Learner.update, []
-
-    def update_and_signal(learner: Learner, losses: Any) -> Any:
-        done.append(1)
-        if len(done) == step:
-            os.kill(os.getpid(), number)
-        return update(learner, losses)
-
-    patch.setattr(Learner, "update", update_and_signal)
 
 
 def assert_same_end(one: Path, other: Path) -> None:

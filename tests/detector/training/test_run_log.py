@@ -1,0 +1,83 @@
+"""log.txt of a run: what was said, and when, however the run went."""
+
+import logging
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+import train as door
+from detector.training.run_log import LOG
+from detector.training.trainer import Trainer
+from errors import InputError, Stopped
+from tests.builders import TINY_MODEL, small_coco, write_image
+from tests.runs import assert_refused, call, signal_at_step, tiny_config
+
+_TIME = r"^(\d{4}-\d\d-\d\d \d\S+)  "
+
+
+def entries(run: Path) -> list[str]:
+    """What stands behind the times, which never go back; a table is one entry."""
+    text = (run / LOG).read_text()
+    times = [datetime.fromisoformat(stamp) for stamp in re.findall(_TIME, text, re.M)]
+    assert times and times == sorted(times) and all(time.tzinfo for time in times)
+    return [entry.strip() for entry in re.split(_TIME, text, flags=re.M)[2::2]]
+
+
+def test_all_that_was_said_is_kept_also_what_was_said_before_there_was_a_run(tmp_path: Path) -> None:
+    """The warning of a setting comes before the data are read."""
+    root = small_coco(tmp_path / "set", 8)
+    words = ("data.format=coco", f"data.root={root}", *TINY_MODEL, "train.log_every=2", "train.epochs=2")
+    run = tmp_path / "run"
+    outcome = call(
+        door.main, *words, "schedule.gamma=0.5", "train.eval_every=1", f"run.dir={run}", cwd=tmp_path
+    )
+    assert outcome.code == 0, outcome.err
+    said = entries(run)
+    assert said[0] == "warning: schedule.gamma changes nothing with schedule.name=cosine"
+    assert said[1].startswith(f"{run}: 8 training images")
+    steps = [entry for entry in said if "step" in entry and "loss" in entry and "left" in entry]
+    assert [entry.split("step")[1].split()[0] for entry in steps] == ["2/8", "4/8", "6/8", "8/8"]
+    for entry in said[1:]:  # no terminal here: nothing else was printed, nor at another place
+        assert entry in outcome.out
+    assert sum("AP50" in entry for entry in said) == 2
+
+
+def test_the_log_says_how_a_run_ended_and_goes_on_with_it(tmp_path: Path) -> None:
+    root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
+    config = tiny_config(root, run, "train.epochs=2")
+    before = logging.getLogger().handlers[:]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        signal_at_step(patch, 3)
+        Trainer(config, "test").run()
+    assert entries(run)[-1] == f"stopped by SIGTERM at step 3 of 8; saved: continue with --resume {run}"
+    image = root / "images" / "2.png"
+    whole, trainer = image.read_bytes(), Trainer(config, "test", resume=run)
+    image.write_bytes(b"")
+    with pytest.raises(InputError):
+        trainer.run()
+    assert re.match(r"error: image .*2\.png cannot be read", entries(run)[-1])
+    image.write_bytes(whole)
+    Trainer(config, "test", resume=run).run()
+    assert any("8 steps from 3" in entry for entry in entries(run))
+    assert "AP50" in entries(run)[-1]
+    assert logging.getLogger().handlers == before
+
+
+def test_a_log_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
+    root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
+    config = tiny_config(root, run, "train.epochs=1")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        signal_at_step(patch, 1)
+        Trainer(config, "test").run()
+    (run / LOG).unlink()
+    (run / LOG).mkdir()
+    assert Trainer(config, "test", resume=run).run()["AP"] >= -1
+
+
+def test_a_refused_resumption_leaves_the_log_alone(tmp_path: Path) -> None:
+    root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
+    Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
+    write_image(tmp_path / "other.png")
+    assert_refused(door.main, ("--resume", str(run), "model.norm=group"), tmp_path, "cannot be changed")
