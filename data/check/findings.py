@@ -153,7 +153,7 @@ KINDS: dict[str, Kind] = {
     ),
     "sizes-vary": Kind(_N, "image sizes differ very much", "see that small ones are not blown up"),
     "mostly-empty": Kind(_N, "most images have no box", "nothing, if they are meant as background"),
-    "class-rare": Kind(_N, "a class has very few boxes", "add examples; loss.class_by_class helps"),
+    "class-rare": Kind(_N, "a class has very few boxes", "add examples; data.repeat_rare helps"),
     "class-not-evaluated": Kind(_N, "a class has no box to evaluate", "move some examples there"),
 }
 

@@ -37,6 +37,8 @@ _NAMES_ELSEWHERE = {
     "save_dir": "run.dir",
     "eval_period": "train.eval_every",
     "val_interval": "train.eval_every",
+    "repeat_threshold": "data.repeat_rare",
+    "oversample_thr": "data.repeat_rare",
     "patience": "train.patience",
     "early_stopping": "train.patience",
     "save_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
@@ -60,7 +62,7 @@ _NO_KEY_HERE = {
     "eval_only": _SCORED,
     "cfg_options": "settings are written KEY=VALUE behind the configuration",
     "class_weights": "there are none; the AP-loss with loss.class_by_class=true lets all classes weigh the "
-    "same",
+    "same, and data.repeat_rare shows rare ones more often",
     "label_smoothing": "there is none; a ranking loss has no labels to smooth",
     "fraction": "python -m data.split SOURCE --val 0.9 puts nine tenths aside",
     "wandb": _LOGS,
