@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.annotations import AnnotatedImage, Annotation, pack_set, require_folder, say_left_out, size_of_file
+from data.annotations import (
+    AnnotatedImage,
+    Annotation,
+    looks_like,
+    pack_set,
+    require_folder,
+    say_left_out,
+    size_of_file,
+)
 from data.categories import named_categories, used_categories
 from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import MOST_PIXELS
@@ -49,7 +57,7 @@ def load_coco(
     """
     if not images.is_dir():
         root = annotations.parent.parent  # unless data.annotations is set, and then there is no advice
-        remedy = of_roboflow(root) or "set data.images, the folder of the images below data.root"
+        remedy = _other_layout(root) or "set data.images, the folder of the images below data.root"
         require_folder(images, "data.images", remedy)
     with _no_garbage_collection():
         content = read_instances(annotations, hint=partial(_others_than, annotations))
@@ -144,11 +152,17 @@ def _others_than(annotations: Path) -> str:
     there = sorted(path.name for path in annotations.parent.glob("[!.]*.json"))
     if not there:
         remedy = "set data.annotations=FILE, below data.root, with {split} for the name of the split"
-        return f"; {of_roboflow(annotations.parent.parent) or remedy}"
+        return f"; {_other_layout(annotations.parent.parent) or remedy}"
     if len(there) == 1:
         whole = shlex.quote(str(annotations.with_name(there[0])))
         return f"; its folder has {there[0]} alone, which python -m data.split {whole} divides"
     return f"; its folder has {some_of(there, _NAMES_SHOWN)} (set data.splits or data.annotations)"
+
+
+def _other_layout(root: Path) -> str:
+    """What to set for a folder that is laid out as data.annotations and data.images do not expect; or ""."""
+    seems = looks_like(root).removeprefix("; ")
+    return of_roboflow(root) or ("" if seems.endswith("=coco") else seems)
 
 
 def of_roboflow(root: Path) -> str:

@@ -72,7 +72,8 @@ class DataConfig(Section):
         None,
         description="show training images of rare classes more often: of a class that fewer than this share "
         "of the images have, sqrt(share / its part) times an epoch, differently augmented (repeat factor "
-        "sampling; 0.001 for LVIS); null shows each once",
+        "sampling; 0.001 for LVIS, in a small set twice the share of its rarest class and more); null shows "
+        "each once",
     )
     group_by_shape: bool = Field(
         False, description="put training images of like proportions into one batch, for less padding"

@@ -47,6 +47,7 @@ from detector.training.processes import Processes
 from detector.training.sync_norm import synchronise_norms
 from detector.training.validation import Validation
 from detector.weights import initialise
+from errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool
     if config.init is not None and fresh:
         initialise(
             model,
-            *_initial_weights(config.init),
+            *_initial_weights(config.init, config.backbone),
             torch.tensor(config.box_std),
             classes,
             config.model_dump(),
@@ -224,9 +225,14 @@ def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool
     return model
 
 
-def _initial_weights(source: str) -> tuple[Any, str]:
+def _initial_weights(source: str, backbone: str) -> tuple[Any, str]:
     """What model.init names, and what to call it."""
     if source in COCO and not Path(source).exists():
+        if backbone != "resnet50":  # before 130 MB are fetched in vain
+            raise InputError(
+                f"model.init={source} has a ResNet-50: take configs/torchvision_r50.yaml, or set "
+                "model.backbone=resnet50 model.norm=frozen model.init_partial=true"
+            )
         return coco_weights(source), f"torchvision's '{source}'"
     file = find_checkpoint(Path(source), "model.init: ")
     return load_tensors(file), str(file)

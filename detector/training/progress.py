@@ -154,10 +154,12 @@ class Checkpoints:
                 )
         steps = training.get("steps_per_epoch", self._steps_per_epoch)
         if steps != self._steps_per_epoch:
+            of_length = [key for key, *_ in changes if key in ("train.batch_size", "data.repeat_rare")]
+            changed = " and ".join(of_length) or "the training set"
             raise InputError(
                 f"{source}: an epoch had {steps} steps and would have {self._steps_per_epoch} now, because "
-                "train.batch_size or the training set has changed; keep them (train.accumulate makes smaller "
-                f"parts of the same batch), or begin a new run with model.init={BEST} of this one"
+                f"{changed} has changed; keep that (train.accumulate makes smaller parts of the same batch), "
+                f"or begin a new run with model.init={BEST} of this one"
             )
         images = training.get("images", len(self._train_set))
         if images != len(self._train_set):

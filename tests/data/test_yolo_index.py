@@ -9,6 +9,8 @@ import pytest
 from data.check.repeats import path_spots
 from data.faults import DataFault
 from data.yolo import load_yolo
+from detector.builders.data import build_set
+from detector.config import DataConfig
 from errors import InputError
 from tests.data.test_yolo import BOXES, error_of, lines, write_yolo
 
@@ -84,6 +86,15 @@ def test_other_texts_in_data_yaml_are_no_splits(root: Path) -> None:
     write_yolo(root, {}, val=None, license="MIT", nc="2")
     message = error_of(root, "val")
     assert "there are: train (" in message and "python -m data.split" in message
+
+
+def test_a_yolo_set_that_is_read_as_coco_is_known(root: Path) -> None:
+    """As by configs/own.yaml, whose format is COCO."""
+    with pytest.raises(InputError, match=r"train\.json does not exist; it looks like data\.format=yolo$"):
+        build_set(DataConfig(format="coco", root=str(root)), "train")
+    shutil.rmtree(root / "images")
+    with pytest.raises(InputError, match=r"^data\.images: .*; it looks like data\.format=yolo$"):
+        build_set(DataConfig(format="coco", root=str(root)), "train")
 
 
 @pytest.mark.parametrize("category", ["2", "-1", "0.5", "nan", "inf"])

@@ -147,11 +147,14 @@ def test_coco_weights_that_cannot_be_fetched_are_one_line(
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     config = ModelConfig(**TINY, init="coco")
+    with pytest.raises(InputError, match=r"^model\.init=coco has a ResNet-50: .*model\.backbone=resnet50"):
+        build_initial_model(config, ["cat"], fresh=True)
+    large = ModelConfig(**{**TINY, "backbone": "resnet50"}, init="coco")
     message = (
         rf"^model\.init: .*'coco' could not be fetched .*coco-\w+\.pth into {tmp_path}.*model\.init .*null$"
     )
     with pytest.raises(InputError, match=message):
-        build_initial_model(config, ["cat"], fresh=True)
+        build_initial_model(large, ["cat"], fresh=True)
     monkeypatch.chdir(tmp_path)  # a file of that name is what is meant
     torch.save(tiny(0, classes=1).state_dict(), "coco")
     model = build_initial_model(config, ["cat"], fresh=True)
