@@ -85,7 +85,7 @@ def test_train_leaves_a_run_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert re.search(rf"^evaluate: \S*python\S* {program} {run}$", outcome.out, re.MULTILINE)
         assert f"tensorboard --logdir {run}" in outcome.out
         names = {path.name.split(".")[0] for path in (tmp_path / run).rglob("[!.]*")}
-        assert names == {"config", "metrics", "checkpoints", "last", "previous", "best", "events"}
+        assert names == {"config", "log", "metrics", "checkpoints", "last", "previous", "best", "events"}
 
 
 @pytest.mark.parametrize("full", ["results.json", "metrics.json"])
