@@ -32,6 +32,8 @@ class Annotation:
     number: int = -1  # see DetectionSet.annotation_ids
 
 
+_IF_MISSING = "put it there, or remove its annotation"  # of an image
+
 # What a set of a format has below its folder, and no other.
 _SIGNS = {
     "yolo": ("data.yaml",),
@@ -57,12 +59,15 @@ def require_folder(folder: Path, key: str, remedy: str) -> None:
         raise InputError(f"{key}: the folder {folder} does not exist{seen_from}; {remedy}")
 
 
+def format_of(root: Path) -> str | None:
+    """The data.format that a folder seems to be of."""
+    return next((kind for kind, signs in _SIGNS.items() if any(any(root.glob(sign)) for sign in signs)), None)
+
+
 def looks_like(root: Path) -> str:
     """The end of a sentence about a folder that is no set of the data.format set: of which it seems to be."""
-    for kind, signs in _SIGNS.items():
-        if any(any(root.glob(sign)) for sign in signs):
-            return f"; it looks like data.format={kind}"
-    return ""
+    kind = format_of(root)
+    return f"; it looks like data.format={kind}" if kind else ""
 
 
 def size_of_file(path: Path) -> tuple[int, int]:
@@ -76,8 +81,7 @@ def size_of_file(path: Path) -> tuple[int, int]:
     except InputError as error:
         if is_file(path):
             raise DataFault("image-unreadable", str(error), path) from None
-        remedy = "put it there, or remove its annotation"
-        raise DataFault("image-missing", f"{error}; {remedy}", path) from None
+        raise DataFault("image-missing", f"{error}; {_IF_MISSING}", path) from None
 
 
 def say_left_out(counts: Mapping[str, int], source: str) -> None:
@@ -196,7 +200,7 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
     missing = [image for image in images if not is_file(image.path)]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
-        message = f"image {image.path} does not exist{more}; put it there, or remove its annotation"
+        message = f"image {image.path} does not exist{more}; {_IF_MISSING}"
         raise_or_collect(DataFault("image-missing", message, image.path, image.id), faults)
     if len(images) > _HEADERS_CHECKED:
         return

@@ -15,7 +15,7 @@ from typing import Any
 from data.annotations import (
     AnnotatedImage,
     Annotation,
-    looks_like,
+    format_of,
     pack_set,
     require_folder,
     say_left_out,
@@ -161,8 +161,8 @@ def _others_than(annotations: Path) -> str:
 
 def _other_layout(root: Path) -> str:
     """What to set for a folder that is laid out as data.annotations and data.images do not expect; or ""."""
-    seems = looks_like(root).removeprefix("; ")
-    return of_roboflow(root) or ("" if seems.endswith("=coco") else seems)
+    kind = format_of(root)
+    return of_roboflow(root) or (f"it looks like data.format={kind}" if kind not in (None, "coco") else "")
 
 
 def of_roboflow(root: Path) -> str:

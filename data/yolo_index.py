@@ -175,7 +175,8 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
         lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise InputError(f"list of images {file} cannot be read: {error}") from None
-    finder, missing = ImageFinder(index.root), []
+    finder = ImageFinder(index.root)
+    missing: list[tuple[str, Path]] = []  # what is wrong, and where it was looked for
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name.startswith(_DARKNETS) and not is_there(index.root / _DARKNETS):
@@ -192,11 +193,11 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
                 except DataFault:
                     pass
                 if path is None or not is_file(path):
-                    missing.append(DataFault("image-missing", message, tries[0]))
+                    missing.append((message, tries[0]))
                     continue
             yield path
     finder.warn(str(file))
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
-    for lost in missing:
-        lost.args = (f"{lost}{more}; put it there, or remove its line",)
-        raise_or_collect(lost, faults)
+    for message, path in missing:
+        text = f"{message}{more}; put it there, or remove its line"
+        raise_or_collect(DataFault("image-missing", text, path), faults)

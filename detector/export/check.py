@@ -97,9 +97,10 @@ def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tu
 
 def _middle(pixels: Pixels, side: int | None) -> Pixels:
     """No more than so many pixels of an image [H, W, 3] in either direction; None: all of it."""
-    spare = [0 if side is None else max(0, extent - side) for extent in pixels.shape[:2]]
-    top, left = (extent // 2 for extent in spare)
-    return pixels[top : pixels.shape[0] - (spare[0] - top), left : pixels.shape[1] - (spare[1] - left)]
+    if side is None:
+        return pixels
+    top, left = (max(0, extent - side) // 2 for extent in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]
 
 
 def stacked(images: Iterable[Pixels]) -> Pixels:

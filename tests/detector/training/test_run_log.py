@@ -11,7 +11,7 @@ import train as door
 from detector.training.run_log import LOG
 from detector.training.trainer import Trainer
 from errors import InputError, Stopped
-from tests.builders import TINY_MODEL, small_coco, write_image
+from tests.builders import TINY_MODEL, small_coco
 from tests.runs import assert_refused, call, signal_at_step, tiny_config
 
 _TIME = r"^(\d{4}-\d\d-\d\d \d\S+)  "
@@ -79,5 +79,4 @@ def test_a_log_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
 def test_a_refused_resumption_leaves_the_log_alone(tmp_path: Path) -> None:
     root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
     Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
-    write_image(tmp_path / "other.png")
     assert_refused(door.main, ("--resume", str(run), "model.norm=group"), tmp_path, "cannot be changed")
