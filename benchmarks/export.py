@@ -58,7 +58,7 @@ def measure(
     checkpoint: OpenCheckpoint, run: Run, records: DetectionSet, long: int, size: int
 ) -> tuple[list[str], Agreement]:
     """One row of the table."""
-    e = checkpoint.config.eval
+    settings = checkpoint.config.eval
     images, factors = resized(records, long)
     groups = in_batches(images, size)
     ours: dict[int, Found] = {}
@@ -75,10 +75,7 @@ def measure(
     tolerance = score_tolerance(checkpoint)
     agreement = reduce(
         add,
-        (
-            compare(ours[r], theirs[r], long, e.nms_threshold, e.detections_per_img, tolerance)
-            for r in sorted(ours)
-        ),
+        (compare(ours[r], theirs[r], long, settings, tolerance) for r in sorted(ours)),
     )
     scores = [
         evaluate_coco(records, as_predictions(found, factors)).summary["AP"] for found in (ours, theirs)

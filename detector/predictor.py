@@ -15,6 +15,7 @@ from data.order import like_batches
 from data.sample import Sample, collate
 from detector.builders.data import build_pipeline
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
+from detector.evaluation.image_sizes import tile_cuts_nothing, warn_of_scale
 from detector.evaluation.inference import Predictions
 from errors import InputError, some_of
 
@@ -152,6 +153,12 @@ class Detector:
     def batches_of(self, sizes: NDArray[np.int64]) -> list[list[int]]:
         """Which images of these sizes, [I, 2], height and width, go through the network together."""
         return like_batches(self._pipeline.sizes_of(sizes.reshape(-1, 2)), self.batch_size)
+
+    def warn_of_sizes(self, sizes: NDArray[np.int64]) -> None:
+        """Say which settings do not go with images of these sizes, [I, 2], height and width."""
+        opened = self._checkpoint
+        warn_of_scale(opened.trained, opened.config.data, sizes)
+        tile_cuts_nothing(opened.config, sizes)
 
     def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
         """Detections in images that make one batch."""

@@ -106,6 +106,8 @@ def test_what_cannot_be_written_costs_nothing_of_the_rest(
     assert outcome.code == 2 and f"{full}: No space left" in outcome.err
     assert {path.name for path in tmp_path.iterdir()} == {*outputs.values()} - {full}
     assert "AP50" in outcome.out
+    told = {Path(line.split(": ")[1]).name for line in outcome.out.splitlines()[-2:]}
+    assert told == {*outputs.values()} - {full}
 
 
 def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path) -> None:

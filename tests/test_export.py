@@ -22,6 +22,7 @@ import export
 from data.images import read_upright
 from detector.builders.network import build_model
 from detector.checkpoint import save_checkpoint
+from detector.config import EvalConfig
 from detector.config.file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.agreement import Found, compare
@@ -133,7 +134,7 @@ def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tup
         pixels = images(*size)
         expected, found = found_by_model(opened, pixels), found_by(run, pixels)
         for one, other in zip(expected, found, strict=True):
-            agreement = compare(one, other, max(size), 0.5, 30)
+            agreement = compare(one, other, max(size), opened.config.eval)
             assert agreement.unexplained == 0
             assert agreement.by_rounding <= 1
             assert np.all(np.diff(other.scores) <= 0)
@@ -144,15 +145,23 @@ def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tup
 
 
 @pytest.mark.parametrize("form", ["torchscript", "onnx"])
-def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ["eval.nms=soft"],
+        ["eval.nms_across_classes=true"],
+        ["eval.nms=soft", "eval.nms_across_classes=true"],
+    ],
+)
+def test_another_nms_in_the_file(place: Path, tmp_path: Path, form: str, setting: list[str]) -> None:
     require(form)
-    words = ["eval.nms=soft", "eval.score_threshold=0.9", "eval.detections_per_img=7"]
+    words = [*setting, "eval.nms_threshold=0.1", "eval.score_threshold=0.9", "eval.detections_per_img=7"]
     outcome = call(
         export.main, "best.pt", *words, "--format", form, "--output", str(tmp_path / "a"), cwd=place
     )
     assert outcome.code == 0, outcome.err
     run, plain = FORMATS[form].run((tmp_path / "a").read_bytes()), open_checkpoint(place / "best.pt", words)
-    hard = open_checkpoint(place / "best.pt", words[1:])
+    hard = open_checkpoint(place / "best.pt", words[len(setting) :])
     for size in SIZES[1:3]:
         pixels = images(*size)
         expected, dropped = found_by_model(plain, pixels), found_by_model(hard, pixels)
@@ -227,6 +236,7 @@ def test_the_file_says_what_its_numbers_mean(exported: tuple[str, Path]) -> None
         "topk_candidates": 150,
         "nms": "hard",
         "nms_threshold": 0.5,
+        "nms_across_classes": False,
         "detections_per_img": 30,
         "tile": None,
         "tile_overlap": None,
@@ -289,7 +299,7 @@ def test_scores_without_calibration(place: Path, tmp_path: Path) -> None:
     pixels = images(1, 96, 128)
     (one,), (other,) = found_by_model(plain, pixels), found_by(run, pixels)
     assert 0 < len(one.scores) <= 20  # five levels
-    assert compare(one, other, 128, 0.5, 30).unexplained == 0
+    assert compare(one, other, 128, EvalConfig(detections_per_img=30)).unexplained == 0
 
 
 def test_a_generated_picture_stands_in_for_a_set_that_is_not_there(

@@ -28,6 +28,8 @@ _NAMES_ELSEWHERE = {
     "name": "run.dir",
     "freeze": "model.frozen_stages",
     "iou": "eval.nms_threshold",
+    "agnostic_nms": "eval.nms_across_classes",
+    "class_agnostic": "eval.nms_across_classes",
     "max_det": "eval.detections_per_img",
     "max_dets": "eval.detections_per_img",
     "data": "data.root",

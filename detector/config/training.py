@@ -110,8 +110,8 @@ class TrainConfig(Section):
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
     patience: Count | None = Field(
         None,
-        description="end a run whose AP has not risen for so many epochs; null never does. The low learning "
-        "rates at the end of the schedule, where AP rises most, are not reached then",
+        description="end a run whose AP has not risen for so many epochs (not evaluations); null never does. "
+        "The low learning rates at the end of the schedule, where AP rises most, are not reached then",
     )
     log_every: Count = Field(20, description="steps between log lines")
     profile: bool = Field(
@@ -141,6 +141,11 @@ class EvalConfig(Section):
     nms_threshold: Fraction = Field(
         0.5,
         description="nms=hard, and between tiles: IoU above which the lower of two boxes is dropped",
+    )
+    nms_across_classes: bool = Field(
+        False,
+        description="boxes yield to better ones of any class, not of their own alone, by raw scores: one box "
+        "for an object that looks like several classes. Costs AP, which counts each class by itself",
     )
     detections_per_img: Count = Field(
         100,
@@ -180,5 +185,8 @@ class EvalConfig(Section):
             near = f"{below} or {below + SIZE_DIVISOR}" if below else f"{SIZE_DIVISOR}"
             raise ValueError(f"tile: {self.tile} is no multiple of {SIZE_DIVISOR}; {near} is")
         if self.tile_overlap >= self.tile:
-            raise ValueError(f"tile_overlap: {self.tile_overlap} must be below tile, {self.tile}")
+            default = " (its default)" * ("tile_overlap" not in self.model_fields_set)
+            raise ValueError(
+                f"tile_overlap: {self.tile_overlap}{default} must be below tile, {self.tile}; set both"
+            )
         return self

@@ -22,6 +22,7 @@ from detector.config import Config, DataConfig
 from detector.config.file import apply_overrides, keys_of, parse_config
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.coco_results import result_entry
+from detector.evaluation.image_sizes import warn_of_scale
 from detector.evaluation.inference import Predictions, best_first, for_inference, join_predictions
 from detector.evaluation.score import Scores, predict, score
 from detector.evaluation.tiling import warn_of_tiles
@@ -42,6 +43,7 @@ class OpenCheckpoint:
 
     file: Path
     config: Config
+    trained: DataConfig  # of the training, without overrides
     model: RetinaNet
     device: torch.device
     classes: tuple[str, ...]
@@ -136,6 +138,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     return OpenCheckpoint(
         file,
         config,
+        trained.data,
         model,
         device,
         tuple(content["classes"]),
@@ -172,6 +175,7 @@ def _decides_on_scores(config: Config) -> dict[str, str]:
     return {
         "eval.nms": config.eval.nms,
         "eval.nms_threshold": str(config.eval.nms_threshold),
+        "eval.nms_across_classes": json.dumps(config.eval.nms_across_classes),
         "eval.tile": json.dumps(config.eval.tile),
         "data.transforms.eval": json.dumps(transforms_of(config.data, training=False)),
     }
@@ -254,6 +258,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
     Raises:
         InputError: an image cannot be used, or the memory does not suffice.
     """
+    warn_of_scale(c.trained, c.config.data, records.sizes)
     warn_of_tiles(c.config, records)
     loader = build_eval_loader(c.config, records, c.device)
     batches = tqdm(

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -154,26 +155,28 @@ def _score(wanted: Wanted) -> Scored:
 
 def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scored | None = None) -> None:
     """The JSON, what else is wanted of one run, and the table; what cannot be written costs none of these."""
+    metrics = partial(write_text, text=json.dumps(content, indent=2) + "\n")
+    files: list[tuple[str, Path | None, Callable[[Path], Path | None]]] = [
+        ("metrics", wanted.output, metrics)
+    ]
+    if one is not None:
+        if one.recalibrated is not None:
+            checkpoint = partial(save_checkpoint, content=one.recalibrated, then="try again")
+            files.append(("checkpoint", wanted.recalibrated, checkpoint))
+        if one.results is not None:
+            files.append(("results", wanted.results, partial(write_text, text=one.results)))
+        name = f"Evaluation of {[*wanted.models, *wanted.predictions][0]}"
+        report = partial(write_report, title=name, facts=one.facts, result=one.result, extra=one.extra)
+        files.append(("report", wanted.report, report))
     failures: list[InputError] = []
-
-    def attempt(write: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return write(*arguments)
-        except InputError as error:
-            failures.append(error)
-            return None
-
-    if wanted.output is not None:
-        attempt(write_text, wanted.output, json.dumps(content, indent=2) + "\n")
-    if one is not None and wanted.recalibrated is not None and one.recalibrated is not None:
-        attempt(save_checkpoint, wanted.recalibrated, one.recalibrated, None, "try again")
-    if one is not None and wanted.results is not None and one.results is not None:
-        attempt(write_text, wanted.results, one.results)
     try:
-        if one is not None and wanted.report is not None:
-            name = f"Evaluation of {[*wanted.models, *wanted.predictions][0]}"
-            page = attempt(write_report, wanted.report, name, one.facts, one.result, one.extra)
-            text += f"\nreport: {page}" if page else ""
+        for what, file, write in files:
+            if file is None:
+                continue
+            try:
+                text += f"\n{what}: {write(file) or file}"
+            except InputError as error:
+                failures.append(error)
     finally:
         print(text)  # last: whoever reads it may have gone (| head)
     if failures:

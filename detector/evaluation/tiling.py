@@ -7,7 +7,7 @@ in one of them at least; in others it may be cut. What is found in all of them i
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -18,6 +18,7 @@ from data.sample import DetectionSet
 from detector.boxes import area, pairwise_intersection
 from detector.builders.data import build_pipeline
 from detector.config import Config, EvalConfig
+from detector.evaluation.image_sizes import tile_cuts_nothing
 from detector.postprocess import Detections
 
 _AT_THE_EDGE = 0.05  # of a box's side: nearer than that to where its tile ends it counts as cut
@@ -37,6 +38,7 @@ class Tiling:
         batch_size: tiles that go through the network together.
         iou_threshold: above it one of two boxes of a class is dropped.
         most: detections of an image.
+        across_classes: of two boxes of any class.
     """
 
     side: int
@@ -44,6 +46,7 @@ class Tiling:
     batch_size: int
     iou_threshold: float
     most: int
+    across_classes: bool = False
 
     def detect(
         self, images: Tensor, sizes: Tensor, detect: Callable[[Tensor, Tensor], list[Detections]]
@@ -106,7 +109,8 @@ class Tiling:
             torch.cat([one.labels.cpu() for _, one in parts]),
         )
         corners = [corner for corner, _ in parts]
-        kept = _kept(every, tile, torch.cat(cut), corners, self.side, self.iou_threshold)
+        rivals = replace(every, labels=torch.zeros_like(every.labels)) if self.across_classes else every
+        kept = _kept(rivals, tile, torch.cat(cut), corners, self.side, self.iou_threshold)
         best = kept[every.scores[kept].argsort(descending=True, stable=True)[: self.most]]
         return Detections(every.boxes[best], every.scores[best], every.labels[best])
 
@@ -121,6 +125,7 @@ def build_tiling(settings: EvalConfig) -> Tiling | None:
         settings.tile_batch_size,
         settings.nms_threshold,
         settings.detections_per_img,
+        settings.nms_across_classes,
     )
 
 
@@ -178,17 +183,9 @@ def _kept(
 def warn_of_tiles(config: Config, records: DetectionSet) -> None:
     """Tiles that cut nothing in a set, and an overlap that is too small for its objects."""
     tiling = build_tiling(config.eval)
-    if tiling is None:
+    if tiling is None or tile_cuts_nothing(config, records.sizes):
         return
     sizes = build_pipeline(config.data, training=False).sizes_of(records.sizes)
-    if (sizes <= tiling.side).all():
-        height, width = sizes[sizes.prod(axis=1).argmax()].tolist()
-        log.warning(
-            "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
-            "(data.transforms.eval=[] keeps images as large as they are)",
-            tiling.side, width, height,
-        )  # fmt: skip
-        return
     extents, where = np.unique(sizes, return_inverse=True)
     shared = np.array([tiling.shared(extent) for extent in extents.tolist()])[where.reshape(sizes.shape)]
     counts = np.diff(records.offsets)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.config import EvalConfig
+
 BOX_PX, SCORE = 1e-3, 1e-5  # the same detection
 _RELATIVE = 2e-6  # of the image's long side: what float32 leaves of the coordinates of a large one
 _OF_BOX = 1e-5  # of a box's long side: its deltas count in sides of its anchor
@@ -45,7 +47,7 @@ NOTHING = Agreement(0, 0.0, 0.0, 0, 0)
 
 
 def compare(
-    one: Found, other: Found, side_px: float, nms_threshold: float, limit: int, score: float = SCORE
+    one: Found, other: Found, side_px: float, settings: EvalConfig, score: float = SCORE
 ) -> Agreement:
     """Compare the detections of two programs in one image.
 
@@ -54,7 +56,7 @@ def compare(
 
     Args:
         side_px: the long side of the image.
-        limit: detections per image.
+        settings: that decided which boxes are left.
     """
     distance = np.abs(one.boxes[:, None] - other.boxes[None]).max(-1, initial=0.0)  # [D1, D2]
     apart = np.abs(one.scores[:, None] - other.scores[None])
@@ -73,7 +75,7 @@ def compare(
             free[column] = False
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     alone = [np.setdiff1d(np.arange(len(f.scores)), taken) for f, taken in ((one, rows), (other, columns))]
-    marginal = _marginal((one, other), alone, tolerance, score, nms_threshold, limit)
+    marginal = _marginal((one, other), alone, tolerance, score, settings)
     return Agreement(
         len(one.scores),
         float(distance[rows, columns].max(initial=0.0)),
@@ -88,8 +90,7 @@ def _marginal(
     alone: Sequence[NDArray[np.int64]],
     tolerance: float,
     score: float,
-    nms_threshold: float,
-    limit: int,
+    settings: EvalConfig,
 ) -> NDArray[np.bool_]:
     """Which of the detections that are in one set only are there by rounding: bool [first's, second's]."""
     boxes, scores, labels = (
@@ -99,16 +100,17 @@ def _marginal(
     all_boxes, all_scores, all_labels = (
         np.concatenate([getattr(f, name) for f in both]) for name in ("boxes", "scores", "labels")
     )
-    rivals = (labels[:, None] == all_labels) & (scores[:, None] <= all_scores + score)
+    rivals = settings.nms_across_classes | (labels[:, None] == all_labels)
+    rivals &= scores[:, None] <= all_scores + score
     overlap = np.where(rivals, _iou(boxes, all_boxes), -1.0)  # [U, D1 + D2]
-    marginal: NDArray[np.bool_] = np.any(np.abs(overlap - nms_threshold) < _IOU, axis=1)
+    marginal: NDArray[np.bool_] = np.any(np.abs(overlap - settings.nms_threshold) < _IOU, axis=1)
     # At the border of the image a box may have a side of nothing, and is none then.
     marginal |= (boxes[:, 2:] - boxes[:, :2] <= tolerance).any(axis=1)
     # One more or one less that NMS keeps moves another over the limit ...
-    if all(len(f.scores) == limit for f in both):
+    if all(len(f.scores) == settings.detections_per_img for f in both):
         marginal |= scores <= _lowest_of_class(both)[labels] + score
     # ... and drops or frees those that it overlaps.
-    between = (overlap > nms_threshold)[:, _positions(both, alone)]
+    between = (overlap > settings.nms_threshold)[:, _positions(both, alone)]
     for _ in range(len(marginal)):
         more = marginal | np.any(between & marginal[None], axis=1)
         if (more == marginal).all():

@@ -135,10 +135,10 @@ def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Pictu
 
 def _agreement(checkpoint: OpenCheckpoint, run: Run, images: Pixels) -> Agreement:
     """Of what both find in a batch."""
-    e, side = checkpoint.config.eval, max(images.shape[2:])
+    settings, side = checkpoint.config.eval, max(images.shape[2:])
     both = zip(found_by_model(checkpoint, images), found_by(run, images), strict=True)
-    score, limits = score_tolerance(checkpoint), (e.nms_threshold, e.detections_per_img)
-    return reduce(add, (compare(one, other, side, *limits, score) for one, other in both), NOTHING)
+    score = score_tolerance(checkpoint)
+    return reduce(add, (compare(one, other, side, settings, score) for one, other in both), NOTHING)
 
 
 def score_tolerance(checkpoint: OpenCheckpoint) -> float:

@@ -220,6 +220,7 @@ class ResultsFolder:
             "categories": _categories(ids, classes),
         }
         write_text(self.path / "instances.json", json.dumps(content) + "\n")
+        _say_what_is_left_out("instances", results)
 
     def write_yolo(self, results: Sequence[Result], classes: tuple[str, ...]) -> None:
         """labels/, a file for each image (frames have none), and data.yaml with the names of the classes.
@@ -248,11 +249,20 @@ class ResultsFolder:
             write_text(path, "".join(lines))
         names = yaml.safe_dump({"names": dict(enumerate(classes))}, allow_unicode=True, sort_keys=False)
         write_text(self.path / "data.yaml", names)
+        _say_what_is_left_out("yolo", results)
 
     def write_failed(self, failed: Sequence[tuple[Source, str]]) -> None:
         """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""
         lines = (f"{source.path}\t{reason}\n" for source, reason in failed)
         write_text(self.path / "failed.txt", "".join(lines))
+
+
+def _say_what_is_left_out(form: str, results: Sequence[Result]) -> None:
+    frames = sum(result.frame is not None for result in results)
+    if frames:
+        log.warning(
+            "--format %s: annotations are of image files; %d frames of videos have none", form, frames
+        )
 
 
 def _refuse_full(folder: Path) -> None:

@@ -86,6 +86,7 @@ def predict(
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
             raise InputError(some)
         session.write_tables(sources, formats)
+    detector.warn_of_sizes(np.unique([result.size for result in session.results], axis=0))
     found = sum(len(result.found) for result in session.results)
     frames = sum(result.frame is not None for result in session.results)
     return Report(folder.path, len(session.results) - frames, frames, found, len(session.failed))

@@ -234,6 +234,8 @@ def _initial_weights(source: str, backbone: str) -> tuple[Any, str]:
                 "model.backbone=resnet50 model.norm=frozen model.init_partial=true"
             )
         return coco_weights(source), f"torchvision's '{source}'"
+    if source.lower() in COCO and not Path(source).exists():
+        raise InputError(f"model.init: {source} is written in small letters, {source.lower()}")
     file = find_checkpoint(Path(source), "model.init: ")
     return load_tensors(file), str(file)
 

@@ -84,13 +84,16 @@ def test_files_of_one_name_are_told_apart(place: Path, trained: Path, caplog) ->
 
 
 @pytest.mark.parametrize("kind", ["instances", "yolo"])
-def test_frames_are_left_out(place: Path, trained: Path, kind: str, tmp_path: Path) -> None:
+def test_frames_are_left_out_and_counted(
+    place: Path, trained: Path, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from data.video import VideoWriter
 
     with VideoWriter(tmp_path / "clip.mp4", 5, (48, 64)) as video:
         for value in (0, 90):
             video.write(np.full((48, 64, 3), value, np.uint8))
     assert run(place, trained, "clip.mp4", "images/0.png", "--format", kind, "--output", "out").code == 0
+    assert f"--format {kind}: annotations are of image files; 2 frames" in caplog.text
     if kind == "yolo":
         assert files(place / "out") == {"data.yaml", "labels/0.txt"}
     else:

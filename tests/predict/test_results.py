@@ -101,6 +101,22 @@ def test_settings_of_evaluation_can_be_changed(place: Path, trained: Path) -> No
     assert sorted(found) == sorted(set(found)) != []
 
 
+def test_settings_that_do_not_suit_the_images_are_said(
+    place: Path, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The images are of 64 x 48 px, as all of the training."""
+    words = ("images/?.png", "--format", "csv", "--output")
+    assert run(place, trained, *words, "plain").code == 0
+    assert caplog.text == ""
+    assert run(place, trained, *words, "tiles", "eval.tile=64", "eval.tile_overlap=16").code == 0
+    assert "eval.tile=64 cuts nothing: the largest image is 64 x 48 px" in caplog.text
+    assert "times as large" not in caplog.text
+    assert (
+        run(place, trained, *words, "large", "data.transforms.eval=[{ResizeWithin: {long: 128}}]").code == 0
+    )
+    assert "images are 2 times as large as the training's" in caplog.text
+
+
 def test_images_in_which_nothing_is_found_are_done_as_well(place: Path, trained: Path) -> None:
     words = ("images/?.png", *ALL, "--output", "none", "eval.score_threshold=0.9999999")
     outcome = run(place, trained, *words)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,16 @@ def test_whole_boxes_before_parts_and_classes_apart() -> None:
     ]
     best = Tiling(96, 32, 3, 0.5, most=2).joined([((0, 0), left), ((0, 64), right)], 96, 160)
     assert best.scores.tolist() == [0.9, 0.6]
+
+
+def test_across_classes_one_box_of_an_object_in_two_tiles_is_left() -> None:
+    parts = [
+        ((0, 0), detections(([70, 10, 90, 30], 0.4, 0), ([10, 10, 30, 30], 0.3, 0))),
+        ((0, 64), detections(([6, 10, 26, 30], 0.6, 1), ([70, 10, 90, 30], 0.2, 1))),
+    ]
+    assert TILING.joined(parts, 96, 160).scores.tolist() == [0.6, 0.4, 0.3, 0.2]
+    joined = replace(TILING, across_classes=True).joined(parts, 96, 160)
+    assert joined.scores.tolist() == [0.6, 0.3, 0.2] and joined.labels.tolist() == [1, 0, 1]
 
 
 def test_an_object_cut_by_both_tiles_is_no_less_than_noise() -> None:
@@ -261,7 +272,7 @@ def test_tiles_that_do_not_suit_a_set_are_said(tmp_path: Path, caplog: pytest.Lo
     [
         (["eval.tile=1000"], "tile: 1000 is no multiple of 32; 992 or 1024 is"),
         (["eval.tile=20"], "tile: 20 is no multiple of 32; 32 is"),
-        (["eval.tile=128"], "tile_overlap: 128 must be below tile, 128"),
+        (["eval.tile=128"], r"tile_overlap: 128 \(its default\) must be below tile, 128; set both"),
     ],
 )
 def test_tiles_that_cannot_be_cut_are_refused(words: list[str], message: str) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from detector.config import EvalConfig
 from detector.export.agreement import Agreement, Found, compare
 
 A, B, C = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 70.0, 80.0), (100.0, 0.0, 130.0, 30.0)
@@ -17,11 +18,10 @@ def found(*rows: tuple[tuple[float, ...], float, int]) -> Found:
     )
 
 
-def verdict(one: Found, other: Found, limit: int = 100) -> tuple[int, int]:
+def verdict(one: Found, other: Found, limit: int = 100, across: bool = False) -> tuple[int, int]:
     """Detections in one of the two only: by rounding, and unexplained; the same either way."""
-    there, back = (
-        compare(*pair, side_px=320, nms_threshold=0.5, limit=limit) for pair in ((one, other), (other, one))
-    )
+    settings = EvalConfig(nms_threshold=0.5, nms_across_classes=across, detections_per_img=limit)
+    there, back = (compare(*pair, 320, settings) for pair in ((one, other), (other, one)))
     assert (there.by_rounding, there.unexplained) == (back.by_rounding, back.unexplained)
     return there.by_rounding, there.unexplained
 
@@ -29,7 +29,7 @@ def verdict(one: Found, other: Found, limit: int = 100) -> tuple[int, int]:
 def test_the_same_in_another_order_agrees_and_is_measured() -> None:
     one = found((A, 0.9, 0), (B, 0.5, 1))
     other = found(((50.0005, 50.0, 70.0, 80.0), 0.500001, 1), (A, 0.9, 0))
-    agreement = compare(one, other, side_px=320, nms_threshold=0.5, limit=100)
+    agreement = compare(one, other, 320, EvalConfig())
     assert (agreement.detections, agreement.by_rounding, agreement.unexplained) == (2, 0, 0)
     assert agreement.box_px == pytest.approx(5e-4)
     assert agreement.score == pytest.approx(1e-6)
@@ -64,11 +64,13 @@ def test_what_a_limit_cuts_off_is_the_lowest_of_its_class() -> None:
 def test_rounding_may_move_a_large_box_and_a_steep_score_farther() -> None:
     large, moved = (0.0, 0.0, 300.0, 310.0), (0.002, 0.0, 300.0, 310.002)
     one, other = found((large, 0.9, 0)), found((moved, 0.90005, 0))
-    limits = {"side_px": 320, "nms_threshold": 0.5, "limit": 100}
-    assert compare(one, other, **limits).unexplained == 2
-    assert compare(one, other, **limits, score=1e-4).unexplained == 0
+    assert compare(one, other, 320, EvalConfig()).unexplained == 2
+    assert compare(one, other, 320, EvalConfig(), score=1e-4).unexplained == 0
     small = found(((0.002, 0.0, 30.0, 31.0), 0.9, 0))
-    assert compare(found(((0.0, 0.0, 30.0, 31.0), 0.9, 0)), small, **limits, score=1e-4).unexplained == 2
+    assert (
+        compare(found(((0.0, 0.0, 30.0, 31.0), 0.9, 0)), small, 320, EvalConfig(), score=1e-4).unexplained
+        == 2
+    )
 
 
 def test_one_too_many_is_a_difference() -> None:
@@ -79,8 +81,9 @@ def test_one_too_many_is_a_difference() -> None:
 
 def test_what_nms_decides_by_rounding_is_none() -> None:
     assert verdict(found((A, 0.9, 0), (HALF, 0.5, 0)), found((A, 0.9, 0))) == (1, 0)
-    # Not so between two classes, nor for the better of the two.
+    # Not so between two classes, unless they are rivals, nor for the better of the two.
     assert verdict(found((A, 0.9, 0), (HALF, 0.5, 1)), found((A, 0.9, 0))) == (0, 1)
+    assert verdict(found((A, 0.9, 0), (HALF, 0.5, 1)), found((A, 0.9, 0)), across=True) == (1, 0)
     assert verdict(found((A, 0.4, 0), (HALF, 0.5, 0)), found((A, 0.4, 0))) == (0, 1)
 
 
