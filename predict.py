@@ -18,6 +18,7 @@ _ELSEWHERE = {
     **dict.fromkeys(
         ("conf", "score_thr", "confidence_threshold", "pred_score_thr"), "here it is --threshold T"
     ),
+    **dict.fromkeys(("agnostic_nms", "class_agnostic"), "here it is --one-per-object"),
     "save_txt": "here it is --format yolo",
     "save_json": "coco.json is written anyway; --format lists what there is",
 }
@@ -50,6 +51,11 @@ def main() -> None:
     )
     parser.add_argument("--classes", metavar="LIST", help="of these alone: car,bus (default: of all)")
     parser.add_argument(
+        "--one-per-object",
+        action="store_true",
+        help="of overlapping boxes of different classes only the best (look-alike classes)",
+    )
+    parser.add_argument(
         "--format",
         metavar="LIST",
         help="what to write: pictures,coco,csv (the default), and as annotations to correct by hand "
@@ -60,7 +66,18 @@ def main() -> None:
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.inputs if _KEY.match(word) and not _names_inputs(word)]
     inputs = [word for word in a.inputs if word not in overrides]
-    predict(a.model, inputs, overrides, a.output, a.threshold, a.classes, a.format, a.batch, a.device)
+    predict(
+        a.model,
+        inputs,
+        overrides,
+        a.output,
+        a.threshold,
+        a.classes,
+        a.one_per_object,
+        a.format,
+        a.batch,
+        a.device,
+    )
 
 
 def _names_inputs(word: str) -> bool:
@@ -123,6 +140,7 @@ def predict(
     output: Path | None,
     threshold: str | None,
     only: str | None,
+    one_per_object: bool,
     formats: str | None,
     batch: str | None,
     device: str,
@@ -172,7 +190,7 @@ def predict(
     usual = zip(detector.classes, detector.thresholds.tolist(), strict=True)
     wanted_scores = {name: least.get(name, least.get("", value)) for name, value in usual}
     thresholds = np.array([x if name in chosen else np.inf for name, x in wanted_scores.items()])
-    report = run(detector, sources, folder, wanted, thresholds)
+    report = run(detector, sources, folder, wanted, thresholds, one_per_object)
     if report.failed:
         logging.getLogger(__name__).warning(
             "%d of %d inputs could not be used; see %s",

@@ -33,7 +33,6 @@ def detect(
     nms_threshold: float = 0.5,
     detections_per_img: int = 100,
     soft: bool = False,
-    across_classes: bool = False,
 ) -> list[Detections]:
     """Detections of every image of a batch, in pixels of the network's input.
 
@@ -44,7 +43,6 @@ def detect(
         sizes: int64 [B, 2], height and width of the images without padding, in pixels.
         box_std: float [4], as in `boxes.decode`.
         soft: Soft-NMS, which lowers scores where NMS drops boxes; nms_threshold means nothing then.
-        across_classes: a box yields to better ones of any class, not of its own alone.
     """
     logits, anchor_index, labels = _top_of_each_level(outputs, topk_candidates)  # each [B, K]
     deltas = outputs.deltas.gather(1, anchor_index[..., None].expand(-1, -1, 4)).float()
@@ -54,37 +52,30 @@ def detect(
     if logits.device.type == "mps":  # which has no float64
         boxes, logits, labels = boxes.cpu(), logits.cpu(), labels.cpu()
 
-    rivals = torch.zeros_like(labels) if across_classes else labels
     if soft:
-        return _soft(boxes, logits, labels, rivals, score_threshold, detections_per_img)
+        return _soft(boxes, logits, labels, score_threshold, detections_per_img)
     return [
         _hard(*of_image, score_threshold, nms_threshold, detections_per_img)
-        for of_image in zip(boxes, logits, labels, rivals, strict=True)
+        for of_image in zip(boxes, logits, labels, strict=True)
     ]
 
 
 def _hard(
-    boxes: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    rivals: Tensor,
-    score_threshold: float,
-    iou_threshold: float,
-    most: int,
+    boxes: Tensor, logits: Tensor, labels: Tensor, score_threshold: float, iou_threshold: float, most: int
 ) -> Detections:
-    """One image: boxes [K, 4], logits [K], labels [K], rivals [K], equal where boxes yield to each other."""
+    """One image: boxes [K, 4], logits [K], labels [K]."""
     scores = logits.double().sigmoid()
     candidates = scores > score_threshold if score_threshold > 0 else logits != -math.inf
-    boxes, logits, labels, rivals, scores = (x[candidates] for x in (boxes, logits, labels, rivals, scores))
-    kept = best_of_nms(boxes, logits, rivals, iou_threshold, most)
+    boxes, logits, labels, scores = (x[candidates] for x in (boxes, logits, labels, scores))
+    kept = best_of_nms(boxes, logits, labels, iou_threshold, most)
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 
 def _soft(
-    boxes: Tensor, logits: Tensor, labels: Tensor, rivals: Tensor, score_threshold: float, most: int
+    boxes: Tensor, logits: Tensor, labels: Tensor, score_threshold: float, most: int
 ) -> list[Detections]:
-    """All images: boxes [B, K, 4], the others [B, K], as in `_hard`."""
-    index, log_scores = soft_nms(boxes, logits.double(), rivals, most)
+    """All images: boxes [B, K, 4], logits [B, K], labels [B, K]."""
+    index, log_scores = soft_nms(boxes, logits.double(), labels, most)
     scores = log_scores.exp()
     # Detections come best first and lower the scores of later ones only: so the threshold can come last.
     kept = scores > score_threshold if score_threshold > 0 else log_scores > -math.inf

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from data.images import read_size, read_upright, rgb_pixels
 from data.order import like_batches
 from data.sample import Sample, collate
+from detector.boxes import pairwise_iou
 from detector.builders.data import build_pipeline
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.image_sizes import tile_cuts_nothing, warn_of_scale
@@ -69,10 +71,27 @@ class ImageDetections:
             if np.isnan(wanted).any():
                 raise InputError("thresholds: numbers are wanted, and one is none")
             wanted = wanted[self.labels] if wanted.ndim else wanted
-        kept = self.scores >= wanted
-        names = tuple(name for name, keep in zip(self.names, kept, strict=True) if keep)
+        return self._at((self.scores >= wanted).nonzero()[0])
+
+    def one_per_object(self, iou_threshold: float = 0.5) -> "ImageDetections":
+        """Those that no better one of another class overlaps by more than the threshold: one box for an
+        object that looks like several classes. Boxes of one class are left as the detector's NMS left them.
+        """
+        boxes = torch.from_numpy(self.boxes)
+        rivals = (pairwise_iou(boxes, boxes).numpy() > iou_threshold) & (self.labels[:, None] != self.labels)
+        kept: list[int] = []
+        for row, its_rivals in enumerate(rivals):
+            if not its_rivals[kept].any():
+                kept.append(row)
+        return self._at(np.array(kept, dtype=np.int64))
+
+    def _at(self, rows: NDArray[np.int64]) -> "ImageDetections":
         return replace(
-            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], names=names
+            self,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            names=tuple(self.names[row] for row in rows),
         )
 
     def as_dicts(self) -> list[dict[str, Any]]:

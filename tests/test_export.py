@@ -145,23 +145,15 @@ def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tup
 
 
 @pytest.mark.parametrize("form", ["torchscript", "onnx"])
-@pytest.mark.parametrize(
-    "setting",
-    [
-        ["eval.nms=soft"],
-        ["eval.nms_across_classes=true"],
-        ["eval.nms=soft", "eval.nms_across_classes=true"],
-    ],
-)
-def test_another_nms_in_the_file(place: Path, tmp_path: Path, form: str, setting: list[str]) -> None:
+def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
     require(form)
-    words = [*setting, "eval.nms_threshold=0.1", "eval.score_threshold=0.9", "eval.detections_per_img=7"]
+    words = ["eval.nms=soft", "eval.score_threshold=0.9", "eval.detections_per_img=7"]
     outcome = call(
         export.main, "best.pt", *words, "--format", form, "--output", str(tmp_path / "a"), cwd=place
     )
     assert outcome.code == 0, outcome.err
     run, plain = FORMATS[form].run((tmp_path / "a").read_bytes()), open_checkpoint(place / "best.pt", words)
-    hard = open_checkpoint(place / "best.pt", words[len(setting) :])
+    hard = open_checkpoint(place / "best.pt", words[1:])
     for size in SIZES[1:3]:
         pixels = images(*size)
         expected, dropped = found_by_model(plain, pixels), found_by_model(hard, pixels)
@@ -236,7 +228,6 @@ def test_the_file_says_what_its_numbers_mean(exported: tuple[str, Path]) -> None
         "topk_candidates": 150,
         "nms": "hard",
         "nms_threshold": 0.5,
-        "nms_across_classes": False,
         "detections_per_img": 30,
         "tile": None,
         "tile_overlap": None,

@@ -28,8 +28,6 @@ _NAMES_ELSEWHERE = {
     "name": "run.dir",
     "freeze": "model.frozen_stages",
     "iou": "eval.nms_threshold",
-    "agnostic_nms": "eval.nms_across_classes",
-    "class_agnostic": "eval.nms_across_classes",
     "max_det": "eval.detections_per_img",
     "max_dets": "eval.detections_per_img",
     "data": "data.root",
@@ -65,6 +63,7 @@ _NO_KEY_HERE = {
     "cfg_options": "settings are written KEY=VALUE behind the configuration",
     "class_weights": "there are none; the AP-loss with loss.class_by_class=true lets all classes weigh the "
     "same, and data.repeat_rare shows rare ones more often",
+    "agnostic_nms": "of boxes of several classes on one object predict.py --one-per-object leaves the best",
     "label_smoothing": "there is none; a ranking loss has no labels to smooth",
     "fraction": "python -m data.split SOURCE --val 0.9 puts nine tenths aside",
     "wandb": _LOGS,

@@ -142,11 +142,6 @@ class EvalConfig(Section):
         0.5,
         description="nms=hard, and between tiles: IoU above which the lower of two boxes is dropped",
     )
-    nms_across_classes: bool = Field(
-        False,
-        description="boxes yield to better ones of any class, not of their own alone, by raw scores: one box "
-        "for an object that looks like several classes. Costs AP, which counts each class by itself",
-    )
     detections_per_img: Count = Field(
         100,
         description="the best by their raw scores, of all classes together; with loss.class_by_class, whose "

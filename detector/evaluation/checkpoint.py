@@ -175,7 +175,6 @@ def _decides_on_scores(config: Config) -> dict[str, str]:
     return {
         "eval.nms": config.eval.nms,
         "eval.nms_threshold": str(config.eval.nms_threshold),
-        "eval.nms_across_classes": json.dumps(config.eval.nms_across_classes),
         "eval.tile": json.dumps(config.eval.tile),
         "data.transforms.eval": json.dumps(transforms_of(config.data, training=False)),
     }

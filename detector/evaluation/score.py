@@ -79,7 +79,6 @@ def predict(
         nms_threshold=settings.nms_threshold,
         detections_per_img=settings.detections_per_img,
         soft=settings.nms == "soft",
-        across_classes=settings.nms_across_classes,
     )
     amp, tiling = build_amp(config.train, device), build_tiling(settings)
     return predict_batches(model, batches, device, amp, postprocess, tiling)

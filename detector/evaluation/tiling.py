@@ -7,7 +7,7 @@ in one of them at least; in others it may be cut. What is found in all of them i
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -38,7 +38,6 @@ class Tiling:
         batch_size: tiles that go through the network together.
         iou_threshold: above it one of two boxes of a class is dropped.
         most: detections of an image.
-        across_classes: of two boxes of any class.
     """
 
     side: int
@@ -46,7 +45,6 @@ class Tiling:
     batch_size: int
     iou_threshold: float
     most: int
-    across_classes: bool = False
 
     def detect(
         self, images: Tensor, sizes: Tensor, detect: Callable[[Tensor, Tensor], list[Detections]]
@@ -109,8 +107,7 @@ class Tiling:
             torch.cat([one.labels.cpu() for _, one in parts]),
         )
         corners = [corner for corner, _ in parts]
-        rivals = replace(every, labels=torch.zeros_like(every.labels)) if self.across_classes else every
-        kept = _kept(rivals, tile, torch.cat(cut), corners, self.side, self.iou_threshold)
+        kept = _kept(every, tile, torch.cat(cut), corners, self.side, self.iou_threshold)
         best = kept[every.scores[kept].argsort(descending=True, stable=True)[: self.most]]
         return Detections(every.boxes[best], every.scores[best], every.labels[best])
 
@@ -125,7 +122,6 @@ def build_tiling(settings: EvalConfig) -> Tiling | None:
         settings.tile_batch_size,
         settings.nms_threshold,
         settings.detections_per_img,
-        settings.nms_across_classes,
     )
 
 

@@ -100,8 +100,7 @@ def _marginal(
     all_boxes, all_scores, all_labels = (
         np.concatenate([getattr(f, name) for f in both]) for name in ("boxes", "scores", "labels")
     )
-    rivals = settings.nms_across_classes | (labels[:, None] == all_labels)
-    rivals &= scores[:, None] <= all_scores + score
+    rivals = (labels[:, None] == all_labels) & (scores[:, None] <= all_scores + score)
     overlap = np.where(rivals, _iou(boxes, all_boxes), -1.0)  # [U, D1 + D2]
     marginal: NDArray[np.bool_] = np.any(np.abs(overlap - settings.nms_threshold) < _IOU, axis=1)
     # At the border of the image a box may have a side of nothing, and is none then.

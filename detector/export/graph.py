@@ -168,21 +168,16 @@ class DetectionGraph(nn.Module):
             valid = valid & (logits.double().sigmoid() > s.score_threshold)
         ranks = torch.ones_like(labels[0]).flip(0).cumsum(0).flip(0)  # K to 1
         wanted = s.detections_per_img
-        groups = 1 if s.nms_across_classes else self.classes
-        keep = self.suppress(boxes, ranks, self._rivals(labels), valid, groups, s.nms_threshold, wanted)
+        keep = self.suppress(boxes, ranks, labels, valid, self.classes, s.nms_threshold, wanted)
         left, chosen = (ranks * keep).topk(self.most, dim=1)
         return chosen, logits.gather(1, chosen), left > 0
 
     def _soft_nms(self, boxes: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same; the logits are those of the scores that are left."""
-        chosen, log_scores = soft_nms(boxes, logits.double(), self._rivals(labels), self.most)
+        chosen, log_scores = soft_nms(boxes, logits.double(), labels, self.most)
         threshold = self.settings.score_threshold
         real = log_scores.exp() > threshold if threshold > 0 else log_scores > -math.inf
         return chosen, log_scores - (-log_scores.expm1()).log(), real
-
-    def _rivals(self, labels: Tensor) -> Tensor:
-        """Labels that are equal where boxes yield to each other."""
-        return torch.zeros_like(labels) if self.settings.nms_across_classes else labels
 
     def _best(self, level: _Level) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, boxes and labels of the best (anchor, class) pairs of a level.

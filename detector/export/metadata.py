@@ -30,7 +30,6 @@ def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
         "topk_candidates": config.eval.topk_candidates,
         "nms": config.eval.nms,
         "nms_threshold": config.eval.nms_threshold if config.eval.nms_threshold_counts else None,
-        "nms_across_classes": config.eval.nms_across_classes,
         "detections_per_img": config.eval.detections_per_img,
         "tile": config.eval.tile,
         "tile_overlap": None if config.eval.tile is None else config.eval.tile_overlap,

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -55,17 +55,24 @@ def predict(
     folder: ResultsFolder,
     formats: Sequence[str],
     thresholds: NDArray[np.float64],
+    one_per_object: bool = False,
 ) -> Report:
     """Detect in all sources and write the results.
 
     Args:
         formats: some of results.FORMATS.
         thresholds: float64 [C]; detections below that of their class are left out.
+        one_per_object: of what is left, a box yields to better ones of other classes that overlap it.
 
     Raises:
         InputError: not one of the sources can be read, or the results cannot be written.
     """
-    session = _Session(detector, folder, "pictures" in formats, thresholds)
+
+    def choose(found: ImageDetections) -> ImageDetections:
+        above = found.above(thresholds)
+        return above.one_per_object() if one_per_object else above
+
+    session = _Session(detector, folder, "pictures" in formats, choose)
     with _Termination() as termination:
         try:
             with ThreadPoolExecutor(_READERS) as readers, session.bar:
@@ -134,7 +141,11 @@ class _Session:
     """What has been found so far."""
 
     def __init__(
-        self, detector: Detector, folder: ResultsFolder, pictures: bool, thresholds: NDArray[np.float64]
+        self,
+        detector: Detector,
+        folder: ResultsFolder,
+        pictures: bool,
+        choose: Callable[[ImageDetections], ImageDetections],
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
@@ -142,7 +153,7 @@ class _Session:
         self._detector = detector
         self._folder = folder
         self._pictures = pictures
-        self._thresholds = thresholds
+        self._choose = choose
         self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # what came on standard input
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
@@ -249,7 +260,7 @@ class _Session:
                 height, width = pixels.shape[:2]
                 yield _Undetectable(f"{source.path} ({width} x {height} px): {one}"), None
                 continue
-            shown = one.above(self._thresholds)
+            shown = self._choose(one)
             frame = None if first_frame is None else first_frame + number
             result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown)
             yield result, draw(pixels, shown) if self._pictures else None

@@ -34,14 +34,7 @@ def outputs(seed: int = 0) -> HeadOutputs:
 
 
 def detect_by_loops(
-    heads: HeadOutputs,
-    image: int,
-    threshold: float,
-    k: int,
-    nms: float,
-    most: int,
-    soft: bool = False,
-    across: bool = False,
+    heads: HeadOutputs, image: int, threshold: float, k: int, nms: float, most: int, soft: bool = False
 ) -> list[tuple[float, int, list[float]]]:
     """(score, label, box), best first: each step in float64, as the definition says it."""
     height, width = SIZES[image].tolist()
@@ -73,26 +66,22 @@ def detect_by_loops(
         found.remove(best)
         kept.append(best)
         found = [
-            (score * (1 - iou(best[2], box)) if across or label == best[1] else score, label, box)
+            (score * (1 - iou(best[2], box)) if label == best[1] else score, label, box)
             for score, label, box in found
         ]
         found = [item for item in found if item[0] > threshold]
     for item in found:
-        rivals = [other[2] for other in kept if across or other[1] == item[1]]
-        if all(iou(item[2], box) <= nms for box in rivals):
+        if all(item[1] != other[1] or iou(item[2], other[2]) <= nms for other in kept):
             kept.append(item)
     return kept[:most]
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize(("threshold", "k", "nms", "most"), [(0, 1000, 0.5, 1000), (0.3, 25, 0.3, 12)])
-def test_detections_equal_the_definition(
-    seed: int, across: bool, threshold: float, k: int, nms: float, most: int
-) -> None:
+def test_detections_equal_the_definition(seed: int, threshold: float, k: int, nms: float, most: int) -> None:
     heads = outputs(seed)
-    for image, found in enumerate(detect(heads, SIZES, STD, threshold, k, nms, most, across_classes=across)):
-        expected = detect_by_loops(heads, image, threshold, k, nms, most, across=across)
+    for image, found in enumerate(detect(heads, SIZES, STD, threshold, k, nms, most)):
+        expected = detect_by_loops(heads, image, threshold, k, nms, most)
         assert len(expected) > 10
         assert found.labels.tolist() == [label for _, label, _ in expected]
         assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-12)
@@ -102,14 +91,11 @@ def test_detections_equal_the_definition(
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize(("threshold", "k", "most"), [(0, 1000, 60), (0.3, 25, 12), (0.3, 25, 1000)])
-def test_soft_nms_equals_the_definition(seed: int, across: bool, threshold: float, k: int, most: int) -> None:
+def test_soft_nms_equals_the_definition(seed: int, threshold: float, k: int, most: int) -> None:
     heads = outputs(seed)
-    for image, found in enumerate(
-        detect(heads, SIZES, STD, threshold, k, 0.5, most, soft=True, across_classes=across)
-    ):
-        expected = detect_by_loops(heads, image, threshold, k, 0.5, most, soft=True, across=across)
+    for image, found in enumerate(detect(heads, SIZES, STD, threshold, k, 0.5, most, soft=True)):
+        expected = detect_by_loops(heads, image, threshold, k, 0.5, most, soft=True)
         assert len(expected) > 10
         assert found.labels.tolist() == [label for _, label, _ in expected]
         assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)

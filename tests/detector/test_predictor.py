@@ -21,6 +21,7 @@ from detector.evaluation.inference import best_first
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, write_coco
+from tests.oracles import iou
 from tests.runs import call
 
 SIZES = ((48, 64), (96, 64), (48, 64), (40, 90), (96, 64))  # height, width: they share batches unevenly
@@ -365,3 +366,23 @@ def test_a_wrong_device_or_override_is_refused(run) -> None:
         Detector.load(run, overrides=["eval.nms_treshold=0.5"])
     with pytest.raises(InputError, match="does not exist"):
         Detector.load("nowhere.pt")
+
+
+def test_of_boxes_of_several_classes_on_an_object_the_best_is_left() -> None:
+    """Against a loop from the definition; boxes of one class may overlap."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (120, 2))
+    boxes = np.concatenate((corner, corner + rng.uniform(15, 30, (120, 2))), axis=1)
+    labels, scores = rng.integers(0, 3, 120), np.sort(rng.uniform(0, 1, 120))[::-1]
+    found = ImageDetections(boxes, scores, labels, tuple("abc"[label] for label in labels))
+    for threshold in (0.3, 0.5):
+        kept: list[int] = []
+        for row in range(120):
+            better = [one for one in kept if labels[one] != labels[row]]
+            if all(iou(boxes[row].tolist(), boxes[one].tolist()) <= threshold for one in better):
+                kept.append(row)
+        left = found.one_per_object(threshold)
+        assert left.boxes.tolist() == boxes[kept].tolist() and left.scores.tolist() == scores[kept].tolist()
+        assert left.names == tuple("abc"[label] for label in left.labels)
+        assert 20 < len(left) < 110
+    assert len(found.above(1).one_per_object()) == 0

@@ -14,6 +14,7 @@ import evaluate
 from data.inputs import Source
 from data.video import VideoWriter
 from detector.prediction.results import ResultsFolder
+from detector.predictor import Detector
 from tests.builders import write_image
 from tests.predict.tools import ALL, files, read, rows, run, standard_input, to_results
 from tests.runs import assert_refused, call, listing
@@ -92,6 +93,17 @@ def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained,
         assert run(place, trained, "images/?.png", *words).code == 0
         count = len(read(place / words[-1] / "coco.json"))
         assert 0 < count == (predictions.scores >= threshold).sum() < len(predictions.scores)
+
+
+def test_one_box_is_left_of_each_object(place: Path, trained: Path) -> None:
+    """Of what is above the threshold."""
+    for words in ((), ("--one-per-object",)):
+        out = "".join(("out", *words))
+        assert run(place, trained, "images/0.png", *ALL, *words, "--format", "csv", "--output", out).code == 0
+    every, left = (rows(place / name) for name in ("out", "out--one-per-object"))
+    found = Detector.load(trained / "run", device="cpu")(place / "images/0.png").one_per_object()
+    assert [row["class"] for row in left] == list(found.names)
+    assert 0 < len(left) < len(every)
 
 
 def test_settings_of_evaluation_can_be_changed(place: Path, trained: Path) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,16 +128,6 @@ def test_whole_boxes_before_parts_and_classes_apart() -> None:
     ]
     best = Tiling(96, 32, 3, 0.5, most=2).joined([((0, 0), left), ((0, 64), right)], 96, 160)
     assert best.scores.tolist() == [0.9, 0.6]
-
-
-def test_across_classes_one_box_of_an_object_in_two_tiles_is_left() -> None:
-    parts = [
-        ((0, 0), detections(([70, 10, 90, 30], 0.4, 0), ([10, 10, 30, 30], 0.3, 0))),
-        ((0, 64), detections(([6, 10, 26, 30], 0.6, 1), ([70, 10, 90, 30], 0.2, 1))),
-    ]
-    assert TILING.joined(parts, 96, 160).scores.tolist() == [0.6, 0.4, 0.3, 0.2]
-    joined = replace(TILING, across_classes=True).joined(parts, 96, 160)
-    assert joined.scores.tolist() == [0.6, 0.3, 0.2] and joined.labels.tolist() == [1, 0, 1]
 
 
 def test_an_object_cut_by_both_tiles_is_no_less_than_noise() -> None:

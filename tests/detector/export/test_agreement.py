@@ -18,9 +18,9 @@ def found(*rows: tuple[tuple[float, ...], float, int]) -> Found:
     )
 
 
-def verdict(one: Found, other: Found, limit: int = 100, across: bool = False) -> tuple[int, int]:
+def verdict(one: Found, other: Found, limit: int = 100) -> tuple[int, int]:
     """Detections in one of the two only: by rounding, and unexplained; the same either way."""
-    settings = EvalConfig(nms_threshold=0.5, nms_across_classes=across, detections_per_img=limit)
+    settings = EvalConfig(nms_threshold=0.5, detections_per_img=limit)
     there, back = (compare(*pair, 320, settings) for pair in ((one, other), (other, one)))
     assert (there.by_rounding, there.unexplained) == (back.by_rounding, back.unexplained)
     return there.by_rounding, there.unexplained
@@ -81,9 +81,8 @@ def test_one_too_many_is_a_difference() -> None:
 
 def test_what_nms_decides_by_rounding_is_none() -> None:
     assert verdict(found((A, 0.9, 0), (HALF, 0.5, 0)), found((A, 0.9, 0))) == (1, 0)
-    # Not so between two classes, unless they are rivals, nor for the better of the two.
+    # Not so between two classes, nor for the better of the two.
     assert verdict(found((A, 0.9, 0), (HALF, 0.5, 1)), found((A, 0.9, 0))) == (0, 1)
-    assert verdict(found((A, 0.9, 0), (HALF, 0.5, 1)), found((A, 0.9, 0)), across=True) == (1, 0)
     assert verdict(found((A, 0.4, 0), (HALF, 0.5, 0)), found((A, 0.4, 0))) == (0, 1)
 
 
