@@ -14,6 +14,7 @@ from doors import OptionParser, config_and_overrides, run_door, seen_from_here, 
 if TYPE_CHECKING:
     from detector.config import Config
     from detector.training.processes import Processes
+    from detector.training.run_log import RunLog
 
 
 def main() -> None:
@@ -30,13 +31,15 @@ def main() -> None:
     parser.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue the run in this folder")
     parser.add_argument("--dry-run", action="store_true", help="build all, make a few steps, leave no run")
     a = parser.parse_intermixed_args()
-    from detector.training.run_log import early_warnings
+    from detector.training.run_log import RunLog
 
-    with early_warnings():
-        train(*config_and_overrides(a.words), a.resume, a.dry_run)
+    with RunLog() as log:
+        train(*config_and_overrides(a.words), a.resume, a.dry_run, log)
 
 
-def train(config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool) -> None:
+def train(
+    config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool, log: "RunLog"
+) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.training.processes import join_processes
     from errors import Bystander, InputError, Stopped
@@ -55,8 +58,11 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
     try:
         with processes.lost_peers_explained():
-            work = _rehearse if dry_run else _run
-            folder = work(config, name, resume, processes)
+            folder = None
+            if dry_run:
+                _rehearse(config, resume, processes)
+            else:
+                folder = _run(config, name, resume, processes, log)
     except Stopped:  # all together
         processes.leave()
         raise
@@ -73,7 +79,9 @@ def train(config_name: str | None, overrides: list[str], resume: Path | None, dr
         print(f"evaluate: {this_python()} {program} {run}\nlook:     tensorboard --logdir {run}")
 
 
-def _run(config: "Config", name: str, resume: Path | None, processes: "Processes") -> Path | None:
+def _run(
+    config: "Config", name: str, resume: Path | None, processes: "Processes", log: "RunLog"
+) -> Path | None:
     """Train; returns the run folder."""
     from detector.training.run_folder import run_of_launch
     from detector.training.trainer import Trainer
@@ -82,12 +90,12 @@ def _run(config: "Config", name: str, resume: Path | None, processes: "Processes
         # torchrun may have restarted after one was lost: what they had is in their folder.
         launch = processes.launch
         resume = processes.from_main(lambda: run_of_launch(config.run.dir, name, launch) if launch else None)
-    trainer = Trainer(config, name, resume, processes)
+    trainer = Trainer(config, name, resume, processes, log)
     trainer.run()
     return trainer.folder
 
 
-def _rehearse(config: "Config", name: str, resume: Path | None, processes: "Processes") -> None:
+def _rehearse(config: "Config", resume: Path | None, processes: "Processes") -> None:
     from detector.training.rehearsal import rehearse
 
     for line in rehearse(config, resume, processes):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from detector.downloads import fetching
+from detector.downloads import fetching, state_dict_of
 from detector.folding import BatchNorm, FrozenNorm, fold_norms, running_statistics
 
 Norm = Literal["batch", "frozen", "group"]
@@ -42,9 +42,7 @@ def load_imagenet(body: nn.Module, name: str) -> None:
     scratch = "train from scratch with model.pretrained=false model.norm=batch model.frozen_stages=0"
     with fetching(weights, "model.pretrained", f"the ImageNet weights of {name}", scratch):
         # Group norm has no statistics to take.
-        missing, _ = body.load_state_dict(
-            weights.get_state_dict(progress=True, check_hash=True), strict=False
-        )
+        missing, _ = body.load_state_dict(state_dict_of(weights), strict=False)
         if missing:
             raise RuntimeError(f"it has nothing for '{missing[0]}'")
 

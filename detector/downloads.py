@@ -25,6 +25,8 @@ COCO: dict[str, WeightsEnum] = {
 _LOADING_ERRORS = (
     OSError,
     RuntimeError,
+    ValueError,
+    ImportError,
     http.client.HTTPException,
     EOFError,
     KeyError,
@@ -43,7 +45,19 @@ def coco_weights(name: str) -> dict[str, Any]:
     weights = COCO[name]
     whose = f"torchvision's COCO weights '{name}'"
     with fetching(weights, "model.init", whose, "set model.init to a file that you have, or null"):
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        return state_dict_of(weights)
+
+
+def state_dict_of(weights: WeightsEnum) -> dict[str, Any]:
+    """What is fetched, or was; other objects in the file are not made, as they could be programs.
+
+    Raises:
+        TypeError: it is no state dict; and whatever comes of fetching and reading, see `fetching`.
+    """
+    state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(one, torch.Tensor) for one in state.values()):
+        raise TypeError("it is no state dict")
+    return state
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ from doors import run_door
 from detector.training.monitor import Monitor
 from detector.training.run_log import RunLog
 def main():
-    monitor = Monitor(Path({str(tmp_path)!r}), 1, 0, None, RunLog(Path({str(tmp_path)!r})))
+    monitor = Monitor(Path({str(tmp_path)!r}), 1, 0, None, RunLog())
     for _ in range(100):
         {line}
     Path({str(tmp_path / "end")!r}).touch()

@@ -227,16 +227,21 @@ def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool
 
 def _initial_weights(source: str, backbone: str) -> tuple[Any, str]:
     """What model.init names, and what to call it."""
-    if source in COCO and not Path(source).exists():
+    path = Path(source)
+    # A folder called coco is a data set, more often than not.
+    if source in COCO and not (path.is_file() or (path / "checkpoints").is_dir()):
         if backbone != "resnet50":  # before 130 MB are fetched in vain
             raise InputError(
                 f"model.init={source} has a ResNet-50: take configs/torchvision_r50.yaml, or set "
                 "model.backbone=resnet50 model.norm=frozen model.init_partial=true"
             )
         return coco_weights(source), f"torchvision's '{source}'"
-    if source.lower() in COCO and not Path(source).exists():
-        raise InputError(f"model.init: {source} is written in small letters, {source.lower()}")
-    file = find_checkpoint(Path(source), "model.init: ")
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        raise InputError(
+            f"model.init: {source} does not exist; give a run folder, a checkpoint file, or one of the names "
+            f"{', '.join(COCO)}"
+        )
+    file = find_checkpoint(path, "model.init: ")
     return load_tensors(file), str(file)
 
 

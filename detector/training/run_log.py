@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -13,60 +12,66 @@ LOG = "log.txt"
 
 
 class RunLog(logging.Handler):
-    """While entered, warnings are written too, those of before with them; and at last how the run ended.
+    """While entered, warnings are written, and at last how the run ended.
 
-    What cannot be written is left out: metrics.jsonl and the checkpoints say that a disk is full.
+    What comes before there is a run folder is kept for it; without one all is forgotten. Each process of a
+    training has its own, and all of them write into one file. What cannot be written is left out:
+    metrics.jsonl and the checkpoints say that a disk is full.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._file = folder / LOG
+        self._file: Path | None = None
+        self._early: list[str] = []
+        self._speaks = True
+
+    def begin(self, folder: Path, speaks: bool = True) -> None:
+        """Write into this folder from now on.
+
+        speaks: of all processes the one that says what is known to all of them.
+        """
+        self._file, self._speaks = folder / LOG, speaks
+        for line in self._early:
+            self._append(line)
+        self._early.clear()
 
     def write(self, text: str) -> None:
         """Add a line, or several, behind the time."""
-        now = datetime.now().astimezone().isoformat(" ", "seconds")
-        with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(f"{now}  {text}\n")
+        line = f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {text}\n"
+        if self._file is None:
+            self._early.append(line)
+        else:
+            self._append(line)
+
+    def _append(self, line: str) -> None:
+        assert self._file is not None
+        with contextlib.suppress(OSError), self._file.open("ab+", buffering=0) as file:
+            if end := file.tell():
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a disk was full, and half a line is there
+                    line = f"\n{line}"
+            file.write(line.encode(errors="replace"))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(f"{record.levelname.lower()}: {record.getMessage()}")
 
     def __enter__(self) -> "RunLog":
-        root = logging.getLogger()
-        for handler in root.handlers:
-            if isinstance(handler, _Early):
-                for record in handler.records:
-                    self.emit(record)
-                handler.records.clear()
-        root.addHandler(self)
+        logging.getLogger().addHandler(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         logging.getLogger().removeHandler(self)
-        if isinstance(error, InputError | Stopped | Bystander):
+        if error is None or self._file is None:
+            return
+        if isinstance(error, Bystander):
+            if self._speaks:
+                self.write("ended, because another process has failed")
+        elif isinstance(error, InputError):
+            self.write(f"error: {error}")
+        elif isinstance(error, Stopped):
             if str(error):
-                self.write(f"{'' if isinstance(error, Stopped) else 'error: '}{error}")
-        elif error is not None:
+                self.write(str(error))
+        else:
             self.write(f"error: {type(error).__name__}: {first_line(error)}")
-
-
-class _Early(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-@contextlib.contextmanager
-def early_warnings() -> Iterator[None]:
-    """Keep what is said before there is a run folder, for its log."""
-    handler = _Early()
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)

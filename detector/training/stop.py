@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ SIGNALS = tuple(
 # Launchers pass a signal on that their processes have had already from the terminal or the
 # scheduler: only what comes later than this is a second request.
 _SAME_REQUEST_S = 1.0
+_LONGEST_WRITE_S = 0.5
 _NO_MORE = 0  # no signal has this number
 
 
@@ -33,10 +34,12 @@ class StopRequest:
 
     Args:
         speak: say what was understood; one process of a training does.
+        log: where it is written down as well.
     """
 
-    def __init__(self, speak: bool) -> None:
+    def __init__(self, speak: bool, log: Callable[[str], None] | None = None) -> None:
         self._speak = speak
+        self._log = log
         self.signal: str | None = None  # the name of the first
         self.served = (
             False  # the state is saved: the process is about to end, and more signals change nothing
@@ -116,3 +119,7 @@ class StopRequest:
         with suppress(OSError):
             if self._speak and select.select([], [2], [], 0)[1]:
                 os.write(2, f"\n{line}\n".encode())
+        if self._log is not None:  # nor a disk that does not answer
+            writer = threading.Thread(target=self._log, args=(line,), daemon=True)
+            writer.start()
+            writer.join(_LONGEST_WRITE_S)

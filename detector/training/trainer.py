@@ -60,18 +60,25 @@ class Trainer:
         name: of the run folder, where run.dir is not set.
         resume: the run folder to continue from its newest checkpoint, or from the start if it has none.
         processes: those that train together.
+        log: of what is said; entered by the caller, who learns how the run ends.
 
     Raises:
         InputError: something in the configuration, data or checkpoint is wrong, or the run folder is taken.
     """
 
     def __init__(
-        self, config: Config, name: str, resume: Path | None = None, processes: Processes | None = None
+        self,
+        config: Config,
+        name: str,
+        resume: Path | None = None,
+        processes: Processes | None = None,
+        log: RunLog | None = None,
     ) -> None:
         self.config = config
         self.name = name
         self.folder = resume
         self.processes = processes or Processes()
+        self.log = log or RunLog()
         # Before the work, and in a dry run; of all processes, as one may have been told something else.
         self.processes.from_main(lambda: refuse_taken(config.run.dir) if resume is None else None)
         self._resumption = Resumption(resume, config) if resume is not None else None
@@ -126,8 +133,9 @@ class Trainer:
         text = made_with() + dump_config(self.config)
         with ExitStack() as end:
             # First in, last out: a signal while all is brought to an end changes nothing any more.
-            self.stop = end.enter_context(StopRequest(speak=main))
+            self.stop = end.enter_context(StopRequest(main, self.log.write if main else None))
             self.folder = self.processes.from_main(lambda: self._claim_folder(text, end))
+            self.log.begin(self.folder, speaks=main)
             self.monitor = self._new_monitor(end) if main else None
             if self.monitor:
                 self.monitor.config(self.config, self.parts.lr)
@@ -151,8 +159,7 @@ class Trainer:
         assert self.folder is not None
         step, resumption = self.progress.step, self._resumption
         purge_step = resumption.purge_step(step) if resumption else None
-        log = end.enter_context(RunLog(self.folder))
-        monitor = Monitor(self.folder, self.total_steps, step, purge_step, log)
+        monitor = Monitor(self.folder, self.total_steps, step, purge_step, self.log)
         end.callback(monitor.close)
         if resumption and resumption.beside:
             monitor.repeat(resumption.beside)

@@ -81,8 +81,10 @@ def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
 
 
-@pytest.mark.parametrize("content", ["empty", "a page", "cut off", "other names", "no dict"])
-def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(file: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["empty", "a page", "cut off", "other names", "no dict", "a program"])
+def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
+    file: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As left by hand on a machine without internet: torch checks only what it has fetched itself."""
     state = imagenet_resnet18().state_dict()
     torch.save(state if content == "cut off" else {f"module.{k}": v for k, v in state.items()}, file)
@@ -90,14 +92,18 @@ def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(file: Path, conte
         file.write_bytes(file.read_bytes()[:-1000])
     elif content == "no dict":
         torch.save([1, 2], file)
+    elif content == "a program":  # which would print, were it run
+        file.write_bytes(b"\x80\x02cbuiltins\nprint\nX\x05\x00\x00\x00helloq\x00\x85q\x01Rq\x02.")
     elif content != "other names":
         file.write_text("<html>log in</html>" if content == "a page" else "")
     with pytest.raises(InputError, match="does not hold the ImageNet weights of resnet18") as caught:
         ResNet("resnet18", "frozen", pretrained=True, frozen_stages=2)
+    assert capsys.readouterr().out == ""
     message = str(caught.value)
     assert str(file) in message and "delete it" in message and "\n" not in message
-    torch.save(state, file)
-    ResNet("resnet18", "group", pretrained=True, frozen_stages=0)
+    for new_format in (False, True):  # torchvision's older files are of the old one
+        torch.save(state, file, _use_new_zipfile_serialization=new_format)
+        ResNet("resnet18", "group", pretrained=True, frozen_stages=0)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,14 @@ def test_coco_weights_that_cannot_be_fetched_are_one_line(
     )
     with pytest.raises(InputError, match=message):
         build_initial_model(large, ["cat"], fresh=True)
-    monkeypatch.chdir(tmp_path)  # a file of that name is what is meant
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").mkdir()  # a data set, say
+    with pytest.raises(InputError, match=message):
+        build_initial_model(large, ["cat"], fresh=True)
+    capitals = ModelConfig(**TINY, init="COCO")
+    with pytest.raises(InputError, match=r"^model\.init: COCO does not exist; .* names coco, coco_v2$"):
+        build_initial_model(capitals, ["cat"], fresh=True)
+    (tmp_path / "coco").rmdir()  # a file of that name is what is meant
     torch.save(tiny(0, classes=1).state_dict(), "coco")
     model = build_initial_model(config, ["cat"], fresh=True)
     assert model.class_head.output.weight.equal(tiny(0, classes=1).class_head.output.weight)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import train as door
-from detector.training.run_log import LOG
+from detector.training.run_log import LOG, RunLog
 from detector.training.trainer import Trainer
-from errors import InputError, Stopped
+from errors import Bystander, InputError, Stopped
 from tests.builders import TINY_MODEL, small_coco
 from tests.runs import assert_refused, call, signal_at_step, tiny_config
 
@@ -48,19 +48,27 @@ def test_the_log_says_how_a_run_ended_and_goes_on_with_it(tmp_path: Path) -> Non
     root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
     config = tiny_config(root, run, "train.epochs=2")
     before = logging.getLogger().handlers[:]
+
+    def train(resume: Path | None = None) -> None:
+        with RunLog() as log:
+            Trainer(config, "test", resume, log=log).run()
+
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         signal_at_step(patch, 3)
-        Trainer(config, "test").run()
+        train()
+    assert entries(run)[-2] == "SIGTERM: the state is saved after this step; a second signal ends at once"
     assert entries(run)[-1] == f"stopped by SIGTERM at step 3 of 8; saved: continue with --resume {run}"
     image = root / "images" / "2.png"
-    whole, trainer = image.read_bytes(), Trainer(config, "test", resume=run)
-    image.write_bytes(b"")
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-30])  # its size can still be read
     with pytest.raises(InputError):
-        trainer.run()
+        train(run)
     assert re.match(r"error: image .*2\.png cannot be read", entries(run)[-1])
     image.write_bytes(whole)
-    Trainer(config, "test", resume=run).run()
-    assert any("8 steps from 3" in entry for entry in entries(run))
+    with (run / LOG).open("a") as file:
+        file.write("half a li")  # of a disk that was full
+    train(run)
+    assert any(entry.startswith(f"{run}: ") and "8 steps from 3" in entry for entry in entries(run))
     assert "AP50" in entries(run)[-1]
     assert logging.getLogger().handlers == before
 
@@ -80,3 +88,25 @@ def test_a_refused_resumption_leaves_the_log_alone(tmp_path: Path) -> None:
     root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
     Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
     assert_refused(door.main, ("--resume", str(run), "model.norm=group"), tmp_path, "cannot be changed")
+
+
+def test_of_several_processes_each_says_what_it_says_on_the_terminal(tmp_path: Path) -> None:
+    """One has an image that cannot be read, the main one only learns that another has failed."""
+    main, other = RunLog(), RunLog()
+    with pytest.raises(Bystander), main:
+        logging.getLogger("main").warning("early")
+        main.begin(tmp_path)
+        with pytest.raises(InputError), other:
+            other.begin(tmp_path, speaks=False)
+            logging.getLogger().removeHandler(main)  # it is in another process
+            logging.getLogger("other").warning("an image is skipped")
+            raise InputError("image 2.png cannot be read")
+        raise Bystander
+    with pytest.raises(Bystander), other:
+        raise Bystander
+    assert entries(tmp_path) == [
+        "warning: early",
+        "warning: an image is skipped",
+        "error: image 2.png cannot be read",
+        "ended, because another process has failed",
+    ]
