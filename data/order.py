@@ -39,7 +39,7 @@ class EpochBatches(Sampler[list[Key]]):
     a set smaller than a batch, whose parts are uneven).
 
     Args:
-        length: of the set.
+        images: of the set.
         batch_size: images per step.
         micro_batches: of a step.
         rank, processes: this one, and how many.
@@ -54,7 +54,7 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __init__(
         self,
-        length: int,
+        images: int,
         batch_size: int,
         seed: int,
         micro_batches: int = 1,
@@ -71,11 +71,12 @@ class EpochBatches(Sampler[list[Key]]):
                 f"train.batch_size={batch_size} cannot be dealt out evenly to {processes} processes of "
                 f"{micro_batches} micro-batches (train.accumulate); choose a multiple of {parts}"
             )
-        if length < parts:
+        if images < parts:
             raise InputError(
-                f"data.splits.train holds {length} images, too few for the {parts} parts of a batch"
+                f"data.splits.train holds {images} images, too few for the {parts} parts of a batch"
             )
-        self.repeats = np.ones(length) if repeats is None else repeats
+        self._copies = repeats is not None
+        self.repeats = np.ones(images) if repeats is None else repeats
         self.length = samples_of(self.repeats)  # of an epoch
         self.batch_size = batch_size
         self.seed = seed
@@ -117,12 +118,13 @@ class EpochBatches(Sampler[list[Key]]):
                 yield [Key(self.epoch, row, upright[step], self.scale, again) for row, again in part.tolist()]
 
     def _samples(self) -> NDArray[np.int64]:
-        """The samples of this epoch, [length, 2]: a row, and how often it stands before."""
+        """The samples of this epoch, [length, 2]: a row, and how often it stands before. Copies follow on
+        each other."""
         # Drawn apart from the order, as below.
         counts = draw_counts(self.repeats, np.random.default_rng((self.seed, self.epoch, 2)))
         rows = np.repeat(np.arange(len(counts)), counts)
-        firsts = np.repeat(np.cumsum(counts) - counts, counts)
-        return np.stack((rows, np.arange(len(rows)) - firsts), axis=1)
+        first_copies = np.repeat(np.cumsum(counts) - counts, counts)  # where each row begins
+        return np.stack((rows, np.arange(len(rows)) - first_copies), axis=1)
 
     def _order(self, row_of: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of the samples in this epoch; row_of: the row of each."""
@@ -137,6 +139,8 @@ class EpochBatches(Sampler[list[Key]]):
         for start in range(0, used, stretch):
             some = order[start : min(start + stretch, used)]
             some = some[np.argsort(proportions[some], kind="stable")]
+            if self._copies:  # are of the very same proportions
+                some = some[_copies_apart(row_of[some], self.batch_size)]
             batches = rng.permutation(some.reshape(-1, self.batch_size))
             order[start : start + len(some)] = batches.reshape(-1)
         return order
@@ -148,6 +152,25 @@ class EpochBatches(Sampler[list[Key]]):
         # The seed of the order with one number more: drawn apart from it, so that it stays what it was.
         draws = np.random.default_rng((self.seed, self.epoch, 1)).integers(2, size=self.steps) > 0
         return [bool(draw) for draw in draws]
+
+
+def _copies_apart(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Sorted samples, of whole batches, in an order in which no row is twice in a batch, where that can be: a
+    copy changes places with another image in the nearest batch that has none. int64 [S], positions.
+    """
+    batches = np.arange(len(rows)).reshape(-1, batch_size)
+    for number, batch in enumerate(batches):
+        for slot in range(1, batch_size):
+            if rows[batch[slot]] not in rows[batch[:slot]]:
+                continue
+            for other in sorted(range(len(batches)), key=lambda k: abs(k - number)):
+                theirs = rows[batches[other]]
+                free = np.flatnonzero(~np.isin(theirs, rows[batch]))
+                if rows[batch[slot]] not in theirs and len(free):
+                    place = free[0 if other > number else -1]  # the most alike
+                    batch[slot], batches[other, place] = batches[other, place], batch[slot]
+                    break
+    return batches.reshape(-1)
 
 
 def like_batches(sizes: NDArray[np.int64], batch_size: int) -> list[list[int]]:

@@ -33,8 +33,9 @@ def class_frequencies(records: DetectionSet) -> NDArray[np.float64]:
 def draw_counts(factors: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
     """How often each image comes in one epoch: a factor of 2.3 gives 2 or 3, and 2.3 on average.
 
-    The sum is always `samples_of`, so that all epochs are equally long: what is beyond 1 is laid end to end,
-    in a drawn order, and every whole number that it reaches across is one more (systematic sampling).
+    The sum is always `samples_of`, so that all epochs are equally long; in a small set its rounding moves the
+    factors a little. What is beyond 1 is laid end to end, in a drawn order, and every whole number that it
+    reaches across, from a drawn beginning, is one more (systematic sampling).
     """
     more, total = factors - 1, samples_of(factors) - len(factors)
     counts = np.ones(len(factors), dtype=np.int64)
@@ -42,8 +43,9 @@ def draw_counts(factors: NDArray[np.float64], rng: np.random.Generator) -> NDArr
         return counts
     order = rng.permutation(len(factors))
     ends = np.cumsum(more[order]) * (total / more.sum())
-    ends[-1] = total
-    counts[order] += np.diff(np.floor(ends + rng.random()).astype(np.int64), prepend=0)
+    ends[-1] = total  # exactly: a rounding error could cost a sample
+    reached = np.floor(ends + rng.random()).astype(np.int64)
+    counts[order] += np.diff(reached, prepend=0)
     return counts
 
 

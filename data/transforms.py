@@ -313,12 +313,18 @@ def _make(transform: Any, where: str) -> Any:
 
 def _reason(error: Exception) -> str:
     if isinstance(error.__cause__, ValidationError):  # which albumentations gives on with a link and more
-        found = error.__cause__.errors(include_url=False)
-        return "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {one['input']!r}" for one in found
-        )
+        return "; ".join(map(_said_of, error.__cause__.errors(include_url=False)))
     reason = " ".join(str(error).split())
     return reason if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {reason}"
+
+
+def _said_of(fault: Any) -> str:
+    """What pydantic finds wrong: with one parameter, or with several together."""
+    message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:
+        return message
+    got = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
+    return f"{'.'.join(map(str, fault['loc']))}: {message}{got}"
 
 
 @cache

@@ -12,7 +12,7 @@ from data.categories import BY_NAME
 from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.sample import DetectionSet
-from data.yolo_index import Index, images_of, index_file, place_of, read_index
+from data.yolo_index import Index, images_of, index_file, label_file_of, place_of, read_index
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,11 @@ def load_yolo(
     index = read_index(index_file(root))
     if split not in index.splits:
         # Other keys have texts as well: a licence, say.
-        there = [name for name, places in index.splits.items() if any(place_of(index, p) for p in places)]
+        there = [
+            name
+            for name, places in index.splits.items()
+            if any(place_of(index, p) or "/" in p or p.endswith(".txt") for p in places)
+        ]
         remedy = "set data.splits"
         if there == ["train"]:
             remedy += f", or divide it: python -m data.split {shlex.quote(str(root))}"
@@ -57,10 +61,10 @@ def load_yolo(
         )
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
-    paths = images_of(index, split, faults)
+    paths, not_read = images_of(index, split, faults)
     images, twice = [], []
     left_out: Counter[str] = Counter()
-    label_files = [_label_file(path) for path in paths]
+    label_files = [label_file_of(path) for path in paths]
     for number, (path, label_file) in enumerate(zip(paths, label_files, strict=True), start=1):
         try:
             size = read_size(path)[0]
@@ -101,7 +105,7 @@ def load_yolo(
             faults.append(DataFault("labels-missing", message, paths[0]))
         else:
             log.warning(message)
-    _labels_without_images(index, split, label_files, faults)
+    _labels_without_images(index, split, [*label_files, *map(label_file_of, not_read)], faults)
     say_left_out(left_out, f"split {split}")
     if lists_all(faults):
         faults += twice
@@ -141,7 +145,7 @@ def _labels_without_images(
         where = place_of(index, place)
         if where is None or not where.is_dir():
             continue
-        folder = _label_file(where / "any.jpg").parent
+        folder = label_file_of(where / "any.jpg").parent
         if folder != where and folder.is_dir():  # beside images there may be texts of all kinds
             labels = [path for path in files_below(folder) if path.suffix == ".txt"]
             alone += [p for p in labels if p.absolute() not in known and p.name != "classes.txt"]
@@ -153,19 +157,6 @@ def _labels_without_images(
         files = "1 label file has" if len(alone) == 1 else f"{len(alone)} label files have"
         more = ", ..." if len(alone) > 1 else ""
         log.warning("split %s: %s no image and are left out (%s%s)", split, files, alone[0], more)
-
-
-def _label_file(image: Path) -> Path:
-    """The last folder `images` of the path becomes `labels`; without one the labels are beside the image."""
-    parts = list(image.absolute().parts)
-    at = next((i for i in range(len(parts) - 2, 0, -1) if parts[i] == "images"), None)
-    if at is None:
-        return image.with_suffix(".txt")
-    # Only the tail is replaced, so that messages keep the path as the user gave it.
-    tail = len(parts) - at
-    if tail > len(image.parts):
-        return Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
-    return Path(*image.parts[:-tail], "labels", *parts[at + 1 :]).with_suffix(".txt")
 
 
 def _label_lines(

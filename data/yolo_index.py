@@ -55,7 +55,7 @@ def read_index(file: Path) -> Index:
         raise InputError(f"{file}: keys are wanted (train, val, names), not a {type(content).__name__}")
     # As text: "no" is a name here, and so is 08.
     names = _names(yaml.load(text, yaml.BaseLoader).get("names"), file)
-    if "nc" in content and str(content["nc"]) != str(len(names)):
+    if "nc" in content and not _is_number(content["nc"], len(names)):
         raise InputError(f"{file}: nc is {content['nc']!r}, but names has {len(names)}; correct one of them")
     known = ("path", "names", "nc", "download", "yaml_file", "channels")
     splits = {}
@@ -71,6 +71,13 @@ def read_index(file: Path) -> Index:
     return Index(
         file, base if base.is_dir() else file.parent, splits, names, math.prod(shape) if shape else 0
     )
+
+
+def _is_number(value: Any, number: int) -> bool:
+    try:
+        return float(value) == number
+    except (TypeError, ValueError):
+        return False
 
 
 def _how_to_make(file: Path) -> str:
@@ -99,8 +106,12 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
     return names
 
 
-def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[Path]:
-    """The images of a split, sorted, each once. Raises InputError: a place is missing, or none holds any."""
+def images_of(index: Index, split: str, faults: list[DataFault] | None) -> tuple[list[Path], list[Path]]:
+    """The images of a split, sorted, each once; and pictures in its folders of kinds that are not read.
+
+    Raises:
+        InputError: a place is missing, or none holds any.
+    """
     found: list[Path] = []
     others: list[Path] = []
     for place in index.splits[split]:
@@ -125,10 +136,25 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> list[
         raise faults[0]
     if not found:
         raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
-    first: dict[tuple[str, str], Path] = {}
+    chosen: dict[tuple[str, str], Path] = {}
     for key, path in zip(one_for_each_file(found), found, strict=True):
-        first.setdefault(key, path)
-    return sorted(first.values())
+        # Labels are looked for beside what a link is called: of two spellings one may have none.
+        if key not in chosen or (not label_file_of(chosen[key]).is_file() and label_file_of(path).is_file()):
+            chosen[key] = path
+    return sorted(chosen.values()), others
+
+
+def label_file_of(image: Path) -> Path:
+    """The last folder `images` of the path becomes `labels`; without one the labels are beside the image."""
+    parts = list(image.absolute().parts)
+    at = next((i for i in range(len(parts) - 2, 0, -1) if parts[i] == "images"), None)
+    if at is None:
+        return image.with_suffix(".txt")
+    # Only the tail is replaced, so that messages keep the path as the user gave it.
+    tail = len(parts) - at
+    if tail > len(image.parts):
+        return Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+    return Path(*image.parts[:-tail], "labels", *parts[at + 1 :]).with_suffix(".txt")
 
 
 def _say_what_is_not_read(pictures: list[Path], split: str, faults: list[DataFault] | None) -> None:
@@ -137,7 +163,7 @@ def _say_what_is_not_read(pictures: list[Path], split: str, faults: list[DataFau
     if lists_all(faults):
         for path in pictures:
             message = f"{path} is left out: {path.suffix} is not read from a folder; {how}"
-            faults.append(DataFault("image-unreadable", message, path))
+            faults.append(DataFault("image-not-read", message, path))
     elif pictures:
         more = f" and {len(pictures) - 1} more" * (len(pictures) > 1)
         log.warning("split %s: %s%s of a kind that is not read left out; %s", split, pictures[0], more, how)

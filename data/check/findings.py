@@ -42,6 +42,9 @@ KINDS: dict[str, Kind] = {
     ),
     "image-missing": Kind(_E, "an image does not exist", "put the file there, or remove its annotation"),
     "image-unreadable": Kind(_E, "a file is no image, or damaged", "replace it, or remove its annotation"),
+    "image-not-read": Kind(
+        _W, "a picture is of a kind that is not read, and left out", "convert it to JPEG or PNG"
+    ),
     "image-size-differs": Kind(
         _E, "an image has another size than its annotation says", "correct the annotation: boxes are off"
     ),

@@ -169,7 +169,8 @@ def _voc(root: Path) -> WholeSet:
         for path in xml_files(folders.annotations)
     ]
     if not names:
-        raise InputError(f"{folders.annotations} holds no .xml files")
+        capitals = " (.XML is not read: rename them)" if _in_capitals(folders.annotations) else ""
+        raise InputError(f"{folders.annotations} holds no .xml files{capitals}")
     lists = sorted(path.stem for path in folders.lists.glob("[!.]*.txt") if not _is_of_all(path, names))
     if lists:
         raise InputError(
@@ -204,8 +205,7 @@ def _is_of_all(file: Path, names: Sequence[str]) -> bool:
 
 def _say_what_has_no_xml(images: Path, annotations: Path, names: Sequence[str]) -> None:
     """Annotation tools write none for an image without objects, which is background all the same."""
-    capitals = [path for path in files_below(annotations) if path.suffix.lower() == ".xml" != path.suffix]
-    if capitals:
+    if capitals := _in_capitals(annotations):
         more = f" and {len(capitals) - 1} more" * (len(capitals) > 1)
         log.warning("%s%s left out: rename what ends in .XML, to .xml", capitals[0], more)
     stems = pictures_by_stem(images)
@@ -215,6 +215,11 @@ def _say_what_has_no_xml(images: Path, annotations: Path, names: Sequence[str]) 
             "they are background",
             len(lost), len(stems), images, lost[0],
         )  # fmt: skip
+
+
+def _in_capitals(annotations: Path) -> list[Path]:
+    """The files that end in .XML, .Xml and the like."""
+    return [p for p in files_below(annotations) if p.suffix != ".xml" and p.suffix.lower() == ".xml"]
 
 
 def _yolo(root: Path) -> WholeSet:

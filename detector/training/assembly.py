@@ -123,10 +123,10 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         scales,
         None if data.repeat_rare is None else repeat_factors(train_set, data.repeat_rare),
     )
+    warn_of_no_repeats(data, train_set, batches.length)
     if fresh:
         warn_of_schedule(config, batches.steps * train.epochs)
         warn_of_batches(config, batches.length)
-        warn_of_no_repeats(data, train_set)
         warn_of_sizes(data)
         warn_of_crowds(config, val_set)
         warn_of_tiles(config, val_set)

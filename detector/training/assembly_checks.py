@@ -74,7 +74,10 @@ def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:
 
 
 def warn_of_batches(config: Config, images: int) -> None:
-    """An epoch has whole batches alone: each step is of as many images."""
+    """An epoch has whole batches alone: each step is of as many images.
+
+    images: of an epoch, those that are repeated as often as they come.
+    """
     batch_size = config.train.batch_size
     left = images % batch_size
     if config.train.epochs == 0:  # only scored
@@ -82,23 +85,27 @@ def warn_of_batches(config: Config, images: int) -> None:
     if batch_size > images:
         scaled = " while the learning rate is scaled for more" if config.optimizer.lr_for_batch else ""
         log.warning(
-            "train.batch_size=%d: there are %d training images, so that each step is of all of them%s; set "
+            "train.batch_size=%d: an epoch has %d images, so that each step is of all of them%s; set "
             "train.batch_size=%d", batch_size, images, scaled, images,
         )  # fmt: skip
     elif 10 * left >= images:
         log.warning(
-            "train.batch_size=%d: each epoch leaves out %d of the %d training images, others every time",
+            "train.batch_size=%d: each epoch leaves out %d of its %d images, others every time",
             batch_size, left, images,
         )  # fmt: skip
 
 
-def warn_of_no_repeats(data: DataConfig, records: DetectionSet) -> None:
-    """A data.repeat_rare that no class is below."""
-    if data.repeat_rare is None:
+def warn_of_no_repeats(data: DataConfig, records: DetectionSet, images: int) -> None:
+    """A data.repeat_rare that no class is below, or so little that nothing is repeated.
+
+    images: of an epoch.
+    """
+    if data.repeat_rare is None or images > len(records):
         return
     frequencies = class_frequencies(records)
     present = frequencies[frequencies > 0]
-    if len(present) and (rarest := present.min()) >= data.repeat_rare:
+    if len(present):
+        rarest = present.min()
         log.warning(
             "data.repeat_rare=%g repeats nothing: %.3g of the images have the rarest class, %s; set more",
             data.repeat_rare, rarest, records.classes[list(frequencies).index(rarest)],

@@ -66,7 +66,7 @@ class Checkpoints:
     ) -> None:
         self._config = config
         self._train_set = train_set
-        self._validation = validation_set.digest()
+        self._training, self._validation = train_set.digest(), validation_set.digest()
         self._learner = learner
         self._progress = progress
         self._watch = watch
@@ -126,6 +126,7 @@ class Checkpoints:
                 "not_finite_lately": self._watch.recent,
                 "steps_per_epoch": self._steps_per_epoch,
                 "images": len(self._train_set),
+                "training_set": self._training,
                 "validation": self._validation,
             }
         save_checkpoint(self._folder / name, content, self._folder / PREVIOUS if last else None)
@@ -169,6 +170,15 @@ class Checkpoints:
             )
         if state["step"] % self._steps_per_epoch:
             _refuse_another_order(changes, source)
+            if (
+                self._config.data.repeat_rare
+                and training.get("training_set", self._training) != self._training
+            ):
+                raise InputError(
+                    f"{source} is in mid-epoch, and the training set has other images or boxes now, by which "
+                    "data.repeat_rare repeats them: some images would be left out or come twice; resume "
+                    f"without the change, or begin a new run with model.init={BEST} of this one"
+                )
         # What was asked for with --resume stays, not what was saved.
         self._learner.restore(training, state["model"], source)
         now = self._progress

@@ -86,6 +86,24 @@ def test_an_epoch_holds_every_sample_once_however_it_is_dealt_out(grouped: bool)
     assert len(seen) == 5
 
 
+def test_copies_of_an_image_are_dealt_to_other_batches_where_like_shapes_meet() -> None:
+    """Their proportions are the very same; seven copies go into seven batches, if there are as many."""
+    repeats = np.ones(200)
+    repeats[[20, 90]] = 7.0
+    proportions = np.random.default_rng(0).uniform(0.5, 2.0, 200)
+    batches = EpochBatches(200, 8, seed=0, proportions=proportions, repeats=repeats)
+    spreads = []
+    for epoch in range(10):
+        batches.start_at(epoch)
+        for keys in batches:
+            rows = [key.row for key in keys]
+            assert len(set(rows)) == len(rows)
+            spreads.append(np.ptp(proportions[rows]))
+    assert np.median(spreads) < 0.2  # of 1.5
+    few = EpochBatches(2, 4, seed=0, proportions=proportions[:2], repeats=np.array([7.0, 1.0]))
+    assert sorted(key.row for key in chain(*few)) == [0] * 7 + [1]
+
+
 def test_without_repeats_the_order_is_the_plain_shuffle() -> None:
     """So that a run of an earlier version goes on as it would have."""
     batches = EpochBatches(9, 3, seed=5)
@@ -116,8 +134,7 @@ def test_a_training_repeats_what_is_rare_and_says_so(tmp_path: Path, caplog, cap
     trainer.run()
     assert "8 training images (10 an epoch, with data.repeat_rare) with 8 boxes" in capsys.readouterr().out
     assert "repeats nothing" not in caplog.text
-    Trainer(tiny_config(root, tmp_path / "other", "data.repeat_rare=0.125"), "test")
-    assert (
-        "data.repeat_rare=0.125 repeats nothing: 0.125 of the images have the rarest class, dog"
-        in caplog.text
-    )
+    for share in (0.125, 0.14):  # sqrt(0.14 * 8) = 1.06 for one image: rounded, no sample more
+        Trainer(tiny_config(root, tmp_path / "other", f"data.repeat_rare={share}"), "test")
+        nothing = f"data.repeat_rare={share} repeats nothing: 0.125 of the images have the rarest class, dog"
+        assert nothing in caplog.text

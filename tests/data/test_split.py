@@ -225,6 +225,9 @@ def test_a_voc_set_with_traces_of_another_format_is_voc(
     (tmp_path / "set/Annotations/c.xml").rename(tmp_path / "set/Annotations/c.XML")
     assert call(main, "set", cwd=tmp_path).code == 0
     assert "set/Annotations/c.XML left out: rename what ends in .XML, to .xml" in caplog.text
+    write_voc(tmp_path / "all", {"a": voc_xml([("cat", (4, 5, 24, 23), 0)])}, {})
+    (tmp_path / "all/Annotations/a.xml").rename(tmp_path / "all/Annotations/a.XML")
+    assert_refused(main, ("all",), tmp_path, "all/Annotations holds no .xml files (.XML is not read: rename")
 
 
 def test_all_that_is_wrong_with_a_set_is_said_at_once(

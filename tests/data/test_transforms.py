@@ -425,6 +425,8 @@ WRONG = {
     "unknown parameter, own": ({"IoUCrop": {"min_iou": 0.5}}, "IoUCrop: no parameter 'min_iou'.*min_ious"),
     "probability": ({"HorizontalFlip": {"p": 2}}, "HorizontalFlip: p: .* 1, got 2$"),
     "a list for a number": ({"HorizontalFlip": {"p": [1]}}, r"HorizontalFlip: p: .*number, got \[1\]$"),
+    "two without a value": ("Resize", "Resize: height: Field required; width: Field required$"),
+    "of two together": ({"CropAndPad": {}}, "CropAndPad: Both px and percent .* simultaneously.$"),
     "probability, own": ({"ZoomOut": {"p": 2}}, "ZoomOut: .*"),
     "missing": ("ResizeWithin", "ResizeWithin: .*long"),
     "no side": ({"ResizeWithin": {"long": 0}}, "ResizeWithin: .*long=0"),

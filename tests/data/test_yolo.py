@@ -327,6 +327,7 @@ def test_classes_may_be_chosen_and_reordered(root: Path) -> None:
 PLACES = {  # what data.yaml may say -> where the images of "train" are then found
     "names by index": {"names": {1: "dog", 0: "cat"}},
     "count of names": {"nc": 2},
+    "count of names, as text": {"nc": "2"},
     "no path": {"path": None},
     "path of another machine": {"path": "/content/datasets/set"},
     "path by Ultralytics' settings": {"path": "../datasets/set"},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data.check.findings import KINDS, Level
 from data.check.repeats import path_spots
 from data.faults import DataFault
 from data.yolo import load_yolo
@@ -35,6 +36,8 @@ def test_pictures_that_have_to_be_converted_are_said(
     for name in ("x.HEIC", "y.heic", "film.gif"):
         shutil.copy(where / "a.png", where / name)
     (where / "notes.docx").touch()
+    if not flat:
+        shutil.copy(root / "labels/train/a.txt", root / "labels/train/x.txt")
     with caplog.at_level(logging.WARNING):
         assert len(load_yolo(root, "train")) == 3
     (said,) = [r.message for r in caplog.records if "convert" in r.message]
@@ -44,8 +47,10 @@ def test_pictures_that_have_to_be_converted_are_said(
     )
     faults: list[DataFault] = []
     load_yolo(root, "train", None, faults)
-    named = [fault.image for fault in faults if fault.code == "image-unreadable"]
+    named = [fault.image for fault in faults if fault.code == "image-not-read"]
     assert named == [where / name for name in ("film.gif", "x.HEIC", "y.heic")]
+    assert "label-without-image" not in {fault.code for fault in faults}  # that of x.HEIC
+    assert KINDS["image-not-read"].level > Level.ERROR  # they are left out, and the rest is trained on
 
 
 @pytest.mark.parametrize("ending", [".jfif", ".JPE"])
@@ -57,11 +62,13 @@ def test_all_endings_of_a_jpeg_are_taken(root: Path, ending: str) -> None:
 
 def test_however_a_list_spells_a_file_it_is_one_image(root: Path) -> None:
     (root / "linked").symlink_to(root / "images")
-    ways = ("images/train/a.png", "../set/images/train/a.png", "images/./train/a.png", "linked/train/a.png")
-    (root / "train.txt").write_text("\n".join([*ways, "images/train/b.png"]))
-    write_yolo(root, {}, train="train.txt")
-    train = load_yolo(root, "train")
-    assert [Path(file).name for file in train.files] == ["a.png", "b.png"]
+    ways = ["images/train/a.png", "../set/images/train/a.png", "images/./train/a.png", "linked/train/a.png"]
+    for some in (ways, ways[::-1]):  # beside linked/ there are no labels
+        (root / "train.txt").write_text("\n".join([*some, "images/train/b.png"]))
+        write_yolo(root, {}, train="train.txt")
+        train = load_yolo(root, "train")
+        assert [Path(file).name for file in train.files] == ["a.png", "b.png"]
+        assert train.offsets.tolist() == [0, len(BOXES), len(BOXES)]
     (root / "val.txt").write_text("images/train/../train/b.png\nimages/val/d.png")
     write_yolo(root, {}, train="train.txt", val="val.txt")
     (spot,) = path_spots({"train": train, "val": load_yolo(root, "val")})

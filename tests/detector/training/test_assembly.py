@@ -275,14 +275,14 @@ def test_a_schedule_longer_than_the_training_is_said(
         (
             6,
             "train.batch_size=8",
-            "batch_size=8: there are 6 training images, so that each step is of all of them; ",
+            "batch_size=8: an epoch has 6 images, so that each step is of all of them; ",
         ),
         (
             6,
             "train.batch_size=8 optimizer.lr_for_batch=2",
             "of them while the learning rate is scaled for more; set",
         ),
-        (6, "train.batch_size=4", "batch_size=4: each epoch leaves out 2 of the 6 training images"),
+        (6, "train.batch_size=4", "batch_size=4: each epoch leaves out 2 of its 6 images"),
         (6, "train.batch_size=3", ""),
         (21, "train.batch_size=4", ""),  # a rest of one
         (6, "train.batch_size=8 train.epochs=0", ""),

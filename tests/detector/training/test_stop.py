@@ -287,6 +287,28 @@ def test_what_moves_the_images_of_an_epoch_is_refused_in_the_middle_of_one(tmp_p
     Trainer(tiny_config(root, run, "train.epochs=3", "train.batch_size=9"), "test", resume=run).run()
 
 
+def test_with_repeats_other_annotations_are_refused_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    """They decide which images come how often. At its end, and without repeats, they may be mended."""
+    for name, words in (("repeats", ["data.repeat_rare=0.9"]), ("plain", [])):
+        root, run = small_coco(tmp_path / name, 20), tmp_path / f"{name}_run"
+        words += ["train.epochs=2", "train.batch_size=8"]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            signal_at_step(patch, 1)
+            Trainer(tiny_config(root, run, *words), "test").run()
+        path = root / "annotations" / "train.json"
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            annotation["bbox"][2] += 1
+        path.write_text(json.dumps(content))
+        if words[0] == "data.repeat_rare=0.9":
+            with pytest.raises(
+                InputError, match=r"mid-epoch, and the training set has other images or boxes"
+            ):
+                Trainer(tiny_config(root, run, *words), "test", resume=run)
+        else:
+            Trainer(tiny_config(root, run, *words), "test", resume=run)
+
+
 def test_another_validation_set_begins_best_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """However it came to be another one: here its file was edited. A run that has ended measures nothing."""
     root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
