@@ -110,8 +110,9 @@ class TrainConfig(Section):
     eval_every: Count = Field(1, description="epochs between evaluations; the last epoch always has one")
     patience: Count | None = Field(
         None,
-        description="end a run whose AP has not risen for so many epochs (not evaluations); null never does. "
-        "The low learning rates at the end of the schedule, where AP rises most, are not reached then",
+        description="end a run whose AP has not risen for so many epochs (not evaluations), once it is above "
+        "0; null never does. The low learning rates at the end of the schedule, where AP rises most, are not "
+        "reached then",
     )
     log_every: Count = Field(20, description="steps between log lines")
     profile: bool = Field(

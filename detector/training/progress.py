@@ -35,7 +35,7 @@ def out_of_patience(now: Progress, train: TrainConfig, steps_per_epoch: int) -> 
     epoch, best = now.step // steps_per_epoch, now.best_step // steps_per_epoch
     if train.patience is None or now.evaluated != now.step or epoch >= train.epochs:
         return ""
-    if epoch - best < train.patience:
+    if epoch - best < train.patience or now.best == 0:  # from scratch the first epochs find nothing
         return ""
     return (
         f"train.patience={train.patience}: AP has not risen since epoch {best}, and the run ends after epoch "
