@@ -8,7 +8,8 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from detector.retinanet import RetinaNet
-from errors import InputError, first_line
+from detector.training.stop import StopRequest
+from errors import InputError, Stopped, first_line
 
 _MOST_GRAPHS = 64  # of a function, where dynamo's own limit is 8
 
@@ -39,15 +40,22 @@ def compilation_report(shapes: int) -> str:
 
 
 @contextlib.contextmanager
-def compilation_explained() -> Iterator[None]:
+def compilation_explained(stop: StopRequest | None = None, then: str = "") -> Iterator[None]:
     """Turn a failure to compile into one line.
+
+    Args:
+        stop: what asks for the end of it; the compiler's own processes may have heard it too, and failed.
+        then: what to do after that.
 
     Raises:
         InputError: it failed.
+        Stopped: it was stopped.
     """
     try:
         yield
     except TorchDynamoException as error:
+        if stop:
+            raise Stopped(f"stopped by {stop.signal} while the network was compiled; {then}") from None
         reason = first_line(error)
         raise InputError(
             f"train.compile: torch.compile cannot compile the network here ({reason}); it needs a C++ "

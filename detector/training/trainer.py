@@ -144,7 +144,8 @@ class Trainer:
                     self.monitor.say(f"changed by this --resume: {some_of(changed, 10)}")
             self._checkpoints.begin(self.folder)
             self.profile_step = self._profiler(end)
-            with memory_explained(self.parts.device), compilation_explained():
+            then = f"--resume {self.folder} goes on from its last checkpoint"
+            with memory_explained(self.parts.device), compilation_explained(self.stop, then):
                 while True:
                     self._evaluate_if_due()
                     ended = out_of_patience(self.progress, self.config.train, self.steps_per_epoch)
@@ -172,7 +173,8 @@ class Trainer:
         end.enter_context(in_use(folder))
         if resumption:
             resumption.begin(self.progress)
-            if self.progress.step < self.total_steps:  # else it would tell of steps that nobody has made
+            ended = out_of_patience(self.progress, self.config.train, self.steps_per_epoch)
+            if self.progress.step < self.total_steps and not ended:  # else nobody makes the steps it tells of
                 write_text(folder / "config.yaml", text)
         if self.processes.launch is not None:
             mark_launch(folder, self.processes.launch)

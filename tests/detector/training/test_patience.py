@@ -53,8 +53,11 @@ def test_a_run_ends_early_and_goes_on_where_it_is_told_to(
     evaluated = [line["epoch"] for line in read_metrics(run) if "AP" in line]
     assert evaluated == [1, 2, 3] and last(run)["step"] == 6
 
-    Trainer(tiny_config(root, run, *still, "train.patience=2"), "test", resume=run).run()
-    assert "ends after epoch 3 of 5" in capsys.readouterr().out
+    text = (run / "config.yaml").read_text()
+    more = tiny_config(root, run, *still, "train.patience=2", "train.epochs=9")
+    Trainer(more, "test", resume=run).run()
+    assert "ends after epoch 3 of 9" in capsys.readouterr().out
+    assert (run / "config.yaml").read_text() == text  # no step is made
     assert last(run)["step"] == 6 and len(read_metrics(run)) == 9
 
     Trainer(tiny_config(root, run, *still, "train.patience=3"), "test", resume=run).run()

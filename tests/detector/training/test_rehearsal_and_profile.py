@@ -23,8 +23,9 @@ from detector.training.gradients import Gradients
 from detector.training.learner import Learner
 from detector.training.profile import phase_table
 from detector.training.rehearsal import _time_steps, rehearse
+from detector.training.stop import StopRequest
 from detector.training.trainer import Trainer
-from errors import InputError
+from errors import InputError, Stopped
 from tests.builders import TINY_MODEL, coco_dict, small_coco, write_coco
 from tests.oracles import iou
 from tests.runs import assert_one_line, call, difference, last, listing, tiny_config
@@ -263,6 +264,13 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing was compiled" in compilation_report(1)
     with pytest.raises(InputError, match=r"train\.compile=false"), compilation_explained():
         raise torch._dynamo.exc.TorchDynamoException("\nno compiler\nmore")
+    stop = StopRequest(speak=False)
+    stop.signal = "SIGINT"  # Ctrl-C, which the compiler's processes get as well
+    with (
+        pytest.raises(Stopped, match=r"SIGINT while .* compiled; go on$"),
+        compilation_explained(stop, "go on"),
+    ):
+        raise torch._dynamo.exc.TorchDynamoException("a compiler's process ended")
 
 
 @pytest.mark.parametrize("most", [1, 64])
