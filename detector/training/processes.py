@@ -61,6 +61,21 @@ class Processes:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
+    def refuse_different_steps(self, step: int) -> None:
+        """Of the checkpoint that each process has read by itself.
+
+        Raises:
+            InputError: it is of another step in another process.
+            Bystander: another process failed.
+        """
+        self.barrier()  # one that failed would leave the others waiting
+        lowest, highest = -self.largest(-step), self.largest(step)
+        if lowest != highest:
+            raise InputError(
+                f"process {self.rank} would begin at step {step} and others elsewhere; put the run folder on a "
+                "disk that all machines see"
+            )
+
     def from_main(self, make: Callable[[], Value]) -> Value:
         """What the main process makes while the others wait, for as long as it takes.
 

@@ -106,17 +106,7 @@ class Trainer:
         if self._resumption:
             with memory_explained(parts.device):
                 self._resumption.restore(self._checkpoints, self.progress)
-        self._check_all_read_the_same(self.progress.step)
-
-    def _check_all_read_the_same(self, step: int) -> None:
-        """Of the checkpoint that each process has read by itself; `step`: its own's."""
-        self.processes.barrier()  # one that failed would leave the others waiting
-        lowest, highest = -self.processes.largest(-step), self.processes.largest(step)
-        if lowest != highest:
-            raise InputError(
-                f"process {self.processes.rank} would begin at step {step} and others elsewhere; put the run "
-                "folder on a disk that all machines see"
-            )
+        self.processes.refuse_different_steps(self.progress.step)
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -304,7 +294,7 @@ class Trainer:
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
-            self._check_all_read_the_same(state["step"])  # before what all read is renamed
+            self.processes.refuse_different_steps(state["step"])  # before what all read is renamed
             self.processes.from_main(lambda: set_aside_damaged(folder))
             self.learner.restore(state["training"], state["model"], str(folder))
             then = f"back to the weights of step {state['step']}"
