@@ -72,8 +72,8 @@ class Processes:
         lowest, highest = -self.largest(-step), self.largest(step)
         if lowest != highest:
             raise InputError(
-                f"process {self.rank} would begin at step {step} and others elsewhere; put the run folder on a "
-                "disk that all machines see"
+                f"process {self.rank} would begin at step {step} and others elsewhere; put the run folder on "
+                "a disk that all machines see"
             )
 
     def from_main(self, make: Callable[[], Value]) -> Value:

@@ -20,6 +20,7 @@ from detector.config.file import dump_config
 from detector.training import processes as processes_module
 from detector.training.learner import Learner
 from detector.training.processes import Processes
+from detector.training.run_log import RunLog
 from detector.training.trainer import Trainer
 from errors import Bystander, InputError, Stopped
 from tests.builders import small_coco
@@ -85,7 +86,7 @@ def fail_alone(rank: int, size: int) -> Any:
         if rank == 1:
             patch.setattr(where, fail)
         try:
-            train_door(str(folder / "config.yaml"), [f"run.dir={folder / 'run'}"], None, False)
+            train_door(str(folder / "config.yaml"), [f"run.dir={folder / 'run'}"], None, False, RunLog())
         except (InputError, Bystander) as error:
             return type(error).__name__
     return "went on"
