@@ -53,7 +53,9 @@ def build_step(root: str, overrides: tuple[str, ...]) -> Callable[[], object]:
 
 
 def main() -> None:
-    arguments = parser("Time and memory of ranking over accumulated micro-batches.", repeats=10).parse_args()
+    arguments = parser(
+        "Time and memory of ranking over accumulated micro-batches.", repeats=10, device=False
+    ).parse_args()
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         steps = {name: build_step(f"{folder}/set", words) for name, words in VARIANTS.items()}

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.measure import report, section
 from detector.config.file import load_config
+from errors import InputError
 
 ROOT = Path(__file__).parents[1]
 # One process of several threads is slower than as many processes of one.
@@ -64,15 +65,17 @@ def rows(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list
     return header, table
 
 
-def _settings(config: str, words: Sequence[str]) -> str:
-    """What decides on the results: the words, what they come to, and the code."""
+def _settings(config: str, words: Sequence[str], threads: str) -> str:
+    """What decides on the results: the words, what they come to, the code, and how sums are divided up."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     version = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     resolved = load_config(Path(config), [*words]).model_dump_json(indent=1)
-    return "\n".join((" ".join([config, *words]), f"code: {version or 'unknown'}", resolved))
+    return "\n".join((" ".join([config, *words]), f"code: {version or 'unknown'}", threads, resolved))
 
 
 def spread(values: Sequence[float]) -> str:
+    if min(values) < 0:  # COCO's word for a class without gt boxes
+        return "-"
     mean = f"{100 * statistics.mean(values):.1f}"
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
@@ -89,14 +92,20 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output.resolve() / Path(args.config).stem
     output.mkdir(parents=True, exist_ok=True)
-    settings, written = _settings(args.config, args.settings), output / "settings.txt"
+    threads = ONE_THREAD if args.side_by_side > 1 else {}
+    try:
+        for loss in args.losses:  # before the first of them is trained for hours
+            load_config(Path(args.config), [*args.settings, f"loss.name={loss}"])
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+    of_a_run = f"{'one thread' if threads else 'the usual threads'} a run"
+    settings, written = _settings(args.config, args.settings, of_a_run), output / "settings.txt"
     if written.is_file() and written.read_text() != settings:
         raise SystemExit(
             f"{output} holds runs of other settings or of other code (see {written}); give another --output"
         )
     written.write_text(settings)
     runs = {(loss, seed): output / f"{loss}-{seed}" for seed in args.seeds for loss in args.losses}
-    threads = ONE_THREAD if args.side_by_side > 1 else {}
     with ThreadPoolExecutor(args.side_by_side) as pool:
         jobs = [
             pool.submit(
@@ -118,7 +127,7 @@ def main() -> None:
         for loss in args.losses
     }
     note = f"""Points (100 is perfect) after the last epoch, mean ± standard deviation,
-seeds {args.seeds}.
+seeds {args.seeds}; {of_a_run}.
 The last two columns are the detection calibration error, before calibration and held out after it."""
     report([section(Path(args.config).stem, *rows(results), note)], args.report)
 

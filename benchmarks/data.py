@@ -303,7 +303,7 @@ def measure_preset(name: str, pictures: Pictures, repeats: int) -> tuple[list[st
 
 
 def main() -> None:
-    options = parser("The data path against torchvision's reference pipeline.", repeats=5)
+    options = parser("The data path against torchvision's reference pipeline.", repeats=5, device=False)
     options.add_argument("--images", type=Path, metavar="FOLDER", help="JPEG files to read (default: made)")
     options.add_argument("--count", type=int, default=64, help="at most so many of them (%(default)s)")
     arguments = options.parse_args()

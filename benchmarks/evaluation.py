@@ -57,8 +57,11 @@ NOTE = (
 )
 
 
-def our_detection(config: Config, data: Data, device: torch.device) -> Call:
-    return ours_call(build_ours(config, data, device).network, config, data, device)
+def our_detection(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
+    ours = build_ours(config, data, device)
+    if not shipped:
+        make_equal(ours, build_peer(config, data, device, shipped), data)
+    return ours_call(ours.network, config, data, device)
 
 
 def peer_detection(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
@@ -110,12 +113,14 @@ def measure(
 ) -> list[str]:
     """One row of the table."""
     config = load_config(RECIPE, overrides)
-    ours = build_ours(config, data, device).network
-    peer = build_peer(config, data, device, shipped).network
+    ours = build_ours(config, data, device)
+    peer = build_peer(config, data, device, shipped)
     if not shipped:
-        assert isinstance(ours, RetinaNet) and isinstance(peer, TorchvisionRetinaNet)
         make_equal(ours, peer, data)
-    calls = (ours_call(ours, config, data, device), peer_call(peer, config, data, device, shipped))
+    calls = (
+        ours_call(ours.network, config, data, device),
+        peer_call(peer.network, config, data, device, shipped),
+    )
     memory = [peak_extra_bytes(call, device) for call in calls]
     many = arguments.repeats, device, shipped, arguments.pairs
     timings = timed_apart(our_detection, peer_detection, config, data, *many)

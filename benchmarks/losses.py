@@ -1,8 +1,8 @@
 """Claim: the exact ranking losses cost about as much as focal loss, however many positives there are.
 
 Forward and backward on the same logits: one of ours (--loss), torchvision's `sigmoid_focal_loss`
-(summed, divided by the positives), the AP-loss as published, which loops over the positives, and the
-bucketed one, an approximation. Run from the root of the repository: python -m benchmarks.losses
+(summed, divided by the positives); beside --loss ap the AP-loss as published, which loops over the positives,
+and the bucketed one, an approximation. Run from the root of the repository: python -m benchmarks.losses
 """
 
 import argparse
@@ -20,30 +20,22 @@ from torchvision.ops import sigmoid_focal_loss
 
 from benchmarks.measure import Timing, devices, in_turns, parser, peak_extra_bytes, progress, report, section
 from benchmarks.peers import BucketedAPLoss, LoopAPLoss, TooSlow
-from detector.losses import alrp_loss, ap_loss, rank_sort_loss
+from detector.losses import alrp_loss, ap_loss, rank_sort_loss_of
 
 DELTA = 1.0
-HEADER = (
-    "logits",
-    "positives",
-    "ours, ms",
-    "focal, ms",
-    "bucketed, ms",
-    "loop, ms",
-    "ours / focal",
-    "bucketed / ours",
-    "loop / ours",
-    "memory ours",
-    "memory focal",
-)
+HEADER = ("logits", "positives", "ours, ms", "focal, ms", "ours / focal", "memory ours", "memory focal")
+PEERS = ("bucketed, ms", "loop, ms", "bucketed / ours", "loop / ours")  # of the AP-loss
 NOTE = (
     "Milliseconds of forward and backward: median, and half the interquartile range in per cent. "
-    "Ours and focal loss run in turns, then ours and the bucketed one, and a ratio is the median over the "
-    "turns; the loop runs by itself, and '-' stands where one pass takes longer than {limit:g} s. "
+    "Ours and focal loss run in turns, and a ratio is the median over the turns. "
     "Memory: the most that tensors take beyond logits and targets, in multiples of the logits tensor, the "
     "gradient included. The peers "
-    "get the logits as float32 whatever the dtype, focal loss its targets as float32. "
-    "Where the loop finished, the AP-loss and its gradient agree with it in float64 to {tolerance:g}."
+    "get the logits as float32 whatever the dtype, focal loss its targets as float32."
+)
+NOTE_ON_PEERS = (
+    " Ours and the bucketed one run in turns as well; the loop runs by itself, and '-' stands where one pass "
+    "takes longer than {limit:g} s. Where it finished, the AP-loss and its gradient agree with it in float64 "
+    "to {tolerance:g}."
 )
 
 
@@ -67,8 +59,8 @@ def make_loss(name: str, targets: Tensor) -> Callable[[Tensor], Tensor]:
     if name == "alrp":
         return lambda x: alrp_loss(x, targets, errors, DELTA).ranking_error
     if name == "rank_sort":
-        quality = targets.float().index_copy_(0, positives, (1 - errors).clamp_min(1e-3))
-        return lambda x: torch.stack(rank_sort_loss(x, quality, DELTA)).sum()
+        quality = (1 - errors).clamp_min(1e-3)
+        return lambda x: torch.stack(rank_sort_loss_of(x, targets, quality)).sum()
     return lambda x: ap_loss(x, targets, DELTA)
 
 
@@ -128,30 +120,35 @@ def measure(arguments: argparse.Namespace, size: int, positives: int, device: to
             lambda x: sigmoid_focal_loss(x, focal_targets, reduction="sum") / positives, focal_logits
         )
 
-    loop = loop_timing(logits, targets, arguments.loop_limit, arguments.repeats)
-    if loop is not None:
-        error = disagreement(logits, targets)
-        if not error <= _tolerance(arguments.dtype):
-            sys.exit(f"error: AP-loss and loop differ by {error:.1e} ({size} logits, {positives} positives)")
     timings = in_turns({"ours": ours, "focal": focal}, arguments.repeats, device)
-    # By itself: what comes after it finds the caches full of its many temporaries.
-    bucket = in_turns({"ours": ours, "bucketed": bucketed}, arguments.repeats, device)
     memory = []
     for call, leaf in ((ours, logits), (focal, focal_logits)):
         leaf.grad = None
         memory.append(f"{peak_extra_bytes(call, device) / (leaf.numel() * leaf.element_size()):.1f}")
     mine = timings["ours"]
-    return [
+    row = [
         f"{size:,}",
         f"{positives:,}",
         str(mine),
         str(timings["focal"]),
+        f"{mine.ratio_to(timings['focal']):.2f}",
+        *memory,
+    ]
+    if arguments.loss != "ap":
+        return row
+    # By themselves: what comes after them finds the caches full of their many temporaries.
+    bucket = in_turns({"ours": ours, "bucketed": bucketed}, arguments.repeats, device)
+    loop = loop_timing(logits, targets, arguments.loop_limit, arguments.repeats)
+    if loop is not None:
+        error = disagreement(logits, targets)
+        if not error <= _tolerance(arguments.dtype):
+            sys.exit(f"error: AP-loss and loop differ by {error:.1e} ({size} logits, {positives} positives)")
+    return [
+        *row,
         str(bucket["bucketed"]),
         str(loop or "-"),
-        f"{mine.ratio_to(timings['focal']):.2f}",
         f"{bucket['bucketed'].ratio_to(bucket['ours']):.1f}",
         f"{loop.median_s / mine.median_s:,.1f}" if loop else "-",
-        *memory,
     ]
 
 
@@ -174,7 +171,11 @@ def main() -> None:
     options.add_argument("--loop-limit", type=float, default=60, help="seconds the loop may take (60)")
     arguments = options.parse_args()
     arguments.dtype = getattr(torch, arguments.dtype)
-    note = NOTE.format(limit=arguments.loop_limit, tolerance=_tolerance(arguments.dtype))
+    header: tuple[str, ...] = HEADER
+    note = NOTE
+    if arguments.loss == "ap":
+        header += PEERS
+        note += NOTE_ON_PEERS.format(limit=arguments.loop_limit, tolerance=_tolerance(arguments.dtype))
     sections = []
     for device in devices(arguments.device):
         rows = []
@@ -184,7 +185,7 @@ def main() -> None:
                 progress(f"{device}: " + "  ".join(rows[-1]))
         dtype = str(arguments.dtype).removeprefix("torch.")
         title = f"{arguments.loss} loss: {device}, {dtype}, logits '{arguments.distribution}'"
-        sections.append(section(title, HEADER, rows, note))
+        sections.append(section(title, header, rows, note))
     report(sections, arguments.output)
 
 

@@ -160,11 +160,12 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
     return peak
 
 
-def parser(description: str, repeats: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def parser(description: str, repeats: int, device: bool = True) -> argparse.ArgumentParser:
+    """The options that all benchmarks have. device: whether it may run elsewhere than on the CPU."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--repeats", type=int, default=repeats, help="measured turns (%(default)s)")
-    result.add_argument("--device", default="auto", help="cpu, cuda, or auto: both where there is a GPU")
+    if device:
+        result.add_argument("--device", default="auto", help="cpu, cuda, or auto: both where there is a GPU")
     result.add_argument("--output", type=Path, metavar="FILE", help="write the report there as well")
     return result
 

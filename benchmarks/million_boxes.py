@@ -106,6 +106,8 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=20, help="of the one loading process (%(default)s)")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the report there as well")
     arguments = options.parse_args()
+    if arguments.epochs < 2:
+        options.error("--epochs: two are wanted at least, to see whether memory grows")
     loading, memory = [], []
     with tempfile.TemporaryDirectory() as folder:
         for images in (100_000, FEW):

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detector.losses.ranking import ascending
+
 
 class TooSlow(Exception):
     """The loop was abandoned."""
@@ -60,9 +62,10 @@ def _soft_step(u: Tensor, delta: float) -> Tensor:
 class BucketedAPLoss(torch.autograd.Function):
     """The bucketed AP-loss (Yavuz et al., ECCV 2024), without interpolation as there: O(N log N + P^2).
 
-    All logits are sorted. The negatives between two neighbouring positives become one bucket, which
-    stands at its mean logit and counts as often as it has members; a P x B matrix relates positives
-    and buckets. Members of a bucket share its gradient. Exact for delta = 0 only.
+    All logits are sorted, as fast as we can. The negatives between two neighbouring positives become one
+    bucket, which stands at its mean logit and counts as often as it has members; a P x B matrix relates
+    positives and buckets. Members of a bucket share its gradient. The smaller delta is, the nearer it comes
+    to the AP-loss; delta must be above 0.
     """
 
     @staticmethod
@@ -70,10 +73,12 @@ class BucketedAPLoss(torch.autograd.Function):
         positives = (targets == 1).nonzero().squeeze(1)
         f = logits[positives]
         relevant = ((targets == 0) & (logits >= f.min() - delta)).nonzero().squeeze(1)
-        n, order = logits[relevant].sort()
-        bucket = torch.searchsorted(f.sort().values, n)  # [N] ascending, one for each gap
-        present, bucket, size = bucket.unique_consecutive(return_inverse=True, return_counts=True)
-        mean = torch.zeros(len(present), device=n.device).index_add_(0, bucket, n) / size
+        n, order = ascending(logits[relevant])
+        ends = torch.searchsorted(n, f.sort().values, right=True)  # [P] of the gaps below the positives
+        size = torch.cat((ends, ends.new_tensor([len(n)]))).diff(prepend=ends.new_zeros(1))
+        size = size[size > 0]
+        bucket = torch.arange(len(size), device=n.device).repeat_interleave(size, output_size=len(n))
+        mean = n.new_zeros(len(size)).index_add_(0, bucket, n) / size
         a = 0.5 + _soft_step(f - f[:, None], delta).sum(1)
         relations = _soft_step(mean - f[:, None], delta)  # [P, B]
         b = relations @ size.to(n.dtype)

@@ -190,8 +190,11 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
     return Contestant(model, step)
 
 
-def our_step(config: Config, data: Data, device: torch.device) -> Call:
-    return build_ours(config, data, device).step
+def our_step(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
+    ours = build_ours(config, data, device)
+    if not shipped:
+        make_equal(ours, build_peer(config, data, device, shipped), data)
+    return ours.step
 
 
 def peer_step(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
@@ -214,14 +217,14 @@ def timed_apart(
         repeats: turns of a pair of processes.
         pairs: of processes, one after another. Where the memory of a process comes to lie is chance, and
             on a CPU torchvision's takes up to a fifth more or less time by it, to the end of the process.
-        ours, peer: importable; called with the configuration, the data and the device, and the peer with
-            `shipped`, they give the call to time.
+        ours, peer: importable; called with the configuration, the data, the device and `shipped`, they give
+            the call to time. Each builds its network anew, from one seed.
     """
     setting = (config, len(data.images), data.images.shape[-1], device)
     timings: list[dict[str, Timing]] = []
     for _ in range(max(pairs, 1)):
         with (
-            Elsewhere(_our_side, ours, *setting) as mine,
+            Elsewhere(_our_side, ours, *setting, shipped) as mine,
             Elsewhere(_peer_side, peer, *setting, shipped) as its,
         ):
             timings.append(in_turns({**mine.calls, **its.calls}, repeats, device))
@@ -229,10 +232,10 @@ def timed_apart(
 
 
 def _our_side(
-    make: Callable[..., Call], config: Config, batch: int, size: int, device: torch.device
+    make: Callable[..., Call], config: Config, batch: int, size: int, device: torch.device, shipped: bool
 ) -> dict[str, Call]:
     keep_freed_memory()  # as our programs do
-    return {"ours": make(config, make_data(batch, size, device), device)}
+    return {"ours": make(config, make_data(batch, size, device), device, shipped)}
 
 
 def _peer_side(
@@ -241,12 +244,14 @@ def _peer_side(
     return {"peer": make(config, make_data(batch, size, device), device, shipped)}
 
 
-def make_equal(ours: RetinaNet, peer: TorchvisionRetinaNet, data: Data) -> None:
+def make_equal(one: Contestant, other: Contestant, data: Data) -> None:
     """Give ours the peer's weights, and see that the two are the same network then.
 
     Raises:
         SystemExit: they are not.
     """
+    ours, peer = one.network, other.network
+    assert isinstance(ours, RetinaNet) and isinstance(peer, TorchvisionRetinaNet)
     weights = {name: value.cpu() for name, value in peer.state_dict().items()}
     initialise(ours, weights, "torchvision", torch.ones(4))
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
@@ -306,11 +311,12 @@ def measure(
     ours = build_ours(config, data, device)
     peer = build_peer(config, data, device, shipped)
     if not shipped:
-        assert isinstance(ours.network, RetinaNet)
-        assert isinstance(peer.network, TorchvisionRetinaNet)
-        make_equal(ours.network, peer.network, data)
+        make_equal(ours, peer, data)
     layouts = [ours.layout(), peer.layout()]
-    memory = [peak_extra_bytes(one.step, device) for one in (ours, peer)]
+    memory = []
+    for one in (ours, peer):
+        one.network.zero_grad(set_to_none=True)  # one of the two frees its gradients later in the step
+        memory.append(peak_extra_bytes(one.step, device))
     timings = timed_apart(our_step, peer_step, config, data, steps, device, shipped)
     precision = precisions(config, device, shipped)
     row = [terms, precision, " / ".join(dict.fromkeys(layouts)), *compared(timings, memory, data)]
