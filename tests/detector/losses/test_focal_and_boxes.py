@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
-from detector.losses import ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
+from detector.losses import ce_ohem_loss, focal, focal_loss, giou_errors, smooth_l1_errors
 
 STD = torch.tensor([0.1, 0.1, 0.2, 0.2])
 CODER = BoxCoder(weights=tuple((1 / STD).tolist()))
@@ -47,6 +47,22 @@ def test_focal_loss_is_torchvisions_over_the_number_of_positives(
     loss = focal_loss(logits, targets, alpha, gamma)
     torch.testing.assert_close(loss, expected)
     assert torch.autograd.grad(loss, logits)[0].equal(gradients[0])
+
+
+def test_focal_loss_is_right_far_from_0_and_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the definition in float64, and its gradient by autograd."""
+    monkeypatch.setattr(focal, "_ON_CPU", 100)
+    logits = torch.linspace(-30, 30, 999).repeat(2).requires_grad_()
+    targets = torch.arange(1998) % 2  # each logit as a positive and as a negative
+    x = logits.detach().double().requires_grad_()
+    p = torch.where(targets == 1, x, -x).sigmoid()
+    log_p = F.logsigmoid(torch.where(targets == 1, x, -x))
+    alpha = torch.where(targets == 1, 0.25, 0.75).double()
+    expected = -(alpha * (1 - p).pow(2) * log_p).sum() / 999
+    loss = focal_loss(3 * logits / 3, targets)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    (gradient,), (exact,) = torch.autograd.grad(5 * loss, logits), torch.autograd.grad(5 * expected, x)
+    torch.testing.assert_close(gradient.double(), exact, rtol=3e-5, atol=1e-13)
 
 
 def test_focal_loss_without_positives_is_the_sum_over_the_negatives() -> None:
