@@ -261,7 +261,8 @@ def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:
     where = f"image id {shown(number)} in {source}"
     path = finder.find(text_of(record, "file_name", where), where)
     if not isinstance(number, int) or abs(number) >= 2**63:
-        raise DataFault("record-malformed", f"{where}: the id must be an integer; number them anew", path)
+        wanted = "fit 64 bits" if isinstance(number, int) else "be an integer"
+        raise DataFault("record-malformed", f"{where}: the id must {wanted}; number them anew", path)
     return AnnotatedImage(number, path, _size(record, path, where))
 
 

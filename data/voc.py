@@ -19,7 +19,7 @@ from data.faults import DataFault, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
 from data.sample import DetectionSet
-from errors import InputError
+from errors import InputError, some_of
 
 _DIFFICULT = ("1", "true", "yes")
 
@@ -49,8 +49,10 @@ def voc_folders(root: Path) -> VocFolders:
     if any(root.glob("[!.]*.xml")) and not any(annotations.glob("**/*.xml")):
         annotations = root
     if not annotations.is_dir():  # only then is it worth a look at all that is there
-        remedy = f"a VOC set has its XML files there{looks_like(root) or '; is it of another data.format?'}"
-        require_folder(annotations, "data.root (voc)", remedy)
+        parts = sorted(path.parent.name for path in root.glob("[!.]*/[!.]*.xml"))
+        of_parts = f"; folders of splits are named in data.splits: here {some_of([*dict.fromkeys(parts)], 3)}"
+        other = of_parts if parts else looks_like(root) or "; is it of another data.format?"
+        require_folder(annotations, "data.root (voc)", f"a VOC set has its XML files there{other}")
     images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
     if images is None and any(path.suffix.lower() in IMAGE_SUFFIXES for path in annotations.iterdir()):
         images = annotations

@@ -121,6 +121,9 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> tuple
             how = "seen from" if leads_out(place) else "below"
             seen_from = "" if Path(place).is_absolute() else f" {how} {index.root}"
             raise InputError(f"{index.file}: '{split}: {place}' does not exist{seen_from}{hint}")
+        own = index.root / place.removeprefix("../")
+        if where != own and place.startswith("../") and is_there(own):
+            log.warning("%s: '%s: %s' is %s, not %s", index.file, split, place, where, own)
         if _place_as_written(index, place) is None:
             log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)
         if where.is_dir():

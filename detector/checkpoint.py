@@ -65,6 +65,8 @@ def save_checkpoint(
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         there = path.exists() or (previous is not None and previous.exists())
+        if previous is not None and not there:
+            then += ", which begins again: there is no checkpoint yet"
         kept = "the checkpoint before it is kept: " if there else ""
         reason = getattr(error, "strerror", None) or first_line(error)
         if not path.parent.is_dir():

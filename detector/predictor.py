@@ -179,6 +179,10 @@ class Detector:
         warn_of_scale(opened.trained, opened.config.data, sizes)
         tile_cuts_nothing(opened.config, sizes)
 
+    def is_full(self, found: ImageDetections) -> bool:
+        """Whether eval.detections_per_img may have cut off some of an image."""
+        return len(found) >= self._checkpoint.config.eval.detections_per_img
+
     def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
         """Detections in images that make one batch."""
         batch = collate([self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))])

@@ -103,8 +103,15 @@ def initialise(
     own = model.state_dict()
     if known and classes and list(known) != list(classes):
         state = _with_classes(state, known, own, classes)
+    theirs = _model_config(content).get("anchors")
+    moved = theirs is not None and settings is not None and theirs != settings.get("anchors", theirs)
     if partial:
-        state = _with_own_parts(state, own, source)
+        state = _with_own_parts(state, own, source, moved)
+    elif moved:
+        log.warning(
+            "%s has learnt with other anchors (%s): what it says of sizes is wrong at first; "
+            "model.init_partial=true starts it afresh", source, json.dumps(theirs),
+        )  # fmt: skip
     left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
     remedy = _settings_of(content, settings or {}) or (
@@ -164,8 +171,13 @@ def _state_dict(content: object) -> Mapping[str, Tensor] | None:
     return state
 
 
-def _with_own_parts(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights with the model's own in the place of parts that do not fit, or are not there."""
+def _with_own_parts(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, other_anchors: bool
+) -> dict[str, Tensor]:
+    """The weights with the model's own in the place of parts that do not fit, or are not there.
+
+    other_anchors: with them no output fits, though as many there may be.
+    """
     if "conv1.weight" in state:
         state = {f"backbone.body.{n}": t for n, t in state.items() if not n.startswith("fc.")}
     mixed, afresh = dict(state), []
@@ -178,6 +190,7 @@ def _with_own_parts(state: Mapping[str, Tensor], own: Mapping[str, Tensor], sour
                 {n: t for n, t in one.items() if n.startswith(f"{part}.")} for one in (state, own)
             )
             fits &= anchors[0] == anchors[1] or part != "class_head.output"
+            fits &= not (other_anchors and part.endswith(".output"))
             # An output has nothing to say behind another tower.
             fits &= {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
             if not fits:

@@ -93,6 +93,11 @@ def predict(
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
             raise InputError(some)
         session.write_tables(sources, formats)
+    if session.full:
+        log.warning(
+            "%d of %d images and frames have as many detections as eval.detections_per_img allows, and may "
+            "hold more; set it higher", session.full, len(session.results),
+        )  # fmt: skip
     detector.warn_of_sizes(np.unique([result.size for result in session.results], axis=0))
     found = sum(len(result.found) for result in session.results)
     frames = sum(result.frame is not None for result in session.results)
@@ -149,6 +154,7 @@ class _Session:
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
+        self.full = 0  # images and frames in which more may be
         self.bar = tqdm(total=0, unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._detector = detector
         self._folder = folder
@@ -261,6 +267,7 @@ class _Session:
                 yield _Undetectable(f"{source.path} ({width} x {height} px): {one}"), None
                 continue
             shown = self._choose(one)
+            self.full += self._detector.is_full(shown)
             frame = None if first_frame is None else first_frame + number
             result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown)
             yield result, draw(pixels, shown) if self._pictures else None

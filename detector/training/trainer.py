@@ -183,7 +183,7 @@ class Trainer:
         scale = self.parts.batches.scale
         if self.monitor and scale != self._scale:
             size = "full size" if scale == 1 else f"{scale:g} of their size"
-            self.monitor.say(f"epoch {epoch}: images at {size}")
+            self.monitor.say(f"from epoch {epoch}.00 on: images at {size}")
         self._scale = scale
         groups = in_groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
         logged = StepTimer()

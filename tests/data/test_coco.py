@@ -224,7 +224,7 @@ WRONG_IMAGES = {  # what is wrong with image 10 -> what the message says
     "a width that is true": ({"width": True}, "image id 10.*width must be .*True"),
     "id as text": ({"id": "10"}, "id must be an integer"),
     "id as list": ({"id": [10]}, "id must be an integer"),
-    "id beyond 64 bits": ({"id": 2**64}, "id"),
+    "id beyond 64 bits": ({"id": 2**70}, "id must fit 64 bits"),
     "duplicate id": ({"id": 11}, "image id 11 stands twice"),
 }
 

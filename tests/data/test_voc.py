@@ -239,6 +239,16 @@ def test_of_two_images_with_its_stem_that_is_taken_which_the_xml_names(root):
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.bmp")
 
 
+def test_folders_of_splits_are_named_where_the_usual_ones_are_not_there(tmp_path):
+    for part in ("valid", "train"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.xml").touch()
+    with pytest.raises(
+        InputError, match=r"Annotations does not exist.* named in data\.splits: here train, valid"
+    ):
+        load_voc(tmp_path, "trainval")
+
+
 def test_annotations_in_folders_below_count_and_hidden_files_do_not(tmp_path):
     """As CVAT and Datumaro write images in folders; macOS leaves "._a.xml" in what it packs."""
     cat = voc_xml([("cat", (1, 2, 30, 40), 0)], name="a.jpg")

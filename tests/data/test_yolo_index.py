@@ -109,3 +109,20 @@ def test_a_class_that_is_not_listed_is_refused(root: Path, category: str) -> Non
     (root / "labels/train/a.txt").write_text(f"{category} 0.5 0.5 0.1 0.1\n")
     with pytest.raises(InputError, match=rf"a\.txt:1: class {category} is not one of 0 to 1"):
         load_yolo(root, "train")
+
+
+def test_of_two_folders_that_a_place_may_mean_the_one_is_named(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Roboflow's ../train/images, beside another set that has a train as well."""
+    for kind in ("images", "labels"):
+        (root / "train").mkdir(exist_ok=True)
+        shutil.move(root / kind / "train", root / "train" / kind)
+    write_yolo(root, {}, path=None, train="../train/images")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_yolo(root, "train")) == 3
+        assert caplog.text == ""
+        shutil.copytree(root / "train", root.parent / "train")
+        (root.parent / "train/images/a.png").unlink()
+        assert len(load_yolo(root, "train")) == 2
+    assert f"'train: ../train/images' is {root}/../train/images, not {root}/train/images" in caplog.text

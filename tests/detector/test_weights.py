@@ -408,6 +408,30 @@ def test_classes_keep_their_outputs_where_other_parts_start_afresh() -> None:
     assert mine.equal(its.flip(1))
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_as_many_anchors_of_other_sizes_are_told(partial: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a checkpoint, which says what its anchors were."""
+    source, model = tiny(0), tiny(1)
+    now = ModelConfig(**TINY).model_dump(mode="json")
+    for factor in (1, 2):
+        sizes = [[factor * side for side in level] for level in now["anchors"]["sizes"]]
+        then = now | {"anchors": now["anchors"] | {"sizes": sizes}}
+        content = {"model": source.state_dict(), "config": {"model": then}}
+        caplog.clear()
+        before = weights(model)
+        initialise(model, content, "source.pt", STD, settings=now, partial=partial)
+        kept = [n for n, t in weights(model).items() if not t.equal(weights(source)[n])]
+        assert bool(caplog.messages) == (factor == 2)
+        if factor == 2 and partial:
+            assert {n.rpartition(".")[0] for n in kept} == {"class_head.output", "box_head.output"}
+            assert all(weights(model)[n].equal(before[n]) for n in kept)
+            assert "does not fit class_head.output, box_head.output: these start afresh" in caplog.text
+        else:
+            assert kept == []
+        model = tiny(1)
+    assert partial or "has learnt with other anchors" in caplog.text
+
+
 def test_as_many_outputs_of_other_anchors_are_not_taken() -> None:
     source, model = (
         tiny(0, classes=2),

@@ -106,9 +106,12 @@ def test_one_box_is_left_of_each_object(place: Path, trained: Path) -> None:
     assert 0 < len(left) < len(every)
 
 
-def test_settings_of_evaluation_can_be_changed(place: Path, trained: Path) -> None:
+def test_settings_of_evaluation_can_be_changed(
+    place: Path, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     words = ("images/?.png", "--threshold", "0", "--format", "coco", "eval.detections_per_img=1")
     assert run(place, trained, *words, "--output", "one").code == 0
+    assert "6 of 6 images and frames have as many detections as eval.detections_per_img" in caplog.text
     found = [entry["image_id"] for entry in read(place / "one" / "coco.json")]
     assert sorted(found) == sorted(set(found)) != []
 
