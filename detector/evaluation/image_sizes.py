@@ -45,7 +45,7 @@ def warn_of_scale(trained: DataConfig, now: DataConfig, sizes: NDArray[np.int64]
     factor = float(np.median(here / then))
     if not 1 / _OTHER_SIZE < factor < _OTHER_SIZE:
         log.warning(
-            "images are %.2g times as large as the training's data.transforms.eval makes them (the median), and "
-            "objects of a size that was not learnt are hardly found; leave it as it was, or train at this size",
+            "images are %.2g times as large as the training's data.transforms.eval makes them (the median), "
+            "and objects of a size that was not learnt are hardly found; leave it as it was, or train so",
             factor,
         )  # fmt: skip
