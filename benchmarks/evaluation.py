@@ -23,11 +23,10 @@ from benchmarks.training import (
     SHIPPED,
     Data,
     as_floats,
-    build_ours,
+    build_pair,
     build_peer,
     compared,
     make_data,
-    make_equal,
     precisions,
     timed_apart,
 )
@@ -58,9 +57,7 @@ NOTE = (
 
 
 def our_detection(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
-    ours = build_ours(config, data, device)
-    if not shipped:
-        make_equal(ours, build_peer(config, data, device, shipped), data)
+    ours, _ = build_pair(config, data, device, shipped)
     return ours_call(ours.network, config, data, device)
 
 
@@ -113,10 +110,7 @@ def measure(
 ) -> list[str]:
     """One row of the table."""
     config = load_config(RECIPE, overrides)
-    ours = build_ours(config, data, device)
-    peer = build_peer(config, data, device, shipped)
-    if not shipped:
-        make_equal(ours, peer, data)
+    ours, peer = build_pair(config, data, device, shipped)
     calls = (
         ours_call(ours.network, config, data, device),
         peer_call(peer.network, config, data, device, shipped),

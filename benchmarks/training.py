@@ -190,11 +190,18 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
     return Contestant(model, step)
 
 
-def our_step(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
-    ours = build_ours(config, data, device)
+def build_pair(
+    config: Config, data: Data, device: torch.device, shipped: bool
+) -> tuple[Contestant, Contestant]:
+    """Ours and the peer, of equal weights unless they are as shipped."""
+    ours, peer = build_ours(config, data, device), build_peer(config, data, device, shipped)
     if not shipped:
-        make_equal(ours, build_peer(config, data, device, shipped), data)
-    return ours.step
+        make_equal(ours, peer, data)
+    return ours, peer
+
+
+def our_step(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
+    return build_pair(config, data, device, shipped)[0].step
 
 
 def peer_step(config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
@@ -308,10 +315,7 @@ def measure(
 ) -> list[str]:
     """One row of the table."""
     config = load_config(RECIPE, overrides)
-    ours = build_ours(config, data, device)
-    peer = build_peer(config, data, device, shipped)
-    if not shipped:
-        make_equal(ours, peer, data)
+    ours, peer = build_pair(config, data, device, shipped)
     layouts = [ours.layout(), peer.layout()]
     memory = []
     for one in (ours, peer):

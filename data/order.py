@@ -75,7 +75,6 @@ class EpochBatches(Sampler[list[Key]]):
             raise InputError(
                 f"data.splits.train holds {images} images, too few for the {parts} parts of a batch"
             )
-        self._copies = repeats is not None
         self.repeats = np.ones(images) if repeats is None else repeats
         self.length = samples_of(self.repeats)  # of an epoch
         self.batch_size = batch_size
@@ -139,7 +138,7 @@ class EpochBatches(Sampler[list[Key]]):
         for start in range(0, used, stretch):
             some = order[start : min(start + stretch, used)]
             some = some[np.argsort(proportions[some], kind="stable")]
-            if self._copies:  # are of the very same proportions
+            if self.length > len(self.proportions):  # copies are of the very same proportions
                 some = some[_copies_apart(row_of[some], self.batch_size)]
             batches = rng.permutation(some.reshape(-1, self.batch_size))
             order[start : start + len(some)] = batches.reshape(-1)

@@ -177,7 +177,7 @@ class Detector:
         """Say which settings do not go with images of these sizes, [I, 2], height and width."""
         opened = self._checkpoint
         warn_of_scale(opened.trained, opened.config.data, sizes)
-        tile_cuts_nothing(opened.config, sizes)
+        tile_cuts_nothing(opened.config.eval.tile, self._pipeline.sizes_of(sizes))
 
     def is_full(self, found: ImageDetections) -> bool:
         """Whether eval.detections_per_img may have cut off some of an image."""

@@ -6,29 +6,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.builders.data import build_pipeline
-from detector.config import Config, DataConfig
+from detector.config import DataConfig
 
 log = logging.getLogger(__name__)
 
-_OTHER_SIZE = 1.5  # so many times as large
+OTHER_SIZE = 1.5  # objects so many times as large are of a size that was not learnt
 
 
-def tile_cuts_nothing(config: Config, sizes: NDArray[np.int64]) -> bool:
+def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
     """Whether no image is larger than eval.tile, which is said then.
 
     Args:
-        sizes: [I, 2], height and width in pixels of the files.
+        resized: [I, 2], height and width in pixels of the images after data.transforms.eval.
     """
-    if config.eval.tile is None:
+    if tile is None:
         return True
-    resized = build_pipeline(config.data, training=False).sizes_of(sizes)
-    if (resized > config.eval.tile).any():
+    if (resized > tile).any():
         return False
     height, width = resized[resized.prod(axis=1).argmax()].tolist()
     log.warning(
         "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
         "('data.transforms.eval=[]' keeps images as large as they are)",
-        config.eval.tile, width, height,
+        tile, width, height,
     )  # fmt: skip
     return True
 
@@ -43,7 +42,7 @@ def warn_of_scale(trained: DataConfig, now: DataConfig, sizes: NDArray[np.int64]
         return
     then, here = (build_pipeline(data, training=False).sizes_of(sizes) for data in (trained, now))
     factor = float(np.median(here / then))
-    if not 1 / _OTHER_SIZE < factor < _OTHER_SIZE:
+    if not 1 / OTHER_SIZE < factor < OTHER_SIZE:
         log.warning(
             "images are %.2g times as large as the training's data.transforms.eval makes them (the median), "
             "and objects of a size that was not learnt are hardly found; leave it as it was, or train so",

@@ -179,9 +179,11 @@ def _kept(
 def warn_of_tiles(config: Config, records: DetectionSet) -> None:
     """Tiles that cut nothing in a set, and an overlap that is too small for its objects."""
     tiling = build_tiling(config.eval)
-    if tiling is None or tile_cuts_nothing(config, records.sizes):
+    if tiling is None:
         return
     sizes = build_pipeline(config.data, training=False).sizes_of(records.sizes)
+    if tile_cuts_nothing(config.eval.tile, sizes):
+        return
     extents, where = np.unique(sizes, return_inverse=True)
     shared = np.array([tiling.shared(extent) for extent in extents.tolist()])[where.reshape(sizes.shape)]
     counts = np.diff(records.offsets)

@@ -12,12 +12,12 @@ from data.transforms import Pipeline, sides_of
 from detector.builders.data import transforms_of
 from detector.builders.device import cpu_is_fast_in_bf16
 from detector.config import Config, DataConfig, TrainConfig
+from detector.evaluation.image_sizes import OTHER_SIZE
 from detector.training.processes import Processes
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
-_OTHER_SIZE = 1.5  # so many times as large
 _TRIES = 8  # what is applied to every second image has come up by then
 
 
@@ -52,7 +52,7 @@ def warn_of_sizes(data: DataConfig) -> None:
     train, evaluation = (sides_of(transforms_of(data, training)) for training in (True, False))
     if not train or not evaluation:
         return
-    if min(evaluation) > _OTHER_SIZE * max(train) or max(evaluation) * _OTHER_SIZE < min(train):
+    if min(evaluation) > OTHER_SIZE * max(train) or max(evaluation) * OTHER_SIZE < min(train):
         log.warning(
             "data.transforms.eval resizes to %d px, and data.transforms.train to %d: objects will be of "
             "another size than was learnt; set both lists, or data.image_size",

@@ -169,16 +169,8 @@ class Checkpoints:
                 f"run cannot go on where it was; begin a new one with model.init={BEST} of this one"
             )
         if state["step"] % self._steps_per_epoch:
-            _refuse_another_order(changes, source)
-            if (
-                self._config.data.repeat_rare
-                and training.get("training_set", self._training) != self._training
-            ):
-                raise InputError(
-                    f"{source} is in mid-epoch, and the training set has other images or boxes now, by which "
-                    "data.repeat_rare repeats them: some images would be left out or come twice; resume "
-                    f"without the change, or begin a new run with model.init={BEST} of this one"
-                )
+            same_set = training.get("training_set", self._training) == self._training
+            _refuse_another_order(changes, same_set or not self._config.data.repeat_rare, source)
         # What was asked for with --resume stays, not what was saved.
         self._learner.restore(training, state["model"], source)
         now = self._progress
@@ -200,7 +192,7 @@ class Checkpoints:
         self._saved_at, self._saved_step = time.monotonic(), self._progress.step
 
 
-def _refuse_another_order(changes: list[tuple[str, Any, Any]], source: str) -> None:
+def _refuse_another_order(changes: list[tuple[str, Any, Any]], same_repeats: bool, source: str) -> None:
     """In the middle of an epoch, where the first of its images are known by their number alone."""
     for key, before, after in changes:
         if key in _OF_THE_ORDER:
@@ -208,3 +200,9 @@ def _refuse_another_order(changes: list[tuple[str, Any, Any]], source: str) -> N
                 f"{source} is in mid-epoch, and {key} was {before} and is {after}: some "
                 "images would be left out or come twice; resume without the change"
             )
+    if not same_repeats:
+        raise InputError(
+            f"{source} is in mid-epoch, and the training set has other images or boxes now, by which "
+            "data.repeat_rare repeats them: some images would be left out or come twice; resume "
+            f"without the change, or begin a new run with model.init={BEST} of this one"
+        )
