@@ -42,12 +42,14 @@ def train(
 ) -> None:
     """Build the run that the command line describes, and run it."""
     from detector.training.processes import join_processes
+    from detector.training.run_folder import run_to_resume
     from errors import Bystander, InputError, Stopped
 
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of this machine's processes, under torchrun
     if not first:
         logging.getLogger().setLevel(logging.ERROR)
     try:
+        resume = None if resume is None else run_to_resume(resume)
         config, name = _configuration(config_name, overrides, resume)
     except InputError as error:
         if first:

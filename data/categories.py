@@ -78,8 +78,9 @@ def used_categories(
 
 
 def plain_name(name: str) -> str:
-    """What "Traffic Light", "traffic_light" and "traffic-light " have in common."""
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    """What "Traffic Light", "traffic_light" and "traffic-lights " have in common."""
+    plain = re.sub(r"[\s_-]+", "", name).casefold()
+    return plain.removesuffix("s") or plain
 
 
 def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path) -> None:

@@ -11,7 +11,7 @@ from data.repeats import draw_counts, samples_of
 from data.sample import SIZE_DIVISOR
 from errors import InputError
 
-_BATCHES_SORTED = 16  # together, by the proportions of their images
+_BATCHES_SORTED = 16  # about so many together, by the proportions of their images
 
 
 class Key(NamedTuple):
@@ -134,14 +134,13 @@ class EpochBatches(Sampler[list[Key]]):
         proportions = self.proportions[row_of]
         # Sorted within stretches of some batches, whose order is then drawn: each epoch has other
         # batches, and the images of a stretch are as random as before.
-        stretch, used = _BATCHES_SORTED * self.batch_size, self.steps * self.batch_size
-        for start in range(0, used, stretch):
-            some = order[start : min(start + stretch, used)]
+        batches = order[: self.steps * self.batch_size].reshape(-1, self.batch_size)  # in the same memory
+        for stretch in np.array_split(batches, max(1, round(self.steps / _BATCHES_SORTED))):
+            some = stretch.reshape(-1)
             some = some[np.argsort(proportions[some], kind="stable")]
             if self.length > len(self.proportions):  # copies are of the very same proportions
                 some = some[_copies_apart(row_of[some], self.batch_size)]
-            batches = rng.permutation(some.reshape(-1, self.batch_size))
-            order[start : start + len(some)] = batches.reshape(-1)
+            stretch[:] = rng.permutation(some.reshape(-1, self.batch_size))
         return order
 
     def _upright(self) -> list[bool] | list[None]:

@@ -49,15 +49,20 @@ def voc_folders(root: Path) -> VocFolders:
     if any(root.glob("[!.]*.xml")) and not any(annotations.glob("**/*.xml")):
         annotations = root
     if not annotations.is_dir():  # only then is it worth a look at all that is there
-        parts = sorted(path.parent.name for path in root.glob("[!.]*/[!.]*.xml"))
-        of_parts = f"; folders of splits are named in data.splits: here {some_of([*dict.fromkeys(parts)], 3)}"
-        other = of_parts if parts else looks_like(root) or "; is it of another data.format?"
+        parts = sorted({path.parent for path in root.glob("[!.]*/[!.]*.xml") if _has_images(path.parent)})
+        named = some_of([part.name for part in parts], 3)
+        of_parts = f"; folders of splits are named in data.splits: here {named}" if parts else ""
+        other = looks_like(root) or of_parts or "; is it of another data.format?"
         require_folder(annotations, "data.root (voc)", f"a VOC set has its XML files there{other}")
     images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
-    if images is None and any(path.suffix.lower() in IMAGE_SUFFIXES for path in annotations.iterdir()):
+    if images is None and _has_images(annotations):
         images = annotations
     require_folder(images or root / "JPEGImages", "data.root (voc)", "a VOC set has its images there")
     return VocFolders(root, annotations, images or root / "JPEGImages")
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
 
 
 def folders_of_split(root: Path, split: str) -> tuple[VocFolders, str | None]:

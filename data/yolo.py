@@ -45,7 +45,7 @@ def load_yolo(
         there = [
             name
             for name, places in index.splits.items()
-            if any(place_of(index, p) or "/" in p or p.endswith(".txt") for p in places)
+            if any(place_of(index, p) or _is_path(p) for p in places)
         ]
         remedy = "set data.splits"
         if there == ["train"]:
@@ -117,6 +117,10 @@ def load_yolo(
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
 
 
+def _is_path(text: str) -> bool:
+    return text.endswith(".txt") or ("/" in text and "://" not in text)
+
+
 def _labels_of_several(
     split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
@@ -147,7 +151,7 @@ def _labels_without_images(
             continue
         folder = label_file_of(where / "any.jpg").parent
         if folder != where and folder.is_dir():  # beside images there may be texts of all kinds
-            labels = [path for path in files_below(folder) if path.suffix == ".txt"]
+            labels = [path for path in files_below(folder) if path.suffix.lower() == ".txt"]
             alone += [p for p in labels if p.absolute() not in known and p.name != "classes.txt"]
     if lists_all(faults):
         for path in alone:
@@ -176,6 +180,16 @@ def _label_lines(
             yield number, line.split()
 
 
+def _why(count: int, index: Index) -> str:
+    """What a line of so many numbers seems to be, as the end of a sentence."""
+    if count == 6 and not index.keypoints:
+        return "; the sixth looks like a detector's score: leave it out"
+    if count > 6 and count % 3 == 2 and not index.keypoints:
+        points = (count - 5) // 3
+        return f"; if {points} keypoints follow each box, write 'kpt_shape: [{points}, 3]' into {index.file}"
+    return ""
+
+
 def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
     """Class index and xyxy box, in parts of the image's sides."""
     numbers = []
@@ -192,9 +206,9 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
             if index.keypoints
             else "class, cx, cy, w, h, or class and the x, y of three points or more"
         )
-        scored = count == 6 and not index.keypoints
-        score = "; the sixth looks like a detector's score: leave it out" * scored
-        raise DataFault("record-malformed", f"{where}: {count} numbers; wanted are {wanted}{score}")
+        raise DataFault(
+            "record-malformed", f"{where}: {count} numbers; wanted are {wanted}{_why(count, index)}"
+        )
     category, coordinates = numbers[0], numbers[1:] if polygon else numbers[1:5]
     if not (0 <= category < classes and category.is_integer()):  # nor is NaN
         raise DataFault(

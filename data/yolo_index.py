@@ -148,6 +148,13 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> tuple
 
 
 def label_file_of(image: Path) -> Path:
+    """Where the labels of an image are or would be; .TXT is taken where there is no .txt."""
+    path = _label_path(image)
+    capital = path.with_suffix(".TXT")
+    return capital if not path.is_file() and capital.is_file() else path
+
+
+def _label_path(image: Path) -> Path:
     """The last folder `images` of the path becomes `labels`; without one the labels are beside the image."""
     parts = list(image.absolute().parts)
     at = next((i for i in range(len(parts) - 2, 0, -1) if parts[i] == "images"), None)

@@ -65,12 +65,12 @@ def save_checkpoint(
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         there = path.exists() or (previous is not None and previous.exists())
-        if previous is not None and not there:
-            then += ", which begins again: there is no checkpoint yet"
         kept = "the checkpoint before it is kept: " if there else ""
         reason = getattr(error, "strerror", None) or first_line(error)
         if not path.parent.is_dir():
             raise InputError(f"cannot write {path}: its folder is gone; put it back, then {then}") from None
+        if previous is not None and not there:
+            then += ", which begins again: there is no checkpoint yet"
         raise InputError(f"cannot write {path} ({reason}); {kept}free some space, then {then}") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -179,9 +179,13 @@ class Detector:
         warn_of_scale(opened.trained, opened.config.data, sizes)
         tile_cuts_nothing(opened.config.eval.tile, self._pipeline.sizes_of(sizes))
 
-    def is_full(self, found: ImageDetections) -> bool:
-        """Whether eval.detections_per_img may have cut off some of an image."""
-        return len(found) >= self._checkpoint.config.eval.detections_per_img
+    def is_full(self, found: ImageDetections, least: float = 0.0) -> bool:
+        """Whether eval.detections_per_img may have cut off some of an image whose score is at least that.
+
+        found: all that the detector gave, best or not.
+        """
+        most = self._checkpoint.config.eval.detections_per_img
+        return len(found) >= most and bool(found.scores.min() >= least)
 
     def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
         """Detections in images that make one batch."""

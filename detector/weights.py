@@ -110,7 +110,7 @@ def initialise(
     elif moved:
         log.warning(
             "%s has learnt with other anchors (%s): what it says of sizes is wrong at first; "
-            "model.init_partial=true starts it afresh", source, json.dumps(theirs),
+            "model.init_partial=true starts it afresh", source, _in_short(theirs),
         )  # fmt: skip
     left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
@@ -169,6 +169,11 @@ def _state_dict(content: object) -> Mapping[str, Tensor] | None:
     while state and any(all(str(name).startswith(one) for name in state) for one in wrappers):
         state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return state
+
+
+def _in_short(values: Any) -> str:
+    """Plain values in JSON, numbers in four digits."""
+    return json.dumps(json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.4g}")))
 
 
 def _with_own_parts(

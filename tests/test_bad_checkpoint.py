@@ -35,7 +35,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (("--resume", "nowhere"), ("--resume", "nowhere", "does not exist")),
         (("--resume", "set"), ("--resume", "set", "checkpoints/last.pt")),
-        (("--resume", "run/checkpoints/last.pt"), ("--resume", "last.pt", "the folder of the run")),
+        (("--resume", "run/checkpoints/best.pt"), ("--resume", "best.pt", "the folder of the run")),
+        (("--resume", "tiny.yaml"), ("--resume", "tiny.yaml", "checkpoints/last.pt")),
         (("--resume", "run", "run.dir=other"), ("--resume", "run.dir")),
         (("--resume", "run", "train.batch_size=4"), ("run", "an epoch had 2 steps", "train.batch_size")),
         (("tiny.yaml", "--resume", "run"), ("--resume", "CONFIG")),
@@ -76,9 +77,19 @@ def test_a_damaged_last_checkpoint_does_not_resume(finished: Path, tmp_path: Pat
     assert_refused(train.main, words, tmp_path, "run", damage if damage[0] == "n" else "damaged")
 
 
-def test_a_run_that_has_ended_says_so(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [
+        ("run", "."),
+        ("run/checkpoints/last.pt", "."),
+        ("checkpoints/last.pt", "run"),
+        ("last.pt", "run/checkpoints"),
+    ],
+)
+def test_a_run_that_has_ended_says_so(finished: Path, tmp_path: Path, place: str, where: str) -> None:
+    """A run may be named by its newest checkpoint, too, from wherever."""
     shutil.copytree(finished / "run", tmp_path / "run")
-    outcome = call(train.main, "--resume", "run", f"data.root={finished / 'set'}", cwd=tmp_path)
+    outcome = call(train.main, "--resume", place, f"data.root={finished / 'set'}", cwd=tmp_path / where)
     assert outcome.code == 0
     assert "nothing is left to do" in outcome.out
 

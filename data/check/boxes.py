@@ -7,12 +7,10 @@ from numpy.typing import NDArray
 
 from data.check.findings import BoxSpot, numbered
 from data.sample import DetectionSet
+from data.units import EDGE_PX, corners_for_sizes, over_edge, parts_for_pixels
 
 _TINY_PX = 2.0
-_EDGE_PX = 1.0  # rounding, and the pixel between counting from 0 and from 1
 _LEAST_INSIDE = 0.9
-_LEAST_BOXES = 10
-_OVER_EDGE_BY_CHANCE = 0.1  # a part of the boxes
 
 
 def box_spots(
@@ -33,7 +31,7 @@ def box_spots(
     sides = inside[:, 2:] - inside[:, :2]
     with np.errstate(over="ignore"):
         share = sides.prod(axis=1) / ((x1 - x0) * (y1 - y0))
-    over = np.stack((-x0, -y0, x1 - width, y1 - height), axis=1).max(axis=1)
+    over = over_edge(records.boxes, records.sizes[of_image])
     scale = evaluated_sizes / records.sizes  # [I, 2] of height and width
     seen = sides * scale[of_image][:, ::-1]  # [M, 2] width, height
     objects = ~records.ignore
@@ -43,15 +41,10 @@ def box_spots(
             yield BoxSpot(code, problem, values, split, records, noun, box)
 
     size = "of an image of {0} x {1} px"
-    # No set has every box wider than it lies far from the left, unless corners were taken for sizes.
-    corners = bool(
-        len(x0) >= _LEAST_BOXES
-        and ((x1 - x0 > x0) & (y1 - y0 > y0)).all()
-        and (over > _EDGE_PX).mean() > _OVER_EDGE_BY_CHANCE
-    )
+    corners = corners_for_sizes(records.boxes, records.sizes[of_image])
     yield from spots(
         "box-corners" if corners else "box-partly-outside",
-        (over > _EDGE_PX) if corners else share < _LEAST_INSIDE,
+        (over > EDGE_PX) if corners else share < _LEAST_INSIDE,
         f"lies inside by {{2:.0%}} only, {size}",
         width,
         height,
@@ -59,13 +52,13 @@ def box_spots(
     )
     yield from spots(
         "box-over-edge",
-        (share >= _LEAST_INSIDE) & (over > _EDGE_PX) & (not corners),
+        (share >= _LEAST_INSIDE) & (over > EDGE_PX) & (not corners),
         f"reaches over the edge {size} by {{2:.1f}} px",
         width,
         height,
         over,
     )
-    parts = bool(len(x0) >= _LEAST_BOXES and records.boxes.max() <= 1)
+    parts = parts_for_pixels(records.boxes)
     yield from spots(
         "box-normalised" if parts else "box-tiny",
         objects & (seen.min(axis=1) < _TINY_PX),
@@ -73,7 +66,7 @@ def box_spots(
         seen[:, 0],
         seen[:, 1],
     )
-    whole = (x0 <= _EDGE_PX) & (y0 <= _EDGE_PX) & (x1 >= width - _EDGE_PX) & (y1 >= height - _EDGE_PX)
+    whole = (x0 <= EDGE_PX) & (y0 <= EDGE_PX) & (x1 >= width - EDGE_PX) & (y1 >= height - EDGE_PX)
     yield from spots("box-whole-image", objects & whole, f"covers the whole {size}", width, height)
     yield from _repeated(split, records, noun, of_image)
 

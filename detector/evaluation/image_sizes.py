@@ -26,7 +26,7 @@ def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
     height, width = resized[resized.prod(axis=1).argmax()].tolist()
     log.warning(
         "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
-        "('data.transforms.eval=[]' keeps images as large as they are)",
+        "('data.transforms.eval=[]' keeps images as large as they are, for a detector that learnt them so)",
         tile, width, height,
     )  # fmt: skip
     return True
@@ -45,6 +45,7 @@ def warn_of_scale(trained: DataConfig, now: DataConfig, sizes: NDArray[np.int64]
     if not 1 / OTHER_SIZE < factor < OTHER_SIZE:
         log.warning(
             "images are %.2g times as large as the training's data.transforms.eval makes them (the median), "
-            "and objects of a size that was not learnt are hardly found; leave it as it was, or train so",
+            "and objects of a size that was not learnt are hardly found; leave it as it was, unless "
+            "data.transforms.train shows them so, as crops do",
             factor,
         )  # fmt: skip

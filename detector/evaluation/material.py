@@ -16,6 +16,7 @@ from data.coco import read_instances, read_json
 from data.inputs import RESULTS_MARK
 from data.lookup import ImageFinder
 from data.sample import DetectionSet
+from data.units import corners_for_sizes, parts_for_pixels
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
 from errors import InputError
@@ -106,6 +107,7 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
             _say_what_is_left_out(annotations_path, len(gt), len(content["annotations"]))
     _refuse_ids_of_prediction(results_path, annotations_path, image_records)
     found = _read_results(results_path, annotations_path, places, labels)
+    _warn_of_units(found, sizes, results_path)
     return Material(
         tuple(names[category] for category in category_ids),
         np.arange(len(category_ids)),
@@ -176,6 +178,17 @@ def _read_results(
         np.array([one[2] for one in found], np.float64),
         np.array([one[3] for one in found], np.int64),
     )
+
+
+def _warn_of_units(found: FoundBoxes, sizes: Ints | None, path: Path) -> None:
+    xyxy = np.concatenate([found.xywh[:, :2], found.xywh[:, :2] + found.xywh[:, 2:]], axis=1)
+    wrong = ""
+    if parts_for_pixels(xyxy):
+        wrong = "lie within one pixel, as parts of width and height do"
+    elif sizes is not None and corners_for_sizes(xyxy, sizes[found.images]):
+        wrong = "reach outside their images as if x1, y1 were written as width, height"
+    if wrong:
+        log.warning("%s: the boxes %s; bbox is x, y, width, height in pixels", path, wrong)
 
 
 def _box(record: Any) -> list[float]:

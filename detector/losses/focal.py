@@ -22,7 +22,8 @@ def focal_loss(
 
     logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar, float32
     (float64 for float64 logits). With `exchange` the sum and the number are those of all processes. The
-    gradient is computed with the loss, and takes as much memory as the logits; it has no gradient itself.
+    gradient is computed with the loss, and takes as much memory as the logits (twice as much for float16);
+    it has no gradient itself.
     """
     exchange = exchange or Exchange()
     count = exchange.sum(torch.count_nonzero(targets == 1)).clamp(min=1)
@@ -34,9 +35,11 @@ def focal_loss(
 def _sum_and_gradient(
     logits: Tensor, targets: Tensor, alpha: float, gamma: float, count: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Both divided by the count; the gradient [N] as the logits are."""
+    """Both divided by the count; the gradient [N] as the logits are, but float32 for float16: most negatives'
+    are too small for that before a loss scale has been applied.
+    """
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    gradient = torch.empty_like(logits)
+    gradient = torch.empty_like(logits, dtype=exact if logits.dtype == torch.float16 else None)
     value = logits.new_zeros((), dtype=exact)
     size = _ON_CPU if logits.device.type == "cpu" else _ELSEWHERE
     for part, wanted, out in zip(logits.split(size), targets.split(size), gradient.split(size), strict=True):
@@ -45,7 +48,7 @@ def _sum_and_gradient(
         positive, z = wanted == 1, part.to(exact)
         z = torch.where(positive, z, -z)
         missing, log_p = torch.sigmoid(-z), F.logsigmoid(z)
-        weight = torch.where(positive, alpha, 1 - alpha).mul_(missing**gamma)
+        weight = torch.where(positive, z.new_full((), alpha), z.new_full((), 1 - alpha)).mul_(missing**gamma)
         loss = weight * log_p
         slope = log_p.mul_(gamma).mul_(torch.sigmoid(z)).sub_(missing).mul_(weight).div_(count)
         nothing = wanted < 0  # whatever is there, NaN too

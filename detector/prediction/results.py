@@ -42,6 +42,7 @@ class Result:
     frame: int | None  # of a video, from 0
     size: tuple[int, int]  # height, width
     found: ImageDetections
+    full: bool = False  # there may be more
 
 
 class ResultsFolder:

@@ -72,7 +72,8 @@ def predict(
         above = found.above(thresholds)
         return above.one_per_object() if one_per_object else above
 
-    session = _Session(detector, folder, "pictures" in formats, choose)
+    least = float(np.min(thresholds))
+    session = _Session(detector, folder, "pictures" in formats, choose, least)
     with _Termination() as termination:
         try:
             with ThreadPoolExecutor(_READERS) as readers, session.bar:
@@ -93,12 +94,12 @@ def predict(
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
             raise InputError(some)
         session.write_tables(sources, formats)
-    if session.full:
+    if full := sum(result.full for result in session.results):
         log.warning(
             "%d of %d images and frames have as many detections as eval.detections_per_img allows, and may "
-            "hold more; set it higher", session.full, len(session.results),
+            "hold more; set it higher", full, len(session.results),
         )  # fmt: skip
-    detector.warn_of_sizes(np.unique([result.size for result in session.results], axis=0))
+    detector.warn_of_sizes(np.array([result.size for result in session.results], dtype=np.int64))
     found = sum(len(result.found) for result in session.results)
     frames = sum(result.frame is not None for result in session.results)
     return Report(folder.path, len(session.results) - frames, frames, found, len(session.failed))
@@ -151,15 +152,16 @@ class _Session:
         folder: ResultsFolder,
         pictures: bool,
         choose: Callable[[ImageDetections], ImageDetections],
+        least: float,
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
-        self.full = 0  # images and frames in which more may be
         self.bar = tqdm(total=0, unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._detector = detector
         self._folder = folder
         self._pictures = pictures
         self._choose = choose
+        self._least = least  # score that is of interest
         self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # what came on standard input
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
@@ -267,9 +269,9 @@ class _Session:
                 yield _Undetectable(f"{source.path} ({width} x {height} px): {one}"), None
                 continue
             shown = self._choose(one)
-            self.full += self._detector.is_full(shown)
             frame = None if first_frame is None else first_frame + number
-            result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown)
+            full = self._detector.is_full(one, self._least)
+            result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown, full)
             yield result, draw(pixels, shown) if self._pictures else None
 
     def _found(self, images: list[Pixels]) -> list[ImageDetections | str]:

@@ -123,8 +123,8 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         scales,
         None if data.repeat_rare is None else repeat_factors(train_set, data.repeat_rare),
     )
-    warn_of_no_repeats(data, train_set, batches.length)
     if fresh:
+        warn_of_no_repeats(data, train_set, batches.length)
         warn_of_schedule(config, batches.steps * train.epochs)
         warn_of_batches(config, batches.length)
         warn_of_sizes(data)

@@ -40,22 +40,27 @@ def compilation_report(shapes: int) -> str:
 
 
 @contextlib.contextmanager
-def compilation_explained(stop: StopRequest | None = None, then: str = "") -> Iterator[None]:
+def compilation_explained(
+    stop: StopRequest | None = None, then: str = "", alone: bool = True
+) -> Iterator[None]:
     """Turn a failure to compile into one line.
 
     Args:
         stop: what asks for the end of it; the compiler's own processes may have heard it too, and failed.
         then: what to do after that.
+        alone: no other process has to hear of it, as those may be waiting for this one.
 
     Raises:
-        InputError: it failed.
+        InputError: it failed, or was stopped and this process is not alone.
         Stopped: it was stopped.
     """
     try:
         yield
     except TorchDynamoException as error:
         if stop:
-            raise Stopped(f"stopped by {stop.signal} while the network was compiled; {then}") from None
+            stop.served = True
+            kind = Stopped if alone else InputError
+            raise kind(f"stopped by {stop.signal} while the network was compiled; {then}") from None
         reason = first_line(error)
         raise InputError(
             f"train.compile: torch.compile cannot compile the network here ({reason}); it needs a C++ "

@@ -1,11 +1,15 @@
 """How far a run has come, and the checkpoints that keep it."""
 
+import hashlib
+import logging
 import math
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.order import EpochBatches
 from data.sample import DetectionSet
 from detector.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
 from detector.config import Config, TrainConfig
@@ -13,6 +17,8 @@ from detector.evaluation.calibration import Calibration
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 _OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.decay_norm_and_bias")  # what its state is about
 _OF_THE_ORDER = ("train.batch_size", "train.seed", "data.group_by_shape", "data.repeat_rare")
@@ -51,7 +57,7 @@ class Checkpoints:
         train_set: its classes are kept.
         validation_set: what the AP of two checkpoints can be compared by.
         learner, progress, watch: what is kept and brought back.
-        steps_per_epoch: what a step means depends on it.
+        batches: what a step means depends on them.
     """
 
     def __init__(
@@ -62,17 +68,19 @@ class Checkpoints:
         learner: Learner,
         progress: Progress,
         watch: NonFiniteWatch,
-        steps_per_epoch: int,
+        batches: EpochBatches,
     ) -> None:
         self._config = config
         self._train_set = train_set
-        self._training, self._validation = train_set.digest(), validation_set.digest()
+        self._validation = validation_set.digest()
+        self._repeats = hashlib.sha256(batches.repeats.tobytes()).hexdigest()
         self._learner = learner
         self._progress = progress
         self._watch = watch
-        self.total_steps = steps_per_epoch * config.train.epochs
-        self._steps_per_epoch = steps_per_epoch
+        self.total_steps = batches.steps * config.train.epochs
+        self._steps_per_epoch = batches.steps
         self._folder: Path | None = None
+        self._space_is_short = False
         self.measures_otherwise = False  # the validation set is not that of what was restored
 
     def begin(self, run_folder: Path) -> None:
@@ -126,12 +134,13 @@ class Checkpoints:
                 "not_finite_lately": self._watch.recent,
                 "steps_per_epoch": self._steps_per_epoch,
                 "images": len(self._train_set),
-                "training_set": self._training,
+                "repeats": self._repeats,
                 "validation": self._validation,
             }
         save_checkpoint(self._folder / name, content, self._folder / PREVIOUS if last else None)
         if last:
             self._note()
+            self._warn_of_space(self._folder)
 
     def restore(self, state: dict[str, Any], source: str, changes: list[tuple[str, Any, Any]]) -> None:
         """Go on from what LAST held.
@@ -169,8 +178,8 @@ class Checkpoints:
                 f"run cannot go on where it was; begin a new one with model.init={BEST} of this one"
             )
         if state["step"] % self._steps_per_epoch:
-            same_set = training.get("training_set", self._training) == self._training
-            _refuse_another_order(changes, same_set or not self._config.data.repeat_rare, source)
+            same_repeats = training.get("repeats", self._repeats) == self._repeats
+            _refuse_another_order(changes, same_repeats, source)
         # What was asked for with --resume stays, not what was saved.
         self._learner.restore(training, state["model"], source)
         now = self._progress
@@ -188,6 +197,19 @@ class Checkpoints:
         self._watch.count = training.get("not_finite", 0)
         self._watch.recent = list(training.get("not_finite_lately", ()))
 
+    def _warn_of_space(self, folder: Path) -> None:
+        """Each checkpoint is written beside the newest two: say early that the next will find no room."""
+        try:
+            needed, free = (folder / LAST).stat().st_size, shutil.disk_usage(folder).free
+        except OSError:  # the next attempt to write will tell
+            return
+        if free < needed and not self._space_is_short:
+            log.warning(
+                "%s: the disk has %.0f MB left, and a checkpoint takes %.0f MB; free some space, or the run "
+                "ends where it cannot write the next", folder, free / 1e6, needed / 1e6,
+            )  # fmt: skip
+        self._space_is_short = free < needed
+
     def _note(self) -> None:
         self._saved_at, self._saved_step = time.monotonic(), self._progress.step
 
@@ -202,7 +224,7 @@ def _refuse_another_order(changes: list[tuple[str, Any, Any]], same_repeats: boo
             )
     if not same_repeats:
         raise InputError(
-            f"{source} is in mid-epoch, and the training set has other images or boxes now, by which "
-            "data.repeat_rare repeats them: some images would be left out or come twice; resume "
-            f"without the change, or begin a new run with model.init={BEST} of this one"
+            f"{source} is in mid-epoch, and the images have other classes now, by which data.repeat_rare "
+            "repeats them: some images would be left out or come twice; resume without the change, or begin "
+            f"a new run with model.init={BEST} of this one"
         )

@@ -240,14 +240,29 @@ def measures_otherwise(key: str, before: Any, now: Any) -> bool:
     return key == "data.image_size" or other_numbers
 
 
+def run_to_resume(path: Path) -> Path:
+    """The folder of the run that --resume names: itself, or by its newest checkpoint.
+
+    Raises:
+        InputError: it is another file.
+    """
+    if not path.is_file():
+        return path
+    folder = path.absolute().parent
+    if path.name == LAST and folder.name == "checkpoints":
+        return path.parent.parent if len(path.parts) > 2 else folder.parent
+    raise InputError(
+        f"--resume: {path} is a file that no run goes on from; give the folder of the run, or its "
+        f"checkpoints/{LAST}"
+    )
+
+
 def resume_config(folder: Path) -> dict[str, Any]:
     """The configuration of the run in a folder, as plain values.
 
     Raises:
         InputError: there is no run to continue.
     """
-    if folder.is_file():
-        raise InputError(f"--resume: {folder} is a file; give the folder of the run, not its checkpoint")
     if not folder.is_dir():
         raise InputError(f"--resume: the run folder {folder} does not exist")
     written = folder / "config.yaml"

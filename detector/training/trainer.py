@@ -101,7 +101,7 @@ class Trainer:
             self.learner,
             self.progress,
             self.watch,
-            self.steps_per_epoch,
+            parts.batches,
         )
         if self._resumption:
             with memory_explained(parts.device):
@@ -135,7 +135,8 @@ class Trainer:
             self._checkpoints.begin(self.folder)
             self.profile_step = self._profiler(end)
             then = f"--resume {self.folder} goes on from its last checkpoint"
-            with memory_explained(self.parts.device), compilation_explained(self.stop, then):
+            explained = compilation_explained(self.stop, then, alone=self.processes.size == 1)
+            with memory_explained(self.parts.device), explained:
                 while True:
                     self._evaluate_if_due()
                     ended = out_of_patience(self.progress, self.config.train, self.steps_per_epoch)

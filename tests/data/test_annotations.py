@@ -70,6 +70,29 @@ def test_box_stays_if_a_part_lies_inside_the_image(tmp_path, box, kept):
     assert make_set(tmp_path, [[box]]).boxes.tolist() == ([list(box)] if kept else [])
 
 
+@pytest.mark.parametrize("number", [9, 10])
+def test_boxes_in_parts_of_the_image_are_refused(tmp_path, number):
+    parts = [[(0.1 * k, 0.2, 0.1 * k + 0.1, 0.4) for k in range(number)]]
+    if number < 10:  # dots, perhaps
+        assert len(make_set(tmp_path, parts).boxes) == number
+        return
+    with pytest.raises(InputError, match="the split: all boxes lie within one pixel, as parts of width"):
+        make_set(tmp_path, parts)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([(5 * k, 3 * k, 5 * k + 10, 3 * k + 8) for k in range(10)], True),  # x, y, x1, y1 read as sizes
+        ([(5 * k, 3 * k, 10, 8) for k in range(10)], False),  # x, y, width, height
+        ([(5 * k, 3 * k, 5 * k + 10, 3 * k + 8) for k in range(4)], False),  # too few to tell
+    ],
+)
+def test_corners_read_as_sizes_are_told(tmp_path, caplog, given, told):
+    make_set(tmp_path, [[(x, y, x + w, y + h) for x, y, w, h in given]])
+    assert ("as if x1, y1 were written as width, height" in caplog.text) == told
+
+
 def test_join_puts_the_splits_one_after_the_other(tmp_path):
     first = make_set(tmp_path / "a", [[(1, 2, 3, 4), (5, 6, 7, 8)], []], first_id=1)
     second = make_set(tmp_path / "b", [[], [(9, 8, 10, 12)]], first_id=7, ignore=True)

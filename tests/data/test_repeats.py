@@ -100,6 +100,13 @@ def test_copies_of_an_image_are_dealt_to_other_batches_where_like_shapes_meet() 
             assert len(set(rows)) == len(rows)
             spreads.append(np.ptp(proportions[rows]))
     assert np.median(spreads) < 0.2  # of 1.5
+    # 36 batches, which are not cut into stretches of one and of very few.
+    repeats = np.where(np.arange(300) < 15, 20.0, 1.0)
+    proportions = np.random.default_rng(0).uniform(0.5, 2.0, 300)
+    batches = EpochBatches(300, 16, seed=0, proportions=proportions, repeats=repeats)
+    for epoch in range(20):
+        batches.start_at(epoch)
+        assert all(len({key.row for key in keys}) == 16 for keys in batches)
     few = EpochBatches(2, 4, seed=0, proportions=proportions[:2], repeats=np.array([7.0, 1.0]))
     assert sorted(key.row for key in chain(*few)) == [0] * 7 + [1]
 

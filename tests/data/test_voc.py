@@ -243,8 +243,11 @@ def test_folders_of_splits_are_named_where_the_usual_ones_are_not_there(tmp_path
     for part in ("valid", "train"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "a.xml").touch()
+        (tmp_path / part / "a.jpg").touch()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.xml").touch()
     with pytest.raises(
-        InputError, match=r"Annotations does not exist.* named in data\.splits: here train, valid"
+        InputError, match=r"Annotations does not exist.* named in data\.splits: here train, valid$"
     ):
         load_voc(tmp_path, "trainval")
 

@@ -249,6 +249,24 @@ def test_a_detectors_score_is_known_by_its_place(root: Path) -> None:
     assert "6 numbers" in error_of(root, "train") and "the sixth looks like" in error_of(root, "train")
 
 
+def test_keypoints_without_their_shape_are_known(root: Path) -> None:
+    label = next((root / "labels" / "train").glob("*.txt"))
+    label.write_text("0 0.5 0.5 0.2 0.2 " + "0.5 0.5 2 " * 17)
+    assert "56 numbers" in error_of(root) and "write 'kpt_shape: [17, 3]' into" in error_of(root)
+    (root / "data.yaml").write_text((root / "data.yaml").read_text() + "kpt_shape: [17, 3]\n")
+    assert len(load_yolo(root, "train").boxes) == 1
+
+
+def test_labels_may_be_called_txt_in_capitals(root: Path) -> None:
+    before = load_yolo(root, "train")
+    for label in sorted((root / "labels" / "train").glob("*.txt")):
+        label.rename(label.with_suffix(".TXT"))
+    after = load_yolo(root, "train")
+    assert len(before.boxes) == 2 and after.digest() == before.digest()
+    (root / "labels" / "train" / "a.txt").write_text("")
+    assert len(load_yolo(root, "train").boxes) == 0  # .txt goes first
+
+
 def test_a_set_of_another_layout_is_known(root: Path, tmp_path: Path) -> None:
     (root / "data.yaml").unlink()
     (root / "annotations").mkdir()

@@ -90,7 +90,7 @@ def test_all_lost_images_of_a_list_are_counted(root: Path) -> None:
 
 def test_other_texts_in_data_yaml_are_no_splits(root: Path) -> None:
     """A licence is no place to train on, and no hindrance to dividing the set."""
-    write_yolo(root, {}, val=None, license="MIT", nc="2")
+    write_yolo(root, {}, val=None, license="MIT", nc="2", source="https://example.org/sets")
     message = error_of(root, "val")
     assert "there are: train (" in message and "python -m data.split" in message
 

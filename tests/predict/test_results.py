@@ -111,7 +111,13 @@ def test_settings_of_evaluation_can_be_changed(
 ) -> None:
     words = ("images/?.png", "--threshold", "0", "--format", "coco", "eval.detections_per_img=1")
     assert run(place, trained, *words, "--output", "one").code == 0
-    assert "6 of 6 images and frames have as many detections as eval.detections_per_img" in caplog.text
+    full = "6 of 6 images and frames have as many detections as eval.detections_per_img"
+    assert full in caplog.text
+    # The limit cuts before a class is chosen. Of a higher threshold all there are are known.
+    for more, told in ((("--classes", "dog"), True), (("--threshold", "1"), False)):
+        caplog.clear()
+        assert run(place, trained, *words, *more, "--output", more[1]).code == 0
+        assert (full in caplog.text) == told
     found = [entry["image_id"] for entry in read(place / "one" / "coco.json")]
     assert sorted(found) == sorted(set(found)) != []
 

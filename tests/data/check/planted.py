@@ -271,7 +271,7 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
         edited(lambda c: c["categories"].append({"id": 2, "name": "cow"}), "train", "val"),
         ("'cow'", "train"),
     ),
-    "classes alike": ("names-alike", a_third_class("Dog ", "train", "val"), ("'dog'", "'Dog '")),
+    "classes alike": ("names-alike", a_third_class("Dogs ", "train", "val"), ("'dog'", "'Dogs '")),
     "a class in val only": ("class-left-out", a_third_class("cow", "val"), ("val", "'cow'", "1 boxes")),
     "a class in train only": ("category-missing", a_third_class("cow", "train"), ("val", "'cow'")),
     "a rare class": ("class-rare", many_cats, ("'dog'", "4 of the 88")),

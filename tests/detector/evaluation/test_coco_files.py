@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ def test_malformed_detection_is_named_in_one_line(entry: Any, named: str, tmp_pa
     with pytest.raises(InputError, match=named) as caught:
         evaluate(content, [GOOD, entry], tmp_path)
     assert "\n" not in str(caught.value) and "results.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y, w, h: (x, y, w, h), ""),
+        (lambda x, y, w, h: (x, y, x + w, y + h), "as if x1, y1 were written as width, height"),
+        (lambda x, y, w, h: (x / 1e4, y / 1e4, w / 1e4, h / 1e4), "within one pixel"),
+    ],
+)
+def test_boxes_of_another_kind_are_told(
+    change: Callable[..., tuple[float, ...]], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, _ = random_case(0)
+    width, height = content["images"][0]["width"], content["images"][0]["height"]
+    image = content["images"][0]["id"]
+    boxes = [(k / 12 * width, k / 12 * height, width / 12, height / 12) for k in range(12)]
+    results = [{**GOOD, "image_id": image, "bbox": list(change(*box))} for box in boxes]
+    evaluate(content, results, tmp_path)
+    assert (said in caplog.text) if said else ("bbox is" not in caplog.text)
+    assert ("bbox is x, y, width, height in pixels" in caplog.text) == bool(said)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,26 @@ def test_focal_loss_is_right_far_from_0_and_in_several_parts(monkeypatch: pytest
     torch.testing.assert_close(gradient.double(), exact, rtol=3e-5, atol=1e-13)
 
 
+def test_focal_loss_keeps_what_the_dtype_of_the_logits_holds() -> None:
+    """float64: torchvision's to the last digits. float16: of easy negatives no gradient is lost before the
+    loss scale has been applied.
+    """
+    logits = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
+    targets = (torch.arange(500) % 50 == 0).to(torch.int8)
+    logits.requires_grad_()
+    expected = sigmoid_focal_loss(logits, targets.double(), 0.3, 1.7, "sum") / 10
+    loss = focal_loss(logits, targets, 0.3, 1.7)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-16)
+    half = torch.full((1000,), -6.0, dtype=torch.float16, requires_grad=True)
+    targets = (torch.arange(1000) < 10).to(torch.int8)
+    exact = half.detach().double().requires_grad_()
+    scaled = [torch.autograd.grad(2.0**16 * focal_loss(x, targets), x)[0] for x in (half, exact)]
+    assert scaled[0].dtype == torch.float16 and (scaled[1] / 2.0**16).half()[-1] == 0
+    torch.testing.assert_close(scaled[0].double(), scaled[1], rtol=1e-3, atol=0)
+
+
 def test_focal_loss_without_positives_is_the_sum_over_the_negatives() -> None:
     """Hand-computed: at logit 0 a negative costs (1 - alpha) (1/2)^gamma log 2."""
     loss = focal_loss(torch.zeros(5), torch.tensor([0, 0, 0, -1, -1]), alpha=0.25, gamma=2.0)

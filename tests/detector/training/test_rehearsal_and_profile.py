@@ -271,6 +271,12 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         compilation_explained(stop, "go on"),
     ):
         raise torch._dynamo.exc.TorchDynamoException("a compiler's process ended")
+    assert stop.served  # a second signal changes nothing
+    with (  # the others, who may be waiting for this process, hear of a failure
+        pytest.raises(InputError, match=r"SIGINT while .* compiled; go on$"),
+        compilation_explained(stop, "go on", alone=False),
+    ):
+        raise torch._dynamo.exc.TorchDynamoException("a compiler's process ended")
 
 
 @pytest.mark.parametrize("most", [1, 64])

@@ -385,6 +385,20 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_to_resume_from(tmp_path
     assert resumed.progress.step == 4
 
 
+def test_a_disk_without_room_for_the_next_checkpoint_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is written beside the last two: one after each epoch, and one more after the evaluation."""
+    root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
+    room = [10**12, 3, 3, 10**12, 3, 3]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=room.pop(0)))
+    Trainer(tiny_config(root, run, "train.epochs=5", "train.eval_every=5"), "test").run()
+    told = [record.message for record in caplog.records if "the disk has" in record.message]
+    assert room == [] and len(told) == 2
+    size = (run / "checkpoints" / "last.pt").stat().st_size
+    assert f"the disk has 0 MB left, and a checkpoint takes {size / 1e6:.0f} MB" in told[0]
+
+
 @pytest.mark.parametrize(("columns", "bar"), [(0, False), (80, True)])
 def test_a_terminal_without_a_width_has_lines_in_the_place_of_a_bar(
     monkeypatch: pytest.MonkeyPatch, columns: int, bar: bool
