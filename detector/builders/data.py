@@ -10,6 +10,7 @@ from data.cache import DiskCache, ImageCache, RamCache
 from data.coco import load_coco
 from data.faults import DataFault, lists_all, raise_or_collect
 from data.loader import eval_loader
+from data.merging import classes_to_read, merged, refuse_wrong_parts
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline, resized_to
@@ -55,7 +56,15 @@ def build_set(
         ensure_shapes(root, spec)
     if not (config.format == "yolo" and root.is_file()):
         require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")
-    parts = [_load(config, root, name, classes, faults) for name in names]
+    to_read = classes_to_read(config.merge, classes)
+    parts = [_load(config, root, name, to_read, faults) for name in names]
+    if config.merge:
+        if split == "train":  # another may have no box of a class, and not list it
+            refuse_wrong_parts(config.merge, {name for part in parts for name in part.classes})
+        parts = [
+            merged(part, config.merge, classes, f"split {name}")
+            for part, name in zip(parts, names, strict=True)
+        ]
     records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0 and faults and not lists_all(faults):
         raise faults[0]

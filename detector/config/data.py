@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from detector.config.fields import (
     Classes,
@@ -12,6 +12,7 @@ from detector.config.fields import (
     Names,
     NonNegative,
     Number,
+    Parts,
     Section,
     Transform,
     Whole,
@@ -42,6 +43,16 @@ class TransformsConfig(Section):
     )
 
 
+def _parts_once(merge: dict[str, Any]) -> dict[str, Any]:
+    parts = [old for olds in merge.values() for old in olds]
+    for old in parts:
+        if parts.count(old) > 1:
+            raise ValueError(f"'{old}' is a part of two classes")
+    if "" in merge:
+        raise ValueError("a class has no name")
+    return merge
+
+
 class DataConfig(Section):
     format: Literal["coco", "voc", "yolo", "shapes"] = Field(
         "shapes", description="layout of the data set on disk"
@@ -56,6 +67,11 @@ class DataConfig(Section):
     images: str = Field("images", description="coco: the folder of a split's images, below root")
     classes: Classes | None = Field(
         None, description="use only these classes, in this order; by default all that the set has"
+    )
+    merge: Annotated[dict[str, Parts], AfterValidator(_parts_once)] = Field(
+        {},
+        description="new classes and what the annotations call them: {cell: [RBC, WBC]} makes one class of "
+        "two, {red cell: RBC} gives another name, {object: '*'} takes all that stand in no list",
     )
     image_size: Annotated[Integer, Field(ge=1, le=20_000)] | None = Field(
         None,

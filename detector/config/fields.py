@@ -34,6 +34,7 @@ Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Whole = Annotated[Integer, Field(ge=0, lt=2**31)]
 Names = Annotated[list[str], Field(min_length=1)]
 Classes = Annotated[Names, AfterValidator(_no_two)]
+Parts = Annotated[Classes, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 def _transform_shaped(value: Any) -> Any:

@@ -242,14 +242,19 @@ def _not_an_override(word: str) -> str:
     return f"'{word}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005, without spaces"
 
 
-def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged, everything else replaced. An empty section changes nothing."""
+def _merge(
+    base: dict[str, Any], change: dict[str, Any], section: type[Section] | None = Config
+) -> dict[str, Any]:
+    """Sections are merged, everything else replaced. An empty section changes nothing."""
     merged = dict(base)
     for key, value in change.items():
+        field = section.model_fields.get(key) if section else None
+        inner = sub_section(field.annotation) if field else None
         old = merged.get(key)
-        if isinstance(old, dict) and value is None:
-            continue
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if inner and isinstance(old, dict) and (value is None or isinstance(value, dict)):
+            merged[key] = _merge(old, value or {}, inner)
+        else:
+            merged[key] = value
     return merged
 
 

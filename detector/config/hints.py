@@ -57,7 +57,7 @@ _NO_KEY_HERE = {
     "resume_from": _CONTINUED,
     "num_classes": _KNOWN_CLASSES,
     "nc": _KNOWN_CLASSES,
-    "single_cls": "classes are merged in the annotations; data.classes chooses some of them",
+    "single_cls": "set 'data.merge={object: \"*\"}', which makes one class of all",
     "test_only": _SCORED,
     "eval_only": _SCORED,
     "cfg_options": "settings are written KEY=VALUE behind the configuration",

@@ -57,6 +57,9 @@ def _type_name(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type_name(a) for a in typing.get_args(annotation))
+    if origin is dict:
+        key, value = (_type_name(a) for a in typing.get_args(annotation))
+        return f"mapping from {key} to {value}"
     if origin is list:
         inner = typing.get_args(annotation)[0]
         return "list of transforms" if inner == Transform else f"list of {_type_name(inner)}"
