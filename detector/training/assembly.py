@@ -79,12 +79,15 @@ class Parts:
         )
 
 
-def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | None, fresh: bool) -> Parts:
+def assemble(
+    config: Config, processes: Processes, classes: tuple[str, ...] | None, fresh: bool, warn: bool
+) -> Parts:
     """Build everything; no run is written, but the demo set and the file of data.cache=disk may be.
 
     Args:
         classes: of the checkpoint that is continued.
         fresh: take the initial weights; False if those of a checkpoint will follow.
+        warn: say which settings do not go with each other, or with the data.
 
     Raises:
         InputError: something in the configuration or the data is wrong.
@@ -123,7 +126,7 @@ def assemble(config: Config, processes: Processes, classes: tuple[str, ...] | No
         scales,
         None if data.repeat_rare is None else repeat_factors(train_set, data.repeat_rare),
     )
-    if fresh:
+    if warn:
         warn_of_no_repeats(data, train_set, batches.length)
         warn_of_schedule(config, batches.steps * train.epochs)
         warn_of_batches(config, batches.length)

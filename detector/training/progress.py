@@ -72,7 +72,7 @@ class Checkpoints:
     ) -> None:
         self._config = config
         self._train_set = train_set
-        self._validation = validation_set.digest()
+        self._training, self._validation = train_set.digest(), validation_set.digest()
         self._repeats = hashlib.sha256(batches.repeats.tobytes()).hexdigest()
         self._learner = learner
         self._progress = progress
@@ -81,6 +81,7 @@ class Checkpoints:
         self._steps_per_epoch = batches.steps
         self._folder: Path | None = None
         self._space_is_short = False
+        self.trains_on_others = False  # images or boxes than what was restored
         self.measures_otherwise = False  # the validation set is not that of what was restored
 
     def begin(self, run_folder: Path) -> None:
@@ -135,6 +136,7 @@ class Checkpoints:
                 "steps_per_epoch": self._steps_per_epoch,
                 "images": len(self._train_set),
                 "repeats": self._repeats,
+                "training_set": self._training,
                 "validation": self._validation,
             }
         save_checkpoint(self._folder / name, content, self._folder / PREVIOUS if last else None)
@@ -191,6 +193,7 @@ class Checkpoints:
             )
         now.best, now.evaluated = training["best"], training.get("evaluated", state["step"])
         now.best_step = training.get("best_step", now.step)
+        self.trains_on_others = training.get("training_set", self._training) != self._training
         self.measures_otherwise = training.get("validation", self._validation) != self._validation
         if state.get("calibration"):
             now.calibration = Calibration.from_plain(state["calibration"], len(self._train_set.classes))

@@ -26,7 +26,8 @@ class Resumption:
 
     Attributes:
         classes: of the run; None without a checkpoint.
-        changed: what is to be said of the settings that are others now.
+        changes: the settings that are others now; see `changed_keys`.
+        changed: what is to be said of them.
         beside: where the step to go on from was evaluated and that was lost, what was logged of the step
             beside it; None where nothing was lost.
 
@@ -38,10 +39,15 @@ class Resumption:
         self.folder = folder
         self.changed: list[str] = []
         self.beside: dict[str, Any] | None = None
-        self._config = config
         self._mark = checkpoint_mark(folder)
         self._state = load_newest(folder) if has_checkpoint(folder) else None
         self.classes = tuple(self._state["classes"]) if self._state else None
+        self.changes: list[tuple[str, Any, Any]] = []
+        if self._state is not None:
+            # With the defaults of keys that an older version did not have.
+            before = parse_config(self._state["config"], str(folder))
+            changes = changed_keys(*(one.model_dump(mode="json") for one in (before, config)))
+            self.changes += [change for change in changes if change[0] != "run.dir"]
         if self.classes is not None and config.data.classes not in (None, [*self.classes]):
             raise InputError(
                 f"{folder}: the run is of the classes {', '.join(self.classes)}, and data.classes cannot be "
@@ -56,13 +62,12 @@ class Resumption:
         """
         if self._state is None:
             return
-        # With the defaults of keys that an older version did not have.
-        before = parse_config(self._state["config"], str(self.folder))
-        changes = [*changed_keys(*(one.model_dump(mode="json") for one in (before, self._config)))]
-        checkpoints.restore(self._state, str(self.folder), changes)
+        checkpoints.restore(self._state, str(self.folder), self.changes)
         self._state = None  # as large as the model and its optimizer
-        self.changed = [f"{key}={now} (was {before})" for key, before, now in changes if key != "run.dir"]
-        if checkpoints.measures_otherwise or any(measures_otherwise(*change) for change in changes):
+        self.changed = [f"{key}={now} (was {then})" for key, then, now in self.changes]
+        if checkpoints.trains_on_others:
+            self.changed.insert(0, "the training set has other images or boxes")
+        if checkpoints.measures_otherwise or any(measures_otherwise(*change) for change in self.changes):
             if progress.step >= checkpoints.total_steps and progress.evaluated == progress.step:
                 remedy = "evaluate.py scores it anew, evaluate.py --recalibrate fits its scores"
                 self.changed.insert(0, f"none of what is measured, as the run has ended; {remedy}")

@@ -83,7 +83,9 @@ class Trainer:
         self.processes.from_main(lambda: refuse_taken(config.run.dir) if resume is None else None)
         self._resumption = Resumption(resume, config) if resume is not None else None
         classes = self._resumption.classes if self._resumption else None
-        parts = assemble(config, self.processes, classes, fresh=classes is None)
+        fresh = classes is None
+        warn = fresh or bool(self._resumption and self._resumption.changes)
+        parts = assemble(config, self.processes, classes, fresh, warn)
         self.parts = parts
         self.learner = parts.learner
         self.gradients = parts.gradients

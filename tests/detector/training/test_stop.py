@@ -300,7 +300,10 @@ def test_other_repeats_are_refused_in_the_middle_of_an_epoch(tmp_path: Path) -> 
         for annotation in content["annotations"]:
             annotation["bbox"][2] += 1
         path.write_text(json.dumps(content))
-        Trainer(tiny_config(root, run, *words), "test", resume=run)
+        resumed = Trainer(tiny_config(root, run, *words), "test", resume=run)
+        assert resumed._resumption and resumed._resumption.changed == [
+            "the training set has other images or boxes"
+        ]
         mine = content["annotations"][0]["image_id"]
         for annotation in content["annotations"]:
             annotation["category_id"] = content["categories"][annotation["image_id"] == mine]["id"]
@@ -342,7 +345,9 @@ def test_what_is_measured_otherwise_is_so_in_an_evaluation_that_is_still_to_come
     (tmp_path / "moved" / "checkpoints").mkdir(parents=True)
     state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}
     save_checkpoint(tmp_path / "moved" / "checkpoints" / "last.pt", {**state, "step": 8, "epoch": 2})
-    checkpoints: Any = SimpleNamespace(restore=lambda *_: None, measures_otherwise=True, total_steps=8)
+    checkpoints: Any = SimpleNamespace(
+        restore=lambda *_: None, trains_on_others=False, measures_otherwise=True, total_steps=8
+    )
     progress = Progress(step=8, evaluated=evaluated, best=0.5)
     resumption = Resumption(tmp_path / "moved", tiny_config(tmp_path, tmp_path / "moved"))
     resumption.restore(checkpoints, progress)

@@ -211,6 +211,18 @@ def test_resume_takes_the_settings_it_is_given_and_the_state_it_finds(tmp_path: 
     assert (run / "config.yaml").read_text() == made_with() + dump_config(further)
 
 
+def test_a_resumption_warns_of_its_settings_only_where_it_changes_some(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, run = small_coco(tmp_path / "set", 2), tmp_path / "run"
+    late = ("schedule.name=multistep", "schedule.milestones=[7]")
+    Trainer(tiny_config(root, run, "train.epochs=1", *late), "test").run()
+    for more, told in (("train.epochs=1", False), ("train.epochs=2", True)):
+        caplog.clear()
+        Trainer(tiny_config(root, run, more, *late), "test", resume=run)
+        assert ("the learning rate does not fall at 7" in caplog.text) == told
+
+
 def test_speed_is_that_of_all_steps_since_the_line_before(tmp_path: Path) -> None:
     """By a clock that is turned: step k waits k seconds for its data and takes one more.
 
