@@ -250,8 +250,7 @@ def test_a_detectors_score_is_known_by_its_place(root: Path) -> None:
 
 
 def test_keypoints_without_their_shape_are_known(root: Path) -> None:
-    label = next((root / "labels" / "train").glob("*.txt"))
-    label.write_text("0 0.5 0.5 0.2 0.2 " + "0.5 0.5 2 " * 17)
+    (root / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.2 " + "0.5 0.5 2 " * 17)
     assert "56 numbers" in error_of(root) and "write 'kpt_shape: [17, 3]' into" in error_of(root)
     (root / "data.yaml").write_text((root / "data.yaml").read_text() + "kpt_shape: [17, 3]\n")
     assert len(load_yolo(root, "train").boxes) == 1
