@@ -70,7 +70,7 @@ def used_categories(
         classes = tuple(sorted(ids, key=lambda name: ids[name]))
     if not classes:
         raise InputError(f"{source} lists no categories")
-    _say_what_is_missing(classes, ids, source)
+    say_what_is_missing(classes, ids, source)
     numbers = [ids.get(name, unlisted_id(k)) for k, name in enumerate(classes)]
     labels = {number: label for label, number in enumerate(numbers)}
     others = {number: name for name, number in ids.items() if number not in labels}
@@ -83,7 +83,7 @@ def plain_name(name: str) -> str:
     return plain.removesuffix("s") or plain
 
 
-def _say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path) -> None:
+def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:
     """A file may list the classes that it has boxes of, and no others.
 
     Raises:

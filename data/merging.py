@@ -1,5 +1,6 @@
 """Classes that are made of several classes of the annotations, or of one by another name."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -7,30 +8,59 @@ from dataclasses import replace
 import numpy as np
 
 from data.annotations import say_left_out
+from data.categories import plain_name, say_what_is_missing
 from data.sample import DetectionSet, is_listed, unlisted_id
 from errors import InputError, some_of
+
+log = logging.getLogger(__name__)
 
 ALL_OTHERS = "*"
 Merge = Mapping[str, Sequence[str]]  # of each new class those it is made of
 
 
-def classes_to_read(merge: Merge, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Which classes of the annotations make up these; None for all that there are."""
-    if classes is None or any(ALL_OTHERS in olds for olds in merge.values()):
-        return None
-    return tuple(dict.fromkeys(old for name in classes for old in merge.get(name, (name,))))
-
-
-def merged(records: DetectionSet, merge: Merge, classes: tuple[str, ...] | None, source: str) -> DetectionSet:
+def merged(
+    parts: Sequence[DetectionSet],
+    merge: Merge,
+    classes: tuple[str, ...] | None,
+    source: str,
+    strict: bool,
+) -> list[DetectionSet]:
     """The same images with the new classes: those wanted, or all in the order in which they come up.
 
-    A new class has the category id of the first of its parts. Boxes of classes that are not wanted go.
+    A new class has the category id of the first in its list. Boxes of classes that are not wanted go.
 
     Args:
-        source: names the set in a warning.
+        parts: that will be joined, with all classes of their annotations.
+        source: names the parts in messages.
+        strict: the parts have all classes that the list of a new class names, as those of a training.
+
+    Raises:
+        InputError: the merging fits neither the annotations nor the classes that are wanted.
     """
-    new_names = _new_names(records.classes, merge)
-    classes = tuple(dict.fromkeys(new_names)) if classes is None else classes
+    _refuse_wrong_parts(merge, {name for part in parts for name in part.classes}, source, strict)
+    used_up = {old for olds in merge.values() for old in olds}
+    for name in classes or ():
+        if name not in merge and not used_up.isdisjoint((name, ALL_OTHERS)):
+            taker = next(new for new, olds in merge.items() if not {name, ALL_OTHERS}.isdisjoint(olds))
+            raise InputError(
+                f"data.merge.{taker} takes the class '{name}', which data.classes or the model has; they "
+                "must go together"
+            )
+    new_names = [_new_names(part.classes, merge) for part in parts]
+    if classes is not None:
+        for names in new_names:
+            say_what_is_missing(classes, dict.fromkeys(names), source)
+    elif all({*names} == {*new_names[0]} for names in new_names):
+        classes = tuple(dict.fromkeys(new_names[0]))
+    return [
+        _with_classes(part, names, classes or tuple(dict.fromkeys(names)), merge, source)
+        for part, names in zip(parts, new_names, strict=True)
+    ]
+
+
+def _with_classes(
+    records: DetectionSet, new_names: list[str], classes: tuple[str, ...], merge: Merge, source: str
+) -> DetectionSet:
     label_of = np.array([classes.index(name) if name in classes else -1 for name in new_names], np.int64)
     labels = label_of[records.labels]
     kept = labels >= 0
@@ -49,20 +79,25 @@ def merged(records: DetectionSet, merge: Merge, classes: tuple[str, ...] | None,
     )
 
 
-def refuse_wrong_parts(merge: Merge, there: Collection[str]) -> None:
-    """Raises InputError: a part is no class of the annotations, or a new name is one that is in no list."""
+def _refuse_wrong_parts(merge: Merge, there: Collection[str], source: str, strict: bool) -> None:
     parts = {old for olds in merge.values() for old in olds}
+    alike = {plain_name(name): name for name in there if name not in parts}
     for name, olds in merge.items():
-        unknown = [old for old in olds if old not in there and old != ALL_OTHERS]
-        if unknown:
-            raise InputError(
-                f"data.merge.{name}: the annotations have no class '{unknown[0]}'; they have "
-                f"{some_of(sorted(there), 10)}"
+        for old in olds:
+            if old in there or old == ALL_OTHERS:
+                continue
+            slip = alike.get(plain_name(old))
+            hint = f", but '{slip}'" if slip else ""
+            missing = (
+                f"data.merge.{name}: {source} has no class '{old}'{hint}; it has {some_of(sorted(there), 10)}"
             )
+            if strict or slip:
+                raise InputError(missing)
+            log.warning(missing)
         if name in there and name not in parts and ALL_OTHERS not in olds:
             raise InputError(
-                f"data.merge.{name}: the annotations have a class '{name}' as well; add it to its list, or "
-                "take another name"
+                f"data.merge.{name}: {source} has a class '{name}' as well; add it to its list, or take "
+                "another name"
             )
 
 

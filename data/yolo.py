@@ -11,6 +11,7 @@ from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
 from data.categories import BY_NAME
 from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
+from data.keypoints import KeypointsSuspected
 from data.sample import DetectionSet
 from data.yolo_index import Index, images_of, index_file, label_file_of, place_of, read_index
 from errors import InputError
@@ -65,6 +66,7 @@ def load_yolo(
     images, twice = [], []
     left_out: Counter[str] = Counter()
     label_files = [label_file_of(path) for path in paths]
+    keypoints = KeypointsSuspected()
     for number, (path, label_file) in enumerate(zip(paths, label_files, strict=True), start=1):
         try:
             size = read_size(path)[0]
@@ -83,6 +85,8 @@ def load_yolo(
                 fault.image, fault.image_id, fault.annotation = path, number, line
                 raise_or_collect(fault, faults)
                 continue
+            if len(fields) > 5 and not index.keypoints and not keypoints.ruled_out:
+                keypoints.look([float(field) for field in fields[1:]])
             if (category, x0, y0, x1, y1) in seen:
                 message = f"{where}: a line before has the same class and box. Remove it."
                 twice.append(DataFault("box-duplicated", message, path, number, line))
@@ -93,6 +97,7 @@ def load_yolo(
             else:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 image.objects.append(Annotation(where, box, labels[category], number=line))
+    _say_keypoints(keypoints, split, index, faults)
     _labels_of_several(split, paths, label_files, faults)
     if not any(file.is_file() for file in label_files):
         message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
@@ -119,6 +124,22 @@ def load_yolo(
 
 def _is_path(text: str) -> bool:
     return text.endswith(".txt") or ("/" in text and "://" not in text)
+
+
+def _say_keypoints(
+    found: KeypointsSuspected, split: str, index: Index, faults: list[DataFault] | None
+) -> None:
+    if found.shape is None:
+        return
+    points, numbers = found.shape
+    message = (
+        f"split {split}: what is read as polygons seems to be boxes with {points} keypoints; if so, write "
+        f"'kpt_shape: [{points}, {numbers}]' into {index.file}"
+    )
+    if lists_all(faults):
+        faults.append(DataFault("keypoints-as-polygons", message))
+    else:
+        log.warning(message)
 
 
 def _labels_of_several(
@@ -220,7 +241,7 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
             raise DataFault(
                 "box-not-relative" if math.isfinite(value) else "box-not-finite",
                 f"{where}: {field} lies outside [0, 1]; coordinates are parts of the image's width and "
-                "height",
+                "height" + f" (keypoints want a kpt_shape in {index.file})" * (polygon and value == 2),
             )
     if polygon:
         xs, ys = coordinates[::2], coordinates[1::2]

@@ -33,7 +33,7 @@ KINDS: dict[str, Kind] = {
     "split-unreadable": Kind(
         _E,
         "a split cannot be read at all",
-        "mend the file that is named, or set data.splits (null: no such split)",
+        "mend the file or the key that is named, or set data.splits",
     ),
     "no-images": Kind(_E, "a split has no images", "correct data.splits"),
     "no-boxes": Kind(_E, "the training split has no boxes", "correct data.splits.train or data.classes"),
@@ -82,7 +82,7 @@ KINDS: dict[str, Kind] = {
         "write x, y, width, height: each box is too large now",
     ),
     "box-normalised": Kind(
-        _W, "all boxes lie within one pixel, as parts of width and height do", "write pixels"
+        _E, "all boxes lie within one pixel, as parts of width and height do", "write pixels"
     ),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(
@@ -127,12 +127,15 @@ KINDS: dict[str, Kind] = {
     "labels-missing": Kind(
         _W, "a split has no label files, and so no boxes", "put them where they are looked for"
     ),
+    "keypoints-as-polygons": Kind(
+        _W, "what is read as polygons seems to be boxes with keypoints", "write kpt_shape into data.yaml"
+    ),
     "range-unused": Kind(
         _W,
         "16-bit images that hold values of fewer bits, 12 say, and are nearly black",
         "save them as 8 bit, or with their values multiplied: by 16 for 12 bit",
     ),
-    "names-alike": Kind(_W, "class names that differ in case or spaces only", "make them one class"),
+    "names-alike": Kind(_W, "class names that differ in case, spaces or an s only", "make them one class"),
     "anchors-miss": Kind(
         _W,
         "many boxes have no anchor that fits",

@@ -10,7 +10,7 @@ from data.cache import DiskCache, ImageCache, RamCache
 from data.coco import load_coco
 from data.faults import DataFault, lists_all, raise_or_collect
 from data.loader import eval_loader
-from data.merging import classes_to_read, merged, refuse_wrong_parts
+from data.merging import merged
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
 from data.transforms import Pipeline, resized_to
@@ -56,15 +56,10 @@ def build_set(
         ensure_shapes(root, spec)
     if not (config.format == "yolo" and root.is_file()):
         require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")
-    to_read = classes_to_read(config.merge, classes)
-    parts = [_load(config, root, name, to_read, faults) for name in names]
-    if config.merge:
-        if split == "train":  # another may have no box of a class, and not list it
-            refuse_wrong_parts(config.merge, {name for part in parts for name in part.classes})
-        parts = [
-            merged(part, config.merge, classes, f"split {name}")
-            for part, name in zip(parts, names, strict=True)
-        ]
+    to_read = None if config.merge else classes
+    parts = [_load(config, root, name, names, to_read, faults) for name in names]
+    if config.merge:  # only training must have all: others need not list what they have no box of
+        parts = merged(parts, config.merge, classes, f"split {' + '.join(names)}", strict=split == "train")
     records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0 and faults and not lists_all(faults):
         raise faults[0]
@@ -88,13 +83,14 @@ def _load(
     config: DataConfig,
     root: Path,
     name: str,
+    joined: list[str],
     classes: tuple[str, ...] | None,
     faults: list[DataFault] | None,
 ) -> DetectionSet:
     if config.format == "voc":
-        if classes is None and isinstance(config.splits.train, list):
+        if classes is None and len(joined) > 1:
             # Joined folders must agree on the classes before any of them is read.
-            folders = sorted({folders_of_split(root, part)[0].annotations for part in config.splits.train})
+            folders = sorted({folders_of_split(root, part)[0].annotations for part in joined})
             classes = tuple(sorted({name for place in folders for name in voc_classes(place, faults)}))
         return load_voc(root, name, classes, faults)
     if config.format == "yolo":

@@ -47,7 +47,9 @@ def _parts_once(merge: dict[str, Any]) -> dict[str, Any]:
     parts = [old for olds in merge.values() for old in olds]
     for old in parts:
         if parts.count(old) > 1:
-            raise ValueError(f"'{old}' is a part of two classes")
+            raise ValueError(
+                f"'{old}' is a part of two classes; the new name comes first: {{new: [old, old]}}"
+            )
     if "" in merge:
         raise ValueError("a class has no name")
     return merge

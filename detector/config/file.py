@@ -88,8 +88,8 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
     given = keys_of(overrides)
     if text.partition(":")[0].partition("[")[0] in given:
         source = "on the command line"
-        if "valid list" in text:
-            key = text.partition(":")[0]
+        key = text.partition(":")[0]
+        if "valid list" in text and key != "data.merge":
             text += f'; a list is written so, with the quotes: "{key}=[a, b]"'
     raise InputError(f"{source}: {text}")
 
@@ -191,7 +191,9 @@ def _yaml_value(key: str, text: str) -> Any:
     try:
         return yaml.load(text, _StrictLoader)
     except _NOT_YAML:
-        hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith(("[", "{")) else ""
+        hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith("[") else ""
+        if text.startswith("{"):
+            hint = f"; written so, with the quotes: \"{key}={{a: [b, c], d: '*'}}\""
         raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
 
 

@@ -142,6 +142,11 @@ def _score(wanted: Wanted) -> Scored:
         done = evaluate_checkpoint(model, wanted.overrides, split, with_ids)
     else:
         done, content = recalibrate(model, wanted.overrides, split, with_ids)
+    if with_ids and done.config.data.merge:
+        log.warning(
+            "--results: a class of data.merge has the category id of the first in its list, and the "
+            "annotations as they are count it as that one"
+        )
     of_split = f"{split} of {done.config.data.root}"
     return Scored(
         f"{done.file}, split {of_split} ({len(done.records)} images)",

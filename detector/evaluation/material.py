@@ -107,7 +107,14 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
             _say_what_is_left_out(annotations_path, len(gt), len(content["annotations"]))
     _refuse_ids_of_prediction(results_path, annotations_path, image_records)
     found = _read_results(results_path, annotations_path, places, labels)
-    _warn_of_units(found, sizes, results_path)
+    _warn_of_units(found.xywh, found.images, sizes, results_path)
+    gt_boxes = GtBoxes(
+        np.array([one[0] for one in gt], np.float64).reshape(-1, 4),
+        np.array([one[1] for one in gt], np.int64),
+        np.array([one[2] for one in gt], np.bool_),
+        np.array([one[3] for one in gt], np.int64),
+    )
+    _warn_of_units(gt_boxes.xywh, gt_boxes.images, sizes, annotations_path)
     return Material(
         tuple(names[category] for category in category_ids),
         np.arange(len(category_ids)),
@@ -115,12 +122,7 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         tuple(Path(str(image_records[i].get("file_name", f"image {i}"))).name for i in image_ids),
         files,
         sizes,
-        GtBoxes(
-            np.array([one[0] for one in gt], np.float64).reshape(-1, 4),
-            np.array([one[1] for one in gt], np.int64),
-            np.array([one[2] for one in gt], np.bool_),
-            np.array([one[3] for one in gt], np.int64),
-        ),
+        gt_boxes,
         np.array([one[4] for one in gt], np.float64),
         found,
     )
@@ -180,12 +182,13 @@ def _read_results(
     )
 
 
-def _warn_of_units(found: FoundBoxes, sizes: Ints | None, path: Path) -> None:
-    xyxy = np.concatenate([found.xywh[:, :2], found.xywh[:, :2] + found.xywh[:, 2:]], axis=1)
+def _warn_of_units(boxes: Floats, images: Ints, sizes: Ints | None, path: Path) -> None:
+    """boxes: [N, 4], x, y, width, height."""
+    xyxy = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     wrong = ""
     if parts_for_pixels(xyxy):
         wrong = "lie within one pixel, as parts of width and height do"
-    elif sizes is not None and corners_for_sizes(xyxy, sizes[found.images]):
+    elif sizes is not None and corners_for_sizes(xyxy, sizes[images]):
         wrong = "reach outside their images as if x1, y1 were written as width, height"
     if wrong:
         log.warning("%s: the boxes %s; bbox is x, y, width, height in pixels", path, wrong)

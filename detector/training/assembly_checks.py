@@ -107,8 +107,9 @@ def warn_of_no_repeats(data: DataConfig, records: DetectionSet, images: int) -> 
     if len(present):
         rarest = present.min()
         log.warning(
-            "data.repeat_rare=%g repeats nothing: %.3g of the images have the rarest class, %s; set more",
-            data.repeat_rare, rarest, records.classes[list(frequencies).index(rarest)],
+            "data.repeat_rare=%g repeats nothing: the rarest class, %s, is in %.3g %% of the images%s",
+            data.repeat_rare, records.classes[list(frequencies).index(rarest)], 100 * rarest,
+            "; set more" if rarest < 1 else "",
         )  # fmt: skip
 
 

@@ -48,6 +48,11 @@ class Resumption:
             before = parse_config(self._state["config"], str(folder))
             changes = changed_keys(*(one.model_dump(mode="json") for one in (before, config)))
             self.changes += [change for change in changes if change[0] != "run.dir"]
+        if any(key == "data.merge" for key, *_ in self.changes):
+            raise InputError(
+                f"{folder}: data.merge cannot be changed when resuming; begin a new run with "
+                f"model.init={BEST} of this one"
+            )
         if self.classes is not None and config.data.classes not in (None, [*self.classes]):
             raise InputError(
                 f"{folder}: the run is of the classes {', '.join(self.classes)}, and data.classes cannot be "
@@ -66,7 +71,7 @@ class Resumption:
         self._state = None  # as large as the model and its optimizer
         self.changed = [f"{key}={now} (was {then})" for key, then, now in self.changes]
         if checkpoints.trains_on_others:
-            self.changed.insert(0, "the training set has other images or boxes")
+            self.changed.insert(0, "the training set has other images or boxes, or another order")
         if checkpoints.measures_otherwise or any(measures_otherwise(*change) for change in self.changes):
             if progress.step >= checkpoints.total_steps and progress.evaluated == progress.step:
                 remedy = "evaluate.py scores it anew, evaluate.py --recalibrate fits its scores"

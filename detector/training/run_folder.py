@@ -246,11 +246,11 @@ def run_to_resume(path: Path) -> Path:
     Raises:
         InputError: it is another file.
     """
+    folder = path.absolute().parent
+    if path.name == LAST and folder.name == "checkpoints":  # it may be lost, and another be there
+        return path.parent.parent if len(path.parts) > 2 else folder.parent
     if not path.is_file():
         return path
-    folder = path.absolute().parent
-    if path.name == LAST and folder.name == "checkpoints":
-        return path.parent.parent if len(path.parts) > 2 else folder.parent
     raise InputError(
         f"--resume: {path} is a file that no run goes on from; give the folder of the run, or its "
         f"checkpoints/{LAST}"

@@ -76,14 +76,17 @@ def test_boxes_in_parts_of_the_image_are_refused(tmp_path, number):
     if number < 10:  # dots, perhaps
         assert len(make_set(tmp_path, parts).boxes) == number
         return
-    with pytest.raises(InputError, match="the split: all boxes lie within one pixel, as parts of width"):
-        make_set(tmp_path, parts)
+    for x, y in ((0.0, 0.0), (0.05, 0.1)):  # a centre may stand in the place of the corner
+        moved = [[(x0 + x, y0 + y, x1 + x, y1 + y) for x0, y0, x1, y1 in parts[0]]]
+        with pytest.raises(InputError, match="the split: all boxes lie within one pixel, as parts of width"):
+            make_set(tmp_path, moved)
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         ([(5 * k, 3 * k, 5 * k + 10, 3 * k + 8) for k in range(10)], True),  # x, y, x1, y1 read as sizes
+        ([(5 * k, 3 * k, 5 * k + 10 * (k != 2), 3 * k + 8) for k in range(12)], True),  # one without width
         ([(5 * k, 3 * k, 10, 8) for k in range(10)], False),  # x, y, width, height
         ([(5 * k, 3 * k, 5 * k + 10, 3 * k + 8) for k in range(4)], False),  # too few to tell
     ],

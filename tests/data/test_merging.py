@@ -127,14 +127,42 @@ def of_it(new: str, merge: dict[str, Any]) -> list[str]:
     [
         (
             {"pet": ["cat", "bird"]},
-            r"data\.merge\.pet: the annotations have no class 'bird'; they have cat, cow",
+            r"data\.merge\.pet: split train has no class 'bird'; it has cat, cow",
         ),
-        ({"cat": ["dog"]}, r"data\.merge\.cat: the annotations have a class 'cat' as well; add it"),
+        ({"pet": ["cat", "Dogs"]}, r"data\.merge\.pet: split train has no class 'Dogs', but 'dog'; it has"),
+        ({"cat": ["dog"]}, r"data\.merge\.cat: split train has a class 'cat' as well; add it"),
     ],
 )
-def test_wrong_parts_are_named(config: dict[str, Any], merge: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize("chosen", [False, True])
+def test_wrong_parts_are_named(
+    config: dict[str, Any], merge: dict[str, Any], said: str, chosen: bool
+) -> None:
+    """Also where data.classes chooses among the new names; those that it does not choose are no mistake."""
+    data = DataConfig(**config, merge=merge, classes=[*merge] if chosen else None)
     with pytest.raises(InputError, match=said):
-        build_set(DataConfig(**config, merge=merge), "train")
+        build_set(data, "train")
+    right = DataConfig(**config, merge={"pet": ["cat", "dog"], "beef": ["cow"]}, classes=["pet"])
+    assert {name for _, name, _ in named(build_set(right, "train"))} == {"pet"}
+
+
+@pytest.mark.parametrize(
+    ("merge", "wanted", "said"),
+    [
+        (
+            {"pet": ["cat", "dog"]},
+            ("cat", "cow", "dog"),
+            r"merge\.pet takes the class 'cat', which",
+        ),
+        ({"pet": "*"}, ("cow",), r"merge\.pet takes the class 'cow'"),
+        ({"pet": ["cat", "dog"]}, ("animal", "plant"), r"has no category 'animal'; it has pet, cow"),
+        ({"pet": "*"}, ("pets",), r"merge\.pet takes the class 'pets'"),
+    ],
+)
+def test_a_model_of_other_classes_is_not_evaluated(
+    config: dict[str, Any], merge: dict[str, Any], wanted: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        build_set(DataConfig(**config, merge=merge), "val", wanted)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +197,45 @@ def test_a_split_without_a_part_has_none_of_it(tmp_path: Path) -> None:
         assert val.classes == records.classes == ("pet",)
         assert (records.category_ids, val.category_ids) == ((cat["id"],), (dog["id"],))
         assert len(val.boxes) == len(content["annotations"]) > 0
+    content["categories"][0]["name"] = "Dog"  # which "*" would take
+    path.write_text(json.dumps(content))
+    data = DataConfig(format="coco", root=str(root), merge={"o": "*", "pet": "dog"})
+    with pytest.raises(InputError, match=r"data\.merge\.pet: split val has no class 'dog', but 'Dog'"):
+        build_set(data, "val", build_set(data, "train").classes)
 
 
-def test_a_model_of_merged_classes_is_evaluated_on_them(tmp_path: Path) -> None:
+def test_joined_splits_may_list_their_classes_in_another_order(tmp_path: Path) -> None:
+    root = small_coco(tmp_path / "set")
+    content = json.loads((root / "annotations" / "train.json").read_text())
+    cat, dog = content["categories"]
+    content["categories"] = [{"id": cat["id"], "name": "dog"}, {"id": dog["id"], "name": "cow"}]
+    (root / "annotations" / "more.json").write_text(json.dumps(content))
+    data = DataConfig(
+        format="coco", root=str(root), splits={"train": ["train", "more"]}, merge={"o": "*", "hound": "dog"}
+    )
+    records = build_set(data, "train")
+    assert records.classes == ("o", "hound")
+    half = len(records.labels) // 2
+    assert (records.labels[:half] == 1 - records.labels[half:]).all() and half > 0
+
+
+def test_all_others_are_those_of_the_split_itself(tmp_path: Path) -> None:
+    """Of VOC folders whether data.splits.train is a name or a list of one."""
+    for split, names in (("train", ("cat", "dog")), ("valid", ("cat", "wolf"))):
+        (tmp_path / split).mkdir()
+        write_image(tmp_path / split / "0.jpg")
+        objects = [(name, BOXES[k], 0) for k, name in enumerate(names)]
+        (tmp_path / split / "0.xml").write_text(voc_xml(objects))
+    for train_split in ("train", ["train"]):
+        data = DataConfig(
+            format="voc", root=str(tmp_path), splits={"train": train_split, "val": "valid"}, merge={"o": "*"}
+        )
+        assert len(build_set(data, "val", build_set(data, "train").classes).boxes) == 2
+
+
+def test_a_model_of_merged_classes_is_evaluated_on_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The checkpoint knows its data.merge; without it the annotations have no such class."""
     small_coco(tmp_path / "set", 4)
     words = ("data.format=coco", "data.root=set", "run.dir=run", "train.epochs=1", *TINY_MODEL)
@@ -181,7 +245,11 @@ def test_a_model_of_merged_classes_is_evaluated_on_them(tmp_path: Path) -> None:
         "pet"
     ]
     assert_refused(evaluate.main, ("run", "data.merge={}"), tmp_path, "has no category 'pet'")
-    assert_refused(train.main, ("--resume", "run", "data.merge={}"), tmp_path, "'pet'")
+    assert call(evaluate.main, "run", "--results", "res.json", cwd=tmp_path).code == 0
+    assert "has the category id of the first in its list" in caplog.text
+    for changed in ("data.merge={}", "data.merge={pet: [cat, dog]}"):
+        said = "data.merge cannot be changed when resuming"
+        assert_refused(train.main, ("--resume", "run", changed), tmp_path, said)
 
 
 def test_a_file_replaces_what_its_base_says(tmp_path: Path) -> None:

@@ -256,6 +256,39 @@ def test_keypoints_without_their_shape_are_known(root: Path) -> None:
     assert len(load_yolo(root, "train").boxes) == 1
 
 
+@pytest.mark.parametrize("numbers", [2, 3])
+@pytest.mark.parametrize("points", [2, 4, 5])
+def test_keypoints_that_are_read_as_polygons_are_told(
+    root: Path, points: int, numbers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where 4 and their numbers are even; oracle: what was written. Polygons themselves are none."""
+    if points * numbers % 2:
+        return
+    rng = np.random.default_rng(0)
+    rows, polygons = [], []
+    for _ in range(12):
+        sides = rng.uniform(0.1, 0.3, 2)
+        centre = rng.uniform(0.15, 0.85, 2)
+        inside = centre + (rng.uniform(-0.5, 0.5, (points, 2)) * sides)
+        seen = np.where(rng.random((points, 1)) < 0.2, 0.0, 1.0)
+        keypoints = np.hstack((inside * seen, seen)[: numbers - 1])
+        rows.append((0, *centre, *sides, *keypoints.reshape(-1).round(4)))
+        polygons.append((0, *(centre + rng.uniform(-0.5, 0.5, (points + 2, 2)) * sides).reshape(-1)))
+    label = root / "labels" / "train" / "a.txt"
+    told = f"seems to be boxes with {points} keypoints; if so, write 'kpt_shape: [{points}, {numbers}]'"
+    for text, expected in ((lines(*rows), True), (lines(*polygons), False)):
+        caplog.clear()
+        label.write_text(text)
+        load_yolo(root, "train")
+        assert (told in caplog.text) == expected
+        faults: list[DataFault] = []
+        load_yolo(root, "train", None, faults)
+        assert ([f.code for f in faults if "keypoints" in f.code] != []) == expected
+    label.write_text(lines((*rows[0][:-1], 2)) if numbers == 3 else lines(*rows[:9]))
+    if numbers == 3:
+        assert "kpt_shape" in error_of(root)
+
+
 def test_labels_may_be_called_txt_in_capitals(root: Path) -> None:
     before = load_yolo(root, "train")
     for label in sorted((root / "labels" / "train").glob("*.txt")):

@@ -302,7 +302,7 @@ def test_other_repeats_are_refused_in_the_middle_of_an_epoch(tmp_path: Path) -> 
         path.write_text(json.dumps(content))
         resumed = Trainer(tiny_config(root, run, *words), "test", resume=run)
         assert resumed._resumption and resumed._resumption.changed == [
-            "the training set has other images or boxes"
+            "the training set has other images or boxes, or another order"
         ]
         mine = content["annotations"][0]["image_id"]
         for annotation in content["annotations"]:
