@@ -32,8 +32,8 @@ def seed_of(*parts: int) -> int:
 class EpochBatches(Sampler[list[Key]]):
     """The rows of each step, reshuffled every epoch; a set smaller than a batch gives one batch.
 
-    The last, incomplete batch of an epoch is left out: batch norm on one or two images does harm,
-    and another shuffle leaves out other images. A batch is that of one optimizer step. It is dealt
+    The last, incomplete batch of an epoch is left out: the loss of a step is that of a ranking of so many
+    images, and another shuffle leaves out other ones. A batch is that of one optimizer step. It is dealt
     out in equal parts, first to the micro-batches, then to the processes, so that neither the order of
     the samples nor which of them meet in a micro-batch depends on how many processes there are (but for
     a set smaller than a batch, whose parts are uneven).
