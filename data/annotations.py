@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import read_size, size_mismatch
 from data.lookup import is_file
 from data.sample import DetectionSet, is_listed
-from data.units import corners_for_sizes, parts_for_pixels
+from data.units import parts_for_pixels
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
@@ -112,6 +111,7 @@ def pack_set(
 
     Raises:
         DataFault: an image is missing, unreadable or of another size; a box is NaN or reversed.
+        InputError: the boxes are not in pixels.
     """
     images = list(images)
     if not sizes_checked:
@@ -138,8 +138,10 @@ def pack_set(
             "%s: %d box%s without area inside the image dropped (%s)",
             source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),
         )  # fmt: skip
-    if not lists_all(faults):
-        _check_units(boxes[kept], sizes[of_image[kept]], source)
+    if not lists_all(faults) and parts_for_pixels(boxes[kept]):
+        raise InputError(
+            f"{source}: all boxes lie within one pixel, as parts of width and height do; write them in pixels"
+        )
     areas = np.array([np.nan if item.area is None else item.area for item in items], dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # a box may be as large as floats go
         areas = np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas)
@@ -157,19 +159,6 @@ def pack_set(
         classes=classes,
         category_ids=category_ids,
     )
-
-
-def _check_units(boxes: NDArray[np.float64], sizes: NDArray[np.int64], source: str) -> None:
-    if parts_for_pixels(boxes):
-        raise InputError(
-            f"{source}: all boxes lie within one pixel, as parts of width and height do; write them in pixels"
-        )
-    if corners_for_sizes(boxes, sizes):
-        log.warning(
-            "%s: boxes reach outside their images as if x1, y1 were written as width, height; if so, write "
-            "x, y, width, height: each box is too large now (python -m data.check names them)",
-            source,
-        )
 
 
 def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:

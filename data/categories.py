@@ -80,7 +80,7 @@ def used_categories(
 def plain_name(name: str) -> str:
     """What "Traffic Light", "traffic_light" and "traffic-lights " have in common."""
     plain = re.sub(r"[\s_-]+", "", name).casefold()
-    return plain.removesuffix("s") or plain
+    return plain.removesuffix("s") if len(plain) > 3 else plain  # O and Os are elements
 
 
 def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:

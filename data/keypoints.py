@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_LEAST_LINES = 10
+_LEAST_LINES = 30
 _BEYOND = 0.1  # of its sides a point may lie outside a box
+_ROUNDING = 0.01  # by which a box may reach out of the image
 
 
 class KeypointsSuspected:
     """Looks at the polygons of a split, one line after another, until one can be nothing else.
 
     A line of a pose set is class, cx, cy, w, h, and x, y of each point, or x, y and how well it is seen: 0, 1
-    or 2. All have as many points, and those that are seen lie in the box.
+    or 2. All have as many points, and those that are seen lie in the box, which lies in the image.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,8 @@ def _fits(coordinates: Sequence[float], count: int, numbers: int) -> bool:
     if len(coordinates) != 4 + count * numbers:
         return False
     centre, sides = np.array(coordinates[:2]), np.array(coordinates[2:4])
+    if (abs(centre - 0.5) + sides / 2 > 0.5 + _ROUNDING).any():
+        return False
     points = np.array(coordinates[4:]).reshape(count, numbers)
     seen = points[:, :2].any(axis=1)
     if numbers == 3:

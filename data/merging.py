@@ -37,18 +37,19 @@ def merged(
     Raises:
         InputError: the merging fits neither the annotations nor the classes that are wanted.
     """
-    _refuse_wrong_parts(merge, {name for part in parts for name in part.classes}, source, strict)
-    used_up = {old for olds in merge.values() for old in olds}
+    there = {name for part in parts for name in part.classes}
+    _refuse_wrong_parts(merge, there, source, strict)
+    new_names = [_new_names(part.classes, merge) for part in parts]
+    takers = {old: new for new, olds in merge.items() for old in olds}
     for name in classes or ():
-        if name not in merge and not used_up.isdisjoint((name, ALL_OTHERS)):
-            taker = next(new for new, olds in merge.items() if not {name, ALL_OTHERS}.isdisjoint(olds))
+        taker = takers.get(name, takers.get(ALL_OTHERS) if name in there else None)
+        if name not in merge and taker is not None:
             raise InputError(
                 f"data.merge.{taker} takes the class '{name}', which data.classes or the model has; they "
                 "must go together"
             )
-    new_names = [_new_names(part.classes, merge) for part in parts]
     if classes is not None:
-        for names in new_names:
+        for names in filter(None, new_names):  # a VOC folder without objects has none
             say_what_is_missing(classes, dict.fromkeys(names), source)
     elif all({*names} == {*new_names[0]} for names in new_names):
         classes = tuple(dict.fromkeys(new_names[0]))

@@ -49,10 +49,11 @@ def voc_folders(root: Path) -> VocFolders:
     if any(root.glob("[!.]*.xml")) and not any(annotations.glob("**/*.xml")):
         annotations = root
     if not annotations.is_dir():  # only then is it worth a look at all that is there
-        parts = sorted({path.parent for path in root.glob("[!.]*/[!.]*.xml") if _has_images(path.parent)})
+        folders = {path.parent for path in root.glob("[!.]*/[!.]*.xml")}
+        parts = sorted(folder for folder in folders if _has_images(folder))
         named = some_of([part.name for part in parts], 3)
         of_parts = f"; folders of splits are named in data.splits: here {named}" if parts else ""
-        other = looks_like(root) or of_parts or "; is it of another data.format?"
+        other = of_parts or looks_like(root) or "; is it of another data.format?"
         require_folder(annotations, "data.root (voc)", f"a VOC set has its XML files there{other}")
     images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
     if images is None and _has_images(annotations):
@@ -180,8 +181,6 @@ def voc_classes(
                 found.add(_text(node, "name", f"object {position} in {path}"))
         except DataFault as fault:
             raise_or_collect(fault, faults)
-    if not found:
-        raise InputError(f"{annotations} holds no objects")
     return tuple(sorted(found))
 
 

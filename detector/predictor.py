@@ -182,7 +182,10 @@ class Detector:
     def is_full(self, found: ImageDetections, least: float = 0.0) -> bool:
         """Whether eval.detections_per_img may have cut off some of an image whose score is at least that.
 
-        found: all that the detector gave, best or not.
+        A guess where classes are calibrated apart: the limit goes by raw scores.
+
+        Args:
+            found: all that the detector gave.
         """
         most = self._checkpoint.config.eval.detections_per_img
         return len(found) >= most and bool(found.scores.min() >= least)

@@ -36,6 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--resume", "nowhere"), ("--resume", "nowhere", "does not exist")),
         (("--resume", "set"), ("--resume", "set", "checkpoints/last.pt")),
         (("--resume", "run/checkpoints/best.pt"), ("--resume", "best.pt", "the folder of the run")),
+        (("--resume", "run/checkpoints/previous.pt"), ("--resume", "previous.pt", "checkpoints/last.pt")),
         (("--resume", "tiny.yaml"), ("--resume", "tiny.yaml", "checkpoints/last.pt")),
         (("--resume", "run", "run.dir=other"), ("--resume", "run.dir")),
         (("--resume", "run", "train.batch_size=4"), ("run", "an epoch had 2 steps", "train.batch_size")),
@@ -84,11 +85,13 @@ def test_a_damaged_last_checkpoint_does_not_resume(finished: Path, tmp_path: Pat
         ("run/checkpoints/last.pt", "."),
         ("checkpoints/last.pt", "run"),
         ("last.pt", "run/checkpoints"),
+        ("../last.pt", "run/checkpoints/below"),
     ],
 )
 def test_a_run_that_has_ended_says_so(finished: Path, tmp_path: Path, place: str, where: str) -> None:
     """A run may be named by its newest checkpoint, too, from wherever."""
     shutil.copytree(finished / "run", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "below").mkdir()
     outcome = call(train.main, "--resume", place, f"data.root={finished / 'set'}", cwd=tmp_path / where)
     assert outcome.code == 0
     assert "nothing is left to do" in outcome.out

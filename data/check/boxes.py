@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from data.check.findings import BoxSpot, numbered
 from data.sample import DetectionSet
-from data.units import EDGE_PX, corners_for_sizes, over_edge, parts_for_pixels
+from data.units import corners_for_sizes, parts_for_pixels
 
 _TINY_PX = 2.0
+_EDGE_PX = 1.0  # rounding, and the pixel between counting from 0 and from 1
 _LEAST_INSIDE = 0.9
 
 
@@ -31,7 +32,7 @@ def box_spots(
     sides = inside[:, 2:] - inside[:, :2]
     with np.errstate(over="ignore"):
         share = sides.prod(axis=1) / ((x1 - x0) * (y1 - y0))
-    over = over_edge(records.boxes, records.sizes[of_image])
+    over = np.stack((-x0, -y0, x1 - width, y1 - height), axis=1).max(axis=1)
     scale = evaluated_sizes / records.sizes  # [I, 2] of height and width
     seen = sides * scale[of_image][:, ::-1]  # [M, 2] width, height
     objects = ~records.ignore
@@ -44,7 +45,7 @@ def box_spots(
     corners = corners_for_sizes(records.boxes, records.sizes[of_image])
     yield from spots(
         "box-corners" if corners else "box-partly-outside",
-        (over > EDGE_PX) if corners else share < _LEAST_INSIDE,
+        (over > _EDGE_PX) if corners else share < _LEAST_INSIDE,
         f"lies inside by {{2:.0%}} only, {size}",
         width,
         height,
@@ -52,7 +53,7 @@ def box_spots(
     )
     yield from spots(
         "box-over-edge",
-        (share >= _LEAST_INSIDE) & (over > EDGE_PX) & (not corners),
+        (share >= _LEAST_INSIDE) & (over > _EDGE_PX) & (not corners),
         f"reaches over the edge {size} by {{2:.1f}} px",
         width,
         height,
@@ -66,7 +67,7 @@ def box_spots(
         seen[:, 0],
         seen[:, 1],
     )
-    whole = (x0 <= EDGE_PX) & (y0 <= EDGE_PX) & (x1 >= width - EDGE_PX) & (y1 >= height - EDGE_PX)
+    whole = (x0 <= _EDGE_PX) & (y0 <= _EDGE_PX) & (x1 >= width - _EDGE_PX) & (y1 >= height - _EDGE_PX)
     yield from spots("box-whole-image", objects & whole, f"covers the whole {size}", width, height)
     yield from _repeated(split, records, noun, of_image)
 

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import math
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -246,15 +247,12 @@ def run_to_resume(path: Path) -> Path:
     Raises:
         InputError: it is another file.
     """
-    folder = path.absolute().parent
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100  resolve would follow links
     if path.name == LAST and folder.name == "checkpoints":  # it may be lost, and another be there
-        return path.parent.parent if len(path.parts) > 2 else folder.parent
+        return path.parent.parent if path.parent.name == "checkpoints" else folder.parent
     if not path.is_file():
         return path
-    raise InputError(
-        f"--resume: {path} is a file that no run goes on from; give the folder of the run, or its "
-        f"checkpoints/{LAST}"
-    )
+    raise InputError(f"--resume: {path} is a file; give the folder of the run, or its checkpoints/{LAST}")
 
 
 def resume_config(folder: Path) -> dict[str, Any]:

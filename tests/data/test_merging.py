@@ -14,6 +14,7 @@ import train
 from data.sample import DetectionSet
 from detector.builders.data import build_set
 from detector.config import DataConfig
+from detector.config.data import SplitsConfig
 from detector.config.file import load_config
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, small_coco, voc_xml, write_coco, write_image
@@ -155,7 +156,7 @@ def test_wrong_parts_are_named(
         ),
         ({"pet": "*"}, ("cow",), r"merge\.pet takes the class 'cow'"),
         ({"pet": ["cat", "dog"]}, ("animal", "plant"), r"has no category 'animal'; it has pet, cow"),
-        ({"pet": "*"}, ("pets",), r"merge\.pet takes the class 'pets'"),
+        ({"pets": "*"}, ("pet",), r"has no category 'pet', but 'pets'; it has pets"),
     ],
 )
 def test_a_model_of_other_classes_is_not_evaluated(
@@ -217,6 +218,22 @@ def test_joined_splits_may_list_their_classes_in_another_order(tmp_path: Path) -
     assert records.classes == ("o", "hound")
     half = len(records.labels) // 2
     assert (records.labels[:half] == 1 - records.labels[half:]).all() and half > 0
+
+
+def test_a_split_of_images_without_objects_has_no_classes(tmp_path: Path) -> None:
+    """Of VOC folders: no XML file names any."""
+    for split, names in (("train", ("cat", "dog")), ("valid", ())):
+        (tmp_path / split).mkdir()
+        write_image(tmp_path / split / "0.jpg")
+        (tmp_path / split / "0.xml").write_text(voc_xml([(name, BOXES[0], 0) for name in names]))
+    data = DataConfig(
+        format="voc", root=str(tmp_path), splits={"train": "train", "val": "valid"}, merge={"o": "*"}
+    )
+    records = build_set(data, "train")
+    val = build_set(data, "val", records.classes)
+    assert (len(val), len(val.boxes), val.classes) == (1, 0, ("o",))
+    with pytest.raises(InputError, match=r"data\.splits\.train \(valid\) of .* holds no boxes to learn from"):
+        build_set(data.model_copy(update={"splits": SplitsConfig(train="valid"), "merge": {}}), "train")
 
 
 def test_all_others_are_those_of_the_split_itself(tmp_path: Path) -> None:
