@@ -38,9 +38,9 @@ def merged(
         InputError: the merging fits neither the annotations nor the classes that are wanted.
     """
     there = {name for part in parts for name in part.classes}
-    _refuse_wrong_parts(merge, there, source, strict)
-    new_names = [_new_names(part.classes, merge) for part in parts]
     takers = {old: new for new, olds in merge.items() for old in olds}
+    _refuse_wrong_parts(merge, takers, there, source, strict)
+    new_names = [[takers.get(old, takers.get(ALL_OTHERS, old)) for old in part.classes] for part in parts]
     for name in classes or ():
         taker = takers.get(name, takers.get(ALL_OTHERS) if name in there else None)
         if name not in merge and taker is not None:
@@ -80,9 +80,11 @@ def _with_classes(
     )
 
 
-def _refuse_wrong_parts(merge: Merge, there: Collection[str], source: str, strict: bool) -> None:
-    parts = {old for olds in merge.values() for old in olds}
-    alike = {plain_name(name): name for name in there if name not in parts}
+def _refuse_wrong_parts(
+    merge: Merge, takers: Collection[str], there: Collection[str], source: str, strict: bool
+) -> None:
+    """takers: all that stands in the lists."""
+    alike = {plain_name(name): name for name in there if name not in takers}
     for name, olds in merge.items():
         for old in olds:
             if old in there or old == ALL_OTHERS:
@@ -95,7 +97,7 @@ def _refuse_wrong_parts(merge: Merge, there: Collection[str], source: str, stric
             if strict or slip:
                 raise InputError(missing)
             log.warning(missing)
-        if name in there and name not in parts and ALL_OTHERS not in olds:
+        if name in there and name not in takers and ALL_OTHERS not in olds:
             raise InputError(
                 f"data.merge.{name}: {source} has a class '{name}' as well; add it to its list, or take "
                 "another name"
@@ -108,8 +110,3 @@ def _id_of(name: str, k: int, records: DetectionSet, new_names: Sequence[str], m
     found = {old: number for old, number, new in ids if new == name and is_listed(number)}
     in_order = [old for old in merge.get(name, ()) if old in found]
     return next((found[old] for old in [*in_order, *found]), unlisted_id(k))
-
-
-def _new_names(classes: Sequence[str], merge: Merge) -> list[str]:
-    names = {old: name for name, olds in merge.items() for old in olds}
-    return [names.get(old, names.get(ALL_OTHERS, old)) for old in classes]

@@ -179,7 +179,7 @@ class Detector:
         warn_of_scale(opened.trained, opened.config.data, sizes)
         tile_cuts_nothing(opened.config.eval.tile, self._pipeline.sizes_of(sizes))
 
-    def is_full(self, found: ImageDetections, least: float = 0.0) -> bool:
+    def is_full(self, found: ImageDetections, least: float) -> bool:
         """Whether eval.detections_per_img may have cut off some of an image whose score is at least that.
 
         A guess where classes are calibrated apart: the limit goes by raw scores.

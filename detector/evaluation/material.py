@@ -184,11 +184,11 @@ def _read_results(
 
 def _warn_of_units(boxes: Floats, images: Ints, sizes: Ints | None, path: Path) -> None:
     """boxes: [N, 4], x, y, width, height."""
-    xyxy = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    corners = xyxy(boxes)
     wrong = ""
-    if parts_for_pixels(xyxy):
+    if parts_for_pixels(corners):
         wrong = "lie within one pixel, as parts of width and height do"
-    elif sizes is not None and corners_for_sizes(xyxy, sizes[images]):
+    elif sizes is not None and corners_for_sizes(corners, sizes[images]):
         wrong = "reach outside their images as if x1, y1 were written as width, height"
     if wrong:
         log.warning("%s: the boxes %s; bbox is x, y, width, height in pixels", path, wrong)
@@ -250,3 +250,8 @@ def _named_fields(source: str) -> Iterator[list[str]]:
 def xywh(boxes: Floats) -> Floats:
     """xyxy [N, 4] -> x, y, width, height."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def xyxy(boxes: Floats) -> Floats:
+    """x, y, width, height [N, 4] -> x0, y0, x1, y1."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -14,7 +14,7 @@ from data.images import read_image, read_upright
 from detector.drawing import draw_boxes
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.matching import BACKGROUND_IOU, Floats, Ints, Kind
-from detector.evaluation.material import Material
+from detector.evaluation.material import Material, xyxy
 from detector.report.facts import Shown, best_images, worst_false, worst_images, worst_missed
 
 Pixels = NDArray[np.uint8]
@@ -104,13 +104,13 @@ def _whole(result: CocoResult, at: Shown, image: int) -> Picture:
     few = len(gt) <= 12  # else the names would hide the picture
     left = _jpeg(
         draw_boxes(
-            pixels, _xyxy(m.gt.xywh[gt]), m.gt.labels[gt],
+            pixels, xyxy(m.gt.xywh[gt]), m.gt.labels[gt],
             [m.classes[label] if few else "" for label in m.gt.labels[gt]],
             np.ones(len(gt), np.bool_), _SCALE,
         )
     )  # fmt: skip
     texts = _texts(m, rows) if len(rows) <= 12 else [""] * len(rows)
-    right = _jpeg(draw_boxes(pixels, _xyxy(m.found.xywh[rows]), m.found.labels[rows], texts, scale=_SCALE))
+    right = _jpeg(draw_boxes(pixels, xyxy(m.found.xywh[rows]), m.found.labels[rows], texts, scale=_SCALE))
     counts = f"{at.right[image]} right, {at.wrong[image]} wrong, {at.unfound[image]} not found"
     return Picture((left, right), f"F1 {at.f1[image]:.2f}: {counts}", m.image_names[image])
 
@@ -131,7 +131,7 @@ def _crop(result: CocoResult, at: Shown, image: int, subject: Floats, only: int 
     gt = _near(subject, m.gt.xywh, np.flatnonzero(m.gt.images == image))
     rows = np.flatnonzero((m.found.images == image) & at.found)
     rows = _near(subject, m.found.xywh, rows) if only is None else np.array([only])
-    boxes = np.concatenate([_xyxy(m.found.xywh[rows]), _xyxy(m.gt.xywh[gt])]) - [x0, y0, x0, y0]
+    boxes = np.concatenate([xyxy(m.found.xywh[rows]), xyxy(m.gt.xywh[gt])]) - [x0, y0, x0, y0]
     labels = np.concatenate([m.found.labels[rows], m.gt.labels[gt]])
     texts = [*_texts(m, rows), *(f"gt {m.classes[label]}" for label in m.gt.labels[gt])]
     dashed = np.arange(len(boxes)) >= len(rows)
@@ -165,7 +165,3 @@ def _jpeg(pixels: Pixels) -> str:
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
-
-
-def _xyxy(xywh: Floats) -> Floats:
-    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
