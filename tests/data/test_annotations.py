@@ -9,7 +9,6 @@ import pytest
 from data.annotations import AnnotatedImage, Annotation, join_sets, pack_set
 from data.lookup import inside
 from data.sample import unlisted_id
-from data.units import corners_for_sizes
 from errors import InputError
 from tests.builders import write_image
 
@@ -81,30 +80,6 @@ def test_boxes_in_parts_of_the_image_are_refused(tmp_path, number):
         moved = [[(x0 + x, y0 + y, x1 + x, y1 + y) for x0, y0, x1, y1 in parts[0]]]
         with pytest.raises(InputError, match="the split: all boxes lie within one pixel, as parts of width"):
             make_set(tmp_path, moved)
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ([(5 * k, 3 * k, 5 * k + 10, 3 * k + 8) for k in range(10)], True),  # x, y, x1, y1 read as sizes
-        ([(5 * k, 3 * k, 5 * k + 10 * (k != 2), 3 * k + 8) for k in range(12)], True),  # one without width
-        ([(5 * k, 3 * k, 10, 8) for k in range(10)], False),  # x, y, width, height
-        ([(5 * k, 3 * k, 5 * k + 10, 3 * k + 8) for k in range(4)], False),  # too few to tell
-    ],
-)
-def test_corners_read_as_sizes_are_known(tmp_path, given, told):
-    records = make_set(tmp_path, [[(x, y, x + w, y + h) for x, y, w, h in given]])
-    sizes = np.repeat(records.sizes, len(records.boxes), axis=0)
-    assert corners_for_sizes(records.boxes, sizes) == told
-
-
-def test_large_objects_that_reach_a_little_over_the_edge_are_no_corners() -> None:
-    """As a detector that is not clipped finds them, one in each image."""
-    rng = np.random.default_rng(0)
-    sizes = np.tile([480, 640], (100, 1))
-    sides = rng.uniform(0.7, 1.0, (100, 2)) * [640, 480]
-    corner = ([640, 480] - sides) / 2 + rng.normal(0, 8, (100, 2))
-    assert not corners_for_sizes(np.concatenate((corner, corner + sides), axis=1), sizes)
 
 
 def test_join_puts_the_splits_one_after_the_other(tmp_path):

@@ -1,0 +1,84 @@
+"""Boxes that are written in another way than they are read are known, and boxes that are meant so are not."""
+
+import numpy as np
+import pytest
+
+from data.units import corners_for_sizes, parts_for_pixels
+
+WIDTH, HEIGHT = 640, 480
+
+
+def spread(x_range, y_range, count=40, sides=(30, 60), seed=0):
+    """xyxy boxes with their upper left corners in these ranges; sides in pixels."""
+    rng = np.random.default_rng(seed)
+    corners = np.stack((rng.uniform(*x_range, count), rng.uniform(*y_range, count)), axis=1)
+    return np.concatenate((corners, corners + rng.uniform(*sides, (count, 2))), axis=1)
+
+
+def read_as_sizes(boxes):
+    """What comes of x0, y0, x1, y1 where x, y, width, height are read."""
+    return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
+
+
+EVERYWHERE = spread((0, 560), (0, 400))
+CENTRED = np.tile([-10.0, -8, 670, 500], (40, 1))  # out by 5 % of the image, as an unclipped detector finds
+WRITTEN_SO = {
+    "everywhere": EVERYWHERE,
+    "to the right only": spread((330, 560), (0, 40)),
+    "below only": spread((0, 60), (300, 400)),
+    "ten": EVERYWHERE[:10],
+    "most of them in the middle": np.concatenate(
+        (spread((90, 250), (60, 180)), spread((330, 560), (0, 40), 10))
+    ),
+    "one without an area": np.concatenate((EVERYWHERE, [[50.0, 40, 50, 40]])),
+    "one of a hundred otherwise": spread((0, 560), (0, 400), 101),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_SO)
+def test_corners_that_were_written_as_sizes(name):
+    boxes = read_as_sizes(WRITTEN_SO[name])
+    if name == "one of a hundred otherwise":
+        boxes[0] = (500, 400, 520, 410)
+    assert corners_for_sizes(boxes, np.tile([HEIGHT, WIDTH], (len(boxes), 1)))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        EVERYWHERE,
+        CENTRED,
+        read_as_sizes(EVERYWHERE)[:9],  # too few to tell
+        np.concatenate((read_as_sizes(EVERYWHERE), EVERYWHERE)),
+        # Wide as x1 would be, but not as high as y1 would be: a panorama's objects, cut by its right edge.
+        np.tile([300.0, 400, 760, 440], (40, 1)),
+        np.tile([10.0, 10, 300, 200], (40, 1)),
+    ],
+    ids=["small", "large, over the edge", "few", "half of them", "flat", "upper left"],
+)
+def test_boxes_that_are_no_corners(boxes):
+    assert not corners_for_sizes(boxes, np.tile([HEIGHT, WIDTH], (len(boxes), 1)))
+
+
+IN_PARTS = EVERYWHERE / [WIDTH, HEIGHT, WIDTH, HEIGHT]
+SIDES = IN_PARTS[:, 2:] - IN_PARTS[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "parts"),
+    [
+        (IN_PARTS, True),
+        (read_as_sizes(np.concatenate((IN_PARTS[:, :2] + SIDES / 2, SIDES), axis=1)), True),  # YOLO's centres
+        (read_as_sizes(IN_PARTS), True),  # corners
+        (np.concatenate((IN_PARTS, EVERYWHERE[:2])), True),
+        (np.concatenate((IN_PARTS, EVERYWHERE[:20])), False),
+        (IN_PARTS[:10], True),
+        (IN_PARTS[:9], False),  # dots, perhaps
+        (EVERYWHERE, False),
+        (np.tile([0.0, 0, WIDTH, HEIGHT], (40, 1)), False),  # whole images
+        (np.tile([0.0, 0, 1, 1], (40, 1)), True),  # the same in parts
+        (spread((100, 500), (100, 400), sides=(0.5, 1.0)), False),  # dots
+    ],
+)
+def test_parts_of_the_image(boxes, parts):
+    assert parts_for_pixels(boxes) == parts
