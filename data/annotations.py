@@ -11,7 +11,7 @@ from data.faults import DataFault, lists_all, raise_or_collect
 from data.images import read_size, size_mismatch
 from data.lookup import is_file
 from data.sample import DetectionSet, is_listed
-from data.units import parts_for_pixels
+from data.units import AS_PARTS, parts_for_pixels
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
@@ -139,9 +139,7 @@ def pack_set(
             source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),
         )  # fmt: skip
     if not lists_all(faults) and parts_for_pixels(boxes[kept]):
-        raise InputError(
-            f"{source}: all boxes lie within one pixel, as parts of width and height do; write them in pixels"
-        )
+        raise InputError(f"{source}: all boxes {AS_PARTS}; write them in pixels")
     areas = np.array([np.nan if item.area is None else item.area for item in items], dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # a box may be as large as floats go
         areas = np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas)

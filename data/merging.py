@@ -66,15 +66,9 @@ def _with_classes(
     labels = label_of[records.labels]
     kept = labels >= 0
     say_left_out(Counter(records.classes[label] for label in records.labels[~kept].tolist()), source)
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)])
     return replace(
-        records,
-        offsets=ends[records.offsets],
-        boxes=records.boxes[kept],
+        records.with_boxes(kept),
         labels=labels[kept],
-        ignore=records.ignore[kept],
-        areas=records.areas[kept],
-        annotation_ids=records.annotation_ids[kept],
         classes=classes,
         category_ids=tuple(_id_of(name, k, records, new_names, merge) for k, name in enumerate(classes)),
     )

@@ -1,7 +1,7 @@
 """The records that travel: DetectionSet (a split on disk), Sample (one image), Batch."""
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ class DetectionSet:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def with_boxes(self, kept: NDArray[np.bool_]) -> "DetectionSet":
+        """The same images, with those of the boxes alone: [M]."""
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)])
+        names = ("boxes", "labels", "ignore", "areas", "annotation_ids")
+        return replace(self, offsets=ends[self.offsets], **{n: getattr(self, n)[kept] for n in names})
 
     def digest(self) -> str:
         """What tells whether two sets are of the same images, by name and size, with the same boxes."""

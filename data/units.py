@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+AS_CORNERS = "as if x1, y1 were written as width, height"
+AS_PARTS = "lie within one pixel, as parts of width and height do"
 _LEAST_BOXES = 10
 _FAR_OUT = 1.1  # of the image's sides
 _SOME, _NEARLY_ALL, _MOST = 0.1, 0.99, 0.9  # parts of the boxes

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from data.faults import DataFault
 from data.sample import DetectionSet
+from data.units import AS_CORNERS, AS_PARTS
 
 
 class Level(enum.IntEnum):
@@ -78,12 +79,10 @@ KINDS: dict[str, Kind] = {
     "box-without-area": Kind(_W, "a box has no width or no height; it is dropped", "draw it again"),
     "box-corners": Kind(
         _W,
-        "boxes reach outside as if x1, y1 were written as width, height",
+        f"boxes reach outside {AS_CORNERS}",
         "write x, y, width, height: each box is too large now",
     ),
-    "box-normalised": Kind(
-        _E, "all boxes lie within one pixel, as parts of width and height do", "write pixels"
-    ),
+    "box-normalised": Kind(_E, f"all boxes {AS_PARTS}", "write pixels"),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(
         _W, "more than a tenth of a box lies outside its image", "clip it: found boxes are, and cannot match"

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -89,7 +89,7 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
     if text.partition(":")[0].partition("[")[0] in given:
         source = "on the command line"
         key = text.partition(":")[0]
-        if "valid list" in text and key != "data.merge":
+        if "valid list" in text and get_origin(leaf_kinds(Config).get(key)) is not dict:
             text += f'; a list is written so, with the quotes: "{key}=[a, b]"'
     raise InputError(f"{source}: {text}")
 
@@ -244,13 +244,11 @@ def _not_an_override(word: str) -> str:
     return f"'{word}' is not of the form KEY=VALUE, e.g. optimizer.lr=0.005, without spaces"
 
 
-def _merge(
-    base: dict[str, Any], change: dict[str, Any], section: type[Section] | None = Config
-) -> dict[str, Any]:
+def _merge(base: dict[str, Any], change: dict[str, Any], section: type[Section] = Config) -> dict[str, Any]:
     """Sections are merged, everything else replaced. An empty section changes nothing."""
     merged = dict(base)
     for key, value in change.items():
-        field = section.model_fields.get(key) if section else None
+        field = section.model_fields.get(key)
         inner = sub_section(field.annotation) if field else None
         old = merged.get(key)
         if inner and isinstance(old, dict) and (value is None or isinstance(value, dict)):

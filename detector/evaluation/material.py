@@ -16,7 +16,7 @@ from data.coco import read_instances, read_json
 from data.inputs import RESULTS_MARK
 from data.lookup import ImageFinder
 from data.sample import DetectionSet
-from data.units import corners_for_sizes, parts_for_pixels
+from data.units import AS_CORNERS, AS_PARTS, corners_for_sizes, parts_for_pixels
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
 from errors import InputError
@@ -187,9 +187,9 @@ def _warn_of_units(boxes: Floats, images: Ints, sizes: Ints | None, path: Path) 
     corners = xyxy(boxes)
     wrong = ""
     if parts_for_pixels(corners):
-        wrong = "lie within one pixel, as parts of width and height do"
+        wrong = AS_PARTS
     elif sizes is not None and corners_for_sizes(corners, sizes[images]):
-        wrong = "reach outside their images as if x1, y1 were written as width, height"
+        wrong = f"reach outside their images {AS_CORNERS}"
     if wrong:
         log.warning("%s: the boxes %s; bbox is x, y, width, height in pixels", path, wrong)
 

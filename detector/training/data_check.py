@@ -121,14 +121,9 @@ def _with_classes(records: DetectionSet, classes: tuple[str, ...]) -> DetectionS
 def _without(records: DetectionSet, faulty: frozenset[str]) -> DetectionSet:
     """Without the images of these files, and their boxes."""
     kept = np.array([str(file) not in faulty for file in records.files], dtype=np.bool_)
-    counts = np.diff(records.offsets)
-    boxes = np.repeat(kept, counts)
-    of_images = {name: getattr(records, name)[kept] for name in ("files", "image_ids", "sizes")}
-    of_boxes = {
-        n: getattr(records, n)[boxes] for n in ("boxes", "labels", "ignore", "areas", "annotation_ids")
-    }
-    offsets = np.concatenate(([0], np.cumsum(counts[kept])))
-    return replace(records, offsets=offsets, **of_images, **of_boxes)
+    left = records.with_boxes(np.repeat(kept, np.diff(records.offsets)))
+    of_images = {name: getattr(left, name)[kept] for name in ("files", "image_ids", "sizes")}
+    return replace(left, offsets=np.concatenate(([0], left.offsets[1:][kept])), **of_images)
 
 
 def _noun(config: Config) -> str:
