@@ -18,6 +18,9 @@ MIN_DELTA = 1e-6
 # A wider one is all of float32's range, and its break points would be infinite.
 MAX_DELTA = 1e30
 
+# A count of nothing, to divide no error by.
+_TINY = 1e-300
+
 # So many times delta from 0 the steps drown in the rounding of float64, and a loss would seem perfect.
 _FARTHEST = 1e12
 
@@ -94,7 +97,7 @@ class BatchRanking:
         float16 logits get a float32 gradient: a negative's share is often too small for float16.
         """
         above = self.above_negatives
-        weights = (errors / above).masked_fill_(above <= 0, 0).div_(len(self))
+        weights = errors / above.clamp_min(_TINY).mul_(len(self))
         half = self._logits.dtype == torch.float16
         gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
         self._backend.hand_out(errors, self._order, self._own, self.positives, gradient)

@@ -4,7 +4,6 @@
 is allocated by torch, so that its allocator sees the memory. The formulas stand in docs/ranking.md.
 """
 
-import sys
 from functools import cache
 from typing import Any
 
@@ -27,12 +26,13 @@ def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
     """The places of the ones among targets [M], int32 (int64 if M is beyond that) [p], ascending; and the
     lowest and the highest target, or 0.
     """
-    places = torch.empty(len(targets) + 1, dtype=torch.int32 if len(targets) < 1 << 31 else torch.int64)
+    every = targets.numpy()
+    places = torch.empty(len(every) + 2, dtype=torch.int32 if len(every) < 1 << 31 else torch.int64)
     words = np.empty((0, 4), np.uint64)
-    if targets.is_contiguous() and sys.byteorder == "little":
-        each = 32 // targets.element_size()
-        words = targets.numpy()[: len(targets) // each * each].view(np.uint64).reshape(-1, 4)
-    count, low, high = value_loops.find_ones(targets.numpy(), words, places.numpy())
+    if targets.is_contiguous():
+        each = 32 // every.itemsize
+        words = every[: len(every) // each * each].view(np.uint64).reshape(-1, 4)
+    count, low, high = value_loops.find_ones(every, words, places.numpy())
     return places[:count].clone(), low, high
 
 
@@ -44,7 +44,7 @@ def all_within(values: Tensor, farthest: float) -> bool:
     def beyond(share: slice) -> int:
         return value_loops.count_beyond(every[share], without_sign, limit)
 
-    return not any(side_by_side(beyond, shares(len(values))))
+    return not any(side_by_side(beyond, shares(len(every))))
 
 
 @cache
@@ -99,32 +99,37 @@ class CompiledSteps:
     def __init__(self, thresholds: Tensor, delta: float) -> None:
         self.dtype = thresholds.dtype
         self.centres, self.delta = thresholds.numpy(), float(delta)
-        p = len(thresholds)
+        p = len(self.centres)
+        points = thresholds.new_empty(3, p)
         if delta == 0:
-            starts, stops = (points.numpy() for points in searched_break_points(thresholds, 0.0))
+            torch.stack((thresholds, *searched_break_points(thresholds, 0.0)), out=points)
         else:
-            starts, stops = points = thresholds.new_empty(2, p).numpy()
-            step_loops.break_points(self.centres, self.delta, points, torch.finfo(self.dtype).eps)
+            step_loops.break_points(self.centres, self.delta, points.numpy(), torch.finfo(self.dtype).eps)
+        keys = points.view(_INTEGERS[self.dtype.itemsize])
+        step_loops.make_keys(keys.view(-1).numpy())
         # What a search sees, until `grid` takes it: with many thresholds every table counts.
-        self._edges: Tensor | None = thresholds.new_empty(2 * p + 1)
-        self._starts = torch.empty(2 * p, dtype=torch.bool)  # whether a step begins at an edge, or ends
+        self._edges: Tensor | None = keys.new_empty(2 * p + 1)
+        # Whether a step begins at an edge, or ends.
+        self._starts = torch.empty(2 * p, dtype=torch.bool).numpy()
         self.windows = _unsigned(torch.empty(2, p + 1, dtype=torch.int32))
-        step_loops.merge(
-            self.centres, starts, stops, self._edges.numpy(), self._starts.numpy(), *self.windows
-        )
+        step_loops.merge(keys.numpy(), self._edges.numpy(), self._starts, self.windows)
 
     def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
         """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
-        return self._own(weights, below=False)
+        if weights is not None:
+            return self._own(weights, below=False)
+        p = len(self.centres)
+        counts, before = torch.empty(p, dtype=torch.float64), torch.empty(p + 1, dtype=torch.float64)
+        begins, ends = self.windows
+        step_loops.window_counts(self.centres, self.delta, begins, ends, before.numpy(), counts.numpy())
+        return counts
 
     def own_pull(self, weights: Tensor) -> Tensor:
         """pull(t_k) of `lines` for each threshold: float64 [P]."""
         return self._own(weights, below=True)
 
-    def _own(self, weights: Tensor | None, below: bool) -> Tensor:
+    def _own(self, weights: Tensor, below: bool) -> Tensor:
         p = len(self.centres)
-        if weights is None:
-            weights = torch.ones(p, dtype=torch.float64)
         sums, before = torch.empty(p, dtype=torch.float64), torch.empty(p + 1, 2, dtype=torch.float64)
         begins, ends = self.windows
         step_loops.lay_out(self.centres, self.delta, sums.numpy())
@@ -136,14 +141,14 @@ class CompiledSteps:
         p = len(self.centres)
         integrals, counts = (torch.empty(n, dtype=torch.float64) for n in (2 * p, p))
         pairs = totals.t().contiguous()  # as they lie already, unless they come from other processes
-        arrays = self._starts.numpy(), pairs.numpy(), integrals.numpy(), counts.numpy()
+        arrays = self._starts, pairs.numpy(), integrals.numpy(), counts.numpy()
         step_loops.counts_above(self.centres, self.delta, *arrays)
         return counts
 
     def lines(self, weights: Tensor) -> Tensor:
         """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2]."""
         lines = torch.empty(len(self._starts) + 1, 2, dtype=torch.float64)
-        step_loops.lines(self.centres, self.delta, self._starts.numpy(), weights.numpy(), lines.numpy())
+        step_loops.lines(self.centres, self.delta, self._starts, weights.numpy(), lines.numpy())
         return lines
 
     @property
@@ -163,11 +168,12 @@ class CompiledSteps:
         assert self._edges is not None
         edges, self._edges = self._edges.numpy(), None
         fineness = max(1024, min(_CELLS_PER_EDGE * len(edges), searches // 2, _MOST_CELLS))
-        narrow = len(edges) < 1 << 16  # half the memory, and more of it in the cache
-        cells = torch.empty(fineness + 1, dtype=torch.int16 if narrow else torch.int32).numpy()
-        cells = cells.view(np.uint16 if narrow else np.uint32)
-        scale = np.empty(3, self.centres.dtype)
-        step_loops.fill_cells(edges, cells, scale)
+        # Half the memory if it does, and more of it in the cache.
+        kind = np.uint16 if len(edges) < 1 << 16 else np.uint32
+        words = torch.empty(fineness * np.dtype(kind).itemsize // 8 + 1, dtype=torch.int64).numpy()
+        cells, scale = words.view(kind), np.empty(3, self.centres.dtype)
+        step_loops.fill_cells(edges, edges.view(self.centres.dtype), cells, words.view(np.uint64), scale)
+        step_loops.make_keys(edges)
         return edges, cells, scale
 
 
@@ -228,20 +234,23 @@ class CompiledNegatives:
     def __init__(self, steps: CompiledSteps, logits: Tensor, targets: Tensor) -> None:
         # no_grad holds in the thread that asked for it alone.
         self._steps, self._logits, self._targets = steps, logits.detach(), targets
-        self._bins = torch.empty(len(logits), dtype=torch.int32)
+        self._bins = torch.empty(logits.numel(), dtype=torch.int32)
 
     def count(self) -> Tensor:
         """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
-        grid = self._steps.grid(len(self._logits))
+        edges, cells, scale = self._steps.grid(self._logits.numel())
+        bins, targets = self._bins.numpy(), self._targets.numpy()
 
         def find(share: slice) -> Tensor:
-            totals = self._steps.no_totals()
+            totals, scratch = self._steps.no_totals(), np.empty((3, value_loops.FEW + 1), edges.dtype)
+            pairs = totals.t().numpy()
             for block in self._parts(share):
-                bins, pairs = self._bins[block].numpy(), totals.t().numpy()
-                value_loops.find_bins(self._values(block), self._targets[block].numpy(), *grid, bins, pairs)
+                values = self._values(block)
+                given = values, values.view(edges.dtype), targets[block], edges, cells, scale
+                value_loops.find_bins(*given, scratch, bins[block], pairs)
             return totals
 
-        totals, *others = side_by_side(find, shares(len(self._logits), self._steps.totals_bytes))
+        totals, *others = side_by_side(find, shares(len(bins), self._steps.totals_bytes))
         for other in others:
             np.add(totals.numpy(), other.numpy(), out=totals.numpy())  # see `no_totals`
         return totals
@@ -262,7 +271,7 @@ class CompiledNegatives:
                 elif dtype != working:
                     mine.copy_(out)
 
-        side_by_side(give, shares(len(self._logits)))
+        side_by_side(give, shares(self._logits.numel()))
         return pulls
 
     def _parts(self, share: slice) -> list[slice]:

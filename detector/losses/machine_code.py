@@ -2,11 +2,13 @@
 
 In value_loops.py and step_loops.py all arrays are given, those to be filled included. Pairs that are used
 together lie together ([n, 2]): what a loop looks up is in no cache, and one miss costs less than two. Few
-comparisons are branches, since the processor could foresee none of them. Floats become signed integers,
-which AVX2 does in one step, and indices are unsigned, since numba looks whether a signed one is negative.
+comparisons are branches, since the processor could foresee none of them, and those of a search are between
+integers, which it makes more of at a time. Floats become signed integers, which AVX2 does in one step, and
+indices are unsigned, since numba looks whether a signed one is negative.
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from importlib.util import find_spec
@@ -31,6 +33,8 @@ def numba_works() -> bool:
     """Whether numba is there, and goes with what else is; one line is logged where it does not."""
     if find_spec("numba") is None:  # there may be no wheel for a machine or a Python
         return False
+    if sys.byteorder != "little":  # which the loops take their words for
+        return False
     try:
         import numba  # noqa: F401  takes a second, which only training should pay
     except (ImportError, OSError) as error:  # of another NumPy, say
@@ -43,21 +47,25 @@ def numba_works() -> bool:
 def compiled_loop(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Compile at the first call, and keep the machine code for the next process."""
 
-    @cache
+    made: Callable[Arguments, Result] | None = None
+
     def fast() -> Callable[Arguments, Result]:
         from numba import njit
 
         compiler = partial(njit, nogil=True, error_model="numpy")
         try:
-            made = compiler(cache=True)(loop)
+            compiled = compiler(cache=True)(loop)
         except RuntimeError:  # nowhere to keep the machine code: neither beside this file nor at home
-            made = compiler()(loop)
-        return cast(Callable[Arguments, Result], made)
+            compiled = compiler()(loop)
+        return cast(Callable[Arguments, Result], compiled)
 
     @wraps(loop)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _ONCE:
-            ready = fast()
+        nonlocal made
+        ready = made
+        if ready is None:
+            with _ONCE:
+                ready = made = made or fast()
         try:
             return ready(*args, **kwargs)
         except OSError:  # of the first call alone: it is compiled by then, but the disk to keep it on is full

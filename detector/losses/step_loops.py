@@ -43,7 +43,7 @@ def sort_floats(bits: Array, pairs: Array, counts: Array, sorted_bits: Array, so
 def break_points(centres: Array, delta: float, points: Array, eps: float) -> None:
     """See ranking.searched_break_points, for delta > 0; eps is that of the dtype.
 
-    points: [2, P], filled with starts and stops.
+    points: [3, P], filled with centres, starts and stops.
 
     What was rounded down goes up by 0.7 eps of itself, which lies between a half and one and a half of the
     way to the next number, and is rounded to that one.
@@ -52,23 +52,33 @@ def break_points(centres: Array, delta: float, points: Array, eps: float) -> Non
     for i in range(p):
         low, high = np.float64(centres[i]) - delta, np.float64(centres[i]) + delta
         start, stop = centres.dtype.type(low), centres.dtype.type(high)
-        points[0, i] = start + up * abs(start) * (np.float64(start) < low)
-        points[1, i] = stop + up * abs(stop) * (np.float64(stop) < high)
+        points[0, i] = centres[i]
+        points[1, i] = start + up * abs(start) * (np.float64(start) < low)
+        points[2, i] = stop + up * abs(stop) * (np.float64(stop) < high)
 
 
 @compiled_loop
-def merge(
-    centres: Array, starts: Array, stops: Array, edges: Array, from_starts: Array, begins: Array, ends: Array
-) -> None:
+def make_keys(bits: Array) -> None:
+    """Integers that order as the floats of these bits do, in their place; -0 as 0. They compare faster."""
+    sign, magnitude = bits.dtype.type(8 * bits.itemsize - 1), np.iinfo(bits.dtype).max
+    for k in range(len(bits)):
+        negative = bits[k] >> sign
+        bits[k] = ((bits[k] & magnitude) ^ negative) - negative
+
+
+@compiled_loop
+def merge(points: Array, edges: Array, from_starts: Array, windows: Array) -> None:
     """Starts and stops in order, and which of them are starts; and how the centres lie among the stops.
 
-    centres, starts, stops: ascending [P]; so are the edges [2P + 1], the last an infinity to spare.
-    begins[i]: how many stops lie at or below centre i; ends[k]: how many centres below stop k; [P + 1], one
-    to spare.
+    points: [3, P], centres, starts and stops, each ascending, as `make_keys` makes them. So are the edges
+    [2P + 1], whose last, to spare, lies beyond all numbers. windows: [2, P + 1], one to spare: of each centre
+    how many stops lie at or below it (begins), of each stop how many centres lie below (ends).
 
     A merge waits for each of its comparisons. There are four here, which wait side by side: both merges go up
     from the lowest and down from the highest, and meet after P steps, in which neither list can run out.
     """
+    centres, starts, stops = points[0], points[1], points[2]
+    begins, ends = windows[0], windows[1]
     p, one = np.uint64(len(stops)), np.uint64(1)
     low_start = low_centre = low_stop = np.uint64(0)
     high_start = high_centre = high_stop = p
@@ -95,29 +105,40 @@ def merge(
         ends[p if is_centre else high_stop - one] = high_centre
         high_centre -= np.uint64(is_centre)
         high_stop -= np.uint64(not is_centre)
-    edges[p + p] = np.inf
+    edges[p + p] = np.iinfo(edges.dtype).max
 
 
 @compiled_loop
-def fill_cells(edges: Array, cells: Array, grid: Array) -> None:
+def fill_cells(edges: Array, floats: Array, cells: Array, words: Array, grid: Array) -> None:
     """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale, last.
+
+    edges: of `merge`; floats: their memory, in which they are left as floats. words: uint64, the memory of
+    the cells.
 
     The cell of x is floor((x - low) * scale), at least 0 and at most last, which never falls as x rises,
     rounding included. So a value lies above all edges of lower cells and below all of higher ones, and what
     is left of a search takes place in its own cell.
     """
-    low, last = edges[0], edges.dtype.type(len(cells) - 2)
-    span = np.float64(edges[-2]) - np.float64(low)
-    # With an edge beyond the largest number the span is infinite, and a scale of 0 would make cells of NaN.
-    scale = edges.dtype.type(np.float64(last) / span if 1e-30 < span < np.inf else 1.0)
-    cells[:] = 0
+    sign, magnitude = edges.dtype.type(8 * edges.itemsize - 1), np.iinfo(edges.dtype).max
     for k in range(len(edges) - 1):
-        cells[np.int64(min((edges[k] - low) * scale, last)) + 1] += 1
-    lower = np.uint32(0)
-    for k in range(len(cells)):
-        lower += cells[k]
-        cells[k] = lower
+        negative = edges[k] >> sign
+        edges[k] = ((edges[k] ^ negative) - negative) | (negative & ~magnitude)
+    low, last = floats[0], floats.dtype.type(len(cells) - 2)
+    span = np.float64(floats[-2]) - np.float64(low)
+    # With an edge beyond the largest number the span is infinite, and a scale of 0 would make cells of NaN.
+    scale = floats.dtype.type(np.float64(last) / span if 1e-30 < span < np.inf else 1.0)
     grid[0], grid[1], grid[2] = low, scale, last
+    words[:] = 0
+    one = np.uint64(1)
+    for k in range(len(edges) - 1):
+        cells[np.uint64(np.int64(min((floats[k] - low) * scale, last))) + one] += 1
+    # A word times ones, one for each of the cells in it, has in the place of each the sum of those up to it.
+    lower, each = np.uint64(0), np.uint64(8 * cells.itemsize)
+    ones, up_to_last = ~lower // ((one << each) - one), np.uint64(64) - each
+    for k in range(len(words)):
+        sums = words[k] * ones
+        words[k] = sums + lower * ones
+        lower += sums >> up_to_last
 
 
 @compiled_loop
@@ -157,24 +178,25 @@ def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Arr
     """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
     i, above_all = np.uint64(0), np.uint64(2 * len(centres))
     rise = height = lower = 0.0
-    steepness = 0.5 / delta if delta > 0 else 0.0
+    # By whether a step begins: looking it up takes less than choosing.
+    shift, steepness = np.array([delta, -delta]), np.array([-0.5, 0.5]) / max(delta, 1e-300)
     line[0, 0] = line[0, 1] = 0.0
     for k in range(np.uint64(2 * len(centres))):
-        start = starts[k]
+        start = np.uint64(starts[k])
         at = i if start else k - i
-        edge = np.float64(centres[at]) + (-delta if start else delta)
+        edge = np.float64(centres[at]) + shift[start]
         weight = weights[at]
         if delta == 0:
             height += weight / 2
         else:
             if k > 0:
                 height += max(rise, 0.0) * (edge - lower)
-            rise += (weight if start else -weight) * steepness
+            rise += weight * steepness[start]
         slope = max(rise, 0.0)
         line[k + np.uint64(1), 0] = height - slope * edge
         line[k + np.uint64(1), 1] = slope
         lower = edge
-        i += np.uint64(start)
+        i += start
     # Above the highest edge the slope is 0, and values may lie so far above that its rounding matters.
     line[above_all, 0], line[above_all, 1] = height, 0.0
 
@@ -236,6 +258,30 @@ def window_sums(
             out[i] = max(before[begin, 0] + within / 2 - rise, 0.0)
         else:
             out[i] = max(total - before[end, 0] + within / 2 + rise, 0.0)
+
+
+@compiled_loop
+def window_counts(
+    centres: Array, delta: float, begins: Array, ends: Array, before: Array, out: Array
+) -> None:
+    """`lay_out` and, into the same `out`, `window_sums` of weights of 1 that lie above.
+
+    before: [P + 1], filled with the sums of the places before.
+    """
+    p, steepness = np.uint64(len(out)), 0.5 / delta if delta > 0 else 0.0
+    place, moment, lower = 0.0, 0.0, np.float64(centres[0])
+    for k in range(p):
+        centre = np.float64(centres[k])
+        place += min(centre - lower, 2 * delta)
+        lower = centre
+        out[k], before[k] = place, moment
+        moment += place
+    before[p] = moment
+    for i in range(p):
+        begin, end = np.uint64(begins[i]), np.uint64(ends[i])
+        within = np.float64(np.int64(end - begin))
+        rise = (before[end] - before[begin] - within * out[i]) * steepness
+        out[i] = max(np.float64(np.int64(p - end)) + within / 2 + rise, 0.0)
 
 
 @compiled_loop

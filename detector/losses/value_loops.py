@@ -4,17 +4,21 @@ import numpy as np
 
 from detector.losses.machine_code import Array, compiled_loop
 
-_FEW = 1 << 12  # values whose bins stay in the nearest cache between two loops
+FEW = 1 << 12  # values whose bins stay in the nearest cache between two loops
 
 
 @compiled_loop
 def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, int]:
-    """How many ones, and the lowest and the highest target, or 0; fills their places, and one after these.
+    """How many ones, and the lowest and the highest target, or 0; fills their places, and two after these.
 
     words: uint64 [n, 4], the memory of as many of the targets as fill them. Most are nothing but zeros; four
     are looked at at once, since whether a single one is could not be foreseen where ones are many.
+
+    Of a word whose bytes are 0 or 1 the product with 0x0101.. has their sum in its highest byte; a single one
+    times 0x0001..07 has the number of its byte there.
     """
-    found, one, eight = np.uint64(0), np.uint64(1), np.uint64(8)
+    found, one, eight, top = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(56)
+    every_byte, numbers = np.uint64(0x0101010101010101), np.uint64(0x0001020304050607)
     low = high = np.int64(0)
     each = np.uint64(32 // targets.itemsize)  # targets in four words
     ones, bytes_shift = one, np.uint64(0)  # a one in each place of a word; the logarithm of the item's size
@@ -28,11 +32,19 @@ def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, in
             continue
         if some & ~ones == 0:
             for j in range(4):
-                word, first_byte = words[k, j], (k * np.uint64(4) + np.uint64(j)) * eight
-                for byte in range(eight):  # of which those that begin a target can be one
-                    places[found] = (first_byte + byte) >> bytes_shift
-                    found += word & one
-                    word >>= eight
+                word, first = words[k, j], (k * np.uint64(4) + np.uint64(j)) * eight
+                at = found
+                found += word * every_byte >> top
+                # Two without a branch, whether they are there or not; few words have more.
+                second = word & (word - one)
+                places[at] = (first + ((word & -word) * numbers >> top)) >> bytes_shift
+                at += one
+                places[at] = (first + ((second & -second) * numbers >> top)) >> bytes_shift
+                rest = second & (second - one)
+                while rest != 0:
+                    at += one
+                    places[at] = (first + ((rest & -rest) * numbers >> top)) >> bytes_shift
+                    rest &= rest - one
         else:
             for i in range(k * each, k * each + each):
                 target = np.int64(targets[i])
@@ -69,36 +81,54 @@ def targets_of_quality(quality: Array, targets: Array) -> bool:
 
 @compiled_loop
 def find_bins(
-    values: Array, targets: Array, edges: Array, cells: Array, grid: Array, bins: Array, totals: Array
+    values: Array,
+    bits: Array,
+    targets: Array,
+    edges: Array,
+    cells: Array,
+    grid: Array,
+    scratch: Array,
+    bins: Array,
+    totals: Array,
 ) -> None:
     """The bin of each value whose target is 0, and count and sum of the values of a bin; bin 0 for others.
 
-    The totals of bin 0 mean nothing: no step counts it.
+    bits: the memory of the values, as integers; edges, cells, grid: of `fill_cells`; scratch: [3, FEW + 1] of
+    the edges' type. The totals of bin 0 mean nothing: no step counts it.
 
-    Cells, bins and totals of a few thousand values each have a loop: what one value looks up does not
-    depend on the last, and the shorter a loop, the more of them the processor looks up at a time.
+    A few thousand values are looked up at a time, in loops as short as can be: what one value looks up does
+    not depend on the last, and the shorter a loop, the more of them the processor looks up at once.
     """
     low, scale, last, one = grid[0], grid[1], grid[2], np.uint64(1)
-    for first in range(0, len(values), _FEW):
-        some, some_bins = values[first : first + _FEW], bins[first : first + _FEW]
-        some_targets = targets[first : first + _FEW]
+    keys, places, unsure = scratch[0], scratch[1], scratch[2]
+    sign, magnitude = edges.dtype.type(8 * edges.itemsize - 1), np.iinfo(edges.dtype).max
+    for first in range(0, len(values), FEW):
+        some, some_bins = values[first : first + FEW], bins[first : first + FEW]
+        some_bits, some_targets = bits[first : first + FEW], targets[first : first + FEW]
         for i in range(len(some)):
-            some_bins[i] = np.int32(min(max((some[i] - low) * scale, low - low), last))
+            places[i] = np.int32(min(max((some[i] - low) * scale, low - low), last))
+        for i in range(len(some)):  # as `make_keys` does
+            negative = some_bits[i] >> sign
+            keys[i] = ((some_bits[i] & magnitude) ^ negative) - negative
+        # One step without a branch. The values that lie above the next edge too are few: they are listed.
+        count = np.uint64(0)
         for i in range(len(some)):
-            x, cell = some[i], np.uint64(some_bins[i])
-            found = np.uint64(cells[cell])
-            # Two steps without a branch; few cells need more.
-            found += np.uint64(edges[found] <= x)
-            found += np.uint64(edges[found] <= x)
-            if edges[found] <= x:
-                end = np.uint64(cells[cell + one])
-                while found < end:
-                    middle = (found + end) >> one
-                    if edges[middle] <= x:
-                        found = middle + one
-                    else:
-                        end = middle
-            some_bins[i] = found * np.uint64(some_targets[i] == 0)
+            key, found = keys[i], np.uint64(cells[np.uint64(places[i])])
+            found += np.uint64(edges[found] <= key)
+            some_bins[i], unsure[count] = found, i
+            count += np.uint64(edges[found] <= key)
+        for j in range(count):
+            i = np.uint64(unsure[j])
+            key, found, end = keys[i], np.uint64(some_bins[i]), np.uint64(cells[np.uint64(places[i]) + one])
+            while found < end:
+                middle = (found + end) >> one
+                if edges[middle] <= key:
+                    found = middle + one
+                else:
+                    end = middle
+            some_bins[i] = found
+        for i in range(len(some)):
+            some_bins[i] *= some_targets[i] == 0
         for i in range(len(some)):
             k = np.uint64(some_bins[i])
             totals[k, 0] += 1

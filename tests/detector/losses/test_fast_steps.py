@@ -177,9 +177,9 @@ def test_break_points_are_rounded_up_and_to_the_next_number_only(delta: float, d
     marks = torch.randn(100_000, generator=generator, dtype=torch.float64) * 10.0**exponents
     near = torch.tensor([0.0, -0.0, 1e-45, delta, -delta, 1 - delta, 2 - delta, 4 + delta, 3.4e38, -3.4e38])
     thresholds = torch.cat((marks, torch.randn(100_000, generator=generator), near)).to(dtype)
-    points = thresholds.new_empty(2, len(thresholds))
+    points = thresholds.new_empty(3, len(thresholds))
     break_points(thresholds.numpy(), delta, points.numpy(), torch.finfo(dtype).eps)
-    assert torch.equal(points, torch.stack(searched_break_points(thresholds, delta)))
+    assert torch.equal(points, torch.stack((thresholds, *searched_break_points(thresholds, delta))))
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0])
@@ -192,13 +192,24 @@ def test_positives_very_far_apart_count_each_other_as_the_near_ones_do(delta: fl
     assert steps.own_pull(torch.ones(5, dtype=torch.float64)).tolist() == [5 - each for each in above]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mark", [0.0, -0.0])
+def test_zero_ties_with_minus_zero_and_with_no_neighbour(mark: float, dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).smallest_normal
+    logits = torch.tensor([0.0, -0.0, tiny, -tiny], dtype=dtype)
+    steps = CompiledSteps(torch.tensor([mark], dtype=dtype), 0.0)
+    counts = CompiledNegatives(steps, logits, torch.zeros(4, dtype=torch.int8)).count()
+    assert steps.counts_above(counts).tolist() == [2]  # each zero as a half
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 1003])
 def test_positives_are_the_ones(size: int, dtype: torch.dtype) -> None:
     """Oracle: nonzero. Few and many of them, beyond the last whole word as well, and a layout with gaps."""
     generator = torch.Generator().manual_seed(size)
-    for highest in (2, 60):
-        targets = torch.randint(-1, highest, (2 * size,), generator=generator).clamp_max(1).to(dtype)
+    for shares in ((1, 1, 1), (1, 1, 60), (0, 1, 1), (0, 9, 1), (0, 40, 1), (0, 0, 1)):  # of -1, 0 and 1
+        one_of = torch.tensor([-1, 0, 1]).repeat_interleave(torch.tensor(shares)).to(dtype)
+        targets = one_of[torch.randint(len(one_of), (2 * size,), generator=generator)]
         targets[-1:] = 1
         for these in (targets, targets[1:], targets[:size], targets[1 - 2 * size :: 2]):
             positives, low, high = positives_of(these)
