@@ -50,6 +50,9 @@ def main() -> None:
         help="write the checkpoint with scores and thresholds calibrated anew, on this split and with these "
         "settings of eval",
     )
+    parser.add_argument(
+        "--mean", action="store_true", help="mean and spread of several, such as folds or other seeds"
+    )
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.words if "=" in word and not is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
@@ -70,6 +73,7 @@ def main() -> None:
             a.results,
             a.report,
             a.recalibrate,
+            a.mean,
         )
     )
 

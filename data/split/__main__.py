@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_VAL = "0.2"
+_MOST_FOLDS = 99
+
 
 def main() -> None:
     parser = OptionParser(
@@ -26,7 +29,12 @@ def main() -> None:
         type=Path,
         help="a COCO instances file, a folder of the VOC layout, or one with a YOLO data.yaml (its train)",
     )
-    parser.add_argument("--val", default="0.2", metavar="SHARE", help="of the images (default: 0.2)")
+    parser.add_argument("--val", metavar="SHARE", help=f"of the images (default: {_VAL})")
+    parser.add_argument(
+        "--folds",
+        metavar="K",
+        help="instead, for cross-validation: K validation sets, each the rest of another",
+    )
     parser.add_argument("--test", default="0", metavar="SHARE", help="of the images (default: no test set)")
     parser.add_argument("--seed", default="0", help="another one gives another split (default: 0)")
     parser.add_argument(
@@ -39,44 +47,81 @@ def main() -> None:
         "--fast", action="store_true", help="decode no image, and look for none that are alike"
     )
     a = parser.parse_args()
-    split(a.source, a.val, a.test, a.seed, a.images, a.keep_folders, a.fast)
+    split(a.source, a.val, a.folds, a.test, a.seed, a.images, a.keep_folders, a.fast)
 
 
 def split(
-    path: Path, val: str, test: str, seed: str, images: Path | None, keep_folders: bool, fast: bool
+    path: Path,
+    val: str | None,
+    folds: str | None,
+    test: str,
+    seed: str,
+    images: Path | None,
+    keep_folders: bool,
+    fast: bool,
 ) -> None:
     """Read what the command line names, divide it, write the parts, say what they hold."""
     from data.split.division import divide
     from data.split.whole import open_whole
 
-    shares, number = _shares(val, test), _whole("--seed", seed)
+    count, number = _folds(folds, val), _whole("--seed", seed)
+    shares = _shares(val or _VAL, test) if count is None else _shares_of_folds(count, test)
     whole = open_whole(path, images)
-    outputs = {name: whole.file_of(name) for name in shares}
+    held = {name: [name] for name in shares}  # the parts whose images each file names
+    for k in range(1, 1 + (count or 0)):
+        held[f"train{k}"] = [name for name in shares if name not in (f"val{k}", "test")]
+    outputs = {name: whole.file_of(name) for name in held}
     for file in outputs.values():
         _check_output(file, whole)
     division = divide(whole.records, shares, number, keep_folders, fast)
-    _write_all({file: whole.text_of(division.rows(name)) for name, file in outputs.items()})
+    _write_all({outputs[name]: whole.text_of(division.rows(*parts)) for name, parts in held.items()})
     for line in division.short():
         log.warning(line)
     print("\n".join(division.lines()))
-    print(f"written: {', '.join(map(str, outputs.values()))}\n{whole.next_step(list(shares))}")
+    print(f"written: {', '.join(map(str, outputs.values()))}\n{whole.next_step(list(held), count)}")
+
+
+def _folds(folds: str | None, val: str | None) -> int | None:
+    from errors import InputError
+
+    if folds is None:
+        return None
+    if val is not None:
+        raise InputError(
+            f"--val {val} --folds {folds}: folds are validation sets of one size; leave out --val"
+        )
+    count = _whole("--folds", folds)
+    if not 2 <= count <= _MOST_FOLDS:
+        raise InputError(f"--folds: 2 to {_MOST_FOLDS} are possible, not {folds}; five or ten are usual")
+    return count
+
+
+def _shares_of_folds(count: int, test: str) -> dict[str, float]:
+    """The same where each image outside the test set is in one of `count` validation sets."""
+    of_test = _share("--test", test)
+    folds = {f"val{k}": (1 - of_test) / count for k in range(1, 1 + count)}
+    return folds | ({"test": of_test} if of_test else {})
 
 
 def _shares(val: str, test: str) -> dict[str, float]:
     """The part of the images that goes to each split."""
     from errors import InputError
 
-    shares = {"train": 1.0}
-    for name, text in (("val", val), ("test", test)):
-        share = number_of(f"--{name}", text)
-        if not 0 <= share < 1 or (name == "val" and share == 0):
-            raise InputError(f"--{name}: a share of the images below 1 is wanted, such as 0.2, not {text}")
-        if share:
-            shares[name] = share
-            shares["train"] -= share
-    if shares["train"] <= 0:
+    of_val, of_test = _share("--val", val), _share("--test", test)
+    if of_val == 0:
+        raise InputError(f"--val: a share of the images above 0 is wanted, such as 0.2, not {val}")
+    if of_val + of_test >= 1:
         raise InputError(f"--val {val} --test {test} leave nothing to train on")
-    return shares
+    return {"train": 1 - of_val - of_test, "val": of_val} | ({"test": of_test} if of_test else {})
+
+
+def _share(option: str, text: str) -> float:
+    from errors import InputError
+
+    share = number_of(option, text)
+    if not 0 <= share < 1:
+        raise InputError(f"{option}: a share of the images below 1 is wanted, such as 0.2, not {text}")
+    return share
 
 
 def _whole(option: str, text: str) -> int:

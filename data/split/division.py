@@ -33,9 +33,10 @@ class Division:
     groups: NDArray[np.int64]
     classes: tuple[str, ...]
 
-    def rows(self, name: str) -> list[int]:
-        """The images of a part."""
-        return np.flatnonzero(self.part == list(self.shares).index(name)).tolist()
+    def rows(self, *names: str) -> list[int]:
+        """The images of these parts."""
+        parts = list(self.shares)
+        return np.flatnonzero(np.isin(self.part, [parts.index(name) for name in names])).tolist()
 
     def lines(self) -> Iterator[str]:
         """What each part holds, and how many images stay with others."""
@@ -89,7 +90,7 @@ def divide(
             count = len(np.unique(groups))
             raise InputError(
                 f"nothing is left for {name}: {len(part)} images make {count} group{'s' * (count != 1)} that "
-                f"must stay together; take a larger share, or divide these as well ({_APART})"
+                f"must stay together; take a larger share or fewer folds, or divide these as well ({_APART})"
             )
     return Division(shares, part, counts, groups, records.classes)
 

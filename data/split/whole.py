@@ -32,7 +32,7 @@ class WholeSet:
         rename: how to get them out of the way of the parts.
         file_of: the file that names the images of a part.
         text_of: its content, for rows of `records`.
-        next_step: what to do with these files, for the names of the parts.
+        next_step: what to do with these files, for the names of the parts and the number of folds, if any.
     """
 
     records: DetectionSet
@@ -40,7 +40,7 @@ class WholeSet:
     rename: str
     file_of: Callable[[str], Path]
     text_of: Callable[[Sequence[int]], str]
-    next_step: Callable[[Sequence[str]], str]
+    next_step: Callable[[Sequence[str], int | None], str]
 
 
 def open_whole(path: Path, images: Path | None = None) -> WholeSet:
@@ -118,7 +118,7 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
         }
         return json.dumps(content | part)
 
-    def next_step(parts: Sequence[str]) -> str:
+    def next_step(parts: Sequence[str], folds: int | None) -> str:
         root = Path(os.path.commonpath([path.parent.absolute(), images.absolute()]))
         root = root if path.is_absolute() else Path(os.path.relpath(root))
         keys = [f"data.root={root}"]
@@ -126,7 +126,7 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
         folder = os.path.relpath(images, root)
         keys += [f"data.annotations={annotations}"] * (annotations != "annotations/{split}.json")
         keys += [f"data.images={folder}"] * (folder != "images")
-        return _command(*keys, parts=parts)
+        return _commands(*keys, parts=parts, folds=folds)
 
     return WholeSet(
         records,
@@ -180,8 +180,8 @@ def _voc(root: Path) -> WholeSet:
     _say_what_has_no_xml(folders.images, folders.annotations, names)
     records = _read(lambda faults: load_voc_images(folders, names, str(folders.annotations), faults=faults))
 
-    def next_step(parts: Sequence[str]) -> str:
-        return _command("data.format=voc", f"data.root={root}", parts=parts)
+    def next_step(parts: Sequence[str], folds: int | None) -> str:
+        return _commands("data.format=voc", f"data.root={root}", parts=parts, folds=folds)
 
     return WholeSet(
         records,
@@ -237,10 +237,10 @@ def _yolo(root: Path) -> WholeSet:
         files = [os.path.relpath(str(records.files[row]), base) for row in rows]
         return "".join(f"{Path(file).as_posix()}\n" for file in files)
 
-    def next_step(parts: Sequence[str]) -> str:
+    def next_step(parts: Sequence[str], folds: int | None) -> str:
         entries = "".join(f"\n{part}: {part}.txt" for part in parts)
-        command = _command("data.format=yolo", f"data.root={root}", parts=parts)
-        return f"put into {index}, in place of what it says of these:{entries}\n{command}"
+        commands = _commands("data.format=yolo", f"data.root={root}", parts=parts, folds=folds)
+        return f"put into {index}, in place of what it says of these:{entries}\n{commands}"
 
     return WholeSet(
         records,
@@ -252,6 +252,19 @@ def _yolo(root: Path) -> WholeSet:
     )
 
 
-def _command(*keys: str, parts: Sequence[str]) -> str:
+def _commands(*keys: str, parts: Sequence[str], folds: int | None) -> str:
+    """What trains on the parts: a line, or one for each fold, and what these come to."""
     test = ["data.splits.test=test"] * ("test" in parts)  # beside train and val, which the file names
-    return "python train.py " + " ".join(map(shlex.quote, ("configs/own.yaml", *keys, *test)))
+    words = ["configs/own.yaml", *keys, *test]
+    if folds is None:
+        return _line("train.py", *words)
+    runs = [f"runs/fold{k}" for k in range(1, folds + 1)]
+    lines = [
+        _line("train.py", *words, f"data.splits.train=train{k}", f"data.splits.val=val{k}", f"run.dir={run}")
+        for k, run in enumerate(runs, 1)
+    ]
+    return "\n".join([*lines, _line("evaluate.py", *runs, "--mean")])
+
+
+def _line(*words: str) -> str:
+    return "python " + " ".join(map(shlex.quote, words))

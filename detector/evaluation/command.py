@@ -17,6 +17,7 @@ from detector.evaluation.coco_results import BEGINNING, results_text
 from detector.evaluation.comparison import compare_checkpoints, compare_files, comparison_table
 from detector.evaluation.material import read_material
 from detector.evaluation.recalibration import OPTION, check_recalibrated, recalibrate
+from detector.evaluation.spread import spread_of_checkpoints, spread_of_files, spread_table
 from detector.evaluation.table import metrics_table
 from detector.output import check_output, write_text
 from detector.report.page import check_report_folder, write_report
@@ -24,8 +25,8 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
-# How the files begin that --output has written: metrics, or a comparison.
-_EARLIER = r'\{\s*"(AP"|images": *\d)'
+# How the files begin that --output has written: metrics, a comparison, or a mean.
+_EARLIER = r'\{\s*"(AP"|images": *\d|mean": *\{)'
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Wanted:
     results: Path | None
     report: Path | None
     recalibrated: Path | None
+    mean: bool
 
     @property
     def several(self) -> bool:
@@ -52,7 +54,7 @@ def evaluate(wanted: Wanted) -> None:
     """Score what the command line names, print the table, write the JSON and the report."""
     _check(wanted)
     if wanted.several:
-        _write_metrics(wanted, *_compare(wanted))
+        _write_metrics(wanted, *(_spread(wanted) if wanted.mean else _compare(wanted)))
         return
     one = _score(wanted)
     if not any(of_class.gt_boxes for of_class in one.result.per_class.values()):
@@ -82,6 +84,8 @@ def _check(wanted: Wanted) -> None:
             raise InputError("--split is of a checkpoint's data set; --annotations names the gt itself")
     elif not w.models:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
+    if w.mean and not w.several:
+        raise InputError("--mean is of several runs or results files: give two or more")
     if w.images is not None and (w.report is None or not w.predictions):
         raise InputError("--images is for the pictures of --predictions with --report")
     if w.results is not None:
@@ -111,6 +115,16 @@ def _compare(wanted: Wanted) -> tuple[dict[str, Any], str]:
         split = wanted.split or "val"
         compared, title = compare_checkpoints(wanted.models, wanted.overrides, split), f"split {split}"
     return compared.as_json(), comparison_table(compared, title)
+
+
+def _spread(wanted: Wanted) -> tuple[dict[str, Any], str]:
+    """Mean and spread of several checkpoints, each on its own split, or of results files."""
+    if wanted.annotations is not None:
+        spread, title = spread_of_files(wanted.predictions, wanted.annotations), str(wanted.annotations)
+    else:
+        split = wanted.split or "val"
+        spread, title = spread_of_checkpoints(wanted.models, wanted.overrides, split), f"split {split}"
+    return spread.as_json(), spread_table(spread, title)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""Mean and spread over runs: of a recipe with several seeds, or of the folds of a cross-validation.
+
+Where `comparison` tells which of two detectors is better on the images at hand, this tells what a recipe can
+be expected to give: its spread comes of the training itself and, over folds, of the images too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from detector.builders.data import build_set
+from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
+from detector.evaluation.coco import CocoResult, evaluate_files
+from errors import InputError, some_of
+
+_METRICS = ("AP", "AP50", "AP75")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Runs of one recipe.
+
+    Attributes:
+        names: of the runs.
+        images: that each was scored on.
+        metrics: AP, AP50 and AP75, a value of each run; NaN where there is no gt box.
+        per_class: the AP of each class, by its name.
+    """
+
+    names: list[str]
+    images: list[int]
+    metrics: dict[str, list[float]]
+    per_class: dict[str, list[float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; null where there is none."""
+        return {
+            "mean": _plain(self, _mean),
+            "std": _plain(self, _deviation),
+            "runs": [
+                {"name": name, "images": images, **_plain(self, lambda values, i=i: values[i])}
+                for i, (name, images) in enumerate(zip(self.names, self.images, strict=True))
+            ],
+        }
+
+
+def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: str) -> Spread:
+    """Score checkpoints (best.pt of run folders), each on the split of its own data set.
+
+    Raises:
+        InputError: a checkpoint, an override or the data is wrong, or a run has other classes.
+    """
+    opened = [open_checkpoint(path, overrides) for path in paths]
+    for path, one in zip(paths, opened, strict=True):
+        if set(one.classes) != set(opened[0].classes):
+            raise InputError(
+                f"{path} and {paths[0]} make no mean: its classes are {some_of(one.classes, 9)}, there "
+                f"{some_of(opened[0].classes, 9)}"
+            )
+    sets = [build_set(one.config.data, split, one.classes) for one in opened]
+    results = [score_checkpoint(one, records).scores.coco for one, records in zip(opened, sets, strict=True)]
+    return _spread([str(path) for path in paths], [len(records) for records in sets], results)
+
+
+def spread_of_files(results: Sequence[Path], annotations: Path) -> Spread:
+    """The same for COCO results files.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+    scored = [evaluate_files(path, annotations) for path in results]
+    images = [len(one.material.image_ids) for one in scored]
+    return _spread([str(path) for path in results], images, scored)
+
+
+def spread_table(spread: Spread, title: str) -> str:
+    """A line for each metric, a column for each run, then the mean and the standard deviation."""
+    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(spread.names))]
+    rows = [["", *letters, "mean", "std"]]
+    lines = [*spread.metrics.items(), *((f"AP {name}", each) for name, each in spread.per_class.items())]
+    for name, values in lines:
+        numbers = [*values, _mean(values), _deviation(values)]
+        rows.append([name, *("-" if math.isnan(number) else f"{number:.3f}" for number in numbers)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        [
+            f"{title}: mean and standard deviation over {len(spread.names)} runs",
+            *(
+                f"{letter}  {name} ({images} image{'s' * (images != 1)})"
+                for letter, name, images in zip(letters, spread.names, spread.images, strict=True)
+            ),
+            *(
+                "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+                for row in rows
+            ),
+        ]
+    )
+
+
+def _spread(names: list[str], images: list[int], results: Sequence[CocoResult]) -> Spread:
+    return Spread(
+        names,
+        images,
+        {name: [_number(one.summary[name]) for one in results] for name in _METRICS},
+        {name: [_number(one.per_class[name].ap) for one in results] for name in results[0].per_class},
+    )
+
+
+def _number(value: float) -> float:
+    return math.nan if value < 0 else value  # -1 where there is no gt box
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers."""
+    there = [value for value in values if not math.isnan(value)]
+    return mean(there) if there else math.nan
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Of the sample (n - 1)."""
+    there = [value for value in values if not math.isnan(value)]
+    return stdev(there) if len(there) > 1 else math.nan
+
+
+def _plain(spread: Spread, of: Any) -> dict[str, Any]:
+    def plain(values: list[float]) -> float | None:
+        number = of(values)
+        return None if math.isnan(number) else number
+
+    return {
+        **{name: plain(values) for name, values in spread.metrics.items()},
+        "per_class": {name: plain(values) for name, values in spread.per_class.items()},
+    }
