@@ -192,6 +192,13 @@ def test_positives_very_far_apart_count_each_other_as_the_near_ones_do(delta: fl
     assert steps.own_pull(torch.ones(5, dtype=torch.float64)).tolist() == [5 - each for each in above]
 
 
+def test_more_edges_than_sixteen_bits_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    marks = torch.randn(40_000, generator=generator).sort().values
+    logits = torch.randn(60_000, generator=generator)
+    check_loops(marks, logits, torch.zeros(60_000, dtype=torch.int8), 1.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mark", [0.0, -0.0])
 def test_zero_ties_with_minus_zero_and_with_no_neighbour(mark: float, dtype: torch.dtype) -> None:
