@@ -139,7 +139,7 @@ def pack_set(
             source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),
         )  # fmt: skip
     if not lists_all(faults) and parts_for_pixels(boxes[kept]):
-        raise InputError(f"{source}: all boxes {AS_PARTS}; write them in pixels")
+        raise InputError(f"{source}: nearly all boxes {AS_PARTS}; write them in pixels")
     areas = np.array([np.nan if item.area is None else item.area for item in items], dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # a box may be as large as floats go
         areas = np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas)

@@ -6,6 +6,7 @@ import numpy as np
 
 _LEAST_LINES = 30
 _BEYOND = 0.1  # of its sides a point may lie outside a box
+_SAME = 0.002  # by which the corners of a box may be off
 _ROUNDING = 0.01  # by which a box may reach out of the image
 
 
@@ -44,6 +45,10 @@ class KeypointsSuspected:
 def _fits(coordinates: Sequence[float], count: int, numbers: int) -> bool:
     if len(coordinates) != 4 + count * numbers:
         return False
+    if len(coordinates) == 8:
+        corners = np.array(coordinates).reshape(4, 2)
+        if (abs(corners[0] + corners[2] - corners[1] - corners[3]) < _SAME).all():
+            return False  # a parallelogram: a box, turned or not, by its corners
     centre, sides = np.array(coordinates[:2]), np.array(coordinates[2:4])
     if (abs(centre - 0.5) + sides / 2 > 0.5 + _ROUNDING).any():
         return False

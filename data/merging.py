@@ -40,13 +40,17 @@ def merged(
     there = {name for part in parts for name in part.classes}
     takers = {old: new for new, olds in merge.items() for old in olds}
     _refuse_wrong_parts(merge, takers, there, source, strict)
-    new_names = [[takers.get(old, takers.get(ALL_OTHERS, old)) for old in part.classes] for part in parts]
+
+    def new_name(old: str) -> str:
+        return takers.get(old, takers.get(ALL_OTHERS, old))
+
+    new_names = [[new_name(old) for old in part.classes] for part in parts]
     for name in classes or ():
-        taker = takers.get(name, takers.get(ALL_OTHERS) if name in there else None)
-        if name not in merge and taker is not None:
+        taken = name in takers or name in there
+        if taken and name not in merge and (taker := new_name(name)) != name:
             raise InputError(
-                f"data.merge.{taker} takes the class '{name}', which data.classes or the model has; they "
-                "must go together"
+                f"data.merge.{taker} takes the class '{name}', which data.classes or the model has; to keep "
+                f"'{name}' by itself add '{name}: [{name}]' to data.merge, or leave it out of data.classes"
             )
     if classes is not None:
         for names in filter(None, new_names):  # a VOC folder without objects has none

@@ -82,7 +82,7 @@ KINDS: dict[str, Kind] = {
         f"boxes reach outside {AS_CORNERS}",
         "write x, y, width, height: each box is too large now",
     ),
-    "box-normalised": Kind(_E, f"all boxes {AS_PARTS}", "write pixels"),
+    "box-normalised": Kind(_E, f"nearly all boxes {AS_PARTS}", "write pixels"),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(
         _W, "more than a tenth of a box lies outside its image", "clip it: found boxes are, and cannot match"

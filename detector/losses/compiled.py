@@ -173,7 +173,6 @@ class CompiledSteps:
         words = torch.empty(fineness * np.dtype(kind).itemsize // 8 + 1, dtype=torch.int64).numpy()
         cells, scale = words.view(kind), np.empty(3, self.centres.dtype)
         step_loops.fill_cells(edges, edges.view(self.centres.dtype), cells, words.view(np.uint64), scale)
-        step_loops.make_keys(edges)
         return edges, cells, scale
 
 
@@ -228,17 +227,19 @@ class CompiledPairs:
 class CompiledNegatives:
     """The negatives of a batch on a CPU: as `Negatives`, with its arguments, methods and results.
 
-    The bins of float32 logits lie where their gradient will: no memory beyond the gradient's own.
+    The bins of float32 logits lie where their gradient will: no memory beyond the gradient's own. A NaN would
+    be looked up outside all tables: `batch_ranking.checked` lets none through.
     """
 
     def __init__(self, steps: CompiledSteps, logits: Tensor, targets: Tensor) -> None:
         # no_grad holds in the thread that asked for it alone.
         self._steps, self._logits, self._targets = steps, logits.detach(), targets
-        self._bins = torch.empty(logits.numel(), dtype=torch.int32)
+        self._bins: Tensor | None = None  # from `count` on, until `pull` takes their memory
 
     def count(self) -> Tensor:
         """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
         edges, cells, scale = self._steps.grid(self._logits.numel())
+        self._bins = torch.empty(self._logits.numel(), dtype=torch.int32)
         bins, targets = self._bins.numpy(), self._targets.numpy()
 
         def find(share: slice) -> Tensor:
@@ -257,15 +258,17 @@ class CompiledNegatives:
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
+        assert self._bins is not None, "counted first, and pulled once"
+        bins, self._bins = self._bins, None
         working, lines = self._steps.dtype, self._steps.lines(weights).numpy()
         in_place = dtype == working == torch.float32
-        pulls = self._bins.view(dtype) if in_place else torch.empty(len(self._logits), dtype=dtype)
+        pulls = bins.view(dtype) if in_place else torch.empty_like(bins, dtype=dtype)
 
         def give(share: slice) -> None:
             for block in self._parts(share):
                 mine = pulls[block]
                 out = mine if dtype == working else torch.empty_like(mine, dtype=working)
-                value_loops.pull(self._values(block), _unsigned(self._bins[block]), lines, out.numpy())
+                value_loops.pull(self._values(block), _unsigned(bins[block]), lines, out.numpy())
                 if dtype == torch.bfloat16:
                     value_loops.narrow(_unsigned(out.view(torch.int32)), _bits(mine))
                 elif dtype != working:

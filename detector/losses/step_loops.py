@@ -112,8 +112,8 @@ def merge(points: Array, edges: Array, from_starts: Array, windows: Array) -> No
 def fill_cells(edges: Array, floats: Array, cells: Array, words: Array, grid: Array) -> None:
     """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale, last.
 
-    edges: of `merge`; floats: their memory, in which they are left as floats. words: uint64, the memory of
-    the cells.
+    edges: of `merge`; floats: their memory, in which they are floats for a while. words: uint64, the memory
+    of the cells.
 
     The cell of x is floor((x - low) * scale), at least 0 and at most last, which never falls as x rises,
     rounding included. So a value lies above all edges of lower cells and below all of higher ones, and what
@@ -132,6 +132,8 @@ def fill_cells(edges: Array, floats: Array, cells: Array, words: Array, grid: Ar
     one = np.uint64(1)
     for k in range(len(edges) - 1):
         cells[np.uint64(np.int64(min((floats[k] - low) * scale, last))) + one] += 1
+        negative = edges[k] >> sign  # back, as in `make_keys`
+        edges[k] = ((edges[k] & magnitude) ^ negative) - negative
     # A word times ones, one for each of the cells in it, has in the place of each the sum of those up to it.
     lower, each = np.uint64(0), np.uint64(8 * cells.itemsize)
     ones, up_to_last = ~lower // ((one << each) - one), np.uint64(64) - each

@@ -159,16 +159,19 @@ def try_on_smallest(
     """
     sizes, train = train_set.sizes, config.train
     smallest = {tuple(sizes[values.argmin()].tolist()) for values in (sizes.prod(axis=1), *sizes.T)}
-    for height, width in sorted(smallest, key=np.prod, reverse=True):
+    augmented = {}
+    for height, width in smallest:
         box = np.array([[0, 0, width, height]], np.float32)
         for seed in range(_TRIES):
             image, _, _ = pipeline(np.zeros((height, width, 3), np.uint8), box, seed)
+        augmented[height, width] = image
+    height, width = min(smallest, key=np.prod)
     at_once = min(train.batch_size, len(train_set)) // (train.accumulate * processes.size)
     alone = at_once <= 1 and not (train.sync_batch_norm and processes.size > 1)
-    long_side = round(scale * max(image.shape[:2]))
+    long_side = round(scale * max(augmented[height, width].shape[:2]))
     if config.model.norm == "batch" and alone and long_side <= SIZE_DIVISOR:
         raise InputError(
-            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {height} x "
-            f"{width} px one value per channel is left; set model.norm=group, or make images larger in "
+            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {width} x "
+            f"{height} px one value per channel is left; set model.norm=group, or make images larger in "
             "data.transforms.train or schedule.image_scales"
         )

@@ -96,11 +96,7 @@ def _time_steps(trainer: Trainer) -> tuple[float, float]:
         group = list(islice(batches, accumulate))
         waited = time.perf_counter() - before
         # At the rate that the run begins with: these weights are evaluated.
-        trainer.learner.begin(parts.lr * trainer.lr_factor)
-        losses = trainer.gradients(group)
-        _, nonfinite = trainer.learner.update(losses)
-        rows = [row for batch in group for row in batch.indices.tolist()]
-        trainer.watch.note(nonfinite, trainer.progress.step + len(steps) + 1, losses, rows)
+        trainer.step(group, trainer.progress.step + len(steps) + 1, parts.lr * trainer.lr_factor)
         _finish(parts.device)
         steps.append((time.perf_counter() - before, waited))
         patient = time.perf_counter() - started < _PATIENCE_S

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.feed import checked, in_groups, next_group
 from data.order import seed_of
@@ -15,6 +16,7 @@ from data.sample import Batch
 from detector.checkpoint import BEST, LAST, load_newest, set_aside_damaged
 from detector.config import Config
 from detector.config.file import dump_config
+from detector.criterion import Losses
 from detector.evaluation.inference import Predictions
 from detector.memory import memory_explained
 from detector.output import write_text
@@ -197,24 +199,18 @@ class Trainer:
                 logged.waited_s += time.perf_counter() - before
             with phase("agree"):
                 self._settle(failure)
-            # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
-            torch.manual_seed(seed_of(self.config.train.seed, self.progress.step, self.processes.rank))
             lr = self.parts.lr * self.lr_factor
-            self.learner.begin(lr)
             due = self._log_is_due(self.progress.step + 1)
-            losses = self.gradients(group, measure=due)
-            with phase("update"):
-                gradient_norm, nonfinite = self.learner.update(losses)
+            losses, gradient_norm = self.step(group, self.progress.step + 1, lr, measure=due)
             self.progress.step += 1
             if self.config.train.compile:
                 self.shapes.update(tuple(batch.images.shape) for batch in group)
-            rows = [row for batch in group for row in batch.indices.tolist()]
-            self.watch.note(nonfinite, self.progress.step, losses, rows)
+            images = sum(len(batch.indices) for batch in group)
             logged.steps += 1
-            logged.images += len(rows) * self.processes.size
+            logged.images += images * self.processes.size
             with phase("logging"):
                 if due and self.monitor:
-                    values = summary_values(losses, gradient_norm, len(rows)) | {"lr": lr} | logged.speed()
+                    values = summary_values(losses, gradient_norm, images) | {"lr": lr} | logged.speed()
                     values |= {"memory_gib": memory_gib(self.parts.device)} | self._counts()
                     step = self.progress.step
                     self.monitor.step(step, step / self.steps_per_epoch, values)
@@ -229,6 +225,23 @@ class Trainer:
             self._compiled = report
         self._settle(None, wait=True)
         self.processes.from_main(self._checkpoints.save_if_new)
+
+    def step(
+        self, group: list[Batch], number: int, lr: float, measure: bool = False
+    ) -> tuple[Losses, Tensor]:
+        """One optimizer step, of the micro-batches of this process; its number counts from 1.
+
+        Returns its losses and the norm of the gradient before clipping, on the device.
+        """
+        # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
+        torch.manual_seed(seed_of(self.config.train.seed, number - 1, self.processes.rank))
+        self.learner.begin(lr)
+        losses = self.gradients(group, measure=measure)
+        with phase("update"):
+            gradient_norm, nonfinite = self.learner.update(losses)
+        rows = [row for batch in group for row in batch.indices.tolist()]
+        self.watch.note(nonfinite, number, losses, rows)
+        return losses, gradient_norm
 
     def _next(self, groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError | None]:
         """The batches of the next step; none where this process failed, or is asked to stop."""

@@ -43,3 +43,16 @@ def test_a_line_that_comes_thirty_times(line, shape):
 def test_all_lines_have_as_many_points():
     two, three = (*BOX, 0.21, 0.36, 0.39, 0.44), (*BOX, 0.21, 0.36, 0.39, 0.44, 0.3, 0.4)
     assert shape_of(*[two] * 30, three) is None
+
+
+@pytest.mark.parametrize("turned", [0.0, 0.2])
+def test_boxes_by_their_corners_are_no_poses_wherever_they_lie(turned):
+    """In the middle of the image the corners would make boxes with two points in them."""
+    lines = []
+    for k in range(60):
+        x, y, w, h = 0.36 + k / 1000, 0.48 - k / 900, 0.08 + k / 1000, 0.1
+        lines.append(
+            (x, y, x + w, y + turned * w, x + w - turned * h, y + turned * w + h, x - turned * h, y + h)
+        )
+    assert shape_of(*lines) is None
+    assert shape_of(*[(*line[:-2], 0.4, 0.45) for line in lines]) == (2, 2)  # the fourth corner elsewhere

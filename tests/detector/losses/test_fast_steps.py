@@ -192,6 +192,19 @@ def test_positives_very_far_apart_count_each_other_as_the_near_ones_do(delta: fl
     assert steps.own_pull(torch.ones(5, dtype=torch.float64)).tolist() == [5 - each for each in above]
 
 
+def test_what_was_not_counted_or_is_pulled_already_is_not_pulled() -> None:
+    """It would be looked up in memory that holds something else by now."""
+    steps = CompiledSteps(torch.zeros(1), 1.0)
+    negatives = CompiledNegatives(steps, torch.zeros(3), torch.zeros(3, dtype=torch.int8))
+    weights = torch.ones(1, dtype=torch.float64)
+    with pytest.raises(AssertionError):
+        negatives.pull(weights, torch.float32)
+    negatives.count()
+    assert negatives.pull(weights, torch.float32).tolist() == [0.5] * 3
+    with pytest.raises(AssertionError):
+        negatives.pull(weights, torch.float32)
+
+
 def test_more_edges_than_sixteen_bits_count() -> None:
     generator = torch.Generator().manual_seed(0)
     marks = torch.randn(40_000, generator=generator).sort().values
