@@ -1,4 +1,4 @@
-"""The soft steps of ranking.py on a CPU, by the loops of value_loops.py and step_loops.py.
+"""The soft steps of ranking.py on a CPU, by the loops of value_loops.py, step_loops.py and window_loops.py.
 
 `CompiledSteps` and `CompiledNegatives` give what `SoftSteps` and `Negatives` give. All that the loops fill
 is allocated by torch, so that its allocator sees the memory. The formulas stand in docs/ranking.md.
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.losses import ranking, step_loops, value_loops
+from detector.losses import ranking, step_loops, value_loops, window_loops
 from detector.losses.machine_code import Array
 from detector.losses.ranking import blocks, searched_break_points
 from detector.losses.sharing import shares, side_by_side
@@ -121,7 +121,7 @@ class CompiledSteps:
         p = len(self.centres)
         counts, before = torch.empty(p, dtype=torch.float64), torch.empty(p + 1, dtype=torch.float64)
         begins, ends = self.windows
-        step_loops.window_counts(self.centres, self.delta, begins, ends, before.numpy(), counts.numpy())
+        window_loops.window_counts(self.centres, self.delta, begins, ends, before.numpy(), counts.numpy())
         return counts
 
     def own_pull(self, weights: Tensor) -> Tensor:
@@ -132,8 +132,10 @@ class CompiledSteps:
         p = len(self.centres)
         sums, before = torch.empty(p, dtype=torch.float64), torch.empty(p + 1, 2, dtype=torch.float64)
         begins, ends = self.windows
-        step_loops.lay_out(self.centres, self.delta, sums.numpy())
-        step_loops.window_sums(self.delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy())
+        window_loops.lay_out(self.centres, self.delta, sums.numpy())
+        window_loops.window_sums(
+            self.delta, weights.numpy(), begins, ends, before.numpy(), below, sums.numpy()
+        )
         return sums
 
     def counts_above(self, totals: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ class CompiledPairs:
         _, order = ascending(narrow if torch.equal(narrow.double(), quality) else quality)
         self._order = order.numpy().astype(np.uint32, copy=False)
         self._places = torch.empty_like(quality).numpy()
-        step_loops.lay_out(steps.centres, steps.delta, self._places)
+        window_loops.lay_out(steps.centres, steps.delta, self._places)
 
     def sums_of_worse(self, values: Tensor) -> Tensor:
         """sum_k v_k H(f_k - f_i) over the k with q_k < q_i: non-negative float64 [P, 2] -> [P, 2]."""
@@ -209,7 +211,7 @@ class CompiledPairs:
     def _sums(self, values: Tensor, order: Array, below: bool) -> Tensor:
         sums, tree = torch.empty_like(values), values.new_zeros(len(values) + 1, 4)
         begins, ends = self._steps.windows
-        step_loops.sums_of_earlier(
+        window_loops.sums_of_earlier(
             self._places,
             self._steps.delta,
             self._quality,
