@@ -122,7 +122,7 @@ def _count_below(numbers, limit, count, depth, EQUAL: tl.constexpr):  # type: ig
 def window_sums(
     centres: Tensor, weights: Tensor, windows: Tensor, before: Tensor, sums: Tensor, delta: float, below: bool
 ) -> None:
-    """See step_loops.lay_out and window_sums there; before: float64 [P + 1, 2], scratch."""
+    """See window_loops.lay_out and window_sums; before: float64 [P + 1, 2], scratch."""
     p = len(centres)
     _sums_before[(1,)](centres, weights, before, sums, p, delta, _CHUNK, num_warps=_WARPS)
     _window_sums[(triton.cdiv(p, _STEPS),)](before, windows, sums, p, delta, below, _STEPS)

@@ -2,9 +2,9 @@
 
 In value_loops.py, step_loops.py and window_loops.py all arrays are given, those to be filled included. Pairs
 that are used together lie together ([n, 2]): what a loop looks up is in no cache, and one miss costs less
-than two. Few comparisons are branches, since the processor could foresee none of them, and those of a search are between integers,
-which it makes more of at a time. Floats become signed integers, which AVX2 does in one step, and indices are
-unsigned, since numba looks whether a signed one is negative.
+than two. Few comparisons are branches, since the processor could foresee none of them, and those of a search
+are between integers, which it makes more of at a time. Floats become signed integers, which AVX2 does in
+one step, and indices are unsigned, since numba looks whether a signed one is negative.
 """
 
 import logging
