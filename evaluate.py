@@ -4,9 +4,7 @@ from pathlib import Path
 
 from doors import NAMES_OF_THE_RUN, OptionParser, is_there, run_door
 
-_AT_A_SCORE = (
-    "AP is taken over all scores; the table and --report tell precision and recall at the best of them"
-)
+_AT_A_SCORE = "AP is taken over all scores; here it is --threshold T, for precision, recall and the report"
 _AT_AN_IOU = "AP is taken at IoU 0.5 to 0.95, AP50 at 0.5; that of NMS is eval.nms_threshold=T"
 
 
@@ -15,7 +13,7 @@ def main() -> None:
         description="COCO metrics of a checkpoint, or of a COCO results file.",
         elsewhere={
             **NAMES_OF_THE_RUN,
-            **dict.fromkeys(("threshold", "conf", "score_thr", "conf_thres"), _AT_A_SCORE),
+            **dict.fromkeys(("conf", "score_thr", "conf_thres"), _AT_A_SCORE),
             **dict.fromkeys(("iou", "iou_thres", "iou_thr"), _AT_AN_IOU),
             "batch": "here it is eval.batch_size=N",
         },
@@ -53,6 +51,11 @@ def main() -> None:
     parser.add_argument(
         "--mean", action="store_true", help="mean and spread of several, such as folds or other seeds"
     )
+    parser.add_argument(
+        "--threshold",
+        metavar="T|CLASS=T,...",
+        help="precision, recall and the report at these scores (default on train and test: the checkpoint's)",
+    )
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.words if "=" in word and not is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
@@ -74,6 +77,7 @@ def main() -> None:
             a.report,
             a.recalibrate,
             a.mean,
+            a.threshold,
         )
     )
 

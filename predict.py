@@ -22,7 +22,8 @@ _ELSEWHERE = {
     "save_txt": "here it is --format yolo",
     "save_json": "coco.json is written anyway; --format lists what there is",
 }
-_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
+# Of calibrated scores: the threshold with the best F1 is half of it, which is below 0.1 then.
+_NEARLY_ALL = 0.05
 _KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
 
 
@@ -84,33 +85,6 @@ def _names_inputs(word: str) -> bool:
     return is_there(word) or bool(glob.glob(word, recursive=True))  # noqa: PTH207
 
 
-def _thresholds(text: str) -> dict[str, float]:
-    """The least scores of classes by their names, that of all others as "" if it is given."""
-    from errors import InputError
-
-    found: dict[str, float] = {}
-    for part in _parts(text):
-        name, _, number = part.rpartition("=")
-        if name.strip() in found:
-            twice = name.strip() or "that of all classes"
-            raise InputError(f"--threshold: {twice} is given twice{_with_a_point(text)}")
-        found[name.strip()] = value = number_of("--threshold", number)
-        if not 0 <= value <= 1:
-            raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}{_with_a_point(text)}")
-    return found
-
-
-def _parts(text: str) -> list[str]:
-    """What stands between commas, but for those within the name of a class."""
-    parts, held = [], ""
-    for piece in text.split(","):
-        held = f"{held},{piece}" if held else piece
-        if "=" in held or not held.strip() or _NUMBER.fullmatch(held.strip()):
-            parts.append(held)
-            held = ""
-    return [*parts, held] if held else parts
-
-
 def _among(text: str, classes: Sequence[str]) -> set[str]:
     """The classes whose names stand between commas; a name may hold some itself."""
     from errors import InputError
@@ -125,12 +99,6 @@ def _among(text: str, classes: Sequence[str]) -> set[str]:
         there = ", ".join(classes)
         raise InputError(f"--classes: there is no class '{held.strip()}'; there are {there}")
     return found
-
-
-def _with_a_point(text: str) -> str:
-    """What to say of a number that is written 0,5."""
-    number = re.search(r"(?<![\d.])[01],\d+(?=,|$)", text)
-    return f"; numbers have a point: {number[0].replace(',', '.')}" if number else ""
 
 
 def predict(
@@ -157,13 +125,14 @@ def predict(
     from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
     from detector.prediction.session import predict as run
     from detector.predictor import Detector
-    from errors import InputError
+    from detector.thresholds import chosen_thresholds, parse_thresholds
+    from errors import InputError, some_of
 
     wanted = [*DEFAULT_FORMATS] if formats is None else [word.strip() for word in formats.split(",")]
     for word in wanted:
         if word not in FORMATS:
             raise InputError(f"--format: '{word}' is not one of {', '.join(FORMATS)}")
-    least = {} if threshold is None else _thresholds(threshold)
+    least = {} if threshold is None else parse_thresholds(threshold)
     size = None if batch is None else number_of("--batch", batch)
     if size is not None and not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
         raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {batch}")
@@ -181,14 +150,20 @@ def predict(
     detector = Detector.load(model, device, overrides)
     if size is not None:
         detector.batch_size = int(size)
-    unknown = [name for name in least if name not in ("", *detector.classes)]
-    if unknown:
-        raise InputError(
-            f"--threshold: there is no class '{unknown[0]}'; there are {', '.join(detector.classes)}"
+    usual = dict(zip(detector.classes, detector.thresholds.tolist(), strict=True))
+    wanted_scores = chosen_thresholds(least, usual)
+    low = [
+        f"{name} {score:.2g}"
+        for name, score in wanted_scores.items()
+        if score < _NEARLY_ALL and not ({name, ""} & least.keys())
+    ]
+    if low and detector.calibrated:
+        logging.getLogger(__name__).warning(
+            "thresholds near 0, as these classes were hardly found in validation: %s; nearly all is written, "
+            "unless --threshold 0.5, or one by name, says otherwise",
+            some_of(low, 5),
         )
     chosen = detector.classes if only is None else _among(only, detector.classes)
-    usual = zip(detector.classes, detector.thresholds.tolist(), strict=True)
-    wanted_scores = {name: least.get(name, least.get("", value)) for name, value in usual}
     thresholds = np.array([x if name in chosen else np.inf for name, x in wanted_scores.items()])
     report = run(detector, sources, folder, wanted, thresholds, one_per_object)
     if report.failed:

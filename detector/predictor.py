@@ -112,6 +112,7 @@ class Detector:
         category_ids: of the classes, as in the annotations of the training.
         thresholds: float64 [C], for `above`: each class's score with the best F1 in validation; 0.5
             where there is none.
+        calibrated: whether scores are the parts of detections that are right, as fitted in validation.
         batch_size: images that go through the network together.
     """
 
@@ -121,6 +122,7 @@ class Detector:
         self.classes = checkpoint.classes
         self.category_ids = checkpoint.category_ids
         self.thresholds = np.array(checkpoint.thresholds)
+        self.calibrated = checkpoint.calibration is not None
         self.batch_size = checkpoint.config.eval.batch_size
         self._usual: dict[str, float] = {}
 

@@ -72,11 +72,16 @@ _NO_KEY_HERE = {
     "gpus": _LAUNCHED,
     **dict.fromkeys(
         (
-            *("augment", "augmentations", "mosaic", "mixup", "cutmix", "copy_paste", "fliplr", "flipud"),
+            *("augmentations", "fliplr", "flipud"),
             *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "shear", "perspective", "erasing"),
         ),
         _AUGMENTATIONS,
     ),
+    **dict.fromkeys(
+        ("mosaic", "mixup", "cutmix", "copy_paste"),
+        "images are not mixed; ZoomOut and IoUCrop in data.transforms.train show objects smaller and larger",
+    ),
+    "augment": f"{_AUGMENTATIONS}; images are tested once, as they are",
 }
 
 

@@ -72,6 +72,7 @@ class CheckpointScores:
     config: Config
     records: DetectionSet
     scores: Scores
+    thresholds: dict[str, float]  # of the checkpoint, by class
 
     def coco_results(self) -> list[dict[str, Any]]:
         """All detections as the entries of a COCO results file, but of classes that the gt does not list."""
@@ -273,6 +274,6 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
         c.device, "set a lower eval.batch_size (tiles: eval.tile_batch_size), or train.device=cpu"
     ):
         found = join_predictions(list(predict(c.config, c.ready, batches, c.device)))
-    return CheckpointScores(
-        c.file, c.config, records, score(c.config, records, found).calibrated(c.calibration)
-    )
+    scores = score(c.config, records, found).calibrated(c.calibration)
+    thresholds = dict(zip(c.classes, c.thresholds, strict=True))
+    return CheckpointScores(c.file, c.config, records, scores, thresholds)

@@ -7,7 +7,7 @@ Known there: a gt annotation with id 0 never matches, no predictions raise Index
 import contextlib
 import importlib.util
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,41 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class AtThreshold:
+    """The detections of a class from a score on, at IoU 0.5."""
+
+    threshold: float
+    right: int
+    wrong: int
+    missed: int  # gt boxes
+
+    @property
+    def precision(self) -> float:
+        """-1 where nothing is found."""
+        found = self.right + self.wrong
+        return self.right / found if found else -1
+
+    @property
+    def recall(self) -> float:
+        """-1 where there are no gt boxes."""
+        there = self.right + self.missed
+        return self.right / there if there else -1
+
+    @property
+    def f1(self) -> float:
+        """-1 where there is nothing to find, and nothing is found."""
+        total = 2 * self.right + self.wrong + self.missed
+        return 2 * self.right / total if total else -1
+
+    def as_json(self) -> dict[str, float]:
+        """Plain values."""
+        return {
+            "threshold": self.threshold, "precision": self.precision, "recall": self.recall, "f1": self.f1,
+            "right": self.right, "wrong": self.wrong, "missed": self.missed,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class CocoResult:
     """The 12 COCO numbers by their names, every class by its name, and what they come from."""
 
@@ -79,6 +114,7 @@ class CocoResult:
     precision: Floats  # [10, 101, C], at IOU_THRESHOLDS and recalls 0, 0.01, ..., 1; -1 without gt boxes
     matching: Matching  # every detection and gt box at IoU 0.5
     material: Material
+    chosen: Mapping[str, float] | None = None  # thresholds of the score by class, instead of the best ones
 
     @property
     def matched(self) -> Matched:
@@ -94,11 +130,24 @@ class CocoResult:
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values: COCO names at the top level."""
-        return {
+        plain = {
             **self.summary,
             "errors": self.errors.as_json(),
             "per_class": {name: one.as_json() for name, one in self.per_class.items()},
         }
+        if self.chosen:
+            plain["at_thresholds"] = {name: one.as_json() for name, one in self.at_chosen().items()}
+        return plain
+
+    def at_chosen(self) -> dict[str, "AtThreshold"]:
+        """What the chosen thresholds give, of each class."""
+        found, matching, counts = self.material.found, self.matching, self.material.gt_totals().tolist()
+        rows = {}
+        for label, (name, threshold) in enumerate((self.chosen or {}).items()):
+            mine = (matching.kinds != Kind.IGNORED) & (found.labels == label) & (found.scores >= threshold)
+            right = int((mine & matching.correct).sum())
+            rows[name] = AtThreshold(threshold, right, int(mine.sum()) - right, counts[label] - right)
+        return rows
 
 
 def evaluate_coco(records: DetectionSet, predictions: Predictions, backend: Backend = "auto") -> CocoResult:

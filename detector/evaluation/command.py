@@ -3,8 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,7 @@ from detector.evaluation.spread import spread_of_checkpoints, spread_of_files, s
 from detector.evaluation.table import metrics_table
 from detector.output import check_output, write_text
 from detector.report.page import check_report_folder, write_report
+from detector.thresholds import chosen_thresholds, parse_thresholds
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Wanted:
     report: Path | None
     recalibrated: Path | None
     mean: bool
+    threshold: str | None
 
     @property
     def several(self) -> bool:
@@ -84,6 +86,12 @@ def _check(wanted: Wanted) -> None:
             raise InputError("--split is of a checkpoint's data set; --annotations names the gt itself")
     elif not w.models:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
+    if w.threshold is not None:
+        parse_thresholds(w.threshold)
+        if w.several:
+            raise InputError("--threshold is for one run or results file: give one alone")
+        if w.recalibrated is not None:
+            raise InputError(f"--threshold: {OPTION} fits the thresholds anew; leave it out")
     if w.mean and not w.several:
         raise InputError("--mean is of several runs or results files: give two or more")
     if w.images is not None and (w.report is None or not w.predictions):
@@ -147,6 +155,7 @@ def _score(wanted: Wanted) -> Scored:
     if wanted.annotations is not None:
         (results,) = wanted.predictions
         result = evaluate_material(read_material(results, wanted.annotations, wanted.images))
+        result = _at_chosen(result, wanted.threshold, {})
         return Scored(str(results), [("annotations", str(wanted.annotations))], result, {})
 
     (model,), split = wanted.models, wanted.split or "val"
@@ -162,14 +171,36 @@ def _score(wanted: Wanted) -> Scored:
             "annotations as they are count it as that one"
         )
     of_split = f"{split} of {done.config.data.root}"
+    result = done.scores.coco
+    splits = done.config.data.splits
+    fitted = getattr(splits, split) == splits.val
+    if content is None and (wanted.threshold is not None or not fitted):
+        result = _at_chosen(result, wanted.threshold, done.thresholds)
     return Scored(
         f"{done.file}, split {of_split} ({len(done.records)} images)",
         [("checkpoint", str(done.file)), ("split", of_split)],
-        done.scores.coco,
+        result,
         done.scores.extra,
         results_text(done.coco_results()) if wanted.results is not None else None,
         content,
     )
+
+
+def _at_chosen(result: CocoResult, threshold: str | None, usual: Mapping[str, float]) -> CocoResult:
+    """The result with thresholds that are not fitted to it.
+
+    Args:
+        threshold: as given; without it the usual ones are taken, if there are any.
+        usual: by class; the best ones of the result for a class that has none.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    if threshold is None and not usual:
+        return result
+    best = {name: max(one.best_threshold, 0.0) for name, one in result.per_class.items()}
+    least = {} if threshold is None else parse_thresholds(threshold)
+    return replace(result, chosen=chosen_thresholds(least, {n: usual.get(n, best[n]) for n in best}))
 
 
 def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scored | None = None) -> None:

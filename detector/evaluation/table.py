@@ -1,5 +1,7 @@
 """The metrics of an evaluation as text."""
 
+from collections.abc import Iterator
+
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.evaluation.error_breakdown import SHORT_NAMES
 
@@ -31,9 +33,25 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
     if len(shown) < len(result.per_class):
         rest = len(result.per_class) - len(shown)
         rows.append(f"... and {rest} more, with fewer gt boxes: evaluate.py shows all")
+    if result.chosen:
+        rows += _at_chosen(result, [*shown], width)
     costs = result.errors.costs()
     rows.append("AP50 to be gained without errors of a kind, and how many there are:")
     rows.append("      " + "  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
     rows.append("AP50  " + "  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
     rows.append("count " + "  ".join(f"{cost.count:11d}" for cost in costs.values()))
     return "\n".join(rows)
+
+
+def _at_chosen(result: CocoResult, names: list[str], width: int) -> Iterator[str]:
+    """A line for each of these classes, below a head."""
+    yield "at chosen thresholds, those of the checkpoint unless given:"
+    columns = ("at score", "prec.", "recall", "F1", "right", "wrong", "missed")
+    yield f"{'class':{width}}" + "".join(f"  {column:>8}" for column in columns)
+    chosen = result.at_chosen()
+    for name in names:
+        one = chosen[name]
+        scores = (one.threshold, one.precision, one.recall, one.f1)
+        cells = [f"{value:8.3f}" if value >= 0 else f"{'-':>8}" for value in scores]
+        cells += [f"{count:8d}" for count in (one.right, one.wrong, one.missed)]
+        yield "  ".join([f"{name:{width}}", *cells])

@@ -72,7 +72,23 @@ def classes(result: CocoResult) -> str:
     text = (
         "The threshold is the score with the best F1 at IoU 0.5; precision and recall are those from it on."
     )
-    return _section("Classes", f"<p>{text}</p>{_table(head, rows)}")
+    return _section("Classes", f"<p>{text}</p>{_table(head, rows)}{_at_chosen(result)}")
+
+
+def _at_chosen(result: CocoResult) -> str:
+    if not result.chosen:
+        return ""
+    head = ("class", "threshold", "precision", "recall", "F1", "right", "wrong", "missed")
+    rows = [
+        [escape(name), *map(_value, (one.threshold, one.precision, one.recall, one.f1)),
+         f"{one.right:,}", f"{one.wrong:,}", f"{one.missed:,}"]
+        for name, one in result.at_chosen().items()
+    ]  # fmt: skip
+    text = (
+        "Not fitted to these images: the thresholds of the checkpoint, or those that were given. Confusion, "
+        "calibration, sizes and pictures are at these."
+    )
+    return f"<p>{text}</p>{_table(head, rows)}"
 
 
 def curves(result: CocoResult) -> str:

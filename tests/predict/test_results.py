@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 import evaluate
 from data.inputs import Source
 from data.video import VideoWriter
+from detector.evaluation.checkpoint import CheckpointScores
 from detector.prediction.results import ResultsFolder
 from detector.predictor import Detector
 from tests.builders import write_image
@@ -122,11 +123,26 @@ def test_settings_of_evaluation_can_be_changed(
     assert sorted(found) == sorted(set(found)) != []
 
 
+def test_a_threshold_that_lets_all_through_is_said(
+    place: Path, trained: Path, evaluated: CheckpointScores, caplog: pytest.LogCaptureFixture
+) -> None:
+    low = [name for name, score in evaluated.thresholds.items() if score < 0.05]
+    assert low  # after one epoch
+    words = ("images/?.png", "--format", "csv", "--output")
+    assert run(place, trained, *words, "usual").code == 0
+    assert f"thresholds near 0, as these classes were hardly found in validation: {low[0]} 0.0" in caplog.text
+    caplog.clear()
+    for k, least in enumerate(("0.01", ",".join(f"{name}=0.01" for name in low))):
+        assert run(place, trained, *words, str(k), "--threshold", least).code == 0
+    assert run(place, trained, *words, "raw", "eval.calibrate=false").code == 0
+    assert "near 0" not in caplog.text
+
+
 def test_settings_that_do_not_suit_the_images_are_said(
     place: Path, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The images are of 64 x 48 px, as all of the training."""
-    words = ("images/?.png", "--format", "csv", "--output")
+    words = ("images/?.png", "--threshold", "0.1", "--format", "csv", "--output")
     assert run(place, trained, *words, "plain").code == 0
     assert caplog.text == ""
     assert run(place, trained, *words, "tiles", "eval.tile=64", "eval.tile_overlap=16").code == 0

@@ -114,6 +114,7 @@ def test_a_video_that_is_none_costs_one_line_of_a_process(place: Path, trained: 
     (place / "cut.webm").write_bytes(b"\x1a\x45\xdf\xa3" + b"0" * 99)
     for name in ("bad.mp4", "cut.webm"):
         words = [sys.executable, predict.__file__, str(trained / "run"), name, "--device", "cpu"]
+        words += ["--threshold", "0.5"]
         done = subprocess.run(words, cwd=place, capture_output=True, text=True)
         assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), f"video {name} cannot be read")
 

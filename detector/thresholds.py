@@ -1,0 +1,60 @@
+"""Thresholds of the score on a command line: 0.5, or car=0.3,cup=0.6."""
+
+import re
+from collections.abc import Mapping
+
+from doors import number_of
+from errors import InputError
+
+_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
+
+
+def parse_thresholds(text: str) -> dict[str, float]:
+    """What --threshold says: the least scores of classes by their names, that of all others as "".
+
+    Raises:
+        InputError: it says none, or one twice.
+    """
+    found: dict[str, float] = {}
+    for part in _parts(text):
+        name, _, number = part.rpartition("=")
+        if name.strip() in found:
+            twice = name.strip() or "that of all classes"
+            raise InputError(f"--threshold: {twice} is given twice{_with_a_point(text)}")
+        found[name.strip()] = value = number_of("--threshold", number)
+        if not 0 <= value <= 1:
+            raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}{_with_a_point(text)}")
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas, but for those within the name of a class."""
+    parts, held = [], ""
+    for piece in text.split(","):
+        held = f"{held},{piece}" if held else piece
+        if "=" in held or not held.strip() or _NUMBER.fullmatch(held.strip()):
+            parts.append(held)
+            held = ""
+    return [*parts, held] if held else parts
+
+
+def chosen_thresholds(least: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, float]:
+    """Of each class the one given, or that given for all, or the usual one.
+
+    Args:
+        least: of `parse_thresholds`.
+        usual: by the names of the classes, in their order.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    unknown = [name for name in least if name not in ("", *usual)]
+    if unknown:
+        raise InputError(f"--threshold: there is no class '{unknown[0]}'; there are {', '.join(usual)}")
+    return {name: least.get(name, least.get("", value)) for name, value in usual.items()}
+
+
+def _with_a_point(text: str) -> str:
+    """What to say of a number that is written 0,5."""
+    number = re.search(r"(?<![\d.])[01],\d+(?=,|$)", text)
+    return f"; numbers have a point: {number[0].replace(',', '.')}" if number else ""
