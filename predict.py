@@ -152,18 +152,18 @@ def predict(
         detector.batch_size = int(size)
     usual = dict(zip(detector.classes, detector.thresholds.tolist(), strict=True))
     wanted_scores = chosen_thresholds(least, usual)
+    chosen = detector.classes if only is None else _among(only, detector.classes)
     low = [
         f"{name} {score:.2g}"
         for name, score in wanted_scores.items()
-        if score < _NEARLY_ALL and not ({name, ""} & least.keys())
+        if name in chosen and score < _NEARLY_ALL and not ({name, ""} & least.keys())
     ]
     if low and detector.calibrated:
         logging.getLogger(__name__).warning(
-            "thresholds near 0, as these classes were hardly found in validation: %s; nearly all is written, "
-            "unless --threshold 0.5, or one by name, says otherwise",
+            "thresholds near 0, as these classes were hardly found in validation: %s; nearly all of them is "
+            "written, unless --threshold 0.5, or one by name, says otherwise",
             some_of(low, 5),
         )
-    chosen = detector.classes if only is None else _among(only, detector.classes)
     thresholds = np.array([x if name in chosen else np.inf for name, x in wanted_scores.items()])
     report = run(detector, sources, folder, wanted, thresholds, one_per_object)
     if report.failed:

@@ -18,12 +18,13 @@ class KeypointsSuspected:
     """
 
     def __init__(self) -> None:
-        self._lines = 0
+        self._lines = self._boxes = 0
         self._shapes: set[tuple[int, int]] | None = None  # that all lines may be of; None before the first
 
     def look(self, coordinates: Sequence[float]) -> None:
         """Of one line, without its class."""
         self._lines += 1
+        self._boxes += _is_parallelogram(coordinates)
         if self._shapes is None:
             numbers = len(coordinates) - 4
             self._shapes = {(numbers // d, d) for d in (2, 3) if numbers > 0 and numbers % d == 0}
@@ -31,24 +32,28 @@ class KeypointsSuspected:
 
     @property
     def ruled_out(self) -> bool:
-        """Whether a line was seen that has no keypoints."""
-        return self._shapes is not None and not self._shapes
+        """Whether a line was seen that has no keypoints, or most are the corners of boxes, turned or not."""
+        boxes = self._lines >= _LEAST_LINES and 2 * self._boxes > self._lines
+        return boxes or (self._shapes is not None and not self._shapes)
 
     @property
     def shape(self) -> tuple[int, int] | None:
         """How many points, and numbers for each, there seem to be; None where they are polygons."""
-        if self._lines < _LEAST_LINES or not self._shapes:
+        if self._lines < _LEAST_LINES or self.ruled_out or not self._shapes:
             return None
         return max(self._shapes, key=lambda shape: shape[1])
+
+
+def _is_parallelogram(coordinates: Sequence[float]) -> bool:
+    if len(coordinates) != 8:
+        return False
+    corners = np.array(coordinates).reshape(4, 2)
+    return bool((abs(corners[0] + corners[2] - corners[1] - corners[3]) < _SAME).all())
 
 
 def _fits(coordinates: Sequence[float], count: int, numbers: int) -> bool:
     if len(coordinates) != 4 + count * numbers:
         return False
-    if len(coordinates) == 8:
-        corners = np.array(coordinates).reshape(4, 2)
-        if (abs(corners[0] + corners[2] - corners[1] - corners[3]) < _SAME).all():
-            return False  # a parallelogram: a box, turned or not, by its corners
     centre, sides = np.array(coordinates[:2]), np.array(coordinates[2:4])
     if (abs(centre - 0.5) + sides / 2 > 0.5 + _ROUNDING).any():
         return False

@@ -48,9 +48,12 @@ def merged(
     for name in classes or ():
         taken = name in takers or name in there
         if taken and name not in merge and (taker := new_name(name)) != name:
+            remedy = f"take it out of the list of data.merge.{taker}"
+            if name not in takers:  # but by *
+                remedy = f"to keep it by itself add '{name}: [{name}]' to data.merge"
             raise InputError(
-                f"data.merge.{taker} takes the class '{name}', which data.classes or the model has; to keep "
-                f"'{name}' by itself add '{name}: [{name}]' to data.merge, or leave it out of data.classes"
+                f"data.merge.{taker} takes the class '{name}', which data.classes or the model has; "
+                f"{remedy}, or leave it out of data.classes"
             )
     if classes is not None:
         for names in filter(None, new_names):  # a VOC folder without objects has none

@@ -1,6 +1,8 @@
 """Put images aside for validation: python -m data.split INSTANCES.json | VOC_FOLDER | YOLO_FOLDER."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +76,7 @@ def split(
     for file in outputs.values():
         _check_output(file, whole)
     division = divide(whole.records, shares, number, keep_folders, fast)
-    _write_all({outputs[name]: whole.text_of(division.rows(*parts)) for name, parts in held.items()})
+    _write_all({outputs[n]: partial(whole.text_of, division.rows(*parts)) for n, parts in held.items()})
     for line in division.short():
         log.warning(line)
     print("\n".join(division.lines()))
@@ -145,15 +147,15 @@ def _check_output(file: Path, whole: "WholeSet") -> None:
     check_output("the parts", place / file.name)
 
 
-def _write_all(texts: dict[Path, str]) -> None:
-    """All files, or none of them."""
+def _write_all(texts: dict[Path, Callable[[], str]]) -> None:
+    """All files, or none of them; each text is made when it is its turn, as all of them may be large."""
     from detector.output import write_text
 
     done: list[Path] = []
     try:
         for file, text in texts.items():
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, text)
+            write_text(file, text())
             done.append(file)
     except BaseException:
         for file in done:

@@ -50,6 +50,7 @@ class OpenCheckpoint:
     category_ids: tuple[int, ...]
     calibration: Calibration | None  # None as well where it is not wanted
     thresholds: tuple[float, ...]  # of each class the score with the best F1 in validation, or 0.5
+    fitted_on: str | None  # the digest of the set that these and the calibration come from; None in old files
 
     @cached_property
     def ready(self) -> RetinaNet:
@@ -73,6 +74,7 @@ class CheckpointScores:
     records: DetectionSet
     scores: Scores
     thresholds: dict[str, float]  # of the checkpoint, by class
+    fitted: bool  # whether they come from these very images
 
     def coco_results(self) -> list[dict[str, Any]]:
         """All detections as the entries of a COCO results file, but of classes that the gt does not list."""
@@ -146,6 +148,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
         tuple(content["category_ids"]),
         calibration if config.eval.calibrate else None,
         tuple(thresholds.get(name, _DEFAULT_THRESHOLD) for name in content["classes"]),
+        content.get("fitted_on"),
     )
 
 
@@ -276,4 +279,5 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
         found = join_predictions(list(predict(c.config, c.ready, batches, c.device)))
     scores = score(c.config, records, found).calibrated(c.calibration)
     thresholds = dict(zip(c.classes, c.thresholds, strict=True))
-    return CheckpointScores(c.file, c.config, records, scores, thresholds)
+    fitted = records.digest() == c.fitted_on
+    return CheckpointScores(c.file, c.config, records, scores, thresholds, fitted)

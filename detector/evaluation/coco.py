@@ -70,6 +70,14 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Thresholds of the score that a result is looked at with."""
+
+    thresholds: Mapping[str, float]  # of each class, in their order
+    of: str  # where they come from, in words
+
+
+@dataclass(frozen=True)
 class AtThreshold:
     """The detections of a class from a score on, at IoU 0.5."""
 
@@ -114,7 +122,7 @@ class CocoResult:
     precision: Floats  # [10, 101, C], at IOU_THRESHOLDS and recalls 0, 0.01, ..., 1; -1 without gt boxes
     matching: Matching  # every detection and gt box at IoU 0.5
     material: Material
-    chosen: Mapping[str, float] | None = None  # thresholds of the score by class, instead of the best ones
+    chosen: "Chosen | None" = None  # instead of the best thresholds
 
     @property
     def matched(self) -> Matched:
@@ -139,11 +147,18 @@ class CocoResult:
             plain["at_thresholds"] = {name: one.as_json() for name, one in self.at_chosen().items()}
         return plain
 
+    @property
+    def best_thresholds(self) -> Floats:
+        """The score with the best F1 of each class [C]; the highest of these for one without gt boxes."""
+        best = np.array([one.best_threshold for one in self.per_class.values()])
+        known = np.array([one.gt_boxes > 0 for one in self.per_class.values()])
+        return np.where(known, best, best[known].max(initial=0))
+
     def at_chosen(self) -> dict[str, "AtThreshold"]:
         """What the chosen thresholds give, of each class."""
         found, matching, counts = self.material.found, self.matching, self.material.gt_totals().tolist()
         rows = {}
-        for label, (name, threshold) in enumerate((self.chosen or {}).items()):
+        for label, (name, threshold) in enumerate(self.chosen.thresholds.items() if self.chosen else ()):
             mine = (matching.kinds != Kind.IGNORED) & (found.labels == label) & (found.scores >= threshold)
             right = int((mine & matching.correct).sum())
             rows[name] = AtThreshold(threshold, right, int(mine.sum()) - right, counts[label] - right)

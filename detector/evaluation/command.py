@@ -12,7 +12,7 @@ from typing import Any
 
 from detector.checkpoint import save_checkpoint
 from detector.evaluation.checkpoint import evaluate_checkpoint
-from detector.evaluation.coco import CocoResult, evaluate_material
+from detector.evaluation.coco import Chosen, CocoResult, evaluate_material
 from detector.evaluation.coco_results import BEGINNING, results_text
 from detector.evaluation.comparison import compare_checkpoints, compare_files, comparison_table
 from detector.evaluation.material import read_material
@@ -172,9 +172,7 @@ def _score(wanted: Wanted) -> Scored:
         )
     of_split = f"{split} of {done.config.data.root}"
     result = done.scores.coco
-    splits = done.config.data.splits
-    fitted = getattr(splits, split) == splits.val
-    if content is None and (wanted.threshold is not None or not fitted):
+    if content is None and (wanted.threshold is not None or not done.fitted):
         result = _at_chosen(result, wanted.threshold, done.thresholds)
     return Scored(
         f"{done.file}, split {of_split} ({len(done.records)} images)",
@@ -198,9 +196,14 @@ def _at_chosen(result: CocoResult, threshold: str | None, usual: Mapping[str, fl
     """
     if threshold is None and not usual:
         return result
-    best = {name: max(one.best_threshold, 0.0) for name, one in result.per_class.items()}
-    least = {} if threshold is None else parse_thresholds(threshold)
-    return replace(result, chosen=chosen_thresholds(least, {n: usual.get(n, best[n]) for n in best}))
+    best = dict(zip(result.per_class, result.best_thresholds.tolist(), strict=True))
+    rest = "of the checkpoint" if usual else "with the best F1 on these images"
+    if threshold is None:
+        return replace(result, chosen=Chosen({name: usual[name] for name in best}, rest))
+    least = parse_thresholds(threshold)
+    chosen = chosen_thresholds(least, {name: usual.get(name, best[name]) for name in best})
+    all_given = "" in least or best.keys() <= least.keys()
+    return replace(result, chosen=Chosen(chosen, "given" if all_given else f"given, else {rest}"))
 
 
 def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scored | None = None) -> None:

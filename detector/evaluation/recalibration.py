@@ -59,4 +59,5 @@ def recalibrate(
     content["metrics"] = {**scores.coco.as_json(), **scores.extra}
     content["calibration"] = calibration.as_plain()
     content["evaluated"] = content["step"]
+    content["fitted_on"] = raw.records.digest()
     return replace(raw, scores=scores), content

@@ -34,6 +34,7 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
         rest = len(result.per_class) - len(shown)
         rows.append(f"... and {rest} more, with fewer gt boxes: evaluate.py shows all")
     if result.chosen:
+        rows.append(f"at the thresholds {result.chosen.of}:")
         rows += _at_chosen(result, [*shown], width)
     costs = result.errors.costs()
     rows.append("AP50 to be gained without errors of a kind, and how many there are:")
@@ -45,7 +46,6 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
 
 def _at_chosen(result: CocoResult, names: list[str], width: int) -> Iterator[str]:
     """A line for each of these classes, below a head."""
-    yield "at chosen thresholds, those of the checkpoint unless given:"
     columns = ("at score", "prec.", "recall", "F1", "right", "wrong", "missed")
     yield f"{'class':{width}}" + "".join(f"  {column:>8}" for column in columns)
     chosen = result.at_chosen()

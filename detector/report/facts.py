@@ -32,16 +32,11 @@ class Shown:
 
 
 def shown(result: CocoResult) -> Shown:
-    """At the chosen thresholds, else at that with the best F1 of each class.
-
-    Of a class without gt boxes it is the highest of these.
-    """
+    """At the chosen thresholds, else at the best of each class."""
     material, matching = result.material, result.matching
-    best = np.array([one.best_threshold for one in result.per_class.values()])
-    known = np.array([one.gt_boxes > 0 for one in result.per_class.values()])
-    thresholds = np.where(known, best, best[known].max(initial=0))
+    thresholds = result.best_thresholds
     if result.chosen:
-        thresholds = np.array([result.chosen[name] for name in result.per_class])
+        thresholds = np.array([*result.chosen.thresholds.values()])
     found = material.found
     visible = (found.scores >= thresholds[found.labels]) & (matching.kinds != Kind.IGNORED)
     has = matching.found >= 0

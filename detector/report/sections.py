@@ -84,10 +84,7 @@ def _at_chosen(result: CocoResult) -> str:
          f"{one.right:,}", f"{one.wrong:,}", f"{one.missed:,}"]
         for name, one in result.at_chosen().items()
     ]  # fmt: skip
-    text = (
-        "Not fitted to these images: the thresholds of the checkpoint, or those that were given. Confusion, "
-        "calibration, sizes and pictures are at these."
-    )
+    text = f"At the thresholds {result.chosen.of}, as are confusion, calibration, sizes and pictures below."
     return f"<p>{text}</p>{_table(head, rows)}"
 
 

@@ -124,6 +124,7 @@ class Checkpoints:
             "evaluated": now.evaluated if last else now.step,  # metrics and calibration are of this step
             "metrics": now.metrics,
             "calibration": now.calibration.as_plain() if now.calibration else None,
+            "fitted_on": self._validation,
         }
         if last:
             content["training"] = {

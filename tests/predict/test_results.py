@@ -135,6 +135,8 @@ def test_a_threshold_that_lets_all_through_is_said(
     for k, least in enumerate(("0.01", ",".join(f"{name}=0.01" for name in low))):
         assert run(place, trained, *words, str(k), "--threshold", least).code == 0
     assert run(place, trained, *words, "raw", "eval.calibrate=false").code == 0
+    if others := [name for name in evaluated.thresholds if name not in low]:
+        assert run(place, trained, *words, "others", "--classes", ",".join(others)).code == 0
     assert "near 0" not in caplog.text
 
 

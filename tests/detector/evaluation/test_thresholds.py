@@ -1,14 +1,14 @@
 """evaluate.py --threshold: what a detector gives at scores that are not fitted to the images at hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import evaluate as door
-from detector.evaluation.coco import evaluate_files
+from detector.evaluation.coco import Chosen, evaluate_files
 from detector.report.facts import shown
-from detector.thresholds import chosen_thresholds
 from detector.training.trainer import Trainer
 from tests.builders import coco_dict, small_coco
 from tests.detector.evaluation.test_coco import random_case
@@ -50,7 +50,7 @@ def test_hand_computed(tmp_path: Path) -> None:
                 "missed": missed,
             }
         )
-        row = outcome.out.split("at chosen thresholds")[1].splitlines()[2].split()
+        row = outcome.out.split("at the thresholds given:")[1].splitlines()[2].split()
         assert row[0] == "cat" and row[-3:] == [str(n) for n in (right, wrong, missed)]
 
 
@@ -68,17 +68,15 @@ def test_the_best_ones_chosen_are_the_best_ones(tmp_path: Path) -> None:
     for name, one in result.per_class.items():
         best = (one.best_f1, one.best_precision, one.best_recall)
         assert [written[name][key] for key in ("f1", "precision", "recall")] == pytest.approx(best)
-    assert "Not fitted to these images" in (tmp_path / "page/index.html").read_text()
+    assert "At the thresholds given, as are confusion" in (tmp_path / "page/index.html").read_text()
 
 
 def test_the_report_counts_at_the_chosen_ones(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     content, results = random_case(1)
     for name, value in (("gt", content), ("found", results)):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     result = evaluate_files(tmp_path / "found.json", tmp_path / "gt.json")
-    chosen = replace(result, chosen=chosen_thresholds({"": 0.7}, dict.fromkeys(result.per_class, 0.0)))
+    chosen = replace(result, chosen=Chosen(dict.fromkeys(result.per_class, 0.7), "given"))
     at, rows = shown(chosen), chosen.at_chosen().values()
     assert at.thresholds.tolist() == [0.7] * len(result.per_class)
     assert (at.right.sum(), at.wrong.sum(), at.unfound.sum()) == (
@@ -91,18 +89,48 @@ def test_the_report_counts_at_the_chosen_ones(tmp_path: Path) -> None:
 
 def test_of_a_checkpoint_they_are_those_of_validation_but_on_validation_itself(tmp_path: Path) -> None:
     root = small_coco(tmp_path / "set")
+    content = json.loads((root / "annotations/val.json").read_text())  # as those of training: one less
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != gone]
+    (root / "annotations/val.json").write_text(json.dumps(content))
     Trainer(tiny_config(root, tmp_path / "run", "train.epochs=1"), "test").run()
-    for split, words in (("val", ()), ("train", ()), ("val", ("--threshold", "0.25"))):
+    given = ("--threshold", "0.25")
+    for split, words in (("val", ()), ("train", ()), ("val", ("data.splits.val=train",)), ("val", given)):
         outcome = call(door.main, "run", "--split", split, "--output", "out.json", *words, cwd=tmp_path)
         assert outcome.code == 0, outcome.err
         written = json.loads((tmp_path / "out.json").read_text())
         if not words and split == "val":
-            assert "at_thresholds" not in written and "at chosen" not in outcome.out
+            assert "at_thresholds" not in written and "at the thresholds" not in outcome.out
             best = {name: one["best_f1_threshold"] for name, one in written["per_class"].items()}
             continue
         at = {name: one["threshold"] for name, one in written["at_thresholds"].items()}
         usual = {name: 0.5 if value < 0 else pytest.approx(value) for name, value in best.items()}
-        assert at == (dict.fromkeys(best, 0.25) if words else usual)
+        assert at == (dict.fromkeys(best, 0.25) if words == given else usual)
+        assert f"at the thresholds {'given' if words == given else 'of the checkpoint'}:" in outcome.out
+    # Fitted anew on other images, they are said on those of validation.
+    words = ("--split", "train", "--recalibrate", "new.pt", "--output", "out.json")
+    assert call(door.main, "run", *words, cwd=tmp_path).code == 0
+    assert "at_thresholds" not in json.loads((tmp_path / "out.json").read_text())
+    for split, told in (("train", False), ("val", True)):
+        outcome = call(door.main, "new.pt", "--split", split, cwd=tmp_path)
+        assert ("at the thresholds of the checkpoint:" in outcome.out) == told
+
+
+def test_what_is_not_named_keeps_what_it_had(tmp_path: Path) -> None:
+    """A class without gt boxes too: the highest threshold of the others, as in the report."""
+    content, results = random_case(0)
+    content["categories"].append({"id": 99, "name": "yeti"})
+    results.append({**results[0], "category_id": 99})
+    for name, value in (("gt", content), ("found", results)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    best = evaluate_files(tmp_path / "found.json", tmp_path / "gt.json").per_class
+    words = ("--predictions", "found.json", "--annotations", "gt.json", "--threshold", "car=0.6")
+    outcome = call(door.main, *words, "--output", "out.json", cwd=tmp_path)
+    assert "at the thresholds given, else with the best F1 on these images:" in outcome.out
+    written = json.loads((tmp_path / "out.json").read_text())["at_thresholds"]
+    highest = max(one.best_threshold for one in best.values())
+    expected = {name: one.best_threshold for name, one in best.items()} | {"car": 0.6, "yeti": highest}
+    assert {name: one["threshold"] for name, one in written.items()} == pytest.approx(expected)
 
 
 def test_what_cannot_be_is_one_line(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_what_dynamo_refuses_to_compile_is_counted(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_dry_run_that_cannot_compile_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no compiler")
 
     monkeypatch.setattr(Gradients, "__call__", refuse)
