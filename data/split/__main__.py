@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--folds",
         metavar="K",
-        help="instead, for cross-validation: K validation sets, each the rest of another",
+        help="instead, for cross-validation: K validation sets, each with the others to train on",
     )
     parser.add_argument("--test", default="0", metavar="SHARE", help="of the images (default: no test set)")
     parser.add_argument("--seed", default="0", help="another one gives another split (default: 0)")

@@ -56,7 +56,7 @@ def evaluate(wanted: Wanted) -> None:
     """Score what the command line names, print the table, write the JSON and the report."""
     _check(wanted)
     if wanted.several:
-        _write_metrics(wanted, *(_spread(wanted) if wanted.mean else _compare(wanted)))
+        _write_metrics(wanted, *_side_by_side(wanted))
         return
     one = _score(wanted)
     if not any(of_class.gt_boxes for of_class in one.result.per_class.values()):
@@ -115,24 +115,23 @@ def _check(wanted: Wanted) -> None:
         check_report_folder(w.report)
 
 
-def _compare(wanted: Wanted) -> tuple[dict[str, Any], str]:
-    """Several checkpoints or results files side by side: as JSON, and as a table."""
-    if wanted.annotations is not None:
-        compared, title = compare_files(wanted.predictions, wanted.annotations), str(wanted.annotations)
-    else:
-        split = wanted.split or "val"
-        compared, title = compare_checkpoints(wanted.models, wanted.overrides, split), f"split {split}"
+def _side_by_side(wanted: Wanted) -> tuple[dict[str, Any], str]:
+    """Several checkpoints or results files, compared or summed up: as JSON, and as a table."""
+    w, split = wanted, wanted.split or "val"
+    title = f"split {split}" if w.annotations is None else str(w.annotations)
+    if w.mean:
+        spread = (
+            spread_of_checkpoints(w.models, w.overrides, split)
+            if w.annotations is None
+            else spread_of_files(w.predictions, w.annotations)
+        )
+        return spread.as_json(), spread_table(spread, title)
+    compared = (
+        compare_checkpoints(w.models, w.overrides, split)
+        if w.annotations is None
+        else compare_files(w.predictions, w.annotations)
+    )
     return compared.as_json(), comparison_table(compared, title)
-
-
-def _spread(wanted: Wanted) -> tuple[dict[str, Any], str]:
-    """Mean and spread of several checkpoints, each on its own split, or of results files."""
-    if wanted.annotations is not None:
-        spread, title = spread_of_files(wanted.predictions, wanted.annotations), str(wanted.annotations)
-    else:
-        split = wanted.split or "val"
-        spread, title = spread_of_checkpoints(wanted.models, wanted.overrides, split), f"split {split}"
-    return spread.as_json(), spread_table(spread, title)
 
 
 @dataclass(frozen=True)

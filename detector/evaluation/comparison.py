@@ -18,6 +18,7 @@ from data.sample import DetectionSet
 from detector.builders.data import build_set
 from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
 from detector.evaluation.coco import evaluate_files
+from detector.evaluation.table import aligned, letters
 from detector.evaluation.tally import Tally, average_precision
 from errors import InputError
 
@@ -152,21 +153,19 @@ def draws(images: int) -> NDArray[np.int32]:
 def comparison_table(comparison: Comparison, title: str) -> str:
     """A line for each metric, a column for each run and each difference to the first."""
     runs = comparison.runs
-    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(runs))]
-    head = ["", *letters, *(f"{letter} - A" for letter in letters[1:])]
+    columns = letters(len(runs))
+    head = ["", *columns, *(f"{letter} - A" for letter in columns[1:])]
     rows = [head]
     for name in runs[0].metrics:
         rows.append(_row(name, [r.metrics[name] for r in runs], [r.differences[name] for r in runs[1:]]))
     for name in runs[0].per_class:
         own = [run.per_class[name] for run in runs]
         rows.append(_row(f"AP {name}", own, [run.per_class_differences[name] for run in runs[1:]]))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
         [
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
-            *(f"{letter}  {run.name}" for letter, run in zip(letters, runs, strict=True)),
-            *lines,
+            *(f"{letter}  {run.name}" for letter, run in zip(columns, runs, strict=True)),
+            *aligned(rows),
             "* the interval of the difference excludes 0, as one in twenty does by luck "
             f"(not said of what is in fewer than {_FEW} images)",
         ]

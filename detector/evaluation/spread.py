@@ -5,8 +5,9 @@ be expected to give: its spread comes of the training itself and, over folds, of
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from detector.builders.data import build_set
 from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
 from detector.evaluation.coco import CocoResult, evaluate_files
+from detector.evaluation.table import aligned, letters
 from errors import InputError, some_of
 
 _METRICS = ("AP", "AP50", "AP75")
@@ -41,7 +43,7 @@ class Spread:
             "mean": _plain(self, _mean),
             "std": _plain(self, _deviation),
             "runs": [
-                {"name": name, "images": images, **_plain(self, lambda values, i=i: values[i])}
+                {"name": name, "images": images, **_plain(self, itemgetter(i))}
                 for i, (name, images) in enumerate(zip(self.names, self.images, strict=True))
             ],
         }
@@ -78,24 +80,20 @@ def spread_of_files(results: Sequence[Path], annotations: Path) -> Spread:
 
 def spread_table(spread: Spread, title: str) -> str:
     """A line for each metric, a column for each run, then the mean and the standard deviation."""
-    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(spread.names))]
-    rows = [["", *letters, "mean", "std"]]
+    columns = letters(len(spread.names))
+    rows = [["", *columns, "mean", "std"]]
     lines = [*spread.metrics.items(), *((f"AP {name}", each) for name, each in spread.per_class.items())]
     for name, values in lines:
         numbers = [*values, _mean(values), _deviation(values)]
         rows.append([name, *("-" if math.isnan(number) else f"{number:.3f}" for number in numbers)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         [
             f"{title}: mean and standard deviation over {len(spread.names)} runs",
             *(
                 f"{letter}  {name} ({images} image{'s' * (images != 1)})"
-                for letter, name, images in zip(letters, spread.names, spread.images, strict=True)
+                for letter, name, images in zip(columns, spread.names, spread.images, strict=True)
             ),
-            *(
-                "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-                for row in rows
-            ),
+            *aligned(rows),
         ]
     )
 
@@ -125,7 +123,7 @@ def _deviation(values: Sequence[float]) -> float:
     return stdev(there) if len(there) > 1 else math.nan
 
 
-def _plain(spread: Spread, of: Any) -> dict[str, Any]:
+def _plain(spread: Spread, of: Callable[[list[float]], float]) -> dict[str, Any]:
     def plain(values: list[float]) -> float | None:
         number = of(values)
         return None if math.isnan(number) else number

@@ -1,6 +1,6 @@
 """The metrics of an evaluation as text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.evaluation.error_breakdown import SHORT_NAMES
@@ -42,6 +42,17 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
     rows.append("AP50  " + "  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
     rows.append("count " + "  ".join(f"{cost.count:11d}" for cost in costs.values()))
     return "\n".join(rows)
+
+
+def letters(count: int) -> list[str]:
+    """Short names of columns: A to Z, then numbers."""
+    return [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(count)]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines in which the cells of a column begin below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _at_chosen(result: CocoResult, names: list[str], width: int) -> Iterator[str]:
