@@ -16,6 +16,7 @@ from data.order import like_batches
 from data.sample import Sample, collate
 from detector.boxes import pairwise_iou
 from detector.builders.data import build_pipeline
+from detector.drawing import draw_boxes
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.image_sizes import tile_cuts_nothing, warn_of_scale
 from detector.evaluation.inference import Predictions
@@ -94,6 +95,18 @@ class ImageDetections:
             names=tuple(self.names[row] for row in rows),
         )
 
+    def draw(self, image: ImageLike) -> Image.Image:
+        """The image that these were found in, RGB, with boxes, class names and scores; the best on top.
+
+        What is less than some 340 pixels wide and high is enlarged.
+
+        Raises:
+            InputError: the image cannot be read, or is of another kind.
+        """
+        texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores, strict=True)]
+        pixels = _pixels(image, "the image")
+        return Image.fromarray(draw_boxes(pixels, self.boxes, self.labels, texts))
+
     def as_dicts(self) -> list[dict[str, Any]]:
         """Plain values, as JSON takes them: of each detection box, score, label and name."""
         columns = (self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names)
@@ -154,7 +167,7 @@ class Detector:
 
         Args:
             images: a path (turned upright by its EXIF), uint8 [H, W, 3] RGB, a PIL image or a torch
-                uint8 [3, H, W] RGB.
+                uint8 [3, H, W] RGB; grey arrays and tensors are [H, W], or have 1 in the place of 3.
 
         Raises:
             InputError: an image cannot be read, or is of another kind.
@@ -231,15 +244,20 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return rgb_pixels(image, name)
     if isinstance(image, Tensor):
-        if image.ndim != 3 or len(image) != 3 or str(image.dtype) != "torch.uint8":
-            kind = f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
+        shape = list(image.shape)
+        if str(image.dtype) != "torch.uint8" or not (
+            len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+        ):
+            kind = f"{str(image.dtype).removeprefix('torch.')} {shape}"
             raise InputError(f"{name}: a tensor must be uint8 [3, H, W], got {kind}; several go in a list")
-        image = image.permute(1, 2, 0).cpu().numpy()
+        image = (image if image.ndim == 2 else image.permute(1, 2, 0)).cpu().numpy()
     elif not isinstance(image, np.ndarray):
         raise InputError(f"{name}: {_KINDS} is wanted, got {type(image).__name__}")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
         kind = f"{image.dtype} {list(image.shape)}"
         raise InputError(f"{name}: an array must be uint8 [H, W, 3] RGB, got {kind}; several go in a list")
     if 0 in image.shape:
         raise InputError(f"{name} has no pixels: {image.shape[1]} x {image.shape[0]}")
-    return np.ascontiguousarray(image)
+    return np.ascontiguousarray(image) if image.shape[2] == 3 else np.repeat(image, 3, axis=2)

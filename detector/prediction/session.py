@@ -21,7 +21,6 @@ from tqdm import tqdm
 from data.images import read_size, read_upright
 from data.inputs import Source
 from data.video import VideoReader, VideoWriter
-from detector.drawing import draw_boxes
 from detector.memory import is_out_of_memory
 from detector.prediction.results import Result, ResultsFolder
 from detector.predictor import Detector, ImageDetections
@@ -272,7 +271,7 @@ class _Session:
             frame = None if first_frame is None else first_frame + number
             full = self._detector.is_full(one, self._least)
             result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown, full)
-            yield result, draw(pixels, shown) if self._pictures else None
+            yield result, np.array(shown.draw(pixels)) if self._pictures else None
 
     def _found(self, images: list[Pixels]) -> list[ImageDetections | str]:
         """What is in each; for one that cannot be taken even by itself, the reason."""
@@ -306,9 +305,3 @@ class _Session:
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))
         self.bar.update()
-
-
-def draw(pixels: NDArray[np.uint8], found: ImageDetections) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB -> a copy with boxes, class names and scores, the best on top."""
-    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
-    return draw_boxes(pixels, found.boxes, found.labels, texts)

@@ -330,13 +330,43 @@ def test_an_image_turned_by_its_exif_is_taken_upright(detector, tmp_path: Path) 
     assert same(detector(tmp_path / "turned.png"), detector(np.rot90(pixels, -1)))
 
 
+@pytest.mark.parametrize("shape", [(60, 90), (60, 90, 1)])
+def test_grey_is_taken_as_rgb_of_three_equal_channels(detector, shape: tuple[int, ...]) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    rgb = np.stack([grey.reshape(60, 90)] * 3, axis=2)
+    tensor = torch.from_numpy(grey if grey.ndim == 2 else grey.transpose(2, 0, 1).copy())
+    expected = detector(rgb)
+    assert len(expected) > 0
+    for image in (grey, tensor, Image.fromarray(rgb[:, :, 0])):
+        assert same(detector(image), expected)
+    assert all(map(same, detector([grey, tensor]), detector([rgb, rgb])))
+
+
+def test_what_was_found_is_drawn_on_the_image_whatever_it_comes_as(detector, tmp_path: Path) -> None:
+    """A file as a viewer shows it, which its boxes are in pixels of."""
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    found = detector(tmp_path / "turned.png")
+    drawn = found.draw(tmp_path / "turned.png")
+    assert drawn.size == (400, 600) and drawn.mode == "RGB"
+    upright = np.rot90(pixels, -1)
+    assert (np.array(drawn) != upright).any()
+    for image in (upright, Image.fromarray(upright), torch.from_numpy(upright.copy()).permute(2, 0, 1)):
+        assert np.array_equal(found.draw(image), drawn)
+    assert np.array_equal(found.above(1.1).draw(upright), upright)
+
+
 def test_no_images_give_no_detections(detector) -> None:
     assert detector([]) == []
 
 
 WRONG = {
     "float": (np.zeros((4, 4, 3)), "uint8 [H, W, 3] RGB, got float64 [4, 4, 3]"),
-    "grey": (np.zeros((4, 4), np.uint8), "got uint8 [4, 4]"),
+    "with alpha": (np.zeros((4, 4, 4), np.uint8), "got uint8 [4, 4, 4]"),
+    "a line": (np.zeros(4, np.uint8), "got uint8 [4]"),
+    "grey floats": (torch.zeros(4, 4), "got float32 [4, 4]"),
     "a batch": (
         torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
         "uint8 [3, H, W], got uint8 [2, 3, 8, 8]; several",

@@ -10,7 +10,6 @@ from PIL import ImageFont
 
 from data.colours import PALETTE, colour
 from detector import drawing
-from detector.prediction.session import draw
 from detector.predictor import ImageDetections
 
 # Machado, Oliveira & Fernandes (2009), severity 1.0, for linear RGB.
@@ -32,6 +31,10 @@ BLINDNESS = {
         *(0.004733, 0.691367, 0.303900),
     ),
 }
+
+
+def draw(pixels: np.ndarray, found: ImageDetections) -> np.ndarray:
+    return np.array(found.draw(pixels))
 
 
 def lab(colours: np.ndarray, blindness: str) -> np.ndarray:
