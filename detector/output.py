@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -103,6 +103,25 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)  # Ctrl-C leaves none either
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write several files of a folder, by their names, as `write_text`: all of them or none.
+
+    Raises:
+        InputError: no permission or no space.
+    """
+    temporaries = {name: temporary_of(folder / name) for name in texts}
+    try:
+        for name, temporary in temporaries.items():
+            temporary.write_bytes(_encoded(texts[name]))
+        for name, temporary in temporaries.items():
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise InputError(f"cannot write {folder / name}: {error.strerror}") from None
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def _encoded(text: str) -> bytes:

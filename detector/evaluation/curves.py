@@ -24,6 +24,11 @@ class Curve:
         return self.right / np.maximum(self.right + self.wrong, 1)
 
     @property
+    def f1(self) -> Floats:
+        """[N]"""
+        return 2 * self.right / (self.right + self.wrong + self.gt_boxes)
+
+    @property
     def recall(self) -> Floats:
         """[N]"""
         return self.right / self.gt_boxes

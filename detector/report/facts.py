@@ -80,10 +80,14 @@ def confusion(result: CocoResult, at: Shown) -> Ints:
     return table
 
 
+def score_range(matched: Matched) -> tuple[float, float]:
+    """The lowest and the highest score; 0 and 1 where all are from 0 to 1."""
+    return float(matched.scores.min(initial=0)), float(matched.scores.max(initial=1))
+
+
 def score_histogram(matched: Matched, bins: int = 20) -> tuple[Floats, Ints, Ints]:
     """Edges [B + 1], correct and wrong detections of each bin [B]. From 0 to 1 where the scores are."""
-    low, high = matched.scores.min(initial=0), matched.scores.max(initial=1)
-    edges = np.linspace(low, high, bins + 1)
+    edges = np.linspace(*score_range(matched), bins + 1)
     correct, wrong = (np.histogram(matched.scores[k], edges)[0] for k in (matched.correct, ~matched.correct))
     return edges, correct, wrong
 

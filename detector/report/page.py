@@ -1,4 +1,4 @@
-"""The report as one page, and its folder: `evaluate.py ... --report DIR`."""
+"""The report, one page and tables of its numbers, in its folder: `evaluate.py ... --report DIR`."""
 
 import contextlib
 from collections.abc import Sequence
@@ -6,10 +6,11 @@ from html import escape
 from pathlib import Path
 
 from detector.evaluation.coco import CocoResult
-from detector.output import check_new_folder, write_text
+from detector.output import check_new_folder, write_texts
 from detector.report import sections
-from detector.report.facts import shown
+from detector.report.facts import Shown, shown
 from detector.report.galleries import galleries
+from detector.report.tables import is_table, tables
 from errors import InputError
 
 PAGE = "index.html"
@@ -60,9 +61,14 @@ def check_report_folder(folder: Path) -> None:
         InputError: there is something else.
     """
     check_new_folder("--report", folder)
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    held = {name for name in held if not name.startswith(".")}  # Finder's and others' own
-    if held and (held != {PAGE} or not _is_report(folder / PAGE)):
+    held = [path for path in folder.iterdir() if path.name != PAGE] if folder.is_dir() else []
+    held = [path for path in held if not path.name.startswith(".")]  # Finder's and others' own
+    page = folder / PAGE
+    if (
+        (held and not page.exists())
+        or (page.exists() and not _is_report(page))
+        or not all(map(is_table, held))
+    ):
         raise InputError(f"--report: {folder} holds something else than a report; choose another folder")
 
 
@@ -73,7 +79,7 @@ def write_report(
     result: CocoResult,
     extra: dict[str, float],
 ) -> Path:
-    """Make the page and put it into its folder, whole or not at all; an earlier one is replaced.
+    """Make page and tables and put them into their folder, all or none; an earlier report is replaced.
 
     Args:
         facts: what was scored, by name.
@@ -83,11 +89,12 @@ def write_report(
         InputError: the folder holds something else or cannot be written, an image cannot be read.
     """
     check_report_folder(folder)
-    text = report_page(title, facts, result, extra)
+    at = shown(result)
+    texts = {PAGE: report_page(title, facts, result, extra, at), **tables(result, at)}
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / PAGE, text)
+        write_texts(folder, texts)
     except (OSError, InputError) as error:
         for path in made:
             with contextlib.suppress(OSError):  # some were not made yet
@@ -98,14 +105,13 @@ def write_report(
 
 
 def report_page(
-    title: str, facts: Sequence[tuple[str, str]], result: CocoResult, extra: dict[str, float]
+    title: str, facts: Sequence[tuple[str, str]], result: CocoResult, extra: dict[str, float], at: Shown
 ) -> str:
     """The page as HTML: complete in itself, without scripts.
 
     Raises:
         InputError: an image cannot be read.
     """
-    at = shown(result)
     m = result.material
     boxes = f"{int((~m.gt.ignore).sum()):,} ({int(m.gt.ignore.sum()):,} more ignored)"
     facts = [*facts, ("images", f"{len(m.image_ids):,}"), ("gt boxes", boxes),
@@ -115,6 +121,7 @@ def report_page(
         sections.errors(result),
         sections.classes(result),
         sections.curves(result),
+        sections.thresholds(result),
         sections.matrix(result, at),
         sections.scores(result, at),
         sections.sizes(result, at),

@@ -7,10 +7,18 @@ import numpy as np
 
 from detector.evaluation.calibration import calibration_error
 from detector.evaluation.coco import COCO_NAMES, CocoResult
+from detector.evaluation.curves import curves as over_thresholds
 from detector.evaluation.matching import Floats
 from detector.evaluation.tally import RECALLS
 from detector.report import svg
-from detector.report.facts import Shown, calibration_curve, confusion, score_histogram, size_counts
+from detector.report.facts import (
+    Shown,
+    calibration_curve,
+    confusion,
+    score_histogram,
+    score_range,
+    size_counts,
+)
 from detector.report.galleries import Galleries, Picture
 
 _MATRIX = 20  # classes that fit into one
@@ -113,6 +121,35 @@ def curves(result: CocoResult) -> str:
     return _section("Precision and recall", f"<p>{text}</p>{_grid(figures)}")
 
 
+def thresholds(result: CocoResult) -> str:
+    """What each threshold of the score gives, class by class."""
+    across, steps = _score_axis(result), np.linspace(*score_range(result.matched), 101)
+    marks = {name: (one.told_threshold, one.best_f1) for name, one in result.per_class.items()}
+    if result.chosen:
+        marks = {name: (one.threshold, one.f1) for name, one in result.at_chosen().items()}
+    figures = []
+    for one in over_thresholds(result, steps):
+        there = one.right + one.wrong > 0  # of nothing precision is unknown
+        if not there.any():
+            continue
+        chart = svg.Chart(across, svg.Axis(""), f"over the threshold, {one.name}", 300, 240)
+        for values, style, label in (
+            (one.precision, svg.BLUE, "precision"),
+            (one.recall, svg.VERMILION, "recall"),
+            (one.f1, svg.GREEN, "F1"),
+        ):
+            chart.line(steps[there], values[there], style, label)
+        threshold, f1 = marks[one.name]
+        if f1 > 0:
+            chart.points(np.array([threshold]), np.array([f1]), svg.Style("#000000"), "threshold")
+        figures.append(_figure(chart.svg(), f"{one.name}, threshold {_value(threshold)}"))
+    text = (
+        "What the detections from each score on are worth at IoU 0.5. A flat top of F1 says that the "
+        "threshold matters little; a higher one buys precision with recall."
+    )
+    return _section("Choosing a threshold", f"<p>{text}</p>{_grid(figures)}")
+
+
 def matrix(result: CocoResult, at: Shown) -> str:
     """Which class is taken for which."""
     table, names = confusion(result, at), list(result.per_class)
@@ -140,10 +177,9 @@ def scores(result: CocoResult, at: Shown) -> str:
     edges, right, wrong = score_histogram(matched)
     most = max(10.0, float(max(right.max(), wrong.max())))
     decades = tuple(10.0**k for k in range(int(np.log10(most)) + 1))
-    across = svg.Axis(
-        "score", edges[0], edges[-1], tuple(np.linspace(edges[0], edges[-1], 6).round(2).tolist())
+    chart = svg.Chart(
+        _score_axis(result), svg.Axis("detections", 0.5, most, decades, log=True), "scores, right and wrong"
     )
-    chart = svg.Chart(across, svg.Axis("detections", 0.5, most, decades, log=True), "scores, right and wrong")
     chart.steps(edges, np.maximum(right, 0.5), svg.BLUE, "right", filled=True)
     chart.steps(edges, np.maximum(wrong, 0.5), svg.VERMILION, "wrong")
     figures = [_figure(chart.svg(), "scores of right and wrong detections")]
@@ -211,6 +247,11 @@ def _gallery(entries: Sequence[Picture], kind: str) -> str:
         caption = f"<b>{escape(entry.title)}</b><br>{escape(entry.text)}"
         parts.append(f'<figure><div class="images">{images}</div><figcaption>{caption}</figcaption></figure>')
     return f'<div class="{kind}">{"".join(parts)}</div>'
+
+
+def _score_axis(result: CocoResult) -> svg.Axis:
+    low, high = score_range(result.matched)
+    return svg.Axis("score", low, high, tuple(np.linspace(low, high, 6).round(2).tolist()))
 
 
 def _curve_axes(what: str) -> svg.Chart:
