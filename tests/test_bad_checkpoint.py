@@ -54,6 +54,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("--resume", "run", "optimizer.decay_norm_and_bias=false", "train.epochs=2"),
             ("optimizer.decay_norm_and_bias is True there",),
         ),
+        (
+            ("--resume", "run", "optimizer.backbone_lr_factor=0.5", "train.epochs=2"),
+            ("optimizer.backbone_lr_factor is 1.0 there",),
+        ),
         (("--resume", "run", "data.root=nowhere"), ("data.root", "nowhere")),
         (
             ("tiny.yaml", "run.dir=run", *TINY_MODEL),

@@ -42,6 +42,8 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
         yield from _with("optimizer.name=adamw", "optimizer.momentum")
     if c.optimizer.weight_decay == 0:
         yield from _with("optimizer.weight_decay=0", "optimizer.decay_norm_and_bias")
+    if c.model.frozen_stages == 5:
+        yield from _with("model.frozen_stages=5", "optimizer.backbone_lr_factor")
     if c.model.init is None:
         yield from _with("model.init=null", "model.init_partial")
     if c.model.norm != "batch":

@@ -32,6 +32,9 @@ class OptimizerConfig(Section):
         description="the train.batch_size that lr is meant for; another one scales it in proportion (by "
         "default lr is taken as it stands)",
     )
+    backbone_lr_factor: Positive = Field(
+        1.0, description="lr of the backbone (ResNet without the pyramid), as a part of lr"
+    )
     momentum: Fraction = Field(0.9, description="sgd only")
     weight_decay: NonNegative = 1e-4
     decay_norm_and_bias: bool = Field(True, description="apply weight_decay to norm layers and biases too")

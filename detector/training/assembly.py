@@ -171,6 +171,8 @@ def assemble(
                     config.optimizer.momentum,
                     config.optimizer.weight_decay,
                     config.optimizer.decay_norm_and_bias,
+                    model.backbone,
+                    config.optimizer.backbone_lr_factor,
                 ),
                 scaler,
                 config.optimizer.clip_norm,

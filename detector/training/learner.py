@@ -50,7 +50,7 @@ class Learner:
         """Make ready for the forward pass of a step."""
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         # Freed as late as possible: the next gradients then find their memory warm.
         self.optimizer.zero_grad(set_to_none=True)
         self._statistics.keep()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,21 +17,34 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     decay_norm_and_bias: bool,
+    slowed: nn.Module | None = None,
+    slowed_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trained parameters.
+    """SGD or AdamW over the trained parameters; a group's `lr_factor` is its part of the learning rate.
 
     Args:
         decay_norm_and_bias: if False, parameters of one dimension are not decayed.
+        slowed: a part of the model whose learning rate is multiplied by the factor.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    plain = [] if decay_norm_and_bias else [p for p in trained if p.dim() <= 1]
-    decayed = [p for p in trained if decay_norm_and_bias or p.dim() > 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}]
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
+    slow = set() if slowed is None or slowed_lr_factor == 1 else set(slowed.parameters())
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    # Groups of either kind in this order, which saved states go by.
+    for decays, is_slow in ((True, False), (True, True), (False, False), (False, True)):
+        factor = slowed_lr_factor if is_slow else 1.0
+        decay = weight_decay if decays else 0.0
+        groups[decays, is_slow] = {
+            "params": [],
+            "weight_decay": decay,
+            "lr": lr * factor,
+            "lr_factor": factor,
+        }
+    for p in model.parameters():
+        if p.requires_grad:
+            groups[decay_norm_and_bias or p.dim() > 1, p in slow]["params"].append(p)
+    used = [group for group in groups.values() if group["params"]]
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
-    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+        return torch.optim.AdamW(used, lr=lr, fused=True)
+    sgd = torch.optim.SGD(used, lr=lr, momentum=momentum, fused=True)
     fill_momentum(sgd)
     return sgd
 

@@ -20,7 +20,8 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
-_OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.decay_norm_and_bias")  # what its state is about
+# What its state is about.
+_OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.decay_norm_and_bias", "optimizer.backbone_lr_factor")
 _OF_THE_ORDER = ("train.batch_size", "train.seed", "data.group_by_shape", "data.repeat_rare")
 
 

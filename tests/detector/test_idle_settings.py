@@ -26,6 +26,8 @@ IDLE = {  # what is written -> the keys that are said
     "matcher.candidates=5": {"matcher.candidates"},
     "schedule.milestones=[] schedule.gamma=0.2": {"schedule.gamma"},
     "optimizer.weight_decay=0 optimizer.decay_norm_and_bias=false": {"optimizer.decay_norm_and_bias"},
+    "optimizer.backbone_lr_factor=0.1 model.frozen_stages=5": {"optimizer.backbone_lr_factor"},
+    "optimizer.backbone_lr_factor=0.1 model.frozen_stages=4": set(),
     "train.sync_batch_norm=true model.norm=group": {"train.sync_batch_norm"},
     "train.sync_batch_norm=true model.norm=batch": set(),
     "loss.name=focal loss.class_by_class=true": {"loss.class_by_class"},

@@ -32,6 +32,7 @@ WORDS = (
     "model.prior=0.2",
     "train.checkpoint_activations=true",
     "train.ema_decay=0.5",
+    "optimizer.backbone_lr_factor=0.25",
     "optimizer.momentum=0.5",
     "optimizer.weight_decay=0.25",
     "optimizer.decay_norm_and_bias=false",
@@ -192,9 +193,19 @@ def test_the_model_is_made_as_configured(parts: Parts) -> None:
 
 def test_the_weights_are_moved_as_configured(parts: Parts) -> None:
     learner = parts.learner
-    matrices, vectors = learner.optimizer.param_groups
-    assert (matrices["momentum"], matrices["weight_decay"]) == (0.5, 0.25)
-    assert (vectors["momentum"], vectors["weight_decay"]) == (0.5, 0)
+    learner.begin(lr=2.0)
+    backbone = set(learner.model.backbone.parameters())
+    seen = []
+    for group in learner.optimizer.param_groups:
+        assert group["momentum"] == 0.5
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.25 if parameter.dim() > 1 else 0)
+            assert group["lr"] == (0.5 if parameter in backbone else 2.0)
+        seen += group["params"]
+    assert len(seen) == len(set(seen)) and set(seen) == {
+        p for p in learner.model.parameters() if p.requires_grad
+    }
+    assert backbone & set(seen) and set(seen) - backbone
     assert learner.clip_norm == 7
     assert learner.average is not None and learner.average.decay == 0.5
 

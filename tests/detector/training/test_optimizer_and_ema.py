@@ -188,6 +188,20 @@ def test_weight_decay_shrinks_what_the_configuration_says(name: str, everything:
         torch.testing.assert_close(tensor.detach(), before[key] * factor, msg=key)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_part_of_the_model_moves_by_its_part_of_the_learning_rate(name: str) -> None:
+    """With a gradient of 1 everywhere the first step of SGD and of AdamW is the learning rate."""
+    net = small_net()
+    before = {key: tensor.detach().clone() for key, tensor in net.named_parameters()}
+    optimizer = build_optimizer(net, name, 0.1, 0.9, 0.0, False, slowed=net[0], slowed_lr_factor=0.25)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for key, tensor in net.named_parameters():
+        moved = 0.025 if key.startswith("0.") else 0.1
+        torch.testing.assert_close(before[key] - tensor.detach(), torch.full_like(tensor, moved), msg=key)
+
+
 def test_momentum_reaches_sgd() -> None:
     """Two steps with gradient 1: lr, then lr * (1 + momentum)."""
     net = nn.Linear(1, 1, bias=False)
