@@ -49,6 +49,12 @@ def main() -> None:
         "settings of eval",
     )
     parser.add_argument(
+        "--exported",
+        metavar="FILE",
+        type=Path,
+        help="score a file of export.py, or what was made of it, on the data of the checkpoint",
+    )
+    parser.add_argument(
         "--mean", action="store_true", help="mean and spread of several, such as folds or other seeds"
     )
     parser.add_argument(
@@ -78,6 +84,7 @@ def main() -> None:
             a.recalibrate,
             a.mean,
             a.threshold,
+            a.exported,
         )
     )
 

@@ -158,7 +158,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model{form.suffix}"
         export(Path(a.model), a.overrides, a.format, False, file, [])
-        run = form.run(file.read_bytes())
+        run = form.read(file.read_bytes())
         rows, least = [], 0
         for long in a.long:
             for size in a.batch:

@@ -128,7 +128,7 @@ def images(batch: int, height: int, width: int) -> NDArray[np.uint8]:
 def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tuple[str, Path]) -> None:
     """One image and three, at sizes that the exporter has not seen, multiples of the stride and not."""
     form, file = exported
-    run = FORMATS[form].run(file.read_bytes())
+    run = FORMATS[form].read(file.read_bytes())
     counts = []
     for size in SIZES:
         pixels = images(*size)
@@ -152,7 +152,7 @@ def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
         export.main, "best.pt", *words, "--format", form, "--output", str(tmp_path / "a"), cwd=place
     )
     assert outcome.code == 0, outcome.err
-    run, plain = FORMATS[form].run((tmp_path / "a").read_bytes()), open_checkpoint(place / "best.pt", words)
+    run, plain = FORMATS[form].read((tmp_path / "a").read_bytes()), open_checkpoint(place / "best.pt", words)
     hard = open_checkpoint(place / "best.pt", words[1:])
     for size in SIZES[1:3]:
         pixels = images(*size)
@@ -183,7 +183,7 @@ def test_soft_nms_is_checked_on_a_picture_of_one_colour(place: Path, tmp_path: P
 
 def test_what_is_beyond_the_count_is_empty(exported: tuple[str, Path]) -> None:
     form, file = exported
-    boxes, scores, labels, count = FORMATS[form].run(file.read_bytes())(images(3, 96, 128))
+    boxes, scores, labels, count = FORMATS[form].read(file.read_bytes())(images(3, 96, 128))
     assert (boxes.shape, scores.shape, labels.shape, count.shape) == ((3, 30, 4), (3, 30), (3, 30), (3,))
     assert (boxes.dtype, scores.dtype) == (np.float32, np.float32)
     assert (labels.dtype, count.dtype) == (np.int64, np.int64)
@@ -266,7 +266,7 @@ def test_raw_gives_what_the_heads_say(place: Path, opened: OpenCheckpoint) -> No
     outcome = call(export.main, "best.pt", "--format", form, "--raw", "--output", "raw", cwd=place)
     assert (outcome.code, outcome.err) == (0, "")
     assert read_metadata(form, place / "raw")["outputs"] == "raw"
-    run = FORMATS[form].run((place / "raw").read_bytes())
+    run = FORMATS[form].read((place / "raw").read_bytes())
     for size in SIZES[1:3]:
         pixels = images(*size)
         batch = as_batch(pixels)
@@ -286,7 +286,7 @@ def test_scores_without_calibration(place: Path, tmp_path: Path) -> None:
         export.main, "best.pt", *words, "--format", "torchscript", "--output", str(file), cwd=place
     )
     assert outcome.code == 0, outcome.err
-    run, plain = FORMATS["torchscript"].run(file.read_bytes()), open_checkpoint(place / "best.pt", words)
+    run, plain = FORMATS["torchscript"].read(file.read_bytes()), open_checkpoint(place / "best.pt", words)
     pixels = images(1, 96, 128)
     (one,), (other,) = found_by_model(plain, pixels), found_by(run, pixels)
     assert 0 < len(one.scores) <= 20  # five levels

@@ -237,11 +237,12 @@ def evaluate_checkpoint(
     """
     c = open_checkpoint(path, overrides)
     if with_ids:
-        _refuse_without_ids(c.config.data, split)
+        refuse_without_ids(c.config.data, split)
     return score_checkpoint(c, build_set(c.config.data, split, c.classes))
 
 
-def _refuse_without_ids(data: DataConfig, split: str) -> None:
+def refuse_without_ids(data: DataConfig, split: str) -> None:
+    """Raises InputError: the images of a split have no ids, or more than one has the same."""
     if data.format not in ("coco", "shapes"):
         raise InputError(
             f"--results: images of a set in {data.format} format have no ids, as COCO's have; predict.py "

@@ -19,6 +19,8 @@ from detector.evaluation.material import read_material
 from detector.evaluation.recalibration import OPTION, check_recalibrated, recalibrate
 from detector.evaluation.spread import spread_of_checkpoints, spread_of_files, spread_table
 from detector.evaluation.table import metrics_table
+from detector.export.scoring import OPTION as EXPORTED
+from detector.export.scoring import score_exported
 from detector.output import check_output, write_text
 from detector.report.page import check_report_folder, write_report
 from detector.thresholds import chosen_thresholds, parse_thresholds
@@ -46,6 +48,7 @@ class Wanted:
     recalibrated: Path | None
     mean: bool
     threshold: str | None
+    exported: Path | None
 
     @property
     def several(self) -> bool:
@@ -86,6 +89,13 @@ def _check(wanted: Wanted) -> None:
             raise InputError("--split is of a checkpoint's data set; --annotations names the gt itself")
     elif not w.models:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
+    if w.exported is not None:
+        if len(w.models) != 1:
+            raise InputError(
+                f"{EXPORTED} FILE goes with the checkpoint that it was made of: give that one too"
+            )
+        if w.recalibrated is not None:
+            raise InputError(f"{OPTION} is for checkpoints; calibrate one, and export it anew")
     if w.threshold is not None:
         parse_thresholds(w.threshold)
         if w.several:
@@ -160,7 +170,9 @@ def _score(wanted: Wanted) -> Scored:
     (model,), split = wanted.models, wanted.split or "val"
     with_ids, file = wanted.results is not None, wanted.recalibrated
     content = None
-    if file is None:
+    if wanted.exported is not None:
+        done = score_exported(wanted.exported, model, wanted.overrides, split, with_ids)
+    elif file is None:
         done = evaluate_checkpoint(model, wanted.overrides, split, with_ids)
     else:
         done, content = recalibrate(model, wanted.overrides, split, with_ids)

@@ -64,7 +64,6 @@ def for_inference(model: RetinaNet, amp: torch.dtype | None) -> RetinaNet:
     return ready
 
 
-@torch.no_grad()
 def predict_batches(
     model: RetinaNet,
     batches: Iterable[Batch],
@@ -73,7 +72,7 @@ def predict_batches(
     postprocess: Callable[[HeadOutputs, Tensor], list[Detections]],
     tiling: Tiling | None = None,
 ) -> Iterator[Predictions]:
-    """Detect in every image, a batch at a time. The model is left in evaluation mode.
+    """Detect in every image, a batch at a time, as `detect_batches`. The model is left in evaluation mode.
 
     Args:
         amp: what autocast computes in; None without.
@@ -97,6 +96,22 @@ def predict_batches(
             )
         return postprocess(outputs, sizes)
 
+    return detect_batches(batches, device, detect, tiling)
+
+
+@torch.no_grad()
+def detect_batches(
+    batches: Iterable[Batch],
+    device: torch.device,
+    detect: Callable[[Tensor, Tensor], list[Detections]],
+    tiling: Tiling | None = None,
+) -> Iterator[Predictions]:
+    """Detect in every image, a batch at a time.
+
+    Args:
+        detect: from padded images, uint8 [B, 3, H, W], and their sizes, int64 [B, 2], to detections.
+        tiling: how large images are cut; None leaves them whole.
+    """
     for batch in batches:
         batch = batch.to(device)
         images, sizes = batch.images, batch.sizes

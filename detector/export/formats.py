@@ -26,10 +26,21 @@ _IR_VERSION = 8  # of that opset's time; the exporter's own would refuse older r
 # comes of it is right for smaller images too.
 _EXAMPLE, _LEAST, _MOST = (2, 3, 200, 330), 129, 2**15
 
-_INSTALL = "python -m pip install -r requirements-export.txt"
-_UPGRADE = _INSTALL.replace("install", "install --upgrade")
+INSTALL = "python -m pip install -r requirements-export.txt"
+_UPGRADE = INSTALL.replace("install", "install --upgrade")
 
 Run = Callable[[NDArray[Any]], list[NDArray[Any]]]  # images -> the outputs
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A file that was read, to be called as a Run."""
+
+    run: Run
+    told: dict[str, Any]  # its metadata; empty where it has none
+
+    def __call__(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        return self.run(images)
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Format:
     """One format.
 
     make: graph, "detections" or "raw", metadata -> the content of a file.
-    run: the content of a file -> a function that runs it on a CPU.
+    read: the content of a file -> what runs it on a CPU.
     """
 
     suffix: str
@@ -45,7 +56,7 @@ class Format:
     least_torch: str  # the first version that can
     suppress: Any  # NMS in the graph
     make: Callable[[nn.Module, str, dict[str, str]], bytes]
-    run: Callable[[bytes], Run]
+    read: Callable[[bytes], ExportedFile]
 
 
 def require_packages(name: str) -> None:
@@ -57,7 +68,7 @@ def require_packages(name: str) -> None:
         )
     missing = [package for package in FORMATS[name].needs if find_spec(package) is None]
     if missing:
-        raise InputError(f"--format {name} needs {', '.join(missing)}: {_INSTALL}")
+        raise InputError(f"--format {name} needs {', '.join(missing)}: {INSTALL}")
     for package in FORMATS[name].needs:
         try:
             import_module(package)
@@ -117,14 +128,16 @@ def _strip(graph: Any) -> None:
         del part.metadata_props[:]
 
 
-def _run_onnx(content: bytes) -> Run:
+def _read_onnx(content: bytes) -> ExportedFile:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as many as the user lets PyTorch have
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})
+    texts = session.get_modelmeta().custom_metadata_map
+    told = {name: json.loads(text) for name, text in texts.items()} if "project" in texts else {}
+    return ExportedFile(lambda images: session.run(None, {"images": images}), told)
 
 
 def _make_torchscript(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> bytes:
@@ -144,15 +157,16 @@ def _keep_best_in_torchscript(*arguments: Any) -> Tensor:
     return compiled
 
 
-def _run_torchscript(content: bytes) -> Run:
+def _read_torchscript(content: bytes) -> ExportedFile:
+    extra: dict[str, Any] = {METADATA_FILE: ""}
     with _without_noise():
-        module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
         with torch.no_grad():
             return [tensor.numpy() for tensor in module(torch.from_numpy(images))]
 
-    return run
+    return ExportedFile(run, json.loads(extra[METADATA_FILE] or "{}"))
 
 
 def _example(outputs: str) -> Tensor:
@@ -172,9 +186,9 @@ METADATA_FILE = "metadata.json"  # within a TorchScript file: all values as one 
 FORMATS = {
     # Older exporters cannot leave height and width open.
     "onnx": Format(
-        ".onnx", ("onnx", "onnxscript", "onnxruntime"), "2.8", keep_best_op, _make_onnx, _run_onnx
+        ".onnx", ("onnx", "onnxscript", "onnxruntime"), "2.8", keep_best_op, _make_onnx, _read_onnx
     ),
     "torchscript": Format(
-        ".torchscript", (), "2.6", _keep_best_in_torchscript, _make_torchscript, _run_torchscript
+        ".torchscript", (), "2.6", _keep_best_in_torchscript, _make_torchscript, _read_torchscript
     ),
 }

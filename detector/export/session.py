@@ -79,7 +79,7 @@ def export(
     graph = _graph(checkpoint, form, raw)
     kind = "raw" if raw else "detections"
     content = FORMATS[form].make(graph, kind, metadata(checkpoint, raw))
-    run = FORMATS[form].run(content)
+    run = FORMATS[form].read(content)
     if raw:
         found = f"outputs within {check_raw(checkpoint, run, given):.0e} of the largest"
     else:

@@ -1,0 +1,122 @@
+"""The score of an exported file: what conversions to other precisions cost is seen in AP alone."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.feed import checked
+from data.sample import DetectionSet
+from detector.builders.data import build_eval_loader, build_set
+from detector.config.file import keys_of
+from detector.evaluation.checkpoint import (
+    CheckpointScores,
+    OpenCheckpoint,
+    open_checkpoint,
+    refuse_without_ids,
+)
+from detector.evaluation.inference import detect_batches, join_predictions
+from detector.evaluation.score import score
+from detector.evaluation.tiling import build_tiling, warn_of_tiles
+from detector.export.formats import FORMATS, INSTALL, ExportedFile
+from detector.export.metadata import resize_advice
+from detector.postprocess import Detections
+from errors import InputError, first_line
+
+log = logging.getLogger(__name__)
+
+OPTION = "--exported"
+# Settings of evaluation that are not in the file.
+_FREE = ("eval.backend", "eval.batch_size", "eval.tile", "eval.tile_overlap", "eval.tile_batch_size")
+
+
+def score_exported(
+    file: Path, model: Path, overrides: Sequence[str], split: str, with_ids: bool = False
+) -> CheckpointScores:
+    """Score an exported file on a split of the data set of the checkpoint that it was made of, on the CPU.
+
+    Args:
+        model: a checkpoint, or a run folder: it knows data, classes and sizes of images.
+        with_ids: as for `evaluate_checkpoint`.
+
+    Raises:
+        InputError: the file cannot be run or does not go with the checkpoint; and as `evaluate_checkpoint`.
+    """
+    fixed = [key for key in keys_of(overrides) if key.startswith("eval.") and key not in _FREE]
+    if fixed:
+        raise InputError(f"{fixed[0]}: {OPTION} {file} has its own; give it to export.py")
+    c = open_checkpoint(model, [*overrides, "train.device=cpu", "train.amp=off"])
+    if with_ids:
+        refuse_without_ids(c.config.data, split)
+    exported = open_exported(file, c)
+    records = build_set(c.config.data, split, c.classes)
+    warn_of_tiles(c.config, records)
+    return _score(c, exported, file, records)
+
+
+def open_exported(file: Path, c: OpenCheckpoint) -> ExportedFile:
+    """Read a file of `export.py`, or one that was made of such a file.
+
+    Raises:
+        InputError: it is missing or cannot be run here, or does not go with the checkpoint.
+    """
+    form = next((one for one in FORMATS.values() if one.suffix == file.suffix), None)
+    if form is None:
+        endings = " or ".join(one.suffix for one in FORMATS.values())
+        raise InputError(f"{OPTION}: {file} does not end in {endings}")
+    try:
+        exported = form.read(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{OPTION}: {file} cannot be read: {error.strerror}") from None
+    except ImportError as error:
+        raise InputError(f"{OPTION}: {file} needs {error.name}: {INSTALL}") from None
+    except Exception as error:  # each runtime raises its own
+        raise InputError(f"{OPTION}: {file} cannot be run here: {first_line(error)}") from None
+    told = exported.told
+    if told.get("outputs", "detections") != "detections":
+        raise InputError(f"{OPTION}: {file} was written with --raw; its detections would be this program's")
+    if told.get("classes", [*c.classes]) != [*c.classes]:
+        others = ", ".join(told["classes"])
+        raise InputError(f"{OPTION}: {file} finds {others}, and {c.file} {', '.join(c.classes)}")
+    if told.get("resize", advice := resize_advice(c.config)) != advice:
+        log.warning(
+            "data.transforms.eval: %s was made for images resized as %s, and gets them as %s",
+            file, json.dumps(told["resize"]), json.dumps(advice),
+        )  # fmt: skip
+    return exported
+
+
+def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: DetectionSet) -> CheckpointScores:
+    loader = build_eval_loader(c.config, records, c.device)
+    bar = {"unit": "batch", "leave": False, "disable": None, "dynamic_ncols": True}
+    batches = tqdm(checked(loader), str(file), len(loader), **bar)
+
+    def detect(images: Tensor, sizes: Tensor) -> list[Detections]:
+        """Those of one size together, without what pads them: the file would take it for a picture."""
+        found: dict[int, Detections] = {}
+        for size in sizes.unique(dim=0):
+            rows = (sizes == size).all(dim=1).nonzero().squeeze(1)
+            height, width = size.tolist()
+            found.update(zip(rows.tolist(), run(images[rows, :, :height, :width]), strict=True))
+        return [found[row] for row in range(len(sizes))]
+
+    def run(images: Tensor) -> list[Detections]:
+        try:
+            boxes, scores, labels, counts = map(torch.from_numpy, exported(images.contiguous().numpy()))
+        except Exception as error:  # each runtime raises its own
+            raise InputError(f"{OPTION}: {file} cannot be run on these images: {first_line(error)}") from None
+        if labels.max() >= len(c.classes):
+            raise InputError(f"{OPTION}: {file} finds more classes than the {len(c.classes)} of {c.file}")
+        return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
+
+    found = join_predictions([*detect_batches(batches, c.device, detect, build_tiling(c.config.eval))])
+    scores = score(c.config, records, found)
+    # Its scores are those after calibration, where there is one: none are raw.
+    scores = replace(scores, calibration={"calibration_error": scores.calibration["calibration_error_raw"]})
+    thresholds = dict(zip(c.classes, c.thresholds, strict=True))
+    return CheckpointScores(file, c.config, records, scores, thresholds, records.digest() == c.fitted_on)

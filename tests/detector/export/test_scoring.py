@@ -1,0 +1,110 @@
+"""evaluate.py --exported: what a file finds is scored as what its checkpoint finds, or refused in a line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import export
+import train
+from tests.builders import TINY_MODEL, coco_dict, write_coco
+from tests.runs import assert_refused, call
+
+SIZES = ((48, 64), (96, 64), (48, 64), (40, 90), (96, 64))  # height, width: batches are padded
+PLAIN = ("train.amp=off", "train.device=cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, its file, a raw one, and a run of other classes."""
+    folder = tmp_path_factory.mktemp("scoring")
+    content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]] for _ in SIZES])
+    for image, (height, width) in zip(content["images"], SIZES, strict=True):
+        image.update(height=height, width=width)
+    write_coco(folder / "set", content, content)
+    (folder / "tiny.yaml").write_text(
+        f"data:\n  format: coco\n  root: {folder / 'set'}\n"
+        "  transforms: {eval: [ResizeWithin: {long: 80}]}\n"
+        "train: {epochs: 1}\neval: {batch_size: 3, nms: hard}\n"
+    )
+    for run, words in (("run", ()), ("one", ("data.classes=[dog]",))):
+        assert call(train.main, "tiny.yaml", f"run.dir={run}", *TINY_MODEL, *words, cwd=folder).code == 0
+    for name, words in (("model", ()), ("raw", ("--raw",))):
+        words = ("run", "--output", f"{name}.torchscript", *words)
+        assert call(export.main, *words, cwd=folder).code == 0
+    return folder
+
+
+def found(place: Path, name: str, *words: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Detections, those of an image and a class together, and metrics."""
+    files = ("--results", f"{name}.json", "--output", f"{name}.metrics.json")
+    done = call(evaluate.main, "run", *files, *words, cwd=place)
+    assert done.code == 0, done.err
+    results, metrics = (json.loads((place / file).read_text()) for file in files[1::2])
+    return sorted(results, key=lambda r: (r["image_id"], r["category_id"], -r["score"])), metrics
+
+
+@pytest.mark.parametrize("words", [(), ("eval.tile=64", "eval.tile_overlap=32")])
+def test_a_file_scores_what_its_checkpoint_scores(place: Path, words: tuple[str, ...]) -> None:
+    one, metrics = found(place, "plain", *PLAIN, *words)
+    other, its_metrics = found(place, "exported", "--exported", "model.torchscript", *words)
+    assert len(one) == len(other) > 50
+    for expected, given in zip(one, other, strict=True):
+        assert all(expected[key] == given[key] for key in ("image_id", "category_id"))
+        np.testing.assert_allclose(given["bbox"], expected["bbox"], atol=0.02)
+        assert given["score"] == pytest.approx(expected["score"], abs=1e-4)
+    assert its_metrics["AR100"] == pytest.approx(metrics["AR100"], abs=1e-9)
+    assert its_metrics["AP"] == pytest.approx(metrics["AP"], abs=1e-6)
+    assert its_metrics["calibration_error"] == pytest.approx(metrics["calibration_error"], abs=1e-4)
+
+
+def test_a_file_that_finds_other_things_scores_otherwise(place: Path) -> None:
+    """It is the file that is scored: one with its boxes moved by half an image finds nothing."""
+
+    class Moved(torch.nn.Module):
+        def __init__(self, model: torch.jit.ScriptModule) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            boxes, scores, labels, count = self.model(images)
+            return boxes + 1000.0, scores, labels, count
+
+    model = torch.jit.load(place / "model.torchscript")
+    moved = torch.jit.trace(Moved(model), torch.zeros(1, 3, 64, 64, dtype=torch.uint8), check_trace=False)
+    torch.jit.save(moved, place / "moved.torchscript")  # without metadata, as converters leave it
+    _, metrics = found(place, "as_it_is", "--exported", "model.torchscript")
+    _, its_metrics = found(place, "moved", "--exported", "moved.torchscript")
+    assert metrics["AR100"] > 0 == its_metrics["AR100"]
+
+
+def test_a_file_for_images_of_another_size_is_said(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = ("run", "--exported", "model.torchscript", "data.transforms.eval=[{ResizeWithin: {long: 96}}]")
+    assert call(evaluate.main, *words, cwd=place).code == 0
+    assert (
+        '[{"ResizeWithin": {"long": 80}}], and gets them as [{"ResizeWithin": {"long": 96}}]' in caplog.text
+    )
+
+
+WRONG = {
+    "raw": (("run", "--exported", "raw.torchscript"), ("raw.torchscript", "--raw")),
+    "other classes": (("one", "--exported", "model.torchscript"), ("finds cat, dog, and", "dog")),
+    "damaged": (("run", "--exported", "damaged.torchscript"), ("damaged.torchscript", "cannot be run")),
+    "missing": (("run", "--exported", "none.torchscript"), ("none.torchscript", "No such file")),
+    "a checkpoint": (("run", "--exported", "run/checkpoints/best.pt"), (".onnx or .torchscript",)),
+    "its own": (("run", "--exported", "model.torchscript", "eval.nms=soft"), ("eval.nms", "export.py")),
+    "alone": (("--exported", "model.torchscript"), ("run folder",)),
+    "two": (("run", "one", "--exported", "model.torchscript"), ("--exported", "the checkpoint")),
+    "to calibrate": (("run", "--exported", "model.torchscript", "--recalibrate", "r.pt"), ("--recalibrate",)),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_scored_is_refused(place: Path, case: str) -> None:
+    (place / "damaged.torchscript").write_bytes((place / "model.torchscript").read_bytes()[:5000])
+    words, named = WRONG[case]
+    assert_refused(evaluate.main, words, place, *named)
