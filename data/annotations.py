@@ -1,5 +1,6 @@
 """What every source does with its annotations: check them, and pack them into a DetectionSet."""
 
+import errno
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from data.images import read_size, size_mismatch
 from data.lookup import is_file
 from data.sample import DetectionSet, is_listed
 from data.units import AS_PARTS, parts_for_pixels
-from errors import InputError, some_of
+from errors import InputError, first_line, some_of
 
 log = logging.getLogger(__name__)
 # Headers are read up front for sets that allow it in seconds; larger ones are checked on decoding.
@@ -204,7 +205,10 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
     missing = [image for image in images if not is_file(image.path)]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
-        message = f"image {image.path} does not exist{more}; {_IF_MISSING}"
+        problem = f"does not exist{more}; {_IF_MISSING}"
+        if away := _away(image.path):
+            problem = f"cannot be read{more}: {away}"
+        message = f"image {image.path} {problem}"
         raise_or_collect(DataFault("image-missing", message, image.path, image.id), faults)
     if len(images) > _HEADERS_CHECKED:
         return
@@ -220,6 +224,17 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
         if image.size not in (upright, stored):
             message = size_mismatch(image.path, image.size, upright)
             raise_or_collect(DataFault("image-size-differs", message, image.path, image.id), faults)
+
+
+def _away(path: Path) -> str:
+    """Why nobody can say whether a file is there, as on a disk that does not answer; "" if it is not."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return "" if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else first_line(error)
+    return ""
 
 
 def _what_is_wrong(item: Annotation, image: AnnotatedImage, reversed_too: int) -> DataFault:

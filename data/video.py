@@ -39,8 +39,10 @@ class VideoReader:
         if not self._capture.isOpened():
             raise InputError(f"video {path} cannot be read: it is no video, or of a kind that OpenCV lacks")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = float(rate) if 0 < rate < 1000 else _USUAL_RATE
-        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        told = 0 < rate < 1000
+        self.rate = float(rate) if told else _USUAL_RATE
+        # Made of the rate where the file has no count: recordings of screens say 1000 frames per second.
+        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if told else 0
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """uint8 [H, W, 3] RGB each. Raises InputError if there is not a single one."""
@@ -71,11 +73,13 @@ class VideoWriter:
             rate: frames per second.
             size: height and width of a frame in pixels.
         """
-        # MPEG-4 knows no larger frames, as those of panoramas, and no smaller ones; `write` scales.
+        # MPEG-4 knows no larger frames, as of panoramas, no smaller ones and no odd sides; `write` scales.
         shrink = min(1.0, _MOST_OF_MPEG4 / max(size))
-        height, width = (max(2, round(side * shrink)) for side in size)
+        height, width = (max(2, 2 * round(side * shrink / 2)) for side in size)
         self._path = path
         self._part = path.with_name(f".part{path.suffix}")  # no longer than the name itself
+        # Nor more than 65535 ticks in a second, and OpenCV takes as many as the digits ask for.
+        rate = round(rate, max(digits for digits in (0, 1, 2, 3) if rate * 10**digits < 65535))
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(_for_opencv(self._part), code, rate, (width, height))
         if not self._writer.isOpened():

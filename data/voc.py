@@ -224,13 +224,21 @@ def _of_ending(stem: str) -> str:
 def _read_xml(path: Path, hint: str = "") -> ET.Element:
     """`hint`: what to do where it does not exist."""
     try:
-        return ET.parse(path).getroot()
+        root = ET.parse(path).getroot()
     except FileNotFoundError:
         raise DataFault("annotation-unreadable", f"annotation file {path} does not exist{hint}") from None
-    except (ET.ParseError, OSError, ValueError, LookupError) as error:  # LookupError: of its encoding
+    except OSError as error:
+        raise DataFault("annotation-unreadable", f"{path} cannot be read: {error.strerror}") from None
+    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: of its encoding
         empty = path.is_file() and path.stat().st_size == 0
         message = f"{path} is empty" if empty else f"{path} is not valid XML: {error}"
         raise DataFault("annotation-unreadable", f"{message}; write it again, or remove it") from None
+    if root.tag.startswith("{"):  # it would be read as an image without objects
+        raise DataFault(
+            "annotation-unreadable",
+            f"{path}: its names are of an XML namespace; take xmlns out of <annotation>",
+        )
+    return root
 
 
 def _object(node: ET.Element, where: str, label: int, position: int) -> Annotation:

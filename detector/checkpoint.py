@@ -63,10 +63,10 @@ def save_checkpoint(
         if previous is not None and path.exists():
             _keep(path, previous)
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         there = path.exists() or (previous is not None and previous.exists())
         kept = "the checkpoint before it is kept: " if there else ""
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = error.strerror or first_line(error)
         if not path.parent.is_dir():
             raise InputError(f"cannot write {path}: its folder is gone; put it back, then {then}") from None
         if previous is not None and not there:
@@ -242,7 +242,8 @@ def load_tensors(path: Path) -> Any:
             f"{path} cannot be read ({getattr(error, 'strerror', 'too little memory')})"
         ) from None
     except Exception as error:  # there is no end to what the unpickler makes of bytes that were never pickled
-        if isinstance(error, OSError) and error.errno == errno.EIO:
+        # Of the disk, and not of what is on it: a network that is away, or too many files.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise InputError(f"{path} cannot be read ({error.strerror})") from None
         raise DamagedCheckpoint(path) from None
 

@@ -53,15 +53,23 @@ def check_new_folder(option: str, folder: Path) -> None:
     """See that a folder is there or can be made, and written to.
 
     Raises:
-        InputError: it is a file, or lies below one, or there is no permission.
+        InputError: it is a file, or lies below one or a link to nothing, or there is no permission.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option}: {folder} is no folder")
+    refuse_dead_link(option, folder)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise InputError(f"{option}: {folder} cannot be made, since {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{option}: no permission to write in the folder {there}")
+
+
+def refuse_dead_link(option: str, folder: Path) -> None:
+    """Raises InputError: a folder is, or lies below, a link to what is not there, as a disk that is away."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{option}: {path} is a link to {path.readlink()}, which is not there")
 
 
 def numbered_folders(first: Path) -> Iterator[Path]:

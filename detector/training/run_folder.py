@@ -1,7 +1,6 @@
 """The run folder: configuration, metrics, checkpoints and TensorBoard events of one training."""
 
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -18,15 +17,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from detector.checkpoint import LAST, PREVIOUS, load_newest
-from detector.output import check_new_folder, numbered_folders, write_text
+from detector.output import check_new_folder, numbered_folders, refuse_dead_link, write_text
 from detector.training.launch import Launch
-from errors import InputError
+from errors import NO_LOCKS, InputError
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+_RUNS = "runs"
 _LOCK, _LAUNCH = ".lock", ".launch"
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # what a disk without flock says
 
 
 def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
@@ -41,7 +40,7 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
     if wanted is not None:
         refuse_taken(wanted)
         return _make(Path(wanted), config, new=False)
-    for folder in numbered_folders(Path("runs") / name):
+    for folder in numbered_folders(Path(_RUNS) / name):
         with contextlib.suppress(FileExistsError):
             return _make(folder, config, new=True)
     raise AssertionError("unreachable")
@@ -49,8 +48,9 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
 
 def refuse_taken(wanted: str | None) -> None:
     """Raises InputError: the folder that run.dir names, if it names one, holds something already or cannot
-    be made."""
+    be made; or the one for all runs is a link to nothing."""
     if wanted is None:
+        refuse_dead_link("run.dir", Path(_RUNS))
         return
     check_new_folder("run.dir", Path(wanted))
     if Path(wanted).is_dir() and any(Path(wanted).iterdir()):
@@ -77,7 +77,7 @@ def in_use(folder: Path) -> Iterator[None]:
             "start a new run with another run.dir"
         ) from None
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise InputError(
                 f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or choose another "
                 "(--resume: go on with a copy of the run)"
@@ -139,7 +139,7 @@ def _make(folder: Path, config: str, new: bool) -> Path:
         checkpoints.mkdir(exist_ok=True)
         write_text(folder / "config.yaml", config)
     except OSError as error:
-        if new and isinstance(error, FileExistsError):  # one that was there, or another run a moment ago
+        if new and folder.exists() and isinstance(error, FileExistsError):  # perhaps a moment ago
             raise
         _remove(made)
         raise InputError(

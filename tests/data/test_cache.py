@@ -1,5 +1,6 @@
 """A cache gives what read_image gives, to the byte, and a refusal of one line where it does not fit."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -247,6 +248,17 @@ def test_other_sizes_or_another_decoder_have_another_file(tmp_path, monkeypatch)
     monkeypatch.setattr(data.cache.PIL, "__version__", "0.1")
     DiskCache(records, tmp_path / "cache")
     assert count() == 3
+
+
+def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    records = make_set(tmp_path)
+    read_all(DiskCache(records, tmp_path / "cache"), range(6))
+    assert len(caplog.messages) == 1 and "has no locks" in caplog.text
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
 
 
 def test_one_process_at_a_time_makes_the_file(tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """COCO instances files: what they say arrives, what is wrong with them is said in one line."""
 
+import errno
 import gc
 import json
 import logging
 import math
 import re
 import unicodedata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -391,6 +394,22 @@ def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content)
     for folder in ("images", "train"):
         with pytest.raises(InputError, match=re.escape(settings)):
             load_coco(tmp_path / "set/annotations/train.json", tmp_path / "set" / folder)
+
+
+def test_an_image_that_nobody_can_look_for_is_not_said_to_be_missing(tmp_path, content, monkeypatch):
+    """Its annotation must not be removed because a disk is away."""
+    stat = Path.stat
+
+    def away(path: Path, **given: Any) -> Any:
+        if path.name == "0.png":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **given)
+
+    monkeypatch.setattr(Path, "stat", away)
+    monkeypatch.setattr("data.annotations.is_file", lambda path: path.name != "0.png")
+    message = error_of(tmp_path, content)
+    assert "0.png cannot be read: " in message and "Stale file handle" in message
+    assert "remove" not in message
 
 
 def test_only_where_all_images_lie_elsewhere_is_another_folder_named(tmp_path, content):

@@ -1,5 +1,6 @@
 """Pascal VOC folders: what they say arrives, what is wrong with them is said in one line."""
 
+import errno
 import logging
 import re
 from pathlib import Path
@@ -270,6 +271,7 @@ def test_annotations_in_folders_below_count_and_hidden_files_do_not(tmp_path):
 
 WRONG_XML = {  # old text, new text -> what the message says
     "torn": (("</annotation>", ""), "not valid XML"),
+    "namespace": (("<annotation>", '<annotation xmlns="http://a.b">'), "a.xml: its names are of an XML"),
     "no box": (("bndbox>", "box>"), "has no <bndbox/xmin>"),
     "side missing": (("<xmin>1</xmin>", ""), "has no <bndbox/xmin>"),
     "side empty": (("<xmin>1</xmin>", "<xmin/>"), "has no <bndbox/xmin>"),
@@ -293,6 +295,14 @@ def test_wrong_annotation_is_named(root, change, problem):
     message = error_of(root)
     assert re.search(problem, message)
     assert "a.xml" in message or str(root / "JPEGImages" / "a.jpg") in message
+
+
+def test_an_annotation_file_that_cannot_be_read_is_not_called_wrong(root, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("xml.etree.ElementTree.parse", refuse)
+    assert re.search(r"[ab]\.xml cannot be read: Stale file handle$", error_of(root))
 
 
 def test_wrong_box_is_named_by_its_place_in_the_file(root):

@@ -174,6 +174,22 @@ def test_what_ends_a_save_is_known_though_torch_makes_another_error_of_it(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fault_of_the_device_is_not_told_as_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's own errors come up where its tensors are looked at: here."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    save_checkpoint(tmp_path / "last.pt", {**content(), "step": 1})
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        save_checkpoint(tmp_path / "last.pt", content(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
+
+
 def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
     path, previous = tmp_path / "checkpoints" / "last.pt", tmp_path / "checkpoints" / "previous.pt"
     path.parent.mkdir()
@@ -229,7 +245,13 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+    "error",
+    [
+        PermissionError(13, "Permission denied"),
+        OSError(5, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
 )
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(
     tmp_path: Path, error: OSError, monkeypatch: pytest.MonkeyPatch

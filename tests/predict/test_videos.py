@@ -76,6 +76,35 @@ def test_a_rate_that_no_video_has_is_not_believed(tmp_path: Path, rate: int, tak
     assert VideoReader(tmp_path / "clip.mp4").rate == taken
 
 
+def test_what_a_rate_not_believed_says_of_the_count_is_not_either(tmp_path: Path, caplog) -> None:
+    """Recordings of screens: 1000 frames per second, and as many as these would be."""
+    with VideoWriter(tmp_path / "clip.mp4", 5000, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    reader = VideoReader(tmp_path / "clip.mp4")
+    assert reader.frames == 0
+    assert len(list(reader)) == 1
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("rate", [29.97, 59.94, 66.123, 119.913, 240.012, 998.765, 23.976023976])
+def test_a_video_of_any_rate_is_written(tmp_path: Path, rate: float) -> None:
+    """MPEG-4 counts at most 65535 ticks in a second."""
+    with VideoWriter(tmp_path / "clip.mp4", rate, (48, 64)) as video:
+        for _ in range(3):
+            video.write(np.zeros((48, 64, 3), np.uint8))
+    assert VideoReader(tmp_path / "clip.mp4").rate == pytest.approx(rate, rel=1e-4)
+
+
+def test_a_video_with_odd_sides_is_scaled_and_not_cut(tmp_path: Path) -> None:
+    frame = np.zeros((65, 97, 3), np.uint8)
+    frame[:, -1] = frame[-1] = 255
+    with VideoWriter(tmp_path / "clip.mp4", 5, (65, 97)) as video:
+        video.write(frame)
+    (back,) = VideoReader(tmp_path / "clip.mp4")
+    assert back.shape == (64, 96, 3)
+    assert back[:, -1].mean() > 100 and back[-1].mean() > 100 > back[:-4, :-4].mean()
+
+
 def test_a_video_of_frames_too_large_for_mpeg4_is_drawn_smaller(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", 5, (100, 8200)) as video:
         video.write(np.zeros((100, 8200, 3), dtype=np.uint8))

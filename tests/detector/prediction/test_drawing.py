@@ -154,6 +154,13 @@ def test_names_in_other_scripts_can_be_drawn() -> None:
     assert draw(np.zeros((600, 800, 3), dtype=np.uint8), named).any()
 
 
+def test_pictures_of_many_sizes_and_letters_keep_few_fonts() -> None:
+    letters = "äöüßéèñçøåæœ"
+    for number in range(100):
+        drawing._font(20 + number % 7, frozenset(letters[: number % 12 + 1]))
+    assert drawing._font.cache_info().currsize <= 32
+
+
 def test_the_first_font_with_most_of_the_letters_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the first that is there: one font of a Linux has no Chinese, another has."""
     usual, poor, other, rich = (ImageFont.load_default(size) for size in (19, 20, 21, 22))

@@ -36,6 +36,7 @@ from tests.builders import AUGMENTED, TINY_MODEL, small_coco
 from tests.runs import (
     OF_THE_MACHINE,
     assert_one_line,
+    assert_refused,
     boxes_lost_at,
     call,
     difference,
@@ -535,6 +536,16 @@ def test_a_disk_without_locks_is_said_and_used(
         with in_use(tmp_path):
             pass
     assert "has no locks" in caplog.text and len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("words", [(), ("run.dir=runs/mine",)])
+def test_a_folder_of_runs_on_a_disk_that_is_away_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Not a search for a free name that never ends."""
+    small_coco(tmp_path / "set", 2)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "runs")
+    (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\n")
+    named = ("run.dir", "runs is a link to", "disk/runs, which is not there")
+    assert_refused(door.main, ("tiny.yaml", *TINY_MODEL, *words), tmp_path, *named)
 
 
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
