@@ -2,7 +2,6 @@
 
 import gc
 import json
-import logging
 import math
 import shlex
 from collections import Counter
@@ -22,14 +21,12 @@ from data.annotations import (
     size_of_file,
 )
 from data.categories import named_categories, used_categories
-from data.faults import DataFault, lists_all, raise_or_collect
+from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import MOST_PIXELS
 from data.lookup import ImageFinder, is_file
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from errors import InputError, some_of
-
-log = logging.getLogger(__name__)
 
 _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
@@ -141,10 +138,7 @@ def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> 
     message = (
         f"{places[0]}{more} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
     )
-    if lists_all(faults):
-        faults.append(DataFault("ignore-unused", message))
-    else:
-        log.warning(message)
+    list_or_warn([DataFault("ignore-unused", message)], faults, message)
 
 
 def _others_than(annotations: Path) -> str:

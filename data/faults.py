@@ -1,9 +1,13 @@
 """What a reader finds wrong at one place of a data set: raised at once, or collected to be listed whole."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeGuard
 
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class DataFault(InputError):
@@ -45,6 +49,14 @@ class UnreadableImages(Raised):
 def lists_all(faults: list[DataFault] | None) -> TypeGuard[list[DataFault]]:
     """Whether faults of every kind are collected, to be listed whole."""
     return faults is not None and not isinstance(faults, Raised)
+
+
+def list_or_warn(found: Sequence[DataFault], faults: list[DataFault] | None, warning: str) -> None:
+    """Note the faults found, if any: each where all are listed, else all of them in one warning."""
+    if lists_all(faults):
+        faults += found
+    elif found:
+        log.warning(warning)
 
 
 def raise_or_collect(fault: DataFault, faults: list[DataFault] | None) -> None:

@@ -1,22 +1,19 @@
 """YOLO folders (data.yaml, images/, labels/) as Ultralytics reads them -> DetectionSet."""
 
-import logging
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
 from data.categories import BY_NAME
-from data.faults import DataFault, lists_all, raise_or_collect
+from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import IMAGE_SUFFIXES, files_below, read_size
 from data.keypoints import KeypointsSuspected
 from data.sample import DetectionSet
 from data.yolo_index import Index, images_of, index_file, label_file_of, place_of, read_index
 from errors import InputError
-
-log = logging.getLogger(__name__)
 
 _TOLERANCE = 0.01  # beyond [0, 1], as Ultralytics grants it; further out the numbers are pixels
 
@@ -42,18 +39,7 @@ def load_yolo(
     """
     index = read_index(index_file(root))
     if split not in index.splits:
-        # Other keys have texts as well: a licence, say.
-        there = [
-            name
-            for name, places in index.splits.items()
-            if any(place_of(index, p) or _is_path(p) for p in places)
-        ]
-        remedy = "set data.splits"
-        if there == ["train"]:
-            remedy += f", or divide it: python -m data.split {shlex.quote(str(root))}"
-        raise InputError(
-            f"{index.file} has no split '{split}'; there are: {', '.join(there) or 'none'} ({remedy})"
-        )
+        raise _no_split(index, split, root)
     classes = index.names if classes is None else classes
     unknown = [name for name in classes if name not in index.names]
     if unknown:
@@ -63,10 +49,8 @@ def load_yolo(
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
     paths, not_read = images_of(index, split, faults)
-    images, twice = [], []
-    left_out: Counter[str] = Counter()
     label_files = [label_file_of(path) for path in paths]
-    keypoints = KeypointsSuspected()
+    images, labelled = [], _Labels(index, labels, faults)
     for number, (path, label_file) in enumerate(zip(paths, label_files, strict=True), start=1):
         try:
             size = read_size(path)[0]
@@ -75,55 +59,93 @@ def load_yolo(
             continue
         image = AnnotatedImage(number, path, size)
         images.append(image)
+        labelled.read(label_file, image)
+    _say_keypoints(labelled.keypoints, split, index, faults)
+    _labels_of_several(split, paths, label_files, faults)
+    _no_labels(split, paths, label_files, faults)
+    _labels_without_images(index, split, [*label_files, *map(label_file_of, not_read)], faults)
+    say_left_out(labelled.left_out, f"split {split}")
+    _say_twice(split, labelled.twice, faults)
+    return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
+
+
+class _Labels:
+    """What the lines of label files say, and what is to be said of all of them in the end.
+
+    Args:
+        index: of the set.
+        labels: by category, of the classes that are used.
+        faults: as for `load_yolo`.
+    """
+
+    def __init__(self, index: Index, labels: Mapping[int, int], faults: list[DataFault] | None) -> None:
+        self._index, self._labels, self._faults = index, labels, faults
+        self.left_out: Counter[str] = Counter()  # objects, by class
+        self.twice: list[DataFault] = []
+        self.keypoints = KeypointsSuspected()
+
+    def read(self, file: Path, image: AnnotatedImage) -> None:
+        """Give an image the objects of its file."""
         height, width = image.size
         seen = set()
-        for line, fields in _label_lines(label_file, image, faults):
-            where = f"{label_file}:{line}"
+        for line, fields in _label_lines(file, image, self._faults):
+            where = f"{file}:{line}"
             try:
-                category, (x0, y0, x1, y1) = _parse(fields, index, where)
+                category, (x0, y0, x1, y1) = _parse(fields, self._index, where)
             except DataFault as fault:
-                fault.image, fault.image_id, fault.annotation = path, number, line
-                raise_or_collect(fault, faults)
+                fault.image, fault.image_id, fault.annotation = image.path, image.id, line
+                raise_or_collect(fault, self._faults)
                 continue
-            if len(fields) > 5 and not index.keypoints and not keypoints.ruled_out:
-                keypoints.look([float(field) for field in fields[1:]])
+            if len(fields) > 5 and not self._index.keypoints and not self.keypoints.ruled_out:
+                self.keypoints.look([float(field) for field in fields[1:]])
             if (category, x0, y0, x1, y1) in seen:
                 message = f"{where}: a line before has the same class and box. Remove it."
-                twice.append(DataFault("box-duplicated", message, path, number, line))
+                self.twice.append(DataFault("box-duplicated", message, image.path, image.id, line))
                 continue
             seen.add((category, x0, y0, x1, y1))
-            if category not in labels:
-                left_out[index.names[category]] += 1
+            if category not in self._labels:
+                self.left_out[self._index.names[category]] += 1
             else:
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
-                image.objects.append(Annotation(where, box, labels[category], number=line))
-    _say_keypoints(keypoints, split, index, faults)
-    _labels_of_several(split, paths, label_files, faults)
-    if not any(file.is_file() for file in label_files):
-        message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
-        beside = next(
-            (path.with_suffix(".txt") for path in paths if path.with_suffix(".txt").is_file()), None
-        )
-        if beside is not None:
-            message += f" ({beside} is not looked at, since a folder above it is called images)"
-        if lists_all(faults):
-            faults.append(DataFault("labels-missing", message, paths[0]))
-        else:
-            log.warning(message)
-    _labels_without_images(index, split, [*label_files, *map(label_file_of, not_read)], faults)
-    say_left_out(left_out, f"split {split}")
-    if lists_all(faults):
-        faults += twice
-    elif twice:
-        lines = "1 line that repeats a box" if len(twice) == 1 else f"{len(twice)} lines that repeat a box"
-        names = [fault.image.with_suffix(".txt").name for fault in twice if fault.image]
-        more = ", ..." if len(set(names)) > 1 else ""
-        log.warning("split %s: %s dropped (%s%s)", split, lines, names[0], more)
-    return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
+                image.objects.append(Annotation(where, box, self._labels[category], number=line))
+
+
+def _no_split(index: Index, split: str, root: Path) -> InputError:
+    # Other keys have texts as well: a licence, say.
+    there = [
+        name
+        for name, places in index.splits.items()
+        if any(place_of(index, p) or _is_path(p) for p in places)
+    ]
+    remedy = "set data.splits"
+    if there == ["train"]:
+        remedy += f", or divide it: python -m data.split {shlex.quote(str(root))}"
+    return InputError(
+        f"{index.file} has no split '{split}'; there are: {', '.join(there) or 'none'} ({remedy})"
+    )
 
 
 def _is_path(text: str) -> bool:
     return text.endswith(".txt") or ("/" in text and "://" not in text)
+
+
+def _no_labels(
+    split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
+) -> None:
+    if any(file.is_file() for file in label_files):
+        return
+    message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
+    beside = next((file for path in paths if (file := path.with_suffix(".txt")).is_file()), None)
+    if beside is not None:
+        message += f" ({beside} is not looked at, since a folder above it is called images)"
+    list_or_warn([DataFault("labels-missing", message, paths[0])], faults, message)
+
+
+def _say_twice(split: str, twice: list[DataFault], faults: list[DataFault] | None) -> None:
+    lines = "1 line that repeats a box" if len(twice) == 1 else f"{len(twice)} lines that repeat a box"
+    names = [fault.image.with_suffix(".txt").name for fault in twice if fault.image]
+    more = ", ..." if len(set(names)) > 1 else ""
+    list_or_warn(twice, faults, f"split {split}: {lines} dropped ({''.join(names[:1])}{more})")
 
 
 def _say_keypoints(
@@ -136,10 +158,7 @@ def _say_keypoints(
         f"split {split}: what is read as polygons seems to be boxes with {points} keypoints; if so, write "
         f"'kpt_shape: [{points}, {numbers}]' into {index.file}"
     )
-    if lists_all(faults):
-        faults.append(DataFault("keypoints-as-polygons", message))
-    else:
-        log.warning(message)
+    list_or_warn([DataFault("keypoints-as-polygons", message)], faults, message)
 
 
 def _labels_of_several(
@@ -153,11 +172,10 @@ def _labels_of_several(
         if one.name != path.name and label_file.is_file():
             message = f"{label_file} is the label file of {one} and of {path.name}"
             shared.append(DataFault("label-shared", message, path))
-    if lists_all(faults):
-        faults += shared
-    elif shared:
+    if shared:
         more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
-        log.warning("split %s: %s%s: the boxes are in both images; rename one", split, shared[0], more)
+        warning = f"split {split}: {shared[0]}{more}: the boxes are in both images; rename one"
+        list_or_warn(shared, faults, warning)
 
 
 def _labels_without_images(
@@ -174,14 +192,12 @@ def _labels_without_images(
         if folder != where and folder.is_dir():  # beside images there may be texts of all kinds
             labels = [path for path in files_below(folder) if path.suffix.lower() == ".txt"]
             alone += [p for p in labels if p.absolute() not in known and p.name != "classes.txt"]
-    if lists_all(faults):
-        for path in alone:
-            message = f"{path} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
-            faults.append(DataFault("label-without-image", message, path))
-    elif alone:
+    if alone:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        found = [DataFault("label-without-image", f"{path} has no image ({kinds})", path) for path in alone]
         files = "1 label file has" if len(alone) == 1 else f"{len(alone)} label files have"
         more = ", ..." if len(alone) > 1 else ""
-        log.warning("split %s: %s no image and are left out (%s%s)", split, files, alone[0], more)
+        list_or_warn(found, faults, f"split {split}: {files} no image and are left out ({alone[0]}{more})")
 
 
 def _label_lines(

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from data.annotations import looks_like
-from data.faults import DataFault, lists_all, raise_or_collect
+from data.faults import DataFault, list_or_warn, lists_all, raise_or_collect
 from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, one_for_each_file
 from data.lookup import ImageFinder, NameTaken, as_spelt, ends_of, is_file, is_there, leads_out
 from errors import InputError
@@ -169,14 +169,18 @@ def _label_path(image: Path) -> Path:
 
 def _say_what_is_not_read(pictures: list[Path], split: str, faults: list[DataFault] | None) -> None:
     """Of pictures in a folder of images that are of other kinds."""
+    if not pictures:
+        return
     how = "convert it to JPEG or PNG"
-    if lists_all(faults):
-        for path in pictures:
-            message = f"{path} is left out: {path.suffix} is not read from a folder; {how}"
-            faults.append(DataFault("image-not-read", message, path))
-    elif pictures:
-        more = f" and {len(pictures) - 1} more" * (len(pictures) > 1)
-        log.warning("split %s: %s%s of a kind that is not read left out; %s", split, pictures[0], more, how)
+    found = [
+        DataFault(
+            "image-not-read", f"{path} is left out: {path.suffix} is not read from a folder; {how}", path
+        )
+        for path in pictures
+    ]
+    more = f" and {len(pictures) - 1} more" * (len(pictures) > 1)
+    warning = f"split {split}: {pictures[0]}{more} of a kind that is not read left out; {how}"
+    list_or_warn(found, faults, warning)
 
 
 def place_of(index: Index, place: str) -> Path | None:
