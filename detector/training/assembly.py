@@ -17,6 +17,7 @@ from data.loader import train_loader
 from data.order import EpochBatches
 from data.repeats import repeat_factors
 from data.sample import DetectionSet
+from data.transforms import Pipeline
 from detector.builders.data import build_cache, build_pipeline, build_set
 from detector.builders.device import build_amp, build_device
 from detector.builders.losses import build_criterion, build_exchange
@@ -100,32 +101,9 @@ def assemble(
     amp = build_amp(train, device)
     warn_of_slow_bf16(train, device)
 
-    skip = data.on_error == "skip"
-    unreadable = UnreadableImages() if skip else None
-    # Which may generate it.
-    train_set = processes.main_first(lambda: build_set(data, "train", classes, unreadable))
-    if unreadable:
-        say_what_is_skipped(unreadable, data, processes)
-    refuse_another_set(train_set, "train", processes)
-    val_set = build_set(data, "val", train_set.classes)
-    refuse_another_set(val_set, "val", processes)
-    if data.check and processes.main:
-        warn_before_training(config, train_set, val_set)
+    train_set, val_set = _build_sets(config, processes, classes)
     pipeline = build_pipeline(data, training=True)
-    scales = epoch_scales(config.schedule.image_scales, train.epochs)
-    try_on_smallest(pipeline, min(scales), train_set, config, processes)
-    batches = EpochBatches(
-        len(train_set),
-        train.batch_size,
-        train.seed,
-        train.accumulate,
-        processes.rank,
-        processes.size,
-        train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
-        pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
-        scales,
-        None if data.repeat_rare is None else repeat_factors(train_set, data.repeat_rare),
-    )
+    batches = _build_batches(config, train_set, pipeline, processes)
     if warn:
         warn_of_no_repeats(data, train_set, batches.length)
         warn_of_schedule(config, batches.steps * train.epochs)
@@ -133,10 +111,11 @@ def assemble(
         warn_of_sizes(data)
         warn_of_crowds(config, val_set)
         warn_of_tiles(config, val_set)
-    pin_memory = device.type == "cuda"
     cache = build_cache(data, train_set)
+    skip = data.on_error == "skip"
     # More in a row are too many in any case; all of a set on a lost disk would take hours.
     stand_ins = data.max_skipped + 1 if skip else 0
+    pin_memory = device.type == "cuda"
     loader = train_loader(
         train_set, pipeline, batches, train.seed, stand_ins, data.workers, pin_memory, cache
     )
@@ -189,6 +168,45 @@ def assemble(
                 train.rank_accumulated,
             ),
         )
+
+
+def _build_sets(
+    config: Config, processes: Processes, classes: tuple[str, ...] | None
+) -> tuple[DetectionSet, DetectionSet]:
+    """For training and for validation, the same in all processes."""
+    data = config.data
+    unreadable = UnreadableImages() if data.on_error == "skip" else None
+    # Which may generate it.
+    train_set = processes.main_first(lambda: build_set(data, "train", classes, unreadable))
+    if unreadable:
+        say_what_is_skipped(unreadable, data, processes)
+    refuse_another_set(train_set, "train", processes)
+    val_set = build_set(data, "val", train_set.classes)
+    refuse_another_set(val_set, "val", processes)
+    if data.check and processes.main:
+        warn_before_training(config, train_set, val_set)
+    return train_set, val_set
+
+
+def _build_batches(
+    config: Config, train_set: DetectionSet, pipeline: Pipeline, processes: Processes
+) -> EpochBatches:
+    """Which images go together, epoch by epoch."""
+    train, data = config.train, config.data
+    scales = epoch_scales(config.schedule.image_scales, train.epochs)
+    try_on_smallest(pipeline, min(scales), train_set, config, processes)
+    return EpochBatches(
+        len(train_set),
+        train.batch_size,
+        train.seed,
+        train.accumulate,
+        processes.rank,
+        processes.size,
+        train_set.sizes[:, 0] / train_set.sizes[:, 1] if data.group_by_shape else None,
+        pipeline.has_no_side_up if data.one_orientation is None else data.one_orientation,
+        scales,
+        None if data.repeat_rare is None else repeat_factors(train_set, data.repeat_rare),
+    )
 
 
 def epoch_scales(image_scales: Sequence[float], epochs: int) -> list[float]:
