@@ -81,14 +81,6 @@ def is_file(word: str) -> bool:
     return is_there(word) and not Path(word).is_dir()
 
 
-def number_of(option: str, text: str) -> float:
-    """The number that an option was given. Raises InputError: it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{option}: '{text}' is not a number") from None
-
-
 def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE."""
     names = [word for word in words if "=" not in word or is_file(word)]

@@ -22,6 +22,14 @@ class Bystander(Exception):
     """Another process of the training has failed and says why."""
 
 
+def number_of(option: str, text: str) -> float:
+    """The number that an option was given. Raises InputError: it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{option}: '{text}' is not a number") from None
+
+
 def some_of(names: Sequence[str], most: int) -> str:
     """The first of the names, in one line, and dots for the rest."""
     return ", ".join(names[:most]) + ", ..." * (len(names) > most)

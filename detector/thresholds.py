@@ -3,8 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from doors import number_of
-from errors import InputError
+from errors import InputError, number_of
 
 _NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doors import OptionParser, number_of, run_door
+from doors import OptionParser, run_door
 
 if TYPE_CHECKING:
     from data.split.whole import WholeSet
@@ -118,7 +118,7 @@ def _shares(val: str, test: str) -> dict[str, float]:
 
 
 def _share(option: str, text: str) -> float:
-    from errors import InputError
+    from errors import InputError, number_of
 
     share = number_of(option, text)
     if not 0 <= share < 1:

@@ -1,0 +1,114 @@
+"""What predict.py does with its command line."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.images import IMAGE_SUFFIXES
+from data.inputs import VIDEO_SUFFIXES, find_sources
+from detector.checkpoint import find_checkpoint
+from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
+from detector.prediction.session import Report
+from detector.prediction.session import predict as run
+from detector.predictor import Detector
+from detector.thresholds import chosen_thresholds, parse_thresholds
+from errors import InputError, number_of, some_of
+
+log = logging.getLogger(__name__)
+
+_MOST_AT_A_TIME = 100_000
+# Of calibrated scores: the threshold with the best F1 is half of it, which is below 0.1 then.
+_NEARLY_ALL = 0.05
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line says."""
+
+    model: Path
+    inputs: list[str]
+    overrides: list[str]
+    output: Path | None
+    threshold: str | None
+    classes: str | None
+    one_per_object: bool
+    formats: str | None
+    batch: str | None
+    device: str
+
+
+def predict(wanted: Wanted) -> None:
+    """Detect in what the command line names, write the results, say where they are."""
+    w = wanted
+    formats, batch = _formats(w.formats), _batch(w.batch)
+    least = {} if w.threshold is None else parse_thresholds(w.threshold)
+    if w.model.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        raise InputError(f"{w.model} is no checkpoint; the run folder comes first, then what to detect in")
+    if not w.inputs:
+        raise InputError("give an image, a folder or a video beside the settings")
+    find_checkpoint(w.model)  # before the inputs: they may have changed places
+    sources, folder = find_sources(w.inputs), ResultsFolder(w.output)
+    detector = Detector.load(w.model, w.device, w.overrides)
+    detector.batch_size = batch or detector.batch_size
+    usual = dict(zip(detector.classes, detector.thresholds.tolist(), strict=True))
+    scores = chosen_thresholds(least, usual)
+    chosen = detector.classes if w.classes is None else _among(w.classes, detector.classes)
+    if detector.calibrated:
+        _warn_of_low({name: scores[name] for name in chosen if not ({name, ""} & least.keys())})
+    thresholds = np.array([score if name in chosen else np.inf for name, score in scores.items()])
+    _say(run(detector, sources, folder, formats, thresholds, w.one_per_object), len(sources))
+
+
+def _formats(text: str | None) -> list[str]:
+    formats = [*DEFAULT_FORMATS] if text is None else [word.strip() for word in text.split(",")]
+    for word in formats:
+        if word not in FORMATS:
+            raise InputError(f"--format: '{word}' is not one of {', '.join(FORMATS)}")
+    return formats
+
+
+def _batch(text: str | None) -> int | None:
+    if text is None:
+        return None
+    size = number_of("--batch", text)
+    if not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
+        raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {text}")
+    return int(size)
+
+
+def _among(text: str, classes: Sequence[str]) -> list[str]:
+    """The classes whose names stand between commas; a name may hold some itself."""
+    found, held = [], ""
+    for piece in text.split(","):
+        held = f"{held},{piece}" if held else piece
+        if held.strip() in classes:
+            found.append(held.strip())
+            held = ""
+    if held or not found:
+        there = ", ".join(classes)
+        raise InputError(f"--classes: there is no class '{held.strip()}'; there are {there}")
+    return found
+
+
+def _warn_of_low(scores: Mapping[str, float]) -> None:
+    """scores: of the classes whose thresholds nobody has given."""
+    low = [f"{name} {score:.2g}" for name, score in scores.items() if score < _NEARLY_ALL]
+    if low:
+        log.warning(
+            "thresholds near 0, as these classes were hardly found in validation: %s; nearly all of them is "
+            "written, unless --threshold 0.5, or one by name, says otherwise",
+            some_of(low, 5),
+        )
+
+
+def _say(report: Report, inputs: int) -> None:
+    if report.failed:
+        log.warning(
+            "%d of %d inputs could not be used; see %s", report.failed, inputs, report.folder / "failed.txt"
+        )
+    counts = ((report.images, "image"), (report.frames, "frame"))
+    where = " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
+    print(f"{report.detections} detections in {where}: {report.folder}")
