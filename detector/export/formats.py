@@ -4,7 +4,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -136,7 +136,10 @@ def _read_onnx(content: bytes) -> ExportedFile:
     options.intra_op_num_threads = torch.get_num_threads()  # as many as the user lets PyTorch have
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
-    told = {name: json.loads(text) for name, text in texts.items()} if "project" in texts else {}
+    told = {}
+    for name, text in texts.items():
+        with suppress(ValueError):  # what a converter has added is text of its own
+            told[name] = json.loads(text)
     return ExportedFile(lambda images: session.run(None, {"images": images}), told)
 
 

@@ -11,6 +11,7 @@ import torch
 import evaluate
 import export
 import train
+from detector.export.formats import torch_serves
 from tests.builders import TINY_MODEL, coco_dict, write_coco
 from tests.runs import assert_refused, call
 
@@ -80,6 +81,24 @@ def test_a_file_that_finds_other_things_scores_otherwise(place: Path) -> None:
     _, metrics = found(place, "as_it_is", "--exported", "model.torchscript")
     _, its_metrics = found(place, "moved", "--exported", "moved.torchscript")
     assert metrics["AR100"] > 0 == its_metrics["AR100"]
+
+
+def test_what_a_converter_adds_to_the_metadata_is_passed_over(place: Path) -> None:
+    """onnxruntime's quantisation writes names without a value, and others of their own kind."""
+    if not torch_serves("onnx"):
+        pytest.skip(f"PyTorch {torch.__version__} is too old")
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    assert call(export.main, "run", "eval.nms=hard", "--output", "model.onnx", cwd=place).code == 0
+    model = onnx.load(place / "model.onnx")
+    for name, value in (("onnx.infer", "onnxruntime.quant"), ("onnx.quant.pre_process", "")):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = name, value
+    onnx.save(model, place / "converted.onnx")
+    one, metrics = found(place, "plain", *PLAIN)
+    other, its_metrics = found(place, "converted", "--exported", "converted.onnx")
+    assert len(one) == len(other)
+    assert its_metrics["AR100"] == pytest.approx(metrics["AR100"], abs=1e-9)
 
 
 def test_a_file_for_images_of_another_size_is_said(place: Path, caplog: pytest.LogCaptureFixture) -> None:
