@@ -1,10 +1,6 @@
 """The exceptions that the command line turns into one line and an exit code, and that line."""
 
-import errno
 from collections.abc import Sequence
-
-# What the system says where a disk has no locks, as some network disks.
-NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class InputError(Exception):

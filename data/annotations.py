@@ -205,11 +205,11 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
     missing = [image for image in images if not is_file(image.path)]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
-        problem = f"does not exist{more}; {_IF_MISSING}"
+        code, problem = "image-missing", f"does not exist{more}; {_IF_MISSING}"
         if away := _away(image.path):
-            problem = f"cannot be read{more}: {away}"
+            code, problem = "image-unreadable", f"cannot be read{more}: {away}"
         message = f"image {image.path} {problem}"
-        raise_or_collect(DataFault("image-missing", message, image.path, image.id), faults)
+        raise_or_collect(DataFault(code, message, image.path, image.id), faults)
     if len(images) > _HEADERS_CHECKED:
         return
     lost = {image.path for image in missing}
@@ -230,10 +230,10 @@ def _away(path: Path) -> str:
     """Why nobody can say whether a file is there, as on a disk that does not answer; "" if it is not."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no system has such a name
         return ""
     except OSError as error:
-        return "" if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else first_line(error)
+        return "" if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else error.strerror or first_line(error)
     return ""
 
 

@@ -5,27 +5,23 @@ is decoded again.
 """
 
 import hashlib
-import logging
 import os
 import platform
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from data.images import read_image
+from data.locks import locked
 from data.sample import DetectionSet
-from errors import NO_LOCKS, InputError
-
-log = logging.getLogger(__name__)
+from errors import InputError
 
 _SHARED_MEMORY = Path("/dev/shm")
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # where a container finds its own
@@ -149,7 +145,7 @@ class DiskCache(ImageCache):
         self._stamp_bytes = 24 * len(records)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone_in(folder):
+            with locked(folder / ".lock", "no two trainings begin at once"):
                 _reserve(self._file, self._stamp_bytes + self.nbytes)
         except OSError as error:
             raise InputError(
@@ -239,23 +235,6 @@ def _stamp(path: Path) -> NDArray[np.int64] | None:
     except OSError:
         return None
     return np.array([status.st_mtime_ns, status.st_size + 1], dtype=np.int64)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock", fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        log.warning(
-            "data.cache=disk: the disk of %s has no locks; see that no two trainings begin at once", folder
-        )
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _reserve(path: Path, nbytes: int) -> None:

@@ -114,7 +114,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write several files of a folder, by their names, as `write_text`: all of them or none.
+    """Write several files of a folder, by their names, each as `write_text`; none where there is no space.
 
     Raises:
         InputError: no permission or no space.

@@ -244,20 +244,21 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return rgb_pixels(image, name)
     if isinstance(image, Tensor):
-        shape = list(image.shape)
+        sides = list(image.shape)
         if str(image.dtype) != "torch.uint8" or not (
-            len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+            len(sides) == 2 or (len(sides) == 3 and sides[0] in (1, 3))
         ):
-            kind = f"{str(image.dtype).removeprefix('torch.')} {shape}"
-            raise InputError(f"{name}: a tensor must be uint8 [3, H, W], got {kind}; several go in a list")
+            kind = f"{str(image.dtype).removeprefix('torch.')} {sides}"
+            wanted = "uint8 [3, H, W], or grey [H, W]"
+            raise InputError(f"{name}: a tensor must be {wanted}, got {kind}; several go in a list")
         image = (image if image.ndim == 2 else image.permute(1, 2, 0)).cpu().numpy()
     elif not isinstance(image, np.ndarray):
         raise InputError(f"{name}: {_KINDS} is wanted, got {type(image).__name__}")
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
-        kind = f"{image.dtype} {list(image.shape)}"
-        raise InputError(f"{name}: an array must be uint8 [H, W, 3] RGB, got {kind}; several go in a list")
+    shape = image.shape
+    if image.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
+        wanted, kind = "uint8 [H, W, 3] RGB, or grey [H, W]", f"{image.dtype} {list(shape)}"
+        raise InputError(f"{name}: an array must be {wanted}, got {kind}; several go in a list")
+    image = image if image.ndim == 3 else image[:, :, None]
     if 0 in image.shape:
         raise InputError(f"{name} has no pixels: {image.shape[1]} x {image.shape[0]}")
     return np.ascontiguousarray(image) if image.shape[2] == 3 else np.repeat(image, 3, axis=2)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -264,21 +264,32 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
     """
     warn_of_scale(c.trained, c.config.data, records.sizes)
     warn_of_tiles(c.config, records)
+    batches = batches_to_score(c, records, c.file)
+    with memory_explained(
+        c.device, "set a lower eval.batch_size (tiles: eval.tile_batch_size), or train.device=cpu"
+    ):
+        found = join_predictions(list(predict(c.config, c.ready, batches, c.device)))
+    scores = score(c.config, records, found).calibrated(c.calibration)
+    return checkpoint_scores(c, c.file, records, scores)
+
+
+def batches_to_score(c: OpenCheckpoint, records: DetectionSet, file: Path) -> Iterable[Batch]:
+    """The images of a set, with a bar of progress where there is a terminal. file: what is scored."""
     loader = build_eval_loader(c.config, records, c.device)
-    batches = tqdm(
+    return tqdm(
         checked(loader),
-        str(c.file),
+        str(file),
         len(loader),
         unit="batch",
         leave=False,
         disable=None,  # where there is no terminal
         dynamic_ncols=True,
     )
-    with memory_explained(
-        c.device, "set a lower eval.batch_size (tiles: eval.tile_batch_size), or train.device=cpu"
-    ):
-        found = join_predictions(list(predict(c.config, c.ready, batches, c.device)))
-    scores = score(c.config, records, found).calibrated(c.calibration)
+
+
+def checkpoint_scores(
+    c: OpenCheckpoint, file: Path, records: DetectionSet, scores: Scores
+) -> CheckpointScores:
+    """Scores beside the thresholds of a checkpoint. file: what was scored."""
     thresholds = dict(zip(c.classes, c.thresholds, strict=True))
-    fitted = records.digest() == c.fitted_on
-    return CheckpointScores(c.file, c.config, records, scores, thresholds, fitted)
+    return CheckpointScores(file, c.config, records, scores, thresholds, records.digest() == c.fitted_on)

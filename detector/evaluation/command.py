@@ -76,7 +76,9 @@ def _check(wanted: Wanted) -> None:
         if file is None:
             continue
         if w.report is not None and w.report.absolute() in file.absolute().parents:
-            raise InputError(f"{option}: {file} lies in the folder of --report, which is for the page alone")
+            raise InputError(
+                f"{option}: {file} lies in the folder of --report, which is for the report alone"
+            )
         check_output(option, file, earlier)
     if w.predictions or w.annotations is not None:
         if not w.predictions or w.annotations is None or w.models:
@@ -182,12 +184,15 @@ def _score(wanted: Wanted) -> Scored:
             "annotations as they are count it as that one"
         )
     of_split = f"{split} of {done.config.data.root}"
+    of_file = [("checkpoint", str(done.file))]
+    if wanted.exported is not None:
+        of_file = [("exported file", str(done.file)), ("checkpoint", str(model))]
     result = done.scores.coco
     if content is None and (wanted.threshold is not None or not done.fitted):
         result = _at_chosen(result, wanted.threshold, done.thresholds)
     return Scored(
         f"{done.file}, split {of_split} ({len(done.records)} images)",
-        [("checkpoint", str(done.file)), ("split", of_split)],
+        [*of_file, ("split", of_split)],
         result,
         done.scores.extra,
         results_text(done.coco_results()) if wanted.results is not None else None,
@@ -229,7 +234,7 @@ def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scor
             files.append(("checkpoint", wanted.recalibrated, checkpoint))
         if one.results is not None:
             files.append(("results", wanted.results, partial(write_text, text=one.results)))
-        name = f"Evaluation of {[*wanted.models, *wanted.predictions][0]}"
+        name = f"Evaluation of {wanted.exported or [*wanted.models, *wanted.predictions][0]}"
         report = partial(write_report, title=name, facts=one.facts, result=one.result, extra=one.extra)
         files.append(("report", wanted.report, report))
     failures: list[InputError] = []

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from data.feed import checked
 from data.sample import DetectionSet
-from detector.builders.data import build_eval_loader, build_set
+from detector.builders.data import build_set
 from detector.config.file import keys_of
 from detector.evaluation.checkpoint import (
     CheckpointScores,
     OpenCheckpoint,
+    batches_to_score,
+    checkpoint_scores,
     open_checkpoint,
     refuse_without_ids,
 )
@@ -50,6 +50,9 @@ def score_exported(
     fixed = [key for key in keys_of(overrides) if key.startswith("eval.") and key not in _FREE]
     if fixed:
         raise InputError(f"{fixed[0]}: {OPTION} {file} has its own; give it to export.py")
+    elsewhere = [word for word in overrides if word.startswith(("train.device=", "train.amp="))]
+    if any(word not in ("train.device=cpu", "train.amp=off") for word in elsewhere):
+        raise InputError(f"{elsewhere[0]}: {OPTION} {file} is run on the CPU, in the precision that is in it")
     c = open_checkpoint(model, [*overrides, "train.device=cpu", "train.amp=off"])
     if with_ids:
         refuse_without_ids(c.config.data, split)
@@ -92,10 +95,6 @@ def open_exported(file: Path, c: OpenCheckpoint) -> ExportedFile:
 
 
 def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: DetectionSet) -> CheckpointScores:
-    loader = build_eval_loader(c.config, records, c.device)
-    bar = {"unit": "batch", "leave": False, "disable": None, "dynamic_ncols": True}
-    batches = tqdm(checked(loader), str(file), len(loader), **bar)
-
     def detect(images: Tensor, sizes: Tensor) -> list[Detections]:
         """Those of one size together, without what pads them: the file would take it for a picture."""
         found: dict[int, Detections] = {}
@@ -114,9 +113,12 @@ def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: Detec
             raise InputError(f"{OPTION}: {file} finds more classes than the {len(c.classes)} of {c.file}")
         return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
 
-    found = join_predictions([*detect_batches(batches, c.device, detect, build_tiling(c.config.eval))])
-    scores = score(c.config, records, found)
+    # Tiles are joined by the limits that hold in each of them.
+    limits = {name: exported.told.get(name) for name in ("nms_threshold", "detections_per_img")}
+    known = {name: limit for name, limit in limits.items() if limit is not None}
+    tiling = build_tiling(c.config.eval.model_copy(update=known))
+    batches = batches_to_score(c, records, file)
+    scores = score(c.config, records, join_predictions([*detect_batches(batches, c.device, detect, tiling)]))
     # Its scores are those after calibration, where there is one: none are raw.
     scores = replace(scores, calibration={"calibration_error": scores.calibration["calibration_error_raw"]})
-    thresholds = dict(zip(c.classes, c.thresholds, strict=True))
-    return CheckpointScores(file, c.config, records, scores, thresholds, records.digest() == c.fitted_on)
+    return checkpoint_scores(c, file, records, scores)

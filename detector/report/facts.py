@@ -85,6 +85,11 @@ def score_range(matched: Matched) -> tuple[float, float]:
     return float(matched.scores.min(initial=0)), float(matched.scores.max(initial=1))
 
 
+def score_steps(matched: Matched) -> Floats:
+    """Thresholds from the lowest to the highest score, [101]: 0, 0.01, ... from 0 to 1 where all are."""
+    return np.linspace(*score_range(matched), 101).round(6)  # or 0.35 would lie above 0.35
+
+
 def score_histogram(matched: Matched, bins: int = 20) -> tuple[Floats, Ints, Ints]:
     """Edges [B + 1], correct and wrong detections of each bin [B]. From 0 to 1 where the scores are."""
     edges = np.linspace(*score_range(matched), bins + 1)

@@ -79,7 +79,8 @@ def write_report(
     result: CocoResult,
     extra: dict[str, float],
 ) -> Path:
-    """Make page and tables and put them into their folder, all or none; an earlier report is replaced.
+    """Make page and tables and put them into their folder; an earlier report is replaced, or left as it is
+    where there is no space.
 
     Args:
         facts: what was scored, by name.

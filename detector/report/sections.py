@@ -17,6 +17,7 @@ from detector.report.facts import (
     confusion,
     score_histogram,
     score_range,
+    score_steps,
     size_counts,
 )
 from detector.report.galleries import Galleries, Picture
@@ -123,7 +124,7 @@ def curves(result: CocoResult) -> str:
 
 def thresholds(result: CocoResult) -> str:
     """What each threshold of the score gives, class by class."""
-    across, steps = _score_axis(result), np.linspace(*score_range(result.matched), 101)
+    across, steps = _score_axis(result), score_steps(result.matched)
     marks = {name: (one.told_threshold, one.best_f1) for name, one in result.per_class.items()}
     if result.chosen:
         marks = {name: (one.threshold, one.f1) for name, one in result.at_chosen().items()}

@@ -10,9 +10,8 @@ import numpy as np
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.curves import curves
 from detector.evaluation.matching import IOU_THRESHOLDS, RECALLS
-from detector.report.facts import Shown, confusion, score_range
+from detector.report.facts import Shown, confusion, score_steps
 
-_STEPS = 101  # thresholds, from the lowest to the highest
 _CORNER = "gt in rows"
 _NOTHING = "nothing"
 
@@ -72,7 +71,7 @@ def _precision(result: CocoResult) -> Iterable[Sequence[object]]:
 
 
 def _thresholds(result: CocoResult) -> Iterable[Sequence[object]]:
-    thresholds = np.linspace(*score_range(result.matched), _STEPS)
+    thresholds = score_steps(result.matched)
     for one in curves(result, thresholds):
         values = thresholds, one.precision, one.recall, one.f1
         counts = one.right, one.wrong, one.gt_boxes - one.right

@@ -111,7 +111,7 @@ def assemble(
         warn_of_sizes(data)
         warn_of_crowds(config, val_set)
         warn_of_tiles(config, val_set)
-    cache = build_cache(data, train_set)
+    cache = processes.main_first(lambda: build_cache(data, train_set))  # on a disk without locks too
     skip = data.on_error == "skip"
     # More in a row are too many in any case; all of a set on a lost disk would take hours.
     stand_ins = data.max_skipped + 1 if skip else 0

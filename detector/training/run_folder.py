@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from data.locks import locked
 from detector.checkpoint import LAST, PREVIOUS, load_newest
 from detector.output import check_new_folder, numbered_folders, refuse_dead_link, write_text
 from detector.training.launch import Launch
-from errors import NO_LOCKS, InputError
+from errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -67,26 +68,21 @@ def in_use(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another live process has it, or it cannot be written to.
     """
-    # Not a file in place of a lock: it would outlive a lost machine, and no other machine could tell.
-    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
+    lock = contextlib.ExitStack()
     try:
-        lock.acquire(timeout=0)
+        lock.enter_context(locked(folder / _LOCK, "no other training uses the folder", timeout=0))
     except Timeout:
         raise InputError(
             f"{folder} is in use by another training that is still running; stop that one first, or "
             "start a new run with another run.dir"
         ) from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise InputError(
-                f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or choose another "
-                "(--resume: go on with a copy of the run)"
-            ) from None
-        log.warning(f"the disk of {folder} has no locks; see that no other training uses the folder")
-    try:
+        raise InputError(
+            f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or choose another "
+            "(--resume: go on with a copy of the run)"
+        ) from None
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def made_with() -> str:
@@ -108,7 +104,7 @@ def run_of_launch(wanted: str | None, name: str, launch: Launch) -> Path | None:
     Args:
         wanted, name: as for `create_run_folder`.
     """
-    folders = [Path(wanted)] if wanted is not None else _numbered_so_far(Path("runs") / name)
+    folders = [Path(wanted)] if wanted is not None else _numbered_so_far(Path(_RUNS) / name)
     own: list[tuple[int, Path]] = []
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):  # without a mark, or somebody else's
@@ -139,7 +135,7 @@ def _make(folder: Path, config: str, new: bool) -> Path:
         checkpoints.mkdir(exist_ok=True)
         write_text(folder / "config.yaml", config)
     except OSError as error:
-        if new and folder.exists() and isinstance(error, FileExistsError):  # perhaps a moment ago
+        if new and os.path.lexists(folder) and isinstance(error, FileExistsError):  # a moment ago, perhaps
             raise
         _remove(made)
         raise InputError(

@@ -396,6 +396,12 @@ def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content)
             load_coco(tmp_path / "set/annotations/train.json", tmp_path / "set" / folder)
 
 
+@pytest.mark.parametrize("name", ["\ud83d.png", "a\0.png"])
+def test_a_name_that_no_file_can_have_is_that_of_none(tmp_path, content, name):
+    content["images"][0]["file_name"] = name
+    assert "does not exist" in error_of(tmp_path, content)
+
+
 def test_an_image_that_nobody_can_look_for_is_not_said_to_be_missing(tmp_path, content, monkeypatch):
     """Its annotation must not be removed because a disk is away."""
     stat = Path.stat

@@ -363,13 +363,14 @@ def test_no_images_give_no_detections(detector) -> None:
 
 
 WRONG = {
-    "float": (np.zeros((4, 4, 3)), "uint8 [H, W, 3] RGB, got float64 [4, 4, 3]"),
+    "float": (np.zeros((4, 4, 3)), "uint8 [H, W, 3] RGB, or grey [H, W], got float64 [4, 4, 3]"),
+    "grey float": (np.zeros((4, 4)), "got float64 [4, 4];"),
     "with alpha": (np.zeros((4, 4, 4), np.uint8), "got uint8 [4, 4, 4]"),
     "a line": (np.zeros(4, np.uint8), "got uint8 [4]"),
     "grey floats": (torch.zeros(4, 4), "got float32 [4, 4]"),
     "a batch": (
         torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
-        "uint8 [3, H, W], got uint8 [2, 3, 8, 8]; several",
+        "uint8 [3, H, W], or grey [H, W], got uint8 [2, 3, 8, 8]; several",
     ),
     "channels last": (torch.zeros(8, 8, 3, dtype=torch.uint8), "got uint8 [8, 8, 3]"),
     "no pixels": (np.zeros((0, 4, 3), np.uint8), "no pixels: 4 x 0"),

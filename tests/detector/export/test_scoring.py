@@ -63,8 +63,27 @@ def test_a_file_scores_what_its_checkpoint_scores(place: Path, words: tuple[str,
     assert its_metrics["calibration_error"] == pytest.approx(metrics["calibration_error"], abs=1e-4)
 
 
+def test_tiles_are_joined_by_the_limits_of_the_file(place: Path) -> None:
+    """It gives fewer detections than its checkpoint does."""
+    words = ("run", "eval.detections_per_img=20", "--output", "few.torchscript")
+    assert call(export.main, *words, cwd=place).code == 0
+    tiles = ("eval.tile=64", "eval.tile_overlap=32")
+    expected, _ = found(place, "plain", *PLAIN, *tiles, "eval.detections_per_img=20")
+    given, _ = found(place, "few", "--exported", "few.torchscript", *tiles)
+    more, _ = found(place, "more", "--exported", "model.torchscript", *tiles)
+    assert len(given) == len(expected) < len(more)
+
+
+def test_the_report_names_the_file(place: Path) -> None:
+    words = ("run", "--exported", "model.torchscript", "--report", "page")
+    assert call(evaluate.main, *words, cwd=place).code == 0
+    page = (place / "page" / "index.html").read_text()
+    assert "<h1>Evaluation of model.torchscript</h1>" in page
+    assert "<dt>exported file</dt><dd>model.torchscript</dd><dt>checkpoint</dt><dd>run</dd>" in page
+
+
 def test_a_file_that_finds_other_things_scores_otherwise(place: Path) -> None:
-    """It is the file that is scored: one with its boxes moved by half an image finds nothing."""
+    """It is the file that is scored: one with all boxes outside of the images finds nothing."""
 
     class Moved(torch.nn.Module):
         def __init__(self, model: torch.jit.ScriptModule) -> None:
@@ -116,6 +135,11 @@ WRONG = {
     "missing": (("run", "--exported", "none.torchscript"), ("none.torchscript", "No such file")),
     "a checkpoint": (("run", "--exported", "run/checkpoints/best.pt"), (".onnx or .torchscript",)),
     "its own": (("run", "--exported", "model.torchscript", "eval.nms=soft"), ("eval.nms", "export.py")),
+    "elsewhere": (("run", "--exported", "model.torchscript", "--device", "cuda"), ("device=cuda", "the CPU")),
+    "in bf16": (
+        ("run", "--exported", "model.torchscript", "train.amp=bf16"),
+        ("train.amp=bf16", "precision"),
+    ),
     "alone": (("--exported", "model.torchscript"), ("run folder",)),
     "two": (("run", "one", "--exported", "model.torchscript"), ("--exported", "the checkpoint")),
     "to calibrate": (("run", "--exported", "model.torchscript", "--recalibrate", "r.pt"), ("--recalibrate",)),

@@ -28,7 +28,7 @@ from detector.training.learner import Learner
 from detector.training.monitor import Monitor
 from detector.training.progress import Progress
 from detector.training.resumption import Resumption
-from detector.training.run_folder import in_use, resume_config
+from detector.training.run_folder import create_run_folder, in_use, resume_config
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
 from errors import InputError, Stopped
@@ -546,6 +546,14 @@ def test_a_folder_of_runs_on_a_disk_that_is_away_is_one_line(tmp_path: Path, wor
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\n")
     named = ("run.dir", "runs is a link to", "disk/runs, which is not there")
     assert_refused(door.main, ("tiny.yaml", *TINY_MODEL, *words), tmp_path, *named)
+
+
+def test_a_run_that_has_been_linked_away_has_its_name_still(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").symlink_to(tmp_path / "disk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert create_run_folder(None, "tiny", "") == Path("runs/tiny-2")
 
 
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
