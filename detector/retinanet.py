@@ -83,7 +83,10 @@ class RetinaNet(nn.Module):
 
         boxes_later: leave the boxes until they are asked for (in the same autocast, or without).
         """
-        x = self.normalise(images, sizes)
+        return self.look(self.normalise(images, sizes), boxes_later)
+
+    def look(self, x: Tensor, boxes_later: bool = False) -> Outputs:
+        """The same for images [B, 3, H, W] as `normalise` gives them."""
         features = self.pyramid(self.backbone(x))
         grids = [(f.shape[-2], f.shape[-1]) for f in features]
         anchors = self.anchor_generator((x.shape[-2], x.shape[-1]), grids, x.device)

@@ -166,6 +166,11 @@ class EvalConfig(Section):
         description="pixels that neighbouring tiles share: as many as the largest objects measure",
     )
     tile_batch_size: Count = Field(8, description="tiles that go through the network together")
+    flip: bool = Field(
+        False,
+        description="look at each image in a mirror as well and average both: some AP for twice the time; "
+        "not where left and right tell classes apart",
+    )
     calibrate: bool = Field(
         True, description="turn scores into the probabilities fitted on the validation split; keeps AP"
     )

@@ -180,6 +180,7 @@ def _decides_on_scores(config: Config) -> dict[str, str]:
         "eval.nms": config.eval.nms,
         "eval.nms_threshold": str(config.eval.nms_threshold),
         "eval.tile": json.dumps(config.eval.tile),
+        "eval.flip": json.dumps(config.eval.flip),
         "data.transforms.eval": json.dumps(transforms_of(config.data, training=False)),
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data.sample import Batch
 from detector.evaluation.tiling import Tiling
 from detector.folding import plain_convolutions
+from detector.mirror import look_twice
 from detector.postprocess import Detections
 from detector.retinanet import HeadOutputs, RetinaNet
 from errors import InputError
@@ -71,6 +72,7 @@ def predict_batches(
     amp: torch.dtype | None,
     postprocess: Callable[[HeadOutputs, Tensor], list[Detections]],
     tiling: Tiling | None = None,
+    flip: bool = False,
 ) -> Iterator[Predictions]:
     """Detect in every image, a batch at a time, as `detect_batches`. The model is left in evaluation mode.
 
@@ -78,6 +80,7 @@ def predict_batches(
         amp: what autocast computes in; None without.
         postprocess: from head outputs and the sizes of the images, int64 [B, 2], to detections.
         tiling: how large images are cut; None leaves them whole.
+        flip: look at each in a mirror too.
 
     Raises:
         InputError: what the network gives is not finite.
@@ -86,7 +89,7 @@ def predict_batches(
 
     def detect(images: Tensor, sizes: Tensor) -> list[Detections]:
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
-            outputs = model(images, sizes)
+            outputs = look_twice(model, images, sizes) if flip else model(images, sizes)
         # NMS would lose NaN without a word. A logit of -inf, as fp16 may give, is a score of 0.
         extremes = torch.stack((outputs.logits.amax(), *outputs.deltas.aminmax()))
         if not extremes.isfinite().all():

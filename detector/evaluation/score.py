@@ -81,7 +81,7 @@ def predict(
         soft=settings.nms == "soft",
     )
     amp, tiling = build_amp(config.train, device), build_tiling(settings)
-    return predict_batches(model, batches, device, amp, postprocess, tiling)
+    return predict_batches(model, batches, device, amp, postprocess, tiling, settings.flip)
 
 
 def score(config: Config, records: DetectionSet, predictions: Predictions) -> Scores:

@@ -70,6 +70,11 @@ def export(
         raise InputError(f"--output: cannot write {file}: {error.strerror}") from None
     # In float32 on the CPU, as the graph is written.
     checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
+    if checkpoint.config.eval.flip:
+        raise InputError(
+            "eval.flip: the file looks at each image once; export with eval.flip=false, and average the two "
+            "looks of --raw outputs yourself as detector/mirror.py does"
+        )
     if (tile := checkpoint.config.eval.tile) is not None:
         log.warning("eval.tile=%d: the file cuts no images; give it tiles, and join what is found", tile)
     given = pictures(checkpoint, check)
