@@ -66,8 +66,20 @@ def format_of(root: Path) -> str | None:
     return next((kind for kind, signs in _SIGNS.items() if any(any(root.glob(sign)) for sign in signs)), None)
 
 
+def of_cvat(root: Path) -> str:
+    """What to do with a folder as CVAT exports it in a format of its own; "" for others."""
+    try:
+        with (root / "annotations.xml").open("rb") as file:
+            is_cvats = b"<annotations" in file.read(1000)
+    except OSError:
+        return ""
+    return "annotations.xml is of CVAT's own format; export the task as COCO 1.0" if is_cvats else ""
+
+
 def looks_like(root: Path) -> str:
     """The end of a sentence about a folder that is no set of the data.format set: of which it seems to be."""
+    if hint := of_cvat(root):
+        return f"; {hint}"
     kind = format_of(root)
     return f"; it looks like data.format={kind}" if kind else ""
 

@@ -96,7 +96,7 @@ def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source
         name = (slips or missing)[0]
         hint = f", but '{alike[plain_name(name)]}'" if slips else ""
         raise InputError(
-            f"{source} has no category '{name}'{hint}; it has {', '.join(there) or 'none'} {BY_NAME}"
+            f"{source} has no category '{name}'{hint}; it has {some_of([*there], 10) or 'none'} {BY_NAME}"
         )
     if missing:
         log.warning(

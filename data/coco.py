@@ -71,6 +71,8 @@ def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
         InputError: it is missing, unreadable, no JSON, or lacks a list.
     """
     content = read_json(path, hint=hint)
+    if isinstance(content, list) and content and isinstance(content[0], dict) and "data" in content[0]:
+        raise InputError(f"{path} is of Label Studio's own format; export the project as COCO")
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{path} has no list '{section}'; a COCO instances file has one")
@@ -91,6 +93,7 @@ def load_instances(
     known, labels, names, others = used_categories(named_categories(content), classes, annotations, faults)
     left_out: Counter[str] = Counter()
     unused: list[str] = []  # marks
+    rotated: list[str] = []  # boxes
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     _refuse_other_folder(found, images, annotations)
@@ -121,12 +124,15 @@ def load_instances(
                 )
             if category_id in labels:
                 image.objects.append(_annotation(record, where, labels[category_id], image))
+                if _is_rotated(record):
+                    rotated.append(where)
             elif category_id in others:
                 left_out[others[category_id]] += 1
         except DataFault as fault:
             raise_or_collect(fault, faults)
     say_left_out(left_out, source)
     _say_ignore_is_unused(unused, faults)
+    _say_rotated(rotated, faults)
     return pack_set(found.values(), names, tuple(labels), source, faults=faults)
 
 
@@ -139,6 +145,21 @@ def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> 
         f"{places[0]}{more} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
     )
     list_or_warn([DataFault("ignore-unused", message)], faults, message)
+
+
+def _is_rotated(record: dict[str, Any]) -> bool:
+    """As CVAT writes it: the box before it was turned, and degrees."""
+    attributes = record.get("attributes")
+    turn = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return isinstance(turn, int | float) and turn % 180 != 0
+
+
+def _say_rotated(places: list[str], faults: list[DataFault] | None) -> None:
+    if places:
+        more = f", and {len(places) - 1} more," if len(places) > 1 else ""
+        has = "has" if len(places) == 1 else "have"
+        message = f"{places[0]}{more} {has} a rotation, and boxes are read upright as they were before it"
+        list_or_warn([DataFault("box-rotated", message)], faults, f"{message}; draw upright ones")
 
 
 def _others_than(annotations: Path) -> str:

@@ -243,21 +243,6 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
     return [_with_sides(transform, to_size) for transform in transforms]
 
 
-def sides_of(transforms: Sequence[Any]) -> list[int]:
-    """The sides, in pixels, that a list of transforms resizes to."""
-    found: list[int] = []
-
-    def note(value: Any) -> Any:
-        found.extend(
-            side for side in (value if isinstance(value, list) else [value]) if isinstance(side, int)
-        )
-        return value
-
-    for transform in transforms:
-        _with_sides(transform, note)
-    return found
-
-
 def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
     """A transform, and those that it holds (OneOf and its like), with other sides for what they resize to."""
     if not isinstance(transform, dict):

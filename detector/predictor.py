@@ -1,5 +1,7 @@
 """The Python door: images -> boxes, scores and class names, with nothing but a checkpoint."""
 
+import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +24,8 @@ from detector.evaluation.image_sizes import tile_cuts_nothing, warn_of_scale
 from detector.evaluation.inference import Predictions
 from errors import InputError, some_of
 
-_KINDS = "a path, an array, a PIL image or a tensor"
-ImageLike = str | Path | NDArray[np.uint8] | Image.Image | Tensor
+_KINDS = "a path, the bytes of a file, an array, a PIL image or a tensor"
+ImageLike = str | Path | bytes | NDArray[np.uint8] | Image.Image | Tensor
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Detector:
         self.calibrated = checkpoint.calibration is not None
         self.batch_size = checkpoint.config.eval.batch_size
         self._usual: dict[str, float] = {}
+        self._process = os.getpid()
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> "Detector":
@@ -166,15 +169,15 @@ class Detector:
         """Detect in an image, or in each of several; these are put into batches of like shape.
 
         Args:
-            images: a path (turned upright by its EXIF), uint8 [H, W, 3] RGB, a PIL image or a torch
-                uint8 [3, H, W] RGB; grey arrays and tensors are [H, W], or have 1 in the place of 3.
+            images: a path, or the bytes of a file (turned upright by their EXIF), uint8 [H, W, 3] RGB, a PIL
+                image or a torch uint8 [3, H, W] RGB; grey ones are [H, W], or have 1 in the place of 3.
 
         Raises:
             InputError: an image cannot be read, or is of another kind.
         """
-        if isinstance(images, str | Path | np.ndarray | Image.Image | Tensor):
+        if isinstance(images, str | Path | bytes | np.ndarray | Image.Image | Tensor):
             return self._detect([images], ["the image"])[0]
-        if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray):
+        if not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase):
             raise InputError(f"images: {_KINDS}, or several of these are wanted, got {type(images).__name__}")
         images = list(images)
         sizes = np.array([_size(image, f"image {i}") for i, image in enumerate(images)], dtype=np.int64)
@@ -207,6 +210,11 @@ class Detector:
 
     def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
         """Detections in images that make one batch."""
+        if os.getpid() != self._process and torch.get_num_threads() > 1:
+            raise InputError(
+                "the detector was loaded before this process was forked, and PyTorch's threads did not come "
+                "along: it would wait for ever. Load it in each process, or call torch.set_num_threads(1)"
+            )
         batch = collate([self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))])
         predictions = self._checkpoint.detect(batch)
         usual = dict(zip(self.classes, self.thresholds.tolist(), strict=True))
@@ -241,6 +249,8 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB."""
     if isinstance(image, str | Path):
         return read_upright(Path(image), str(image))
+    if isinstance(image, bytes):
+        return read_upright(io.BytesIO(image), f"in the bytes of {name}")
     if isinstance(image, Image.Image):
         return rgb_pixels(image, name)
     if isinstance(image, Tensor):

@@ -91,6 +91,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(place: Path)
     assert not (place / "out.json").exists()
 
 
+def test_a_table_is_not_what_output_writes(place: Path) -> None:
+    assert_refused(door.main, (*SCORE, "out.csv"), place, "--output: out.csv would hold JSON", "--report")
+
+
 def test_the_folder_of_a_report_is_for_it_alone(place: Path) -> None:
     for output in ("page/out.json", "page/deep/out.json"):
         assert_refused(

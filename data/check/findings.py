@@ -140,6 +140,16 @@ KINDS: dict[str, Kind] = {
         "many boxes have no anchor that fits",
         "take the sizes and ratios that --dry-run prints; where it finds none, larger images",
     ),
+    "size-not-learnt": Kind(
+        _W,
+        "evaluation shows objects at another size than was learnt",
+        "set both lists of data.transforms, or data.image_size; after crops that are enlarged, images too",
+    ),
+    "box-rotated": Kind(
+        _W,
+        "a box has a rotation, and is read as if it had none",
+        "draw it upright around the object: the tool writes the box before it was turned",
+    ),
     "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),
     "box-whole-image": Kind(_N, "a box covers the whole image", "see that it is one object"),
     "box-in-two-classes": Kind(_N, "the same box under two classes", "see which one is meant"),

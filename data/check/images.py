@@ -72,10 +72,11 @@ def _kinds(split: str, records: DetectionSet, facts: list[ImageFacts]) -> Iterat
         if mode != "RGB":
             problem = f"is of Pillow's mode {mode}, as {count} of the {len(facts)} images of {split}"
             code = "image-not-rgb"
-            brightest = max(f.brightest for f in facts if f.header and f.header.mode == mode)
-            if mode.startswith("I") and brightest <= _DARK:
+            bright = [f.brightest for f in facts if f.header and f.header.mode == mode]
+            dark = [most for most in bright if most <= _DARK]
+            if mode.startswith("I") and 2 * len(dark) >= len(bright):
                 code = "range-unused"
-                problem += f"; none of them comes out brighter than {brightest} of 255"
+                problem += f"; {len(dark)} of them come out no brighter than {max(dark)} of 255"
             yield spot_of_image(code, problem, split, records, firsts[mode])
 
 

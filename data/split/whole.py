@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.annotations import of_cvat
 from data.coco import load_instances, of_roboflow, read_instances
 from data.faults import DataFault, Raised
 from data.images import files_below
@@ -56,6 +57,8 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
         raise InputError(f"{path} does not exist")
     if path.name in ("data.yaml", "Annotations"):
         path = path.parent
+    if hint := of_cvat(path):
+        raise InputError(f"{path}: {hint}")
     files = sorted(path.glob("[!.]*.json")) + sorted(path.glob("annotations/[!.]*.json"))
     is_voc = (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("[!.]*.xml")))
     # labelImg leaves a classes.txt beside its XML files too.
@@ -148,6 +151,8 @@ def _images_of(path: Path, records: list[Any]) -> Path:
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: the first of its images has no 'file_name'")
     tries, outside = [here / "images", above / "images", here, above], None
+    part = path.stem.removeprefix("instances_")  # as CVAT: images/default
+    tries += [folder / "images" / part for folder in (here, above)]
     for folder in tries:
         try:
             if folder.is_dir() and is_file(ImageFinder(folder).find(name, f"the first image of {path}")):

@@ -80,6 +80,8 @@ def _check(wanted: Wanted) -> None:
                 f"{option}: {file} lies in the folder of --report, which is for the report alone"
             )
         check_output(option, file, earlier)
+    if w.output is not None and w.output.suffix.lower() == ".csv":
+        raise InputError(f"--output: {w.output} would hold JSON; name it .json (--report DIR writes tables)")
     if w.predictions or w.annotations is not None:
         if not w.predictions or w.annotations is None or w.models:
             raise InputError("--predictions and --annotations go together, and without a model")

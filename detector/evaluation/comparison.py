@@ -6,8 +6,9 @@ draws are its interval, those of the difference of two runs that of the differen
 what makes an image hard is hard for both.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from data.sample import DetectionSet
 from detector.builders.data import build_set
+from detector.config import Config
+from detector.config.fields import leaf_values
 from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.table import aligned, letters
@@ -28,6 +31,8 @@ _SEED = 0
 # Images that hold a class, or anything: in five, one in seven differences of equal detectors excludes 0
 # where one in twenty should.
 _FEW = 10
+_SETTINGS = 6  # that are told of a run in the table; the JSON has all
+_OF_THE_PLACE = ("run.", "data.root", "data.workers", "data.cache", "train.device", "train.log_every")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class RunResult:
     per_class: dict[str, Interval]
     differences: dict[str, Interval]  # to the first run; empty for that one
     per_class_differences: dict[str, Interval]
+    settings: dict[str, Any] = field(default_factory=dict)  # by key, where the runs differ
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Comparison:
             "resamples": RESAMPLES,
             "confidence": CONFIDENCE,
             "runs": [
-                {"name": run.name, **_plain(run.metrics), "per_class": _plain(run.per_class)}
+                {"name": run.name, "settings": run.settings, **_plain(run.metrics)}
+                | {"per_class": _plain(run.per_class)}
                 | (
                     {
                         "difference": {
@@ -103,7 +110,18 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
     tallies = [
         score_checkpoint(c, records).scores.coco.tally for c, records in zip(opened, sets, strict=True)
     ]
-    return compare([str(path) for path in paths], tallies)
+    compared = compare([str(path) for path in paths], tallies)
+    settings = differing([c.config for c in opened])
+    runs = [replace(run, settings=own) for run, own in zip(compared.runs, settings, strict=True)]
+    return replace(compared, runs=runs)
+
+
+def differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    """Of each configuration the settings of the training that are not the same in all, by dotted key."""
+    plain = [leaf_values(config) for config in configs]
+    keys = [key for key in plain[0] if not key.startswith(_OF_THE_PLACE)]
+    several = [key for key in keys if any(values[key] != plain[0][key] for values in plain)]
+    return [{key: values[key] for key in several} for values in plain]
 
 
 def compare_files(results: Sequence[Path], annotations: Path) -> Comparison:
@@ -164,12 +182,21 @@ def comparison_table(comparison: Comparison, title: str) -> str:
     return "\n".join(
         [
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
-            *(f"{letter}  {run.name}" for letter, run in zip(columns, runs, strict=True)),
+            *(f"{letter}  {run.name}{_told(run)}" for letter, run in zip(columns, runs, strict=True)),
             *aligned(rows),
             "* the interval of the difference excludes 0, as one in twenty does by luck "
             f"(not said of what is in fewer than {_FEW} images)",
         ]
     )
+
+
+def _told(run: RunResult) -> str:
+    """What sets a run apart, behind its name."""
+    plain = (
+        (key, value if isinstance(value, str) else json.dumps(value)) for key, value in run.settings.items()
+    )
+    settings = [f"{key}={value}" for key, value in plain]
+    return f"  {' '.join(settings[:_SETTINGS])}{' ...' * (len(settings) > _SETTINGS)}" if settings else ""
 
 
 def _row(name: str, own: list[Interval], differences: list[Interval]) -> list[str]:

@@ -15,6 +15,7 @@ from detector.builders.data import build_pipeline
 from detector.config import Config
 
 _IMAGES = 200  # that are looked at
+_ENOUGH, _DRAWS = 200, 10  # boxes; draws of the augmentation, where crops leave fewer than there are
 _LITTLE_RECALL = 0.9
 _WORTH_SAYING = 0.01  # recall that other anchors would gain
 
@@ -53,17 +54,27 @@ def recall(best: Tensor, iou: float) -> float:
     return float((best >= iou).double().mean())
 
 
-def seen_boxes(records: DetectionSet, config: Config, epoch: int = 0, images: int = _IMAGES) -> SeenBoxes:
-    """The gt boxes of some images as training sees them in an epoch. No image is decoded."""
-    pipeline = build_pipeline(config.data, training=True, geometry=True)
+def seen_boxes(
+    records: DetectionSet, config: Config, epoch: int = 0, images: int = _IMAGES, training: bool = True
+) -> SeenBoxes:
+    """The gt boxes of some images as training sees them in an epoch, or evaluation. No image is decoded.
+
+    Where crops leave few boxes of many, every second epoch from the given one on is looked at too.
+    """
+    pipeline = build_pipeline(config.data, training=training, geometry=True)
     dataset = DetectionDataset(records, pipeline, config.train.seed, cache=_Blank(records))
+    rows = torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:images].tolist()
+    there = sum(int((~records.ignore[records.offsets[row] : records.offsets[row + 1]]).sum()) for row in rows)
     boxes, sizes = [torch.zeros(0, 4)], [torch.zeros(0, 2, dtype=torch.int64)]
-    for row in torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:images].tolist():
-        sample = dataset.sample(epoch, row)
-        mine = torch.from_numpy(sample.boxes[~sample.ignore])
-        padded = -(-torch.tensor(sample.image.shape[:2]) // SIZE_DIVISOR) * SIZE_DIVISOR
-        boxes.append(mine)
-        sizes.append(padded.expand(len(mine), 2))
+    for draw in range(_DRAWS):
+        for row in rows:
+            sample = dataset.sample(epoch + 2 * draw, row)
+            mine = torch.from_numpy(sample.boxes[~sample.ignore])
+            padded = -(-torch.tensor(sample.image.shape[:2]) // SIZE_DIVISOR) * SIZE_DIVISOR
+            boxes.append(mine)
+            sizes.append(padded.expand(len(mine), 2))
+        if sum(map(len, boxes)) >= min(_ENOUGH, there / 2):
+            break
     return SeenBoxes(torch.cat(boxes), torch.cat(sizes))
 
 

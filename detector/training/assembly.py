@@ -36,7 +36,6 @@ from detector.training.assembly_checks import (
     warn_of_crowds,
     warn_of_no_repeats,
     warn_of_schedule,
-    warn_of_sizes,
     warn_of_slow_bf16,
 )
 from detector.training.compilation import compile_parts
@@ -108,7 +107,6 @@ def assemble(
         warn_of_no_repeats(data, train_set, batches.length)
         warn_of_schedule(config, batches.steps * train.epochs)
         warn_of_batches(config, batches.length)
-        warn_of_sizes(data)
         warn_of_crowds(config, val_set)
         warn_of_tiles(config, val_set)
     cache = processes.main_first(lambda: build_cache(data, train_set))  # on a disk without locks too

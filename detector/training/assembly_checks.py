@@ -8,11 +8,9 @@ import torch
 from data.faults import UnreadableImages
 from data.repeats import class_frequencies
 from data.sample import SIZE_DIVISOR, DetectionSet
-from data.transforms import Pipeline, sides_of
-from detector.builders.data import transforms_of
+from data.transforms import Pipeline
 from detector.builders.device import cpu_is_fast_in_bf16
 from detector.config import Config, DataConfig, TrainConfig
-from detector.evaluation.image_sizes import OTHER_SIZE
 from detector.training.processes import Processes
 from errors import InputError, some_of
 
@@ -44,19 +42,6 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
         log.warning(
             "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; set %d, say",
             schedule.warmup_steps, total_steps, total_steps // 10,
-        )  # fmt: skip
-
-
-def warn_of_sizes(data: DataConfig) -> None:
-    """Objects much larger or smaller in evaluation than in training: one of two lists has been changed."""
-    train, evaluation = (sides_of(transforms_of(data, training)) for training in (True, False))
-    if not train or not evaluation:
-        return
-    if min(evaluation) > OTHER_SIZE * max(train) or max(evaluation) * OTHER_SIZE < min(train):
-        log.warning(
-            "data.transforms.eval resizes to %d px, and data.transforms.train to %d: objects will be of "
-            "another size than was learnt; set both lists, or data.image_size",
-            max(evaluation), max(train),
         )  # fmt: skip
 
 

@@ -15,9 +15,10 @@ from data.check.scan import ImageFacts, scan
 from data.faults import DataFault
 from data.sample import DetectionSet
 from detector.anchor_fit import level_ious
+from detector.boxes import area
 from detector.builders.data import build_pipeline, build_set
 from detector.config import Config
-from detector.training.anchor_check import AnchorFit, measure_anchors, recall
+from detector.training.anchor_check import AnchorFit, measure_anchors, recall, seen_boxes
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ _NOUNS = {"voc": "object", "yolo": "line"}
 _LINES_BEFORE_TRAINING = 5
 _PIXELS_BEFORE_TRAINING = 2e7  # of blank images that are augmented: a fraction of a second
 _LEAST_IMAGES, _MOST_IMAGES = 8, 64
+OTHER_SIZE = 2.0  # objects so many times as large are of a size that was hardly learnt
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
     spots = list(annotation_spots({"train": train, "val": val}, _noun(config), _resize(config), paths=True))
     pixels = float(train.sizes.prod(axis=1).mean())
     images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
-    spots += _anchor_spots(measure_anchors(train, config, images, search=False))
+    fit = measure_anchors(train, config, images, search=False)
+    spots += [*_anchor_spots(fit), *_scale_spots(fit, train, config, images)]
     found = [finding for finding in gather(spots) if finding.kind.level < Level.NOTE]
     for finding in found[:_LINES_BEFORE_TRAINING]:
         first, more = finding.spots[0].text, len(finding.spots) - 1
@@ -151,6 +154,21 @@ def _anchor_spots(fit: AnchorFit) -> list[Spot]:
         f"are wider than {width:.0f} px, half higher than {height:.0f} px (model.anchors)"
     )
     return [Spot("anchors-miss", text, "train")]
+
+
+def _scale_spots(fit: AnchorFit, train: DetectionSet, config: Config, images: int) -> list[Spot]:
+    """How large the same objects are in training and in evaluation: crops do not show it, nor do sides."""
+    evaluated = seen_boxes(train, config, images=images, training=False)
+    if not len(fit.seen.boxes) or not len(evaluated.boxes):
+        return []
+    learnt, shown = (float(area(seen.boxes).sqrt().median()) for seen in (fit.seen, evaluated))
+    if 1 / OTHER_SIZE < shown / max(learnt, 1e-9) < OTHER_SIZE:
+        return []
+    text = (
+        f"half of the objects of training are larger than {shown:.3g} px (the root of width x height) after "
+        f"data.transforms.eval, and than {learnt:.3g} px after data.transforms.train"
+    )
+    return [Spot("size-not-learnt", text, "train")]
 
 
 def _anchor_report(fit: AnchorFit) -> AnchorReport:

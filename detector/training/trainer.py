@@ -149,6 +149,10 @@ class Trainer:
                     self._train_epoch()
             if self.monitor:
                 self.monitor.finish(ended)
+                if self.progress.best >= 0:
+                    epoch = self.progress.best_step // self.steps_per_epoch
+                    best = f"best AP {self.progress.best:.3f} after epoch {epoch}"
+                    self.monitor.say(f"{best}: {self.folder / 'checkpoints' / BEST}")
         return self.progress.metrics
 
     def _new_monitor(self, end: ExitStack) -> Monitor:

@@ -402,6 +402,22 @@ def test_a_name_that_no_file_can_have_is_that_of_none(tmp_path, content, name):
     assert "does not exist" in error_of(tmp_path, content)
 
 
+def test_label_studios_own_format_is_known(tmp_path, content):
+    tasks = [{"id": 1, "data": {"image": "/data/upload/0.png"}, "annotations": []}]
+    assert "Label Studio's own format; export" in error_of(tmp_path, json.dumps(tasks))
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"), [(45.0, True), (90, True), (0.0, False), (180, False), (None, False)]
+)
+def test_a_rotated_box_is_said(tmp_path, content, turn, said, caplog):
+    """CVAT writes the box before it was turned, and the degrees beside it."""
+    content["annotations"][0]["attributes"] = {"occluded": False, "rotation": turn}
+    records = load(tmp_path, content)
+    assert len(records.boxes) == len(content["annotations"])
+    assert any("has a rotation" in message for message in caplog.messages) == said
+
+
 def test_an_image_that_nobody_can_look_for_is_not_said_to_be_missing(tmp_path, content, monkeypatch):
     """Its annotation must not be removed because a disk is away."""
     stat = Path.stat

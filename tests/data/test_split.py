@@ -334,6 +334,27 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, words: tuple[str, ...
     assert_refused(main, words, tmp_path, *named)
 
 
+def test_cvats_own_format_is_known(tmp_path: Path) -> None:
+    """Not taken for a folder of VOC's files, which also end in .xml."""
+    write_image(tmp_path / "set" / "images" / "a.png", 48, 64)
+    text = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n</annotations>\n'
+    (tmp_path / "set" / "annotations.xml").write_text(text)
+    assert_refused(main, ("set",), tmp_path, "CVAT's own format", "COCO 1.0")
+
+
+def test_the_images_of_cvats_coco_are_found(tmp_path: Path) -> None:
+    """In images/default, of instances_default.json."""
+    content = coco_dict([[[4.0, 5.0, 20.0, 18.0]]] * 6)
+    for number, image in enumerate(content["images"]):
+        image["file_name"] = f"{number}.png"
+        write_image(tmp_path / "images" / "default" / f"{number}.png", 48, 64)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_default.json").write_text(json.dumps(content))
+    done = call(main, "annotations/instances_default.json", "--fast", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "data.images=images/default" in done.out
+
+
 def test_lists_that_are_there_are_neither_replaced_nor_their_images_divided(tmp_path: Path) -> None:
     """A test set that exists would be trained on."""
     write_voc(tmp_path / "voc", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdef"}, {"test": ["a"]})

@@ -1,5 +1,6 @@
 """The Python door gives what evaluation gives, whatever an image comes as."""
 
+import io
 import json
 import pickle
 from dataclasses import astuple, replace
@@ -77,9 +78,40 @@ def test_images_may_come_from_anything_that_gives_them_one_by_one(detector, eval
     once = detector(files)
     assert all(map(same, detector(path for path in files), once))
     assert detector(iter(())) == []
-    for wrong in (None, 3, b"JPEG"):
+    for wrong in (None, 3, bytearray(b"JPEG"), io.BytesIO(b"JPEG")):
         with pytest.raises(InputError, match=f"or several of these are wanted, got {type(wrong).__name__}"):
             detector(wrong)
+
+
+def test_the_bytes_of_a_file_are_taken_as_the_file(detector, tmp_path: Path) -> None:
+    """Turned upright too, and whole or refused."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "turned.png", exif=exif)
+    content = (tmp_path / "turned.png").read_bytes()
+    expected = detector(tmp_path / "turned.png")
+    assert len(expected) > 0 and same(detector(content), expected)
+    assert all(map(same, detector([content, content]), detector([tmp_path / "turned.png"] * 2)))
+    assert expected.draw(content).size == expected.draw(tmp_path / "turned.png").size
+    for broken in (b"", content[:500]):
+        with pytest.raises(InputError, match="in the bytes of image 1 cannot be read"):
+            detector([content, broken])
+
+
+def test_a_fork_is_told_instead_of_waiting_for_ever(detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a forked worker of a server: PyTorch's threads stay behind."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(InputError, match="before this process was forked"):
+            detector(pixels)
+        torch.set_num_threads(1)
+        detector(pixels)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_thresholds_may_be_given_for_all_or_by_name(detector, evaluated) -> None:

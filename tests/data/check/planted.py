@@ -225,7 +225,12 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "twelve bits in sixteen": (
         "range-unused",
         pixels(lambda i: Image.fromarray(np.array(i.convert("L")).astype(np.uint16) * 16)),
-        ("mode I;16", "brighter than", *TWO),
+        ("mode I;16", "no brighter than", *TWO),
+    ),
+    "a rotation": (
+        "box-rotated",
+        edited(lambda c: [a.update(attributes={"rotation": 30}) for a in c["annotations"] if a["id"] == 20]),
+        ("annotation 20", "has a rotation"),
     ),
     "a huge image": ("sizes-vary", enlarged, ("1024 x 768", "128 x 96")),
     "a negative width": ("box-reversed", box(50, 8, -20, 30), ("annotation 20", "2.png", "negative width")),

@@ -20,10 +20,20 @@ from scipy.stats import binom
 import evaluate as door
 from detector.builders.network import build_model
 from detector.checkpoint import save_checkpoint
-from detector.config.file import parse_config
+from detector.config.file import apply_overrides, parse_config
 from detector.evaluation.checkpoint import open_checkpoint
 from detector.evaluation.coco import evaluate_files
-from detector.evaluation.comparison import RESAMPLES, _intervals, compare, compare_files, draws
+from detector.evaluation.comparison import (
+    RESAMPLES,
+    Comparison,
+    RunResult,
+    _intervals,
+    compare,
+    compare_files,
+    comparison_table,
+    differing,
+    draws,
+)
 from detector.evaluation.tally import Tally, average_precision
 from detector.training.trainer import Trainer
 from errors import InputError
@@ -350,3 +360,24 @@ def test_no_gt_and_a_missing_run_are_one_line(run: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="no gt boxes"):
         compare_files([tmp_path / "found.json"] * 2, tmp_path / "gt.json")
     assert_one_line(call(door.main, str(run), "nowhere", cwd=tmp_path), "nowhere")
+
+
+def test_runs_are_told_apart_by_the_settings_that_differ() -> None:
+    words = (
+        ["optimizer.lr=0.002", "run.dir=a", "data.workers=1"],
+        ["optimizer.lr=0.004", "run.dir=b"],
+        ["optimizer.lr=0.002", "loss.name=focal", "run.dir=c"],
+    )
+    configs = [parse_config(apply_overrides({}, own), "the test") for own in words]
+    assert differing(configs) == [
+        {"optimizer.lr": 0.002, "loss.name": "ap"},
+        {"optimizer.lr": 0.004, "loss.name": "ap"},
+        {"optimizer.lr": 0.002, "loss.name": "focal"},
+    ]
+    assert differing(configs[:1] * 2) == [{}, {}]
+    runs = [
+        replace(RunResult(name, {}, {}, {}, {}), settings=differing(configs)[k])
+        for k, name in enumerate("abc")
+    ]
+    lines = comparison_table(Comparison(runs, 9), "the test").splitlines()
+    assert lines[2] == "B  b  loss.name=ap optimizer.lr=0.004"

@@ -125,6 +125,17 @@ def test_objects_of_another_size_in_evaluation_are_said(
         f"data.transforms.{key}=[{{ResizeWithin: {{long: {long}}}}}]"
         for key, long in (("train", train), ("eval", evaluation))
     ]
+    Trainer(tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", "data.check=true", *words), "test")
+    assert any("another size than was learnt" in message for message in caplog.messages) == said
+
+
+@pytest.mark.parametrize(("evaluation", "said"), [("[]", True), ("[{ResizeWithin: {long: 192}}]", False)])
+def test_crops_that_are_enlarged_want_images_that_are(
+    tmp_path: Path, evaluation: str, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Images of 64 px: crops of 32 made 96 are three times as large, and so are images made 192."""
+    crop = "{RandomCrop: {height: 32, width: 32}}, {ResizeWithin: {long: 96}}"
+    words = (f"data.transforms.train=[{crop}]", f"data.transforms.eval={evaluation}", "data.check=true")
     Trainer(tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", *words), "test")
     assert any("another size than was learnt" in message for message in caplog.messages) == said
 

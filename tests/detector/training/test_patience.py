@@ -49,7 +49,10 @@ def test_a_run_ends_early_and_goes_on_where_it_is_told_to(
         "train.log_every=1",
     )
     Trainer(tiny_config(root, run, *still, "train.patience=2"), "test").run()
-    assert "AP has not risen since epoch 1, and the run ends after epoch 3 of 5" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "AP has not risen since epoch 1, and the run ends after epoch 3 of 5" in out
+    best = next(line["AP"] for line in read_metrics(run) if "AP" in line)
+    assert out.splitlines()[-1] == f"best AP {best:.3f} after epoch 1: {run / 'checkpoints' / 'best.pt'}"
     evaluated = [line["epoch"] for line in read_metrics(run) if "AP" in line]
     assert evaluated == [1, 2, 3] and last(run)["step"] == 6
 
