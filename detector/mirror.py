@@ -30,9 +30,7 @@ def _mean(one: Tensor, other: Tensor, grids: list[tuple[int, int]], level_sizes:
     parts = []
     pairs = zip(one.split(level_sizes, dim=1), other.split(level_sizes, dim=1), strict=True)
     for (height, width), (level, in_mirror) in zip(grids, pairs, strict=True):
-        own, seen = (
-            values.unflatten(1, (height, width, -1)) for values in (level, in_mirror)
-        )  # [B, h, w, A, K]
+        own, seen = (v.unflatten(1, (height, width, -1)) for v in (level, in_mirror))  # [B, h, w, A, K]
         there = torch.cat((own[:, :, :1], seen[:, :, 1:].flip(2)), dim=2)  # column c is W - c in the mirror
         parts.append(((own + there) / 2).flatten(1, 3))
     return torch.cat(parts, dim=1)

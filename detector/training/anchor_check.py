@@ -14,7 +14,7 @@ from detector.anchor_fit import AnchorShapes, SeenBoxes, level_ious, suggest
 from detector.builders.data import build_pipeline
 from detector.config import Config
 
-_IMAGES = 200  # that are looked at
+IMAGES = 200  # that are looked at
 _ENOUGH, _DRAWS = 200, 10  # boxes; draws of the augmentation, where crops leave fewer than there are
 _LITTLE_RECALL = 0.9
 _WORTH_SAYING = 0.01  # recall that other anchors would gain
@@ -55,7 +55,7 @@ def recall(best: Tensor, iou: float) -> float:
 
 
 def seen_boxes(
-    records: DetectionSet, config: Config, epoch: int = 0, images: int = _IMAGES, training: bool = True
+    records: DetectionSet, config: Config, epoch: int = 0, images: int = IMAGES, training: bool = True
 ) -> SeenBoxes:
     """The gt boxes of some images as training sees them in an epoch, or evaluation. No image is decoded.
 
@@ -79,7 +79,7 @@ def seen_boxes(
 
 
 def measure_anchors(
-    records: DetectionSet, config: Config, images: int = _IMAGES, search: bool = True
+    records: DetectionSet, config: Config, images: int = IMAGES, search: bool = True
 ) -> AnchorFit:
     """Measure the anchors; with `search` also look for better ones.
 

@@ -18,7 +18,7 @@ from detector.anchor_fit import level_ious
 from detector.boxes import area
 from detector.builders.data import build_pipeline, build_set
 from detector.config import Config
-from detector.training.anchor_check import AnchorFit, measure_anchors, recall, seen_boxes
+from detector.training.anchor_check import IMAGES, AnchorFit, measure_anchors, recall, seen_boxes
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
     train = _without(sets["train"], faulty) if "train" in sets else None
     if train is not None and len(train.boxes):
         fit = measure_anchors(train, config)
-        spots += _anchor_spots(fit)
+        spots += [*_anchor_spots(fit), *_scale_spots(fit, train, config)]
         anchors = _anchor_report(fit)
     summaries = {name: summarise(records, facts[name]) for name, records in sets.items()}
     findings = tuple(gather(spots))
@@ -156,7 +156,7 @@ def _anchor_spots(fit: AnchorFit) -> list[Spot]:
     return [Spot("anchors-miss", text, "train")]
 
 
-def _scale_spots(fit: AnchorFit, train: DetectionSet, config: Config, images: int) -> list[Spot]:
+def _scale_spots(fit: AnchorFit, train: DetectionSet, config: Config, images: int = IMAGES) -> list[Spot]:
     """How large the same objects are in training and in evaluation: crops do not show it, nor do sides."""
     evaluated = seen_boxes(train, config, images=images, training=False)
     if not len(fit.seen.boxes) or not len(evaluated.boxes):

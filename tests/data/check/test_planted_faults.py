@@ -143,6 +143,14 @@ def test_anchors_that_do_not_fit_are_found_and_better_ones_suggested(root: Path)
     assert adaptive.report.findings == ()
 
 
+def test_objects_that_evaluation_shows_at_another_size_are_found(root: Path) -> None:
+    """Of images of 128 px: crops of 64 made 160 are 2.5 times as large."""
+    crop = "data.transforms.train=[{RandomCrop: {height: 64, width: 64}}, {ResizeWithin: {long: 160}}]"
+    for evaluation, codes in (("[]", ["size-not-learnt"]), ("[{ResizeWithin: {long: 320}}]", [])):
+        report = examined(root, crop, f"data.transforms.eval={evaluation}", "matcher.name=atss").report
+        assert [finding.code for finding in report.findings] == codes
+
+
 def test_all_faults_are_found_in_one_pass(root: Path) -> None:
     """Each of these but the last ends a training's reading at once."""
     several = ["a missing image", "another size", "a negative width", "an unknown image", "a class twice"]
