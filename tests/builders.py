@@ -1,6 +1,7 @@
 """Small data sets on disk, written in sight of the tests that use them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ def small_coco(root: Path, images: int = 6) -> Path:
     """A set on which training runs in seconds: every image has one cat and one dog, the last has none."""
     boxes = [[[4.0 + i, 5.0, 20.0, 18.0], [30.0, 10.0 + i, 24.0, 20.0]] for i in range(images - 1)]
     content = coco_dict([*boxes, []])
+    return write_coco(root, content, content)
+
+
+def coco_of_sizes(root: Path, sizes: Sequence[tuple[int, int]]) -> Path:
+    """An image of each height and width, with a cat and a dog, for training and for validation."""
+    content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]] for _ in sizes])
+    for image, (height, width) in zip(content["images"], sizes, strict=True):
+        image.update(height=height, width=width)
     return write_coco(root, content, content)
 
 

@@ -21,7 +21,7 @@ from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
 from detector.evaluation.inference import best_first
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
-from tests.builders import TINY_MODEL, coco_dict, write_coco
+from tests.builders import TINY_MODEL, coco_of_sizes
 from tests.oracles import iou
 from tests.runs import call
 
@@ -32,10 +32,7 @@ SIZES = ((48, 64), (96, 64), (48, 64), (40, 90), (96, 64))  # height, width: the
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch on images of several sizes, evaluated at 50 px in batches of two."""
     folder = tmp_path_factory.mktemp("predictor")
-    content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]] for _ in SIZES])
-    for image, (height, width) in zip(content["images"], SIZES, strict=True):
-        image.update(height=height, width=width)
-    write_coco(folder / "set", content, content)
+    coco_of_sizes(folder / "set", SIZES)
     (folder / "tiny.yaml").write_text(
         f"data:\n  format: coco\n  root: {folder / 'set'}\n"
         "  transforms: {eval: [ResizeWithin: {long: 50}]}\n"

@@ -12,7 +12,7 @@ import evaluate
 import export
 import train
 from detector.export.formats import torch_serves
-from tests.builders import TINY_MODEL, coco_dict, write_coco
+from tests.builders import TINY_MODEL, coco_of_sizes
 from tests.runs import assert_refused, call
 
 SIZES = ((48, 64), (96, 64), (48, 64), (40, 90), (96, 64))  # height, width: batches are padded
@@ -23,10 +23,7 @@ PLAIN = ("train.amp=off", "train.device=cpu")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, its file, a raw one, and a run of other classes."""
     folder = tmp_path_factory.mktemp("scoring")
-    content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]] for _ in SIZES])
-    for image, (height, width) in zip(content["images"], SIZES, strict=True):
-        image.update(height=height, width=width)
-    write_coco(folder / "set", content, content)
+    coco_of_sizes(folder / "set", SIZES)
     (folder / "tiny.yaml").write_text(
         f"data:\n  format: coco\n  root: {folder / 'set'}\n"
         "  transforms: {eval: [ResizeWithin: {long: 80}]}\n"
