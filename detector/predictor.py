@@ -142,6 +142,10 @@ class Detector:
         self._usual: dict[str, float] = {}
         self._process = os.getpid()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._process = os.getpid()  # a copy that was sent to this process is its own
+
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> "Detector":
         """The detector of a checkpoint file, or of best.pt in a run folder.

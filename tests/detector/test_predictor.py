@@ -98,13 +98,14 @@ def test_the_bytes_of_a_file_are_taken_as_the_file(detector, tmp_path: Path) -> 
 
 def test_a_fork_is_told_instead_of_waiting_for_ever(detector, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a forked worker of a server: PyTorch's threads stay behind."""
-    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels, sent = np.zeros((48, 64, 3), np.uint8), pickle.dumps(detector)
     monkeypatch.setattr("os.getpid", lambda: -1)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         with pytest.raises(InputError, match="before this process was forked"):
             detector(pixels)
+        pickle.loads(sent)(pixels)  # as a spawned process gets it
         torch.set_num_threads(1)
         detector(pixels)
     finally:
