@@ -140,11 +140,14 @@ def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> 
     """pycocotools takes iscrowd alone, and the metrics here are its."""
     if not places:
         return
-    more = f", and {len(places) - 1} more," if len(places) > 1 else ""
     message = (
-        f"{places[0]}{more} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
+        f"{_first_of(places)} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
     )
     list_or_warn([DataFault("ignore-unused", message)], faults, message)
+
+
+def _first_of(places: list[str]) -> str:
+    return places[0] + (f", and {len(places) - 1} more," if len(places) > 1 else "")
 
 
 def _is_rotated(record: dict[str, Any]) -> bool:
@@ -156,9 +159,8 @@ def _is_rotated(record: dict[str, Any]) -> bool:
 
 def _say_rotated(places: list[str], faults: list[DataFault] | None) -> None:
     if places:
-        more = f", and {len(places) - 1} more," if len(places) > 1 else ""
         has = "has" if len(places) == 1 else "have"
-        message = f"{places[0]}{more} {has} a rotation, and boxes are read upright as they were before it"
+        message = f"{_first_of(places)} {has} a rotation, and boxes are read upright as they were before it"
         list_or_warn([DataFault("box-rotated", message)], faults, f"{message}; draw upright ones")
 
 

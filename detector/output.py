@@ -103,14 +103,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     Raises:
         InputError: no permission or no space.
     """
-    temporary = temporary_of(path)
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)  # Ctrl-C leaves none either
+    _write({path: content})
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
@@ -119,17 +112,21 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     Raises:
         InputError: no permission or no space.
     """
-    temporaries = {name: temporary_of(folder / name) for name in texts}
+    _write({folder / name: _encoded(text) for name, text in texts.items()})
+
+
+def _write(contents: Mapping[Path, bytes | memoryview]) -> None:
+    temporaries = {path: temporary_of(path) for path in contents}
     try:
-        for name, temporary in temporaries.items():
-            temporary.write_bytes(_encoded(texts[name]))
-        for name, temporary in temporaries.items():
-            temporary.replace(folder / name)
+        for path, temporary in temporaries.items():
+            temporary.write_bytes(contents[path])
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {folder / name}: {error.strerror}") from None
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
     finally:
         for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)  # Ctrl-C leaves none either
 
 
 def _encoded(text: str) -> bytes:

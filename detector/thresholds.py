@@ -1,7 +1,7 @@
 """Thresholds of the score on a command line: 0.5, or car=0.3,cup=0.6."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from errors import InputError, number_of
 
@@ -15,7 +15,7 @@ def parse_thresholds(text: str) -> dict[str, float]:
         InputError: it says none, or one twice.
     """
     found: dict[str, float] = {}
-    for part in _parts(text):
+    for part in parts_of(text, _is_whole):
         name, _, number = part.rpartition("=")
         if name.strip() in found:
             twice = name.strip() or "that of all classes"
@@ -26,12 +26,17 @@ def parse_thresholds(text: str) -> dict[str, float]:
     return found
 
 
-def _parts(text: str) -> list[str]:
-    """What stands between commas, but for those within the name of a class."""
+def _is_whole(part: str) -> bool:
+    """Whether a part says a threshold, or nothing."""
+    return "=" in part or not part.strip() or bool(_NUMBER.fullmatch(part.strip()))
+
+
+def parts_of(text: str, is_whole: Callable[[str], bool]) -> list[str]:
+    """What stands between commas, but for those within the name of a class. The last may be no whole one."""
     parts, held = [], ""
     for piece in text.split(","):
         held = f"{held},{piece}" if held else piece
-        if "=" in held or not held.strip() or _NUMBER.fullmatch(held.strip()):
+        if is_whole(held):
             parts.append(held)
             held = ""
     return [*parts, held] if held else parts

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -183,6 +184,16 @@ def _without_noise() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def format_of(file: Path) -> str | None:
+    """The format whose files end as this one does."""
+    return next((name for name, one in FORMATS.items() if file.suffix == one.suffix), None)
+
+
+def endings() -> str:
+    """How files of all formats end, in words."""
+    return " or ".join(one.suffix for one in FORMATS.values())
 
 
 METADATA_FILE = "metadata.json"  # within a TorchScript file: all values as one JSON object

@@ -23,7 +23,7 @@ from detector.evaluation.checkpoint import (
 from detector.evaluation.inference import detect_batches, join_predictions
 from detector.evaluation.score import score
 from detector.evaluation.tiling import build_tiling, warn_of_tiles
-from detector.export.formats import FORMATS, INSTALL, ExportedFile
+from detector.export.formats import FORMATS, INSTALL, ExportedFile, endings, format_of
 from detector.export.metadata import resize_advice
 from detector.postprocess import Detections
 from errors import InputError, first_line
@@ -68,12 +68,11 @@ def open_exported(file: Path, c: OpenCheckpoint) -> ExportedFile:
     Raises:
         InputError: it is missing or cannot be run here, or does not go with the checkpoint.
     """
-    form = next((one for one in FORMATS.values() if one.suffix == file.suffix), None)
+    form = format_of(file)
     if form is None:
-        endings = " or ".join(one.suffix for one in FORMATS.values())
-        raise InputError(f"{OPTION}: {file} does not end in {endings}")
+        raise InputError(f"{OPTION}: {file} does not end in {endings()}")
     try:
-        exported = form.read(file.read_bytes())
+        exported = FORMATS[form].read(file.read_bytes())
     except OSError as error:
         raise InputError(f"{OPTION}: {file} cannot be read: {error.strerror}") from None
     except ImportError as error:

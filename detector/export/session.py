@@ -11,7 +11,7 @@ from detector.builders.losses import box_std
 from detector.checkpoint import find_checkpoint
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.check import check_detections, check_raw, pictures
-from detector.export.formats import FORMATS, OUTPUTS, require_packages
+from detector.export.formats import FORMATS, OUTPUTS, endings, format_of, require_packages
 from detector.export.graph import DetectionGraph, HeadsGraph
 from detector.export.metadata import metadata
 from detector.export.probabilities import Probabilities
@@ -98,11 +98,10 @@ def _form_of(output: Path | None, form: str | None) -> str:
     """The format that is asked for; the name of the file says it too."""
     if output is None:
         return form or "onnx"
-    named = next((name for name, one in FORMATS.items() if output.suffix == one.suffix), None)
+    named = format_of(output)
     found = form or named
     if found is None:
-        endings = " or ".join(one.suffix for one in FORMATS.values())
-        raise InputError(f"--output: {output} does not end in {endings}; name the format with --format")
+        raise InputError(f"--output: {output} does not end in {endings()}; name the format with --format")
     if named not in (None, found):
         raise InputError(f"--output: {output} ends as --format {named} does, and --format is {form}")
     return found

@@ -14,7 +14,7 @@ from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
 from detector.prediction.session import Report
 from detector.prediction.session import predict as run
 from detector.predictor import Detector
-from detector.thresholds import chosen_thresholds, parse_thresholds
+from detector.thresholds import chosen_thresholds, parse_thresholds, parts_of
 from errors import InputError, number_of, some_of
 
 log = logging.getLogger(__name__)
@@ -81,15 +81,9 @@ def _batch(text: str | None) -> int | None:
 
 def _among(text: str, classes: Sequence[str]) -> list[str]:
     """The classes whose names stand between commas; a name may hold some itself."""
-    found, held = [], ""
-    for piece in text.split(","):
-        held = f"{held},{piece}" if held else piece
-        if held.strip() in classes:
-            found.append(held.strip())
-            held = ""
-    if held or not found:
-        there = ", ".join(classes)
-        raise InputError(f"--classes: there is no class '{held.strip()}'; there are {there}")
+    found = [part.strip() for part in parts_of(text, lambda part: part.strip() in classes)] or [""]
+    if found[-1] not in classes:
+        raise InputError(f"--classes: there is no class '{found[-1]}'; there are {', '.join(classes)}")
     return found
 
 

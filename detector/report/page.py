@@ -6,9 +6,10 @@ from html import escape
 from pathlib import Path
 
 from detector.evaluation.coco import CocoResult
+from detector.evaluation.matching import Ints
 from detector.output import check_new_folder, write_texts
 from detector.report import sections
-from detector.report.facts import Shown, shown
+from detector.report.facts import Shown, confusion, shown
 from detector.report.galleries import galleries
 from detector.report.tables import is_table, tables
 from errors import InputError
@@ -61,14 +62,10 @@ def check_report_folder(folder: Path) -> None:
         InputError: there is something else.
     """
     check_new_folder("--report", folder)
-    held = [path for path in folder.iterdir() if path.name != PAGE] if folder.is_dir() else []
+    held = [*folder.iterdir()] if folder.is_dir() else []
     held = [path for path in held if not path.name.startswith(".")]  # Finder's and others' own
-    page = folder / PAGE
-    if (
-        (held and not page.exists())
-        or (page.exists() and not _is_report(page))
-        or not all(map(is_table, held))
-    ):
+    tables_held = all(is_table(path) for path in held if path.name != PAGE)
+    if held and not (_is_report(folder / PAGE) and tables_held):
         raise InputError(f"--report: {folder} holds something else than a report; choose another folder")
 
 
@@ -91,7 +88,8 @@ def write_report(
     """
     check_report_folder(folder)
     at = shown(result)
-    texts = {PAGE: report_page(title, facts, result, extra, at), **tables(result, at)}
+    matrix = confusion(result, at)
+    texts = {PAGE: report_page(title, facts, result, extra, at, matrix), **tables(result, at, matrix)}
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +104,12 @@ def write_report(
 
 
 def report_page(
-    title: str, facts: Sequence[tuple[str, str]], result: CocoResult, extra: dict[str, float], at: Shown
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    result: CocoResult,
+    extra: dict[str, float],
+    at: Shown,
+    matrix: Ints,
 ) -> str:
     """The page as HTML: complete in itself, without scripts.
 
@@ -123,7 +126,7 @@ def report_page(
         sections.classes(result),
         sections.curves(result),
         sections.thresholds(result),
-        sections.matrix(result, at),
+        sections.matrix(result, matrix),
         sections.scores(result, at),
         sections.sizes(result, at),
         sections.pictures(None if m.files is None else galleries(result, at)),

@@ -8,13 +8,12 @@ import numpy as np
 from detector.evaluation.calibration import calibration_error
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.evaluation.curves import curves as over_thresholds
-from detector.evaluation.matching import Floats
+from detector.evaluation.matching import Floats, Ints
 from detector.evaluation.tally import RECALLS
 from detector.report import svg
 from detector.report.facts import (
     Shown,
     calibration_curve,
-    confusion,
     score_histogram,
     score_range,
     score_steps,
@@ -151,9 +150,9 @@ def thresholds(result: CocoResult) -> str:
     return _section("Choosing a threshold", f"<p>{text}</p>{_grid(figures)}")
 
 
-def matrix(result: CocoResult, at: Shown) -> str:
-    """Which class is taken for which."""
-    table, names = confusion(result, at), list(result.per_class)
+def matrix(result: CocoResult, table: Ints) -> str:
+    """Which class is taken for which. table: of `confusion`."""
+    names = list(result.per_class)
     text = (
         "Detections from each class's threshold on, at IoU 0.5; shades are parts of the row. Row 'nothing': "
         "detections on nothing, or on an object that has a detection already, of its own or of another "

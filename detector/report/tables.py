@@ -9,8 +9,8 @@ import numpy as np
 
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.curves import curves
-from detector.evaluation.matching import IOU_THRESHOLDS, RECALLS
-from detector.report.facts import Shown, confusion, score_steps
+from detector.evaluation.matching import IOU_THRESHOLDS, RECALLS, Ints
+from detector.report.facts import Shown, score_steps
 
 _CORNER = "gt in rows"
 _NOTHING = "nothing"
@@ -24,15 +24,15 @@ _COLUMNS: dict[str, Sequence[str]] = {
 }
 
 
-def tables(result: CocoResult, at: Shown) -> dict[str, str]:
+def tables(result: CocoResult, at: Shown, matrix: Ints) -> dict[str, str]:
     """The content of each file by its name.
 
     confusion.csv, images.csv: at the thresholds of the page and IoU 0.5; thresholds.csv: what other
     thresholds give at IoU 0.5; precision_recall.csv: as COCO interpolates it at every IoU, of the classes
-    that have gt boxes.
+    that have gt boxes. matrix: of `confusion`.
     """
     names = [*result.per_class, _NOTHING]
-    rows = ((name, *line) for name, line in zip(names, confusion(result, at).tolist(), strict=True))
+    rows = ((name, *line) for name, line in zip(names, matrix.tolist(), strict=True))
     at_ious = [f"iou_{iou:.2f}" for iou in IOU_THRESHOLDS]
     return {
         "confusion.csv": _csv((_CORNER, *names), rows),

@@ -62,7 +62,7 @@ def test_confusion_by_hand() -> None:
     lower = shown_at(result, [0.87, 0.86])
     assert confusion(result, lower).tolist() == [[1, 0, 2], [1, 1, 0], [2, 0, 0]]
     assert lower.found.sum() == 5 and found.scores[lower.found].min() == 0.86
-    page = matrix(result, lower)
+    page = matrix(result, confusion(result, lower))
     assert "gt dog, detected as cat: 1 (50.0%)" in page and "gt cat, detected as dog: 0 (0.0%)" in page
 
 
