@@ -81,7 +81,7 @@ _NO_KEY_HERE = {
         ("mosaic", "mixup", "cutmix", "copy_paste"),
         "images are not mixed; ZoomOut and IoUCrop in data.transforms.train show objects smaller and larger",
     ),
-    "augment": f"{_AUGMENTATIONS}; images are tested once, as they are",
+    "augment": f"{_AUGMENTATIONS}; eval.flip tests each image in a mirror as well",
 }
 
 
