@@ -26,7 +26,7 @@ _NOUNS = {"voc": "object", "yolo": "line"}
 _LINES_BEFORE_TRAINING = 5
 _PIXELS_BEFORE_TRAINING = 2e7  # of blank images that are augmented: a fraction of a second
 _LEAST_IMAGES, _MOST_IMAGES = 8, 64
-OTHER_SIZE = 2.0  # objects so many times as large are of a size that was hardly learnt
+_OTHER_SIZE = 2.0  # objects so many times as large were hardly learnt; augmentation spreads their sizes
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _scale_spots(fit: AnchorFit, train: DetectionSet, config: Config, images: in
     if not len(fit.seen.boxes) or not len(evaluated.boxes):
         return []
     learnt, shown = (float(area(seen.boxes).sqrt().median()) for seen in (fit.seen, evaluated))
-    if 1 / OTHER_SIZE < shown / max(learnt, 1e-9) < OTHER_SIZE:
+    if 1 / _OTHER_SIZE < shown / max(learnt, 1e-9) < _OTHER_SIZE:
         return []
     text = (
         f"half of the objects of training are larger than {shown:.3g} px (the root of width x height) after "
