@@ -6,6 +6,7 @@ from detector.losses.machine_code import Array, compiled_loop
 
 # Three digits of 11 bits make a float32.
 RADIX, _DIGIT_BITS = 1 << 11, 11
+_SOME = 1 << 10  # edges whose cells stay in the nearest cache between two loops
 
 
 @compiled_loop
@@ -130,8 +131,14 @@ def fill_cells(edges: Array, floats: Array, cells: Array, words: Array, grid: Ar
     grid[0], grid[1], grid[2] = low, scale, last
     words[:] = 0
     one = np.uint64(1)
+    places = np.empty(_SOME, np.int32)
+    for first in range(0, len(edges) - 1, _SOME):  # in two loops, of which the processor can widen the first
+        some = floats[first : min(first + _SOME, len(edges) - 1)]
+        for k in range(len(some)):
+            places[k] = np.int32(min((some[k] - low) * scale, last))
+        for k in range(len(some)):
+            cells[np.uint64(places[k]) + one] += 1
     for k in range(len(edges) - 1):
-        cells[np.uint64(np.int64(min((floats[k] - low) * scale, last))) + one] += 1
         negative = edges[k] >> sign  # back, as in `make_keys`
         edges[k] = ((edges[k] & magnitude) ^ negative) - negative
     # A word times ones, one for each of the cells in it, has in the place of each the sum of those up to it.
@@ -151,25 +158,25 @@ def counts_above(
 
     integrals: [2P], scratch for those from the starts and those from the stops. counts: [P], to be filled.
     """
-    p, one, plain = np.uint64(len(centres)), np.uint64(1), delta == 0
-    # The highest edge is a stop. Above it no step changes, so the integral begins there. The indices may
-    # count down to -1, which is not looked up.
-    i, j = p - one, p - one - one
+    p, none, one, plain = np.uint64(len(centres)), np.uint64(0), np.uint64(1), delta == 0
+    shift = np.array([delta, -delta])  # by whether a step begins
+    # The highest edge is a stop. Above it no step changes, so the integral begins there.
+    i = p - one  # the highest start that is left; it may count down to -1, which is not looked up
     higher, area = totals[p + p, 0], 0.0  # values in bins above edge k, integral from there
     upper = np.float64(centres[i]) + delta  # edge k + 1
     integrals[p + i] = higher if plain else 0.0
     for below in range(one, p + p):
         k = p + p - one - below
-        start = starts[k]
-        at = i if start else j
-        edge = np.float64(centres[at]) + (-delta if start else delta)
+        start = np.uint64(starts[k])
+        j = k - i - one  # the highest stop that is left
+        at = j ^ ((i ^ j) & (none - start))  # i for a start: choosing would be a branch
+        edge = np.float64(centres[at]) + shift[start]
         count = totals[k + one, 0]
         area += higher * (upper - edge) + max(totals[k + one, 1] - count * edge, 0.0)
         higher += count
         upper = edge
-        integrals[at if start else p + at] = higher if plain else area
-        i -= np.uint64(start)
-        j -= np.uint64(not start)
+        integrals[at + (p & (start - one))] = higher if plain else area
+        i -= start
     for at in range(p):
         begun, ended = integrals[at], integrals[p + at]
         counts[at] = (begun + ended) / 2 if plain else (begun - ended) / (2 * delta)
