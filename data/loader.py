@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.cache import ImageCache
 from data.images import read_image
+from data.mosaic import Picture
 from data.order import EpochBatches, Key, like_batches, seed_of
 from data.own_transforms import scaled
 from data.sample import Batch, DetectionSet, Sample, collate
@@ -62,22 +63,23 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: Key) -> Sample | InputError:
-        rows = ((key.row + k) % len(self.records) for k in range(1 + self.stand_ins))
+        try:
+            row, image = self._first_readable(key.row)
+            return replace(self._augmented(image, key._replace(row=row)), wanted=key.row)
+        except InputError as error:
+            return error
+
+    def _first_readable(self, wanted: int) -> tuple[int, NDArray[np.uint8]]:
+        """The image of a row, or the first that may stand in for it, and the row that it is of."""
         failure: InputError | None = None
-        for row in rows:
+        for row in ((wanted + k) % len(self.records) for k in range(1 + self.stand_ins)):
             self._mark(row)
             try:
-                image = self._read(row)
+                return row, self._read(row)
             except InputError as error:
                 failure = failure or error
-                continue
-            try:
-                return replace(self._augmented(image, key._replace(row=row)), wanted=key.row)
-            except InputError as error:  # of the transforms: nothing is wrong with the image
-                return error
-        assert failure is not None
         nor = f"; nor can the {self.stand_ins} that might stand in for it" if self.stand_ins else ""
-        return InputError(f"{failure}{nor}")
+        raise InputError(f"{failure}{nor}")
 
     def _mark(self, row: int) -> None:
         worker = get_worker_info()
@@ -113,12 +115,10 @@ class DetectionDataset(Dataset):
 
     def _augmented(self, image: NDArray[np.uint8], key: Key) -> Sample:
         epoch, index, upright, scale, again = key
-        r = self.records
-        height, width = (int(v) for v in r.sizes[index])
-        rows = slice(r.offsets[index], r.offsets[index + 1])
-        boxes = r.boxes[rows].clip(0, [width, height, width, height])
         seed = seed_of(self.seed, epoch, index, *([again] if again else []))
-        image, boxes, left = self.pipeline(image, boxes.astype(np.float32), seed, r.ignore[rows])
+        mine, others = self._picture(index, image), self._others(seed, epoch)
+        image, boxes, left = self.pipeline(mine.image, mine.boxes, seed, mine.ignored, [p for _, p in others])
+        rows = np.concatenate([self._annotations(row) for row in (index, *(row for row, _ in others))])[left]
         image, boxes = scaled(image, boxes, scale)
         height_now, width_now = image.shape[:2]
         if upright is not None and (width_now > height_now if upright else height_now > width_now):
@@ -128,11 +128,28 @@ class DetectionDataset(Dataset):
             index=index,
             wanted=index,
             image=image,
-            original_size=(height, width),
+            original_size=(int(self.records.sizes[index, 0]), int(self.records.sizes[index, 1])),
             boxes=boxes,
-            labels=r.labels[rows][left],
-            ignore=r.ignore[rows][left],
+            labels=self.records.labels[rows],
+            ignore=self.records.ignore[rows],
         )
+
+    def _others(self, seed: int, epoch: int) -> list[tuple[int, Picture]]:
+        """The other images that the transforms want for a sample, drawn from the set, and their rows."""
+        wanted = self.pipeline.others(seed, epoch)
+        drawn = np.random.default_rng([seed, 3]).integers(len(self.records), size=wanted).tolist()
+        read = [self._first_readable(row) for row in drawn]
+        return [(row, self._picture(row, image)) for row, image in read]
+
+    def _picture(self, row: int, image: NDArray[np.uint8]) -> Picture:
+        height, width = self.records.sizes[row].tolist()
+        annotations = self._annotations(row)
+        boxes = self.records.boxes[annotations].clip(0, [width, height, width, height])
+        return Picture(image, boxes.astype(np.float32), self.records.ignore[annotations])
+
+    def _annotations(self, row: int) -> NDArray[np.int64]:
+        """Where the annotations of an image are in the set."""
+        return np.arange(self.records.offsets[row], self.records.offsets[row + 1])
 
 
 def train_loader(

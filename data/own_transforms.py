@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 # The loader's processes are the parallelism; OpenCV's own threads would fight with them.
 cv2.setNumThreads(0)
 
+MEAN_COLOUR = (124, 116, 104)  # ImageNet's: 0 after normalisation
+
 
 class ResizeWithin(A.DualTransform):
     """Scale, keeping the ratio, so that the short side is `short` px but the long one at most `long`.
@@ -78,7 +80,7 @@ class ZoomOut(A.DualTransform):
     def apply(self, img: NDArray[np.uint8], place: tuple[int, ...], **params: Any) -> NDArray[np.uint8]:
         x0, y0, x1, y1 = place
         canvas = np.empty_like(img)
-        canvas[0] = (124, 116, 104)  # ImageNet's mean: 0 after normalisation
+        canvas[0] = MEAN_COLOUR
         canvas[1:] = canvas[0]  # whole rows: pixel by pixel takes a hundred times as long
         canvas[y0:y1, x0:x1] = resize(img, y1 - y0, x1 - x0)
         return canvas

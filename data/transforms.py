@@ -17,6 +17,7 @@ from albumentations.core.bbox_utils import BboxProcessor, filter_bboxes
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from data.mosaic import Mosaic, Picture
 from data.own_transforms import IoUCrop, ResizeWithin, ZoomOut
 from errors import InputError
 
@@ -38,6 +39,7 @@ class Pipeline:
 
     Attributes:
         has_no_side_up: whether an image is as likely to come out as its mirror image at the diagonal.
+        draws_others: whether some samples want other images beside their own, see `others`.
 
     Raises:
         InputError: a transform or a parameter does not exist, or a value does not fit.
@@ -50,7 +52,9 @@ class Pipeline:
         key: str,
         geometry: bool = False,
     ) -> None:
-        steps = _made(transforms, key)
+        self._mosaic = _mosaic_of(transforms, key)
+        self.draws_others, self._min_visibility = self._mosaic is not None, min_visibility
+        steps = _made(transforms, key, after=1 if self._mosaic else 0)
         if geometry:
             steps = [step for step in steps if not isinstance(step, A.ImageOnlyTransform)]
         # Both filters are needed: without them albumentations raises on boxes that rounding put
@@ -78,17 +82,30 @@ class Pipeline:
             for step in steps[turned[-1] :]
         )
 
+    def others(self, seed: int, epoch: int) -> int:
+        """How many other images the sample of this seed wants beside its own."""
+        return Mosaic.OTHERS if self._mosaic is not None and self._mosaic.drawn(seed, epoch) else 0
+
     def __call__(
         self,
         image: NDArray[np.uint8],
         boxes: NDArray[np.float32],
         seed: int,
         ignored: NDArray[np.bool_] | None = None,
+        others: Sequence[Picture] = (),
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
         """image [H, W, 3], boxes [M, 4] xyxy pixels -> image, the boxes left, and their rows.
 
-        ignored: [M], the boxes in which nothing is background.
+        Args:
+            ignored: [M], the boxes in which nothing is background.
+            others: as many as `others` says. The rows go on through their boxes.
         """
+        rows_of_picture: NDArray[np.int64] | None = None
+        if self._mosaic is not None and others:
+            mine = Picture(image, boxes, np.zeros(len(boxes), np.bool_) if ignored is None else ignored)
+            (image, boxes, ignored), rows_of_picture = self._mosaic(
+                [mine, *others], self._min_visibility, seed
+            )
         # albumentations repeats itself in every worker and epoch unless seeded by hand; and its own way to do
         # so gives every transform the same seed, and all draw the same: flipped one way is flipped both. Here
         # they share one source.
@@ -114,7 +131,8 @@ class Pipeline:
         # Without boxes albumentations gives float64 and shape (0,).
         left = np.asarray(done["bboxes"], dtype=np.float32).reshape(-1, 4)
         rows = np.asarray(done["row"], dtype=np.int64)
-        return done["image"], left, np.maximum(rows, ~rows)
+        rows = np.maximum(rows, ~rows)
+        return done["image"], left, rows if rows_of_picture is None else rows_of_picture[rows]
 
     def sizes_of(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """What images of these sizes become, [I, 2], height and width; of random resizing an example."""
@@ -128,6 +146,8 @@ class Pipeline:
         Raises:
             InputError: they cannot.
         """
+        if self.draws_others:
+            raise InputError(f"{self._key}: Mosaic is for training; leave it out here")
         height, width = 96, 64
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         boxes = np.array([[6, 8, 40, 30], [20, 30, 58, 90]], dtype=np.float32)
@@ -258,13 +278,28 @@ def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
     return made
 
 
-def _made(transforms: Any, where: str) -> list[Any]:
+def _made(transforms: Any, where: str, after: int = 0) -> list[Any]:
+    """What a list names, but for the first `after`."""
     if not isinstance(transforms, list | tuple):
         raise InputError(f"{where}: a list of transforms is wanted, got {transforms!r}")
-    return [_make(transform, f"{where}[{i}]") for i, transform in enumerate(transforms)]
+    return [_make(transform, f"{where}[{i}]") for i, transform in enumerate(transforms) if i >= after]
 
 
-def _make(transform: Any, where: str) -> Any:
+def _mosaic_of(transforms: Any, where: str) -> Mosaic | None:
+    """What the list of transforms begins with, if that is a Mosaic."""
+    if not isinstance(transforms, list | tuple) or not transforms:
+        return None
+    name, parameters = _parts_of(transforms[0], f"{where}[0]")
+    if name != "Mosaic":
+        return None
+    try:
+        return _strict(Mosaic, parameters)
+    except ValueError as error:
+        raise InputError(f"{where}[0]: Mosaic: {error}") from None
+
+
+def _parts_of(transform: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of an entry of a list."""
     if isinstance(transform, str):
         transform = {transform: {}}
     if not isinstance(transform, dict) or len(transform) != 1:
@@ -273,6 +308,13 @@ def _make(transform: Any, where: str) -> Any:
     ((name, parameters),) = transform.items()
     if not isinstance(parameters, dict | None):
         raise InputError(f"{where}: {name}: parameters are written {{NAME: VALUE}}, not {parameters!r}")
+    return name, dict(parameters or {})
+
+
+def _make(transform: Any, where: str) -> Any:
+    name, parameters = _parts_of(transform, where)
+    if name == "Mosaic":
+        raise InputError(f"{where}: Mosaic has to be the first transform, as it takes images as they are")
     kinds = _kinds()
     if name not in kinds:
         nearest = difflib.get_close_matches(str(name), kinds, n=1)
@@ -280,7 +322,6 @@ def _make(transform: Any, where: str) -> Any:
         raise InputError(f"{where}: albumentations has no transform '{name}'{hint}")
     if name in _OF_THE_MODEL:
         raise InputError(f"{where}: leave out {name}: the model takes uint8 and normalises by itself")
-    parameters = dict(parameters or {})
     if issubclass(kinds[name], A.BaseCompose) and "transforms" in parameters:
         parameters["transforms"] = _made(parameters["transforms"], f"{where}.{name}.transforms")
     try:

@@ -44,6 +44,7 @@ _NAMES_ELSEWHERE = {
     "save_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
     "checkpoint_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
 }
+_MOSAIC = "data.transforms.train may begin with {Mosaic: {p: 0.5}}, which puts four images into one"
 _AUGMENTATIONS = "augmentations are listed in data.transforms.train, see docs/data.md"
 _CONTINUED = "a run is continued by train.py --resume RUN_DIR"
 _SCORED = "evaluate.py scores a run or a checkpoint"
@@ -77,10 +78,9 @@ _NO_KEY_HERE = {
         ),
         _AUGMENTATIONS,
     ),
-    **dict.fromkeys(
-        ("mosaic", "mixup", "cutmix", "copy_paste"),
-        "images are not mixed; ZoomOut and IoUCrop in data.transforms.train show objects smaller and larger",
-    ),
+    "mosaic": _MOSAIC,
+    "close_mosaic": f"{_MOSAIC}; with epochs, it is left out after so many",
+    **dict.fromkeys(("mixup", "cutmix", "copy_paste"), f"images are not mixed so; {_MOSAIC}"),
     "augment": f"{_AUGMENTATIONS}; eval.flip tests each image in a mirror as well",
 }
 

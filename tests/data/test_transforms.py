@@ -416,7 +416,7 @@ WRONG = {
     "none that is likely": ({"OneOf": {"transforms": [{"Blur": {"p": 0}}]}}, "OneOf: ZeroDivisionError"),
     "one of a text": ({"OneOf": {"transforms": "Blur"}}, r"OneOf\.transforms: a list .*'Blur'"),
     "misspelt, below": ({"OneOf": {"transforms": ["Blr"]}}, r"OneOf\.transforms\[0\]: .*'Blr'; .*'Blur'"),
-    "other images": ("Mosaic", "Mosaic wants mosaic_metadata beside the image"),
+    "not in the first place": ({"Mosaic": {}}, "Mosaic has to be the first transform"),
     "a mask": ({"OneOf": {"transforms": ["MaskDropout"]}}, r"transforms\[0\]: MaskDropout wants mask beside"),
     "no transform at all": ("__name__", "'__name__'"),
     "two in one": ({"HorizontalFlip": {}, "VerticalFlip": {}}, "one transform"),

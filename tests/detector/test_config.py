@@ -63,7 +63,7 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("model.anchors=[1]", "it is a group of keys: model.anchors.sizes, model.anchors.ratios, ..."),
         ("optimizer.learning_rate=1", "here it is optimizer.lr"),
         ("eval.max_dets=300", "here it is eval.detections_per_img"),
-        ("data.mosaic=1", "images are not mixed; ZoomOut and IoUCrop in data.transforms.train"),
+        ("data.mosaic=1", "data.transforms.train may begin with {Mosaic: {p: 0.5}}"),
         ("data.fliplr=0.5", "augmentations are listed in data.transforms.train"),
         ("train.early_stopping=5", "here it is train.patience"),
         ("loss.class_weights=[1, 2]", "there are none; the AP-loss with loss.class_by_class=true"),
