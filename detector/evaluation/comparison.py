@@ -31,6 +31,8 @@ _SEED = 0
 # Images that hold a class, or anything: in five, one in seven differences of equal detectors excludes 0
 # where one in twenty should.
 _FEW = 10
+_ACROSS = 3  # runs that a table has side by side
+_CLASSES = 8  # with a column each where runs are lines
 _SETTINGS = 6  # that are told of a run in the table; the JSON has all
 _OF_THE_PLACE = ("run.", "data.root", "data.workers", "data.cache", "train.device", "train.log_every")
 
@@ -169,16 +171,10 @@ def draws(images: int) -> NDArray[np.int32]:
 
 
 def comparison_table(comparison: Comparison, title: str) -> str:
-    """A line for each metric, a column for each run and each difference to the first."""
+    """A column for each run and each difference to the first; many runs have a line each, the best first."""
     runs = comparison.runs
     columns = letters(len(runs))
-    head = ["", *columns, *(f"{letter} - A" for letter in columns[1:])]
-    rows = [head]
-    for name in runs[0].metrics:
-        rows.append(_row(name, [r.metrics[name] for r in runs], [r.differences[name] for r in runs[1:]]))
-    for name in runs[0].per_class:
-        own = [run.per_class[name] for run in runs]
-        rows.append(_row(f"AP {name}", own, [run.per_class_differences[name] for run in runs[1:]]))
+    rows = _runs_across(runs, columns) if len(runs) <= _ACROSS else _runs_down(runs, columns)
     return "\n".join(
         [
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
@@ -190,6 +186,31 @@ def comparison_table(comparison: Comparison, title: str) -> str:
     )
 
 
+def _runs_across(runs: list[RunResult], names: list[str]) -> list[list[str]]:
+    """A line for each metric and class, with its heading."""
+    rows = [["", *names, *(f"{name} - A" for name in names[1:])]]
+    for name in runs[0].metrics:
+        own, others = [r.metrics[name] for r in runs], [r.differences[name] for r in runs[1:]]
+        rows.append([name, *map(_cell, own), *map(_difference_cell, others)])
+    for name in runs[0].per_class:
+        own = [r.per_class[name] for r in runs]
+        others = [r.per_class_differences[name] for r in runs[1:]]
+        rows.append([f"AP {name}", *map(_cell, own), *map(_difference_cell, others)])
+    return rows
+
+
+def _runs_down(runs: list[RunResult], names: list[str]) -> list[list[str]]:
+    """A line for each run, by falling AP, with the AP of some classes; the JSON has the intervals of all."""
+    classes = list(runs[0].per_class)[:_CLASSES] if len(runs[0].per_class) > 1 else []
+    rows = [["", "AP", "AP - A", "AP50", "AP75", *(f"AP {name}" for name in classes)]]
+    for name, run in sorted(zip(names, runs, strict=True), key=lambda pair: -pair[1].metrics["AP"].value):
+        difference = _difference_cell(run.differences["AP"]) if run.differences else ""
+        others = [run.metrics["AP50"], run.metrics["AP75"], *(run.per_class[name] for name in classes)]
+        plain = ["-" if np.isnan(one.value) else f"{one.value:.3f}" for one in others]
+        rows.append([name, _cell(run.metrics["AP"]), difference, *plain])
+    return rows
+
+
 def _told(run: RunResult) -> str:
     """What sets a run apart, behind its name."""
     plain = (
@@ -199,17 +220,14 @@ def _told(run: RunResult) -> str:
     return f"  {' '.join(settings[:_SETTINGS])}{' ...' * (len(settings) > _SETTINGS)}" if settings else ""
 
 
-def _row(name: str, own: list[Interval], differences: list[Interval]) -> list[str]:
-    cells = [
-        "-" if np.isnan(one.value) else f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in own
-    ]
-    cells += [
-        "-"
-        if np.isnan(one.value)
-        else f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" + " *" * one.excludes_zero
-        for one in differences
-    ]
-    return [name, *cells]
+def _cell(one: Interval) -> str:
+    return "-" if np.isnan(one.value) else f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _difference_cell(one: Interval) -> str:
+    if np.isnan(one.value):
+        return "-"
+    return f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" + " *" * one.excludes_zero
 
 
 def _metrics(ap: NDArray[np.float64]) -> NDArray[np.float64]:

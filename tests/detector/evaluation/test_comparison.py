@@ -26,6 +26,7 @@ from detector.evaluation.coco import evaluate_files
 from detector.evaluation.comparison import (
     RESAMPLES,
     Comparison,
+    Interval,
     RunResult,
     _intervals,
     compare,
@@ -381,3 +382,30 @@ def test_runs_are_told_apart_by_the_settings_that_differ() -> None:
     ]
     lines = comparison_table(Comparison(runs, 9), "the test").splitlines()
     assert lines[2] == "B  b  loss.name=ap optimizer.lr=0.004"
+
+
+def test_many_runs_are_lines_by_falling_ap():
+    """A sweep: side by side its columns would wrap."""
+
+    def run(name, ap, difference):
+        values = {"AP": ap, "AP50": 0.8, "AP75": 0.3}
+        metrics = {metric: Interval(v, v - 0.1, v + 0.1) for metric, v in values.items()}
+        own = {"cat": Interval(ap, 0, 1), "dog": Interval(np.nan, np.nan, np.nan)}
+        to_first = {} if difference is None else {"AP": difference}
+        return RunResult(name, metrics, own, to_first, {})
+
+    runs = [
+        run("runs/a", 0.5, None),
+        run("runs/b", 0.7, Interval(0.2, 0.1, 0.3)),
+        run("runs/c", 0.4, Interval(-0.1, -0.3, 0.1)),
+        run("runs/d", 0.6, Interval(0.1, -0.1, 0.3)),
+    ]
+    lines = comparison_table(Comparison(runs, 9), "the test").splitlines()
+    assert lines[1:5] == ["A  runs/a", "B  runs/b", "C  runs/c", "D  runs/d"]
+    assert lines[5].split() == "AP AP - A AP50 AP75 AP cat AP dog".split()
+    assert [line.split() for line in lines[6:10]] == [
+        "B 0.700 [0.600, 0.800] +0.200 [+0.100, +0.300] * 0.800 0.300 0.700 -".split(),
+        "D 0.600 [0.500, 0.700] +0.100 [-0.100, +0.300] 0.800 0.300 0.600 -".split(),
+        "A 0.500 [0.400, 0.600] 0.800 0.300 0.500 -".split(),
+        "C 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] 0.800 0.300 0.400 -".split(),
+    ]
