@@ -34,6 +34,12 @@ _PARTS = (
     ("class_head.tower", "class_head.output"),
     ("box_head.tower", "box_head.output"),
 )
+# Cut to whole pixels there; the published sizes, which are within 2 % of these, count as the same.
+_TORCHVISION_ANCHORS = {
+    "sizes": [[side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))] for side in (32, 64, 128, 256, 512)],
+    "ratios": [0.5, 1.0, 2.0],
+}
+_SAME_SIDE = 0.05
 _TOWER = re.compile(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)")
 
 
@@ -103,10 +109,14 @@ def initialise(
     own = model.state_dict()
     if known and classes and list(known) != list(classes):
         state = _with_classes(state, known, own, classes)
-    theirs = _model_config(content).get("anchors")
-    moved = theirs is not None and settings is not None and theirs != settings.get("anchors", theirs)
+    theirs, mine = _anchors_of(content), (settings or {}).get("anchors")
+    moved = theirs is not None and mine is not None and not _alike(theirs, mine)
+    p6_from = _model_config(content).get(
+        "p6_from"
+    )  # which shapes do not tell where both have as many channels
+    other_p6 = p6_from is not None and p6_from != (settings or {}).get("p6_from", p6_from)
     if partial:
-        state = _with_own_parts(state, own, source, moved)
+        state = _with_own_parts(state, own, source, moved, other_p6)
     elif moved:
         log.warning(
             "%s has learnt with other anchors (%s): what it says of sizes is wrong at first; "
@@ -114,10 +124,11 @@ def initialise(
         )  # fmt: skip
     left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
-    remedy = _settings_of(content, settings or {}) or (
+    architecture = _settings_of(content, settings or {}) or (
         "set model.* to the architecture of the file (configs/torchvision_r50.yaml: torchvision's RetinaNet, "
         "with model.p6_from=c5 model.head_norm=group its version 2)"
     )
+    afresh_instead = ", or start what does not fit afresh with model.init_partial=true"
     if partial:
         remedy = (
             "of model.init_partial the backbone must fit: set model.backbone and model.norm to the file's"
@@ -125,8 +136,10 @@ def initialise(
     elif "conv1.weight" in state:
         remedy = "these are the weights of a backbone alone; take them with model.init_partial=true"
     else:
-        remedy += ", or start what does not fit afresh with model.init_partial=true"
+        remedy = architecture + (afresh_instead if _backbones_agree(state, own) else "")
     _check_architecture(state, own, wanted, source, remedy)
+    if other_p6 and not partial:
+        raise InputError(f"model.init: {source} has learnt P6 from {p6_from}; {architecture}{afresh_instead}")
     afresh = [name for name in classes if name not in known] if known else []
     if left_out:
         log.warning("%s has another number of classes: the class head's output starts afresh", source)
@@ -176,12 +189,36 @@ def _in_short(values: Any) -> str:
     return json.dumps(json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.4g}")))
 
 
+def _anchors_of(content: object) -> Mapping[str, Any] | None:
+    """`model.anchors` of what a file has learnt with; None where it does not tell."""
+    told = _model_config(content).get("anchors")
+    if told is None and any(name.startswith("head.") for name in _state_dict(content) or ()):
+        return _TORCHVISION_ANCHORS
+    return told if isinstance(told, Mapping) else None
+
+
+def _alike(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    """Whether there are as many anchors of nearly the same sizes and ratios."""
+    for key in ("sizes", "ratios"):
+        one, other = (torch.tensor(anchors[key], dtype=torch.float64) for anchors in (theirs, mine))
+        if one.shape != other.shape or not torch.allclose(one, other, rtol=_SAME_SIDE, atol=0):
+            return False
+    return True
+
+
 def _with_own_parts(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, other_anchors: bool
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    source: str,
+    other_anchors: bool,
+    other_p6: bool,
 ) -> dict[str, Tensor]:
     """The weights with the model's own in the place of parts that do not fit, or are not there.
 
-    other_anchors: with them no output fits, though as many there may be.
+    Args:
+        other_anchors: with them no output fits, though as many there may be.
+        other_p6: the pyramid's upper levels were learnt from another one, and do not fit though they may be
+            of the same shape.
     """
     if "conv1.weight" in state:
         state = {f"backbone.body.{n}": t for n, t in state.items() if not n.startswith("fc.")}
@@ -196,6 +233,7 @@ def _with_own_parts(
             )
             fits &= anchors[0] == anchors[1] or part != "class_head.output"
             fits &= not (other_anchors and part.endswith(".output"))
+            fits &= not (other_p6 and part == "pyramid")
             # An output has nothing to say behind another tower.
             fits &= {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
             if not fits:
@@ -232,6 +270,14 @@ def _check_architecture(
     extra = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if extra:
         raise InputError(f"model.init: {source} has '{extra[0]}', which this model does not; {remedy}")
+
+
+def _backbones_agree(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    shapes = [
+        {n: t.shape for n, t in one.items() if n.startswith("backbone.") and not n.endswith("_tracked")}
+        for one in (state, own)
+    ]
+    return shapes[0] == shapes[1]
 
 
 def _settings_of(content: object, settings: Mapping[str, Any]) -> str:

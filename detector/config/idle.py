@@ -50,8 +50,11 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
         yield from _with(f"model.norm={c.model.norm}", "train.sync_batch_norm")
     if c.train.accumulate == 1:
         yield from _with("train.accumulate=1", "train.rank_accumulated")
-    last_chance = c.train.epochs - c.train.eval_every  # the first evaluation is the best so far
-    if c.train.patience is not None and c.train.patience >= last_chance:
+    if c.loss.box_weight == 0:
+        yield from _with("loss.box_weight=0", "loss.box", "loss.self_balance", "loss.smooth_l1_beta")
+    # From the first evaluation to the last before the end.
+    longest = (c.train.epochs - 1) // c.train.eval_every * c.train.eval_every - c.train.eval_every
+    if c.train.patience is not None and c.train.patience > longest:
         yield from _with(f"train.epochs={c.train.epochs}", "train.patience")
     if c.train.on_nonfinite == "raise":
         yield from _with("train.on_nonfinite=raise", "train.max_nonfinite")

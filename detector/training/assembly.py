@@ -243,6 +243,12 @@ def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool
             "model.frozen_stages=0",
             what,
         )
+    elif config.pretrained and fresh and config.norm == "group" and config.frozen_stages:
+        log.warning(
+            "model.norm=group normalises otherwise than the batch norm that ImageNet's weights were learnt "
+            "with, and the %d frozen stages cannot get used to it; set model.frozen_stages=0",
+            config.frozen_stages,
+        )
     return model
 
 

@@ -31,6 +31,12 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
     schedule, epochs = config.schedule, config.train.epochs
     if total_steps == 0:  # only scored
         return
+    if len(schedule.image_scales) > epochs:
+        log.warning(
+            "schedule.image_scales: %d epochs have no turn for each of %d scales: the first are left out; "
+            "more train.epochs, or fewer scales",
+            epochs, len(schedule.image_scales),
+        )  # fmt: skip
     late = [milestone for milestone in schedule.milestones if milestone >= epochs]
     if schedule.name == "multistep" and late:
         log.warning(

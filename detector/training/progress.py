@@ -90,6 +90,12 @@ class Checkpoints:
         self._folder = run_folder / "checkpoints"
         self._note()
 
+    def ended(self) -> bool:
+        """Whether the run is at its end, as it is evaluated there."""
+        now, train = self._progress, self._config.train
+        at_last = now.step >= self.total_steps and now.evaluated == now.step
+        return at_last or bool(out_of_patience(now, train, self._steps_per_epoch))
+
     def due(self) -> bool:
         """Whether so many steps or minutes have passed that one should be written."""
         train, step = self._config.train, self._progress.step

@@ -73,7 +73,7 @@ class Resumption:
         if checkpoints.trains_on_others:
             self.changed.insert(0, "the training set has other images or boxes, or another order")
         if checkpoints.measures_otherwise or any(measures_otherwise(*change) for change in self.changes):
-            if progress.step >= checkpoints.total_steps and progress.evaluated == progress.step:
+            if checkpoints.ended():
                 remedy = "evaluate.py scores it anew, evaluate.py --recalibrate fits its scores"
                 self.changed.insert(0, f"none of what is measured, as the run has ended; {remedy}")
                 return

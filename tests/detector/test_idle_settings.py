@@ -37,6 +37,11 @@ IDLE = {  # what is written -> the keys that are said
     "loss.box=giou loss.smooth_l1_beta=0.1": {"loss.smooth_l1_beta"},
     "eval.nms=soft eval.nms_threshold=0.3": {"eval.nms_threshold"},
     "eval.nms=soft eval.nms_threshold=0.5": set(),  # the default: nobody is misled
+    "train.epochs=10 train.eval_every=4 train.patience=5": {"train.patience"},  # at 4, 8 and the end
+    "train.epochs=10 train.eval_every=4 train.patience=4": set(),
+    "train.epochs=10 train.patience=9": {"train.patience"},
+    "train.epochs=10 train.patience=8": set(),
+    "loss.box_weight=0 loss.name=rank_sort loss.self_balance=false": {"loss.self_balance"},
     "data.cache_dir=there data.max_skipped=3": {"data.cache_dir", "data.max_skipped"},
     "data.format=voc data.images=JPEGImages": {"data.images"},
     "data.format=coco data.images=JPEGImages data.shapes_size_px=99": {"data.shapes_size_px"},

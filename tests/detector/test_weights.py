@@ -432,6 +432,46 @@ def test_as_many_anchors_of_other_sizes_are_told(partial: bool, caplog: pytest.L
     assert partial or "has learnt with other anchors" in caplog.text
 
 
+@pytest.mark.parametrize("factor", [1, 1.2])
+def test_torchvision_has_learnt_with_its_own_anchors(factor: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Which its files do not tell. The published sizes, of parts of pixels, are as good as these."""
+    sizes = [[factor * side * 2 ** (k / 3) for k in range(3)] for side in (32, 64, 128, 256, 512)]
+    settings = {"norm": "frozen", "p6_from": "p5", "anchors": {"sizes": sizes, "ratios": [0.5, 1.0, 2.0]}}
+    for partial in (False, True):
+        config = ModelConfig(**settings)
+        model = build_model(config, 4, pretrained=False)
+        caplog.clear()
+        state = torchvision_state()
+        initialise(model, state, "coco.pth", STD, settings=config.model_dump(), partial=partial)
+        taken = model.class_head.output.weight.equal(state["head.classification_head.cls_logits.weight"])
+        assert taken == (factor == 1 or not partial)
+        said = "these start afresh" if partial else "has learnt with other anchors"
+        assert (said in caplog.text) == (factor != 1)
+
+
+def test_p6_from_elsewhere_is_told_where_no_shape_tells_it() -> None:
+    """With as many channels in the pyramid as in C5."""
+    source, model = (tiny(k, pyramid_channels=512, p6_from=p) for k, p in enumerate(("c5", "p5")))
+    settings = ModelConfig(**{**TINY, "pyramid_channels": 512, "p6_from": "p5"}).model_dump()
+    content = {"model": source.state_dict(), "config": {"model": {**settings, "p6_from": "c5"}}}
+    before = weights(model)
+    with pytest.raises(
+        InputError, match=r"source\.pt has learnt P6 from c5; that run has 'model\.p6_from=\"c5\"'"
+    ):
+        initialise(model, content, "source.pt", STD, settings=settings)
+    initialise(model, content, "source.pt", STD, settings=settings, partial=True)
+    after = weights(model)
+    assert after["pyramid.p6.weight"].equal(before["pyramid.p6.weight"])
+    assert after["class_head.output.weight"].equal(weights(source)["class_head.output.weight"])
+
+
+def test_partial_is_not_recommended_where_the_backbone_differs() -> None:
+    for changes, helps in (({"norm": "group"}, False), ({"head_width": 24}, True)):
+        with pytest.raises(InputError) as caught:
+            initialise(tiny(0, **changes), tiny(1).state_dict(), "source.pt", STD)
+        assert ("model.init_partial" in str(caught.value)) == helps
+
+
 def test_as_many_outputs_of_other_anchors_are_not_taken() -> None:
     source, model = (
         tiny(0, classes=2),

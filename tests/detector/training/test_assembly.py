@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 from data.cache import RamCache
 from data.feed import checked
 from data.loader import DetectionDataset
+from detector.config import ModelConfig
+from detector.training import assembly
 from detector.training.assembly import Parts, epoch_scales
 from detector.training.assembly_checks import refuse_another_set
 from detector.training.trainer import Trainer
@@ -262,6 +264,8 @@ def test_every_scale_has_its_part_of_the_epochs(
             ["does not fall at 2 and 3"],
         ),
         (["schedule.name=multistep", "schedule.milestones=[1]", "train.epochs=2"], []),
+        (["schedule.image_scales=[0.5,0.75,1]", "train.epochs=2"], ["2 epochs have no turn for each of 3"]),
+        (["schedule.image_scales=[0.5,1]", "train.epochs=2"], []),
         (["schedule.name=cosine", "schedule.milestones=[7]"], []),
         (
             ["schedule.warmup_steps=5", "train.epochs=2"],
@@ -317,3 +321,14 @@ def test_batches_that_do_not_fit_the_set_are_said(
     Trainer(tiny_config(root, tmp_path / "run", *words.split()), "test")
     of_batches = [message for message in caplog.messages if message.startswith("train.batch_size")]
     assert len(of_batches) == bool(said) and said in "".join(of_batches)
+
+
+def test_group_norm_on_frozen_imagenet_weights_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ImageNet's weights cannot be fetched here; what is warned of depends on the settings alone."""
+    monkeypatch.setattr(assembly, "build_model", lambda config, classes, pretrained: None)
+    for norm, frozen, warned in (("group", 2, True), ("group", 0, False), ("frozen", 2, False)):
+        caplog.clear()
+        assembly.build_initial_model(ModelConfig(norm=norm, frozen_stages=frozen), ["cat"], fresh=True)
+        assert ("cannot get used to it" in caplog.text) == warned

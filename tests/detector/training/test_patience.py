@@ -63,6 +63,12 @@ def test_a_run_ends_early_and_goes_on_where_it_is_told_to(
     assert (run / "config.yaml").read_text() == text  # no step is made
     assert last(run)["step"] == 6 and len(read_metrics(run)) == 9
 
+    best = (run / "checkpoints" / "best.pt").read_bytes()
+    other = tiny_config(root, run, *still, "train.patience=2", "eval.topk_candidates=500")
+    Trainer(other, "test", resume=run).run()
+    assert "none of what is measured, as the run has ended" in capsys.readouterr().out
+    assert last(run)["step"] == 6 and (run / "checkpoints" / "best.pt").read_bytes() == best
+
     Trainer(tiny_config(root, run, *still, "train.patience=3"), "test", resume=run).run()
     assert "AP has not risen since epoch 1, and the run ends after epoch 4 of 5" in capsys.readouterr().out
     Trainer(tiny_config(root, run, *still), "test", resume=run).run()
