@@ -150,6 +150,9 @@ def run_door(main: Callable[[], None]) -> None:
     except Bystander:
         sys.exit(BAD_INPUT)
     except Stopped as reason:
+        from detector.training.stop import deaf_at_the_end  # there already: it is what was stopped
+
+        deaf_at_the_end()
         if str(reason):
             print_last(str(reason))
         sys.exit(STOPPED)

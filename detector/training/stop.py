@@ -18,7 +18,26 @@ SIGNALS = tuple(
 # scheduler: only what comes later than this is a second request.
 _SAME_REQUEST_S = 1.0
 _LONGEST_WRITE_S = 0.5
+_TO_END_S = 5.0  # from a saved state to the end of the process
 _NO_MORE = 0  # no signal has this number
+
+
+def deaf_at_the_end() -> None:
+    """Let no further signal change how a process ends whose state is saved."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _deaf_for_a_while(handler: Any) -> Callable[[int, FrameType | None], None]:
+    """A handler for a process that is about to end; if it goes on all the same, this one has its turn."""
+    until = time.monotonic() + _TO_END_S
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() >= until:
+            signal.signal(number, handler)
+            signal.raise_signal(number)
+
+    return handle
 
 
 class CutShort(BaseException):
@@ -68,7 +87,7 @@ class StopRequest:
     ) -> None:
         if self._handlers:
             for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, _deaf_for_a_while(handler) if self.served else handler)
             signal.set_wakeup_fd(self._before)
             self._mouth.setblocking(True)
             self._mouth.send(bytes([_NO_MORE]))  # closing says nothing while loading processes hold a copy

@@ -141,3 +141,36 @@ def test_a_stop_request_is_false_until_asked() -> None:
         assert not stop
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop and stop.signal == "SIGUSR1"
+
+
+SERVED = """
+import atexit, os, signal, sys, time
+from detector.training import stop as module
+from detector.training.stop import StopRequest
+from doors import run_door
+from errors import Stopped
+
+def main():
+    with StopRequest(speak=False) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.served = True
+    for number in module.SIGNALS:  # while all is brought to an end
+        os.kill(os.getpid(), number)
+    if sys.argv[1] == "goes on":
+        module.time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    raise Stopped("saved")
+
+module._TO_END_S = 0.2 if sys.argv[1] == "goes on" else 5.0
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+run_door(main)
+"""
+
+
+@pytest.mark.parametrize(("then", "code"), [("ends", 75), ("goes on", -signal.SIGTERM)])
+def test_no_signal_changes_the_exit_code_once_the_state_is_saved(then: str, code: int) -> None:
+    """A scheduler looks at the code; but what goes on all the same can be ended."""
+    done = subprocess.run([sys.executable, "-c", SERVED, then], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == (b"saved\n" if then == "ends" else b"")
