@@ -20,6 +20,7 @@ from detector.config import Config
 from detector.config.file import apply_overrides, parse_config
 from detector.criterion import Losses
 from detector.training.learner import Learner
+from detector.training.stop import SIGNALS
 from doors import run_door
 from tests.builders import TINY_MODEL
 
@@ -51,6 +52,8 @@ def call(main: Callable[[], None], *words: str, cwd: Path) -> Outcome:
         patch.chdir(cwd)
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
+        for number in SIGNALS:  # which the end of a process whose state is saved does not hear
+            stack.callback(signal.signal, number, signal.getsignal(number))
         try:
             run_door(main)
         except SystemExit as end:

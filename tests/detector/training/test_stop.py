@@ -26,7 +26,7 @@ from data.images import read_image
 from detector.checkpoint import save_checkpoint
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor
-from detector.training.progress import Progress
+from detector.training.progress import Checkpoints, Progress
 from detector.training.resumption import Resumption
 from detector.training.run_folder import create_run_folder, in_use, resume_config
 from detector.training.trainer import Trainer
@@ -220,13 +220,11 @@ def test_how_a_program_ends_is_told_where_nobody_reads_its_last_line(tmp_path: P
 def test_a_stopped_training_has_an_exit_code_of_its_own(tmp_path: Path, number: int) -> None:
     small_coco(tmp_path / "set", 8)
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
-    handler = signal.getsignal(number)
     with pytest.MonkeyPatch.context() as patch:
         signal_at_step(patch, 2, number)
         outcome = call(door.main, "tiny.yaml", *TINY_MODEL, "run.dir=run", cwd=tmp_path)
     assert outcome.code == 75
     assert outcome.err.splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name} at step 2")
-    assert signal.getsignal(number) is handler  # given back
 
 
 def test_what_a_loading_process_hears_is_not_the_trainings_business(tmp_path: Path) -> None:
@@ -346,10 +344,12 @@ def test_what_is_measured_otherwise_is_so_in_an_evaluation_that_is_still_to_come
     (tmp_path / "moved" / "checkpoints").mkdir(parents=True)
     state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}
     save_checkpoint(tmp_path / "moved" / "checkpoints" / "last.pt", {**state, "step": 8, "epoch": 2})
+    progress = Progress(step=8, evaluated=evaluated, best=0.5)
     checkpoints: Any = SimpleNamespace(
         restore=lambda *_: None, trains_on_others=False, measures_otherwise=True, total_steps=8
     )
-    progress = Progress(step=8, evaluated=evaluated, best=0.5)
+    checkpoints.__dict__.update(_progress=progress, _config=config, _steps_per_epoch=4)
+    checkpoints.ended = lambda: Checkpoints.ended(checkpoints)
     resumption = Resumption(tmp_path / "moved", tiny_config(tmp_path, tmp_path / "moved"))
     resumption.restore(checkpoints, progress)
     (said,) = resumption.changed

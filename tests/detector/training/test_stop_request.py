@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from detector.training.stop import StopRequest
+from detector.training.stop import SIGNALS, StopRequest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -128,19 +128,24 @@ def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
 
 def test_a_signal_after_the_state_is_saved_does_not_hurry_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher sends one to all that are left when the first of them has gone."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     with StopRequest(speak=False) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         stop.served = True
         monkeypatch.setattr("detector.training.stop.time", SimpleNamespace(monotonic=lambda: 1e9))
         os.kill(os.getpid(), signal.SIGTERM)
     assert stop.signal == "SIGUSR1"  # all that came has been heard when it is left
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_a_stop_request_is_false_until_asked() -> None:
+def test_a_stop_request_is_false_until_asked_and_gives_the_handlers_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
     with StopRequest(speak=False) as stop:
         assert not stop
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop and stop.signal == "SIGUSR1"
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 SERVED = """
