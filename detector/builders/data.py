@@ -13,7 +13,8 @@ from data.loader import eval_loader
 from data.merging import merged
 from data.sample import DetectionSet
 from data.shapes import ShapesSpec, ensure_shapes
-from data.transforms import Pipeline, resized_to
+from data.transform_list import resized_to
+from data.transforms import Pipeline
 from data.voc import folders_of_split, load_voc, voc_classes
 from data.yolo import load_yolo
 from detector.config import Config, DataConfig

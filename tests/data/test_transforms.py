@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data.own_transforms import resize
-from data.transforms import Pipeline, resized_to
+from data.transform_list import resized_to
+from data.transforms import Pipeline
 from errors import InputError
 
 SEEDS = range(40)
