@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from doors import NAMES_OF_THE_RUN, OptionParser, is_there, run_door
+from errors import InputError
 
 _AT_A_SCORE = "AP is taken over all scores; here it is --threshold T, for precision, recall and the report"
 _AT_AN_IOU = "AP is taken at IoU 0.5 to 0.95, AP50 at 0.5; that of NMS is eval.nms_threshold=T"
@@ -66,6 +67,8 @@ def main() -> None:
     overrides = [word for word in a.words if "=" in word and not is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
     if a.device is not None:
+        if a.predictions:
+            raise InputError("--device: results that are there need none; leave it out")
         overrides.append(f"train.device={a.device}")
 
     from detector.evaluation.command import Wanted, evaluate  # they take seconds, which --help does not need

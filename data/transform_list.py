@@ -45,14 +45,16 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
     long = long[-1] if isinstance(long, list) and long else long
     if not isinstance(long, int) or long < 1:
         raise InputError(
-            "data.image_size scales the ResizeWithin of data.transforms, and data.transforms.eval has none"
+            "data.image_size scales the ResizeWithin of data.transforms, and data.transforms.eval has none; "
+            "set data.image_size=null where the lists say all"
         )
     found: list[Any] = []
     for transform in transforms:
         _with_sides(transform, found.append)
     if not found:
         raise InputError(
-            f"data.image_size scales {', '.join(_SIDES)}, and data.transforms.train has none of them"
+            f"data.image_size scales {', '.join(_SIDES)}, and data.transforms.train has none of them; set "
+            "data.image_size=null where the lists say all"
         )
 
     def to_size(value: Any) -> Any:

@@ -426,11 +426,11 @@ def test_raw_outputs_may_differ_by_rounding_and_no_more(
 
 def test_a_file_that_differs_is_not_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph without NMS; the file that was there stays as it was."""
-    (place / "old.torchscript").write_text("old")
+    (place / "old.torchscript").write_text("old aploss-detector")
     monkeypatch.setattr("detector.export.formats.keep_best", keep_everything)
     words = ("best.pt", "eval.score_threshold=0", "--format", "torchscript", "--output", "old.torchscript")
     assert_refused(export.main, words, place, "PyTorch's differ", "nothing was written")
-    assert (place / "old.torchscript").read_text() == "old"
+    assert (place / "old.torchscript").read_text() == "old aploss-detector"
 
 
 def keep_everything(
@@ -457,6 +457,9 @@ def keep_everything(
             ("m.onnx ends as --format onnx does, and --format is torchscript",),
         ),
         (("best.pt", "--output", "picture.png"), ("--output", "picture.png is there", "in .torchscript")),
+        (("best.pt", "--output", "other.torchscript"), ("other.torchscript holds something else",)),
+        (("best.pt", "train.amp=bf16"), ("train.amp=bf16", "float32")),
+        (("best.pt", "train.device=cuda"), ("train.device=cuda", "CPU")),
         (("best.pt", "--output", "nowhere/m.torchscript"), ("--output", "the folder nowhere does not exist")),
         (("best.pt", "--check", "nowhere.jpg"), ("nowhere.jpg", "does not exist")),
         (("best.pt", "--check", "best.pt"), ("best.pt", "image")),
@@ -468,6 +471,7 @@ def keep_everything(
 def test_what_cannot_be_exported_is_refused(
     place: Path, words: tuple[str, ...], named: tuple[str, ...]
 ) -> None:
+    (place / "other.torchscript").write_bytes(b"a model of somebody else's")
     assert_refused(export.main, (*words, "--format", "torchscript"), place, *named)
 
 

@@ -100,6 +100,12 @@ def test_the_folder_of_a_report_is_for_it_alone(place: Path) -> None:
         assert_refused(
             door.main, (*SCORE, output, "--report", "page"), place, f"--output: {output}", "--report"
         )
+    words = ("run", "--recalibrate", "page/new.pt", "--report", "page")
+    assert_refused(door.main, words, place, "--recalibrate: page/new.pt lies in the folder of --report")
+    for other in ("page", "folder/../page"):
+        assert_refused(
+            door.main, (*SCORE, other, "--report", "page"), place, "--output and --report: both are"
+        )
 
 
 def test_a_folder_without_permission_is_known_beforehand(

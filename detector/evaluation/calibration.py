@@ -5,7 +5,7 @@ The maps, one for each, are fitted on validation detections, keep the order with
 changes), and make a score of 0.5 mean that every other such detection is right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,19 @@ class Calibration:
 
     def __call__(self, scores: Floats, labels: NDArray[np.int64]) -> Floats:
         """scores [D] in [0, 1] of detections, and their labels [D] -> probabilities [D]."""
-        found = np.empty_like(scores, dtype=np.float64)
+        return self._each(lambda of_class, mine: of_class(mine), scores, labels)
+
+    def inverse(self, probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
+        """The reverse, of any shape: see `ScoreMap.inverse`."""
+        return self._each(lambda of_class, mine: of_class.inverse(mine), probabilities, labels)
+
+    def _each(
+        self, apply: Callable[[ScoreMap, Floats], Floats], values: Floats, labels: NDArray[np.int64]
+    ) -> Floats:
+        found = np.empty_like(values, dtype=np.float64)
         for label in np.unique(labels):
             mine = labels == label
-            found[mine] = self.maps[label](scores[mine])
+            found[mine] = apply(self.maps[label], values[mine])
         return found
 
     @property

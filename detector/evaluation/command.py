@@ -72,13 +72,10 @@ def _check(wanted: Wanted) -> None:
     w = wanted
     if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
         raise InputError("evaluate.py works in one process; start it with python, not with torchrun")
+    _check_that_outputs_differ(w)
     for option, file, earlier in (("--output", w.output, _EARLIER), ("--results", w.results, BEGINNING)):
         if file is None:
             continue
-        if w.report is not None and w.report.absolute() in file.absolute().parents:
-            raise InputError(
-                f"{option}: {file} lies in the folder of --report, which is for the report alone"
-            )
         check_output(option, file, earlier)
     if w.output is not None and w.output.suffix.lower() == ".csv":
         raise InputError(f"--output: {w.output} would hold JSON; name it .json (--report DIR writes tables)")
@@ -119,14 +116,22 @@ def _check(wanted: Wanted) -> None:
         if w.recalibrated.suffix != ".pt":
             raise InputError(f"{OPTION}: {w.recalibrated} does not end in .pt, as checkpoints do")
         check_recalibrated(w.recalibrated, w.models[0])
-    files = {"--output": w.output, "--results": w.results, OPTION: w.recalibrated}
-    for (one, file), (other, same) in combinations(files.items(), 2):
-        if file is not None and same is not None and file.absolute() == same.absolute():
-            raise InputError(f"{one} and {other}: both are {file}; name two files")
     if w.report is not None:
         if w.several:
             raise InputError("--report explains one run: give one alone")
         check_report_folder(w.report)
+
+
+def _check_that_outputs_differ(w: Wanted) -> None:
+    named = {"--output": w.output, "--results": w.results, OPTION: w.recalibrated, "--report": w.report}
+    outputs = {option: path.resolve() for option, path in named.items() if path is not None}
+    for (one, file), (other, same) in combinations(outputs.items(), 2):
+        if file == same:
+            raise InputError(f"{one} and {other}: both are {named[other]}; name two")
+        if other == "--report" and same in file.parents:
+            raise InputError(
+                f"{one}: {named[one]} lies in the folder of --report, which is for the report alone"
+            )
 
 
 def _side_by_side(wanted: Wanted) -> tuple[dict[str, Any], str]:

@@ -174,12 +174,15 @@ def comparison_table(comparison: Comparison, title: str) -> str:
     """A column for each run and each difference to the first; many runs have a line each, the best first."""
     runs = comparison.runs
     columns = letters(len(runs))
-    rows = _runs_across(runs, columns) if len(runs) <= _ACROSS else _runs_down(runs, columns)
+    across = len(runs) <= _ACROSS
+    rows = _runs_across(runs, columns) if across else _runs_down(runs, columns)
+    more = 0 if across else len(runs[0].per_class) - _CLASSES
     return "\n".join(
         [
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
             *(f"{letter}  {run.name}{_told(run)}" for letter, run in zip(columns, runs, strict=True)),
             *aligned(rows),
+            *([f"and the AP of {more} more classes, which --output FILE.json has"] if more > 0 else []),
             "* the interval of the difference excludes 0, as one in twenty does by luck "
             f"(not said of what is in fewer than {_FEW} images)",
         ]

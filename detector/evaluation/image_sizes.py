@@ -26,7 +26,8 @@ def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
     height, width = resized[resized.prod(axis=1).argmax()].tolist()
     log.warning(
         "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
-        "('data.transforms.eval=[]' keeps images as large as they are, for a detector that learnt them so)",
+        "('data.transforms.eval=[]' data.image_size=null keeps images as large as they are, for a detector "
+        "that learnt them so)",
         tile, width, height,
     )  # fmt: skip
     return True

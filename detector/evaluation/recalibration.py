@@ -41,6 +41,8 @@ def recalibrate(
         InputError: the checkpoint, an override or the data is wrong, the split has no gt boxes, or nothing is
             found.
     """
+    if "eval.calibrate=false" in overrides:
+        raise InputError(f"eval.calibrate=false: {OPTION} fits what that leaves out; leave it out")
     raw = evaluate_checkpoint(model, [*overrides, "eval.calibrate=false"], split, with_ids)
     known = raw.scores.coco.material.gt_totals() > 0
     calibration = fit_calibration(raw.scores.coco.matched, known) if known.any() else None

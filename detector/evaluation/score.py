@@ -13,7 +13,9 @@ from detector.builders.losses import box_std
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, calibration_error, held_out_error
 from detector.evaluation.coco import CocoResult, evaluate_coco
+from detector.evaluation.error_breakdown import error_breakdown
 from detector.evaluation.inference import Predictions, predict_batches
+from detector.evaluation.matching import match
 from detector.evaluation.tiling import build_tiling
 from detector.evaluation.voc import evaluate_voc
 from detector.postprocess import detect
@@ -50,7 +52,10 @@ class Scores:
             else one
             for (name, one), of_class in zip(self.coco.per_class.items(), calibration.maps, strict=True)
         }
-        coco = replace(self.coco, material=material, per_class=per_class)
+        # What a class found at the end of an order over all classes depends on the scale of each.
+        matching = match(material.gt, material.found)
+        errors = error_breakdown(material.gt, material.found, matching)
+        coco = replace(self.coco, material=material, per_class=per_class, matching=matching, errors=errors)
         return Scores(
             replace(self.predictions, scores=material.found.scores),
             coco,

@@ -3,7 +3,7 @@
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -206,3 +206,11 @@ FORMATS = {
         ".torchscript", (), "2.6", _keep_best_in_torchscript, _make_torchscript, _read_torchscript
     ),
 }
+
+
+def refuse_elsewhere(overrides: Sequence[str], why: str) -> None:
+    """Raises InputError: a device other than the CPU, or a precision, is asked for."""
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if {"train.device": "cpu", "train.amp": "off"}.get(key, value) != value:
+            raise InputError(f"{word}: {why}; leave it out")

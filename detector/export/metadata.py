@@ -9,12 +9,14 @@ from detector.config import Config
 from detector.evaluation.checkpoint import OpenCheckpoint
 from detector.retinanet import IMAGENET_MEAN, IMAGENET_STD
 
+PROJECT = "aploss-detector"
+
 
 def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
     """Names and values, each a JSON text; docs/export.md lists them."""
     config, calibration = checkpoint.config, checkpoint.calibration
     values: dict[str, Any] = {
-        "project": "aploss-detector",
+        "project": PROJECT,
         "version": detector.__version__,
         "outputs": "raw" if raw else "detections",
         "classes": checkpoint.classes,

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.sample import DetectionSet
 from detector.builders.data import build_set
 from detector.config.file import keys_of
+from detector.evaluation.calibration import Calibration
 from detector.evaluation.checkpoint import (
     CheckpointScores,
     OpenCheckpoint,
@@ -23,7 +25,7 @@ from detector.evaluation.checkpoint import (
 from detector.evaluation.inference import detect_batches, join_predictions
 from detector.evaluation.score import score
 from detector.evaluation.tiling import build_tiling, warn_of_tiles
-from detector.export.formats import FORMATS, INSTALL, ExportedFile, endings, format_of
+from detector.export.formats import FORMATS, INSTALL, ExportedFile, endings, format_of, refuse_elsewhere
 from detector.export.metadata import resize_advice
 from detector.postprocess import Detections
 from errors import InputError, first_line
@@ -50,9 +52,7 @@ def score_exported(
     fixed = [key for key in keys_of(overrides) if key.startswith("eval.") and key not in _FREE]
     if fixed:
         raise InputError(f"{fixed[0]}: {OPTION} {file} has its own; give it to export.py")
-    elsewhere = [word for word in overrides if word.startswith(("train.device=", "train.amp="))]
-    if any(word not in ("train.device=cpu", "train.amp=off") for word in elsewhere):
-        raise InputError(f"{elsewhere[0]}: {OPTION} {file} is run on the CPU, in the precision that is in it")
+    refuse_elsewhere(overrides, f"{OPTION} {file} is run on the CPU, in the precision that is in it")
     c = open_checkpoint(model, [*overrides, "train.device=cpu", "train.amp=off"])
     if with_ids:
         refuse_without_ids(c.config.data, split)
@@ -105,19 +105,36 @@ def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: Detec
 
     def run(images: Tensor) -> list[Detections]:
         try:
-            boxes, scores, labels, counts = map(torch.from_numpy, exported(images.contiguous().numpy()))
+            boxes, scores, labels, counts = exported(images.contiguous().numpy())
         except Exception as error:  # each runtime raises its own
             raise InputError(f"{OPTION}: {file} cannot be run on these images: {first_line(error)}") from None
         if labels.max() >= len(c.classes):
             raise InputError(f"{OPTION}: {file} finds more classes than the {len(c.classes)} of {c.file}")
-        return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
+        if tiling is not None and calibration is not None:  # tiles are joined by raw scores, as they are here
+            scores = calibration.inverse(scores.astype(np.float64), labels)
+        arrays = [torch.from_numpy(array) for array in (boxes, scores, labels)]
+        return [Detections(*(array[i, :n] for array in arrays)) for i, n in enumerate(counts.tolist())]
 
+    told = exported.told.get("calibration")
+    calibration = Calibration.from_plain(told, len(c.classes)) if told else None
     # Tiles are joined by the limits that hold in each of them.
     limits = {name: exported.told.get(name) for name in ("nms_threshold", "detections_per_img")}
     known = {name: limit for name, limit in limits.items() if limit is not None}
     tiling = build_tiling(c.config.eval.model_copy(update=known))
     batches = batches_to_score(c, records, file)
-    scores = score(c.config, records, join_predictions([*detect_batches(batches, c.device, detect, tiling)]))
+    found = join_predictions([*detect_batches(batches, c.device, detect, tiling)])
+    if tiling is not None and calibration is not None:
+        found = replace(found, scores=calibration(found.scores, found.labels))
+    scores = score(c.config, records, found)
     # Its scores are those after calibration, where there is one: none are raw.
     scores = replace(scores, calibration={"calibration_error": scores.calibration["calibration_error_raw"]})
-    return checkpoint_scores(c, file, records, scores)
+    done = checkpoint_scores(c, file, records, scores)
+    mine = dict(zip(c.classes, exported.told.get("thresholds", c.thresholds), strict=True))
+    if mine == done.thresholds:
+        return done
+    log.warning(
+        "%s has a calibration or thresholds of its own, not those of %s; it is judged at its own",
+        file,
+        c.file,
+    )
+    return replace(done, thresholds=mine, fitted=False)

@@ -11,9 +11,9 @@ from detector.builders.losses import box_std
 from detector.checkpoint import find_checkpoint
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.export.check import check_detections, check_raw, pictures
-from detector.export.formats import FORMATS, OUTPUTS, endings, format_of, require_packages
+from detector.export.formats import FORMATS, OUTPUTS, endings, format_of, refuse_elsewhere, require_packages
 from detector.export.graph import DetectionGraph, HeadsGraph
-from detector.export.metadata import metadata
+from detector.export.metadata import PROJECT, metadata
 from detector.export.probabilities import Probabilities
 from detector.output import check_output, temporary_of, write_bytes
 from errors import InputError
@@ -62,13 +62,16 @@ def export(
             f"--output: {file} is there and does not end in {FORMATS[form].suffix}, so it may be something "
             "else; name a file that ends so, or a new one"
         )
+    if file.exists() and PROJECT.encode() not in file.read_bytes():  # neither format packs its metadata
+        raise InputError(f"--output: {file} holds something else than an earlier export; name another file")
     probe = temporary_of(file)
     try:
         probe.touch()  # before the work, which takes minutes
         probe.unlink()
     except OSError as error:
         raise InputError(f"--output: cannot write {file}: {error.strerror}") from None
-    # In float32 on the CPU, as the graph is written.
+    refuse_elsewhere(overrides, "a file is written in float32, on the CPU")
+    # As the graph is written.
     checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
     if checkpoint.config.eval.flip:
         raise InputError(

@@ -212,10 +212,16 @@ def test_calibration_changes_scores_and_no_metric() -> None:
     assert calibration is not None and len(set(calibration.maps)) > 1
     probabilities = calibration(predictions.scores, predictions.labels)
     assert np.abs(probabilities - predictions.scores).max() > 0.1
-    assert evaluate_coco(records, replace(predictions, scores=probabilities)).summary == plain.summary
+    anew = evaluate_coco(records, replace(predictions, scores=probabilities))
+    assert anew.summary == plain.summary
     scores = Scores(predictions, plain, {}, {}).calibrated(calibration)
     assert scores.coco.summary == plain.summary
     assert (scores.predictions.scores == probabilities).all()
+    # Across classes the order does change, and what is told of it: the worst, and what their errors cost.
+    assert scores.coco.errors == anew.errors
+    assert not np.array_equal(scores.coco.matching.order, plain.matching.order)
+    falling = scores.coco.material.found.scores[scores.coco.matching.order]
+    assert (np.diff(falling) <= 0).all()
 
 
 def test_matched_tells_right_from_wrong_and_leaves_out_what_counts_for_nothing(tmp_path: Path) -> None:

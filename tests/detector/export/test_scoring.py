@@ -11,6 +11,7 @@ import torch
 import evaluate
 import export
 import train
+from detector.evaluation.checkpoint import open_checkpoint
 from detector.export.formats import torch_serves
 from tests.builders import TINY_MODEL, coco_of_sizes
 from tests.runs import assert_refused, call
@@ -69,6 +70,25 @@ def test_tiles_are_joined_by_the_limits_of_the_file(place: Path) -> None:
     given, _ = found(place, "few", "--exported", "few.torchscript", *tiles)
     more, _ = found(place, "more", "--exported", "model.torchscript", *tiles)
     assert len(given) == len(expected) < len(more)
+    # The best of all tiles are those by raw scores: its own are calibrated, each class otherwise.
+    for one, other in zip(expected, given, strict=True):
+        assert one["category_id"] == other["category_id"]
+        assert other["score"] == pytest.approx(one["score"], abs=1e-4)
+
+
+def test_a_file_is_judged_at_thresholds_of_its_own(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Raw scores lie where the thresholds for calibrated ones find nothing, or all."""
+    words = ("run", "eval.calibrate=false", "--output", "uncalibrated.torchscript")
+    assert call(export.main, *words, cwd=place).code == 0
+    caplog.clear()
+    found(place, "own", "--exported", "uncalibrated.torchscript")
+    metrics = json.loads((place / "own.metrics.json").read_text())
+    raw = open_checkpoint(place / "run", ["eval.calibrate=false"])
+    assert {n: one["threshold"] for n, one in metrics["at_thresholds"].items()} == dict(
+        zip(raw.classes, raw.thresholds, strict=True)
+    )
+    assert raw.thresholds != open_checkpoint(place / "run", []).thresholds
+    assert "thresholds of its own" in caplog.text
 
 
 def test_the_report_names_the_file(place: Path) -> None:
