@@ -69,6 +69,8 @@ def used_categories(
     if classes is None:
         classes = tuple(sorted(ids, key=lambda name: ids[name]))
     if not classes:
+        if faults:  # each of those that there are
+            raise InputError(str(faults[-1]))
         raise InputError(f"{source} lists no categories")
     say_what_is_missing(classes, ids, source)
     numbers = [ids.get(name, unlisted_id(k)) for k, name in enumerate(classes)]

@@ -168,6 +168,9 @@ def _others_than(annotations: Path) -> str:
     """What to do where the file is not there."""
     there = sorted(path.name for path in annotations.parent.glob("[!.]*.json"))
     if not there:
+        beside = sorted(path.name for path in annotations.parent.parent.glob("[!.]*.json"))
+        if annotations.name in beside:
+            return "; it lies one folder higher: set data.annotations={split}.json"
         remedy = "set data.annotations=FILE, below data.root, with {split} for the name of the split"
         return f"; {_other_layout(annotations.parent.parent) or remedy}"
     if len(there) == 1:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # Beside the main process only errors are logged; but each process has images of its own.
 log.setLevel(logging.WARNING)
 
+# What the system and Python say where files are handed over: the memory of batches is such.
+_TOO_MANY_FILES = ("Too many open files", "ancdata")
 _GONE_WITHIN_S = 1.0  # a process whose connections are closed
 # What DataLoader says of a loading process that is no more.
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
@@ -99,6 +101,11 @@ def _checked(
         except (RuntimeError, OSError, EOFError) as error:
             dead = _dead_workers(loader, error)
             if not dead:
+                if any(words in str(error) for words in _TOO_MANY_FILES):
+                    raise InputError(
+                        "too many files are open between the loading processes and this one; allow more "
+                        "(ulimit -n 4096), or set a lower data.workers"
+                    ) from None
                 raise
             raise InputError(_death(loader.dataset, dead if batches else [])) from None  # or it read nothing
         if batch is None:

@@ -16,6 +16,7 @@ from data.own_transforms import IoUCrop, ResizeWithin, ZoomOut
 from data.transform_list import make_transforms, mosaic_of
 from errors import InputError
 
+_WHOLE = 0.999
 _LEAST_SIDE = 4  # pixels of an image, resized for evaluation
 
 
@@ -45,6 +46,8 @@ class Pipeline:
         geometry: bool = False,
     ) -> None:
         self._mosaic = mosaic_of(transforms, key)
+        # Of a box that is left whole albumentations finds a little less than 1.
+        min_visibility = min(min_visibility, _WHOLE)
         self.draws_others, self._min_visibility = self._mosaic is not None, min_visibility
         steps = make_transforms(transforms, key, after=1 if self._mosaic else 0)
         if geometry:

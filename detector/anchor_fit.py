@@ -44,6 +44,8 @@ class SeenBoxes:
 
     boxes: Tensor  # float32 [G, 4] xyxy pixels of the augmented image
     image_sizes: Tensor  # int64 [G, 2] height and width of that image, padded to a multiple of 32
+    samples: int = 0  # of images that have objects
+    emptied: int = 0  # of these, how many show none any more
 
 
 def level_ious(seen: SeenBoxes, shapes: AnchorShapes) -> Tensor:

@@ -140,6 +140,11 @@ KINDS: dict[str, Kind] = {
         "many boxes have no anchor that fits",
         "take the sizes and ratios that --dry-run prints; where it finds none, larger images",
     ),
+    "objects-lost": Kind(
+        _W,
+        "augmentation leaves no object in most samples, so that there is little to learn from",
+        "a milder one; crops that keep an object are IoUCrop and, of large images, AtLeastOneBBoxRandomCrop",
+    ),
     "size-not-learnt": Kind(
         _W,
         "evaluation shows objects at another size than was learnt",

@@ -79,13 +79,26 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     else:
         raise InputError(
             f"{path} is no COCO instances file (.json), no folder with Annotations/*.xml (VOC) and none with "
-            "data.yaml (YOLO)" + (f"; of COCO name the file: {files[0]}" if files else "")
+            f"data.yaml (YOLO){_beside(path, files)}"
         )
     if not len(whole.records):
         raise InputError(f"{path} lists no images")
     if not len(whole.records.boxes):
         raise InputError(f"{path}: not one image has a box; see that the annotations are where they belong")
     return whole
+
+
+def _beside(path: Path, files: Sequence[Path]) -> str:
+    """What there is instead, and what can be done about it; or ""."""
+    if files:
+        return f"; of COCO name the file: {files[0]}"
+    folders = sorted({file.parent.name for file in path.glob("[!.]*/[!.]*.xml")})
+    if not folders:
+        return ""
+    return (
+        f"; folders in it have XML files ({some_of(folders, 3)}): move these into {path / 'Annotations'}, "
+        "and the images into JPEGImages beside it, each folder as it is"
+    )
 
 
 def _read(read: Callable[[Raised], DetectionSet]) -> DetectionSet:

@@ -41,7 +41,7 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
         raise InputError("matcher.negative_iou: 0 leaves no anchor negative; a value above it is wanted")
     objective = build_objective(config.loss, box_std(config, device), exchange)
     share = None
-    if config.loss.name in ("ap", "alrp", "rank_sort"):
+    if config.loss.ranks:
         by_class = config.loss.name == "ap" and config.loss.class_by_class
         share = partial(
             ranked_share, delta=ranking_delta(config.loss), class_by_class=by_class, exchange=exchange

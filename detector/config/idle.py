@@ -8,8 +8,6 @@ from detector.config.fields import leaf_values
 
 log = logging.getLogger(__name__)
 
-_RANKING = ("ap", "alrp", "rank_sort")
-
 
 def warn_of_idle_settings(config: Config, overrides: Iterable[str], of_file: Iterable[str] = ()) -> None:
     """Warn of each key that changes nothing with the others, unless it is as by default.
@@ -61,7 +59,7 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
     if c.matcher.name == "iou":  # with atss its thresholds still say how anchors are judged
         yield from _with("matcher.name=iou", "matcher.candidates")
     loss = f"loss.name={c.loss.name}"
-    if c.loss.name not in _RANKING:
+    if not c.loss.ranks:
         yield from _with(loss, "loss.delta")
     if c.loss.name != "ap":
         yield from _with(loss, "loss.interpolated", "loss.class_by_class")

@@ -122,6 +122,11 @@ class LossConfig(Section):
     box_weight: NonNegative = Field(1.0, description="weight of the box loss in the sum")
     smooth_l1_beta: Positive = Field(1.0, description="where smooth-L1 turns from square to line")
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it leaves the scale of the scores free."""
+        return self.name in ("ap", "alrp", "rank_sort")
+
     @field_validator("delta")
     @classmethod
     def _not_tiny(cls, value: float | None) -> float | None:

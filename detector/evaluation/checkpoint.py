@@ -239,7 +239,28 @@ def evaluate_checkpoint(
     c = open_checkpoint(path, overrides)
     if with_ids:
         refuse_without_ids(c.config.data, split)
-    return score_checkpoint(c, build_set(c.config.data, split, c.classes))
+    records = build_set(c.config.data, split, c.classes)
+    warn_of_learnt_images(c, records, overrides, split)
+    return score_checkpoint(c, records)
+
+
+def warn_of_learnt_images(
+    c: OpenCheckpoint, records: DetectionSet, overrides: Sequence[str], split: str
+) -> None:
+    """Another split than that of the run may hold images that it was trained on: of another fold, say."""
+    if f"data.splits.{split}" not in keys_of(overrides):
+        return  # as the training had it, whose check has spoken
+    as_trained = c.config.data.model_copy(update={"splits": c.trained.splits})
+    try:
+        learnt = {Path(file).resolve() for file in build_set(as_trained, "train", c.classes).files}
+    except InputError:
+        return  # it is not there any more
+    shared = sum(Path(file).resolve() in learnt for file in records.files)
+    if shared:
+        log.warning(
+            "%s was trained on %d of these %d images: it scores better on them than on others",
+            c.file, shared, len(records),
+        )  # fmt: skip
 
 
 def refuse_without_ids(data: DataConfig, split: str) -> None:

@@ -19,7 +19,7 @@ from data.sample import DetectionSet
 from detector.builders.data import build_set
 from detector.config import Config
 from detector.config.fields import leaf_values
-from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
+from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint, warn_of_learnt_images
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.table import aligned, letters
 from detector.evaluation.tally import Tally, average_precision
@@ -107,8 +107,10 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
         if difference:
             raise InputError(
                 f"{path} cannot be compared with {paths[0]}: {difference}; compare runs of one data set, or "
-                "set data.root and data.splits for all"
+                "set data.root and data.splits for all (folds: --mean)"
             )
+    for one, records in zip(opened, sets, strict=True):
+        warn_of_learnt_images(one, records, overrides, split)
     tallies = [
         score_checkpoint(c, records).scores.coco.tally for c, records in zip(opened, sets, strict=True)
     ]
@@ -282,18 +284,20 @@ def _plain(intervals: dict[str, Interval], of_differences: bool = False) -> dict
 
 def _difference(first: DetectionSet, other: DetectionSet) -> str | None:
     """In what two sets differ, in words; None where they are the same images with the same gt boxes."""
-    if first.classes != other.classes:
+    if set(first.classes) != set(other.classes):
         return f"its classes are {', '.join(other.classes)}, there {', '.join(first.classes)}"
     if len(first) != len(other):
         return f"it has {len(other)} images, there {len(first)}"
     for mine, theirs in zip(other.files, first.files, strict=True):
         if Path(mine).name != Path(theirs).name:
             return f"its images differ, e.g. {mine} and {theirs}"
+    # Their order may be another: `compare` goes by the names.
+    labels = np.array([first.classes.index(name) for name in other.classes])[other.labels]
     same = (
         np.array_equal(first.image_ids, other.image_ids)
         and np.array_equal(first.offsets, other.offsets)
         and np.array_equal(first.boxes, other.boxes)
-        and np.array_equal(first.labels, other.labels)
+        and np.array_equal(first.labels, labels)
         and np.array_equal(first.ignore, other.ignore)
     )
     return None if same else "the gt boxes of the same images differ"

@@ -4,6 +4,7 @@ Where `comparison` tells which of two detectors is better on the images at hand,
 be expected to give: its spread comes of the training itself and, over folds, of the images too.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from detector.builders.data import build_set
+from detector.config import Config
 from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
 from detector.evaluation.coco import CocoResult, evaluate_files
+from detector.evaluation.comparison import differing
 from detector.evaluation.table import aligned, letters
 from errors import InputError, some_of
+
+log = logging.getLogger(__name__)
 
 _METRICS = ("AP", "AP50", "AP75")
 
@@ -62,9 +67,21 @@ def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split
                 f"{path} and {paths[0]} make no mean: its classes are {some_of(one.classes, 9)}, there "
                 f"{some_of(opened[0].classes, 9)}"
             )
+    _warn_of_other_recipes(paths, [one.config for one in opened])
     sets = [build_set(one.config.data, split, one.classes) for one in opened]
     results = [score_checkpoint(one, records).scores.coco for one, records in zip(opened, sets, strict=True)]
     return _spread([str(path) for path in paths], [len(records) for records in sets], results)
+
+
+def _warn_of_other_recipes(paths: Sequence[Path], configs: Sequence[Config]) -> None:
+    """A mean of different recipes, or of one run twice, is none of either's."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        log.warning("--mean: a run is given twice, and counts twice")
+    settings = differing(configs)
+    keys = [key for key in settings[0] if not key.startswith("data.splits.") and key != "train.seed"]
+    if keys:
+        what = some_of([f"{key} ({', '.join(str(one[key]) for one in settings)})" for key in keys], 3)
+        log.warning("--mean: the runs differ in more than folds and seeds: %s", what)
 
 
 def spread_of_files(results: Sequence[Path], annotations: Path) -> Spread:

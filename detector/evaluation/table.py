@@ -13,7 +13,8 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
 
     most: classes that are shown, those with most gt boxes; all unless given.
     """
-    shown = result.per_class
+    there = {name: one for name, one in result.per_class.items() if one.gt_boxes}
+    shown = there = there or result.per_class
     if most is not None and len(shown) > most:
         common = sorted(shown, key=lambda name: -shown[name].gt_boxes)[:most]
         shown = {name: one for name, one in shown.items() if name in set(common)}
@@ -30,9 +31,10 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
             f"{name:{width}}  {one.ap:6.3f}  {one.ap50:6.3f}  {one.ap75:6.3f}  {one.gt_boxes:6d}  "
             f"{one.best_f1:7.3f}  {one.best_precision:6.3f}  {one.best_recall:6.3f}  {at}"
         )
-    if len(shown) < len(result.per_class):
-        rest = len(result.per_class) - len(shown)
+    if rest := len(there) - len(shown):
         rows.append(f"... and {rest} more, with fewer gt boxes: evaluate.py shows all")
+    if without := len(result.per_class) - len(there):
+        rows.append(f"{without} class{'es' * (without > 1)} without gt boxes")
     if result.chosen:
         rows.append(f"at the thresholds {result.chosen.of}:")
         rows += _at_chosen(result, [*shown], width)

@@ -66,16 +66,19 @@ def seen_boxes(
     rows = torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:images].tolist()
     there = sum(int((~records.ignore[records.offsets[row] : records.offsets[row + 1]]).sum()) for row in rows)
     boxes, sizes = [torch.zeros(0, 4)], [torch.zeros(0, 2, dtype=torch.int64)]
+    samples = emptied = 0
     for draw in range(_DRAWS):
         for row in rows:
             sample = dataset.sample(epoch + 2 * draw, row)
             mine = torch.from_numpy(sample.boxes[~sample.ignore])
             padded = -(-torch.tensor(sample.image.shape[:2]) // SIZE_DIVISOR) * SIZE_DIVISOR
+            if not records.ignore[records.offsets[row] : records.offsets[row + 1]].all():
+                samples, emptied = samples + 1, emptied + (len(mine) == 0)
             boxes.append(mine)
             sizes.append(padded.expand(len(mine), 2))
         if sum(map(len, boxes)) >= min(_ENOUGH, there / 2):
             break
-    return SeenBoxes(torch.cat(boxes), torch.cat(sizes))
+    return SeenBoxes(torch.cat(boxes), torch.cat(sizes), samples, emptied)
 
 
 def measure_anchors(

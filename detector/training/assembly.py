@@ -36,6 +36,7 @@ from detector.training.assembly_checks import (
     warn_of_crowds,
     warn_of_no_repeats,
     warn_of_schedule,
+    warn_of_score_threshold,
     warn_of_slow_bf16,
 )
 from detector.training.compilation import compile_parts
@@ -108,6 +109,7 @@ def assemble(
         warn_of_schedule(config, batches.steps * train.epochs)
         warn_of_batches(config, batches.length)
         warn_of_crowds(config, val_set)
+        warn_of_score_threshold(config)
         warn_of_tiles(config, val_set)
     cache = processes.main_first(lambda: build_cache(data, train_set))  # on a disk without locks too
     skip = data.on_error == "skip"

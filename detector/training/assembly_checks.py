@@ -16,6 +16,7 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
+_HIGH_SCORE = 0.2
 _TRIES = 8  # what is applied to every second image has come up by then
 
 
@@ -49,6 +50,16 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
             "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; set %d, say",
             schedule.warmup_steps, total_steps, total_steps // 10,
         )  # fmt: skip
+
+
+def warn_of_score_threshold(config: Config) -> None:
+    """One from another trainer, whose scores have a scale."""
+    if config.loss.ranks and config.eval.score_threshold > _HIGH_SCORE:
+        log.warning(
+            "eval.score_threshold=%g cuts raw scores, whose scale a ranking loss leaves free: AP may lose "
+            "much or all; leave it out (predict.py --threshold cuts what is shown)",
+            config.eval.score_threshold,
+        )
 
 
 def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:

@@ -26,6 +26,7 @@ _NOUNS = {"voc": "object", "yolo": "line"}
 _LINES_BEFORE_TRAINING = 5
 _PIXELS_BEFORE_TRAINING = 2e7  # of blank images that are augmented: a fraction of a second
 _LEAST_IMAGES, _MOST_IMAGES = 8, 64
+_MOSTLY = 0.5  # of the samples
 _OTHER_SIZE = 2.0  # objects so many times as large were hardly learnt; augmentation spreads their sizes
 
 
@@ -60,7 +61,7 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
     train = _without(sets["train"], faulty) if "train" in sets else None
     if train is not None and len(train.boxes):
         fit = measure_anchors(train, config)
-        spots += [*_anchor_spots(fit), *_scale_spots(fit, train, config)]
+        spots += [*_emptied_spots(fit), *_anchor_spots(fit), *_scale_spots(fit, train, config)]
         anchors = _anchor_report(fit)
     summaries = {name: summarise(records, facts[name]) for name, records in sets.items()}
     findings = tuple(gather(spots))
@@ -73,7 +74,7 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
     pixels = float(train.sizes.prod(axis=1).mean())
     images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
     fit = measure_anchors(train, config, images, search=False)
-    spots += [*_anchor_spots(fit), *_scale_spots(fit, train, config, images)]
+    spots += [*_emptied_spots(fit), *_anchor_spots(fit), *_scale_spots(fit, train, config, images)]
     found = [finding for finding in gather(spots) if finding.kind.level < Level.NOTE]
     for finding in found[:_LINES_BEFORE_TRAINING]:
         first, more = finding.spots[0].text, len(finding.spots) - 1
@@ -141,6 +142,17 @@ def _resize(config: Config) -> Resize:
         return height, width
 
     return resize
+
+
+def _emptied_spots(fit: AnchorFit) -> list[Spot]:
+    seen = fit.seen
+    if seen.emptied <= _MOSTLY * seen.samples:
+        return []
+    text = (
+        f"data.transforms.train leaves no object in {100 * seen.emptied / seen.samples:.0f} % of samples of "
+        f"images that have some ({seen.samples} drawn)"
+    )
+    return [Spot("objects-lost", text, "train")]
 
 
 def _anchor_spots(fit: AnchorFit) -> list[Spot]:

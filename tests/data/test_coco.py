@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.categories import used_categories
 from data.coco import load_coco
+from data.faults import DataFault
 from data.sample import is_listed
 from errors import InputError
 from tests.builders import coco_dict, write_image
@@ -578,3 +580,12 @@ def test_reading_leaves_the_garbage_collector_on(tmp_path, content):
     assert gc.isenabled()
     error_of(tmp_path, json.dumps(content)[:-20])
     assert gc.isenabled()
+
+
+def test_a_category_without_a_name_and_a_file_one_folder_higher_are_told(tmp_path: Path) -> None:
+    faults: list[DataFault] = []
+    with pytest.raises(InputError, match=r"a category in .* 'name'"):
+        used_categories([{"id": 1}], None, "train.json", faults)
+    (tmp_path / "train.json").write_text("{}")
+    with pytest.raises(InputError, match=r"set data\.annotations=\{split\}\.json"):
+        load_coco(tmp_path / "annotations" / "train.json", tmp_path)

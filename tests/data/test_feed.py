@@ -186,6 +186,21 @@ def test_a_fault_of_the_program_is_not_taken_for_a_loading_process_that_died(
         epoch(records, workers)
 
 
+@pytest.mark.parametrize("said", ["[Errno 24] Too many open files", "received 0 items of ancdata"])
+def test_too_many_open_files_are_told_with_what_to_do(
+    records: DetectionSet, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What multiprocessing raises where batches are handed over."""
+
+    def fail(path: Path, size: Any) -> Any:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("data.feed._GONE_WITHIN_S", 0.05)
+    monkeypatch.setattr("data.loader.read_image", fail)
+    with pytest.raises(InputError, match=r"^too many files are open .*ulimit -n 4096.* data\.workers"):
+        epoch(records, 0)
+
+
 def test_loading_processes_are_started_before_the_first_batch_is_asked_for(records: DetectionSet) -> None:
     """Whoever breaks off the waiting for it must not meet their start."""
     before = {child.pid for child in multiprocessing.active_children()}

@@ -435,3 +435,10 @@ def test_a_write_that_fails_leaves_no_part(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "replace", full)
     assert_refused(main, ("set/annotations/all.json",), tmp_path, "val.json", "No space left")
+
+
+def test_xml_files_in_folders_of_their_own_are_told_what_to_do_with(tmp_path: Path) -> None:
+    write_image(tmp_path / "day 1" / "a.png")
+    (tmp_path / "day 1" / "a.xml").write_text("<annotation/>")
+    words = "folders in it have XML files (day 1): move these into"
+    assert_refused(main, (str(tmp_path),), tmp_path, words, "Annotations")

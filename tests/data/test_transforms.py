@@ -385,6 +385,18 @@ def test_transforms_draw_independently_of_each_other(transforms):
         assert abs(corners.count(corner) - tries / 4) < 5 * deviation
 
 
+def test_whole_boxes_stay_where_only_whole_ones_are_wanted():
+    strict = pipeline(
+        "HorizontalFlip", {"RandomCrop": {"height": 100, "width": 140, "p": 0.5}}, min_visibility=1.0
+    )
+    kept = [strict(painted(), BOXES, seed) for seed in SEEDS]
+    sides = (BOXES[:, 2:] - BOXES[:, :2]).prod(1)
+    assert sum(len(rows) for _, _, rows in kept) > len(SEEDS)
+    assert min(len(rows) for _, _, rows in kept) < 3
+    for _, boxes, rows in kept:
+        np.testing.assert_allclose((boxes[:, 2:] - boxes[:, :2]).prod(1), sides[rows], rtol=1e-3)
+
+
 def test_given_image_and_boxes_are_not_changed():
     image, boxes = painted(), BOXES.copy()
     for seed in range(5):

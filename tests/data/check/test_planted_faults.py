@@ -151,6 +151,17 @@ def test_objects_that_evaluation_shows_at_another_size_are_found(root: Path) -> 
         assert [finding.code for finding in report.findings] == codes
 
 
+def test_objects_that_crops_leave_out_are_told(root: Path) -> None:
+    """Oracle: what is left of all in a corner that has none, and of all where nothing is cropped."""
+    nowhere = "data.transforms.train=[{Affine: {scale: 0.01, p: P}}]"
+    for p, told in ((1, True), (0.2, False)):
+        report = examined(root, nowhere.replace("P", str(p)), "matcher.name=atss").report
+        found = {finding.code: finding.spots[0].text for finding in report.findings}
+        assert ("objects-lost" in found) == told
+        if told:
+            assert "leaves no object in 100 % of samples" in found["objects-lost"]
+
+
 def test_all_faults_are_found_in_one_pass(root: Path) -> None:
     """Each of these but the last ends a training's reading at once."""
     several = ["a missing image", "another size", "a negative width", "an unknown image", "a class twice"]

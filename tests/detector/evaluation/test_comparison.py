@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +319,29 @@ def test_runs_are_compared_at_the_command_line(run: Path, tmp_path: Path) -> Non
     assert (first["name"], second["name"]) == (str(run), "again")
     assert second["AP"] == first["AP"]
     assert second["difference"]["AP"] == {"value": 0, "low": 0, "high": 0, "excludes_zero": False}
+
+
+def test_the_same_classes_in_another_order_are_compared(run: Path, tmp_path: Path) -> None:
+    words = ("train.epochs=1", "data.classes=[dog, cat]")
+    Trainer(tiny_config(run.parent / "set", tmp_path / "other", *words), "test").run()
+    outcome = call(door.main, str(run), "other", "--output", "out.json", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    alone = call(door.main, "other", "--output", "alone.json", cwd=tmp_path)
+    assert alone.code == 0
+    compared = json.loads((tmp_path / "out.json").read_text())["runs"][1]["per_class"]
+    for name, one in json.loads((tmp_path / "alone.json").read_text())["per_class"].items():
+        assert compared[name]["value"] == pytest.approx(one["AP"], abs=1e-12)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_images_that_a_run_has_learnt_are_told(
+    run: Path, tmp_path: Path, several: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [str(run)] * (1 + several)
+    assert call(door.main, *runs, cwd=tmp_path).code == 0
+    assert "was trained on" not in caplog.text
+    assert call(door.main, *runs, "data.splits.val=train", cwd=tmp_path).code == 0
+    assert re.search(r"was trained on (\d+) of these \1 images", caplog.text)
 
 
 def test_runs_of_other_data_are_refused_with_what_differs(run: Path, tmp_path: Path) -> None:

@@ -80,3 +80,22 @@ def test_what_makes_no_mean_is_one_line(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "other.pt")
     outcome = call(door.main, "run", "other.pt", "--mean", cwd=tmp_path)
     assert_one_line(outcome, "other.pt and run make no mean", "other ")
+
+
+def test_a_mean_of_different_recipes_and_of_one_run_twice_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = small_coco(tmp_path / "set")
+    runs = {"one": (), "seed": ("train.seed=7",), "lr": ("optimizer.lr=0.5", "train.seed=8")}
+    for name, words in runs.items():
+        Trainer(tiny_config(root, tmp_path / name, "train.epochs=1", *words), "test").run()
+    usual = json.dumps(tiny_config(root, tmp_path).optimizer.lr)
+    for several, said in (
+        (("one", "seed"), ()),
+        (("one", "lr"), ("differ in more than folds and seeds", f"optimizer.lr ({usual}, 0.5)")),
+        (("one", "seed", "./one"), ("given twice",)),
+    ):
+        caplog.clear()
+        assert call(door.main, *several, "--mean", cwd=tmp_path).code == 0
+        assert len(caplog.messages) == bool(said)
+        assert all(part in caplog.text for part in said)

@@ -1,5 +1,6 @@
 """The metrics of an evaluation as text."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,15 @@ def test_of_many_classes_the_most_common_have_a_line(tmp_path: Path) -> None:
         return [
             line.split("  ")[0] for line in lines[4 : lines.index(next(x for x in lines if "AP50 to" in x))]
         ]
+
+    without = replace(result.per_class["cat"], gt_boxes=0)
+    others = {f"class {k}": without for k in range(99)}
+    padded = replace(result, per_class={**result.per_class, **others})
+    text = metrics_table(padded, {}, "title", None)
+    assert "class 7" not in text and "99 classes without gt boxes" in text
+    assert "99 classes" in metrics_table(padded, {}, "title", 3)
+    nothing = metrics_table(replace(result, per_class={"cat": without}), {}, "title", None)
+    assert "\ncat" in nothing and "without gt boxes" not in nothing
 
     assert shown(None) == shown(3)
     assert [name.strip() for name in shown(3)] == ["cat", "dog", "a bird"]

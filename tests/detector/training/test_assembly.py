@@ -323,6 +323,20 @@ def test_batches_that_do_not_fit_the_set_are_said(
     assert len(of_batches) == bool(said) and said in "".join(of_batches)
 
 
+def test_a_high_score_threshold_is_warned_of_where_scores_have_no_scale(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = small_coco(tmp_path / "set", 4)
+    for words, said in (
+        (["eval.score_threshold=0.5"], True),
+        (["eval.score_threshold=0.05"], False),
+        (["eval.score_threshold=0.5", "loss.name=focal"], False),
+    ):
+        caplog.clear()
+        Trainer(tiny_config(root, tmp_path / "run", *words), "test")
+        assert ("eval.score_threshold=0.5 cuts raw scores" in caplog.text) == said
+
+
 def test_group_norm_on_frozen_imagenet_weights_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
