@@ -28,7 +28,14 @@ def entries(run: Path) -> list[str]:
 def test_all_that_was_said_is_kept_also_what_was_said_before_there_was_a_run(tmp_path: Path) -> None:
     """The warning of a setting comes before the data are read."""
     root = small_coco(tmp_path / "set", 8)
-    words = ("data.format=coco", f"data.root={root}", *TINY_MODEL, "train.log_every=2", "train.epochs=2")
+    words = (
+        "data.format=coco",
+        f"data.root={root}",
+        *TINY_MODEL,
+        "train.log_every=2",
+        "train.epochs=2",
+        "schedule.image_scales=[1]",
+    )
     run = tmp_path / "run"
     outcome = call(
         door.main, *words, "schedule.gamma=0.5", "train.eval_every=1", f"run.dir={run}", cwd=tmp_path
