@@ -95,9 +95,5 @@ def _loss_and_gradient(
     exact = ranking.f.dtype
     if len(ranking) == 0:
         return logits.new_zeros((), dtype=exact), torch.zeros_like(logits)
-    b = ranking.above_negatives
-    # One minus precision, but where it is small no digits are lost. A positive counts itself as 1.
-    error = b / ranking.above_positives().add_(0.5).add_(b)
-    if interpolated:
-        error = error.cummin(0).values  # f ascends: the best precision at or below
-    return error.mean().to(exact), ranking.gradient(error).view(logits.shape)
+    errors, mean = ranking.imprecision(interpolated)
+    return mean.to(exact), ranking.gradient(errors).view(logits.shape)

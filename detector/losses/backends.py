@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# A count of nothing, to divide no error by.
+_TINY = 1e-300
+
 
 class Survey(NamedTuple):
     """What there is among the logits and targets of a batch."""
@@ -71,6 +74,26 @@ class Backend:
         """The positives of these steps, compared by their quality too: float64 [P], as f is ordered."""
         return SortedPositives(f.double(), quality, steps.delta)
 
+    def imprecision(
+        self, above_negatives: Tensor, above_positives: Tensor, interpolated: bool
+    ) -> tuple[Tensor, Tensor]:
+        """One minus the precision at each positive, float64 [P], and the mean of that, float64 [].
+
+        Args:
+            above_negatives, above_positives: float64 [P] in ascending order of the logits; of the positives
+                the second counts itself as a half.
+            interpolated: take the best precision at or below.
+        """
+        # Where it is small no digits are lost so. A positive counts itself as 1.
+        errors = above_negatives / above_positives.add(0.5).add_(above_negatives)
+        if interpolated:
+            errors = errors.cummin(0).values
+        return errors, errors.mean()
+
+    def shares(self, errors: Tensor, above: Tensor) -> Tensor:
+        """e_i / (P b_i), what each negative above positive i has of its error; float64 [P] each."""
+        return errors / above.clamp_min(_TINY).mul_(len(errors))
+
     def hand_out(self, errors: Tensor, order: Tensor, own: slice, places: Tensor, out: Tensor) -> None:
         """-e_i / P for each positive of this process, into its place in the gradient `out`.
 
@@ -103,6 +126,14 @@ class NumbaBackend(Backend):
     def pairs(self, steps: "Steps", f: Tensor, quality: Tensor) -> CompiledPairs:
         assert isinstance(steps, CompiledSteps)
         return CompiledPairs(steps, quality)
+
+    def imprecision(
+        self, above_negatives: Tensor, above_positives: Tensor, interpolated: bool
+    ) -> tuple[Tensor, Tensor]:
+        return compiled.imprecision(above_negatives, above_positives, interpolated)
+
+    def shares(self, errors: Tensor, above: Tensor) -> Tensor:
+        return compiled.shares_of(errors, above, _TINY)
 
     def hand_out(self, errors: Tensor, order: Tensor, own: slice, places: Tensor, out: Tensor) -> None:
         if out.dtype == torch.bfloat16:  # NumPy has none

@@ -18,9 +18,6 @@ MIN_DELTA = 1e-6
 # A wider one is all of float32's range, and its break points would be infinite.
 MAX_DELTA = 1e30
 
-# A count of nothing, to divide no error by.
-_TINY = 1e-300
-
 # So many times delta from 0 the steps drown in the rounding of float64, and a loss would seem perfect.
 _FARTHEST = 1e12
 
@@ -76,6 +73,10 @@ class BatchRanking:
         """The reverse: [P] in ascending order of f -> [p] in the order of `positives`."""
         return in_given_order(values, self._order)[self._own]
 
+    def imprecision(self, interpolated: bool) -> tuple[Tensor, Tensor]:
+        """One minus the precision at each positive, [P], and its mean, []; see `Backend.imprecision`."""
+        return self._backend.imprecision(self.above_negatives, self.above_positives(), interpolated)
+
     def above_positives(self, values: Tensor | None = None) -> Tensor:
         """sum_k v_k H(f_k - f_i) for non-negative values v [P], ones unless given; i itself as v_i / 2."""
         return self._steps.own_counts_above(values)
@@ -96,8 +97,7 @@ class BatchRanking:
 
         float16 logits get a float32 gradient: a negative's share is often too small for float16.
         """
-        above = self.above_negatives
-        weights = errors / above.clamp_min(_TINY).mul_(len(self))
+        weights = self._backend.shares(errors, self.above_negatives)
         half = self._logits.dtype == torch.float16
         gradient = self._negatives.pull(weights, self._dtype if half else self._logits.dtype)
         self._backend.hand_out(errors, self._order, self._own, self.positives, gradient)

@@ -76,6 +76,23 @@ def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     return ordered, order
 
 
+def imprecision(
+    above_negatives: Tensor, above_positives: Tensor, interpolated: bool
+) -> tuple[Tensor, Tensor]:
+    """See Backend.imprecision."""
+    errors, mean = torch.empty_like(above_negatives), above_negatives.new_empty(1)
+    counts = above_negatives.numpy(), above_positives.numpy()
+    step_loops.imprecision(*counts, interpolated, errors.numpy(), mean.numpy())
+    return errors, mean[0]
+
+
+def shares_of(errors: Tensor, above: Tensor, least: float) -> Tensor:
+    """See Backend.shares; least: what a count is at least taken for."""
+    weights = torch.empty_like(errors)
+    step_loops.shares(errors.numpy(), above.numpy(), least, weights.numpy())
+    return weights
+
+
 def hand_out(errors: Tensor, order: Tensor, own: slice, places: Tensor, out: Tensor) -> None:
     """-e_i / P for each positive of this process, into its place in the gradient `out`.
 

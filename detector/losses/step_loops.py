@@ -183,6 +183,29 @@ def counts_above(
 
 
 @compiled_loop
+def imprecision(
+    above_negatives: Array, above_positives: Array, interpolated: bool, errors: Array, mean: Array
+) -> None:
+    """See Backend.imprecision. mean: [1]."""
+    best, total = np.inf, 0.0
+    for i in range(len(errors)):
+        error = above_negatives[i] / (above_positives[i] + 0.5 + above_negatives[i])
+        if interpolated:
+            error = best = min(best, error)
+        errors[i] = error
+        total += error
+    mean[0] = total / len(errors)
+
+
+@compiled_loop
+def shares(errors: Array, above: Array, least: float, weights: Array) -> None:
+    """See Backend.shares."""
+    p = len(errors)
+    for i in range(p):
+        weights[i] = errors[i] / (max(above[i], least) * p)
+
+
+@compiled_loop
 def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Array) -> None:
     """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
     i, above_all = np.uint64(0), np.uint64(2 * len(centres))
