@@ -170,7 +170,10 @@ def _others_than(annotations: Path) -> str:
     if not there:
         beside = sorted(path.name for path in annotations.parent.parent.glob("[!.]*.json"))
         if annotations.name in beside:
-            return "; it lies one folder higher: set data.annotations={split}.json"
+            higher = annotations.parent.parent / annotations.name
+            return (
+                f"; {higher} does: set data.annotations, from data.root on and with {{split}} for the split"
+            )
         remedy = "set data.annotations=FILE, below data.root, with {split} for the name of the split"
         return f"; {_other_layout(annotations.parent.parent) or remedy}"
     if len(there) == 1:

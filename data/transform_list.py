@@ -96,7 +96,7 @@ def mosaic_of(transforms: Any, where: str) -> Mosaic | None:
         return None
     try:
         return _strict(Mosaic, parameters)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{where}[0]: Mosaic: {error}") from None
 
 

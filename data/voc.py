@@ -50,19 +50,19 @@ def voc_folders(root: Path) -> VocFolders:
         annotations = root
     if not annotations.is_dir():  # only then is it worth a look at all that is there
         folders = {path.parent for path in root.glob("[!.]*/[!.]*.xml")}
-        parts = sorted(folder for folder in folders if _has_images(folder))
+        parts = sorted(folder for folder in folders if has_images(folder))
         named = some_of([part.name for part in parts], 3)
         of_parts = f"; folders of splits are named in data.splits: here {named}" if parts else ""
         other = of_parts or looks_like(root) or "; is it of another data.format?"
         require_folder(annotations, "data.root (voc)", f"a VOC set has its XML files there{other}")
     images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
-    if images is None and _has_images(annotations):
+    if images is None and has_images(annotations):
         images = annotations
     require_folder(images or root / "JPEGImages", "data.root (voc)", "a VOC set has its images there")
     return VocFolders(root, annotations, images or root / "JPEGImages")
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
 
 

@@ -200,7 +200,10 @@ def _anchors_of(content: object) -> Mapping[str, Any] | None:
 def _alike(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
     """Whether there are as many anchors of nearly the same sizes and ratios."""
     for key in ("sizes", "ratios"):
-        one, other = (torch.tensor(anchors[key], dtype=torch.float64) for anchors in (theirs, mine))
+        try:
+            one, other = (torch.tensor(anchors[key], dtype=torch.float64) for anchors in (theirs, mine))
+        except (KeyError, ValueError, TypeError):  # of another program
+            return False
         if one.shape != other.shape or not torch.allclose(one, other, rtol=_SAME_SIDE, atol=0):
             return False
     return True

@@ -15,7 +15,7 @@ from data.faults import DataFault, Raised
 from data.images import files_below
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
-from data.voc import load_voc_images, pictures_by_stem, voc_folders, xml_files
+from data.voc import has_images, load_voc_images, pictures_by_stem, voc_folders, xml_files
 from data.yolo import load_yolo
 from data.yolo_index import index_file, read_index
 from errors import InputError, some_of
@@ -92,11 +92,16 @@ def _beside(path: Path, files: Sequence[Path]) -> str:
     """What there is instead, and what can be done about it; or ""."""
     if files:
         return f"; of COCO name the file: {files[0]}"
-    folders = sorted({file.parent.name for file in path.glob("[!.]*/[!.]*.xml")})
+    folders = sorted({file.parent for file in path.glob("[!.]*/[!.]*.xml")})
     if not folders:
         return ""
+    if not any(has_images(folder) for folder in folders):
+        return (
+            f"; {some_of([folder.name for folder in folders], 3)} has XML files: call it Annotations, and the "
+            "folder of the images JPEGImages"
+        )
     return (
-        f"; folders in it have XML files ({some_of(folders, 3)}): move these into {path / 'Annotations'}, "
+        f"; folders in it have XML files ({some_of([folder.name for folder in folders], 3)}): move these into {path / 'Annotations'}, "
         "and the images into JPEGImages beside it, each folder as it is"
     )
 

@@ -21,9 +21,6 @@ class AnchorConfig(Section):
     def _sizes_fit(self) -> "AnchorConfig":
         if len(self.sizes) != 5 or len({len(level) for level in self.sizes}) != 1 or not self.sizes[0]:
             raise ValueError("sizes: five lists (P3 to P7) of the same length are wanted")
-        for key, numbers in (*(("sizes", level) for level in self.sizes), ("ratios", self.ratios)):
-            if len(set(numbers)) < len(numbers):
-                raise ValueError(f"{key}: one of {numbers} is there twice: its anchors would count double")
         for size, ratio in product({size for level in self.sizes for size in level}, self.ratios):
             if size * min(ratio, 1 / ratio) ** 0.5 <= 1:  # a half on each side of the middle rounds to 0
                 raise ValueError(

@@ -250,9 +250,8 @@ def warn_of_learnt_images(
     """Another split than that of the run may hold images that it was trained on: of another fold, say."""
     if f"data.splits.{split}" not in keys_of(overrides):
         return  # as the training had it, whose check has spoken
-    as_trained = c.config.data.model_copy(update={"splits": c.trained.splits})
     try:
-        learnt = {Path(file).resolve() for file in build_set(as_trained, "train", c.classes).files}
+        learnt = {Path(file).resolve() for file in build_set(c.trained, "train", c.classes).files}
     except InputError:
         return  # it is not there any more
     shared = sum(Path(file).resolve() in learnt for file in records.files)

@@ -178,7 +178,7 @@ def comparison_table(comparison: Comparison, title: str) -> str:
     columns = letters(len(runs))
     across = len(runs) <= _ACROSS
     rows = _runs_across(runs, columns) if across else _runs_down(runs, columns)
-    more = 0 if across else len(runs[0].per_class) - _CLASSES
+    more = 0 if across else len(_classes_there(runs)) - _CLASSES
     return "\n".join(
         [
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
@@ -191,13 +191,18 @@ def comparison_table(comparison: Comparison, title: str) -> str:
     )
 
 
+def _classes_there(runs: list[RunResult]) -> list[str]:
+    """Those with gt boxes, which are the same for all runs."""
+    return [name for name, one in runs[0].per_class.items() if not np.isnan(one.value)]
+
+
 def _runs_across(runs: list[RunResult], names: list[str]) -> list[list[str]]:
     """A line for each metric and class, with its heading."""
     rows = [["", *names, *(f"{name} - A" for name in names[1:])]]
     for name in runs[0].metrics:
         own, others = [r.metrics[name] for r in runs], [r.differences[name] for r in runs[1:]]
         rows.append([name, *map(_cell, own), *map(_difference_cell, others)])
-    for name in runs[0].per_class:
+    for name in _classes_there(runs):
         own = [r.per_class[name] for r in runs]
         others = [r.per_class_differences[name] for r in runs[1:]]
         rows.append([f"AP {name}", *map(_cell, own), *map(_difference_cell, others)])
@@ -206,7 +211,7 @@ def _runs_across(runs: list[RunResult], names: list[str]) -> list[list[str]]:
 
 def _runs_down(runs: list[RunResult], names: list[str]) -> list[list[str]]:
     """A line for each run, by falling AP, with the AP of some classes; the JSON has the intervals of all."""
-    classes = list(runs[0].per_class)[:_CLASSES] if len(runs[0].per_class) > 1 else []
+    classes = _classes_there(runs)[:_CLASSES] if len(runs[0].per_class) > 1 else []
     rows = [["", "AP", "AP - A", "AP50", "AP75", *(f"AP {name}" for name in classes)]]
     for name, run in sorted(zip(names, runs, strict=True), key=lambda pair: -pair[1].metrics["AP"].value):
         difference = _difference_cell(run.differences["AP"]) if run.differences else ""

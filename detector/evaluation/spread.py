@@ -14,8 +14,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from detector.builders.data import build_set
-from detector.config import Config
-from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint
+from detector.evaluation.checkpoint import (
+    OpenCheckpoint,
+    open_checkpoint,
+    score_checkpoint,
+    warn_of_learnt_images,
+)
 from detector.evaluation.coco import CocoResult, evaluate_files
 from detector.evaluation.comparison import differing
 from detector.evaluation.table import aligned, letters
@@ -23,6 +27,11 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
+# What folds and seeds differ in, and what changes no result.
+_NO_RECIPE = (
+    *("data.splits.", "data.annotations", "data.images", "data.on_error", "data.max_skipped", "train.seed"),
+    *("train.save_every", "train.profile", "eval.batch_size", "eval.tile_batch_size", "eval.backend"),
+)
 _METRICS = ("AP", "AP50", "AP75")
 
 
@@ -67,18 +76,20 @@ def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split
                 f"{path} and {paths[0]} make no mean: its classes are {some_of(one.classes, 9)}, there "
                 f"{some_of(opened[0].classes, 9)}"
             )
-    _warn_of_other_recipes(paths, [one.config for one in opened])
+    _warn_of_other_recipes(opened)
     sets = [build_set(one.config.data, split, one.classes) for one in opened]
+    for one, records in zip(opened, sets, strict=True):
+        warn_of_learnt_images(one, records, overrides, split)
     results = [score_checkpoint(one, records).scores.coco for one, records in zip(opened, sets, strict=True)]
     return _spread([str(path) for path in paths], [len(records) for records in sets], results)
 
 
-def _warn_of_other_recipes(paths: Sequence[Path], configs: Sequence[Config]) -> None:
+def _warn_of_other_recipes(opened: Sequence[OpenCheckpoint]) -> None:
     """A mean of different recipes, or of one run twice, is none of either's."""
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({one.file.resolve() for one in opened}) < len(opened):
         log.warning("--mean: a run is given twice, and counts twice")
-    settings = differing(configs)
-    keys = [key for key in settings[0] if not key.startswith("data.splits.") and key != "train.seed"]
+    settings = differing([one.config for one in opened])
+    keys = [key for key in settings[0] if not key.startswith(_NO_RECIPE)]
     if keys:
         what = some_of([f"{key} ({', '.join(str(one[key]) for one in settings)})" for key in keys], 3)
         log.warning("--mean: the runs differ in more than folds and seeds: %s", what)
@@ -99,7 +110,8 @@ def spread_table(spread: Spread, title: str) -> str:
     """A line for each metric, a column for each run, then the mean and the standard deviation."""
     columns = letters(len(spread.names))
     rows = [["", *columns, "mean", "std"]]
-    lines = [*spread.metrics.items(), *((f"AP {name}", each) for name, each in spread.per_class.items())]
+    there = {name: each for name, each in spread.per_class.items() if not all(map(math.isnan, each))}
+    lines = [*spread.metrics.items(), *((f"AP {name}", each) for name, each in there.items())]
     for name, values in lines:
         numbers = [*values, _mean(values), _deviation(values)]
         rows.append([name, *("-" if math.isnan(number) else f"{number:.3f}" for number in numbers)])

@@ -23,7 +23,7 @@ from detector.builders.device import build_amp, build_device
 from detector.builders.losses import build_criterion, build_exchange
 from detector.builders.network import build_model, place
 from detector.checkpoint import find_checkpoint, load_tensors
-from detector.config import Config, ModelConfig
+from detector.config import AnchorConfig, Config, ModelConfig
 from detector.downloads import COCO, coco_weights
 from detector.evaluation.tiling import warn_of_tiles
 from detector.memory import memory_explained
@@ -43,7 +43,7 @@ from detector.training.compilation import compile_parts
 from detector.training.data_check import warn_before_training
 from detector.training.gradients import Gradients
 from detector.training.learner import Learner
-from detector.training.optimizer import build_optimizer
+from detector.training.optimizer import build_optimizer, epoch_scales
 from detector.training.processes import Processes
 from detector.training.sync_norm import synchronise_norms
 from detector.training.validation import Validation
@@ -209,12 +209,6 @@ def _build_batches(
     )
 
 
-def epoch_scales(image_scales: Sequence[float], epochs: int) -> list[float]:
-    """The scale of each epoch's images: an equal part of the epochs for each, the last not the least."""
-    count = len(image_scales)
-    return [image_scales[-(-done * count // epochs) - 1] for done in range(1, epochs + 1)] or [1.0]
-
-
 def scaled_lr(config: Config) -> float:
     """Linear scaling (Goyal et al. 2017): k times the batch, k times the learning rate."""
     meant_for = config.optimizer.lr_for_batch
@@ -227,6 +221,8 @@ def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool
     Raises:
         InputError: weights cannot be fetched or read, or are of another architecture.
     """
+    if fresh:  # runs of before may have some
+        _refuse_anchors_twice(config.anchors)
     # What model.init brings takes the place of all that ImageNet's weights would be.
     model = build_model(config, len(classes), config.pretrained and fresh and config.init is None)
     if config.init is not None and fresh:
@@ -252,6 +248,14 @@ def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool
             config.frozen_stages,
         )
     return model
+
+
+def _refuse_anchors_twice(anchors: AnchorConfig) -> None:
+    for key, numbers in (*(("sizes", level) for level in anchors.sizes), ("ratios", anchors.ratios)):
+        if len(set(numbers)) < len(numbers):
+            raise InputError(
+                f"model.anchors.{key}: one of {numbers} is there twice, and its anchors would count double"
+            )
 
 
 def _initial_weights(source: str, backbone: str) -> tuple[Any, str]:

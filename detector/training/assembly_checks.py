@@ -11,6 +11,7 @@ from data.sample import SIZE_DIVISOR, DetectionSet
 from data.transforms import Pipeline
 from detector.builders.device import cpu_is_fast_in_bf16
 from detector.config import Config, DataConfig, TrainConfig
+from detector.training.optimizer import epoch_scales
 from detector.training.processes import Processes
 from errors import InputError, some_of
 
@@ -32,11 +33,11 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
     schedule, epochs = config.schedule, config.train.epochs
     if total_steps == 0:  # only scored
         return
-    if len(schedule.image_scales) > epochs:
+    lost = sorted(set(schedule.image_scales) - set(epoch_scales(schedule.image_scales, epochs)))
+    if lost:
         log.warning(
-            "schedule.image_scales: %d epochs have no turn for each of %d scales: the first are left out; "
-            "more train.epochs, or fewer scales",
-            epochs, len(schedule.image_scales),
+            "schedule.image_scales: %d epochs have no turn for %s; more train.epochs, or fewer scales",
+            epochs, " and ".join(f"{scale:g}" for scale in lost),
         )  # fmt: skip
     late = [milestone for milestone in schedule.milestones if milestone >= epochs]
     if schedule.name == "multistep" and late:

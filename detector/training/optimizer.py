@@ -81,3 +81,9 @@ def multistep_factor(epoch: float, milestones: Sequence[float], gamma: float) ->
 def cosine_factor(progress: float, final: float) -> float:
     """Half a cosine from 1 to `final` as progress goes from 0 to 1."""
     return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def epoch_scales(image_scales: Sequence[float], epochs: int) -> list[float]:
+    """The scale of each epoch's images: an equal part of the epochs for each, the last not the least."""
+    count = len(image_scales)
+    return [image_scales[-(-done * count // epochs) - 1] for done in range(1, epochs + 1)] or [1.0]

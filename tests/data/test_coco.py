@@ -587,5 +587,5 @@ def test_a_category_without_a_name_and_a_file_one_folder_higher_are_told(tmp_pat
     with pytest.raises(InputError, match=r"a category in .* 'name'"):
         used_categories([{"id": 1}], None, "train.json", faults)
     (tmp_path / "train.json").write_text("{}")
-    with pytest.raises(InputError, match=r"set data\.annotations=\{split\}\.json"):
+    with pytest.raises(InputError, match=r"train\.json does: set data\.annotations, .*\{split\}"):
         load_coco(tmp_path / "annotations" / "train.json", tmp_path)

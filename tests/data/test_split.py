@@ -442,3 +442,5 @@ def test_xml_files_in_folders_of_their_own_are_told_what_to_do_with(tmp_path: Pa
     (tmp_path / "day 1" / "a.xml").write_text("<annotation/>")
     words = "folders in it have XML files (day 1): move these into"
     assert_refused(main, (str(tmp_path),), tmp_path, words, "Annotations")
+    (tmp_path / "day 1" / "a.png").unlink()
+    assert_refused(main, (str(tmp_path),), tmp_path, "day 1 has XML files: call it Annotations", "JPEGImages")

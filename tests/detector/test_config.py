@@ -120,8 +120,6 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
         ({"model": {"anchors": {"sizes": [[1], [2], [3], [4], [5, 6]]}}}, "model.anchors.sizes"),
         ({"model": {"anchors": {"sizes": 5 * [[4]], "ratios": [1, 0.05]}}}, "model.anchors.sizes"),
         ({"model": {"anchors": {"sizes": [*4 * [[4]], [1e30]]}}}, "model.anchors.sizes"),
-        ({"model": {"anchors": {"sizes": 5 * [[8, 8]]}}}, "model.anchors.sizes"),
-        ({"model": {"anchors": {"ratios": [1, 0.5, 1]}}}, "model.anchors.ratios"),
         ({"model": {"head_norm": "group", "head_width": 1}}, "model.head_width"),
         ({"schedule": {"gamma": 1e300}}, "schedule.gamma"),
         ({"data": {"splits": {"train": 5}}}, "data.splits.train"),

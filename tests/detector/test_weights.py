@@ -430,6 +430,9 @@ def test_as_many_anchors_of_other_sizes_are_told(partial: bool, caplog: pytest.L
             assert kept == []
         model = tiny(1)
     assert partial or "has learnt with other anchors" in caplog.text
+    for strange in ({"ratios": [1]}, {"sizes": [[1], [2, 3]], "ratios": [1]}):
+        content = {"model": source.state_dict(), "config": {"model": now | {"anchors": strange}}}
+        initialise(tiny(1), content, "source.pt", STD, settings=now, partial=partial)
 
 
 @pytest.mark.parametrize("factor", [1, 1.2])
@@ -438,10 +441,10 @@ def test_torchvision_has_learnt_with_its_own_anchors(factor: float, caplog: pyte
     sizes = [[factor * side * 2 ** (k / 3) for k in range(3)] for side in (32, 64, 128, 256, 512)]
     settings = {"norm": "frozen", "p6_from": "p5", "anchors": {"sizes": sizes, "ratios": [0.5, 1.0, 2.0]}}
     for partial in (False, True):
-        config = ModelConfig(**settings)
+        config, state = ModelConfig(**settings), torchvision_state()
+        torch.manual_seed(12345)  # from the same seed torchvision draws the same weights
         model = build_model(config, 4, pretrained=False)
         caplog.clear()
-        state = torchvision_state()
         initialise(model, state, "coco.pth", STD, settings=config.model_dump(), partial=partial)
         taken = model.class_head.output.weight.equal(state["head.classification_head.cls_logits.weight"])
         assert taken == (factor == 1 or not partial)

@@ -342,6 +342,14 @@ def test_images_that_a_run_has_learnt_are_told(
     assert "was trained on" not in caplog.text
     assert call(door.main, *runs, "data.splits.val=train", cwd=tmp_path).code == 0
     assert re.search(r"was trained on (\d+) of these \1 images", caplog.text)
+    caplog.clear()
+    assert call(door.main, str(run), str(run), "--mean", "data.splits.val=train", cwd=tmp_path).code == 0
+    assert "was trained on" in caplog.text
+    # Another set, whose training split has the same name, was not learnt.
+    caplog.clear()
+    small_coco(tmp_path / "another")
+    assert call(door.main, *runs, "data.root=another", "data.splits.val=train", cwd=tmp_path).code == 0
+    assert "was trained on" not in caplog.text
 
 
 def test_runs_of_other_data_are_refused_with_what_differs(run: Path, tmp_path: Path) -> None:
@@ -426,10 +434,10 @@ def test_many_runs_are_lines_by_falling_ap():
     ]
     lines = comparison_table(Comparison(runs, 9), "the test").splitlines()
     assert lines[1:5] == ["A  runs/a", "B  runs/b", "C  runs/c", "D  runs/d"]
-    assert lines[5].split() == "AP AP - A AP50 AP75 AP cat AP dog".split()
+    assert lines[5].split() == "AP AP - A AP50 AP75 AP cat".split()
     assert [line.split() for line in lines[6:10]] == [
-        "B 0.700 [0.600, 0.800] +0.200 [+0.100, +0.300] * 0.800 0.300 0.700 -".split(),
-        "D 0.600 [0.500, 0.700] +0.100 [-0.100, +0.300] 0.800 0.300 0.600 -".split(),
-        "A 0.500 [0.400, 0.600] 0.800 0.300 0.500 -".split(),
-        "C 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] 0.800 0.300 0.400 -".split(),
+        "B 0.700 [0.600, 0.800] +0.200 [+0.100, +0.300] * 0.800 0.300 0.700".split(),
+        "D 0.600 [0.500, 0.700] +0.100 [-0.100, +0.300] 0.800 0.300 0.600".split(),
+        "A 0.500 [0.400, 0.600] 0.800 0.300 0.500".split(),
+        "C 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] 0.800 0.300 0.400".split(),
     ]

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from data.feed import checked
 from data.loader import DetectionDataset
 from detector.config import ModelConfig
 from detector.training import assembly
-from detector.training.assembly import Parts, epoch_scales
+from detector.training.assembly import Parts
 from detector.training.assembly_checks import refuse_another_set
+from detector.training.optimizer import epoch_scales
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import small_coco, write_image
@@ -264,8 +266,8 @@ def test_every_scale_has_its_part_of_the_epochs(
             ["does not fall at 2 and 3"],
         ),
         (["schedule.name=multistep", "schedule.milestones=[1]", "train.epochs=2"], []),
-        (["schedule.image_scales=[0.5,0.75,1]", "train.epochs=2"], ["2 epochs have no turn for each of 3"]),
-        (["schedule.image_scales=[0.5,1]", "train.epochs=2"], []),
+        (["schedule.image_scales=[0.5,0.75,1]", "train.epochs=2"], ["2 epochs have no turn for 0.5"]),
+        (["schedule.image_scales=[0.5,0.5,1,1]", "train.epochs=2"], []),
         (["schedule.name=cosine", "schedule.milestones=[7]"], []),
         (
             ["schedule.warmup_steps=5", "train.epochs=2"],
@@ -335,6 +337,17 @@ def test_a_high_score_threshold_is_warned_of_where_scores_have_no_scale(
         caplog.clear()
         Trainer(tiny_config(root, tmp_path / "run", *words), "test")
         assert ("eval.score_threshold=0.5 cuts raw scores" in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("anchors", "key"), [({"sizes": 5 * [[8, 8]]}, "sizes"), ({"ratios": [1, 0.5, 1]}, "ratios")]
+)
+def test_anchors_that_are_there_twice_are_refused_to_new_runs_alone(anchors: Any, key: str) -> None:
+    small = {"backbone": "resnet18", "pyramid_channels": 8, "head_width": 8, "head_depth": 1}
+    config = ModelConfig(**small, anchors=anchors, pretrained=False, norm="batch", frozen_stages=0)
+    with pytest.raises(InputError, match=rf"^model\.anchors\.{key}: one of .* is there twice"):
+        assembly.build_initial_model(config, ["cat"], fresh=True)
+    assembly.build_initial_model(config, ["cat"], fresh=False)
 
 
 def test_group_norm_on_frozen_imagenet_weights_is_warned_of(
