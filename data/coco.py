@@ -171,9 +171,7 @@ def _others_than(annotations: Path) -> str:
         beside = sorted(path.name for path in annotations.parent.parent.glob("[!.]*.json"))
         if annotations.name in beside:
             higher = annotations.parent.parent / annotations.name
-            return (
-                f"; {higher} does: set data.annotations, from data.root on and with {{split}} for the split"
-            )
+            return f"; {higher} does: set data.annotations, from data.root on, {{split}} being the split"
         remedy = "set data.annotations=FILE, below data.root, with {split} for the name of the split"
         return f"; {_other_layout(annotations.parent.parent) or remedy}"
     if len(there) == 1:

@@ -95,14 +95,12 @@ def _beside(path: Path, files: Sequence[Path]) -> str:
     folders = sorted({file.parent for file in path.glob("[!.]*/[!.]*.xml")})
     if not folders:
         return ""
+    named = some_of([folder.name for folder in folders], 3)
     if not any(has_images(folder) for folder in folders):
-        return (
-            f"; {some_of([folder.name for folder in folders], 3)} has XML files: call it Annotations, and the "
-            "folder of the images JPEGImages"
-        )
+        return f"; {named} has XML files: call it Annotations, and the folder of the images JPEGImages"
     return (
-        f"; folders in it have XML files ({some_of([folder.name for folder in folders], 3)}): move these into {path / 'Annotations'}, "
-        "and the images into JPEGImages beside it, each folder as it is"
+        f"; folders in it have XML files ({named}): move these into {path / 'Annotations'}, and the images "
+        "into JPEGImages beside it, each folder as it is"
     )
 
 
