@@ -32,7 +32,6 @@ class Pipeline:
 
     Attributes:
         has_no_side_up: whether an image is as likely to come out as its mirror image at the diagonal.
-        draws_others: whether some samples want other images beside their own, see `others`.
 
     Raises:
         InputError: a transform or a parameter does not exist, or a value does not fit.
@@ -47,8 +46,7 @@ class Pipeline:
     ) -> None:
         self._mosaic = mosaic_of(transforms, key)
         # Of a box that is left whole albumentations finds a little less than 1.
-        min_visibility = min(min_visibility, _WHOLE)
-        self.draws_others, self._min_visibility = self._mosaic is not None, min_visibility
+        min_visibility = self._min_visibility = min(min_visibility, _WHOLE)
         steps = make_transforms(transforms, key, after=1 if self._mosaic else 0)
         if geometry:
             steps = [step for step in steps if not isinstance(step, A.ImageOnlyTransform)]
@@ -141,7 +139,7 @@ class Pipeline:
         Raises:
             InputError: they cannot.
         """
-        if self.draws_others:
+        if self._mosaic is not None:
             raise InputError(f"{self._key}: Mosaic is for training; leave it out here")
         height, width = 96, 64
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
