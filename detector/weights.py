@@ -111,9 +111,8 @@ def initialise(
         state = _with_classes(state, known, own, classes)
     theirs, mine = _anchors_of(content), (settings or {}).get("anchors")
     moved = theirs is not None and mine is not None and not _alike(theirs, mine)
-    p6_from = _model_config(content).get(
-        "p6_from"
-    )  # which shapes do not tell where both have as many channels
+    # Which shapes do not tell where the pyramid has as many channels as C5.
+    p6_from = _model_config(content).get("p6_from")
     other_p6 = p6_from is not None and p6_from != (settings or {}).get("p6_from", p6_from)
     if partial:
         state = _with_own_parts(state, own, source, moved, other_p6)
@@ -160,7 +159,7 @@ def _translated(
     if state is None:
         raise InputError(f"model.init: {source} holds no state dict (names with dense tensors)")
     learned_for = _box_std_of(content)
-    theirs = any(name.startswith("head.") for name in state)
+    theirs = _is_torchvisions(state)
     if theirs:
         state, learned_for = from_torchvision(state, source), torch.ones(4)
     known = _classes_of(content, state)
@@ -184,6 +183,11 @@ def _state_dict(content: object) -> Mapping[str, Tensor] | None:
     return state
 
 
+def _is_torchvisions(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of its RetinaNet."""
+    return any(name.startswith("head.") for name in state)
+
+
 def _in_short(values: Any) -> str:
     """Plain values in JSON, numbers in four digits."""
     return json.dumps(json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.4g}")))
@@ -192,7 +196,7 @@ def _in_short(values: Any) -> str:
 def _anchors_of(content: object) -> Mapping[str, Any] | None:
     """`model.anchors` of what a file has learnt with; None where it does not tell."""
     told = _model_config(content).get("anchors")
-    if told is None and any(name.startswith("head.") for name in _state_dict(content) or ()):
+    if told is None and _is_torchvisions(_state_dict(content) or {}):
         return _TORCHVISION_ANCHORS
     return told if isinstance(told, Mapping) else None
 

@@ -239,17 +239,23 @@ def evaluate_checkpoint(
     c = open_checkpoint(path, overrides)
     if with_ids:
         refuse_without_ids(c.config.data, split)
+    return score_checkpoint(c, set_to_score(c, overrides, split))
+
+
+def set_to_score(c: OpenCheckpoint, overrides: Sequence[str], split: str) -> DetectionSet:
+    """A split with the classes of a checkpoint, and a warning where it holds what that was trained on.
+
+    Raises:
+        InputError: the data is wrong.
+    """
     records = build_set(c.config.data, split, c.classes)
-    warn_of_learnt_images(c, records, overrides, split)
-    return score_checkpoint(c, records)
+    # As the training had it, its own check has spoken; another may be that of another fold, say.
+    if f"data.splits.{split}" in keys_of(overrides):
+        _warn_of_learnt_images(c, records)
+    return records
 
 
-def warn_of_learnt_images(
-    c: OpenCheckpoint, records: DetectionSet, overrides: Sequence[str], split: str
-) -> None:
-    """Another split than that of the run may hold images that it was trained on: of another fold, say."""
-    if f"data.splits.{split}" not in keys_of(overrides):
-        return  # as the training had it, whose check has spoken
+def _warn_of_learnt_images(c: OpenCheckpoint, records: DetectionSet) -> None:
     try:
         learnt = {Path(file).resolve() for file in build_set(c.trained, "train", c.classes).files}
     except InputError:

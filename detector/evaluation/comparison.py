@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sample import DetectionSet
-from detector.builders.data import build_set
 from detector.config import Config
 from detector.config.fields import leaf_values
-from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint, warn_of_learnt_images
+from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint, set_to_score
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.table import aligned, letters
 from detector.evaluation.tally import Tally, average_precision
@@ -101,7 +100,7 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
         InputError: a checkpoint, an override or the data is wrong, or a run is of other data.
     """
     opened = [open_checkpoint(path, overrides) for path in paths]
-    sets = [build_set(c.config.data, split, c.classes) for c in opened]
+    sets = [set_to_score(c, overrides, split) for c in opened]
     for path, records in zip(paths, sets, strict=True):
         difference = _difference(sets[0], records)
         if difference:
@@ -109,8 +108,6 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
                 f"{path} cannot be compared with {paths[0]}: {difference}; compare runs of one data set, or "
                 "set data.root and data.splits for all (folds: --mean)"
             )
-    for one, records in zip(opened, sets, strict=True):
-        warn_of_learnt_images(one, records, overrides, split)
     tallies = [
         score_checkpoint(c, records).scores.coco.tally for c, records in zip(opened, sets, strict=True)
     ]

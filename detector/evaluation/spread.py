@@ -13,12 +13,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from detector.builders.data import build_set
 from detector.evaluation.checkpoint import (
     OpenCheckpoint,
     open_checkpoint,
     score_checkpoint,
-    warn_of_learnt_images,
+    set_to_score,
 )
 from detector.evaluation.coco import CocoResult, evaluate_files
 from detector.evaluation.comparison import differing
@@ -77,9 +76,7 @@ def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split
                 f"{some_of(opened[0].classes, 9)}"
             )
     _warn_of_other_recipes(opened)
-    sets = [build_set(one.config.data, split, one.classes) for one in opened]
-    for one, records in zip(opened, sets, strict=True):
-        warn_of_learnt_images(one, records, overrides, split)
+    sets = [set_to_score(one, overrides, split) for one in opened]
     results = [score_checkpoint(one, records).scores.coco for one, records in zip(opened, sets, strict=True)]
     return _spread([str(path) for path in paths], [len(records) for records in sets], results)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from data.sample import DetectionSet
-from detector.builders.data import build_set
 from detector.config.file import keys_of
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.checkpoint import (
@@ -21,6 +20,7 @@ from detector.evaluation.checkpoint import (
     checkpoint_scores,
     open_checkpoint,
     refuse_without_ids,
+    set_to_score,
 )
 from detector.evaluation.inference import detect_batches, join_predictions
 from detector.evaluation.score import score
@@ -57,7 +57,7 @@ def score_exported(
     if with_ids:
         refuse_without_ids(c.config.data, split)
     exported = open_exported(file, c)
-    records = build_set(c.config.data, split, c.classes)
+    records = set_to_score(c, overrides, split)
     warn_of_tiles(c.config, records)
     return _score(c, exported, file, records)
 
