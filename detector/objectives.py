@@ -7,10 +7,15 @@ import torch
 from torch import Tensor
 
 from detector.boxes import decode, paired_iou
-from detector.losses import Exchange, alrp_loss, giou_errors, rank_sort_loss_of
+from detector.losses import Exchange, giou_errors
+from detector.losses.alrp import ALRP
+from detector.losses.rank_sort import RankSort
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]  # logits, targets in {-1, 0, 1} -> scalar
 BoxErrors = Callable[[Tensor, Tensor, Tensor], Tensor]  # deltas, gt boxes, anchors [p, 4] -> [p]
+# of logits, targets and a value per positive: its regression loss, its quality
+RankAndLocalise = Callable[[Tensor, Tensor, Tensor], ALRP]
+RankAndSort = Callable[[Tensor, Tensor, Tensor], RankSort]
 # logits [..., C], targets int8 alike, positives -> named parts of the loss, already weighted
 Objective = Callable[[Tensor, Tensor, "Positives"], dict[str, Tensor]]
 
@@ -46,11 +51,10 @@ def alrp(
     targets: Tensor,
     positives: Positives,
     *,
+    rank: RankAndLocalise,
     box_std: Tensor,
-    delta: float,
     box_weight: float,
     self_balance: bool,
-    exchange: Exchange,
 ) -> dict[str, Tensor]:
     """aLRP with (1 - GIoU) / 2 as localisation error.
 
@@ -58,7 +62,7 @@ def alrp(
     takes the factor from the last epoch and guesses the first one; here it is that of the step.
     """
     errors = giou_errors(*positives, std=box_std) / 2
-    ranking, box = alrp_loss(logits, targets, errors.nan_to_num(nan=1.0).clamp(0, 1), delta, exchange)
+    ranking, box = rank(logits, targets, errors.nan_to_num(nan=1.0).clamp(0, 1))
     # Boxes that are not finite are found with the loss: an error here would leave other processes waiting.
     box = box + 0 * errors.sum()
     parts = {"classification": ranking, "box": box_weight * box}
@@ -70,9 +74,9 @@ def rank_sort(
     targets: Tensor,
     positives: Positives,
     *,
+    rank: RankAndSort,
     box_errors: BoxErrors,
     box_std: Tensor,
-    delta: float,
     box_weight: float,
     self_balance: bool,
     exchange: Exchange,
@@ -84,7 +88,7 @@ def rank_sort(
     boxes = decode(positives.deltas.detach(), positives.anchors, box_std)
     # NaN, as of every box that is not finite, comes out in the box part.
     iou = paired_iou(boxes, positives.gt_boxes).nan_to_num(nan=0.0).clamp(_LEAST_QUALITY, 1)
-    ranking, sorting = rank_sort_loss_of(logits, targets, iou, delta, exchange)
+    ranking, sorting = rank(logits, targets, iou)
     box = mean_over_all(box_errors(*positives), exchange)
     parts = {"classification": ranking, "sorting": sorting, "box": box_weight * box}
     return parts | (_balance(ranking + sorting, box, box_weight) if self_balance else {})

@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.losses import alrp_loss, ap_loss, class_ap_loss, rank_sort_loss
+from detector.losses import (
+    alrp_loss,
+    ap_loss,
+    class_alrp_loss,
+    class_ap_loss,
+    class_rank_sort_loss_of,
+    rank_sort_loss,
+)
 from detector.memory import memory_explained
 from detector.predictor import Detector
 from detector.training.monitor import Monitor
@@ -86,8 +93,12 @@ def test_the_other_losses_are_those_of_the_cpu() -> None:
         boxes = errors.to(device).requires_grad_()
         alrp = alrp_loss(leaf, classes, boxes)
         sort = rank_sort_loss(leaf, quality.to(device))
-        by_class = class_ap_loss(leaf.T, classes.T)
-        parts = [*alrp, *sort, by_class, ap_loss(leaf, classes)]
+        by_class = [
+            class_ap_loss(leaf.T, classes.T),
+            *class_alrp_loss(leaf.T, classes.T, boxes),
+            *class_rank_sort_loss_of(leaf.T, classes.T, 1 - boxes.detach().clamp_max(0.99)),
+        ]
+        parts = [*alrp, *sort, *by_class, ap_loss(leaf, classes)]
         grads = [torch.autograd.grad(x, (leaf, boxes), retain_graph=True, allow_unused=True) for x in parts]
         flat = [g for pair in grads for g in pair if g is not None]
         return [x.detach().double().cpu() for x in (*parts, *flat)]

@@ -11,11 +11,15 @@ from detector.config import Config, LossConfig
 from detector.criterion import Criterion, GroundTruth, Matching
 from detector.losses import (
     Exchange,
+    alrp_loss,
     ap_loss,
     ce_ohem_loss,
+    class_alrp_loss,
     class_ap_loss,
+    class_rank_sort_loss_of,
     focal_loss,
     giou_errors,
+    rank_sort_loss_of,
     smooth_l1_errors,
 )
 from detector.matcher import Matches, match
@@ -42,9 +46,11 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
     objective = build_objective(config.loss, box_std(config, device), exchange)
     share = None
     if config.loss.ranks:
-        by_class = config.loss.name == "ap" and config.loss.class_by_class
         share = partial(
-            ranked_share, delta=ranking_delta(config.loss), class_by_class=by_class, exchange=exchange
+            ranked_share,
+            delta=ranking_delta(config.loss),
+            class_by_class=config.loss.class_by_class,
+            exchange=exchange,
         )
     return Criterion(build_matching(config), objective, share)
 
@@ -86,21 +92,22 @@ def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Obje
         else partial(smooth_l1_errors, std=std, beta=config.smooth_l1_beta)
     )
     delta = ranking_delta(config)
+    by_class = config.class_by_class
     if config.name == "alrp":
         return partial(
             alrp,
+            rank=partial(class_alrp_loss if by_class else alrp_loss, delta=delta, exchange=exchange),
             box_std=std,
-            delta=delta,
             box_weight=config.box_weight,
             self_balance=config.self_balance,
-            exchange=exchange,
         )
     if config.name == "rank_sort":
+        of_quality = class_rank_sort_loss_of if by_class else rank_sort_loss_of
         return partial(
             rank_sort,
+            rank=partial(of_quality, delta=delta, exchange=exchange),
             box_errors=box_errors,
             box_std=std,
-            delta=delta,
             box_weight=config.box_weight,
             self_balance=config.self_balance,
             exchange=exchange,
@@ -115,7 +122,7 @@ def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Obje
             ce_ohem_loss, negatives_per_positive=config.negatives_per_positive, exchange=exchange
         )
     else:
-        rank = class_ap_loss if config.class_by_class else ap_loss
+        rank = class_ap_loss if by_class else ap_loss
         class_loss = partial(rank, delta=delta, interpolated=config.interpolated, exchange=exchange)
     return partial(
         separate,

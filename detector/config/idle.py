@@ -60,9 +60,9 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
         yield from _with("matcher.name=iou", "matcher.candidates")
     loss = f"loss.name={c.loss.name}"
     if not c.loss.ranks:
-        yield from _with(loss, "loss.delta")
+        yield from _with(loss, "loss.delta", "loss.class_by_class")
     if c.loss.name != "ap":
-        yield from _with(loss, "loss.interpolated", "loss.class_by_class")
+        yield from _with(loss, "loss.interpolated")
     if c.loss.name not in ("alrp", "rank_sort"):
         yield from _with(loss, "loss.self_balance")
     if c.loss.name != "focal":

@@ -105,8 +105,8 @@ class LossConfig(Section):
     interpolated: bool = Field(True, description="ap: use the precision envelope")
     class_by_class: bool = Field(
         False,
-        description="ap: rank each class by itself and take the mean, as mean AP does, instead of all "
-        "classes together as published",
+        description="ap, alrp, rank_sort: rank each class by itself and take the mean, as mean AP does, "
+        "instead of all classes together as published",
     )
     self_balance: bool = Field(
         True, description="alrp, rank_sort: scale the box loss to the classification's at every step"

@@ -8,7 +8,7 @@ loops over the positives. docs/ranking.md has the definition and the derivation.
 import torch
 from torch import Tensor
 
-from detector.losses.batch_ranking import BatchRanking, check_ranking, checked
+from detector.losses.batch_ranking import BatchRanking, check_ranking
 from detector.losses.error_driven import error_driven
 from detector.losses.exchange import Exchange
 
@@ -46,45 +46,6 @@ def ap_loss(
     with torch.cuda.device_of(logits):  # Triton launches on the current device
         value, gradient = _loss_and_gradient(logits, targets, delta, interpolated, exchange or Exchange())
     return error_driven(logits, value, gradient)
-
-
-def class_ap_loss(
-    logits: Tensor,
-    targets: Tensor,
-    delta: float = 1.0,
-    interpolated: bool = True,
-    exchange: Exchange | None = None,
-) -> Tensor:
-    """The mean of the AP-loss over the classes that have positives, each class ranked by itself.
-
-    COCO's and VOC's metric averages over classes too: ranked together, a class with 85 % of the boxes
-    makes 85 % of the loss; ranked apart, all classes weigh the same and never compete.
-
-    Args:
-        logits, targets: [..., C], otherwise as for `ap_loss`.
-        delta, interpolated, exchange: as for `ap_loss`.
-
-    Returns, raises: as `ap_loss`. A class without positives in the batch (of all processes) takes no
-    part, its negatives included, but its logits are checked as all are.
-    """
-    check_ranking(logits, targets, delta)
-    if logits.dim() == 0:
-        raise ValueError("logits must have a dimension of classes, got a single number")
-    if logits.device.type == "mps":  # as above
-        there = logits.cpu(), targets.cpu()
-        return class_ap_loss(*there, delta, interpolated, exchange).to(logits.device)
-    exchange = exchange or Exchange()
-    # Of all classes: or what is wrong in one would be found when it has a positive at last.
-    places, _ = checked(logits.detach().reshape(-1), targets.reshape(-1), delta, exchange)
-    classes = targets.shape[-1]
-    counts = exchange.sum(torch.bincount(places.long() % classes, minlength=classes))
-    present = counts.nonzero().squeeze(1).tolist()
-    if not present:
-        return ap_loss(logits, targets, delta, interpolated, exchange)
-    # Each column by itself would come back as a gradient of all logits, once for every class.
-    columns = logits.unbind(-1)
-    losses = [ap_loss(columns[c], targets[..., c], delta, interpolated, exchange) for c in present]
-    return torch.stack(losses).mean()
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("data.mosaic=1", "data.transforms.train may begin with {Mosaic: {p: 0.5}}"),
         ("data.fliplr=0.5", "augmentations are listed in data.transforms.train"),
         ("train.early_stopping=5", "here it is train.patience"),
-        ("loss.class_weights=[1, 2]", "there are none; the AP-loss with loss.class_by_class=true"),
+        ("loss.class_weights=[1, 2]", "there are none; a ranking loss with loss.class_by_class=true"),
         ("optimizer.decay=1", "did you mean 'optimizer.weight_decay'?"),
         ("data.size=1", "did you mean 'data.image_size'?"),
         ("train.checkpoint=1", "did you mean 'train.checkpoint_activations'?"),

@@ -11,7 +11,16 @@ from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
 from detector.criterion import Criterion, GroundTruth, Losses, class_targets
 from detector.heads import Head
-from detector.losses import Exchange, ap_loss, ce_ohem_loss, focal_loss, giou_errors, smooth_l1_errors
+from detector.losses import (
+    Exchange,
+    alrp_loss,
+    ap_loss,
+    ce_ohem_loss,
+    focal_loss,
+    giou_errors,
+    rank_sort_loss_of,
+    smooth_l1_errors,
+)
 from detector.matcher import Matches, match
 from detector.objectives import BoxErrors, ClassLoss, Objective, Positives, alrp, rank_sort, separate
 from detector.retinanet import HeadOutputs, Outputs, RetinaNet
@@ -46,12 +55,12 @@ OBJECTIVES: dict[str, Objective] = {
         for loss in (ap_loss, focal_loss, ce_ohem_loss)
         for name, errors in (("smooth_l1", SMOOTH_L1), ("giou", GIOU))
     },
-    "alrp": partial(alrp, box_std=STD, delta=1.0, box_weight=1.0, self_balance=True, exchange=Exchange()),
+    "alrp": partial(alrp, rank=alrp_loss, box_std=STD, box_weight=1.0, self_balance=True),
     "rank_sort": partial(
         rank_sort,
+        rank=rank_sort_loss_of,
         box_errors=GIOU,
         box_std=STD,
-        delta=0.5,
         box_weight=1.0,
         self_balance=True,
         exchange=Exchange(),

@@ -32,6 +32,7 @@ IDLE = {  # what is written -> the keys that are said
     "train.sync_batch_norm=true model.norm=batch": set(),
     "loss.name=focal loss.class_by_class=true": {"loss.class_by_class"},
     "loss.name=ap loss.class_by_class=true": set(),
+    "loss.name=rank_sort loss.class_by_class=true": set(),
     "loss.name=focal loss.delta=0.5 loss.focal_gamma=1": {"loss.delta"},
     "loss.name=ap loss.self_balance=false loss.focal_gamma=1": {"loss.self_balance", "loss.focal_gamma"},
     "loss.box=giou loss.smooth_l1_beta=0.1": {"loss.smooth_l1_beta"},

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detector.losses import NonFiniteLogits, ap_loss, class_ap_loss
+from detector.losses import NonFiniteLogits, ap_loss
 from detector.losses import ranking as ranking_module
 from tests import oracles
 
@@ -103,41 +103,6 @@ def test_half_precision_is_exact_up_to_the_rounding_of_the_gradient(
 def test_a_long_ranking_follows_the_definition(offset: float, interpolated: bool) -> None:
     logits, targets = random_case(count=1500, positives=60)
     assert_agrees(logits + offset, targets, 1.0, interpolated)
-
-
-def test_class_by_class_is_the_mean_over_the_classes_with_positives() -> None:
-    """The oracle ranks each column alone; the last class has no positive and takes no part."""
-    logits, targets = random_case(600, 40)
-    logits, targets = logits.view(3, 50, 4).requires_grad_(), targets.view(3, 50, 4)[..., :]
-    targets[..., 3].clamp_(max=0)
-    loss = class_ap_loss(logits, targets)
-    columns = [
-        oracles.ap_loss(x.tolist(), t.tolist(), 1.0, True)
-        for x, t in zip(logits.double().view(-1, 4).T, targets.reshape(-1, 4).T, strict=True)
-    ]
-    assert [value > 0 for value, _ in columns] == [True, True, True, False]
-    assert loss.item() == pytest.approx(sum(value for value, _ in columns) / 3, rel=1e-6)
-    expected = torch.tensor([entries for _, entries in columns], dtype=torch.float64).T.view(3, 50, 4) / 3
-    (gradient,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=1e-9)
-    assert class_ap_loss(logits, targets.clamp(max=0)).item() == 0
-    with pytest.raises(ValueError, match="differ in shape"):
-        class_ap_loss(logits, targets[..., :3])
-    with pytest.raises(ValueError, match="a dimension of classes"):
-        class_ap_loss(logits[0, 0, 0], targets[0, 0, 0])
-
-
-def test_class_by_class_looks_at_classes_without_positives_too() -> None:
-    """Or the weights of such a class could be NaN for as long as it has none."""
-    logits, targets = torch.zeros(5, 2), torch.tensor([[1, 0]] * 2 + [[0, 0]] * 3)
-    logits[4, 1] = torch.nan
-    with pytest.raises(NonFiniteLogits, match="flat index 9"):
-        class_ap_loss(logits, targets)
-    targets[4, 1] = 7
-    with pytest.raises(ValueError, match="got 7"):
-        class_ap_loss(logits.nan_to_num(), targets)
-    targets[4, 1] = -1
-    assert class_ap_loss(logits, targets).item() == class_ap_loss(logits.nan_to_num(), targets).item()
 
 
 def test_hand_computed_case() -> None:

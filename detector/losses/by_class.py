@@ -1,0 +1,109 @@
+"""The ranking losses class by class: each class is ranked by itself, and the losses of all are averaged.
+
+COCO's and VOC's metric averages over classes too: ranked together, a class with 85 % of the boxes makes
+85 % of the loss; ranked apart, all classes weigh the same and never compete.
+
+In all of these logits and targets are [..., C]. A class without positives in the batch (of all processes)
+takes no part, its negatives included, but its logits are checked as all are.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from detector.losses.alrp import ALRP, alrp_loss
+from detector.losses.ap import ap_loss
+from detector.losses.batch_ranking import check_ranking, checked
+from detector.losses.exchange import Exchange
+from detector.losses.rank_sort import RankSort, rank_sort_loss_of
+
+# Of the logits and targets of one class [...], and which of the positives are of this class, bool [p].
+_Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def class_ap_loss(
+    logits: Tensor,
+    targets: Tensor,
+    delta: float = 1.0,
+    interpolated: bool = True,
+    exchange: Exchange | None = None,
+) -> Tensor:
+    """The mean of `ap_loss` over the classes that have positives.
+
+    Args, returns, raises: as `ap_loss`; logits and targets are [..., C].
+    """
+    exchange = exchange or Exchange()
+
+    def of_class(logits: Tensor, targets: Tensor, _: Tensor) -> tuple[Tensor]:
+        return (ap_loss(logits, targets, delta, interpolated, exchange),)
+
+    return _mean(of_class, logits, targets, delta, exchange)[0]
+
+
+def class_alrp_loss(
+    logits: Tensor,
+    targets: Tensor,
+    regression_losses: Tensor,
+    delta: float = 1.0,
+    exchange: Exchange | None = None,
+) -> ALRP:
+    """The mean of `alrp_loss` over the classes that have positives: their boxes weigh the same, too.
+
+    Args, returns, raises: as `alrp_loss`; logits and targets are [..., C].
+    """
+    exchange = exchange or Exchange()
+
+    def of_class(logits: Tensor, targets: Tensor, chosen: Tensor) -> ALRP:
+        return alrp_loss(logits, targets, regression_losses[chosen], delta, exchange)
+
+    return ALRP(*_mean(of_class, logits, targets, delta, exchange, regression_losses))
+
+
+def class_rank_sort_loss_of(
+    logits: Tensor, targets: Tensor, quality: Tensor, delta: float = 0.5, exchange: Exchange | None = None
+) -> RankSort:
+    """The mean of `rank_sort_loss_of` over the classes that have positives.
+
+    Args, returns, raises: as `rank_sort_loss_of`; logits and targets are [..., C].
+    """
+    exchange = exchange or Exchange()
+
+    def of_class(logits: Tensor, targets: Tensor, chosen: Tensor) -> RankSort:
+        return rank_sort_loss_of(logits, targets, quality[chosen], delta, exchange)
+
+    return RankSort(*_mean(of_class, logits, targets, delta, exchange, quality))
+
+
+def _mean(
+    loss: _Loss,
+    logits: Tensor,
+    targets: Tensor,
+    delta: float,
+    exchange: Exchange,
+    per_positive: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The mean of each part of the loss over the classes that have positives in any of the processes.
+
+    per_positive: what the loss knows of each, in the order of the positives in the flattened targets.
+    """
+    check_ranking(logits, targets, delta)
+    if logits.dim() == 0:
+        raise ValueError("logits must have a dimension of classes, got a single number")
+    # Of all classes: or what is wrong in one would be found when it has a positive at last.
+    every = logits.detach().reshape(-1), targets.reshape(-1)
+    if logits.device.type == "mps":  # as in the losses
+        every = every[0].cpu(), every[1].cpu()
+    places, _ = checked(*every, delta, exchange)
+    if per_positive is not None and len(per_positive) != len(places):
+        raise ValueError(f"one value per positive is wanted, [{len(places)}], got {list(per_positive.shape)}")
+    count = targets.shape[-1]
+    classes = places.long().remainder_(max(count, 1))
+    present = exchange.sum(torch.bincount(classes, minlength=count)).nonzero().squeeze(1).tolist()
+    classes = classes.to(logits.device)
+    if not present:
+        return loss(logits, targets, classes == 0)
+    # Each column by itself would come back as a gradient of all logits, once for every class.
+    columns = logits.unbind(-1)
+    losses = [loss(columns[c], targets[..., c], classes == c) for c in present]
+    return tuple(torch.stack(part).mean() for part in zip(*losses, strict=True))
