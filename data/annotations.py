@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.faults import DataFault, lists_all, raise_or_collect
-from data.images import read_size, size_mismatch
+from data.faults import DataFault, list_or_warn, lists_all, raise_or_collect
+from data.images import read_size, read_stored, size_mismatch
 from data.lookup import is_file
 from data.sample import DetectionSet, is_listed
 from data.units import AS_PARTS, parts_for_pixels
@@ -128,7 +128,7 @@ def pack_set(
     """
     images = list(images)
     if not sizes_checked:
-        _check_files(images, faults)
+        _check_files(images, source, faults)
     # In arrays from here on: there may be a million boxes.
     items = [item for image in images for item in image.objects]
     sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
@@ -141,12 +141,13 @@ def pack_set(
     x0, y0, x1, y1 = boxes.T
     height, width = sizes[of_image].T
     kept = (np.minimum(x1, width) > np.maximum(x0, 0)) & (np.minimum(y1, height) > np.maximum(y0, 0))
+    flat = ~kept & ~bad
+    kept &= ~bad
     if lists_all(faults):
-        kept &= ~bad
-        faults += [_without_area(items[k], images[of_image[k]]) for k in np.flatnonzero(~kept & ~bad)]
-    elif not kept.all():
-        empty = {images[i].path.name for i in of_image[~kept]}
-        dropped = int((~kept).sum())
+        faults += [_without_area(items[k], images[of_image[k]]) for k in np.flatnonzero(flat)]
+    elif flat.any():
+        empty = {images[i].path.name for i in of_image[flat]}
+        dropped = int(flat.sum())
         log.warning(
             "%s: %d box%s without area inside the image dropped (%s)",
             source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),
@@ -213,7 +214,7 @@ def _joined_ids(each: list[tuple[int, ...]]) -> tuple[int, ...]:
     return ids if len(set(ids)) == len(ids) else tuple(range(1, len(ids) + 1))
 
 
-def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -> None:
+def _check_files(images: list[AnnotatedImage], source: str, faults: list[DataFault] | None) -> None:
     missing = [image for image in images if not is_file(image.path)]
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for image in missing:
@@ -225,17 +226,37 @@ def _check_files(images: list[AnnotatedImage], faults: list[DataFault] | None) -
     if len(images) > _HEADERS_CHECKED:
         return
     lost = {image.path for image in missing}
+    as_stored: list[AnnotatedImage] = []  # those that EXIF turns, and whose size was annotated without it
+    upright: list[AnnotatedImage] = []
+    either: list[AnnotatedImage] = []
     for image in images:
         if image.path in lost:
             continue
         try:
-            upright, stored = read_size(image.path)
+            stored = read_stored(image.path)
         except InputError as error:
             raise_or_collect(DataFault("image-unreadable", str(error), image.path, image.id), faults)
             continue
-        if image.size not in (upright, stored):
-            message = size_mismatch(image.path, image.size, upright)
+        if image.size not in (stored.upright_size, stored.size):
+            message = size_mismatch(image.path, image.size, stored.upright_size)
             raise_or_collect(DataFault("image-size-differs", message, image.path, image.id), faults)
+        elif stored.turned:
+            same = stored.upright_size == stored.size
+            (either if same else upright if image.size == stored.upright_size else as_stored).append(image)
+    if as_stored and not upright:
+        _say_unclear(either, source, faults)
+
+
+def _say_unclear(images: list[AnnotatedImage], source: str, faults: list[DataFault] | None) -> None:
+    """Whether an image was annotated as stored shows where turning it changes its sides; there it was."""
+    problem = "by half a turn, or mirrors it, or it is square; boxes of others are for the pixels as stored"
+    found = [
+        DataFault("orientation-unclear", f"image {i.path} (id {i.id}): EXIF turns it {problem}", i.path, i.id)
+        for i in images
+    ]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    first = f"{source}: {found[0]}{more}; if its boxes are off, take away its orientation" if found else ""
+    list_or_warn(found, faults, first)
 
 
 def _away(path: Path) -> str:

@@ -85,21 +85,30 @@ def plain_name(name: str) -> str:
     return plain.removesuffix("s") if len(plain) > 3 else plain  # O and Os are elements
 
 
+def refuse_nearly_the_same(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:
+    """Raises InputError: one of the classes is not there, but another of nearly the same name is."""
+    alike = {plain_name(name): name for name in there if name not in classes}
+    for name in classes:
+        if name not in there and plain_name(name) in alike:
+            raise _lacking(name, f", but '{alike[plain_name(name)]}'", there, source)
+
+
+def _lacking(name: str, hint: str, there: Collection[str], source: Path | str) -> InputError:
+    return InputError(
+        f"{source} has no category '{name}'{hint}; it has {some_of([*there], 10) or 'none'} {BY_NAME}"
+    )
+
+
 def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:
     """A file may list the classes that it has boxes of, and no others.
 
     Raises:
         InputError: it has none of those that are wanted, or one of them by nearly the same name.
     """
+    refuse_nearly_the_same(classes, there, source)
     missing = [name for name in classes if name not in there]
-    alike = {plain_name(name): name for name in there if name not in classes}
-    slips = [name for name in missing if plain_name(name) in alike]
-    if slips or len(missing) == len(classes):
-        name = (slips or missing)[0]
-        hint = f", but '{alike[plain_name(name)]}'" if slips else ""
-        raise InputError(
-            f"{source} has no category '{name}'{hint}; it has {some_of([*there], 10) or 'none'} {BY_NAME}"
-        )
+    if len(missing) == len(classes):
+        raise _lacking(missing[0], "", there, source)
     if missing:
         log.warning(
             "%s does not list %s, and so has no box of %s; it has %s",

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import math
 import shlex
 from collections import Counter
@@ -28,8 +29,11 @@ from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from errors import InputError, some_of
 
+log = logging.getLogger(__name__)
 _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
+# By what their files have, and COCO's have not.
+_TOOLS = {"LabelMe": {"shapes"}, "Supervisely": {"objects", "size"}, "V7": {"item", "annotations"}}
 _SAMPLED = 20  # images that are looked for in other folders
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
@@ -71,15 +75,60 @@ def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
         InputError: it is missing, unreadable, no JSON, or lacks a list.
     """
     content = read_json(path, hint=hint)
-    if isinstance(content, list) and content and isinstance(content[0], dict) and "data" in content[0]:
-        raise InputError(f"{path} is of Label Studio's own format; export the project as COCO")
+    if (tool := _of_a_tool(content)) is not None:
+        raise InputError(f"{path} is of {tool}'s own format; export or convert the project as COCO")
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise InputError(f"{path} has no list '{section}'; a COCO instances file has one")
     for image in content["images"]:
         if isinstance(image, dict) and "file_name" not in image and "coco_url" in image:
             image["file_name"] = image["coco_url"]  # LVIS: addresses that end in the names
+    _number_texts(content, "images", "image_id", path)
+    _number_texts(content, "categories", "category_id", path)
     return content
+
+
+def tool_of(path: Path) -> str | None:
+    """The annotation tool whose own format a file is of, if it is of one."""
+    try:
+        return _of_a_tool(read_json(path))
+    except InputError:
+        return None
+
+
+def _of_a_tool(content: Any) -> str | None:
+    """The annotation tool whose own format this is, an image a file in most of them."""
+    if isinstance(content, list):
+        return "Label Studio" if content and isinstance(content[0], dict) and "data" in content[0] else None
+    for tool, keys in _TOOLS.items():
+        if isinstance(content, dict) and keys <= content.keys() and "images" not in content:
+            return tool
+    return None
+
+
+def _number_texts(content: dict[str, Any], section: str, key: str, path: Path) -> None:
+    """Ids that are texts become numbers, in the records of a section and where annotations name them.
+
+    Only where all are, and no two alike: else they are refused one by one, as what they are.
+    """
+    ids = [record.get("id") if isinstance(record, dict) else None for record in content[section]]
+    texts = [number for number in ids if isinstance(number, str)]
+    if not texts or len(set(texts)) < len(ids):
+        return
+    numbers: dict[Any, int] = {text: number for number, text in enumerate(texts, start=1)}
+    if all(text.isascii() and text.isdecimal() for text in texts):
+        as_written = {text: int(text) for text in texts}
+        if len(set(as_written.values())) == len(ids) and max(as_written.values()) < 2**63:
+            numbers = as_written
+    log.warning(
+        "%s: the ids of its %s are texts and are numbered: '%s' is %d",
+        path, section, texts[0], numbers[texts[0]],
+    )  # fmt: skip
+    for record in content[section]:
+        record["id"] = numbers[record["id"]]
+    for record in content["annotations"]:
+        if isinstance(record, dict) and isinstance(record.get(key), str):
+            record[key] = numbers.get(record[key], record[key])
 
 
 def load_instances(

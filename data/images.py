@@ -127,19 +127,40 @@ def read_header(path: Path) -> ImageHeader:
     with _explained(f"image {path}"), _opened(path) as image:
         stored = _as_stored(image)
         mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
-        turned = stored.orientation in _TURNS
-        return ImageHeader(stored.upright_size, stored.size, mode, turned, _pages(image))
+        return ImageHeader(stored.upright_size, stored.size, mode, stored.turned, _pages(image))
 
 
-def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of an image, upright and as stored; reads only the header.
+class Stored(NamedTuple):
+    """How the pixels lie in the file."""
+
+    size: tuple[int, int]  # height, width
+    orientation: int  # as EXIF counts them; upright is 1
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        height, width = self.size
+        return (width, height) if self.orientation in _TRANSPOSING else self.size
+
+    @property
+    def turned(self) -> bool:
+        """Whether it is to be rotated or mirrored."""
+        return self.orientation in _TURNS
+
+
+def read_stored(path: Path) -> Stored:
+    """How the pixels of an image lie in its file; reads only the header.
 
     Raises:
         InputError: the file is missing or no image.
     """
     with _explained(f"image {path}"), _opened(path) as image:
-        stored = _as_stored(image)
-        return stored.upright_size, stored.size
+        return _as_stored(image)
+
+
+def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image, upright and as stored; raises as `read_stored`."""
+    stored = read_stored(path)
+    return stored.upright_size, stored.size
 
 
 def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -224,25 +245,13 @@ def _pages(image: Image.Image) -> int:
     return 1
 
 
-class _Stored(NamedTuple):
-    """How the pixels lie in the file."""
-
-    size: tuple[int, int]  # height, width
-    orientation: int  # as EXIF counts them; upright is 1
-
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        height, width = self.size
-        return (width, height) if self.orientation in _TRANSPOSING else self.size
-
-
-def _as_stored(image: Image.Image) -> _Stored:
+def _as_stored(image: Image.Image) -> Stored:
     """Of an image just opened."""
     if isinstance(image, TiffImageFile):  # its own width and height may be those of the upright image
         size = image.tag_v2[_TIFF_HEIGHT], image.tag_v2[_TIFF_WIDTH]
     else:
         size = image.height, image.width
-    return _Stored(size, _exif(image).get(_EXIF_ORIENTATION, 1))
+    return Stored(size, _exif(image).get(_EXIF_ORIENTATION, 1))
 
 
 def _exif(image: Image.Image) -> Image.Exif:
@@ -279,7 +288,7 @@ def _explained(what: str) -> Iterator[None]:
         raise InputError(f"{what} cannot be read: {_reason(error)}") from None
 
 
-def _pixels(image: Image.Image, stored: _Stored, upright: bool) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image, stored: Stored, upright: bool) -> NDArray[np.uint8]:
     # exif_transpose would write the EXIF anew, and fail at an entry of a wrong type that has no part in it.
     turns = _TURNS if upright else {}
     if isinstance(image, TiffImageFile):  # Pillow turns it while loading

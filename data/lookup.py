@@ -54,6 +54,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def entries_of(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if it is none."""
+    try:
+        return [*folder.iterdir()]
+    except OSError:
+        return []
+
+
 def leads_out(name: str) -> bool:
     """Whether a name begins at a root or drive, climbs out with '..', or is an address."""
     return "://" in name or _LEADS_OUT.match(name) is not None
@@ -129,7 +137,7 @@ class ImageFinder:
         """The one file of this path in the folder, whatever its case and however its accents are written."""
         path = self._folder
         for part in parts:
-            found = self._entries(path).get(_without_case(part), [])
+            found = self._entries(path).get(without_case(part), [])
             exact = [entry for entry in found if entry.name == part] or found
             if len(exact) != 1:
                 return None
@@ -139,12 +147,8 @@ class ImageFinder:
     def _entries(self, folder: Path) -> dict[str, list[Path]]:
         if folder not in self._there:
             self._there[folder] = {}
-            try:
-                entries = [*folder.iterdir()]
-            except OSError:  # none, or a file
-                entries = []
-            for entry in entries:
-                self._there[folder].setdefault(_without_case(entry.name), []).append(entry)
+            for entry in entries_of(folder):
+                self._there[folder].setdefault(without_case(entry.name), []).append(entry)
         return self._there[folder]
 
     def warn(self, source: str) -> None:
@@ -165,5 +169,6 @@ def _parts(name: str) -> list[str]:
     return parts[max((k for k, part in enumerate(parts, 1) if part == ".."), default=0) :]
 
 
-def _without_case(name: str) -> str:
+def without_case(name: str) -> str:
+    """What spellings of a name have in common that macOS or Windows take for one."""
     return unicodedata.normalize("NFC", name).casefold()

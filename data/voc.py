@@ -15,10 +15,12 @@ from data.annotations import (
     say_left_out,
     size_of_file,
 )
-from data.faults import DataFault, raise_or_collect
+from data.categories import refuse_nearly_the_same
+from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
 from data.sample import DetectionSet
+from data.texts import read_text
 from errors import InputError, some_of
 
 _DIFFICULT = ("1", "true", "yes")
@@ -98,7 +100,8 @@ def load_voc(
     """
     folders, name = folders_of_split(root, split)
     if name is None:
-        names = sorted(path.stem for path in folders.annotations.glob("[!.]*.xml"))
+        names = stems_of_xml(folders.annotations)
+        say_what_has_no_xml(folders, names, faults)
     else:
         remedy = (
             "a VOC set has the lists of its splits there, such as train.txt, with the name of an image in "
@@ -122,13 +125,17 @@ def load_voc_images(
         source: names them in messages.
     """
     pictures, finder = pictures_by_stem(folders.images), ImageFinder(folders.images)
+    annotations = ImageFinder(folders.annotations)
     # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
     labels = {name: label for label, name in enumerate(classes or ())}
     left_out: Counter[str] = Counter()
     images, parsed = [], set()
+    met: set[str] = set()  # names of classes
     for number, stem in enumerate(names, start=1):
         try:
-            xml = inside(folders.annotations, f"{stem}.xml", source)
+            inside(folders.annotations, f"{stem}.xml", source)
+            xml = annotations.find(f"{stem}.xml", source)
+            stem = xml.relative_to(folders.annotations).with_suffix("").as_posix()
             tree = _read_xml(xml, _of_ending(stem))
             parsed.add(xml)
             file_name = _image_name(finder, stem, tree, xml, pictures)
@@ -141,6 +148,7 @@ def load_voc_images(
             where = f"object {position} in {xml}"
             try:
                 name = _text(node, "name", where)
+                met.add(name)
                 if classes is not None and name not in labels:
                     left_out[name] += 1
                     continue
@@ -150,6 +158,9 @@ def load_voc_images(
                 fault.image, fault.image_id, fault.annotation = file_name, number, position
                 raise_or_collect(fault, faults)
     finder.warn(source)
+    annotations.warn(source)
+    if classes is not None:
+        refuse_nearly_the_same(classes, met, source)
     say_left_out(left_out, source)
     if classes is None:
         classes = voc_classes(folders.annotations, faults, labels, parsed)
@@ -189,9 +200,49 @@ def xml_files(annotations: Path) -> list[Path]:
     return [path for path in files_below(annotations) if path.suffix == ".xml" and path.is_file()]
 
 
+def stems_of_xml(annotations: Path) -> list[str]:
+    """The names of all XML files without the ending: "a", "cam1/b"."""
+    return [path.relative_to(annotations).with_suffix("").as_posix() for path in xml_files(annotations)]
+
+
+def in_capitals(annotations: Path) -> list[Path]:
+    """The files that end in .XML, .Xml and the like."""
+    return [p for p in files_below(annotations) if p.suffix != ".xml" and p.suffix.lower() == ".xml"]
+
+
+def say_what_has_no_xml(
+    folders: VocFolders, names: Sequence[str], faults: list[DataFault] | None = None
+) -> None:
+    """Annotation tools write none for an image without objects, which is background all the same.
+
+    Args:
+        names: of all XML files.
+        faults: as for `load_voc`.
+    """
+    if capitals := in_capitals(folders.annotations):
+        found = [
+            DataFault("annotation-not-read", f"{path} left out: rename what ends in .XML, to .xml", path)
+            for path in capitals
+        ]
+        more = f" and {len(capitals) - 1} more" * (len(capitals) > 1)
+        warning = f"{capitals[0]}{more} left out: rename what ends in .XML, to .xml"
+        list_or_warn(found, faults, warning)
+    stems = pictures_by_stem(folders.images)
+    if lost := sorted(stems.keys() - set(names)):
+        found = [
+            DataFault("image-unannotated", f"{stems[stem][0]} has no .xml file", stems[stem][0])
+            for stem in lost
+        ]
+        warning = (
+            f"{len(lost)} of {len(stems)} images in {folders.images} have no .xml file and are left out, "
+            f"such as {lost[0]}; with one without <object> they are background"
+        )
+        list_or_warn(found, faults, warning)
+
+
 def _read_list(path: Path, annotations: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise InputError(f"split list {path} does not exist; there are: {there} (set data.splits)") from None
@@ -213,8 +264,8 @@ def _stem(line: str, annotations: Path) -> str:
 
 
 def _has_ending(name: str) -> bool:
-    """Whether it is that of an image file."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    """Whether it is that of an image file, or of an XML file."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES | {".xml"}
 
 
 def _of_ending(stem: str) -> str:

@@ -9,12 +9,15 @@ from pathlib import Path
 from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
 from data.categories import BY_NAME
 from data.faults import DataFault, list_or_warn, raise_or_collect
-from data.images import IMAGE_SUFFIXES, files_below, read_size
+from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, read_size
 from data.keypoints import KeypointsSuspected
+from data.lookup import entries_of, without_case
 from data.sample import DetectionSet
-from data.yolo_index import Index, images_of, index_file, label_file_of, place_of, read_index
+from data.texts import read_text
+from data.yolo_index import Index, LabelFiles, images_of, index_file, label_path, place_of, read_index
 from errors import InputError
 
+_PICTURES = IMAGE_SUFFIXES | OTHER_SUFFIXES
 _TOLERANCE = 0.01  # beyond [0, 1], as Ultralytics grants it; further out the numbers are pixels
 
 
@@ -48,8 +51,9 @@ def load_yolo(
         )
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
-    paths, not_read = images_of(index, split, faults)
-    label_files = [label_file_of(path) for path in paths]
+    finder = LabelFiles()
+    paths, not_read = images_of(index, split, finder, faults)
+    label_files = [finder.of(path) for path in paths]
     images, labelled = [], _Labels(index, labels, faults)
     for number, (path, label_file) in enumerate(zip(paths, label_files, strict=True), start=1):
         try:
@@ -62,8 +66,9 @@ def load_yolo(
         labelled.read(label_file, image)
     _say_keypoints(labelled.keypoints, split, index, faults)
     _labels_of_several(split, paths, label_files, faults)
+    finder.warn(f"split {split}")
     _no_labels(split, paths, label_files, faults)
-    _labels_without_images(index, split, [*label_files, *map(label_file_of, not_read)], faults)
+    _labels_without_images(index, split, paths, [*label_files, *map(finder.of, not_read)], faults)
     say_left_out(labelled.left_out, f"split {split}")
     _say_twice(split, labelled.twice, faults)
     return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
@@ -133,12 +138,29 @@ def _no_labels(
     split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
     if any(file.is_file() for file in label_files):
+        _labels_beside(split, paths, label_files, faults)
         return
     message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
     beside = next((file for path in paths if (file := path.with_suffix(".txt")).is_file()), None)
     if beside is not None:
         message += f" ({beside} is not looked at, since a folder above it is called images)"
     list_or_warn([DataFault("labels-missing", message, paths[0])], faults, message)
+
+
+def _labels_beside(
+    split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
+) -> None:
+    """Say which images have their labels where they are not looked for, and so none."""
+    lost = [
+        (path, path.with_suffix(".txt"))
+        for path, file in zip(paths, label_files, strict=True)
+        if file.parent != path.parent and not file.is_file() and path.with_suffix(".txt").is_file()
+    ]
+    why = "is not looked at, since a folder above it is called images"
+    found = [DataFault("label-beside", f"{file} {why}", path) for path, file in lost]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    where = label_path(lost[0][0]).parent if lost else ""
+    list_or_warn(found, faults, f"split {split}: {found[0]}{more}; move it to {where}" if found else "")
 
 
 def _say_twice(split: str, twice: list[DataFault], faults: list[DataFault] | None) -> None:
@@ -179,19 +201,28 @@ def _labels_of_several(
 
 
 def _labels_without_images(
-    index: Index, split: str, label_files: list[Path], faults: list[DataFault] | None
+    index: Index, split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
-    """Say which label files of the split's folders have no image: lost, or of a kind that is not read."""
-    known = {path.absolute() for path in label_files}
-    alone = []
-    for place in index.splits[split]:
-        where = place_of(index, place)
-        if where is None or not where.is_dir():
-            continue
-        folder = label_file_of(where / "any.jpg").parent
+    """Say which label files of the split's folders have no image: lost, or of a kind that is not read.
+
+    The folders of a list are those of its images, and the other images in them may be of other lists.
+    """
+    known = {_plain(path) for path in label_files}
+    places = [place_of(index, place) for place in index.splits[split]]
+    folders = [where for where in places if where is not None and where.is_dir()]
+    if len(folders) < len(places):
+        listed = sorted({path.parent for path in paths} - set(folders))
+        pictures = (p for folder in listed for p in entries_of(folder) if p.suffix.lower() in _PICTURES)
+        known |= {_plain(label_path(path)) for path in pictures}
+        folders += listed
+    there: dict[str, Path] = {}
+    for where in folders:
+        folder = label_path(where / "any.jpg").parent
         if folder != where and folder.is_dir():  # beside images there may be texts of all kinds
-            labels = [path for path in files_below(folder) if path.suffix.lower() == ".txt"]
-            alone += [p for p in labels if p.absolute() not in known and p.name != "classes.txt"]
+            inside = files_below(folder) if where in places else entries_of(folder)
+            texts = [path for path in inside if path.suffix.lower() == ".txt" and path.name != "classes.txt"]
+            there |= {_plain(path): path for path in texts}
+    alone = [there[name] for name in sorted(there.keys() - known)]
     if alone:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         found = [DataFault("label-without-image", f"{path} has no image ({kinds})", path) for path in alone]
@@ -200,12 +231,16 @@ def _labels_without_images(
         list_or_warn(found, faults, f"split {split}: {files} no image and are left out ({alone[0]}{more})")
 
 
+def _plain(path: Path) -> str:
+    return without_case(str(path.absolute()))
+
+
 def _label_lines(
     file: Path, image: AnnotatedImage, faults: list[DataFault] | None
 ) -> Iterator[tuple[int, list[str]]]:
     """Number and words of each line that is not blank."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:

@@ -13,7 +13,18 @@ import yaml
 from data.annotations import looks_like
 from data.faults import DataFault, list_or_warn, lists_all, raise_or_collect
 from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, one_for_each_file
-from data.lookup import ImageFinder, NameTaken, as_spelt, ends_of, is_file, is_there, leads_out
+from data.lookup import (
+    ImageFinder,
+    NameTaken,
+    as_spelt,
+    ends_of,
+    entries_of,
+    is_file,
+    is_there,
+    leads_out,
+    without_case,
+)
+from data.texts import read_text
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -40,7 +51,7 @@ def index_file(root: Path) -> Path:
 def read_index(file: Path) -> Index:
     """What an index says. Raises InputError: it is missing or malformed."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
         content = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(
@@ -89,7 +100,7 @@ def _how_to_make(file: Path) -> str:
     listed = next((p for p in (root / "classes.txt", root / "obj.names") if p.is_file()), None)
     if listed is None:
         return ""
-    names = [line.strip() for line in listed.read_text(errors="replace").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(listed, "replace").splitlines() if line.strip()]
     images = next((name for name in ("images", "obj_train_data") if (root / name).is_dir()), ".")
     return f", with the two lines 'train: {images}' and 'names: {json.dumps(names)}' (of {listed.name})"
 
@@ -106,7 +117,9 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
     return names
 
 
-def images_of(index: Index, split: str, faults: list[DataFault] | None) -> tuple[list[Path], list[Path]]:
+def images_of(
+    index: Index, split: str, labels: "LabelFiles", faults: list[DataFault] | None
+) -> tuple[list[Path], list[Path]]:
     """The images of a split, sorted, each once; and pictures in its folders of kinds that are not read.
 
     Raises:
@@ -142,19 +155,46 @@ def images_of(index: Index, split: str, faults: list[DataFault] | None) -> tuple
     chosen: dict[tuple[str, str], Path] = {}
     for key, path in zip(one_for_each_file(found), found, strict=True):
         # Labels are looked for beside what a link is called: of two spellings one may have none.
-        if key not in chosen or (not label_file_of(chosen[key]).is_file() and label_file_of(path).is_file()):
+        if key not in chosen or (not labels.of(chosen[key]).is_file() and labels.of(path).is_file()):
             chosen[key] = path
     return sorted(chosen.values()), others
 
 
-def label_file_of(image: Path) -> Path:
-    """Where the labels of an image are or would be; .TXT is taken where there is no .txt."""
-    path = _label_path(image)
-    capital = path.with_suffix(".TXT")
-    return capital if not path.is_file() and capital.is_file() else path
+class LabelFiles:
+    """The label files of a set's images: of the same name but for its case, .TXT too, and its accents."""
+
+    def __init__(self) -> None:
+        self._there: dict[Path, dict[str, list[Path]]] = {}  # what folders hold, by what the names share
+        self._respelt: dict[Path, Path] = {}
+
+    def of(self, image: Path) -> Path:
+        """Where the labels of an image are or would be."""
+        path = label_path(image)
+        if path.is_file():
+            return path
+        folder = path.parent
+        if folder not in self._there:
+            self._there[folder] = {}
+            for entry in entries_of(folder):
+                self._there[folder].setdefault(without_case(entry.name), []).append(entry)
+        alike = [entry for entry in self._there[folder].get(without_case(path.name), []) if is_file(entry)]
+        if len(alike) != 1:
+            return path
+        if alike[0].stem != path.stem:
+            self._respelt[image] = alike[0]
+        return alike[0]
+
+    def warn(self, source: str) -> None:
+        """Say what was taken for what."""
+        if self._respelt:
+            image, file = next(iter(self._respelt.items()))
+            log.warning(
+                "%s: names of label files are spelt in another way (%d, such as %s for %s)",
+                source, len(self._respelt), file.name, image.name,
+            )  # fmt: skip
 
 
-def _label_path(image: Path) -> Path:
+def label_path(image: Path) -> Path:
     """The last folder `images` of the path becomes `labels`; without one the labels are beside the image."""
     parts = list(image.absolute().parts)
     at = next((i for i in range(len(parts) - 2, 0, -1) if parts[i] == "images"), None)
@@ -212,7 +252,7 @@ def _place_by_its_end(index: Index, place: str) -> Path | None:
 def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterator[Path]:
     try:
         # A name need not be UTF-8 to be that of a file.
-        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        lines = read_text(file, "surrogateescape").splitlines()
     except OSError as error:
         raise InputError(f"list of images {file} cannot be read: {error}") from None
     finder = ImageFinder(index.root)

@@ -4,10 +4,13 @@ Two of 256 bits that differ in fewer than sixteen have at least one of their six
 common, and only those with a band in common are compared.
 """
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 # Of 256 that may differ. Copies in another size or quality differ in 10 or less, other photographs in 70 or
 # more.
@@ -17,30 +20,62 @@ Prints = NDArray[np.uint64]  # [I, 4], as `data.check.scan.fingerprint` makes th
 Rows = NDArray[np.int64]
 
 
-def near_links(prints: Prints) -> Iterator[tuple[int, int]]:
+# Roboflow's exports call the versions that it makes of dog.jpg, turned or mirrored, dog_jpg.rf.HASH.jpg.
+_VERSION = re.compile(r"(.+)\.rf\.[0-9A-Za-z_-]{8,}(\.[^.]*)?")
+
+
+def source_of(name: str) -> str | None:
+    """What the versions of one photograph have in common in the names of their files; None for others."""
+    version = _VERSION.fullmatch(name)
+    return version[1] if version else None
+
+
+def groups_linked(count: int, links: list[tuple[int, int]]) -> Rows:
+    """The group of each of `count` rows, int64: those that are linked, through others too, are in one."""
+    one, other = np.array(links, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(links), dtype=np.bool_), (one, other)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def near_links(prints: Prints) -> list[tuple[int, int]]:
     """Pairs of rows that are nearly the same, enough of them to connect all that are, through others too."""
     rows = np.flatnonzero(prints.any(axis=1))
+    links: list[tuple[int, int]] = []
     for band in _bands(prints[rows]).T:
+        # The frames of one camera have most bands in common: what is connected already is not compared again.
+        groups = groups_linked(len(prints), links)
         order = band.argsort(kind="stable")
         starts = np.flatnonzero(np.diff(band[order])) + 1
         for run in np.split(rows[order], starts):
-            if len(run) > 1:
-                yield from _links_within(prints, run)
+            if len(run) > 1 and (groups[run] != groups[run[0]]).any():
+                links += _links_within(prints, run, groups)
+    return links
 
 
-def _links_within(prints: Prints, rows: Rows) -> Iterator[tuple[int, int]]:
+def _links_within(prints: Prints, rows: Rows, groups: Rows) -> Iterator[tuple[int, int]]:
     """As `near_links`. What is reached is compared no more: of a still scene's frames none is left."""
     left = rows
     while len(left) > 1:
-        reached, left = [int(left[0])], left[1:]
-        while reached and len(left):
-            row = reached.pop()
-            near = _distances(prints[left], prints[row]) <= _BITS
-            found = left[near].tolist()
-            reached += found
-            left = left[~near]
-            for other in found:
-                yield row, other
+        reached = left[groups[left] == groups[left[0]]]
+        left = left[groups[left] != groups[left[0]]]
+        while len(reached) and len(left):
+            found = np.zeros(len(left), dtype=np.bool_)
+            # One of the fewer against all of the others at a time.
+            if len(reached) < len(left):
+                for row in reached.tolist():
+                    near = ~found & (_distances(prints[left], prints[row]) <= _BITS)
+                    found |= near
+                    for other in left[near].tolist():
+                        yield row, other
+            else:
+                for k, row in enumerate(left.tolist()):
+                    distances = _distances(prints[reached], prints[row])
+                    nearest = int(distances.argmin())
+                    if distances[nearest] <= _BITS:
+                        found[k] = True
+                        yield int(reached[nearest]), row
+            joined = np.isin(groups[left], groups[left[found]])
+            reached, left = left[joined], left[~joined]
 
 
 def near_pairs(one: Prints, other: Prints) -> Iterator[tuple[int, int]]:

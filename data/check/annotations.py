@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from data.check.boxes import box_spots
 from data.check.classes import class_spots, split_spots
 from data.check.findings import AnySpot
-from data.check.repeats import path_spots
+from data.check.repeats import path_spots, version_spots
 from data.check.resized import Resize, resized
 from data.sample import DetectionSet
 
@@ -22,6 +22,7 @@ def annotation_spots(
         paths: look for files that are named twice; needless where pixels are compared.
     """
     yield from class_spots(sets)
+    yield from version_spots(sets)
     for split, records in sets.items():
         yield from split_spots(split, records)
         yield from box_spots(split, records, noun, resized(records.sizes, resize))

@@ -46,12 +46,13 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
             continue
         here = dict(zip(records.classes, counts(records).tolist(), strict=True))
         alike = {plain_name(name): name for name in here if name not in known}
+        respelt = {alike[plain_name(n)] for n in known if not here.get(n) and plain_name(n) in alike}
         for name, count in here.items():
-            if name not in known and count:
+            if name not in known and name not in respelt and count:
                 text = f"{split} has {count} boxes of class '{name}', which train does not list"
                 yield Spot("class-left-out", text, split)
         for name, count in zip(train.classes, counts(train).tolist(), strict=True):
-            if name not in here and (other := alike.get(plain_name(name))):
+            if not here.get(name) and (other := alike.get(plain_name(name))):
                 text = f"{split} calls it '{other}', and train '{name}'"
                 yield Spot("category-alike", text, split)
             elif name not in here:

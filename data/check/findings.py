@@ -115,6 +115,9 @@ KINDS: dict[str, Kind] = {
     "label-without-image": Kind(
         _W, "a label file has no image; its boxes are left out", "put the image there, or remove the file"
     ),
+    "label-beside": Kind(
+        _W, "a label file lies where it is not looked for", "move it: from images/... to labels/..."
+    ),
     "label-shared": Kind(
         _W, "two images have one label file: its boxes are in both", "rename one, with labels of its own"
     ),
@@ -129,6 +132,17 @@ KINDS: dict[str, Kind] = {
     "keypoints-as-polygons": Kind(
         _W, "what is read as polygons seems to be boxes with keypoints", "write kpt_shape into data.yaml"
     ),
+    "orientation-unclear": Kind(
+        _W,
+        "EXIF says to turn an image, and others of its split were annotated as they are stored",
+        "see in the samples where its boxes are; if they are off, take away its orientation",
+    ),
+    "image-unannotated": Kind(
+        _W,
+        "an image in the folder of a split has no annotation file, and is left out",
+        "write one; without <object> it is background",
+    ),
+    "annotation-not-read": Kind(_W, "a file that ends in .XML is not read", "rename it, to .xml"),
     "range-unused": Kind(
         _W,
         "16-bit images that hold values of fewer bits, 12 say, and are nearly black",
@@ -167,6 +181,11 @@ KINDS: dict[str, Kind] = {
     ),
     "image-turned": Kind(
         _N, "EXIF says to turn an image", "see in the samples that boxes fit; best save it upright"
+    ),
+    "image-as-stored": Kind(
+        _N,
+        "EXIF says to turn an image whose boxes are for the pixels as they are stored",
+        "nothing; best take away its orientation",
     ),
     "image-not-rgb": Kind(
         _N, "grey, 16-bit, palette or transparent images", "nothing: grey is repeated, alpha dropped"

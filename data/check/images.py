@@ -54,10 +54,10 @@ def _one(split: str, records: DetectionSet, row: int, facts: ImageFacts) -> Iter
         )
         yield spot_of_image("image-size-differs", problem, split, records, row)
     elif header.turned:
-        used = "upright" if (height, width) == header.upright else "as it is stored, which its boxes fit"
-        yield spot_of_image(
-            "image-turned", f"is turned by EXIF; training takes it {used}", split, records, row
-        )
+        code, used = "image-turned", "training takes it upright"
+        if (height, width) != header.upright:
+            code, used = "image-as-stored", "training takes it as it is stored, which its boxes fit"
+        yield spot_of_image(code, f"is turned by EXIF; {used}", split, records, row)
     if header.pages > 1:
         problem = f"has {header.pages} pages or frames; training takes the first"
         yield spot_of_image("image-many-pages", problem, split, records, row)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.check.alike import near_pairs
+from data.check.alike import near_pairs, source_of
 from data.check.findings import Spot, spot_of_image
 from data.images import one_for_each_file
 from data.sample import DetectionSet
@@ -64,6 +64,20 @@ def _same_boxes(records: DetectionSet, one: int, other: int) -> bool:
         return boxes[np.lexsort(boxes.T)]
 
     return np.array_equal(sorted_boxes(one), sorted_boxes(other))
+
+
+def version_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
+    """Images of evaluation that were made of a photograph of training, by their names."""
+    made: dict[str, int] = {}
+    for row, file in enumerate(sets["train"].files.tolist() if "train" in sets else ()):
+        if (source := source_of(Path(file).name)) is not None:
+            made.setdefault(source, row)
+    for split, records in sets.items():
+        for row, file in enumerate(records.files.tolist() if split != "train" and made else ()):
+            near = made.get(source_of(Path(file).name) or "")
+            if near is not None and Path(sets["train"].files[near]).name != Path(file).name:
+                same = "is by its name made of the same photograph as"
+                yield _spot("near-duplicate-in-both", sets, (split, row), ("train", near), same)
 
 
 def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np.uint64]]) -> Iterator[Spot]:

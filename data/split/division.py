@@ -1,18 +1,19 @@
 """Images divided into parts: what stays together, what each part gets, and what is to be said of it."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.check.scan import scan
+from data.check.alike import source_of
+from data.check.scan import ImageFacts, scan
 from data.sample import DetectionSet
 from data.split.partition import groups_of, partition
 from errors import InputError
 
-_LEAST_OF_SHARE = 0.8
+_LEAST_OF_SHARE, _MOST_OF_SHARE = 0.8, 1.3
 _APART = "--fast divides what looks alike, and folders without --keep-folders"
 
 
@@ -25,12 +26,14 @@ class Division:
         part: int64 [I], a position among the shares.
         counts: int64 [I, C], boxes of each class.
         groups: int64 [I], equal for images that stay together.
+        apart: int64 [I], the part of each if nothing had to stay together.
     """
 
     shares: dict[str, float]
     part: NDArray[np.int64]
     counts: NDArray[np.int64]
     groups: NDArray[np.int64]
+    apart: NDArray[np.int64]
     classes: tuple[str, ...]
 
     def rows(self, *names: str) -> list[int]:
@@ -50,15 +53,21 @@ class Division:
         if together:
             yield f"kept on one side: {together} image{'s' * (together != 1)} like another, or in its folder"
 
-    def short(self) -> Iterator[str]:
-        """Of each part that has much less than its share, a line that says so."""
+    def far_off(self) -> Iterator[str]:
+        """Of each part that has much less than its share, or much more, a line that says so."""
         for k, (name, share) in enumerate(self.shares.items()):
-            images, wanted = int((self.part == k).sum()), share * len(self.part)
-            if images < _LEAST_OF_SHARE * wanted and images + 1 < wanted:
-                yield (
-                    f"{name} has {images / len(self.part):.0%} of the images, not {share:.0%}: too many must "
-                    f"stay together ({_APART})"
-                )
+            if _is_far_off(self.part == k, share):
+                images = f"{name} has {(self.part == k).mean():.0%} of the images, not {share:.0%}"
+                if _is_far_off(self.apart == k, share):
+                    yield f"{images}: so each part has some of every class, as far as there are enough"
+                else:
+                    yield f"{images}: too many must stay together ({_APART})"
+
+
+def _is_far_off(mine: NDArray[np.bool_], share: float) -> bool:
+    images, wanted = int(mine.sum()), share * len(mine)
+    too_few, too_many = images < _LEAST_OF_SHARE * wanted, images > _MOST_OF_SHARE * wanted
+    return (too_few or too_many) and abs(images - wanted) > 1
 
 
 def divide(
@@ -79,12 +88,21 @@ def divide(
     of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))
     np.add.at(counts, (of_image[~records.ignore], records.labels[~records.ignore]), 1)
     files = [Path(file) for file in records.files.tolist()]
-    keys = [[str(file.resolve()) for file in files]]
+    keys: list[Sequence[Hashable]] = [
+        [str(file.resolve()) for file in files],
+        [source_of(file.name) for file in files],
+    ]
     if keep_folders:
         keys.append([str(file.parent) for file in files])
-    prints = np.zeros((len(records), 4), dtype=np.uint64) if fast else _fingerprints(records)
+    prints = np.zeros((len(records), 4), dtype=np.uint64)
+    if not fast:
+        facts = _facts(records)
+        prints = np.stack([one.fingerprint for one in facts])
+        keys.append([one.digest for one in facts])  # flat pictures have no fingerprint
     groups = groups_of(prints, *keys)
-    part = partition(counts, groups, list(shares.values()), seed)
+    part, apart = (
+        partition(counts, kept, list(shares.values()), seed) for kept in (groups, np.arange(len(records)))
+    )
     for k, name in enumerate(shares):
         if not (part == k).any():
             count = len(np.unique(groups))
@@ -92,12 +110,12 @@ def divide(
                 f"nothing is left for {name}: {len(part)} images make {count} group{'s' * (count != 1)} that "
                 f"must stay together; take a larger share or fewer folds, or divide these as well ({_APART})"
             )
-    return Division(shares, part, counts, groups, records.classes)
+    return Division(shares, part, counts, groups, apart, records.classes)
 
 
-def _fingerprints(records: DetectionSet) -> NDArray[np.uint64]:
+def _facts(records: DetectionSet) -> list[ImageFacts]:
     facts = scan(records, "images")
     problem = next((one.problem for one in facts if one.problem is not None), None)
     if problem is not None:
         raise InputError(f"{problem}; replace it or take it out of the set (--fast decodes none)")
-    return np.stack([one.fingerprint for one in facts])
+    return facts

@@ -4,10 +4,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from data.check.alike import near_links
+from data.check.alike import groups_linked, near_links
 
 
 def groups_of(prints: NDArray[np.uint64], *keys: Sequence[Hashable]) -> NDArray[np.int64]:
@@ -15,19 +13,17 @@ def groups_of(prints: NDArray[np.uint64], *keys: Sequence[Hashable]) -> NDArray[
 
     Args:
         prints: uint64 [I, 4], as `data.check.scan.fingerprint` makes them; rows of zeros are like no other.
-        keys: of each kind, one for each image.
+        keys: of each kind, one for each image; None is like no other.
 
     Returns:
         int64 [I], the lowest row of each image's group.
     """
-    links = list(near_links(prints))
+    links = near_links(prints)
     for of_kind in keys:
         first: dict[Hashable, int] = {}
-        links += [(first.setdefault(key, row), row) for row, key in enumerate(of_kind)]
-    one, other = np.array(links, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(links), dtype=np.bool_), (one, other)), shape=(len(prints),) * 2)
-    count, group = connected_components(graph, directed=False)
-    lowest = np.full(count, len(prints), dtype=np.int64)
+        links += [(first.setdefault(key, row), row) for row, key in enumerate(of_kind) if key is not None]
+    group = groups_linked(len(prints), links)
+    lowest = np.full(group.max(initial=-1) + 1, len(prints), dtype=np.int64)
     np.minimum.at(lowest, group, np.arange(len(prints)))
     return lowest[group]
 

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import of_cvat
-from data.coco import load_instances, of_roboflow, read_instances
+from data.coco import load_instances, of_roboflow, read_instances, tool_of
 from data.faults import DataFault, Raised
-from data.images import files_below
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
-from data.voc import has_images, load_voc_images, pictures_by_stem, voc_folders, xml_files
+from data.texts import read_text
+from data.voc import (
+    has_images,
+    in_capitals,
+    load_voc_images,
+    say_what_has_no_xml,
+    stems_of_xml,
+    voc_folders,
+)
 from data.yolo import load_yolo
 from data.yolo_index import index_file, read_index
 from errors import InputError, some_of
@@ -91,6 +98,8 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
 def _beside(path: Path, files: Sequence[Path]) -> str:
     """What there is instead, and what can be done about it; or ""."""
     if files:
+        if tool := tool_of(files[0]):
+            return f"; {files[0].name} is of {tool}'s own format; export or convert the project as COCO"
         return f"; of COCO name the file: {files[0]}"
     folders = sorted({file.parent for file in path.glob("[!.]*/[!.]*.xml")})
     if not folders:
@@ -166,7 +175,7 @@ def _images_of(path: Path, records: list[Any]) -> Path:
     name = records[0].get("file_name") if isinstance(records[0], dict) else None
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: the first of its images has no 'file_name'")
-    tries, outside = [here / "images", above / "images", here, above], None
+    tries, outside = [here / "images", above / "images", here, above, here / "data"], None  # FiftyOne's
     part = path.stem.removeprefix("instances_")  # as CVAT: images/default
     tries += [folder / "images" / part for folder in (here, above)]
     for folder in tries:
@@ -185,12 +194,9 @@ def _images_of(path: Path, records: list[Any]) -> Path:
 
 def _voc(root: Path) -> WholeSet:
     folders = voc_folders(root)
-    names = [
-        path.relative_to(folders.annotations).with_suffix("").as_posix()
-        for path in xml_files(folders.annotations)
-    ]
+    names = stems_of_xml(folders.annotations)
     if not names:
-        capitals = " (.XML is not read: rename them)" if _in_capitals(folders.annotations) else ""
+        capitals = " (.XML is not read: rename them)" if in_capitals(folders.annotations) else ""
         raise InputError(f"{folders.annotations} holds no .xml files{capitals}")
     lists = sorted(path.stem for path in folders.lists.glob("[!.]*.txt") if not _is_of_all(path, names))
     if lists:
@@ -198,7 +204,7 @@ def _voc(root: Path) -> WholeSet:
             f"{folders.lists} has lists already ({some_of(lists, 3)}): the set is divided; move them away to "
             "divide it anew"
         )
-    _say_what_has_no_xml(folders.images, folders.annotations, names)
+    say_what_has_no_xml(folders, names)
     records = _read(lambda faults: load_voc_images(folders, names, str(folders.annotations), faults=faults))
 
     def next_step(parts: Sequence[str], folds: int | None) -> str:
@@ -217,30 +223,11 @@ def _voc(root: Path) -> WholeSet:
 def _is_of_all(file: Path, names: Sequence[str]) -> bool:
     """Whether a list names all XML files, as CVAT's default.txt does; a class's has 1 or -1 behind each."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError):
         return False
     listed = {line.strip() for line in lines if line.strip()}
     return set(names) in (listed, {line.rpartition(" ")[0].strip() for line in listed})
-
-
-def _say_what_has_no_xml(images: Path, annotations: Path, names: Sequence[str]) -> None:
-    """Annotation tools write none for an image without objects, which is background all the same."""
-    if capitals := _in_capitals(annotations):
-        more = f" and {len(capitals) - 1} more" * (len(capitals) > 1)
-        log.warning("%s%s left out: rename what ends in .XML, to .xml", capitals[0], more)
-    stems = pictures_by_stem(images)
-    if lost := sorted(stems.keys() - set(names)):
-        log.warning(
-            "%d of %d images in %s have no .xml file and are left out, such as %s; with one without <object> "
-            "they are background",
-            len(lost), len(stems), images, lost[0],
-        )  # fmt: skip
-
-
-def _in_capitals(annotations: Path) -> list[Path]:
-    """The files that end in .XML, .Xml and the like."""
-    return [p for p in files_below(annotations) if p.suffix != ".xml" and p.suffix.lower() == ".xml"]
 
 
 def _yolo(root: Path) -> WholeSet:

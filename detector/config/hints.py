@@ -62,8 +62,8 @@ _NO_KEY_HERE = {
     "test_only": _SCORED,
     "eval_only": _SCORED,
     "cfg_options": "settings are written KEY=VALUE behind the configuration",
-    "class_weights": "there are none; a ranking loss with loss.class_by_class=true lets all classes weigh the "
-    "same, and data.repeat_rare shows rare ones more often",
+    "class_weights": "there are none; a ranking loss with loss.class_by_class=true lets all classes weigh "
+    "the same, and data.repeat_rare shows rare ones more often",
     "agnostic_nms": "of boxes of several classes on one object predict.py --one-per-object leaves the best",
     "label_smoothing": "there is none; a ranking loss has no labels to smooth",
     "fraction": "python -m data.split SOURCE --val 0.9 puts nine tenths aside",

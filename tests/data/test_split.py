@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.check.alike import near_pairs
 from data.coco import load_coco
@@ -249,7 +250,17 @@ def test_what_training_only_warns_of_is_no_hindrance(
     content["annotations"][3]["bbox"][2] = 0
     (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
     assert call(main, "set", "--fast", cwd=tmp_path).code == 0
-    assert "no width or no height" in caplog.text or "without area" in caplog.text
+    assert "1 box without area inside the image dropped" in caplog.text
+
+
+def test_a_reversed_box_is_not_called_one_without_area_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = coco(tmp_path / "set")
+    content["annotations"][3]["bbox"][2], content["annotations"][5]["bbox"][2] = -4, 0
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    assert_refused(main, ("set", "--fast"), tmp_path, "negative width")
+    assert "1 box without area inside the image dropped" in caplog.text
 
 
 def test_voc_gets_its_lists(tmp_path: Path) -> None:
@@ -297,7 +308,7 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
         (("nowhere.json", "--images", "set/images"), ("nowhere.json does not exist",)),
         (("set/annotations/all.json", "--images", "nowhere"), ("--images", "nowhere does not exist")),
         (("set/annotations/all.json", "--images", "set"), ("not in set but in set/images", "--images")),
-        (("labelme.json",), ("labelme.json", "no list 'images'")),
+        (("other.json",), ("other.json", "no list 'images'")),
         (("none.json",), ("none.json lists no images",)),
         (("none.json", "--images", "set/images"), ("none.json lists no images",)),
         (("windows.json",), ("first image", "C:", "outside")),
@@ -319,7 +330,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, words: tuple[str, ...
     coco(tmp_path / "two")
     shutil.copy(tmp_path / "two/annotations/all.json", tmp_path / "two/annotations/more.json")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "labelme.json").write_text('{"shapes": []}')
+    (tmp_path / "other.json").write_text('{"images": {}}')
     whole = json.loads((tmp_path / "set/annotations/all.json").read_text())
     for name, changed in (
         ("none", {"images": [], "annotations": []}),
@@ -407,6 +418,86 @@ def test_a_set_that_looks_all_alike_is_divided_where_likeness_does_not_count(
     words = ("set/annotations/all.json",)
     assert_refused(main, words, tmp_path, "nothing is left for", "10 images make 1 group", "--fast")
     assert call(main, *words, "--fast", cwd=tmp_path).code == 0
+
+
+def parts_of(root: Path) -> list[set[str]]:
+    """The images of train and of val."""
+    return [
+        set(names(load_coco(root / f"annotations/{name}.json", root / "images"))) for name in ("train", "val")
+    ]
+
+
+def test_versions_of_one_photograph_stay_on_one_side(tmp_path: Path) -> None:
+    """As Roboflow exports them: turned and mirrored, so that they do not look alike; also with --fast."""
+    content = coco(tmp_path / "set")
+    for k, image in enumerate(content["images"]):
+        name = f"photo{k // 4}_jpg.rf.{k:032x}.png"
+        (tmp_path / "set/images" / image["file_name"]).rename(tmp_path / "set/images" / name)
+        image["file_name"] = name
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    assert call(main, "set", "--fast", cwd=tmp_path).code == 0
+    train, val = ({name.partition(".rf.")[0] for name in part} for part in parts_of(tmp_path / "set"))
+    assert (len(train), len(val)) == (4, 1) and not train & val
+
+
+def test_copies_without_contrast_stay_on_one_side(tmp_path: Path) -> None:
+    """Flat pictures have no likeness to go by, but their pixels."""
+    coco(tmp_path / "set")
+    for k in range(IMAGES):
+        Image.new("RGB", (64, 48), (100 + k // 2, 100, 100)).save(tmp_path / "set/images" / f"{k}.png")
+    assert call(main, "set", cwd=tmp_path).code == 0
+    train, val = ({int(Path(name).stem) // 2 for name in part} for part in parts_of(tmp_path / "set"))
+    assert (len(train), len(val)) == (8, 2) and not train & val
+
+
+def test_a_file_that_is_listed_twice_stays_on_one_side(tmp_path: Path) -> None:
+    content = coco(tmp_path / "set")
+    for image in content["images"]:
+        image["file_name"] = f"{image['id'] // 5}.png"
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    assert call(main, "set", "--fast", "--val", "0.4", cwd=tmp_path).code == 0
+    train, val = parts_of(tmp_path / "set")
+    assert train and val and not train & val
+
+
+def test_regions_that_count_for_nothing_are_not_shared_out(tmp_path: Path) -> None:
+    """Each class has two boxes that count, so one goes to each side, whatever crowd is there."""
+    content = coco_dict([[BOX]] * 12)
+    for k, record in enumerate(content["annotations"]):
+        record.update(iscrowd=int(k >= 4), category_id=content["categories"][k // 2 % 2]["id"])
+    (tmp_path / "set/annotations").mkdir(parents=True)
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    for image in content["images"]:
+        write_image(tmp_path / "set/images" / image["file_name"], seed=image["id"])
+    assert call(main, "set", "--val", "0.5", "--fast", cwd=tmp_path).code == 0
+    records = load_coco(tmp_path / "set/annotations/val.json", tmp_path / "set/images")
+    assert sorted(records.labels[~records.ignore].tolist()) == [0, 1]
+
+
+def test_between_parts_that_want_a_class_alike_the_one_with_fewer_images_gets_it() -> None:
+    """By hand: without boxes left to want, what decides is the images."""
+    counts = np.array([[4, 0]] + [[0, 1]] * 2 + [[0, 0]] * 9)
+    groups = np.array([0, 1, 2, *[3] * 5, 4, 5, 6, 7])
+    part = partition(counts, groups, (0.5, 0.5), 0)
+    assert np.bincount(part).tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("words", [(), ("--fast",)])
+def test_rare_classes_that_stretch_a_share_are_the_reason_given(
+    tmp_path: Path, words: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten classes of two images each: one goes to each side. Nothing has to stay together."""
+    content = coco_dict([[BOX]] * IMAGES)
+    content["categories"] = [{"id": k, "name": f"c{k}"} for k in range(10)]
+    for k, record in enumerate(content["annotations"]):
+        record["category_id"] = k // 2
+    (tmp_path / "set/annotations").mkdir(parents=True)
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
+    for image in content["images"]:
+        write_image(tmp_path / "set/images" / image["file_name"], seed=image["id"])
+    assert call(main, "set", *words, cwd=tmp_path).code == 0
+    assert "val has 50% of the images, not 20%: so each part has some of every class" in caplog.text
+    assert "stay together" not in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

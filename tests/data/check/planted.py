@@ -140,6 +140,18 @@ def in_folders(root: Path) -> None:
         edited(lambda c, n=number, f=folder: c["images"][n - 1].update(file_name=f"{f}/same.png"))(root)
 
 
+def versions(root: Path) -> None:
+    """Images 2 and 5 are of one name, as Roboflow calls what it makes of a photograph."""
+    for number, split in ((2, "train"), (5, "val")):
+        name = f"a_jpg.rf.{number:010}.png"
+        (root / "images" / f"{number}.png").rename(root / "images" / name)
+        edited(lambda c, n=number, name=name: _image(c, n).update(file_name=name), split)(root)
+
+
+def _image(content: dict[str, Any], number: int) -> dict[str, Any]:
+    return next(image for image in content["images"] if image["id"] == number)
+
+
 def enlarged(root: Path) -> None:
     write_image(root / "images" / "2.png", 8 * HEIGHT, 8 * WIDTH, seed=2)
     edited(lambda c: c["images"][1].update(height=8 * HEIGHT, width=8 * WIDTH))(root)
@@ -193,6 +205,11 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "nearly train in val": (
         "near-duplicate-in-both", copied("2.png", "5.png", noise=4), ("5.png", "2.png (id 2, train)"),
     ),
+    "versions of one photograph": (
+        "near-duplicate-in-both",
+        versions,
+        ("a_jpg.rf.0000000005", "photograph as", "rf.0000000002", "train"),
+    ),
     "an image twice": (
         "image-twice", both(copied("2.png", "3.png"), same_boxes_in(2, 3)), ("3.png", "2.png (id 2, train)"),
     ),
@@ -204,7 +221,7 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
         ("takes it upright", *TWO),
     ),
     "a turned image, annotated as stored": (
-        "image-turned", pixels(lambda i: i, exif=exif(6)), ("takes it as it is stored", *TWO),
+        "image-as-stored", pixels(lambda i: i, exif=exif(6)), ("its boxes fit", *TWO),
     ),
     "a grey image": ("image-not-rgb", pixels(lambda i: i.convert("L")), ("mode L", *TWO)),
     "a transparent image": ("image-not-rgb", pixels(lambda i: i.convert("RGBA")), ("mode RGBA", *TWO)),
