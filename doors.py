@@ -132,6 +132,14 @@ def print_any_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def print_line(text: str) -> None:
+    """Print a line at once; a reader that has gone (| head) is no failure, and what is under way goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        close_output()
+
+
 def run_door(main: Callable[[], None]) -> None:
     """Run a program: bad input ends in one line and exit code 2, a training that was stopped and has
     saved its state in 75, Ctrl-C elsewhere in 130."""

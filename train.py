@@ -6,15 +6,18 @@ With several processes: torchrun --nproc-per-node N train.py ...
 import logging
 import os
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doors import OptionParser, config_and_overrides, run_door, seen_from_here, this_python
+from doors import OptionParser, config_and_overrides, print_line, run_door, seen_from_here, this_python
 
 if TYPE_CHECKING:
     from detector.config import Config
     from detector.training.processes import Processes
     from detector.training.run_log import RunLog
+
+_LET_SPEAK_S = 3.0  # then the launcher has seen that process end, and ends the others
 
 
 def main() -> None:
@@ -41,6 +44,7 @@ def train(
     config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool, log: "RunLog"
 ) -> None:
     """Build the run that the command line describes, and run it."""
+    from detector.training.agreement import refuse_different
     from detector.training.processes import join_processes
     from detector.training.run_folder import run_to_resume
     from errors import Bystander, InputError, Stopped
@@ -51,15 +55,16 @@ def train(
     try:
         resume = None if resume is None else run_to_resume(resume)
         config, name = _configuration(config_name, overrides, resume)
-    except InputError as error:
-        if first:
-            raise
-        raise Bystander from error  # which the first has found as well
+    except InputError:
+        if not first:  # which the first has found as well, if all were told the same, and says
+            time.sleep(_LET_SPEAK_S)
+        raise
     processes = join_processes(config.train.device)
     if not processes.main:
         logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
     try:
         with processes.lost_peers_explained():
+            refuse_different(processes, config, resume is not None, dry_run)
             folder = None
             if dry_run:
                 _rehearse(config, resume, processes)
@@ -102,7 +107,7 @@ def _rehearse(config: "Config", resume: Path | None, processes: "Processes") -> 
 
     for line in rehearse(config, resume, processes):
         if processes.main:
-            print(line, flush=True)
+            print_line(line)
 
 
 def _configuration(

@@ -145,14 +145,18 @@ def test_the_base_that_is_meant_is_told_as_it_has_to_be_written(place: Path) -> 
 
 
 def test_of_the_processes_of_a_machine_one_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a launch would find the same slip in the configuration."""
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    level = logging.getLogger().level
-    outcome = call(train.main, "nowhere.yaml", cwd=place)
-    logging.getLogger().setLevel(level)
-    assert (outcome.code, outcome.out, outcome.err) == (2, "", "")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert_one_line(call(train.main, "nowhere.yaml", cwd=place), "nowhere.yaml does not exist")
+    """All of a launch would find the same slip in the configuration. The others let the first one speak, and
+    what only they have found, they say."""
+    waited: list[float] = []
+    monkeypatch.setattr(train.time, "sleep", waited.append)
+    for local_rank, waits in (("1", 1), ("0", 0)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        level = logging.getLogger().level
+        outcome = call(train.main, "nowhere.yaml", cwd=place)
+        logging.getLogger().setLevel(level)
+        assert_one_line(outcome, "nowhere.yaml does not exist")
+        assert len(waited) == waits
+        waited.clear()
 
 
 def test_a_set_of_ones_own_is_not_taken_for_the_demo(place: Path) -> None:

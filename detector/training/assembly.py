@@ -107,7 +107,7 @@ def assemble(
     if warn:
         warn_of_no_repeats(data, train_set, batches.length)
         warn_of_schedule(config, batches.steps * train.epochs)
-        warn_of_batches(config, batches.length)
+        warn_of_batches(config, batches.length, processes.size)
         warn_of_crowds(config, val_set)
         warn_of_score_threshold(config)
         warn_of_tiles(config, val_set)

@@ -76,11 +76,12 @@ def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:
         )  # fmt: skip
 
 
-def warn_of_batches(config: Config, images: int) -> None:
+def warn_of_batches(config: Config, images: int, processes: int = 1) -> None:
     """An epoch has whole batches alone: each step is of as many images.
 
     images: of an epoch, those that are repeated as often as they come.
     """
+    parts = processes * config.train.accumulate
     batch_size = config.train.batch_size
     left = images % batch_size
     if config.train.epochs == 0:  # only scored
@@ -89,7 +90,7 @@ def warn_of_batches(config: Config, images: int) -> None:
         scaled = " while the learning rate is scaled for more" if config.optimizer.lr_for_batch else ""
         log.warning(
             "train.batch_size=%d: an epoch has %d images, so that each step is of all of them%s; set "
-            "train.batch_size=%d", batch_size, images, scaled, images,
+            "train.batch_size=%d", batch_size, images, scaled, images // parts * parts,
         )  # fmt: skip
     elif 10 * left >= images:
         log.warning(

@@ -48,10 +48,16 @@ class Processes:
         self._store = store
         self._meetings = itertools.count()
         self.launch: Launch | None = None
+        self._launcher = os.getppid() if store is not None else None
 
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the launcher has gone: nobody would end this process if another were lost."""
+        return self._launcher is not None and os.getppid() != self._launcher
 
     def largest(self, value: int) -> int:
         """The largest of the processes' values: one small reduction on the CPU."""
@@ -200,7 +206,8 @@ class Processes:
     def _wait_for(self, key: str) -> None:
         assert self._store is not None
         while not _asked(self._store.check, [key]):
-            if _asked(self._store.check, ["failed"]):
+            # What the others wait for may have come between the two looks, and the failure after it.
+            if _asked(self._store.check, ["failed"]) and not _asked(self._store.check, [key]):
                 raise Bystander
             time.sleep(_POLL_S)
 
@@ -215,6 +222,7 @@ def join_processes(device: str) -> Processes:
         InputError: the launch cannot be joined, or there are fewer GPUs than processes.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        _warn_of_tasks()
         return Processes()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -247,6 +255,17 @@ def join_processes(device: str) -> Processes:
     known = processes.gather(launched())
     processes.launch = launch_of(known) if known is not None else None
     return processes
+
+
+def _warn_of_tasks() -> None:
+    """Of a scheduler's tasks each would train by itself, into a run of its own."""
+    for tasks in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        count = os.environ.get(tasks, "1")
+        if count != "1":
+            log.warning(
+                "%s=%s: each of these processes trains by itself; start one torchrun on each machine instead",
+                tasks, count,
+            )  # fmt: skip
 
 
 def _attempt() -> str:

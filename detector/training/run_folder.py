@@ -87,10 +87,14 @@ def in_use(folder: Path) -> Iterator[None]:
 
 def made_with() -> str:
     """A comment for config.yaml: what a run repeats itself to the bit with. A resumed run writes its own."""
+    listed, threads = ", ".join(f"{name} {it}" for name, it in versions().items()), torch.get_num_threads()
+    return f"# {listed}, {threads} thread{'s' * (threads != 1)}\n"
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
     packages = ("torch", "torchvision", "numpy", "albumentations")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    python, threads = platform.python_version(), torch.get_num_threads()
-    return f"# {versions}, Python {python}, {threads} thread{'s' * (threads != 1)}\n"
+    return {name: metadata.version(name) for name in packages} | {"Python": platform.python_version()}
 
 
 def mark_launch(folder: Path, launch: Launch) -> None:

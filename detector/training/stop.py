@@ -54,10 +54,12 @@ class StopRequest:
     Args:
         speak: say what was understood; one process of a training does.
         log: where it is written down as well.
+        processes: of the training; if one of several is lost, the others cannot end their step.
     """
 
-    def __init__(self, speak: bool, log: Callable[[str], None] | None = None) -> None:
+    def __init__(self, speak: bool, log: Callable[[str], None] | None = None, processes: int = 1) -> None:
         self._speak = speak
+        self._if = ", unless a process is lost" if processes > 1 else ""
         self._log = log
         self.signal: str | None = None  # the name of the first
         self.served = (
@@ -128,7 +130,7 @@ class StopRequest:
         name, now = signal.Signals(number).name, time.monotonic()
         if self._since is None:
             self.signal, self._since = self.signal or name, now
-            self._say(f"{name}: the state is saved after this step; a second signal ends at once")
+            self._say(f"{name}: the state is saved after this step{self._if}; a second signal ends at once")
         elif not self.served and now - self._since > _SAME_REQUEST_S:
             self._say(f"{name}: ended without saving; --resume continues from the last checkpoint")
             os._exit(128 + number)

@@ -127,7 +127,9 @@ class Trainer:
         text = made_with() + dump_config(self.config)
         with ExitStack() as end:
             # First in, last out: a signal while all is brought to an end changes nothing any more.
-            self.stop = end.enter_context(StopRequest(main, self.log.write if main else None))
+            self.stop = end.enter_context(
+                StopRequest(main, self.log.write if main else None, self.processes.size)
+            )
             self.folder = self.processes.from_main(lambda: self._claim_folder(text, end))
             self.log.begin(self.folder, speaks=main)
             self.monitor = self._new_monitor(end) if main else None
@@ -266,7 +268,8 @@ class Trainer:
         """
         nonfinite = self.watch.found(wait)
         need = Need.NOTHING
-        if self.stop:  # first: the signal may be what the loading processes died of
+        # First: the signal may be what the loading processes died of.
+        if self.stop or self.processes.orphaned:
             need = Need.STOP
         elif failure is not None:
             need = Need.FAIL
@@ -280,18 +283,25 @@ class Trainer:
         nonfinite += self.watch.found(wait=True)
         if nonfinite:
             self._judge(nonfinite)
+        if need == Need.FAIL and failure is not None:
+            try:
+                self._save()
+            except Bystander:  # what was to be told is why this one has failed
+                raise failure from None
+            raise InputError(f"{failure}; the state is saved, --resume {self.folder} goes on from it")
         if need != Need.JUDGE:
             self._save()
         if need == Need.STOP:
             raise self._stopped()
         if need == Need.FAIL:
-            if failure is None:
-                raise Bystander
-            raise InputError(f"{failure}; the state is saved, --resume {self.folder} goes on from it")
+            raise Bystander
 
     def _save(self) -> None:
         """LAST, while all wait: a launcher that sees one process leave ends the others at once."""
-        self.processes.from_main(lambda: self._checkpoints.save(LAST))
+        if not self.processes.orphaned:
+            self.processes.from_main(lambda: self._checkpoints.save(LAST))
+        elif self.processes.main:  # what they would wait over may have gone with the launcher
+            self._checkpoints.save(LAST)
 
     def _judge(self, nonfinite: list[NonFiniteStep]) -> None:
         """Steps were not finite. They have changed nothing; what now?
@@ -420,7 +430,7 @@ class Trainer:
         self.stop.served = True
         if not self.processes.main:
             return Stopped()
-        by = self.stop.signal or "another process"
+        by = self.stop.signal or ("the end of torchrun" if self.processes.orphaned else "another process")
         return Stopped(
             f"stopped by {by} at step {self.progress.step} of {self.total_steps}; saved: continue with "
             f"--resume {self.folder}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import campaign, same_weights, start, steps_done
+from detector.checkpoint import load_checkpoint
 from tests.builders import AUGMENTED, TINY_MODEL, small_coco
 from tests.runs import OF_THE_MACHINE, read_metrics
 
@@ -105,6 +106,33 @@ def test_a_launch_that_loses_a_process_restarts_and_continues(tmp_path: Path) ->
     assert launcher.wait(timeout=200) == 0, log.read_text()
     assert log.read_text().count(f"{run}: {IMAGES} training images") == 2  # the second from its checkpoint
     assert same_weights(tmp_path / "straight", run), log.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_processes_whose_launcher_is_killed_save_and_end(tmp_path: Path) -> None:
+    """Nobody would end them; and what they do not save is lost, while the folder stays in use."""
+    small_coco(tmp_path / "set", IMAGES)
+    log, run = tmp_path / "log.txt", tmp_path / "run"
+    slow = (
+        "model.norm=group",
+        "train.batch_size=4",
+        "data.workers=0",
+        "train.epochs=300",
+        "train.eval_every=300",
+    )
+    launcher = launch([*words(tmp_path, *slow), f"run.dir={run}"], log)
+    while launcher.poll() is None and steps_done(run) < 5:
+        time.sleep(0.02)
+    workers = workers_of(launcher)
+    launcher.kill()
+    launcher.wait()
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers), log.read_text()
+    assert "stopped by the end of torchrun at step" in log.read_text()
+    saved = load_checkpoint(run / "checkpoints" / "last.pt")["step"]
+    assert f"at step {saved} of" in log.read_text()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")

@@ -311,6 +311,7 @@ def test_a_schedule_longer_than_the_training_is_said(
             "of them while the learning rate is scaled for more; set",
         ),
         (6, "train.batch_size=4", "batch_size=4: each epoch leaves out 2 of its 6 images"),
+        (7, "train.batch_size=8 train.accumulate=2", "set train.batch_size=6"),
         (6, "train.batch_size=3", ""),
         (21, "train.batch_size=4", ""),  # a rest of one
         (6, "train.batch_size=8 train.epochs=0", ""),

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.config.file import dump_config
 from detector.training import processes as processes_module
+from detector.training.agreement import refuse_different
 from detector.training.learner import Learner
 from detector.training.processes import Processes
 from detector.training.run_log import RunLog
@@ -124,6 +126,21 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
             call()
 
 
+def test_what_was_made_counts_though_its_maker_fails_at_once() -> None:
+    """The main process hands over what the others wait for, and fails, between two looks of theirs."""
+
+    class Late(dist.HashStore):
+        def check(self, keys: list[str]) -> bool:
+            if keys == ["failed"]:
+                main.from_main(lambda: "made")
+                main.announce_failure("for another reason")
+            return super().check(keys)
+
+    store = Late()
+    main, other = (Processes(rank, 2, store=store) for rank in range(2))
+    assert other.from_main(str) == "made"
+
+
 def test_what_all_processes_fail_of_is_said_by_one() -> None:
     store = dist.HashStore()
     one, other, third = (Processes(rank, 3, store=store) for rank in range(3))
@@ -223,6 +240,44 @@ def test_the_one_that_keeps_the_store_leaves_last() -> None:
         )
     assert [process.communicate(timeout=120)[0] for process in started] == ["saved\n", "saved\n"]
     assert [process.returncode for process in started] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("words", "resumes", "named"),
+    [
+        ((), False, None),
+        (("optimizer.lr=0.25",), False, "optimizer.lr is 0.25 on"),
+        (("train.log_every=7",), False, "train.log_every is 7 on"),
+        ((), True, "--resume is True on"),
+    ],
+)
+def test_processes_that_were_told_different_things_do_not_train_together(
+    words: tuple[str, ...], resumes: bool, named: str | None
+) -> None:
+    """Where the data are, and how they are read, may differ."""
+    store, said = dist.HashStore(), [""] * 2
+
+    def compare(rank: int) -> None:
+        processes = Processes(rank, 2, store=store)
+        config = tiny_config(
+            Path(f"set{rank}"), Path("run"), f"data.workers={rank}", *(words if rank else ())
+        )
+        try:
+            refuse_different(processes, config, resumes and rank == 1)
+        except (InputError, Bystander) as error:
+            said[rank] = f"{type(error).__name__} {error}"
+            processes.announce_failure(str(error))
+
+    threads = [threading.Thread(target=compare, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    if named is None:
+        assert said == ["", ""]
+    else:
+        assert said[0].startswith("Bystander")
+        assert said[1].startswith("InputError") and named in said[1] and "in the first process" in said[1]
 
 
 def begin_apart(rank: int, size: int) -> Any:

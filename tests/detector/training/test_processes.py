@@ -227,6 +227,20 @@ def test_a_restart_shares_no_key_with_the_start_before_but_where_agents_count_ap
     assert len(keys) == (3 if apart else 1)
 
 
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_tasks_that_do_not_know_of_each_other_are_told(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """srun -n 8 python train.py makes eight trainings; -n 1 is how one is started."""
+    for known in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(known, raising=False)
+    for count, said in (("1", 0), ("8", 1)):
+        monkeypatch.setenv(name, count)
+        assert join_processes("cpu").size == 1
+        assert len(caplog.messages) == said
+    assert f"{name}=8: each of these processes trains by itself" in caplog.text
+
+
 def test_one_process_needs_no_group() -> None:
     alone = Processes()
     assert alone.main
@@ -289,9 +303,11 @@ def test_the_order_of_the_samples_does_not_depend_on_processes_and_micro_batches
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
-    with pytest.raises(InputError, match=r"train\.batch_size=16 .* 3 processes of 2 .* a multiple of 6"):
+    with pytest.raises(
+        InputError, match=r"batch_size=16 .* 3 processes x train\.accumulate=2; .* a multiple of 6"
+    ):
         EpochBatches(70, 16, 0, micro_batches=2, processes=3)
-    with pytest.raises(InputError, match="holds 3 images, too few for the 4 parts"):
+    with pytest.raises(InputError, match=r"holds 3 images, too few for the 4 parts .* \(4 processes x "):
         EpochBatches(3, 8, 0, micro_batches=1, processes=4)
 
 

@@ -1,0 +1,84 @@
+"""What all processes of a training must have alike, compared before anything is made of it.
+
+Processes with other settings would make other collective calls, and wait for each other for ever; or average
+gradients of different weights, and nobody would know.
+"""
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+from detector.builders.device import build_amp, build_device
+from detector.config import Config
+from detector.config.fields import leaf_values
+from detector.training.processes import Processes
+from detector.training.run_folder import versions
+from errors import InputError
+
+_ROOT = Path(__file__).parents[2]
+# What may be each machine's own: where its files are, and how they are read.
+_OWN = frozenset(
+    {
+        "run.dir",
+        "data.root",
+        "data.workers",
+        "data.cache",
+        "data.cache_dir",
+        "data.check",
+        "model.init",
+        "train.device",
+        "train.profile",
+    }
+)
+_SHOWN = 60  # characters of a value
+
+
+def refuse_different(
+    processes: Processes, config: Config, resumes: bool = False, dry_run: bool = False
+) -> None:
+    """All processes must call this, with what each was told.
+
+    Raises:
+        InputError: this process was told something else than the main one.
+        Bystander: another process was.
+    """
+    if processes.size == 1:
+        return
+    mine = _facts(config, processes.local_rank, resumes, dry_run)
+    first = processes.from_main(lambda: mine)
+    for key, value in mine.items():
+        if value != first.get(key):
+            raise InputError(
+                f"{key} is {_shown(value)} on {platform.node()}, and {_shown(first.get(key))} in the first "
+                "process; start all with the same command, configuration and code"
+            )
+    processes.barrier()  # one that was refused will not come, and the others learn of it here
+
+
+def _facts(config: Config, local_rank: int, resumes: bool, dry_run: bool) -> dict[str, Any]:
+    """By the name that is shown to the user."""
+    device = build_device(config.train.device, local_rank)
+    values = {key: value for key, value in leaf_values(config).items() if key not in _OWN}
+    return {
+        "--resume": resumes,
+        "--dry-run": dry_run,
+        **versions(),
+        **values,
+        "the kind of train.device": device.type,
+        "the precision that train.amp comes to": str(build_amp(config.train, device)),
+        "the checksum of the program": _checksum(),
+    }
+
+
+def _checksum() -> str:
+    """Of all modules of the program."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for folder in ("detector", "data") for path in (_ROOT / folder).rglob("*.py")):
+        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
