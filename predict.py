@@ -18,6 +18,22 @@ _ELSEWHERE = {
     ),
     **dict.fromkeys(("agnostic_nms", "class_agnostic"), "here it is --one-per-object"),
     "save_txt": "here it is --format yolo",
+    "classes": "here it is --classes NAME,NAME",
+    "device": "here it is --device",
+    "resume": "here it is --resume DIR, the folder of the results",
+    **dict.fromkeys(("batch", "batch_size", "bs"), "here it is --batch N"),
+    **dict.fromkeys(("workers", "num_workers"), "files are read ahead anyway, by four threads"),
+    **dict.fromkeys(("half", "fp16", "amp"), "the precision is that of the training, or train.amp=fp16"),
+    **dict.fromkeys(("tta", "augment"), "here it is eval.flip=true"),
+    **dict.fromkeys(("vid_stride", "frame_stride"), "every frame is looked at"),
+    **dict.fromkeys(
+        ("exist_ok", "overwrite"), "results are never replaced: each run has a folder of its own"
+    ),
+    **dict.fromkeys(("show", "view_img"), "the pictures are in the folder of the results"),
+    **dict.fromkeys(
+        ("save_crop", "line_width", "hide_labels", "hide_conf"),
+        "there is none; from Python found.boxes has the boxes, and found.draw(image) draws them",
+    ),
     "save_json": "coco.json is written anyway; --format lists what there is",
 }
 _KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
@@ -34,11 +50,17 @@ def main() -> None:
         "inputs",
         nargs="+",
         metavar="INPUT|KEY=VALUE",
-        help="image or video files, folders with all below, quoted patterns, or - for an image on stdin; "
-        "dotted configuration keys: eval.detections_per_img=300",
+        help="image or video files, folders with all below, quoted patterns, .txt lists of these, or - for "
+        "an image on stdin; dotted configuration keys: eval.detections_per_img=300",
     )
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="a new folder (default: predictions, predictions-2, ...)"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        help="go on in this folder, where the same command was broken off",
     )
     parser.add_argument(
         "--threshold",
@@ -56,7 +78,7 @@ def main() -> None:
         "--format",
         metavar="LIST",
         help="what to write: pictures,coco,csv (the default), and as annotations to correct by hand "
-        "instances (COCO) or yolo",
+        "instances (COCO), voc or yolo",
     )
     parser.add_argument("--batch", metavar="N", help="images at a time (default: that of evaluation)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -72,6 +94,7 @@ def main() -> None:
             inputs,
             overrides,
             a.output,
+            a.resume,
             a.threshold,
             a.classes,
             a.one_per_object,
@@ -95,7 +118,7 @@ def _refuse_options_of_others(inputs: list[str]) -> None:
         name, equals, _ = word.partition("=")
         hint = _ELSEWHERE.get(name) or setting_called(name) if equals and not _names_inputs(word) else ""
         if hint:
-            raise InputError(f"{word}: {hint}")
+            raise InputError(f"{word}: {hint.removesuffix(', written KEY=VALUE without dashes')}")
 
 
 if __name__ == "__main__":

@@ -223,6 +223,9 @@ def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as end:
         # Given a path, Pillow maps some TIFFs into memory, with the sides that they will have once turned.
         stream = end.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        if not stream.read(1):
+            raise ValueError("it is empty")
+        stream.seek(0)
         try:
             if ending in _RAW_SUFFIXES:
                 raise UnidentifiedImageError

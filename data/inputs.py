@@ -3,12 +3,15 @@
 import glob
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, one_for_each_file
+from data.lookup import is_there
+from data.texts import read_text
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
@@ -16,6 +19,7 @@ log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 _PICTURE_SUFFIXES = IMAGE_SUFFIXES | OTHER_SUFFIXES
 STDIN = "-"
+LIST_SUFFIX = ".txt"
 RESULTS_MARK = ".predictions"  # a file in each folder of results of predict.py
 
 
@@ -32,9 +36,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     """The images and videos that the words name, in their order, each once.
 
     Args:
-        words: files, taken whatever their ending; folders, searched with those below them for images and
-            videos, and for pictures that may have to be converted first; patterns with * ? [ or **; "-", an
-            image on standard input.
+        words: files, taken whatever their ending; .txt lists of files; folders, searched with those below
+            them for images and videos, and for pictures that may have to be converted first; patterns with
+            * ? [ or **; "-", an image on standard input.
 
     Raises:
         InputError: a word names nothing, or there is nothing of use in it.
@@ -48,6 +52,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
             continue
         path = Path(word)
         places, above = [path], path.parent
+        if path.suffix.lower() == LIST_SUFFIX and path.is_file():
+            places = _listed(path)
+            above = Path(os.path.commonpath([place.parent for place in places]))
         if path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{word} is a pipe or a device; give - and let an image come on standard input")
         if not path.exists():
@@ -58,6 +65,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
                 if "=" in word:
                     missing = "is neither a file nor a key of the configuration, such as eval.nms=hard"
+                if word.isdecimal():
+                    missing += "; cameras are not read, and classes go by their names: --classes car,bus"
                 if "://" in word:
                     missing = "is no file; URLs, streams and cameras are not read"
                 missing = "matches nothing but results of predict.py" if matched else missing
@@ -69,6 +78,26 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         for key, source in zip(one_for_each_file(one.path for one in sources), sources, strict=True):
             found.setdefault(key, source)
     return list(found.values())
+
+
+def _listed(file: Path) -> list[Path]:
+    """The files that a list names, one in a line, as seen from the current folder or from its own."""
+    try:
+        lines = read_text(file, "surrogateescape").splitlines()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not name:
+            continue
+        path = next((path for path in (Path(name), file.parent / name) if is_there(path)), None)
+        if path is None:
+            raise InputError(f"{file}:{number}: {name} does not exist; a .txt file lists images and videos")
+        found.append(path)
+    if not found:
+        raise InputError(f"{file} lists nothing")
+    return found
 
 
 def _above_pattern(pattern: Path) -> Path:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _MOST_OF_MPEG4 = 8190  # pixels of a side
+_FRAMES_MISCOUNTED = 2
 _USUAL_RATE = 25.0  # frames per second of a file that does not say
 
 
@@ -56,8 +57,11 @@ class VideoReader:
         self._capture.release()
         if count == 0:
             raise InputError(f"video {self._path} cannot be read: it has no frames")
-        if count < 0.9 * self.frames:
-            log.warning("video %s breaks off after %d of %d frames", self._path, count, self.frames)
+        if self.frames - count > max(_FRAMES_MISCOUNTED, self.frames // 100):
+            log.warning(
+                "video %s breaks off after %d of the %d frames that it says it has",
+                self._path, count, self.frames,
+            )  # fmt: skip
 
 
 class VideoWriter:

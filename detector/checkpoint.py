@@ -209,7 +209,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if plain:
             remedy = f"a plain state dict can be loaded with model.init={path} of train.py"
         raise InputError(f"{path} is not a checkpoint of this project; {remedy}")
+    if content.get("format", FORMAT) != FORMAT:
+        raise InputError(
+            f"{path} is of format {content['format']}, and this version reads {FORMAT}; use the version that "
+            "has made it"
+        )
+    if (problem := _what_is_wrong(content)) is not None:
+        raise InputError(f"{path} is a checkpoint that something has altered ({problem}); use another one")
     return content
+
+
+def _what_is_wrong(content: dict[str, Any]) -> str | None:
+    """In values that a user may have edited; the rest is found where it is used."""
+    classes = content["classes"]
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+        return "its classes are not names, each once"
+    if len(content["category_ids"]) != len(classes):
+        return f"{len(classes)} classes and {len(content['category_ids'])} category_ids"
+    if not all(isinstance(value, Tensor) for value in content["model"].values()):
+        return "its model holds more than tensors"
+    if not isinstance(content.get("metrics"), dict | None):
+        return f"its metrics are a {type(content['metrics']).__name__}"
+    return None
 
 
 def load_tensors(path: Path) -> Any:

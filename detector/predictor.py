@@ -2,8 +2,9 @@
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.images import read_size, read_upright, rgb_pixels
+from data.inputs import VIDEO_SUFFIXES
 from data.order import like_batches
 from data.sample import Sample, collate
 from detector.boxes import pairwise_iou
@@ -37,6 +39,7 @@ class ImageDetections:
     labels: NDArray[np.int64]  # [D] index into the detector's classes
     names: tuple[str, ...]  # of the classes, one for each detection
     thresholds: Mapping[str, float] = field(default_factory=dict, repr=False)  # the detector's, by class
+    size: tuple[int, int] | None = field(default=None, repr=False)  # height, width of the image
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -103,10 +106,17 @@ class ImageDetections:
         What is less than some 340 pixels wide and high is enlarged.
 
         Raises:
-            InputError: the image cannot be read, or is of another kind.
+            InputError: the image cannot be read, or is of another kind or size.
         """
         texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores, strict=True)]
         pixels = _pixels(image, "the image")
+        if self.size is not None and pixels.shape[:2] != self.size:
+            turned = pixels.shape[:2] == self.size[::-1]
+            how = "; PIL's ImageOps.exif_transpose turns it as files are turned" if turned else ""
+            raise InputError(
+                f"the image is {pixels.shape[1]} x {pixels.shape[0]} px, and these were found in one of "
+                f"{self.size[1]} x {self.size[0]}{how}"
+            )
         return Image.fromarray(draw_boxes(pixels, self.boxes, self.labels, texts))
 
     def as_dicts(self) -> list[dict[str, Any]]:
@@ -191,6 +201,15 @@ class Detector:
             found.update(zip(rows, batch, strict=True))
         return [found[row] for row in range(len(images))]
 
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[ImageDetections]:
+        """Detect in any number of images, the frames of a camera say, as they come: `batch_size` at a time.
+
+        Args, raises: as for a list of images, which is held whole.
+        """
+        every = iter(images)
+        while some := list(islice(every, self.batch_size)):
+            yield from self(some)
+
     def batches_of(self, sizes: NDArray[np.int64]) -> list[list[int]]:
         """Which images of these sizes, [I, 2], height and width, go through the network together."""
         return like_batches(self._pipeline.sizes_of(sizes.reshape(-1, 2)), self.batch_size)
@@ -219,12 +238,12 @@ class Detector:
                 "the detector was loaded before this process was forked, and PyTorch's threads did not come "
                 "along: it would wait for ever. Load it in each process, or call torch.set_num_threads(1)"
             )
-        batch = collate([self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))])
-        predictions = self._checkpoint.detect(batch)
+        samples = [self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))]
+        predictions = self._checkpoint.detect(collate(samples))
         usual = dict(zip(self.classes, self.thresholds.tolist(), strict=True))
         if usual != self._usual:  # all detections share one: kept by the thousand they would fill the memory
             self._usual = usual
-        return [self._of_image(predictions, row) for row in range(len(images))]
+        return [self._of_image(predictions, row, sample.original_size) for row, sample in enumerate(samples)]
 
     def _sample(self, index: int, image: ImageLike, name: str) -> Sample:
         pixels = _pixels(image, name)
@@ -232,11 +251,27 @@ class Detector:
         height, width = pixels.shape[:2]
         return Sample.without_boxes(index, resized, (height, width))
 
-    def _of_image(self, predictions: Predictions, row: int) -> ImageDetections:
+    def _of_image(self, predictions: Predictions, row: int, size: tuple[int, int]) -> ImageDetections:
         mine = predictions.rows == row
         labels = predictions.labels[mine]
         names = tuple(self.classes[label] for label in labels)
-        return ImageDetections(predictions.boxes[mine], predictions.scores[mine], labels, names, self._usual)
+        boxes, scores = predictions.boxes[mine], predictions.scores[mine]
+        return ImageDetections(boxes, scores, labels, names, self._usual, size)
+
+
+def _remedy(image: NDArray[np.uint8] | Tensor, shape: list[int]) -> str:
+    """What to do with an array or tensor of another kind, as the end of a sentence."""
+    if len(shape) == 4:
+        return "; several go in a list"
+    if len(shape) == 3 and 4 in (shape[0], shape[2]):
+        return "; leave out the fourth channel"
+    if len(shape) == 3 and isinstance(image, np.ndarray) and shape[0] in (1, 3):
+        return "; transpose it: .transpose(1, 2, 0)"
+    if len(shape) == 3 and isinstance(image, Tensor) and shape[2] in (1, 3):
+        return "; permute it: .permute(2, 0, 1)"
+    if "float" in str(image.dtype):
+        return "; of values from 0 to 1 take 255 times as much, as uint8"
+    return ""
 
 
 def _size(image: ImageLike, name: str) -> tuple[int, int]:
@@ -252,9 +287,13 @@ def _size(image: ImageLike, name: str) -> tuple[int, int]:
 def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB."""
     if isinstance(image, str | Path):
+        if Path(image).is_dir() or Path(image).suffix.lower() in VIDEO_SUFFIXES:
+            raise InputError(
+                f"{image} is no image; predict.py takes folders and videos, here give their images"
+            )
         return read_upright(Path(image), str(image))
     if isinstance(image, bytes):
-        return read_upright(io.BytesIO(image), f"in the bytes of {name}")
+        return read_upright(io.BytesIO(image), "in the bytes" + f" of {name}" * (name != "the image"))
     if isinstance(image, Image.Image):
         return rgb_pixels(image, name)
     if isinstance(image, Tensor):
@@ -264,14 +303,14 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
         ):
             kind = f"{str(image.dtype).removeprefix('torch.')} {sides}"
             wanted = "uint8 [3, H, W], or grey [H, W]"
-            raise InputError(f"{name}: a tensor must be {wanted}, got {kind}; several go in a list")
+            raise InputError(f"{name}: a tensor must be {wanted}, got {kind}{_remedy(image, sides)}")
         image = (image if image.ndim == 2 else image.permute(1, 2, 0)).cpu().numpy()
     elif not isinstance(image, np.ndarray):
         raise InputError(f"{name}: {_KINDS} is wanted, got {type(image).__name__}")
     shape = image.shape
     if image.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
         wanted, kind = "uint8 [H, W, 3] RGB, or grey [H, W]", f"{image.dtype} {list(shape)}"
-        raise InputError(f"{name}: an array must be {wanted}, got {kind}; several go in a list")
+        raise InputError(f"{name}: an array must be {wanted}, got {kind}{_remedy(image, list(shape))}")
     image = image if image.ndim == 3 else image[:, :, None]
     if 0 in image.shape:
         raise InputError(f"{name} has no pixels: {image.shape[1]} x {image.shape[0]}")

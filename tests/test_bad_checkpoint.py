@@ -160,6 +160,7 @@ def add(content: dict[str, Any]) -> None:
 
 def third_class(content: dict[str, Any]) -> None:
     content["classes"].append("cow")
+    content["category_ids"].append(9)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,11 @@ def third_class(content: dict[str, Any]) -> None:
         (add, ("'extra.weight'", "another architecture")),
         (third_class, ("'class_head.output.weight'", "number of classes")),
         (lambda content: content.pop("config"), ("not a checkpoint of this project",)),
+        (lambda content: content.update(format=2), ("of format 2, and this version reads 1",)),
+        (lambda content: content["classes"].append("cow"), ("altered", "3 classes and 2 category_ids")),
+        (lambda content: content.update(classes=["cat", "cat"]), ("altered", "names, each once")),
+        (lambda content: content["model"].update(x=1), ("altered", "more than tensors")),
+        (lambda content: content.update(metrics=[1]), ("altered", "metrics are a list")),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(

@@ -23,12 +23,19 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
         wanted = f"cuda:{local_rank}"
     elif name == "auto":
         wanted = "mps" if torch.backends.mps.is_available() else "cpu"
+    lacking = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    if lacking.get(wanted.partition(":")[0]) is False:
+        maker = "Apple" if wanted == "mps" else "NVIDIA or AMD"
+        raise InputError(f"{key}: '{wanted}' cannot be used: PyTorch sees no GPU of {maker} here; take cpu")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
         torch.ones(1, device=device).item()  # which "meta" cannot
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason, other = first_line(error), f"cuda:{wanted}" if wanted.isdecimal() else "another"
+        reason, other = (
+            first_line(error).partition(". ")[0],
+            f"cuda:{wanted}" if wanted.isdecimal() else "another",
+        )
         raise InputError(f"{key}: '{wanted}' cannot be used ({reason}); try {other}, or cpu") from None
     return device
 

@@ -129,7 +129,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
                 "evaluate.py --recalibrate FILE.pt fits them anew", file, step, evaluated,
             )  # fmt: skip
     # The metrics are of calibrated scores where the training was told to calibrate.
-    thresholds = _best_thresholds(content.get("metrics", {}))
+    thresholds = _best_thresholds(content.get("metrics") or {})
     if calibration is not None and trained.eval.calibrate != config.eval.calibrate:
         maps = dict(zip(content["classes"], calibration.maps, strict=True))
         thresholds = {

@@ -10,6 +10,7 @@ import numpy as np
 from data.images import IMAGE_SUFFIXES
 from data.inputs import VIDEO_SUFFIXES, find_sources
 from detector.checkpoint import find_checkpoint
+from detector.prediction.journal import digest_of
 from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
 from detector.prediction.session import Report
 from detector.prediction.session import predict as run
@@ -32,6 +33,7 @@ class Wanted:
     inputs: list[str]
     overrides: list[str]
     output: Path | None
+    resume: Path | None
     threshold: str | None
     classes: str | None
     one_per_object: bool
@@ -49,8 +51,10 @@ def predict(wanted: Wanted) -> None:
         raise InputError(f"{w.model} is no checkpoint; the run folder comes first, then what to detect in")
     if not w.inputs:
         raise InputError("give an image, a folder or a video beside the settings")
-    find_checkpoint(w.model)  # before the inputs: they may have changed places
-    sources, folder = find_sources(w.inputs), ResultsFolder(w.output)
+    if w.resume is not None and w.output is not None:
+        raise InputError("--resume goes on in a folder that is there; leave out --output")
+    checkpoint = find_checkpoint(w.model)  # before the inputs: they may have changed places
+    sources, folder = find_sources(w.inputs), ResultsFolder(w.output, w.resume)
     detector = Detector.load(w.model, w.device, w.overrides)
     detector.batch_size = batch or detector.batch_size
     usual = dict(zip(detector.classes, detector.thresholds.tolist(), strict=True))
@@ -59,7 +63,15 @@ def predict(wanted: Wanted) -> None:
     if detector.calibrated:
         _warn_of_low({name: scores[name] for name in chosen if not ({name, ""} & least.keys())})
     thresholds = np.array([score if name in chosen else np.inf for name, score in scores.items()])
-    _say(run(detector, sources, folder, formats, thresholds, w.one_per_object), len(sources))
+    settings = {
+        "checkpoint": digest_of(checkpoint),
+        "setting": sorted(w.overrides),
+        "--threshold or --classes": [score if name in chosen else None for name, score in scores.items()],
+        "--one-per-object": w.one_per_object,
+        "--format (pictures)": "pictures" in formats,
+    }
+    report = run(detector, sources, folder, formats, thresholds, w.one_per_object, settings)
+    _say(report, len(sources))
 
 
 def _formats(text: str | None) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import yaml
@@ -27,9 +28,11 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("pictures", "coco", "csv", "instances", "yolo")
+FORMATS = ("pictures", "coco", "csv", "instances", "voc", "yolo")
 DEFAULT_FORMATS = FORMATS[:3]
 DEFAULT_FOLDER = "predictions"
+_KINDS = ("pictures", "videos", "labels", "Annotations")  # of files that have names of their own
+_ESCAPES = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
 _MOST_OF_JPEG = 65_000  # pixels of a side
 _CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
 
@@ -50,22 +53,61 @@ class ResultsFolder:
 
     Args:
         wanted: the folder; None for predictions, predictions-2 and so on.
+        resumed: instead a folder that was broken off, to be gone on with.
 
     Raises:
         InputError: the wanted folder holds something already, or could not be made.
     """
 
-    def __init__(self, wanted: Path | None) -> None:
+    def __init__(self, wanted: Path | None, resumed: Path | None = None) -> None:
         self._wanted = wanted
         self._path: Path | None = None
         self._taken: set[Path] = set()
         self._numbers: dict[Path, int] = {}  # that the names which were wanted have come to
         self._drawn: dict[Source, Path] = {}
+        self._left: set[Path] = set()  # files of what was being written when it broke off
+        self.resumed = resumed is not None
+        if resumed is not None:
+            if not resumed.is_dir():
+                raise InputError(f"--resume: the folder {resumed} does not exist")
+            self._path = resumed
+            self._left = {path for kind in _KINDS for path in (resumed / kind).rglob("*")}
+            return
         check_new_folder("--output", Path() if wanted is None else wanted)
         self._emptied = False  # a folder of results that all have been taken out of
         if wanted is not None and wanted.is_dir():
             _refuse_full(wanted)
             self._emptied = (wanted / RESULTS_MARK).exists()
+
+    def as_plain(self, result: Result) -> dict[str, Any]:
+        """A result as JSON takes it."""
+        found, drawn = result.found, self._drawn.get(result.source)
+        return {
+            "file": str(result.source.path),
+            "frame": result.frame,
+            "size": result.size,
+            "boxes": found.boxes.tolist(),
+            "scores": found.scores.tolist(),
+            "labels": found.labels.tolist(),
+            "full": result.full,
+            "drawn": None if drawn is None else drawn.relative_to(self.path).as_posix(),
+        }
+
+    def from_plain(self, plain: dict[str, Any], source: Source, classes: Sequence[str]) -> Result:
+        """The result that `as_plain` was given, of the same source. Its picture is taken to be there."""
+        if plain["drawn"] is not None:
+            self._drawn[source] = drawn = self.path / plain["drawn"]
+            self._taken.add(drawn)
+            self._left.discard(drawn)
+        labels = np.array(plain["labels"], dtype=np.int64)
+        found = ImageDetections(
+            np.array(plain["boxes"], dtype=np.float64).reshape(-1, 4),
+            np.array(plain["scores"], dtype=np.float64),
+            labels,
+            tuple(classes[label] for label in labels),
+        )
+        height, width = plain["size"]
+        return Result(source, plain["frame"], (height, width), found, plain["full"])
 
     @property
     def path(self) -> Path:
@@ -127,10 +169,11 @@ class ResultsFolder:
         wanted = folder / name_that_fits(place.stem, ending)
         for number in itertools.count(self._numbers.get(wanted, 1)):
             path = wanted if number == 1 else folder / name_that_fits(place.stem, f"-{number}{ending}")
-            if path not in self._taken and not path.exists():  # A.jpg may be a.jpg there
+            if path in self._left or (path not in self._taken and not path.exists()):  # A.jpg may be a.jpg
                 break
         self._numbers[wanted] = number
         self._taken.add(path)
+        self._left.discard(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -241,21 +284,62 @@ class ResultsFolder:
                 f"{label} {' '.join(f'{part:.6f}' for part in box)}\n"
                 for label, box in zip(result.found.labels.tolist(), parts, strict=True)
             )
-            place = result.source.place
-            path = self._place("labels", place, ".txt")
-            if path.stem != place.stem:
-                cut = not path.stem.startswith(place.stem)
-                why = "the name is too long" if cut else "another image has the name too"
-                log.warning("%s: %s; its labels are %s", result.source.path, why, path)
-            write_text(path, "".join(lines))
+            write_text(self._annotations_of(result, "labels", ".txt"), "".join(lines))
         names = yaml.safe_dump({"names": dict(enumerate(classes))}, allow_unicode=True, sort_keys=False)
         write_text(self.path / "data.yaml", names)
         _say_what_is_left_out("yolo", results)
 
+    def write_voc(self, results: Sequence[Result]) -> None:
+        """Annotations/, an XML file for each image (frames have none), those without detections too.
+
+        Raises:
+            InputError: no permission or no space.
+        """
+        for result in results:
+            if result.frame is not None:
+                continue
+            path = self._annotations_of(result, "Annotations", ".xml")
+            write_text(path, _voc_annotation(result))
+        _say_what_is_left_out("voc", results)
+
+    def _annotations_of(self, result: Result, kind: str, ending: str) -> Path:
+        """A file for the annotations of an image, called as it is if that can be."""
+        place = result.source.place
+        path = self._place(kind, place, ending)
+        if path.stem != place.stem:
+            cut = not path.stem.startswith(place.stem)
+            why = "the name is too long" if cut else "another image has the name too"
+            log.warning("%s: %s; its labels are %s", result.source.path, why, path)
+        return path
+
     def write_failed(self, failed: Sequence[tuple[Source, str]]) -> None:
         """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""
-        lines = (f"{source.path}\t{reason}\n" for source, reason in failed)
+        names = (str(source.path).translate(_ESCAPES) for source, _ in failed)
+        lines = (f"{name}\t{reason}\n" for name, (_, reason) in zip(names, failed, strict=True))
         write_text(self.path / "failed.txt", "".join(lines))
+
+    def forget_failed(self) -> None:
+        """What could not be used before is used now."""
+        (self.path / "failed.txt").unlink(missing_ok=True)
+
+
+def _voc_annotation(result: Result) -> str:
+    """As labelImg writes it: corners in whole pixels."""
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = result.source.path.name
+    size = ElementTree.SubElement(root, "size")
+    for name, pixels in zip(("height", "width"), result.size, strict=True):
+        ElementTree.SubElement(size, name).text = str(pixels)
+    ElementTree.SubElement(size, "depth").text = "3"
+    for name, box in zip(result.found.names, result.found.boxes.round().astype(int).tolist(), strict=True):
+        node = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(node, "name").text = name
+        ElementTree.SubElement(node, "difficult").text = "0"
+        corners = ElementTree.SubElement(node, "bndbox")
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            ElementTree.SubElement(corners, side).text = str(value)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _say_what_is_left_out(form: str, results: Sequence[Result]) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from data.images import read_size, read_upright
 from data.inputs import Source
 from data.video import VideoReader, VideoWriter
 from detector.memory import is_out_of_memory
+from detector.prediction.journal import Journal
 from detector.prediction.results import Result, ResultsFolder
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
@@ -55,6 +56,7 @@ def predict(
     formats: Sequence[str],
     thresholds: NDArray[np.float64],
     one_per_object: bool = False,
+    settings: dict[str, Any] | None = None,
 ) -> Report:
     """Detect in all sources and write the results.
 
@@ -62,6 +64,7 @@ def predict(
         formats: some of results.FORMATS.
         thresholds: float64 [C]; detections below that of their class are left out.
         one_per_object: of what is left, a box yields to better ones of other classes that overlap it.
+        settings: all that what is found depends on, which a folder that is gone on with must have had.
 
     Raises:
         InputError: not one of the sources can be read, or the results cannot be written.
@@ -72,20 +75,26 @@ def predict(
         return above.one_per_object() if one_per_object else above
 
     least = float(np.min(thresholds))
-    session = _Session(detector, folder, "pictures" in formats, choose, least)
+    journal = Journal(folder, settings or {})
+    session = _Session(detector, folder, journal, "pictures" in formats, choose, least)
+    left = session.restore(sources)
     with _Termination() as termination:
         try:
             with ThreadPoolExecutor(_READERS) as readers, session.bar:
-                session.images([source for source in sources if source.kind != "video"], readers)
-                for source in sources:
+                session.images([source for source in left if source.kind != "video"], readers)
+                for source in left:
                     if source.kind == "video":
                         session.video(source)
         except BaseException:
             termination.hold_back()
+            journal.close(done=False)
             if session.results:
-                with suppress(InputError):  # why it breaks off is what is to be told
+                held = f"{folder.path} holds what was found before"
+                try:
                     session.write_tables(sources, formats)
-                    log.warning("broken off; %s holds what was found before", folder.path)
+                except InputError as error:  # why it breaks off is told behind
+                    held = f"{error}; what was found before is in {folder.path} all the same"
+                log.warning("broken off; %s: the same command with --resume %s goes on", held, folder.path)
             raise
         termination.hold_back()
         if not session.results:
@@ -93,6 +102,7 @@ def predict(
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
             raise InputError(some)
         session.write_tables(sources, formats)
+        journal.close(done=True)
     if full := sum(result.full for result in session.results):
         log.warning(
             "%d of %d images and frames have as many detections as eval.detections_per_img allows, and may "
@@ -105,7 +115,10 @@ def predict(
 
 
 class _Termination:
-    """Lets schedulers and a closed terminal break the work off as Ctrl-C does: what was found is kept."""
+    """Lets schedulers and a closed terminal break the work off as Ctrl-C does: what was found is kept.
+
+    More of these change nothing: the tables are being written.
+    """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
@@ -115,7 +128,7 @@ class _Termination:
 
     def __enter__(self) -> "_Termination":
         if self._listens:
-            for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):
+            for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
                     self._before[number] = signal.signal(number, self._end)
@@ -124,7 +137,9 @@ class _Termination:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._asked = number
         if not self._held:
-            self._held = True  # schedulers send it more than once
+            self._held = True  # schedulers send it more than once, and who waits presses it again
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             sys.exit(128 + number)
 
     def hold_back(self) -> None:
@@ -149,6 +164,7 @@ class _Session:
         self,
         detector: Detector,
         folder: ResultsFolder,
+        journal: Journal,
         pictures: bool,
         choose: Callable[[ImageDetections], ImageDetections],
         least: float,
@@ -158,10 +174,32 @@ class _Session:
         self.bar = tqdm(total=0, unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._detector = detector
         self._folder = folder
+        self._journal = journal
         self._pictures = pictures
         self._choose = choose
         self._least = least  # score that is of interest
         self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # what came on standard input
+
+    def restore(self, sources: Sequence[Source]) -> list[Source]:
+        """Take up what was found before, if anything was; returns the sources that are left.
+
+        Raises:
+            InputError: it is of another source.
+        """
+        named = {str(source.path): source for source in sources}
+        done = set()
+        for plain in self._journal.before:
+            source = named.get(plain["file"])
+            if source is None:
+                raise InputError(
+                    f"--resume: {self._folder.path} holds results of {plain['file']}, which is none of the "
+                    "inputs; give those that it was begun with"
+                )
+            self.results.append(self._folder.from_plain(plain, source, self._detector.classes))
+            done.add(source)
+        if self._folder.resumed:
+            print(f"{len(done)} of {len(sources)} inputs are done already", flush=True)
+        return [source for source in sources if source not in done]
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
         """Detect in images, those of like shape together, reading a batch ahead."""
@@ -189,6 +227,7 @@ class _Session:
                 self.results.append(result)
                 if drawn is not None:
                     self._folder.write_picture(source, drawn)
+                self._journal.add([result])
                 self.bar.update()
 
     def _size(self, source: Source) -> tuple[int, int] | None:
@@ -228,6 +267,7 @@ class _Session:
         before = len(self.results)
         try:
             self._frames(source, frames, batch, reader.rate)
+            self._journal.add(self.results[before:])
         except BaseException as error:
             del self.results[before:]  # as its drawn video: no half of it
             if not isinstance(error, _Undetectable):
@@ -297,10 +337,14 @@ class _Session:
             self._folder.write_csv(self.results)
         if "instances" in formats:
             self._folder.write_instances(self.results, self._detector.classes, self._detector.category_ids)
+        if "voc" in formats:
+            self._folder.write_voc(self.results)
         if "yolo" in formats:
             self._folder.write_yolo(self.results, self._detector.classes)
         if self.failed:
             self._folder.write_failed(self.failed)
+        elif self._folder.resumed:
+            self._folder.forget_failed()
 
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))

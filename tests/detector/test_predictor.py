@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from collections.abc import Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -386,6 +387,29 @@ def test_what_was_found_is_drawn_on_the_image_whatever_it_comes_as(detector, tmp
     for image in (upright, Image.fromarray(upright), torch.from_numpy(upright.copy()).permute(2, 0, 1)):
         assert np.array_equal(found.draw(image), drawn)
     assert np.array_equal(found.above(1.1).draw(upright), upright)
+    with pytest.raises(InputError, match=r"600 x 400 px, and .* in one of 400 x 600; .*exif_transpose"):
+        found.draw(Image.open(tmp_path / "turned.png"))
+    with pytest.raises(InputError, match=r"64 x 48 px, and these were found in one of 400 x 600$"):
+        found.draw(np.zeros((48, 64, 3), np.uint8))
+
+
+def test_any_number_of_images_is_looked_at_as_they_come(detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more are taken than go through the network together; what is found is that of a list."""
+    monkeypatch.setattr(detector, "batch_size", 2)
+    images = [np.random.default_rng(k).integers(0, 256, (48, 64, 3), dtype=np.uint8) for k in range(5)]
+    taken: list[int] = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for number, image in enumerate(images):
+            taken.append(number)
+            yield image
+
+    stream = detector.stream(camera())
+    first = next(stream)
+    assert taken == [0, 1]
+    found = [first, *stream]
+    for one, other in zip(found, detector(images), strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
 def test_no_images_give_no_detections(detector) -> None:

@@ -61,6 +61,19 @@ def test_labels_are_a_yolo_set_of_what_was_found(place: Path, trained: Path) -> 
     assert_found(read_set(format="yolo", root=str(place / "out")), place / "out/images", trained, 0.01)
 
 
+def test_xml_files_are_a_voc_set_of_what_was_found(place: Path, trained: Path) -> None:
+    """In whole pixels, as the tools that edit them have it."""
+    assert run(place, trained, "images", *ALL, "--format", "voc", "--output", "out").code == 0
+    assert files(place / "out") == {f"Annotations/{Path(name).with_suffix('.xml')}" for name in NAMES}
+    (place / "images/notes.txt").unlink()
+    shutil.copytree(place / "images", place / "out/JPEGImages")
+    lists = place / "out/ImageSets/Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("".join(f"{Path(name).with_suffix('')}\n" for name in NAMES))
+    records = read_set(format="voc", root=str(place / "out"))
+    assert_found(records, place / "out/JPEGImages", trained, 0.5)
+
+
 def test_an_image_without_detections_was_looked_at(place: Path, trained: Path) -> None:
     words = ("images", "--threshold", "1", "--format", "instances,yolo", "--output", "out")
     assert run(place, trained, *words).code == 0
@@ -83,7 +96,7 @@ def test_files_of_one_name_are_told_apart(place: Path, trained: Path, caplog) ->
     assert list(map(len, lines)) == expected
 
 
-@pytest.mark.parametrize("kind", ["instances", "yolo"])
+@pytest.mark.parametrize("kind", ["instances", "voc", "yolo"])
 def test_frames_are_left_out_and_counted(
     place: Path, trained: Path, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -96,5 +109,7 @@ def test_frames_are_left_out_and_counted(
     assert f"--format {kind}: annotations are of image files; 2 frames" in caplog.text
     if kind == "yolo":
         assert files(place / "out") == {"data.yaml", "labels/0.txt"}
+    elif kind == "voc":
+        assert files(place / "out") == {"Annotations/0.xml"}
     else:
         assert [image["file_name"] for image in read(place / "out/instances.json")["images"]] == ["0.png"]

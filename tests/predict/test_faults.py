@@ -195,8 +195,16 @@ REFUSED = {  # words -> what the line says
     ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),
     ("nowhere/*.jpg",): ("nowhere/*.jpg", "matches nothing"),
     ("empty",): ("empty", "no images"),
-    ("images/notes.txt",): ("images/notes.txt", "cannot be read"),
-    ("images/notes.txt", "bad.mp4"): ("none of the 2 inputs", "images/notes.txt"),
+    ("images/notes.txt",): ("images/notes.txt:1: no image does not exist", "a .txt file lists"),
+    ("images/notes.dat",): ("images/notes.dat", "cannot be read"),
+    ("images/notes.dat", "bad.mp4"): ("none of the 2 inputs", "images/notes.dat"),
+    ("empty.txt",): ("empty.txt lists nothing",),
+    ("images", "0"): ("0 does not exist", "cameras are not read", "--classes car,bus"),
+    ("images", "device=cpu"): ("device=cpu: here it is --device",),
+    ("images", "classes=0"): ("classes=0: here it is --classes",),
+    ("images", "--batch-size", "2"): ("--batch-size", "here it is --batch N"),
+    ("images", "--workers", "2"): ("--workers", "four threads"),
+    ("images", "--device", "mps"): ("'mps' cannot be used: PyTorch sees no GPU of Apple here; take cpu",),
     ("-",): ("standard input", "cannot be read"),
 }
 
@@ -207,6 +215,8 @@ def test_bad_input_costs_one_line_and_leaves_nothing(
 ) -> None:
     (place / "empty").mkdir()
     (place / "bad.mp4").write_bytes(b"no video")
+    (place / "empty.txt").touch()
+    (place / "images/notes.dat").write_text("no image")
     with standard_input(b"no image"):
         assert_refused(predict.main, (str(trained / "run"), *words), place, *REFUSED[words])
 
@@ -240,3 +250,120 @@ def test_a_full_disk_costs_one_line_and_leaves_no_half_file(place: Path, trained
         outcome = run(place, trained, "images/0.png", *ALL)
     assert_one_line(outcome, "cannot write predictions/pictures/0.png")
     assert files(place / "predictions") == {"coco.json", "images.json", "detections.csv"}
+
+
+# ------------------------------------------------------------------------ broken off, and gone on with
+
+
+def interrupting(patch: pytest.MonkeyPatch, batch: int, *signals: signal.Signals) -> None:
+    """Signals in the middle of a batch, counted from 1."""
+    detect, batches = Detector.__call__, []
+
+    def interrupted(detector: Detector, images: Any) -> Any:
+        batches.append(images)
+        if len(batches) == batch:
+            for number in signals:
+                os.kill(os.getpid(), number)
+        return detect(detector, images)
+
+    patch.setattr(Detector, "__call__", interrupted)
+
+
+def test_ctrl_c_pressed_again_loses_no_table(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the batch, and while the tables are written."""
+    write = ResultsFolder.write_coco
+
+    def written(*arguments: Any) -> None:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        write(*arguments)
+
+    monkeypatch.setattr(ResultsFolder, "write_coco", written)
+    interrupting(monkeypatch, 2, signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    outcome = run(place, trained, "images/?.png", *ALL, "--batch", "2", "--output", "out")
+    assert outcome.code == 130 and outcome.err.endswith("interrupted\n")
+    assert {row["file"] for row in rows(place / "out")} == {"images/0.png", "images/1.png"}
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["interrupted", "killed"])
+def test_what_was_broken_off_is_gone_on_with_to_the_same_results(
+    place: Path, trained: Path, kill: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the same command undisturbed, in the same batches. Killed, it leaves no tables, half a line
+    and a picture that the results do not know of."""
+    words = ("images", *ALL, "--batch", "2", "--format", "pictures,coco,csv,instances,voc,yolo")
+    assert run(place, trained, *words, "--output", "whole").code == 0
+    with monkeypatch.context() as patch:
+        interrupting(patch, 3, signal.SIGINT)
+        assert run(place, trained, *words, "--output", "out").code == 130
+    if kill:
+        journal = place / "out" / ".found.jsonl"
+        first, *lines = journal.read_text().splitlines(keepends=True)
+        journal.write_text("".join([first, *lines[:2], lines[2][:40]]))
+        for name in ("coco.json", "images.json", "detections.csv", "instances.json", "data.yaml"):
+            (place / "out" / name).unlink()
+    asked: list[int] = []
+    detect = Detector.__call__
+    monkeypatch.setattr(
+        Detector, "__call__", lambda d, images: asked.append(len(images)) or detect(d, images)
+    )
+    outcome = run(place, trained, *words, "--resume", "out")
+    assert outcome.code == 0, outcome.err
+    assert sum(asked) == (5 if kill else 3)
+    assert outcome.out.startswith(f"{2 if kill else 4} of 7 inputs are done already\n")
+    assert outcome.out.endswith("in 7 images: out\n")
+    names = files(place / "whole")
+    assert files(place / "out") == names
+    for name in names:
+        assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
+    assert not (place / "out" / ".found.jsonl").exists()
+    again = ("--resume: out holds nothing to go on with",)
+    assert_refused(predict.main, (str(trained / "run"), *words, "--resume", "out"), place, *again)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("images", "--threshold", "0.3"), "another --threshold"),
+        (("images", *ALL, "eval.nms=soft"), "another setting"),
+        (("images", *ALL, "--one-per-object"), "another --one-per-object"),
+        (("images", *ALL, "--format", "csv"), "another --format (pictures)"),
+        (("images/deep", *ALL), "results of images/0.png, which is none of the inputs"),
+        (("images", *ALL, "--output", "new"), "leave out --output"),
+    ],
+)
+def test_only_what_it_was_begun_with_goes_on(
+    place: Path, trained: Path, words: tuple[str, ...], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupting(patch, 2, signal.SIGINT)
+        assert run(place, trained, "images", *ALL, "--batch", "2", "--output", "out").code == 130
+    assert_refused(predict.main, (str(trained / "run"), *words, "--resume", "out"), place, named)
+
+
+def test_a_folder_that_is_not_there_is_not_gone_on_with(place: Path, trained: Path) -> None:
+    words = (str(trained / "run"), "images", "--resume", "out")
+    assert_refused(predict.main, words, place, "--resume: the folder out does not exist")
+
+
+def test_where_there_is_no_room_for_tables_what_was_found_is_told_of(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk that the pictures have filled."""
+
+    def full(*_: Any) -> None:
+        raise InputError("cannot write out/coco.json: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFolder, "write_coco", full)
+        interrupting(patch, 2, signal.SIGINT)
+        assert run(place, trained, "images", *ALL, "--batch", "2", "--output", "out").code == 130
+    (message,) = caplog.messages
+    assert "No space left on device; what was found before is in out all the same" in message
+    assert "--resume out goes on" in message
+    assert run(place, trained, "images", *ALL, "--batch", "2", "--resume", "out").code == 0
+    assert len(read(place / "out/images.json")["images"]) == 7

@@ -289,3 +289,12 @@ def test_an_image_on_standard_input_is_that_image(place, trained) -> None:
     assert read(place / "piped/coco.json") == read(place / "named/coco.json")
     assert files(place / "piped") == {"coco.json", "images.json", "detections.csv", "pictures/stdin.jpg"}
     assert {row["file"] for row in rows(place / "piped")} == {"stdin"}
+
+
+def test_a_list_names_its_inputs(place: Path, trained: Path) -> None:
+    """As seen from the current folder or from its own; written on Windows."""
+    (place / "images" / "list.txt").write_bytes("images/0.png\r\ndeep/0.png\r\n\r\n".encode("utf-16"))
+    assert run(place, trained, "images/list.txt", *ALL, "--output", "out").code == 0
+    kept = [image["file_name"] for image in read(place / "out/images.json")["images"]]
+    assert kept == ["images/0.png", "images/deep/0.png"]
+    assert files(place / "out/pictures") == {"0.png", "deep/0.png"}
