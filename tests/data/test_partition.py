@@ -1,0 +1,89 @@
+"""What data.split makes of counts and fingerprints: which images stay together, and what each part gets."""
+
+import numpy as np
+import pytest
+
+from data.check.alike import near_pairs
+from data.split.partition import groups_of, partition
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_part_has_its_share_of_images_and_of_every_class(seed: int) -> None:
+    """Within a hundredth of the images, and 3 % of the boxes or one; a random draw is off by far more."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson([3.0, 0.5, 0.05, 0.02], (600, 4))
+    part = partition(counts, np.arange(600), (0.7, 0.2, 0.1), seed)
+    for k, share in enumerate((0.7, 0.2, 0.1)):
+        assert abs((part == k).sum() - share * 600) <= 6
+        wanted = share * counts.sum(axis=0)
+        assert (np.abs(counts[part == k].sum(axis=0) - wanted) <= np.maximum(1.5, 0.03 * wanted)).all()
+
+
+def test_groups_stay_together_and_the_whole_is_divided_all_the_same() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 300)
+    counts = rng.poisson(1.0, (300, 3))
+    part = partition(counts, groups, (0.8, 0.2), 0)
+    assert all(len(set(part[groups == g])) == 1 for g in range(60))
+    assert abs((part == 1).mean() - 0.2) < 0.03
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_without_boxes_are_divided_by_their_number_however_large_their_groups(seed: int) -> None:
+    """Thirty of one scene and seventy alone: exact shares, as the small groups make up for the large one."""
+    groups = np.append(np.zeros(30, dtype=np.int64), np.arange(1, 71))
+    part = partition(np.zeros((100, 2), dtype=np.int64), groups, (0.7, 0.2, 0.1), seed)
+    assert np.bincount(part).tolist() == [70, 20, 10]
+    assert len(set(part[:30])) == 1
+
+
+def test_the_seed_and_nothing_else_decides() -> None:
+    counts = np.ones((50, 1), dtype=np.int64)
+    once, again, other = (partition(counts, np.arange(50), (0.8, 0.2), seed) for seed in (3, 3, 4))
+    assert (once == again).all() and (once != other).any()
+
+
+def test_groups_join_through_others_and_blank_images_are_like_no_other() -> None:
+    prints = np.zeros((6, 4), dtype=np.uint64)
+    prints[1], prints[2], prints[3] = 5, 4, 2**40 - 1  # 1 and 2 differ in 4 bits, 3 from both in far more
+    assert groups_of(prints, [1, 2, "a", "a", 3, 4]).tolist() == [0, 1, 1, 1, 4, 5]
+    assert groups_of(prints).tolist() == [0, 1, 1, 3, 4, 5]
+    assert groups_of(prints, [*"abcdef"], [*"bghijk"]).tolist() == [0, 1, 1, 3, 4, 5]  # each kind by itself
+    assert groups_of(prints[:0]).tolist() == []
+
+
+def flipped(fingerprint: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Of a fingerprint, uint64 [4], these of its 256 bits turned over."""
+    turned = np.unpackbits(fingerprint.view(np.uint8))
+    turned[bits] ^= 1
+    return np.packbits(turned).view(np.uint64)
+
+
+def test_what_differs_in_fifteen_bits_is_alike_wherever_they_are() -> None:
+    """Oracle: all compared with all. A bit in each band but one, all in one band, and anywhere."""
+    rng = np.random.default_rng(0)
+    prints = rng.integers(0, 2**64, (400, 4), dtype=np.uint64)
+    prints[::7] = prints[0]  # a scene that hardly changes, and frames that drift away from it
+    for k in range(1, 200):
+        number = 15 + k % 2
+        bits = rng.permutation(256)[:number] if k % 3 else rng.permutation(16)[:number] * 16 + k % 16
+        prints[2 * k] = flipped(prints[2 * k - 1 - (k % 5 == 0)], bits)
+    prints[5] = 0
+    distance = np.bitwise_count(prints[:, None] ^ prints).sum(axis=2)
+    near = (distance <= 15) & prints.any(axis=1) & prints.any(axis=1)[:, None]
+    expected = np.arange(len(prints))
+    for _ in range(len(prints)):  # each takes the lowest row of those that it is near to
+        expected = np.where(near, expected, len(prints)).min(axis=1).clip(max=np.arange(len(prints)))
+    assert groups_of(prints).tolist() == expected.tolist()
+    assert 200 < len(np.unique(expected)) < 300
+    found = dict(near_pairs(prints[:200], prints[200:]))
+    assert sorted(found) == np.flatnonzero(near[:200, 200:].any(axis=1)).tolist()
+    assert all(near[row, 200 + other] for row, other in found.items())
+
+
+def test_between_parts_that_want_a_class_alike_the_one_with_fewer_images_gets_it() -> None:
+    """By hand: without boxes left to want, what decides is the images."""
+    counts = np.array([[4, 0]] + [[0, 1]] * 2 + [[0, 0]] * 9)
+    groups = np.array([0, 1, 2, *[3] * 5, 4, 5, 6, 7])
+    part = partition(counts, groups, (0.5, 0.5), 0)
+    assert np.bincount(part).tolist() == [6, 6]
