@@ -27,7 +27,7 @@ _NAMES_ELSEWHERE = {
     "project": "run.dir",
     "name": "run.dir",
     "freeze": "model.frozen_stages",
-    "iou": "eval.nms_threshold, with eval.nms=hard",
+    "iou": "eval.nms_threshold (of eval.nms=hard)",
     "max_det": "eval.detections_per_img",
     "max_dets": "eval.detections_per_img",
     "data": "data.root",
