@@ -328,7 +328,11 @@ def test_a_wrong_option_is_one_line(
         (evaluate.main, ["--weights", "best.pt"], "comes first"),
         (predict.main, ["run", "photos", "--conf", "0.5"], "--threshold T"),
         (predict.main, ["--source", "photos", "--weights", "best.pt"], "behind the run"),
-        (predict.main, ["run", "photos", "--iou", "0.5"], "eval.nms_threshold (of eval.nms=hard), written KEY=VALUE"),
+        (
+            predict.main,
+            ["run", "photos", "--iou", "0.5"],
+            "eval.nms_threshold (of eval.nms=hard), written KEY=VALUE",
+        ),
         (export.main, ["run", "--include", "onnx"], "--format"),
     ],
 )

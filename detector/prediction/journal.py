@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from detector.output import write_text
-from detector.prediction.results import Result, ResultsFolder
+from detector.prediction.annotations import Result
+from detector.prediction.results import ResultsFolder
 from errors import InputError
 
 JOURNAL = ".found.jsonl"

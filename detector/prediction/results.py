@@ -6,12 +6,9 @@ import io
 import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import yaml
@@ -19,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.inputs import RESULTS_MARK, Source
-from data.sample import is_listed
 from data.video import VideoWriter
 from detector.evaluation.coco_results import result_entry, results_text
 from detector.output import check_new_folder, name_that_fits, numbered_folders, write_bytes, write_text
+from detector.prediction import annotations
+from detector.prediction.annotations import Result
 from detector.predictor import ImageDetections
 from errors import InputError
 
@@ -35,17 +33,6 @@ _KINDS = ("pictures", "videos", "labels", "Annotations")  # of files that have n
 _ESCAPES = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
 _MOST_OF_JPEG = 65_000  # pixels of a side
 _CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was found in one image or frame."""
-
-    source: Source
-    frame: int | None  # of a video, from 0
-    size: tuple[int, int]  # height, width
-    found: ImageDetections
-    full: bool = False  # there may be more
 
 
 class ResultsFolder:
@@ -205,7 +192,7 @@ class ResultsFolder:
             "info": {},
             "images": images,
             "annotations": [],
-            "categories": _categories(category_ids, classes),
+            "categories": annotations.categories(category_ids, classes),
         }
         write_text(self.path / "coco.json", results_text(entries))
         write_text(self.path / "images.json", json.dumps(listing) + "\n")
@@ -226,44 +213,9 @@ class ResultsFolder:
     def write_instances(
         self, results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
     ) -> None:
-        """instances.json: what was found in the images (frames have no files) as COCO annotations.
-
-        Files are named as seen from the folder that the user has named, where that tells them apart.
-
-        Raises:
-            InputError: no permission or no space.
-        """
-        of_images = [result for result in results if result.frame is None]
-        sharing = Counter(result.source.place for result in of_images)
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        free = itertools.count(max((i for i in category_ids if is_listed(i)), default=0) + 1)
-        ids = [i if is_listed(i) else next(free) for i in category_ids]
-        for number, result in enumerate(of_images, start=1):
-            height, width = result.size
-            source, found = result.source, result.found
-            name = source.place if sharing[source.place] == 1 else source.path
-            images.append({"id": number, "file_name": name.as_posix(), "width": width, "height": height})
-            for box, label, score in zip(found.boxes, found.labels, found.scores.tolist(), strict=True):
-                (x0, y0), (width, height) = box[:2].tolist(), (box[2:] - box[:2]).tolist()
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": ids[label],
-                        "bbox": [x0, y0, width, height],
-                        "area": width * height,
-                        "iscrowd": 0,
-                        "score": score,
-                    }
-                )
-        content = {
-            "info": {},
-            "images": images,
-            "annotations": annotations,
-            "categories": _categories(ids, classes),
-        }
-        write_text(self.path / "instances.json", json.dumps(content) + "\n")
+        """instances.json. Raises InputError: no permission or no space."""
+        text = annotations.instances(_of_images(results), classes, category_ids)
+        write_text(self.path / "instances.json", text)
         _say_what_is_left_out("instances", results)
 
     def write_yolo(self, results: Sequence[Result], classes: tuple[str, ...]) -> None:
@@ -274,17 +226,8 @@ class ResultsFolder:
         Raises:
             InputError: no permission or no space.
         """
-        for result in results:
-            if result.frame is not None:
-                continue
-            boxes, (height, width) = result.found.boxes, result.size
-            centred = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
-            parts = (centred / (width, height, width, height)).tolist()
-            lines = (
-                f"{label} {' '.join(f'{part:.6f}' for part in box)}\n"
-                for label, box in zip(result.found.labels.tolist(), parts, strict=True)
-            )
-            write_text(self._annotations_of(result, "labels", ".txt"), "".join(lines))
+        for result in _of_images(results):
+            write_text(self._annotations_of(result, "labels", ".txt"), annotations.yolo_lines(result))
         names = yaml.safe_dump({"names": dict(enumerate(classes))}, allow_unicode=True, sort_keys=False)
         write_text(self.path / "data.yaml", names)
         _say_what_is_left_out("yolo", results)
@@ -295,11 +238,8 @@ class ResultsFolder:
         Raises:
             InputError: no permission or no space.
         """
-        for result in results:
-            if result.frame is not None:
-                continue
-            path = self._annotations_of(result, "Annotations", ".xml")
-            write_text(path, _voc_annotation(result))
+        for result in _of_images(results):
+            write_text(self._annotations_of(result, "Annotations", ".xml"), annotations.voc(result))
         _say_what_is_left_out("voc", results)
 
     def _annotations_of(self, result: Result, kind: str, ending: str) -> Path:
@@ -323,23 +263,9 @@ class ResultsFolder:
         (self.path / "failed.txt").unlink(missing_ok=True)
 
 
-def _voc_annotation(result: Result) -> str:
-    """As labelImg writes it: corners in whole pixels."""
-    root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "filename").text = result.source.path.name
-    size = ElementTree.SubElement(root, "size")
-    for name, pixels in zip(("height", "width"), result.size, strict=True):
-        ElementTree.SubElement(size, name).text = str(pixels)
-    ElementTree.SubElement(size, "depth").text = "3"
-    for name, box in zip(result.found.names, result.found.boxes.round().astype(int).tolist(), strict=True):
-        node = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(node, "name").text = name
-        ElementTree.SubElement(node, "difficult").text = "0"
-        corners = ElementTree.SubElement(node, "bndbox")
-        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            ElementTree.SubElement(corners, side).text = str(value)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
+def _of_images(results: Sequence[Result]) -> list[Result]:
+    """Frames have no files."""
+    return [result for result in results if result.frame is None]
 
 
 def _say_what_is_left_out(form: str, results: Sequence[Result]) -> None:
@@ -353,7 +279,3 @@ def _say_what_is_left_out(form: str, results: Sequence[Result]) -> None:
 def _refuse_full(folder: Path) -> None:
     if any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"--output: {folder} holds something already; choose another")
-
-
-def _categories(ids: Sequence[int], classes: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]

@@ -22,8 +22,9 @@ from data.images import read_size, read_upright
 from data.inputs import Source
 from data.video import VideoReader, VideoWriter
 from detector.memory import is_out_of_memory
+from detector.prediction.annotations import Result
 from detector.prediction.journal import Journal
-from detector.prediction.results import Result, ResultsFolder
+from detector.prediction.results import ResultsFolder
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
 

@@ -1,0 +1,94 @@
+"""What was found in an image, and as annotations that tools can edit and a training can read."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from data.inputs import Source
+from data.sample import is_listed
+from detector.predictor import ImageDetections
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one image or frame."""
+
+    source: Source
+    frame: int | None  # of a video, from 0
+    size: tuple[int, int]  # height, width
+    found: ImageDetections
+    full: bool = False  # there may be more
+
+
+def instances(results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]) -> str:
+    """A COCO instances file of images.
+
+    Files are named as seen from the folder that the user has named, where that tells them apart.
+    """
+    sharing = Counter(result.source.place for result in results)
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    free = itertools.count(max((i for i in category_ids if is_listed(i)), default=0) + 1)
+    ids = [i if is_listed(i) else next(free) for i in category_ids]
+    for number, result in enumerate(results, start=1):
+        height, width = result.size
+        source, found = result.source, result.found
+        name = source.place if sharing[source.place] == 1 else source.path
+        images.append({"id": number, "file_name": name.as_posix(), "width": width, "height": height})
+        for box, label, score in zip(found.boxes, found.labels, found.scores.tolist(), strict=True):
+            (x0, y0), (width, height) = box[:2].tolist(), (box[2:] - box[:2]).tolist()
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": number,
+                    "category_id": ids[label],
+                    "bbox": [x0, y0, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    content = {"info": {}, "images": images, "annotations": boxes, "categories": categories(ids, classes)}
+    return json.dumps(content) + "\n"
+
+
+def categories(ids: Sequence[int], classes: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]
+
+
+def yolo_lines(result: Result) -> str:
+    """The label file of an image: class, centre and sides as parts of the image's, a line for each box."""
+    boxes, (height, width) = result.found.boxes, result.size
+    centred = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
+    parts = (centred / (width, height, width, height)).tolist()
+    return "".join(
+        f"{label} {' '.join(f'{part:.6f}' for part in box)}\n"
+        for label, box in zip(result.found.labels.tolist(), parts, strict=True)
+    )
+
+
+def voc(result: Result) -> str:
+    """The XML file of an image, as labelImg writes it: corners in whole pixels, at least one apart."""
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = result.source.path.name
+    size = ElementTree.SubElement(root, "size")
+    for name, pixels in zip(("height", "width"), result.size, strict=True):
+        ElementTree.SubElement(size, name).text = str(pixels)
+    ElementTree.SubElement(size, "depth").text = "3"
+    boxes = result.found.boxes.round().astype(int)
+    boxes[:, 2:] = boxes[:, 2:].clip(min=boxes[:, :2] + 1)
+    for name, box in zip(result.found.names, boxes.tolist(), strict=True):
+        node = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(node, "name").text = name
+        ElementTree.SubElement(node, "difficult").text = "0"
+        corners = ElementTree.SubElement(node, "bndbox")
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            ElementTree.SubElement(corners, side).text = str(value)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
