@@ -50,7 +50,7 @@ def main() -> None:
         "inputs",
         nargs="+",
         metavar="INPUT|KEY=VALUE",
-        help="image or video files, folders with all below, quoted patterns, .txt lists of these, or - for "
+        help="image or video files, folders with all below, quoted patterns, .txt lists of files, or - for "
         "an image on stdin; dotted configuration keys: eval.detections_per_img=300",
     )
     parser.add_argument(

@@ -114,6 +114,7 @@ def pack_set(
     source: str,
     sizes_checked: bool = False,
     faults: list[DataFault] | None = None,
+    renumbered: bool = False,
 ) -> DetectionSet:
     """Check all images and boxes, drop the boxes without area, pack the rest.
 
@@ -121,6 +122,7 @@ def pack_set(
         source: names the split in messages.
         sizes_checked: the sizes have just been read from the files themselves.
         faults: where faults are collected, if all then each box without area as well; images stay, boxes go.
+        renumbered: as of the set.
 
     Raises:
         DataFault: an image is missing, unreadable or of another size; a box is NaN or reversed.
@@ -170,6 +172,7 @@ def pack_set(
         annotation_ids=np.array([item.number for item in items], dtype=np.int64)[kept],
         classes=classes,
         category_ids=category_ids,
+        renumbered=renumbered,
     )
 
 
@@ -205,6 +208,7 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
         annotation_ids=np.concatenate([s.annotation_ids for s in sets]),
         classes=first.classes,
         category_ids=_joined_ids([s.category_ids for s in sets]),
+        renumbered=any(s.renumbered for s in sets),
     )
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import logging
 import math
 import shlex
 from collections import Counter
@@ -27,9 +26,9 @@ from data.images import MOST_PIXELS
 from data.lookup import ImageFinder, is_file
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
+from data.text_ids import numbers_of, with_numbers
 from errors import InputError, some_of
 
-log = logging.getLogger(__name__)
 _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
 # By what their files have, and COCO's have not.
@@ -83,8 +82,6 @@ def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
     for image in content["images"]:
         if isinstance(image, dict) and "file_name" not in image and "coco_url" in image:
             image["file_name"] = image["coco_url"]  # LVIS: addresses that end in the names
-    _number_texts(content, "images", "image_id", path)
-    _number_texts(content, "categories", "category_id", path)
     return content
 
 
@@ -106,31 +103,6 @@ def _of_a_tool(content: Any) -> str | None:
     return None
 
 
-def _number_texts(content: dict[str, Any], section: str, key: str, path: Path) -> None:
-    """Ids that are texts become numbers, in the records of a section and where annotations name them.
-
-    Only where all are, and no two alike: else they are refused one by one, as what they are.
-    """
-    ids = [record.get("id") if isinstance(record, dict) else None for record in content[section]]
-    texts = [number for number in ids if isinstance(number, str)]
-    if not texts or len(set(texts)) < len(ids):
-        return
-    numbers: dict[Any, int] = {text: number for number, text in enumerate(texts, start=1)}
-    if all(text.isascii() and text.isdecimal() for text in texts):
-        as_written = {text: int(text) for text in texts}
-        if len(set(as_written.values())) == len(ids) and max(as_written.values()) < 2**63:
-            numbers = as_written
-    log.warning(
-        "%s: the ids of its %s are texts and are numbered: '%s' is %d",
-        path, section, texts[0], numbers[texts[0]],
-    )  # fmt: skip
-    for record in content[section]:
-        record["id"] = numbers[record["id"]]
-    for record in content["annotations"]:
-        if isinstance(record, dict) and isinstance(record.get(key), str):
-            record[key] = numbers.get(record[key], record[key])
-
-
 def load_instances(
     content: dict[str, Any],
     annotations: Path,
@@ -138,7 +110,9 @@ def load_instances(
     classes: tuple[str, ...] | None = None,
     faults: list[DataFault] | None = None,
 ) -> DetectionSet:
-    """As `load_coco`, of what `read_instances` has read."""
+    """As `load_coco`, of what `read_instances` has read, which stays as it is."""
+    renumbered = any(numbers_of(content[section]) for section in ("images", "categories"))
+    content = with_numbers(content, annotations)
     known, labels, names, others = used_categories(named_categories(content), classes, annotations, faults)
     left_out: Counter[str] = Counter()
     unused: list[str] = []  # marks
@@ -182,7 +156,7 @@ def load_instances(
     say_left_out(left_out, source)
     _say_ignore_is_unused(unused, faults)
     _say_rotated(rotated, faults)
-    return pack_set(found.values(), names, tuple(labels), source, faults=faults)
+    return pack_set(found.values(), names, tuple(labels), source, faults=faults, renumbered=renumbered)
 
 
 def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> None:

@@ -36,9 +36,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     """The images and videos that the words name, in their order, each once.
 
     Args:
-        words: files, taken whatever their ending; .txt lists of files; folders, searched with those below
-            them for images and videos, and for pictures that may have to be converted first; patterns with
-            * ? [ or **; "-", an image on standard input.
+        words: files, taken whatever their ending; .txt lists of files and folders; folders, searched with
+            those below them for images and videos, and for pictures that may have to be converted first;
+            patterns with * ? [ or **; "-", an image on standard input.
 
     Raises:
         InputError: a word names nothing, or there is nothing of use in it.
@@ -54,7 +54,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         places, above = [path], path.parent
         if path.suffix.lower() == LIST_SUFFIX and path.is_file():
             places = _listed(path)
-            above = Path(os.path.commonpath([place.parent for place in places]))
+            above = Path(os.path.commonpath([place.absolute().parent for place in places]))
         if path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{word} is a pipe or a device; give - and let an image come on standard input")
         if not path.exists():
@@ -86,6 +86,8 @@ def _listed(file: Path) -> list[Path]:
         lines = read_text(file, "surrogateescape").splitlines()
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
     found = []
     for number, line in enumerate(lines, start=1):
         name = line.strip()
@@ -122,7 +124,8 @@ def _sources(path: Path, above: Path) -> Iterable[Source]:
     if not path.is_dir():
         kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
         # Of a pattern with .. in it the rest would lead out of the folder of results.
-        below = [part for part in path.relative_to(above).parts if part != ".."]
+        relative = path if path.is_relative_to(above) else path.absolute()  # of a list
+        below = [part for part in relative.relative_to(above).parts if part != ".."]
         yield Source(kind, path, Path(*below))
         return
     for file in _without_results(path, files_below(path)):

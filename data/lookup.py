@@ -81,6 +81,22 @@ class NameTaken(DataFault):
     """The image that a name would stand for has been taken for another name already."""
 
 
+class Listing:
+    """What folders hold, each looked at once: by what the spellings of a name have in common."""
+
+    def __init__(self) -> None:
+        self._there: dict[Path, dict[str, list[Path]]] = {}
+
+    def alike(self, path: Path) -> list[Path]:
+        """All in the folder of the path that has its name, whatever the case and the writing of accents."""
+        folder = path.parent
+        if folder not in self._there:
+            self._there[folder] = {}
+            for entry in entries_of(folder):
+                self._there[folder].setdefault(without_case(entry.name), []).append(entry)
+        return self._there[folder].get(without_case(path.name), [])
+
+
 class ImageFinder:
     """The images of a set, in a folder and those below it.
 
@@ -90,7 +106,7 @@ class ImageFinder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._there: dict[Path, dict[str, list[Path]]] = {}  # what folders hold, by what the names share
+        self._listing = Listing()
         self._given: dict[Path, tuple[str, bool]] = {}  # by what name; whether its own
         self._respelt: dict[Path, str] = {}
         self._elsewhere: dict[Path, str] = {}
@@ -118,7 +134,7 @@ class ImageFinder:
         """The path, if no other name stands for it; two that are exact may, as ./a.jpg and a.jpg."""
         other, was_exact = self._given.setdefault(path, (name, exact))
         if other != name and not (exact and was_exact):
-            message = f"{where} names the image '{name}', another one '{other}': both would be {path}"
+            message = f"{where} names '{name}', and elsewhere '{other}': both would be {path}"
             raise NameTaken("image-name-taken", message)
         return path
 
@@ -137,19 +153,12 @@ class ImageFinder:
         """The one file of this path in the folder, whatever its case and however its accents are written."""
         path = self._folder
         for part in parts:
-            found = self._entries(path).get(without_case(part), [])
+            found = self._listing.alike(path / part)
             exact = [entry for entry in found if entry.name == part] or found
             if len(exact) != 1:
                 return None
             (path,) = exact
         return path if is_file(path) else None
-
-    def _entries(self, folder: Path) -> dict[str, list[Path]]:
-        if folder not in self._there:
-            self._there[folder] = {}
-            for entry in entries_of(folder):
-                self._there[folder].setdefault(without_case(entry.name), []).append(entry)
-        return self._there[folder]
 
     def warn(self, source: str) -> None:
         """Say what was taken for what."""

@@ -71,7 +71,8 @@ def has_images(folder: Path) -> bool:
 def folders_of_split(root: Path, split: str) -> tuple[VocFolders, str | None]:
     """The folders of a split and its list in them, None where all they hold is the split, as Roboflow's."""
     alone = root / split
-    if alone.is_dir() and any(alone.glob("[!.]*.xml")):
+    is_whole = any((alone / name).is_dir() for name in ("Annotations", "ImageSets"))
+    if alone.is_dir() and (any(alone.glob("[!.]*.xml")) or (not is_whole and xml_files(alone))):
         return VocFolders(alone, alone, alone), None
     folder, _, name = split.rpartition("/")
     return voc_folders(root / folder), name
@@ -101,6 +102,8 @@ def load_voc(
     folders, name = folders_of_split(root, split)
     if name is None:
         names = stems_of_xml(folders.annotations)
+        if folders.root == root:  # "." may hold the folders of other splits
+            names = [name for name in names if "/" not in name]
         say_what_has_no_xml(folders, names, faults)
     else:
         remedy = (

@@ -15,14 +15,13 @@ from data.faults import DataFault, list_or_warn, lists_all, raise_or_collect
 from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, one_for_each_file
 from data.lookup import (
     ImageFinder,
+    Listing,
     NameTaken,
     as_spelt,
     ends_of,
-    entries_of,
     is_file,
     is_there,
     leads_out,
-    without_case,
 )
 from data.texts import read_text
 from errors import InputError
@@ -164,7 +163,7 @@ class LabelFiles:
     """The label files of a set's images: of the same name but for its case, .TXT too, and its accents."""
 
     def __init__(self) -> None:
-        self._there: dict[Path, dict[str, list[Path]]] = {}  # what folders hold, by what the names share
+        self._listing = Listing()
         self._respelt: dict[Path, Path] = {}
 
     def of(self, image: Path) -> Path:
@@ -172,12 +171,7 @@ class LabelFiles:
         path = label_path(image)
         if path.is_file():
             return path
-        folder = path.parent
-        if folder not in self._there:
-            self._there[folder] = {}
-            for entry in entries_of(folder):
-                self._there[folder].setdefault(without_case(entry.name), []).append(entry)
-        alike = [entry for entry in self._there[folder].get(without_case(path.name), []) if is_file(entry)]
+        alike = [entry for entry in self._listing.alike(path) if is_file(entry)]
         if len(alike) != 1:
             return path
         if alike[0].stem != path.stem:
@@ -253,7 +247,7 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
     try:
         # A name need not be UTF-8 to be that of a file.
         lines = read_text(file, "surrogateescape").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"list of images {file} cannot be read: {error}") from None
     finder = ImageFinder(index.root)
     missing: list[tuple[str, Path]] = []  # what is wrong, and where it was looked for

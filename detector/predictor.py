@@ -193,22 +193,30 @@ class Detector:
             return self._detect([images], ["the image"])[0]
         if not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase):
             raise InputError(f"images: {_KINDS}, or several of these are wanted, got {type(images).__name__}")
-        images = list(images)
-        sizes = np.array([_size(image, f"image {i}") for i, image in enumerate(images)], dtype=np.int64)
+        return self._list(list(images))
+
+    def _list(self, images: list[ImageLike], first: int = 0) -> list[ImageDetections]:
+        """first: the number of the first, for messages."""
+        names = [f"image {number}" for number in range(first, first + len(images))]
+        sizes = np.array([_size(*pair) for pair in zip(images, names, strict=True)], dtype=np.int64)
         found: dict[int, ImageDetections] = {}
         for rows in self.batches_of(sizes):
-            batch = self._detect([images[row] for row in rows], [f"image {row}" for row in rows])
+            batch = self._detect([images[row] for row in rows], [names[row] for row in rows])
             found.update(zip(rows, batch, strict=True))
         return [found[row] for row in range(len(images))]
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[ImageDetections]:
-        """Detect in any number of images, the frames of a camera say, as they come: `batch_size` at a time.
+        """Detect in any number of images, the frames of a camera say, `batch_size` of them at a time: with 1
+        each as it comes.
 
         Args, raises: as for a list of images, which is held whole.
         """
-        every = iter(images)
+        if isinstance(images, str | Path | bytes | np.ndarray | Image.Image | Tensor):
+            raise InputError(f"stream: several images are wanted, got one ({type(images).__name__})")
+        every, first = iter(images), 0
         while some := list(islice(every, self.batch_size)):
-            yield from self(some)
+            yield from self._list(some, first)
+            first += len(some)
 
     def batches_of(self, sizes: NDArray[np.int64]) -> list[list[int]]:
         """Which images of these sizes, [I, 2], height and width, go through the network together."""

@@ -73,6 +73,11 @@ KINDS: dict[str, Kind] = {
     "near-duplicate-in-both": Kind(
         _W, "training and evaluation hold nearly the same image", "look at both; keep them in one split"
     ),
+    "versions-in-both": Kind(
+        _W,
+        "training and evaluation seem to hold versions of the same photographs, by their names (.rf.)",
+        "look at some; if they are, divide anew with data.split, which keeps them on one side",
+    ),
     "image-twice-differing": Kind(
         _W, "an image stands twice, with other boxes", "keep one of them, with all its boxes"
     ),

@@ -11,6 +11,7 @@ from data.check.findings import Spot, spot_of_image
 from data.images import one_for_each_file
 from data.sample import DetectionSet
 
+_BY_CHANCE = 0.1  # of the images of a split
 Place = tuple[str, int]  # split, row
 
 
@@ -67,17 +68,21 @@ def _same_boxes(records: DetectionSet, one: int, other: int) -> bool:
 
 
 def version_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
-    """Images of evaluation that were made of a photograph of training, by their names."""
+    """Images of evaluation that seem to be made of photographs of training, by their names.
+
+    Of a few it is chance: photographs of two origins may both be called image1.
+    """
     made: dict[str, int] = {}
     for row, file in enumerate(sets["train"].files.tolist() if "train" in sets else ()):
         if (source := source_of(Path(file).name)) is not None:
             made.setdefault(source, row)
     for split, records in sets.items():
-        for row, file in enumerate(records.files.tolist() if split != "train" and made else ()):
-            near = made.get(source_of(Path(file).name) or "")
-            if near is not None and Path(sets["train"].files[near]).name != Path(file).name:
-                same = "is by its name made of the same photograph as"
-                yield _spot("near-duplicate-in-both", sets, (split, row), ("train", near), same)
+        names = [Path(file).name for file in records.files.tolist()] if split != "train" else []
+        pairs = [(row, made[source]) for row, name in enumerate(names) if (source := source_of(name)) in made]
+        if len(pairs) > _BY_CHANCE * len(names):
+            for row, near in pairs:
+                same = "is by its name a version of the same photograph as"
+                yield _spot("versions-in-both", sets, (split, row), ("train", near), same)
 
 
 def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np.uint64]]) -> Iterator[Spot]:

@@ -1,5 +1,6 @@
 """Images divided into parts: what stays together, what each part gets, and what is to be said of it."""
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Division:
         part: int64 [I], a position among the shares.
         counts: int64 [I, C], boxes of each class.
         groups: int64 [I], equal for images that stay together.
+        versions: how many stay with another because of what data.check.alike.source_of tells of their names.
         apart: int64 [I], the part of each if nothing had to stay together.
     """
 
@@ -34,6 +36,7 @@ class Division:
     counts: NDArray[np.int64]
     groups: NDArray[np.int64]
     apart: NDArray[np.int64]
+    versions: int
     classes: tuple[str, ...]
 
     def rows(self, *names: str) -> list[int]:
@@ -52,6 +55,8 @@ class Division:
         together = len(self.groups) - len(np.unique(self.groups))
         if together:
             yield f"kept on one side: {together} image{'s' * (together != 1)} like another, or in its folder"
+        if self.versions:
+            yield f"{self.versions} of them as versions of one photograph, by their names (NAME.rf.HASH)"
 
     def far_off(self) -> Iterator[str]:
         """Of each part that has much less than its share, or much more, a line that says so."""
@@ -88,10 +93,9 @@ def divide(
     of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))
     np.add.at(counts, (of_image[~records.ignore], records.labels[~records.ignore]), 1)
     files = [Path(file) for file in records.files.tolist()]
-    keys: list[Sequence[Hashable]] = [
-        [str(file.resolve()) for file in files],
-        [source_of(file.name) for file in files],
-    ]
+    named = [source_of(file.name) for file in files]
+    versions = Counter(name for name in named if name is not None)
+    keys: list[Sequence[Hashable]] = [[str(file.resolve()) for file in files], named]
     if keep_folders:
         keys.append([str(file.parent) for file in files])
     prints = np.zeros((len(records), 4), dtype=np.uint64)
@@ -110,7 +114,8 @@ def divide(
                 f"nothing is left for {name}: {len(part)} images make {count} group{'s' * (count != 1)} that "
                 f"must stay together; take a larger share or fewer folds, or divide these as well ({_APART})"
             )
-    return Division(shares, part, counts, groups, apart, records.classes)
+    same = versions.total() - len(versions)
+    return Division(shares, part, counts, groups, apart, same, records.classes)
 
 
 def _facts(records: DetectionSet) -> list[ImageFacts]:

@@ -14,6 +14,7 @@ from data.coco import load_instances, of_roboflow, read_instances, tool_of
 from data.faults import DataFault, Raised
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
+from data.text_ids import numbers_of
 from data.texts import read_text
 from data.voc import (
     has_images,
@@ -138,12 +139,15 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
         raise InputError(f"--images: the folder {images} does not exist")
     records = _read(lambda faults: load_instances(content, path, images, faults=faults))
 
+    numbers: dict[Any, int] = {**numbers_of(content["images"])}
+
     def text_of(rows: Sequence[int]) -> str:
         ids = {int(records.image_ids[row]) for row in rows}
-        part = {
-            "images": [record for record in content["images"] if record["id"] in ids],
-            "annotations": [record for record in content["annotations"] if record["image_id"] in ids],
-        }
+
+        def part_of(section: str, key: str) -> list[Any]:
+            return [record for record in content[section] if numbers.get(record[key], record[key]) in ids]
+
+        part = {"images": part_of("images", "id"), "annotations": part_of("annotations", "image_id")}
         return json.dumps(content | part)
 
     def next_step(parts: Sequence[str], folds: int | None) -> str:

@@ -239,7 +239,10 @@ def evaluate_checkpoint(
     c = open_checkpoint(path, overrides)
     if with_ids:
         refuse_without_ids(c.config.data, split)
-    return score_checkpoint(c, set_to_score(c, overrides, split))
+    records = set_to_score(c, overrides, split)
+    if with_ids and records.renumbered:
+        raise InputError("--results: ids of the set are texts, and results would have numbers for them")
+    return score_checkpoint(c, records)
 
 
 def set_to_score(c: OpenCheckpoint, overrides: Sequence[str], split: str) -> DetectionSet:

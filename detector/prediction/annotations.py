@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 from data.inputs import Source
 from data.sample import is_listed
 from detector.predictor import ImageDetections
+
+_NOT_OF_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def yolo_lines(result: Result) -> str:
 def voc(result: Result) -> str:
     """The XML file of an image, as labelImg writes it: corners in whole pixels, at least one apart."""
     root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "filename").text = result.source.path.name
+    ElementTree.SubElement(root, "filename").text = _NOT_OF_XML.sub("?", result.source.path.name)
     size = ElementTree.SubElement(root, "size")
     for name, pixels in zip(("height", "width"), result.size, strict=True):
         ElementTree.SubElement(size, name).text = str(pixels)
@@ -85,7 +88,7 @@ def voc(result: Result) -> str:
     boxes[:, 2:] = boxes[:, 2:].clip(min=boxes[:, :2] + 1)
     for name, box in zip(result.found.names, boxes.tolist(), strict=True):
         node = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(node, "name").text = name
+        ElementTree.SubElement(node, "name").text = _NOT_OF_XML.sub("?", name)
         ElementTree.SubElement(node, "difficult").text = "0"
         corners = ElementTree.SubElement(node, "bndbox")
         for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):

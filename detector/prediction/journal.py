@@ -4,13 +4,14 @@ A file of JSON lines in the folder of the results: what they were found with, th
 goes when the tables are written.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from detector.output import write_text
 from detector.prediction.annotations import Result
 from detector.prediction.results import ResultsFolder
 from errors import InputError
@@ -25,51 +26,66 @@ class Journal:
         folder: made with the first line, if it is not there.
         settings: all that decides on what is found and drawn.
 
-    Attributes:
-        before: of a folder that is gone on with, what has been found, as `add` has written it.
-
     Raises:
-        InputError: the folder is gone on with, and holds no lines, or lines of other settings.
+        InputError: the folder is to be gone on with, and holds no lines, or lines of other settings.
     """
 
     def __init__(self, folder: ResultsFolder, settings: dict[str, Any]) -> None:
         self._folder = folder
         self._head = json.loads(json.dumps(settings))
         self._file: TextIO | None = None
-        self.before: list[dict[str, Any]] = list(self._read()) if folder.resumed else []
+        self._whole = 0  # bytes of lines that are to stay
+        if folder.resumed:
+            self._refuse_others(next(self._lines(), None))
 
-    def _read(self) -> Iterator[dict[str, Any]]:
-        path = self._folder.path / JOURNAL
-        if not path.is_file():
+    def before(self) -> Iterator[dict[str, Any]]:
+        """What has been found before, as `add` has written it; up to a line that was cut off."""
+        if self._folder.resumed:
+            lines = self._lines()
+            next(lines)
+            yield from lines
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        self._whole = 0
+        with contextlib.suppress(FileNotFoundError), (self._folder.path / JOURNAL).open("rb") as file:
+            for line in file:
+                try:
+                    plain = json.loads(line)
+                except ValueError:
+                    return
+                if not isinstance(plain, dict) or not line.endswith(b"\n"):
+                    return
+                self._whole += len(line)
+                yield plain
+
+    def _refuse_others(self, head: dict[str, Any] | None) -> None:
+        if head is None:
             raise InputError(
                 f"--resume: {self._folder.path} holds nothing to go on with: it is done, or no folder of "
                 "predict.py"
             )
-        text = path.read_text(encoding="utf-8")
-        whole = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
-        try:
-            head, *found = [json.loads(line) for line in whole]
-        except ValueError:
-            raise InputError(f"--resume: {path} is damaged; begin anew, with another --output") from None
         for name, value in self._head.items():
             if head.get(name) != value:
                 raise InputError(
                     f"--resume: {self._folder.path} was begun with another {name}; give that, or begin anew "
                     "with another --output"
                 )
-        if "".join(whole) != text:  # the last line was cut off
-            write_text(path, "".join(whole))
-        return iter(found)
 
     def add(self, results: Sequence[Result]) -> None:
-        """Raises InputError: no permission or no space."""
+        """Note an image, or all frames of a video: each says how many they are, and counts with all alone.
+
+        Raises:
+            InputError: no permission or no space.
+        """
         path = self._folder.path / JOURNAL
-        lines = "".join(json.dumps(self._folder.as_plain(result)) + "\n" for result in results)
+        plain = ({**self._folder.as_plain(result), "of": len(results)} for result in results)
+        lines = "".join(json.dumps(one) + "\n" for one in plain)
         try:
             if self._file is None:
-                begun = path.exists()
-                self._file = path.open("a", encoding="utf-8")
-                lines = lines if begun else json.dumps(self._head) + "\n" + lines
+                if self._folder.resumed:
+                    os.truncate(path, self._whole)
+                self._file = path.open("a" if self._folder.resumed else "w", encoding="utf-8")
+                lines = lines if self._folder.resumed else json.dumps(self._head) + "\n" + lines
             self._file.write(lines)
             self._file.flush()
         except OSError as error:
@@ -78,10 +94,8 @@ class Journal:
     def close(self, done: bool) -> None:
         """done: nothing is left to go on with."""
         if self._file is not None:
-            try:
+            with contextlib.suppress(OSError):  # a full disk, which has been told
                 self._file.close()
-            except OSError:  # a full disk, which has been told
-                pass
         if done:
             (self._folder.path / JOURNAL).unlink(missing_ok=True)
 

@@ -80,12 +80,21 @@ class ResultsFolder:
             "drawn": None if drawn is None else drawn.relative_to(self.path).as_posix(),
         }
 
-    def from_plain(self, plain: dict[str, Any], source: Source, classes: Sequence[str]) -> Result:
-        """The result that `as_plain` was given, of the same source. Its picture is taken to be there."""
-        if plain["drawn"] is not None:
-            self._drawn[source] = drawn = self.path / plain["drawn"]
+    def has_drawn(self, plain: dict[str, Any]) -> bool:
+        """Whether the picture is there, if there was one: it may have been deleted to make room."""
+        drawn = None if plain["drawn"] is None else self.path / plain["drawn"]
+        return drawn is None or (drawn.is_file() and drawn.stat().st_size > 0)
+
+    def keep_drawn(self, source: Source, name: str | None) -> None:
+        """name: `drawn` of `as_plain`, of a source that is done."""
+        if name is not None:
+            self._drawn[source] = drawn = self.path / name
             self._taken.add(drawn)
             self._left.discard(drawn)
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any], source: Source, classes: Sequence[str]) -> Result:
+        """The result that `as_plain` was given, of the same source."""
         labels = np.array(plain["labels"], dtype=np.int64)
         found = ImageDetections(
             np.array(plain["boxes"], dtype=np.float64).reshape(-1, 4),

@@ -188,19 +188,25 @@ class _Session:
             InputError: it is of another source.
         """
         named = {str(source.path): source for source in sources}
-        done = set()
-        for plain in self._journal.before:
+        found: dict[Source, dict[int | None, Result]] = {}
+        whole: set[Source] = set()
+        for plain in self._journal.before():
             source = named.get(plain["file"])
             if source is None:
                 raise InputError(
                     f"--resume: {self._folder.path} holds results of {plain['file']}, which is none of the "
                     "inputs; give those that it was begun with"
                 )
-            self.results.append(self._folder.from_plain(plain, source, self._detector.classes))
-            done.add(source)
+            if self._folder.has_drawn(plain):
+                frames = found.setdefault(source, {})
+                frames[plain["frame"]] = self._folder.from_plain(plain, source, self._detector.classes)
+                if len(frames) == plain["of"]:
+                    whole.add(source)
+                    self._folder.keep_drawn(source, plain["drawn"])
         if self._folder.resumed:
-            print(f"{len(done)} of {len(sources)} inputs are done already", flush=True)
-        return [source for source in sources if source not in done]
+            print(f"{len(whole)} of {len(sources)} inputs are done already", flush=True)
+        self.results += [result for source in whole for result in found[source].values()]
+        return [source for source in sources if source not in whole]
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
         """Detect in images, those of like shape together, reading a batch ahead."""

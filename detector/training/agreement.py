@@ -22,6 +22,8 @@ _OWN = frozenset(
     {
         "run.dir",
         "data.root",
+        "data.annotations",
+        "data.images",
         "data.workers",
         "data.cache",
         "data.cache_dir",
@@ -63,7 +65,7 @@ def _facts(config: Config, local_rank: int, resumes: bool, dry_run: bool) -> dic
     return {
         "--resume": resumes,
         "--dry-run": dry_run,
-        **versions(),
+        **{name: _release(version) for name, version in versions().items()},
         **values,
         "the kind of train.device": device.type,
         "the precision that train.amp comes to": str(build_amp(config.train, device)),
@@ -74,9 +76,17 @@ def _facts(config: Config, local_rank: int, resumes: bool, dry_run: bool) -> dic
 def _checksum() -> str:
     """Of all modules of the program."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for folder in ("detector", "data") for path in (_ROOT / folder).rglob("*.py")):
-        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    # Not all below data: users put their sets there.
+    patterns = ("detector/**/*.py", "data/*.py", "data/check/*.py", "data/split/*.py")
+    for path in sorted(path for pattern in patterns for path in _ROOT.glob(pattern)):
+        if path.is_file() and not path.name.startswith("."):  # an editor's
+            digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _release(version: str) -> str:
+    """Without the build (+cu128), and the part that mends faults alone."""
+    return ".".join(version.partition("+")[0].split(".")[:2])
 
 
 def _shown(value: Any) -> str:

@@ -48,7 +48,7 @@ class Processes:
         self._store = store
         self._meetings = itertools.count()
         self.launch: Launch | None = None
-        self._launcher = os.getppid() if store is not None else None
+        self._launcher = os.getppid() if store is not None and launched() is not None else None
 
     @property
     def main(self) -> bool:
@@ -56,7 +56,7 @@ class Processes:
 
     @property
     def orphaned(self) -> bool:
-        """Whether the launcher has gone: nobody would end this process if another were lost."""
+        """Whether torchrun has gone: nobody would end this process if another were lost."""
         return self._launcher is not None and os.getppid() != self._launcher
 
     def largest(self, value: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import evaluate
 import train
 from data.check.__main__ import main as check
 from data.coco import load_coco
@@ -57,6 +58,22 @@ def test_a_folder_that_is_a_voc_split_holds_what_is_below_and_says_what_is_not_r
         ("image-unannotated", "alone.jpg"),
         ("image-unannotated", "capital.jpg"),
     ]
+
+
+def test_a_folder_that_is_a_split_may_have_its_files_below(folder: Path) -> None:
+    """But is no set with folders of its own."""
+    for path in (folder / "train").glob("*.xml"):
+        path.unlink()
+    assert names(load_voc(folder, "train")) == ["c.jpg"]
+    (folder / "val/Annotations").mkdir(parents=True)
+    (folder / "val/Annotations/a.xml").write_text(CAT)
+    with pytest.raises(InputError, match="Annotations"):
+        load_voc(folder, "val")
+
+
+def test_a_set_of_one_folder_has_not_what_lies_below(folder: Path) -> None:
+    """Other splits, say."""
+    assert names(load_voc(folder / "train", ".")) == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +211,27 @@ def test_ids_that_are_texts_are_numbered(
     for name in ("offsets", "boxes", "labels"):
         assert getattr(records, name).tolist() == getattr(expected, name).tolist()
     assert [f"'{text(10)}' is {numbers[0]}" in caplog.text, "'c3' is 1" in caplog.text] == [True, True]
+
+
+def test_a_set_with_text_ids_keeps_them_where_it_is_divided_and_scored(tmp_path: Path) -> None:
+    """Results of another detector name them as the set does; those of our own would not."""
+    content = coco_dict([[BOX]] * 6)
+    for record in content["images"]:
+        record["id"] = f"img-{9 * record['id'] % 7}"
+    for record in content["annotations"]:
+        record["image_id"] = f"img-{9 * record['image_id'] % 7}"
+    write(tmp_path / "set", content)
+    assert call(split, "set/all.json", "--val", "0.5", "--fast", cwd=tmp_path).code == 0
+    parts = [json.loads((tmp_path / f"set/{name}.json").read_text()) for name in ("train", "val")]
+    for section in ("images", "annotations"):
+        both = parts[0][section] + parts[1][section]
+        assert sorted(both, key=str) == sorted(content[section], key=str)
+    results = [{**record, "score": 0.5} for record in content["annotations"]]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    words = ("--predictions", "results.json", "--annotations", "set/all.json", "--output", "out.json")
+    done = call(evaluate.main, *words, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "out.json").read_text())["AP"] == 1
 
 
 def test_a_text_among_ids_that_are_numbers_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_two_names_of_a_list_are_not_one_image(root: Path) -> None:
     (root / "images/train/a.png").rename(root / "a.png")
     (root / "list.txt").write_text("/home/cam1/a.png\n/home/cam2/a.png\n")
     (root / "data.yaml").write_text((root / "data.yaml").read_text() + "listed: list.txt\n")
-    assert f"'/home/cam2/a.png', another one '/home/cam1/a.png': both would be {root}" in error_of(
+    assert f"'/home/cam2/a.png', and elsewhere '/home/cam1/a.png': both would be {root}" in error_of(
         root, "listed"
     )
 

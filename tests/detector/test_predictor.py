@@ -408,6 +408,10 @@ def test_any_number_of_images_is_looked_at_as_they_come(detector, monkeypatch: p
     first = next(stream)
     assert taken == [0, 1]
     found = [first, *stream]
+    with pytest.raises(InputError, match="image 3: an array must be"):
+        list(detector.stream([*images[:3], np.zeros((4, 4)), images[3]]))
+    with pytest.raises(InputError, match="several images are wanted, got one"):
+        list(detector.stream(images[0]))
     for one, other in zip(found, detector(images), strict=True):
         np.testing.assert_array_equal(one.boxes, other.boxes)
 

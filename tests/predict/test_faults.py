@@ -1,16 +1,20 @@
 """predict.py: what cannot be used is left out and told, and how the work ends."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import predict
+from data.video import VideoWriter
 from detector.prediction.results import ResultsFolder
+from detector.prediction.session import _Session
 from detector.predictor import Detector
 from errors import InputError
 from tests.builders import write_image
@@ -367,3 +371,57 @@ def test_where_there_is_no_room_for_tables_what_was_found_is_told_of(
     assert "--resume out goes on" in message
     assert run(place, trained, "images", *ALL, "--batch", "2", "--resume", "out").code == 0
     assert len(read(place / "out/images.json")["images"]) == 7
+
+
+def test_a_video_counts_as_done_with_all_its_frames_alone(place: Path, trained: Path) -> None:
+    """The disk was full, say, while they were written down."""
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        for grey in (0, 60, 120, 180):
+            video.write(np.full((48, 64, 3), grey, np.uint8))
+    words = ("clip.mp4", "images/0.png", *ALL)
+    assert run(place, trained, *words, "--output", "whole").code == 0
+    session = _Session.write_tables
+    with pytest.MonkeyPatch.context() as patch:
+
+        def full(*_: Any) -> None:
+            raise InputError("no space left")
+
+        patch.setattr(_Session, "write_tables", full)
+        assert run(place, trained, *words, "--output", "out").code == 2
+    assert _Session.write_tables is session
+    journal = place / "out" / ".found.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 1 + 4
+    journal.write_text("".join(lines[:4]))
+    outcome = run(place, trained, *words, "--resume", "out")
+    assert outcome.out.startswith("1 of 2 inputs are done already")
+    assert files(place / "out") == files(place / "whole")
+    assert (place / "out/detections.csv").read_text() == (place / "whole/detections.csv").read_text()
+
+
+def test_what_an_emptied_folder_has_left_is_not_gone_on_with(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rm out/* leaves what is hidden."""
+    for threshold in ("0", "0.001"):
+        with monkeypatch.context() as patch:
+            interrupting(patch, 2, signal.SIGINT)
+            words = ("images", "--threshold", threshold, "--batch", "2", "--output", "out")
+            assert run(place, trained, *words).code == 130
+        for path in (place / "out").iterdir():
+            if threshold == "0" and not path.name.startswith("."):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run(place, trained, "images", "--threshold", "0.001", "--resume", "out").code == 0
+    assert len(read(place / "out/images.json")["images"]) == 7
+
+
+def test_a_picture_that_was_deleted_to_make_room_is_drawn_again(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupting(patch, 2, signal.SIGINT)
+        assert run(place, trained, "images", *ALL, "--batch", "2", "--output", "out").code == 130
+    shutil.rmtree(place / "out/pictures")
+    outcome = run(place, trained, "images", *ALL, "--resume", "out")
+    assert outcome.out.startswith("0 of 7 inputs are done already")
+    assert len(files(place / "out/pictures")) == 7

@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import evaluate
+import predict
 from data.inputs import Source
 from data.video import VideoWriter
 from detector.evaluation.checkpoint import CheckpointScores
@@ -289,6 +290,15 @@ def test_an_image_on_standard_input_is_that_image(place, trained) -> None:
     assert read(place / "piped/coco.json") == read(place / "named/coco.json")
     assert files(place / "piped") == {"coco.json", "images.json", "detections.csv", "pictures/stdin.jpg"}
     assert {row["file"] for row in rows(place / "piped")} == {"stdin"}
+
+
+def test_a_list_may_mix_paths_and_must_be_a_text(place: Path, trained: Path) -> None:
+    (place / "list.txt").write_text(f"images/0.png\n{place / 'images/deep/0.png'}\n")
+    assert run(place, trained, "list.txt", *ALL, "--output", "out").code == 0
+    assert files(place / "out/pictures") == {"0.png", "deep/0.png"}
+    (place / "list.txt").write_bytes("images/0.png\n".encode("utf-16") + b"x")
+    words = (str(trained / "run"), "list.txt")
+    assert_refused(predict.main, words, place, "list.txt cannot be read: 'utf-16")
 
 
 def test_a_list_names_its_inputs(place: Path, trained: Path) -> None:

@@ -206,7 +206,7 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
         "near-duplicate-in-both", copied("2.png", "5.png", noise=4), ("5.png", "2.png (id 2, train)"),
     ),
     "versions of one photograph": (
-        "near-duplicate-in-both",
+        "versions-in-both",
         versions,
         ("a_jpg.rf.0000000005", "photograph as", "rf.0000000002", "train"),
     ),

@@ -280,6 +280,19 @@ def test_processes_that_were_told_different_things_do_not_train_together(
         assert said[1].startswith("InputError") and named in said[1] and "in the first process" in said[1]
 
 
+def test_only_torchrun_has_an_end_that_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shell has started goes on when that has gone."""
+    for launcher, orphaned in (("none", True), (None, False)):
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        if launcher is not None:
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", launcher)
+        processes = Processes(0, 2, store=dist.HashStore())
+        assert not processes.orphaned
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getppid", lambda: 1)
+            assert processes.orphaned == orphaned
+
+
 def begin_apart(rank: int, size: int) -> Any:
     """The second process does not see the run folder."""
     processes, folder = joined(), Path(os.environ["TEST_FOLDER"])
