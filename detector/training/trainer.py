@@ -298,10 +298,16 @@ class Trainer:
 
     def _save(self) -> None:
         """LAST, while all wait: a launcher that sees one process leave ends the others at once."""
-        if not self.processes.orphaned:
+        if self.processes.orphaned:  # what they would wait over may have gone with the launcher
+            if self.processes.main:
+                self._checkpoints.save(LAST)
+            return
+        try:
             self.processes.from_main(lambda: self._checkpoints.save(LAST))
-        elif self.processes.main:  # what they would wait over may have gone with the launcher
-            self._checkpoints.save(LAST)
+        except Bystander:
+            if not self.processes.orphaned:
+                raise
+            raise self._stopped() from None  # it went meanwhile, and the state is saved
 
     def _judge(self, nonfinite: list[NonFiniteStep]) -> None:
         """Steps were not finite. They have changed nothing; what now?

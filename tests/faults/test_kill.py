@@ -126,10 +126,13 @@ def test_processes_whose_launcher_is_killed_save_and_end(tmp_path: Path) -> None
     workers = workers_of(launcher)
     launcher.kill()
     launcher.wait()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers), log.read_text()
+    left = [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left, log.read_text()
     assert "stopped by the end of torchrun at step" in log.read_text()
     saved = load_checkpoint(run / "checkpoints" / "last.pt")["step"]
     assert f"at step {saved} of" in log.read_text()
