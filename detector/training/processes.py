@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 _POLL_S = 0.05
+_LAST_BREATH_S = 2.0
 _FAREWELL_S = 10.0  # for those that are late; one that was lost will not come
 
 
@@ -58,6 +59,13 @@ class Processes:
     def orphaned(self) -> bool:
         """Whether torchrun has gone: nobody would end this process if another were lost."""
         return self._launcher is not None and os.getppid() != self._launcher
+
+    def is_being_orphaned(self) -> bool:
+        """`orphaned` within a moment: a launcher that ends loses its connections before its children."""
+        until = time.monotonic() + _LAST_BREATH_S
+        while self._launcher is not None and not self.orphaned and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        return self.orphaned
 
     def largest(self, value: int) -> int:
         """The largest of the processes' values: one small reduction on the CPU."""

@@ -230,7 +230,7 @@ class Trainer:
                 self.monitor.say(report)
             self._compiled = report
         self._settle(None, wait=True)
-        self.processes.from_main(self._checkpoints.save_if_new)
+        self._from_main(self._checkpoints.save_if_new)
 
     def step(
         self, group: list[Batch], number: int, lr: float, measure: bool = False
@@ -298,16 +298,18 @@ class Trainer:
 
     def _save(self) -> None:
         """LAST, while all wait: a launcher that sees one process leave ends the others at once."""
-        if self.processes.orphaned:  # what they would wait over may have gone with the launcher
-            if self.processes.main:
-                self._checkpoints.save(LAST)
-            return
-        try:
-            self.processes.from_main(lambda: self._checkpoints.save(LAST))
-        except Bystander:
-            if not self.processes.orphaned:
-                raise
-            raise self._stopped() from None  # it went meanwhile, and the state is saved
+        self._from_main(lambda: self._checkpoints.save(LAST))
+
+    def _from_main(self, save: Callable[[], None]) -> None:
+        """`Processes.from_main`; its means go with the launcher: then all go on, and stop a step later."""
+        if not self.processes.orphaned:
+            try:
+                self.processes.from_main(save)
+            except Bystander:
+                if not self.processes.is_being_orphaned():
+                    raise
+        elif self.processes.main:
+            save()
 
     def _judge(self, nonfinite: list[NonFiniteStep]) -> None:
         """Steps were not finite. They have changed nothing; what now?
