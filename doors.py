@@ -56,7 +56,7 @@ class OptionParser(argparse.ArgumentParser):
         from detector.config.hints import setting_called
 
         name = unknown[1].replace("-", "_").lower()
-        hint = self._elsewhere.get(name) or setting_called(name)
+        hint = self._elsewhere.get(name) or setting_called(name, ", written KEY=VALUE without dashes")
         return f"; {hint}" if hint else ""
 
 

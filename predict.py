@@ -118,7 +118,7 @@ def _refuse_options_of_others(inputs: list[str]) -> None:
         name, equals, _ = word.partition("=")
         hint = _ELSEWHERE.get(name) or setting_called(name) if equals and not _names_inputs(word) else ""
         if hint:
-            raise InputError(f"{word}: {hint.removesuffix(', written KEY=VALUE without dashes')}")
+            raise InputError(f"{word}: {hint}")
 
 
 if __name__ == "__main__":

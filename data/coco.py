@@ -26,7 +26,7 @@ from data.images import MOST_PIXELS
 from data.lookup import ImageFinder, is_file
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
-from data.text_ids import numbers_of, with_numbers
+from data.text_ids import with_numbers
 from errors import InputError, some_of
 
 _ROBOFLOWS = "_annotations.coco.json"
@@ -111,8 +111,8 @@ def load_instances(
     faults: list[DataFault] | None = None,
 ) -> DetectionSet:
     """As `load_coco`, of what `read_instances` has read, which stays as it is."""
-    renumbered = any(numbers_of(content[section]) for section in ("images", "categories"))
-    content = with_numbers(content, annotations)
+    as_written, content = content, with_numbers(content, annotations)
+    renumbered = content is not as_written
     known, labels, names, others = used_categories(named_categories(content), classes, annotations, faults)
     left_out: Counter[str] = Counter()
     unused: list[str] = []  # marks

@@ -32,6 +32,7 @@ _RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf
 _TO_CONVERT = _RAW_SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}
 # Pictures that may not be of use, but are not to be passed over.
 OTHER_SUFFIXES = _TO_CONVERT | {".gif"}
+PICTURE_SUFFIXES = IMAGE_SUFFIXES | OTHER_SUFFIXES
 MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
 _MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, one_for_each_file
+from data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, files_below, one_for_each_file
 from data.lookup import is_there
 from data.texts import read_text
 from errors import InputError, some_of
@@ -17,7 +17,6 @@ from errors import InputError, some_of
 log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-_PICTURE_SUFFIXES = IMAGE_SUFFIXES | OTHER_SUFFIXES
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 RESULTS_MARK = ".predictions"  # a file in each folder of results of predict.py
@@ -130,7 +129,7 @@ def _sources(path: Path, above: Path) -> Iterable[Source]:
         return
     for file in _without_results(path, files_below(path)):
         place = file.relative_to(path)
-        if file.suffix.lower() in _PICTURE_SUFFIXES:
+        if file.suffix.lower() in PICTURE_SUFFIXES:
             yield Source("image", file, place)
         elif file.suffix.lower() in VIDEO_SUFFIXES:
             yield Source("video", file, place)

@@ -9,7 +9,7 @@ from pathlib import Path
 from data.annotations import AnnotatedImage, Annotation, pack_set, say_left_out
 from data.categories import BY_NAME
 from data.faults import DataFault, list_or_warn, raise_or_collect
-from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, files_below, read_size
+from data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, files_below, read_size
 from data.keypoints import KeypointsSuspected
 from data.lookup import entries_of, without_case
 from data.sample import DetectionSet
@@ -17,7 +17,6 @@ from data.texts import read_text
 from data.yolo_index import Index, LabelFiles, images_of, index_file, label_path, place_of, read_index
 from errors import InputError
 
-_PICTURES = IMAGE_SUFFIXES | OTHER_SUFFIXES
 _TOLERANCE = 0.01  # beyond [0, 1], as Ultralytics grants it; further out the numbers are pixels
 
 
@@ -212,7 +211,9 @@ def _labels_without_images(
     folders = [where for where in places if where is not None and where.is_dir()]
     if len(folders) < len(places):
         listed = sorted({path.parent for path in paths} - set(folders))
-        pictures = (p for folder in listed for p in entries_of(folder) if p.suffix.lower() in _PICTURES)
+        pictures = (
+            p for folder in listed for p in entries_of(folder) if p.suffix.lower() in PICTURE_SUFFIXES
+        )
         known |= {_plain(label_path(path)) for path in pictures}
         folders += listed
     there: dict[str, Path] = {}

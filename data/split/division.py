@@ -104,9 +104,10 @@ def divide(
         prints = np.stack([one.fingerprint for one in facts])
         keys.append([one.digest for one in facts])  # flat pictures have no fingerprint
     groups = groups_of(prints, *keys)
-    part, apart = (
-        partition(counts, kept, list(shares.values()), seed) for kept in (groups, np.arange(len(records)))
-    )
+    part = apart = partition(counts, groups, list(shares.values()), seed)
+    alone = np.arange(len(records))
+    if (groups != alone).any():
+        apart = partition(counts, alone, list(shares.values()), seed)
     for k, name in enumerate(shares):
         if not (part == k).any():
             count = len(np.unique(groups))

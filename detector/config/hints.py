@@ -89,11 +89,14 @@ _ALIKE = 0.65  # of difflib's ratio
 _COMMON_WORDS = {"max", "min", "num", "use", "per"}  # that say nothing of what a key is about
 
 
-def setting_called(name: str) -> str:
-    """What the configuration has in the place of an option that other trainers have; empty if nothing."""
+def setting_called(name: str, how: str = "") -> str:
+    """What the configuration has in the place of an option that other trainers have; empty if nothing.
+
+    how: to write a key, behind it.
+    """
     keys = [key for key in leaf_kinds(Config) if key.rpartition(".")[2] == name]
     key = " or ".join(keys) or _NAMES_ELSEWHERE.get(name)
-    return f"here it is {key}, written KEY=VALUE without dashes" if key else _NO_KEY_HERE.get(name, "")
+    return f"here it is {key}{how}" if key else _NO_KEY_HERE.get(name, "")
 
 
 def leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
