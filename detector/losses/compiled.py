@@ -164,9 +164,9 @@ class CompiledSteps:
         step_loops.counts_above(self.centres, self.delta, *arrays)
         return counts
 
-    def lines(self, weights: Tensor) -> Tensor:
-        """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2]."""
-        lines = torch.empty(len(self._starts) + 1, 2, dtype=torch.float64)
+    def lines(self, weights: Tensor, out: Tensor | None = None) -> Tensor:
+        """Offset and slope of pull(x) = sum_i w_i H(x - t_i) in every bin: float64 [2P + 1, 2], or `out`."""
+        lines = torch.empty(len(self._starts) + 1, 2, dtype=torch.float64) if out is None else out
         step_loops.lines(self.centres, self.delta, self._starts, weights.numpy(), lines.numpy())
         return lines
 
@@ -253,10 +253,12 @@ class CompiledNegatives:
     def __init__(self, steps: CompiledSteps, logits: Tensor, targets: Tensor) -> None:
         # no_grad holds in the thread that asked for it alone.
         self._steps, self._logits, self._targets = steps, logits.detach(), targets
-        self._bins: Tensor | None = None  # from `count` on, until `pull` takes their memory
+        # From `count` on, until `pull` takes their memory: what no cache has seen yet costs more to write to.
+        self._bins: Tensor | None = None
+        self._totals: Tensor | None = None
 
     def count(self) -> Tensor:
-        """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
+        """The bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1], until `pull`."""
         edges, cells, scale = self._steps.grid(self._logits.numel())
         self._bins = torch.empty(self._logits.numel(), dtype=torch.int32)
         bins, targets = self._bins.numpy(), self._targets.numpy()
@@ -273,13 +275,14 @@ class CompiledNegatives:
         totals, *others = side_by_side(find, shares(len(bins), self._steps.totals_bytes))
         for other in others:
             np.add(totals.numpy(), other.numpy(), out=totals.numpy())  # see `no_totals`
+        self._totals = totals.t()
         return totals
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
         assert self._bins is not None, "counted first, and pulled once"
         bins, self._bins = self._bins, None
-        working, lines = self._steps.dtype, self._steps.lines(weights).numpy()
+        working, lines = self._steps.dtype, self._steps.lines(weights, self._totals).numpy()
         in_place = dtype == working == torch.float32
         pulls = bins.view(dtype) if in_place else torch.empty_like(bins, dtype=dtype)
 
