@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
-from tqdm import tqdm
 
 from data.images import ImageHeader, read_header, read_image
+from data.progress import Progress
 from data.sample import DetectionSet
 from errors import InputError
 
@@ -35,20 +34,17 @@ class ImageFacts:
 
 
 def scan(records: DetectionSet, title: str) -> list[ImageFacts]:
-    """Decode all images, on all cores; shows its progress on a terminal.
+    """Decode all images, on all cores; shows its progress.
 
     OpenCV, Pillow and hashlib let go of Python's lock while they work, so threads suffice.
     """
     work = zip(records.files.tolist(), records.sizes.tolist(), strict=True)
-    bar = tqdm(
-        total=len(records), desc=title, unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True
-    )
-    with bar, ThreadPoolExecutor(_cores()) as pool:
+    with Progress(len(records), "image", title) as bar, ThreadPoolExecutor(_cores()) as pool:
         return list(_scanned(pool, work, bar))
 
 
 def _scanned(
-    pool: ThreadPoolExecutor, work: Iterator[tuple[str, list[int]]], bar: tqdm
+    pool: ThreadPoolExecutor, work: Iterator[tuple[str, list[int]]], bar: Progress
 ) -> Iterator[ImageFacts]:
     while ahead := list(islice(work, _AHEAD)):
         for facts in pool.map(_look, ahead):

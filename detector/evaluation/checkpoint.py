@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.feed import checked
+from data.progress import Progress
 from data.sample import Batch, DetectionSet, is_listed
 from detector.builders.data import build_eval_loader, build_set, transforms_of
 from detector.builders.device import build_amp, build_device, cpu_is_fast_in_bf16
@@ -304,17 +304,9 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
 
 
 def batches_to_score(c: OpenCheckpoint, records: DetectionSet, file: Path) -> Iterable[Batch]:
-    """The images of a set, with a bar of progress where there is a terminal. file: what is scored."""
+    """The images of a set; says how far they are scored. file: what is scored."""
     loader = build_eval_loader(c.config, records, c.device)
-    return tqdm(
-        checked(loader),
-        str(file),
-        len(loader),
-        unit="batch",
-        leave=False,
-        disable=None,  # where there is no terminal
-        dynamic_ncols=True,
-    )
+    return Progress(len(loader), "batch", str(file), leave=False).over(checked(loader))
 
 
 def checkpoint_scores(

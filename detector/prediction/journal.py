@@ -9,9 +9,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import Timeout
+
+from data.inputs import RESULTS_MARK
+from data.locks import locked
 from detector.prediction.annotations import Result
 from detector.prediction.results import ResultsFolder
 from errors import InputError
@@ -20,14 +25,15 @@ JOURNAL = ".found.jsonl"
 
 
 class Journal:
-    """The lines of a folder of results.
+    """The lines of a folder of results, which as a context is kept for this process.
 
     Args:
         folder: made with the first line, if it is not there.
         settings: all that decides on what is found and drawn.
 
     Raises:
-        InputError: the folder is to be gone on with, and holds no lines, or lines of other settings.
+        InputError: the folder is to be gone on with, and holds no lines, or lines of other settings, or
+            another live process writes into it.
     """
 
     def __init__(self, folder: ResultsFolder, settings: dict[str, Any]) -> None:
@@ -35,8 +41,31 @@ class Journal:
         self._head = json.loads(json.dumps(settings))
         self._file: TextIO | None = None
         self._whole = 0  # bytes of lines that are to stay
+        self._kept = ExitStack()
         if folder.resumed:
             self._refuse_others(next(self._lines(), None))
+            self._keep()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._kept, contextlib.suppress(OSError):  # a full disk, which has been told
+            if self._file is not None:
+                self._file.close()
+
+    def _keep(self) -> None:
+        try:
+            self._kept.enter_context(
+                locked(self._folder.path / RESULTS_MARK, "no other predict.py uses the folder", timeout=0)
+            )
+        except Timeout:
+            raise InputError(
+                f"{self._folder.path} is in use by another predict.py that is still running; wait for it, or "
+                "stop it first"
+            ) from None
+        except OSError as error:
+            raise InputError(f"cannot write into {self._folder.path}: {error.strerror}") from None
 
     def before(self) -> Iterator[dict[str, Any]]:
         """What has been found before, as `add` has written it; up to a line that was cut off."""
@@ -84,6 +113,8 @@ class Journal:
             if self._file is None:
                 if self._folder.resumed:
                     os.truncate(path, self._whole)
+                else:
+                    self._keep()
                 self._file = path.open("a" if self._folder.resumed else "w", encoding="utf-8")
                 lines = lines if self._folder.resumed else json.dumps(self._head) + "\n" + lines
             self._file.write(lines)
@@ -91,13 +122,9 @@ class Journal:
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from None
 
-    def close(self, done: bool) -> None:
-        """done: nothing is left to go on with."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk, which has been told
-                self._file.close()
-        if done:
-            (self._folder.path / JOURNAL).unlink(missing_ok=True)
+    def done(self) -> None:
+        """Nothing is left to go on with."""
+        (self._folder.path / JOURNAL).unlink(missing_ok=True)
 
 
 def digest_of(file: Path) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.images import read_size, read_upright
 from data.inputs import Source
+from data.progress import Progress
 from data.video import VideoReader, VideoWriter
 from detector.memory import is_out_of_memory
 from detector.prediction.annotations import Result
@@ -76,10 +76,9 @@ def predict(
         return above.one_per_object() if one_per_object else above
 
     least = float(np.min(thresholds))
-    journal = Journal(folder, settings or {})
-    session = _Session(detector, folder, journal, "pictures" in formats, choose, least)
-    left = session.restore(sources)
-    with _Termination() as termination:
+    with Journal(folder, settings or {}) as journal, _Termination() as termination:
+        session = _Session(detector, folder, journal, "pictures" in formats, choose, least)
+        left = session.restore(sources)
         try:
             with ThreadPoolExecutor(_READERS) as readers, session.bar:
                 session.images([source for source in left if source.kind != "video"], readers)
@@ -88,7 +87,6 @@ def predict(
                         session.video(source)
         except BaseException:
             termination.hold_back()
-            journal.close(done=False)
             if session.results:
                 held = f"{folder.path} holds what was found before"
                 try:
@@ -103,7 +101,7 @@ def predict(
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
             raise InputError(some)
         session.write_tables(sources, formats)
-        journal.close(done=True)
+        journal.done()
     if full := sum(result.full for result in session.results):
         log.warning(
             "%d of %d images and frames have as many detections as eval.detections_per_img allows, and may "
@@ -172,7 +170,7 @@ class _Session:
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
-        self.bar = tqdm(total=0, unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.bar = Progress(0, "image")
         self._detector = detector
         self._folder = folder
         self._journal = journal
@@ -270,7 +268,6 @@ class _Session:
             self._fail(source, error)
             return
         self.bar.total += reader.frames
-        self.bar.refresh()
         before = len(self.results)
         try:
             self._frames(source, frames, batch, reader.rate)

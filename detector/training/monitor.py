@@ -1,7 +1,6 @@
 """What a run shows: progress on the terminal and in log.txt, metrics.jsonl, TensorBoard."""
 
 import errno
-import os
 import resource
 import sys
 import time
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from data.progress import has_room_for_a_bar
 from detector.config import Config
 from detector.config.file import dump_config
 from detector.criterion import Losses
@@ -72,7 +72,7 @@ class Monitor:
             total=total_steps,
             initial=first_step,
             unit="step",
-            disable=not _has_room_for_a_bar(),
+            disable=not has_room_for_a_bar(),
             dynamic_ncols=True,
         )
 
@@ -153,14 +153,6 @@ class Monitor:
         """
         self._bar.close()
         self._board.close()
-
-
-def _has_room_for_a_bar() -> bool:
-    """Whether stderr is a terminal with a width, which that of docker -t and script has not."""
-    try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError):
-        return False
 
 
 def summary_values(losses: Losses, gradient_norm: Tensor, images: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ from detector.predictor import Detector
 from errors import InputError
 from tests.builders import write_image
 from tests.predict.tools import ALL, files, read, rows, run, standard_input
-from tests.runs import assert_one_line, assert_refused, no_file_larger_than
+from tests.runs import assert_one_line, assert_refused, call, no_file_larger_than
 
 
 @pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
@@ -327,6 +327,31 @@ def test_what_was_broken_off_is_gone_on_with_to_the_same_results(
     assert not (place / "out" / ".found.jsonl").exists()
     again = ("--resume: out holds nothing to go on with",)
     assert_refused(predict.main, (str(trained / "run"), *words, "--resume", "out"), place, *again)
+
+
+def test_a_folder_that_another_process_writes_into_is_not_gone_on_with(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would cut off each other's lines."""
+    words = (str(trained / "run"), "images", *ALL, "--batch", "2")
+    detect, refused, lines = Detector.__call__, [], []
+
+    def meanwhile(detector: Detector, images: Any) -> Any:
+        journal = place / "out" / ".found.jsonl"
+        if journal.exists() and not refused:
+            before = journal.read_bytes()
+            with monkeypatch.context() as patch:
+                patch.setattr(Detector, "__call__", detect)
+                refused.append(call(predict.main, *words, "--resume", "out", cwd=place))
+            lines.append(journal.read_bytes() == before)
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", meanwhile)
+    assert run(place, trained, *words[1:], "--output", "out").code == 0
+    assert (refused[0].code, lines) == (2, [True])
+    assert refused[0].err.endswith(
+        "out is in use by another predict.py that is still running; wait for it, or stop it first\n"
+    )
 
 
 @pytest.mark.parametrize(

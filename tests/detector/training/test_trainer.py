@@ -1,13 +1,8 @@
 """The training loop: what it learns, and that stopping and resuming changes nothing."""
 
 import contextlib
-import fcntl
 import io
 import itertools
-import os
-import pty
-import struct
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +19,7 @@ from detector.builders.network import memory_format
 from detector.config import TrainConfig
 from detector.config.file import dump_config
 from detector.training.learner import Learner
-from detector.training.monitor import Monitor, StepTimer, _has_room_for_a_bar
+from detector.training.monitor import Monitor, StepTimer
 from detector.training.run_folder import made_with, resume_config
 from detector.training.trainer import Trainer
 from errors import InputError
@@ -409,17 +404,3 @@ def test_a_disk_without_room_for_the_next_checkpoint_is_told_once(
     assert room == [] and len(told) == 2
     size = (run / "checkpoints" / "last.pt").stat().st_size
     assert f"the disk has 0 MB left, and a checkpoint takes {size / 1e6:.0f} MB" in told[0]
-
-
-@pytest.mark.parametrize(("columns", "bar"), [(0, False), (80, True)])
-def test_a_terminal_without_a_width_has_lines_in_the_place_of_a_bar(
-    monkeypatch: pytest.MonkeyPatch, columns: int, bar: bool
-) -> None:
-    """As that of docker -t."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
-    with os.fdopen(theirs, "w") as terminal:
-        monkeypatch.setattr("sys.stderr", terminal)
-        assert _has_room_for_a_bar() == bar
-    monkeypatch.undo()
-    os.close(ours)
