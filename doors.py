@@ -82,7 +82,13 @@ def is_file(word: str) -> bool:
 
 
 def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE."""
+    """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE.
+
+    Raises:
+        InputError: a word is empty.
+    """
+    if "" in words:
+        raise InputError("one of the words is empty, as a variable that is not set gives")
     names = [word for word in words if "=" not in word or is_file(word)]
     config = next((name for name in names if is_file(name)), names[0] if names else None)
     overrides = list(words)

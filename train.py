@@ -83,7 +83,7 @@ def train(
     if processes.main and folder is not None:
         run = shlex.quote(str(folder))
         program = shlex.quote(seen_from_here(Path(__file__).resolve().with_name("evaluate.py")))
-        print(f"evaluate: {this_python()} {program} {run}\nlook:     tensorboard --logdir {run}")
+        print(f"evaluate: {shlex.quote(this_python())} {program} {run}\nlook:     tensorboard --logdir {run}")
 
 
 def _run(

@@ -55,7 +55,7 @@ def load_coco(
     Raises:
         InputError: whatever is wrong with the file, its images or boxes.
     """
-    if not images.is_dir():
+    if not images.is_dir() and annotations.is_file():
         root = annotations.parent.parent  # unless data.annotations is set, and then there is no advice
         remedy = _other_layout(root) or "set data.images, the folder of the images below data.root"
         require_folder(images, "data.images", remedy)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 # The loader's processes are the parallelism; OpenCV's own threads would fight with them.
 cv2.setNumThreads(0)
 
+_LARGEST_RATIO = 100  # beyond that nothing is left of a picture
+
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's: 0 after normalisation
 
 
@@ -64,8 +66,8 @@ class ZoomOut(A.DualTransform):
 
     def __init__(self, ratio: float = 4.0, p: float = 0.5) -> None:
         super().__init__(p=p)
-        if not ratio >= 1:
-            raise ValueError(f"ratio must be at least 1, got {ratio}")
+        if not (_is_number(ratio) and 1 <= ratio <= _LARGEST_RATIO):
+            raise ValueError(f"ratio: a number from 1 to {_LARGEST_RATIO} is wanted, got {ratio!r}")
         self.ratio = ratio
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +113,13 @@ class IoUCrop(A.DualTransform):
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
-        if not 0 < min_scale <= 1:
-            raise ValueError(f"min_scale must be above 0 and at most 1, got {min_scale}")
+        given: list[Any] = [*min_ious] if isinstance(min_ious, list | tuple) else []
+        if not given or not all(_is_number(one) and 0 <= one <= 1 for one in given):
+            raise ValueError(f"min_ious: a list of IoUs from 0 to 1 is wanted, got {min_ious!r}")
+        if not (_is_number(min_scale) and 0 < min_scale <= 1):
+            raise ValueError(f"min_scale: a number above 0 and at most 1 is wanted, got {min_scale!r}")
+        if type(trials) is not int or trials < 1:
+            raise ValueError(f"trials: a whole number from 1 on is wanted, got {trials!r}")
         self.min_ious = tuple(min_ious)
         self.min_scale = min_scale
         self.trials = trials
@@ -160,6 +167,10 @@ class IoUCrop(A.DualTransform):
         moved[:, [0, 2]] = (bboxes[:, [0, 2]] * width - x0) / (x1 - x0)
         moved[:, [1, 3]] = (bboxes[:, [1, 3]] * height - y0) / (y1 - y0)
         return moved
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)  # nor true, nor the text that YAML makes of 1e1
 
 
 def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

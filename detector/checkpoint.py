@@ -36,6 +36,7 @@ _NEEDED = {
     "step": int,
     "epoch": int,
 }
+_MAP = {"logits", "probabilities"}  # of a calibration
 _EXPORTED = (".onnx", ".torchscript")
 _OTHERS = (".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".zip", ".jpg", ".jpeg", ".png")
 # What torch's restricted unpickler says of a file that would call something.
@@ -211,8 +212,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint of this project; {remedy}")
     if content.get("format", FORMAT) != FORMAT:
         raise InputError(
-            f"{path} is of format {content['format']}, and this version reads {FORMAT}; use the version that "
-            "has made it"
+            f"{path} is of format {content['format']!r}, and this version reads {FORMAT}; use the version "
+            "that has made it"
         )
     if (problem := _what_is_wrong(content)) is not None:
         raise InputError(f"{path} is a checkpoint that something has altered ({problem}); use another one")
@@ -224,12 +225,23 @@ def _what_is_wrong(content: dict[str, Any]) -> str | None:
     classes = content["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         return "its classes are not names, each once"
-    if len(content["category_ids"]) != len(classes):
-        return f"{len(classes)} classes and {len(content['category_ids'])} category_ids"
+    ids, metrics, fitted = content["category_ids"], content.get("metrics"), content.get("calibration")
+    if len(ids) != len(classes):
+        return f"{len(classes)} classes and {len(ids)} category_ids"
+    if not all(type(one) is int for one in ids) or len(set(ids)) != len(ids):
+        return "its category_ids are not whole numbers, each once"
     if not all(isinstance(value, Tensor) for value in content["model"].values()):
         return "its model holds more than tensors"
-    if not isinstance(content.get("metrics"), dict | None):
-        return f"its metrics are a {type(content['metrics']).__name__}"
+    if not isinstance(metrics, dict | None):
+        return f"its metrics are a {type(metrics).__name__}"
+    per_class = (metrics or {}).get("per_class", {})
+    if not isinstance(per_class, dict) or not all(isinstance(one, dict) for one in per_class.values()):
+        return "its metrics have no per_class"
+    if not isinstance(content.get("evaluated"), int | None):
+        return "evaluated is no step"
+    maps = [fitted] if isinstance(fitted, dict) else fitted or []
+    if not isinstance(maps, list) or not all(isinstance(one, dict) and _MAP <= one.keys() for one in maps):
+        return "its calibration is none"
     return None
 
 

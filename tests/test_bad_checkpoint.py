@@ -175,6 +175,15 @@ def third_class(content: dict[str, Any]) -> None:
         (lambda content: content.update(classes=["cat", "cat"]), ("altered", "names, each once")),
         (lambda content: content["model"].update(x=1), ("altered", "more than tensors")),
         (lambda content: content.update(metrics=[1]), ("altered", "metrics are a list")),
+        (lambda content: content.update(metrics={"per_class": 3}), ("altered", "no per_class")),
+        (lambda content: content.update(evaluated="x"), ("altered", "evaluated is no step")),
+        (lambda content: content.update(calibration=3), ("altered", "its calibration is none")),
+        (
+            lambda content: content.update(calibration=[{"logits": []}]),
+            ("altered", "its calibration is none"),
+        ),
+        (lambda content: content.update(category_ids=[1, 1]), ("altered", "whole numbers, each once")),
+        (lambda content: content.update(format="1"), ("of format '1', and this version reads 1",)),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(

@@ -54,6 +54,9 @@ def build_set(
             size_px=config.shapes_size_px,
             imbalance=config.shapes_imbalance,
         )
+        unknown = next((name for name in names if name not in ("train", "val")), None)
+        if unknown is not None:
+            raise InputError(f"data.splits.{split}: the generated set has train and val, not '{unknown}'")
         ensure_shapes(root, spec)
     if not (config.format == "yolo" and root.is_file()):
         require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")

@@ -9,7 +9,6 @@ from detector.config.fields import (
     Count,
     Fraction,
     Integer,
-    Names,
     NonNegative,
     Number,
     Parts,
@@ -21,9 +20,9 @@ from detector.config.fields import (
 
 
 class SplitsConfig(Section):
-    train: str | Names = Field("train", description="what is trained on; a list is joined")
-    val: str | Names = Field("val", description="what is evaluated during training and by default")
-    test: str | Names | None = Field(None, description="what evaluate.py --split test scores")
+    train: str | Classes = Field("train", description="what is trained on; a list is joined")
+    val: str | Classes = Field("val", description="what is evaluated during training and by default")
+    test: str | Classes | None = Field(None, description="what evaluate.py --split test scores")
 
     @field_validator("val", mode="before")
     @classmethod
@@ -77,8 +76,9 @@ class DataConfig(Section):
     )
     image_size: Annotated[Integer, Field(ge=1, le=20_000)] | None = Field(
         None,
-        description="long side of the images of evaluation, in pixels; all that resizes is scaled with it "
-        "(by default none). See that the anchors fit: python -m data.check",
+        description="long side of the images of evaluation, in pixels; ResizeWithin, Resize, LongestMaxSize "
+        "and SmallestMaxSize are scaled with it, no other transform (by default none is). See that the "
+        "anchors fit: python -m data.check",
     )
     transforms: TransformsConfig = TransformsConfig()
     workers: Annotated[Integer, Field(ge=0, le=1024)] | None = Field(

@@ -34,7 +34,18 @@ Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Whole = Annotated[Integer, Field(ge=0, lt=2**31)]
 Names = Annotated[list[str], Field(min_length=1)]
 Classes = Annotated[Names, AfterValidator(_no_two)]
-Parts = Annotated[Classes, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+def _a_class_or_more(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        got = "nothing; a space belongs behind the colon" if value is None else f"{value!r}"
+        raise ValueError(f"a class or a list of classes is wanted, got {got}")
+    return value
+
+
+Parts = Annotated[Classes, BeforeValidator(_a_class_or_more)]
 
 
 def _transform_shaped(value: Any) -> Any:

@@ -11,13 +11,13 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config import Config, Section
-from detector.config.fields import Names, in_home, sub_section
+from detector.config.fields import Classes, in_home, sub_section
 from detector.config.hints import leaf_kinds, nearest
 from detector.config.idle import warn_of_idle_settings
 from errors import InputError
 
 _TEXTS = (str, str | None)
-_TEXT_OR_LIST = (str | Names, str | Names | None)
+_TEXT_OR_LIST = (str | Classes, str | Classes | None)
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
 
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]")
@@ -31,6 +31,12 @@ class _StrictLoader(yaml.SafeLoader):
     It takes the last of several sections of one name, and loses the others without a word; and 016 is 14 to
     it, 12:30 is 750. Here these are text, of which the schema makes 16, and nothing.
     """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError):  # of 2026-13-45, !!bool x, !!int ''
+            raise yaml.YAMLError(f"{node.value!r} is no value, line {node.start_mark.line + 1}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -85,12 +91,18 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
         return Config.model_validate(_with_empty_sections(Config, values))
     except ValidationError as error:
         text = _explain(error)
+        first = error.errors()[0]
+        of_section = first["type"] == "value_error" and not _leaf_of(_key_of(first["loc"]))
     given = keys_of(overrides)
-    if text.partition(":")[0].partition("[")[0] in given:
+    place = text.partition(":")[0]
+    key = _leaf_of(place) or place
+    # What a section says of its keys together was not wrong in the file.
+    sections = {one.rpartition(".")[0] for one in given}
+    if key in given or (of_section and key.rpartition(".")[0] in sections):
         source = "on the command line"
-        key = text.partition(":")[0]
-        if "valid list" in text and get_origin(leaf_kinds(Config).get(key)) is not dict:
-            text += f'; a list is written so, with the quotes: "{key}=[a, b]"'
+        if "valid list" in text:
+            some = "[[a, b], [c, d]]" if place != key else "[a, b]"
+            text += f'; a list is written so, with the quotes: "{key}={some}"'
     raise InputError(f"{source}: {text}")
 
 
@@ -183,13 +195,26 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
     )
 
 
-# 2026-13-45 is a ValueError, !!bool x a KeyError, !!int '' an IndexError.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, RecursionError)
+
+
+def _loaded(text: str) -> Any:
+    values = yaml.load(text, _StrictLoader)
+    _refuse_circles(values, ())
+    return values
+
+
+def _refuse_circles(value: Any, within: tuple[int, ...]) -> None:
+    if id(value) in within:
+        raise yaml.YAMLError("an alias (*) leads back to what it stands in")
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _refuse_circles(one, (*within, id(value)))
 
 
 def _yaml_value(key: str, text: str) -> Any:
     try:
-        return yaml.load(text, _StrictLoader)
+        return _loaded(text)
     except _NOT_YAML:
         hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith("[") else ""
         if text.startswith("{"):
@@ -203,7 +228,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any]
     if path in seen:
         raise InputError(f"{path}: base leads back to the file itself")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        values = _loaded(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not seen and str(path) in leaf_kinds(Config):
             raise InputError(_not_an_override(str(path))) from None
@@ -245,7 +270,10 @@ def _not_an_override(word: str) -> str:
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any], section: type[Section] = Config) -> dict[str, Any]:
-    """Sections are merged, everything else replaced. An empty section changes nothing."""
+    """Sections are merged, everything else replaced. An empty section changes nothing.
+
+    What is no section, and should be, stays: to be refused.
+    """
     merged = dict(base)
     for key, value in change.items():
         field = section.model_fields.get(key)
@@ -253,7 +281,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any], section: type[Section] 
         old = merged.get(key)
         if inner and isinstance(old, dict) and (value is None or isinstance(value, dict)):
             merged[key] = _merge(old, value or {}, inner)
-        else:
+        elif not inner or old is None:
             merged[key] = value
     return merged
 
@@ -269,7 +297,14 @@ def _key_of(loc: tuple[int | str, ...]) -> str:
             parts.append(part)
             field = section.model_fields.get(part)
             section = sub_section(field.annotation) if field else None
+            if field is not None and get_origin(field.annotation) is dict:  # a class of data.merge
+                return ".".join([*parts, *(str(one) for one in loc[len(parts) : len(parts) + 1])])
     return ".".join(parts)
+
+
+def _leaf_of(place: str) -> str | None:
+    """The key that a place is, or lies in: data.merge of data.merge.cell[0]."""
+    return next((key for key in leaf_kinds(Config) if re.match(rf"{re.escape(key)}(\W|$)", place)), None)
 
 
 def _explain(error: ValidationError) -> str:
@@ -283,9 +318,18 @@ def _explain(error: ValidationError) -> str:
         return f"unknown configuration key '{key}'{nearest(key)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        if key.partition("[")[0] in leaf_kinds(Config):
+        if _leaf_of(key):
             return f"{key}: {message}"
         return f"{key}.{message}" if key else message  # the message of a section begins with the key
+    if first["type"] == "model_type":
+        got = f"got {first['input']!r}"
+        return f"{key}: settings are wanted, KEY: VALUE each, with a space behind the colon; {got}"
+    if first["type"] == "invalid_key":
+        place = _key_of(first["loc"][:-1])
+        where = f"{place}: " if place else ""
+        return f"{where}{first['input']!r} is no setting (to YAML on, off, yes and no are true and false)"
+    if first["type"] == "less_than":  # pydantic rounds large ones
+        message = f"input should be less than {first['ctx']['lt']}"
     text = f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         text += """; in YAML no, yes and numbers are not text unless they are quoted: 'no', '1'"""

@@ -21,9 +21,12 @@ _NAMES_ELSEWHERE = {
     "max_steps": "train.epochs",
     "num_epochs": "train.epochs",
     "imgsz": "data.image_size",
+    "resize": "data.image_size",
     "img_scale": "data.image_size",
     "load_from": "model.init",
     "weights": "model.init",
+    "path": "data.root",
+    "names": "data.classes",
     "project": "run.dir",
     "name": "run.dir",
     "freeze": "model.frozen_stages",
@@ -41,6 +44,10 @@ _NAMES_ELSEWHERE = {
     "oversample_thr": "data.repeat_rare",
     "patience": "train.patience",
     "early_stopping": "train.patience",
+    "early_stop": "train.patience",
+    "mixed_precision": "train.amp",
+    "fp16": "train.amp",
+    "bf16": "train.amp",
     "save_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
     "checkpoint_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
 }
@@ -70,6 +77,7 @@ _NO_KEY_HERE = {
     "wandb": _LOGS,
     "report_to": _LOGS,
     "num_gpus": _LAUNCHED,
+    "type": "which kind it is its name says: loss.name, optimizer.name",
     "gpus": _LAUNCHED,
     **dict.fromkeys(
         (
@@ -85,7 +93,9 @@ _NO_KEY_HERE = {
 }
 
 
-_ALIKE = 0.65  # of difflib's ratio
+_ALIKE, _NEARLY_THE_SAME = 0.75, 0.85  # of difflib's ratio
+_FEW = 8  # keys that are listed
+_SURE = 2  # keys with a word in common, of which one may be named
 _COMMON_WORDS = {"max", "min", "num", "use", "per"}  # that say nothing of what a key is about
 
 
@@ -130,25 +140,59 @@ def nearest(key: str, value: str = "") -> str:
     section = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.7)
     if section and "." not in key:
         return f"; did you mean '{section[0]}'?"
-    found = [k for k in keys if k.split(".")[-1] == leaf]
-    if not found or leaf == key:
-        if leaf.lower() in _NAMES_ELSEWHERE:
-            return f"; here it is {_NAMES_ELSEWHERE[leaf.lower()]}"
-        if leaf.lower() in _NO_KEY_HERE:
-            return f"; {_NO_KEY_HERE[leaf.lower()]}"
-    found = found if len(found) == 1 else _similar(key, found or keys)
-    return f"; did you mean '{found[0]}'?" if found else "; docs/configuration.md lists all keys"
+    if leaf.lower() in _NO_KEY_HERE:
+        return f"; {_NO_KEY_HERE[leaf.lower()]}"
+    found = _alike_in_section(key, keys)
+    if not found and leaf.lower() in _NAMES_ELSEWHERE:
+        return f"; here it is {_NAMES_ELSEWHERE[leaf.lower()]}"
+    found = found or _alike_elsewhere(key, keys)
+    if found:
+        return f"; did you mean '{found}'?"
+    group = key.rpartition(".")[0]
+    there = [one.removeprefix(f"{group}.") for one in keys if one.startswith(f"{group}.")]
+    if 0 < len(there) <= _FEW:
+        return f"; {group} has {', '.join(there)}"
+    return "; docs/configuration.md lists all keys"
 
 
-def _similar(key: str, keys: list[str]) -> list[str]:
-    """The most similar one, if any is; a section in common makes no name similar."""
-    section, _, leaf = key.rpartition(".")
-    words = set(leaf.split("_")) - _COMMON_WORDS
+def _alike_in_section(key: str, keys: list[str]) -> str | None:
+    """What its own section has that is called so, or nearly, or has all its words; groups of keys too."""
+    section, _, rest = key.partition(".")
+    groups = [one.rpartition(".")[0] for one in keys if one.count(".") > 1]
+    own = [one for one in dict.fromkeys([*keys, *groups]) if one.startswith(f"{section}.")]
+    name = rest.replace(".", "_")
+    alike = {one: _ratio(name, one.partition(".")[2].replace(".", "_")) for one in own}
+    leaf = key.rpartition(".")[2]
+    # In a group of its own, such as model.anchors, the last word tells.
+    alike |= {
+        one: max(alike[one], _ratio(leaf, one.rpartition(".")[2]))
+        for one in own
+        if one.rpartition(".")[0] == key.rpartition(".")[0]
+    }
+    near = [one for one in own if alike[one] >= _ALIKE] or [one for one in own if _has_words_of(name, one)]
+    return max(near, key=lambda one: alike[one], default=None)
 
-    def ratio(other: str) -> float:
-        return difflib.SequenceMatcher(None, leaf, other.rpartition(".")[2]).ratio()
 
-    own = [one for one in keys if one.rpartition(".")[0] == section]
-    alike = [one for one in own if ratio(one) >= _ALIKE or words & set(one.rpartition(".")[2].split("_"))]
-    alike = alike or [one for one in keys if ratio(one) >= _ALIKE]
-    return difflib.get_close_matches(key, alike, n=1, cutoff=0)
+def _alike_elsewhere(key: str, keys: list[str]) -> str | None:
+    """What any section has that is called so, has all its words, or is a slip away; its own, that has one."""
+    section, dot, leaf = key.rpartition(".")
+    section += dot or "no section"
+    named = {one: one.rpartition(".")[2] for one in keys}
+    near = [one for one in keys if named[one] == leaf]
+    worded = [one for one in keys if _has_words_of(leaf, one)]
+    near = near or (worded if len(worded) <= _SURE else [])
+    near = near or [one for one in keys if _ratio(leaf, named[one]) >= _NEARLY_THE_SAME]
+    near = near or [one for one in keys if one.startswith(section) and _words(leaf) & _words(named[one])]
+    return max(near, key=lambda one: _ratio(leaf, named[one]), default=None)
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _words(name: str) -> set[str]:
+    return set(name.split("_")) - _COMMON_WORDS
+
+
+def _has_words_of(name: str, key: str) -> bool:
+    return bool(_words(name)) and _words(name) <= _words(key.rpartition(".")[2])

@@ -89,7 +89,10 @@ class MatcherConfig(Section):
     @model_validator(mode="after")
     def _ordered(self) -> "MatcherConfig":
         if self.negative_iou > self.positive_iou:
-            raise ValueError("negative_iou: must not be above positive_iou")
+            raise ValueError(
+                f"negative_iou: {self.negative_iou:g} must not be above positive_iou, {self.positive_iou:g}; "
+                "set both"
+            )
         return self
 
 

@@ -21,7 +21,10 @@ from detector.config.fields import (
 class RunConfig(Section):
     dir: str | None = Field(None, description="the run folder; by default runs/NAME of the configuration")
 
-    _home = field_validator("dir")(in_home)
+    @field_validator("dir")
+    @classmethod
+    def _somewhere(cls, value: str | None) -> str | None:
+        return in_home(value) or None
 
 
 class OptimizerConfig(Section):
@@ -63,7 +66,9 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: Whole = Field(12, description="0 evaluates the weights that the run begins with")
+    epochs: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
+        12, description="0 evaluates the weights that the run begins with"
+    )
     batch_size: Count = Field(
         16, description="images per optimizer step, over all processes and micro-batches together"
     )

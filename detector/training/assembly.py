@@ -37,7 +37,7 @@ from detector.training.assembly_checks import (
     warn_of_no_repeats,
     warn_of_schedule,
     warn_of_score_threshold,
-    warn_of_slow_bf16,
+    warn_of_slow_amp,
 )
 from detector.training.compilation import compile_parts
 from detector.training.data_check import warn_before_training
@@ -99,7 +99,7 @@ def assemble(
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
     amp = build_amp(train, device)
-    warn_of_slow_bf16(train, device)
+    warn_of_slow_amp(train, device)
 
     train_set, val_set = _build_sets(config, processes, classes)
     pipeline = build_pipeline(data, training=True)

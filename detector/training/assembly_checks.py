@@ -21,7 +21,11 @@ _HIGH_SCORE = 0.2
 _TRIES = 8  # what is applied to every second image has come up by then
 
 
-def warn_of_slow_bf16(train: TrainConfig, device: torch.device) -> None:
+def warn_of_slow_amp(train: TrainConfig, device: torch.device) -> None:
+    if train.amp == "fp16" and device.type == "cpu":
+        log.warning(
+            "train.amp=fp16: CPUs are many times slower in float16 than in float32; set train.amp=auto"
+        )
     if train.amp == "bf16" and device.type == "cpu" and not cpu_is_fast_in_bf16():
         log.warning(
             "train.amp=bf16: this CPU has no bfloat16 arithmetic and is many times slower in it than "

@@ -73,6 +73,19 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("eval.topk=1", "did you mean 'eval.topk_candidates'?"),
         ("train.log_interval=1", "did you mean 'train.log_every'?"),
         ("anchors=[1]", "it is a group of keys: model.anchors.sizes"),
+        # What has all its words; a group; words of another trainer; the right name in the wrong section.
+        ("loss.gamma=2", "did you mean 'loss.focal_gamma'?"),
+        ("loss.focal.gamma=2", "did you mean 'loss.focal_gamma'?"),
+        ("model.anchor_sizes=[1]", "did you mean 'model.anchors.sizes'?"),
+        ("model.anchors.scales=[1]", "did you mean 'model.anchors.sizes'?"),
+        ("model.anchor=[1]", "did you mean 'model.anchors'?"),
+        ("data.transform=[]", "did you mean 'data.transforms'?"),
+        ("data.split=x", "did you mean 'data.splits'?"),
+        ("run.name=x", "here it is run.dir"),
+        ("train.warmup=5", "did you mean 'schedule.warmup_steps'?"),
+        ("data.batch_size=5", "did you mean 'train.batch_size'?"),
+        ("data.augmentations=[]", "augmentations are listed in data.transforms.train"),
+        ("optimizer.eps=1e-8", "optimizer has name, lr, lr_for_batch, "),
         # A section in common makes no name similar.
         ("train.something=1", "docs/configuration.md lists all keys"),
         ("data.wanted=1", "docs/configuration.md lists all keys"),
@@ -140,6 +153,18 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
 )
 def test_wrong_value_names_the_path_of_its_key(values: Any, key: str) -> None:
     assert refusal(values).startswith(f"my.yaml: {key}: ")
+
+
+def test_a_fault_of_the_file_is_not_blamed_on_the_command_line(tmp_path: Path) -> None:
+    """Though the section is the same."""
+    path = write(tmp_path, "a.yaml", "loss: {delta: -1}\n")
+    with pytest.raises(InputError, match=r"a\.yaml: loss\.delta: "):
+        load_config(path, ["loss.name=focal"])
+
+
+def test_the_largest_seed_is_told_as_it_is() -> None:
+    """pydantic rounds it to a float."""
+    assert "less than 9223372036854775808" in refusal({"train": {"seed": 2**63}})
 
 
 def test_where_several_types_are_possible_the_one_that_was_given_is_explained() -> None:
