@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from detector.output import name_that_fits
 from errors import InputError, first_line, some_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def save_checkpoint(
     Raises:
         InputError: no permission or no space; what was at `path` is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(name_that_fits(f".{path.name}", ".tmp"))
     try:
         with _Told(io.FileIO(temporary, "w")) as file, _telling(file):
             torch.save({"format": FORMAT, **content}, file)

@@ -66,16 +66,15 @@ class ImageDetections:
                 raise InputError(
                     f"thresholds: there is no class '{unknown[0]}'; there are {', '.join(self.thresholds)}"
                 )
-            usual = {**self.thresholds, **threshold}
+            given = _numbers([*threshold.values()])
+            usual = {**self.thresholds, **dict(zip(threshold, given.tolist(), strict=True))}
             wanted = np.array([usual.get(name, 0.0) for name in self.names], dtype=np.float64)
         else:
-            wanted = np.asarray(threshold, dtype=np.float64)
+            wanted = _numbers(threshold)
             if wanted.ndim:
                 classes = len(self.thresholds) or max(len(wanted), self.labels.max(initial=-1) + 1)
                 if len(wanted) != classes:
                     raise InputError(f"thresholds: {len(wanted)} are given, and there are {classes} classes")
-            if np.isnan(wanted).any():
-                raise InputError("thresholds: numbers are wanted, and one is none")
             wanted = wanted[self.labels] if wanted.ndim else wanted
         return self._at((self.scores >= wanted).nonzero()[0])
 
@@ -265,6 +264,17 @@ class Detector:
         names = tuple(self.classes[label] for label in labels)
         boxes, scores = predictions.boxes[mine], predictions.scores[mine]
         return ImageDetections(boxes, scores, labels, names, self._usual, size)
+
+
+def _numbers(values: Any) -> NDArray[np.float64]:
+    """One number or a list of them. Raises InputError: they are none."""
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full((), np.nan)
+    if np.isnan(numbers).any() or numbers.ndim > 1:
+        raise InputError("thresholds: numbers are wanted, and one is none")
+    return numbers
 
 
 def _remedy(image: NDArray[np.uint8] | Tensor, shape: list[int]) -> str:

@@ -83,6 +83,19 @@ def test_a_report_that_fails_costs_no_metrics(place: Path, monkeypatch: pytest.M
     assert json.loads((place / "out.json").read_text())["AP"] == pytest.approx(1)
 
 
+def test_all_outputs_that_fail_are_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path, *_: Any, **__: Any) -> None:
+        raise InputError(f"cannot write {path}")
+
+    monkeypatch.setattr("detector.evaluation.command.write_text", fail)
+    monkeypatch.setattr("detector.evaluation.command.write_report", fail)
+    outcome = call(door.main, *SCORE, "out.json", "--report", "page", cwd=place)
+    assert (outcome.code, outcome.err) == (2, "error: cannot write out.json\n")
+    assert [record.getMessage() for record in caplog.records] == ["cannot write page"]
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(place: Path) -> None:
     (place / "file").write_text("")
     assert_refused(

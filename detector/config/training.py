@@ -107,7 +107,8 @@ class TrainConfig(Section):
     )
     max_nonfinite: Count = Field(
         10,
-        description="on_nonfinite=skip, rollback: so many such steps within an epoch, then stop all the same",
+        description="on_nonfinite=skip, rollback: so many such steps within an epoch (if that has fewer, "
+        "in a row), then stop all the same",
     )
     save_every_steps: Count | None = Field(
         None, description="steps between checkpoints; the end of an epoch always has one"

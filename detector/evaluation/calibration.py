@@ -219,18 +219,19 @@ def calibration_error(scores: Floats, correct: NDArray[np.bool_], bins: int = 20
     return float(np.abs(gaps).sum() / len(scores))
 
 
-def held_out_error(matched: Matched, known: NDArray[np.bool_]) -> float:
+def held_out_error(matched: Matched, known: NDArray[np.bool_]) -> float | None:
     """The calibration error of detections whose maps were fitted on the other half of the images.
 
-    known: as for `fit_calibration`.
+    known: as for `fit_calibration`. None where one half has nothing to fit to.
     """
     half = np.unique(matched.images)[::2]
     first = np.isin(matched.images, half)
     probabilities = matched.scores.copy()
     for one, other in ((first, ~first), (~first, first)):
         fitted = fit_calibration(matched.of(other), known)
-        if fitted is not None:
-            probabilities[one] = fitted(matched.scores[one], matched.labels[one])
+        if fitted is None:
+            return None
+        probabilities[one] = fitted(matched.scores[one], matched.labels[one])
     return calibration_error(probabilities, matched.correct)
 
 

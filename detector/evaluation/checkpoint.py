@@ -240,8 +240,8 @@ def evaluate_checkpoint(
     if with_ids:
         refuse_without_ids(c.config.data, split)
     records = set_to_score(c, overrides, split)
-    if with_ids and records.renumbered:
-        raise InputError("--results: ids of the set are texts, and results would have numbers for them")
+    if with_ids:
+        refuse_text_ids(records)
     return score_checkpoint(c, records)
 
 
@@ -284,6 +284,12 @@ def refuse_without_ids(data: DataConfig, split: str) -> None:
             f"--results: data.splits.{split} joins {', '.join(parts)}, where an id may stand for several "
             f"images; write the results of each by itself: data.splits.{split}={parts[0]}"
         )
+
+
+def refuse_text_ids(records: DetectionSet) -> None:
+    """Raises InputError: the ids of a set are no numbers."""
+    if records.renumbered:
+        raise InputError("--results: ids of the set are texts, and results would have numbers for them")
 
 
 def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScores:

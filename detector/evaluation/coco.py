@@ -152,7 +152,8 @@ class CocoResult:
         """The score with the best F1 of each class [C]; the highest of these for one without gt boxes."""
         best = np.array([one.best_threshold for one in self.per_class.values()])
         known = np.array([one.gt_boxes > 0 for one in self.per_class.values()])
-        return np.where(known, best, best[known].max(initial=0))
+        right = np.array([one.best_f1 > 0 for one in self.per_class.values()])  # scores may be below 0
+        return np.where(known, best, best[known & right].max() if (known & right).any() else 0.0)
 
     def at_chosen(self) -> dict[str, "AtThreshold"]:
         """What the chosen thresholds give, of each class."""

@@ -255,5 +255,7 @@ def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scor
                 failures.append(error)
     finally:
         print(text)  # last: whoever reads it may have gone (| head)
+    for other in failures[1:]:
+        log.warning("%s", other)
     if failures:
         raise failures[0]

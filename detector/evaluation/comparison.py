@@ -144,7 +144,7 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
     first = tallies[0]
     images = len(first.image_ids)
     if first.gt_counts.sum() == 0:
-        raise InputError("there are no gt boxes to compare by in this split")
+        raise InputError("there are no gt boxes to compare by")
     counts = draws(images)
     there = first.gt_counts > 0  # [I, K]
     few = [int(there.any(1).sum()) < _FEW] * 3 + (there.sum(0) < _FEW).tolist()

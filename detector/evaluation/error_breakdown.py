@@ -45,7 +45,7 @@ class ErrorBreakdown:
     both: Cost  # removed
     duplicate: Cost  # removed
     background: Cost  # removed
-    missed: Cost  # gt boxes that no detection is near to, not counted
+    missed: Cost  # gt boxes with no detection of the first two kinds, not counted
     false_positives: Cost  # all of the first five: every correct detection ranked above every wrong one
     false_negatives: Cost  # all gt boxes without a correct detection, not counted
 

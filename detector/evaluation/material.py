@@ -85,6 +85,12 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         _no_two(annotations_path, "category name", list(names.values()))
         if not names:
             raise InputError(f"{annotations_path}: 'categories' is empty; there is nothing to score")
+        for what, ids in (("image", image_records), ("category", names)):
+            texts = [one for one in ids if isinstance(one, str)]
+            if 0 < len(texts) < len(ids):
+                raise InputError(
+                    f"{annotations_path}: some {what} ids are texts, such as '{texts[0]}', others not"
+                )
         image_ids, category_ids = sorted(image_records), sorted(names)
         places = {image: place for place, image in enumerate(image_ids)}
         labels = {category: label for label, category in enumerate(category_ids)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.checkpoint import find_checkpoint, load_checkpoint
+from detector.config.file import apply_overrides
 from detector.evaluation.calibration import fit_calibration
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
 from detector.output import check_output
@@ -41,7 +42,7 @@ def recalibrate(
         InputError: the checkpoint, an override or the data is wrong, the split has no gt boxes, or nothing is
             found.
     """
-    if "eval.calibrate=false" in overrides:
+    if not apply_overrides({}, [*overrides]).get("eval", {}).get("calibrate", True):
         raise InputError(f"eval.calibrate=false: {OPTION} fits what that leaves out; leave it out")
     raw = evaluate_checkpoint(model, [*overrides, "eval.calibrate=false"], split, with_ids)
     known = raw.scores.coco.material.gt_totals() > 0

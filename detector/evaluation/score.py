@@ -98,7 +98,9 @@ def score(config: Config, records: DetectionSet, predictions: Predictions) -> Sc
     coco = evaluate_coco(records, predictions, config.eval.backend)
     errors = {
         "calibration_error_raw": calibration_error(coco.matched.scores, coco.matched.correct),
-        # On images that the map was not fitted to; on its own it would flatter.
-        "calibration_error_held_out": held_out_error(coco.matched, coco.material.gt_totals() > 0),
     }
+    # On images that the map was not fitted to; on its own it would flatter.
+    held_out = held_out_error(coco.matched, coco.material.gt_totals() > 0)
+    if held_out is not None:
+        errors["calibration_error_held_out"] = held_out
     return Scores(predictions, coco, voc, errors)

@@ -81,10 +81,14 @@ def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split
     return _spread([str(path) for path in paths], [len(records) for records in sets], results)
 
 
+def _warn_of_twins(files: Sequence[Path]) -> None:
+    if len({file.resolve() for file in files}) < len(files):
+        log.warning("--mean: a run is given twice, and counts twice")
+
+
 def _warn_of_other_recipes(opened: Sequence[OpenCheckpoint]) -> None:
     """A mean of different recipes, or of one run twice, is none of either's."""
-    if len({one.file.resolve() for one in opened}) < len(opened):
-        log.warning("--mean: a run is given twice, and counts twice")
+    _warn_of_twins([one.file for one in opened])
     settings = differing([one.config for one in opened])
     keys = [key for key in settings[0] if not key.startswith(_NO_RECIPE)]
     if keys:
@@ -98,6 +102,7 @@ def spread_of_files(results: Sequence[Path], annotations: Path) -> Spread:
     Raises:
         InputError: a file is missing or malformed.
     """
+    _warn_of_twins(results)
     scored = [evaluate_files(path, annotations) for path in results]
     images = [len(one.material.image_ids) for one in scored]
     return _spread([str(path) for path in results], images, scored)

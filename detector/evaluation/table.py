@@ -64,7 +64,7 @@ def _at_chosen(result: CocoResult, names: list[str], width: int) -> Iterator[str
     chosen = result.at_chosen()
     for name in names:
         one = chosen[name]
-        scores = (one.threshold, one.precision, one.recall, one.f1)
-        cells = [f"{value:8.3f}" if value >= 0 else f"{'-':>8}" for value in scores]
+        cells = [f"{one.threshold:8.3f}"]
+        cells += [f"{v:8.3f}" if v >= 0 else f"{'-':>8}" for v in (one.precision, one.recall, one.f1)]
         cells += [f"{count:8d}" for count in (one.right, one.wrong, one.missed)]
         yield "  ".join([f"{name:{width}}", *cells])

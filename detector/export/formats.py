@@ -212,5 +212,8 @@ def refuse_elsewhere(overrides: Sequence[str], why: str) -> None:
     """Raises InputError: a device other than the CPU, or a precision, is asked for."""
     for word in overrides:
         key, _, value = word.partition("=")
-        if {"train.device": "cpu", "train.amp": "off"}.get(key, value) != value:
+        # false is what YAML makes of off.
+        if value.lower() not in {"train.device": ("cpu",), "train.amp": ("off", "false")}.get(
+            key, (value.lower(),)
+        ):
             raise InputError(f"{word}: {why}; leave it out")

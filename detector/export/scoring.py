@@ -19,6 +19,7 @@ from detector.evaluation.checkpoint import (
     batches_to_score,
     checkpoint_scores,
     open_checkpoint,
+    refuse_text_ids,
     refuse_without_ids,
     set_to_score,
 )
@@ -58,6 +59,8 @@ def score_exported(
         refuse_without_ids(c.config.data, split)
     exported = open_exported(file, c)
     records = set_to_score(c, overrides, split)
+    if with_ids:
+        refuse_text_ids(records)
     warn_of_tiles(c.config, records)
     return _score(c, exported, file, records)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def error_driven(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -11,7 +12,8 @@ def error_driven(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
 
     The gradient may be of a wider dtype than the inputs; it is rounded after the factor that comes
     from above (a loss weight, a loss scale) has been applied. On a CPU, and with a factor of 1, it is this
-    very tensor that autograd.grad returns: copy it before changing it in place if you ask for it twice.
+    very tensor that autograd.grad returns: copy it before changing it in place if you ask for it twice. It
+    has no gradient itself: PyTorch says so where a second derivative is asked for.
     """
     return _ErrorDriven.apply(inputs, value, gradient)
 
@@ -40,6 +42,7 @@ class _ErrorDriven(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         factor = grad_outputs[0]
@@ -65,6 +68,7 @@ class _TwoErrorDriven(torch.autograd.Function):
         return first.clone(), second.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         gradient, places, of_each = ctx.saved_tensors
         factors = torch.stack(grad_outputs)

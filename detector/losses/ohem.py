@@ -14,7 +14,7 @@ def ce_ohem_loss(
 
     Online hard example mining as in SSD (Liu et al., ECCV 2016) and the AP-loss papers' "CE-Loss +
     OHEM": of all negatives of the batch only the highest logits count, `negatives_per_positive` for
-    each positive. Without positives as many as for one, but at least one: images without objects teach too.
+    each positive. Without positives as many as for one, but at least one: a batch without objects teaches.
 
     logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar.
     With `exchange` the sum and the number are those of all processes, each of which looks for hard
@@ -24,10 +24,11 @@ def ce_ohem_loss(
     positives = logits[targets == 1]
     negatives = logits[targets == 0]
     count = len(positives)
-    wanted = round(min(negatives_per_positive * max(count, 1), len(negatives)))
-    hardest = negatives.topk(wanted if count else min(max(wanted, 1), len(negatives)), sorted=False).values
     exchange = exchange or Exchange()
-    everywhere = exchange.sum(torch.tensor(count, device=logits.device))
+    everywhere = int(exchange.sum(torch.tensor(count, device=logits.device)))
+    wanted = negatives_per_positive * count if everywhere else max(negatives_per_positive, 1)
+    hardest = negatives.topk(round(min(wanted, len(negatives))), sorted=False).values
+    # Where there is no positive at all, each process looks for as many as for one, and their mean counts.
     return exchange.sum_of_losses(
-        (F.softplus(-positives).sum() + F.softplus(hardest).sum()) / everywhere.clamp(min=1)
+        (F.softplus(-positives).sum() + F.softplus(hardest).sum()) / (everywhere or exchange.size)
     )

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask
 
 from data.images import read_image, read_upright
+from detector.boxes import pairwise_iou
 from detector.drawing import draw_boxes
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.matching import BACKGROUND_IOU, Floats, Ints, Kind
@@ -88,11 +90,26 @@ def _missed(result: CocoResult, at: Shown, row: int) -> Picture:
     elif usable >= 0:
         what = f"nearest of its class at IoU {matching.ious[usable]:.2f}, score {m.found.scores[usable]:.2f}"
     else:
-        what = "nothing near it at any score"
+        what = _nearest(result, row)
     width, height = m.gt.xywh[row, 2:]
     picture = _crop(result, at, image, m.gt.xywh[row])
     title = f"{m.classes[label]}, {width:.0f} x {height:.0f} px: {what}"
     return Picture((picture,), title, m.image_names[image])
+
+
+def _nearest(result: CocoResult, row: int) -> str:
+    """What there is at a gt box of whose detections none could be mended for it."""
+    m, matching = result.material, result.matching
+    there = np.flatnonzero(m.found.images == m.gt.images[row])
+    ious = pairwise_iou(
+        torch.from_numpy(xyxy(m.gt.xywh[row : row + 1])), torch.from_numpy(xyxy(m.found.xywh[there]))
+    ).numpy()[0]
+    if ious.max(initial=0) < BACKGROUND_IOU:
+        return "nothing near it at any score"
+    best = int(there[ious.argmax()])
+    others = ", which counts for another object" if matching.gt[best] not in (-1, row) else ""
+    name, score = m.classes[m.found.labels[best]], m.found.scores[best]
+    return f"nearest is {name} at IoU {ious.max():.2f}, score {score:.2f}{others}"
 
 
 def _whole(result: CocoResult, at: Shown, image: int) -> Picture:

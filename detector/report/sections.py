@@ -31,7 +31,7 @@ _ERRORS = {
     "both": ("class and box wrong", "near an object of another class, IoU from 0.1 to 0.5"),
     "duplicate": ("duplicate", "on an object that a better detection has found"),
     "background": ("background", "on nothing, IoU up to 0.1"),
-    "missed": ("missed", "gt boxes that no detection is near to"),
+    "missed": ("missed", "gt boxes with no detection of which only class or box is wrong"),
     "false_positives": ("all false detections", "every right one ranked above every wrong one"),
     "false_negatives": ("all gt boxes not found", "not counted"),
 }
@@ -152,7 +152,7 @@ def thresholds(result: CocoResult) -> str:
 
 def matrix(result: CocoResult, table: Ints) -> str:
     """Which class is taken for which. table: of `confusion`."""
-    names = list(result.per_class)
+    names, sums = list(result.per_class), table.sum(axis=1)
     text = (
         "Detections from each class's threshold on, at IoU 0.5; shades are parts of the row. Row 'nothing': "
         "detections on nothing, or on an object that has a detection already, of its own or of another "
@@ -164,10 +164,10 @@ def matrix(result: CocoResult, table: Ints) -> str:
         off[-1] = off[:, -1] = 0
         often = np.sort(np.argsort(-(off.sum(axis=0) + off.sum(axis=1))[:-1], kind="stable")[:_MATRIX])
         picked = [*often.tolist(), len(names)]
-        table, names = table[np.ix_(picked, picked)], [names[k] for k in often]
+        table, sums, names = table[np.ix_(picked, picked)], sums[picked], [names[k] for k in often]
         text += f" Shown are the {_MATRIX} classes that are taken for others, or others for them, most often."
     labels = [*names, "nothing"]
-    chart = svg.heat_map(labels, labels, table, "confusion matrix: gt in rows, detections in columns")
+    chart = svg.heat_map(labels, labels, table, sums, "confusion matrix: gt in rows, detections in columns")
     return _section("Confusion", f"<p>{text}</p>{_figure(chart)}")
 
 

@@ -161,12 +161,13 @@ def bars(rows: Sequence[tuple[str, float, str, Style]], what: str, width: int = 
     )
 
 
-def heat_map(rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int64], what: str) -> str:
-    """Counts [R, C] as cells, the darker the larger their part of the row; rows below each other."""
+def heat_map(
+    rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int64], sums: NDArray[np.int64], what: str
+) -> str:
+    """Counts [R, C] as cells, rows below each other, darker the larger their part of the row's sum [R]."""
     side = 46 if len(columns) <= 12 else 34
     left = 22 + _LETTER * max(len(_short(name)) for name in rows)
     top = 30 + 0.72 * _LETTER * max(len(_short(name)) for name in columns)
-    sums = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     middle = top + 0.5 * side * len(rows)
     parts = [
         _text(left, 11, "detected as"),
@@ -179,7 +180,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int
         y = top + r * side
         parts.append(_text(left - 6, y + side / 2 + 4, _short(name), "end"))
         for c, column in enumerate(columns):
-            x, part = left + c * side, float(counts[r, c] / sums[r, 0])
+            x, part = left + c * side, float(counts[r, c] / max(sums[r], 1))
             told = f"gt {name}, detected as {column}: {counts[r, c]} ({part:.1%})"
             parts.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{side}" height="{side}" fill="{_shade(part)}" '

@@ -31,7 +31,8 @@ def tables(result: CocoResult, at: Shown, matrix: Ints) -> dict[str, str]:
     thresholds give at IoU 0.5; precision_recall.csv: as COCO interpolates it at every IoU, of the classes
     that have gt boxes. matrix: of `confusion`.
     """
-    names = [*result.per_class, _NOTHING]
+    nothing = f"({_NOTHING})" if _NOTHING in result.per_class else _NOTHING
+    names = [*result.per_class, nothing]
     rows = ((name, *line) for name, line in zip(names, matrix.tolist(), strict=True))
     at_ious = [f"iou_{iou:.2f}" for iou in IOU_THRESHOLDS]
     return {

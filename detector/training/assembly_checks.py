@@ -18,6 +18,7 @@ from errors import InputError, some_of
 log = logging.getLogger(__name__)
 
 _HIGH_SCORE = 0.2
+_ALL_STAGES = 5  # of a ResNet, the stem among them
 _TRIES = 8  # what is applied to every second image has come up by then
 
 
@@ -177,7 +178,8 @@ def try_on_smallest(
     at_once = min(train.batch_size, len(train_set)) // (train.accumulate * processes.size)
     alone = at_once <= 1 and not (train.sync_batch_norm and processes.size > 1)
     long_side = round(scale * max(augmented[height, width].shape[:2]))
-    if config.model.norm == "batch" and alone and long_side <= SIZE_DIVISOR:
+    frozen = config.model.frozen_stages >= _ALL_STAGES  # which then looks at no batch
+    if config.model.norm == "batch" and not frozen and alone and long_side <= SIZE_DIVISOR:
         raise InputError(
             f"model.norm=batch has nothing to take a mean over: one image at a time, and of {width} x "
             f"{height} px one value per channel is left; set model.norm=group, or make images larger in "

@@ -57,14 +57,14 @@ class NonFiniteWatch:
 
     Attributes:
         count: of these steps, so far.
-        recent: those of the last epoch's length.
+        recent: those of the last epoch's length, or of as many steps as it takes to be too many.
     """
 
     def __init__(self, device: torch.device, limit: int, steps_per_epoch: int) -> None:
         self.count = 0
         self._device = device
         self._limit = limit
-        self._steps_per_epoch = steps_per_epoch
+        self._window = window_of(steps_per_epoch, limit)
         self.recent: list[int] = []
         self._open: deque[tuple[NonFiniteStep, Tensor, torch.cuda.Event | None]] = deque()
 
@@ -99,8 +99,18 @@ class NonFiniteWatch:
         """Count those that were found before `step`; whether that is more than there may be."""
         self.count += len(found)
         self.recent += [one.step for one in found]
-        self.recent = [at for at in self.recent if at > step - self._steps_per_epoch]
+        self.recent = [at for at in self.recent if at > step - self._window]
         return len(self.recent) > self._limit
+
+    @property
+    def too_often(self) -> str:
+        """What `too_many` found, in words."""
+        return f"more than train.max_nonfinite={self._limit} within {self._window} steps"
+
+
+def window_of(steps_per_epoch: int, limit: int) -> int:
+    """The steps among which more than `limit` are too many: an epoch, unless that has fewer."""
+    return max(steps_per_epoch, limit + 1)
 
 
 class RunningStatistics:

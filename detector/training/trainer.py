@@ -325,7 +325,7 @@ class Trainer:
         if policy == "raise" or too_many or nowhere:
             more = ""
             if too_many:
-                more = f"; more than train.max_nonfinite={self.config.train.max_nonfinite} within an epoch"
+                more = f"; {self.watch.too_often}"
             elif policy == "rollback":
                 more = "; there is no checkpoint yet to go back to (train.save_every_steps makes one sooner)"
             raise self.failure(nonfinite[0], more)

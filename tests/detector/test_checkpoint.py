@@ -57,6 +57,12 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_name_may_be_as_long_as_names_may_be(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 252 + ".pt")
+    save_checkpoint(path, content())
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_checkpoint_is_replaced_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, content(0))

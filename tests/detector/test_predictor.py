@@ -325,6 +325,10 @@ def test_above_takes_one_threshold_or_one_for_each_class() -> None:
         ([0.3] * 4, "4 are given, and there are 3 classes"),
         (None, "numbers are wanted"),
         ([0.3, 0.6, float("nan")], "numbers are wanted"),
+        ({"cat": float("nan")}, "numbers are wanted"),
+        ({"cat": "x"}, "numbers are wanted"),
+        ("x", "numbers are wanted"),
+        (np.zeros((3, 1)), "numbers are wanted"),
     ):
         with pytest.raises(InputError, match=problem):
             named.above(wrong)

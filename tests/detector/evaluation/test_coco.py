@@ -187,6 +187,18 @@ def test_best_threshold_is_where_f1_peaks(tmp_path: Path) -> None:
     assert car.best_threshold == pytest.approx(0.6)
 
 
+def test_scores_below_zero_have_thresholds_too(tmp_path: Path) -> None:
+    """As logits: what is on no class's objects is judged by the highest threshold of those that have any."""
+    content, results = random_case(4)
+    labels = {one["category_id"] for one in content["annotations"]}
+    unseen = content["categories"][-1]["id"]
+    content["annotations"] = [one for one in content["annotations"] if one["category_id"] != unseen]
+    assert unseen in labels and any(one["category_id"] == unseen for one in results)
+    result = evaluate(content, results, tmp_path)
+    lower = evaluate(content, [{**one, "score": one["score"] - 5} for one in results], tmp_path)
+    assert lower.best_thresholds == pytest.approx(result.best_thresholds - 5)
+
+
 def test_best_f1_is_exact_between_the_points_of_the_recall_grid(tmp_path: Path) -> None:
     """One of 3 gt is found, first: precision 1, recall 1/3, F1 = 1/2."""
     car = evaluate(*row([(0.9, True), (0.3, False)], gt=3), tmp_path).per_class["car"]

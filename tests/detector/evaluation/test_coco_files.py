@@ -80,6 +80,10 @@ def test_boxes_of_another_kind_are_told(
         ),
         ({"annotations": [{**GOOD, "id": 8, "image_id": "7"}]}, "none of the 1 annotations"),
         ({"categories": [{"id": 4}]}, "name"),
+        (
+            {"images": [{"id": 7, "file_name": "7"}, {"id": "two", "file_name": "2"}]},
+            "some image ids are texts, such as 'two', others not",
+        ),
     ],
 )
 def test_malformed_annotations_are_named_in_one_line(change: Content, named: str, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> N
         (("run", "--recalibrate", "soft.onnx"), "soft.onnx does not end in .pt"),
         (("run", "--recalibrate", "nowhere/soft.pt"), "the folder nowhere does not exist"),
         (("run", "run", "--recalibrate", "soft.pt"), "one checkpoint"),
+        (("run", "eval.calibrate=no", "--recalibrate", "soft.pt"), "eval.calibrate=false"),
     ):
         assert_refused(evaluate.main, words, place, "--recalibrate", *said)
     for split in ("val", "train"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detector.builders.losses import build_objective
 from detector.config import LossConfig
-from detector.losses import Exchange, NonFiniteLogits, ap_loss, backends
+from detector.losses import Exchange, NonFiniteLogits, ap_loss, backends, ce_ohem_loss
 from detector.objectives import Positives
 from tests.processes import Work, run_processes
 
@@ -123,6 +123,25 @@ def test_processes_together_compute_what_one_does_on_the_whole_batch(
     assert "negative, at flat index" in results[-1]["not finite"]
     assert "another process" in results[0]["not finite"]
     print(f"{count} processes: {results[0][f'bytes {ANCHORS}']} bytes sent by each, per step")
+
+
+@pytest.mark.parametrize("elsewhere", [0, 5])
+def test_a_process_without_positives_looks_for_no_hard_negatives_beside_those_of_others(
+    elsewhere: int,
+) -> None:
+    """Where there are none anywhere, each looks for as many as for one, and what counts is their mean."""
+
+    class OneOfTwo(Exchange):
+        def sum(self, values: Tensor) -> Tensor:
+            return values + elsewhere if not values.is_floating_point() else values
+
+    exchange, logits = OneOfTwo(), torch.tensor([0.5, 2.0, -1.0, 1.0, 0.0], requires_grad=True)
+    exchange.size = 2
+    loss = ce_ohem_loss(logits, torch.zeros(5, dtype=torch.int8), 3.0, exchange)
+    hardest = torch.nn.functional.softplus(torch.tensor([2.0, 1.0, 0.5])).sum() / 2
+    torch.testing.assert_close(loss.detach(), torch.tensor(0.0) if elsewhere else hardest)
+    loss.backward()
+    assert logits.grad is not None and int(logits.grad.count_nonzero()) == (0 if elsewhere else 3)
 
 
 def test_hard_negatives_of_shares_are_normalised_together() -> None:

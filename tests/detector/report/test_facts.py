@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,18 @@ def test_confusion_by_hand() -> None:
     assert lower.found.sum() == 5 and found.scores[lower.found].min() == 0.86
     page = matrix(result, confusion(result, lower))
     assert "gt dog, detected as cat: 1 (50.0%)" in page and "gt cat, detected as dog: 0 (0.0%)" in page
+
+
+def test_of_many_classes_the_parts_are_those_of_whole_rows() -> None:
+    """Of 30 classes 20 are shown; the first is taken once for the second, and for each of the ten last."""
+    table = np.zeros((31, 31), np.int64)
+    table[0, 1] = 1
+    table[0, 20:30] = 1
+    table[1:20, 0] = 50  # these are shown
+    names = SimpleNamespace(per_class={f"c{k}": None for k in range(30)})
+    page = matrix(names, table)  # type: ignore[arg-type]
+    assert "gt c0, detected as c1: 1 (9.1%)" in page
+    assert "detected as c25" not in page
 
 
 def test_a_gt_box_is_confused_once() -> None:

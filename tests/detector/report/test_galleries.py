@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.report.galleries import Galleries, galleries
+from detector.report.galleries import Galleries, _nearest, galleries
 from tests.detector.report.test_facts import result_of, shown_at
 
 SIDE = 480  # as large as the pictures of the report become: theirs are pixels of the image
@@ -61,3 +61,18 @@ def test_boxes_of_a_crop_lie_where_they_lie_in_the_image(drawn: Galleries) -> No
     (false,) = drawn.false
     assert false.title == "cat 0.95: no gt box there"
     assert lit(false.jpegs[0], 240 + 75, 240 + 75)
+
+
+def test_what_is_near_a_missed_object_is_said() -> None:
+    """A dog on a third of a cat; a cat on another one, six pixels beside; nothing."""
+    gt = [
+        (0, 0, (0, 0, 40, 40)),
+        (0, 0, (200, 200, 40, 40)),
+        (0, 0, (200, 206, 40, 40)),
+        (0, 0, (400, 400, 9, 9)),
+    ]
+    result = result_of(gt, [(0, 1, (0, 20, 40, 40)), (0, 0, (200, 206, 40, 40))], [0.9, 0.95])
+    assert result.matching.missed.tolist() == [True, True, False, True]
+    assert _nearest(result, 0) == "nearest is dog at IoU 0.33, score 0.90"
+    assert _nearest(result, 1) == "nearest is cat at IoU 0.74, score 0.95, which counts for another object"
+    assert _nearest(result, 3) == "nothing near it at any score"

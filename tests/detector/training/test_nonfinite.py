@@ -206,6 +206,18 @@ def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:
     assert watch.count == 5
 
 
+def test_of_short_epochs_more_than_one_is_looked_at() -> None:
+    """Else steps that all fail would never be too many."""
+    watch = NonFiniteWatch(torch.device("cpu"), limit=3, steps_per_epoch=2)
+    losses = Losses({"box": torch.tensor(torch.inf)}, torch.tensor(3))
+    stopped = []
+    for step in range(1, 5):
+        watch.note(torch.tensor(True), step, losses, [])
+        stopped.append(watch.too_many(watch.found(wait=False), step))
+    assert stopped == [False, False, False, True]
+    assert watch.too_often == "more than train.max_nonfinite=3 within 4 steps"
+
+
 def test_statistics_go_back_where_a_fault_says_so() -> None:
     norm = nn.BatchNorm2d(2)
     statistics = RunningStatistics(nn.Sequential(norm))
