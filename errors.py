@@ -31,6 +31,11 @@ def some_of(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
+def reason_of(error: BaseException) -> str:
+    """Why, without the place where it is that of a file: that has been named."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

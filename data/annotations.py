@@ -57,6 +57,8 @@ class AnnotatedImage:
 def require_folder(folder: Path, key: str, remedy: str) -> None:
     """Raises InputError unless the folder exists; `key` is where the user set it."""
     if not folder.is_dir():
+        if folder.exists():
+            raise InputError(f"{key}: {folder} is a file, and a folder is wanted; {remedy}")
         seen_from = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"{key}: the folder {folder} does not exist{seen_from}; {remedy}")
 

@@ -147,6 +147,11 @@ class DiskCache(ImageCache):
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".lock", "no two trainings begin at once"):
                 _reserve(self._file, self._stamp_bytes + self.nbytes)
+        except PermissionError:
+            raise InputError(
+                f"data.cache=disk: no permission to write into {folder}; set data.cache_dir=FOLDER, or "
+                "data.cache=none"
+            ) from None
         except OSError as error:
             raise InputError(
                 f"data.cache=disk: {len(records)} decoded images need {self.nbytes / 1e9:.1f} GB in "

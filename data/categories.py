@@ -85,6 +85,21 @@ def plain_name(name: str) -> str:
     return plain.removesuffix("s") if len(plain) > 3 else plain  # O and Os are elements
 
 
+def a_slip_apart(one: str, other: str) -> bool:
+    """Whether two names differ in one letter: too much, too little, another, or two in the wrong order.
+
+    Not in a number: lane 1 and lane 2 are two classes.
+    """
+    a, b = plain_name(one), plain_name(other)
+    if a == b or min(len(a), len(b)) < 3 or max(len(a), len(b)) < 4:
+        return False
+    if re.sub(r"\d", "", a) == re.sub(r"\d", "", b):
+        return False
+    same = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    a, b = a[same:], b[same:]
+    return a[1:] == b[1:] or a == b[1:] or a[1:] == b or (a[2:] == b[2:] and a[:2] == b[1::-1])
+
+
 def refuse_nearly_the_same(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:
     """Raises InputError: one of the classes is not there, but another of nearly the same name is."""
     alike = {plain_name(name): name for name in there if name not in classes}
@@ -110,8 +125,10 @@ def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source
     if len(missing) == len(classes):
         raise _lacking(missing[0], "", there, source)
     if missing:
+        slips = ((name, other) for name in missing for other in there if other not in classes)
+        meant = [f"'{other}' for '{name}'" for name, other in slips if a_slip_apart(name, other)]
         log.warning(
-            "%s does not list %s, and so has no box of %s; it has %s",
+            "%s does not list %s, and so has no box of %s; it has %s%s",
             source, some_of([f"'{name}'" for name in missing], 5), "these" if len(missing) > 1 else "it",
-            some_of([*there], 10),
+            some_of([*there], 10), f" (is {some_of(meant, 3)} a slip?)" if meant else "",
         )  # fmt: skip

@@ -23,7 +23,7 @@ from data.annotations import (
 from data.categories import named_categories, used_categories
 from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import MOST_PIXELS
-from data.lookup import ImageFinder, is_file
+from data.lookup import ImageFinder, entries_of, is_file
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from data.text_ids import with_numbers
@@ -111,8 +111,7 @@ def load_instances(
     faults: list[DataFault] | None = None,
 ) -> DetectionSet:
     """As `load_coco`, of what `read_instances` has read, which stays as it is."""
-    as_written, content = content, with_numbers(content, annotations)
-    renumbered = content is not as_written
+    content, renumbered = with_numbers(content, annotations)
     known, labels, names, others = used_categories(named_categories(content), classes, annotations, faults)
     left_out: Counter[str] = Counter()
     unused: list[str] = []  # marks
@@ -265,7 +264,7 @@ def _images(
     """The images by their ids, and the ids of those that were refused."""
     found: dict[int, AnnotatedImage] = {}
     refused: set[Any] = set()
-    finder = ImageFinder(folder)
+    finder = ImageFinder(folder, deep=True)
     for record in records:
         try:
             image = _image(record, finder, source)
@@ -289,14 +288,24 @@ def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source:
         return
     names = [path.relative_to(folder) for path in some]
     near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
-    for other in (*folder.parents[:2], source.parent, *near):
+    fitting: dict[Path, Path] = {}  # where they are, and one of them
+    for other in dict.fromkeys(place.resolve() for place in (*folder.parents[:2], source.parent, *near)):
         there = [name for name in names if is_file(other / name)]
         if 2 * len(there) > len(names):
-            name = there[0]
-            raise InputError(
-                f"{source}: its images, such as {name}, are not in {folder} but in {other}; set data.images "
-                "to that folder, as seen from data.root (. is data.root itself; of data.split: --images)"
-            )
+            fitting[_as_seen(other, folder)] = there[0]
+    if fitting:
+        places, name = " and in ".join(map(str, fitting)), next(iter(fitting.values()))
+        which = "that folder" if len(fitting) == 1 else "the right one"
+        raise InputError(
+            f"{source}: its images, such as {name}, are not in {folder} but in {places}; set data.images "
+            f"to {which}, as seen from data.root (. is data.root itself; of data.split: --images)"
+        )
+
+
+def _as_seen(place: Path, folder: Path) -> Path:
+    """A resolved path, written as the folder is."""
+    near = (*folder.parents, *entries_of(folder.parent))
+    return next((path for path in near if path.resolve() == place), place)
 
 
 def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:

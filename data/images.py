@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from errors import InputError, first_line
+from errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
 # Pillow's advice on palettes, and what it has to say of EXIF that is cut off, without the name of the file.
@@ -323,7 +323,7 @@ def _reason(error: BaseException) -> str:
         return "it is not an image, or of a kind that is not read (TIFF: of floats or of many channels)"
     if isinstance(error, MemoryError):
         return "it is damaged, or there is not enough memory for it"
-    reason = first_line(error)
+    reason = reason_of(error)
     if "truncated" in reason:
         reason += "; copy it again, or save it anew from a viewer that shows all of it"
     return reason

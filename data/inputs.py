@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, files_below, one_for_each_file
+from data.images import PICTURE_SUFFIXES, files_below, one_for_each_file
 from data.lookup import is_there
 from data.texts import read_text
 from errors import InputError, some_of
@@ -72,7 +72,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
                 raise InputError(f"{word} {missing}")
         sources = [source for place in places for source in _sources(place, above)]
         if not sources:
-            endings = ", ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+            endings = ", ".join(sorted(s[1:] for s in PICTURE_SUFFIXES | VIDEO_SUFFIXES))
             raise InputError(f"{word} holds no images and no videos ({endings})")
         for key, source in zip(one_for_each_file(one.path for one in sources), sources, strict=True):
             found.setdefault(key, source)

@@ -1,5 +1,6 @@
 """Files by the names that annotations give them, which other systems may have written."""
 
+import contextlib
 import logging
 import re
 import unicodedata
@@ -7,6 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from data.faults import DataFault
+from data.images import files_below
+from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 # A name that begins at a root or drive or has a part '..', on any system. Path objects take 20 times longer.
@@ -101,21 +104,27 @@ class ImageFinder:
     """The images of a set, in a folder and those below it.
 
     Windows writes backslashes and sees no difference of case, macOS writes a letter and its accent apart, and
-    annotation tools write where an image was on their own disk.
+    annotation tools write where an image was on their own disk, or leave the folders out.
+
+    Args:
+        deep: an image that lies deeper than its name says is found, where only one can be meant.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, deep: bool = False) -> None:
+        self._folder, self._deep = folder, deep
         self._listing = Listing()
+        self._below: dict[str, list[Path]] | None = None  # all files, by `without_case`
         self._given: dict[Path, tuple[str, bool]] = {}  # by what name; whether its own
         self._respelt: dict[Path, str] = {}
         self._elsewhere: dict[Path, str] = {}
+        self._deeper: dict[Path, str] = {}
 
     def find(self, name: str, where: str) -> Path:
         """The file that is meant, or the one of the very name where there is none.
 
         Raises:
             DataFault: the name leads out of the folder, and no image in it has its last parts for a name.
+            DataFault: several images below may be meant.
             NameTaken: one has, and is taken for another already.
         """
         if leads_out(name):
@@ -126,9 +135,30 @@ class ImageFinder:
         spellings = dict.fromkeys((name, unquote(name)))
         alike = next(filter(None, (self._alike(_parts(spelling)) for spelling in spellings)), None)
         if alike is None:
-            return path
+            return self._further_down(name, where) or path
         self._respelt.setdefault(alike, name)
         return self._only_of(alike, name, where, exact=False)
+
+    def _further_down(self, name: str, where: str) -> Path | None:
+        """The one file in the folders below whose path ends so."""
+        if not self._deep:
+            return None
+        if self._below is None:
+            self._below = {}
+            with contextlib.suppress(InputError, OSError):  # what may not be looked into, or is away
+                for file in files_below(self._folder):
+                    self._below.setdefault(without_case(file.name), []).append(file)
+        ends = [without_case(part) for part in _parts(name)]
+        there = self._below.get(ends[-1], []) if ends else []
+        meant = [path for path in there if [without_case(part) for part in path.parts[-len(ends) :]] == ends]
+        if not meant:
+            return None
+        if len(meant) > 1:
+            some = some_of([str(path.relative_to(self._folder)) for path in meant], 3)
+            message = f"{where} names '{name}', which may be {some} in {self._folder}; write the whole name"
+            raise DataFault("image-missing", message, self._folder / name)
+        self._deeper.setdefault(meant[0], name)
+        return self._only_of(meant[0], name, where, exact=False)
 
     def _only_of(self, path: Path, name: str, where: str, exact: bool) -> Path:
         """The path, if no other name stands for it; two that are exact may, as ./a.jpg and a.jpg."""
@@ -170,6 +200,12 @@ class ImageFinder:
             if found:
                 path, name = next(iter(found.items()))
                 log.warning("%s: %s (%d, such as '%s' for %s)", source, what, len(found), name, path.name)
+        if self._deeper:
+            path, name = next(iter(self._deeper.items()))
+            log.warning(
+                "%s: %d images are in folders below %s that their names leave out, such as %s",
+                source, len(self._deeper), self._folder, path.relative_to(self._folder),
+            )  # fmt: skip
 
 
 def _parts(name: str) -> list[str]:

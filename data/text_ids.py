@@ -1,6 +1,7 @@
 """Ids that are texts in a COCO file, as some conversions write them: numbered, as everything here counts."""
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,44 @@ def numbers_of(records: list[Any]) -> dict[str, int]:
     return {text: number for number, text in enumerate(texts, start=1)}
 
 
-def with_numbers(content: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The content of an instances file with numbers for ids that are texts; itself if there are none."""
+def with_numbers(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], bool]:
+    """The content of an instances file with numbers for ids that are texts; and whether it lists such."""
+    renumbered = False
     for section, key in (("images", "image_id"), ("categories", "category_id")):
         numbers = numbers_of(content[section])
         if not numbers:
+            content = _with_numbers_as_listed(content, section, key, source)
             continue
+        renumbered = True
         first, number = next(iter(numbers.items()))
-        log.warning(
-            "%s: the ids of its %s are texts and are numbered: '%s' is %d", source, section, first, number
-        )
+        _say(f"{source}: the ids of its {section} are texts and are numbered: '{first}' is {number}")
         content = {
             **content,
             section: [{**record, "id": numbers[record["id"]]} for record in content[section]],
             "annotations": [_renamed(record, key, numbers) for record in content["annotations"]],
         }
-    return content
+    return content, renumbered
+
+
+def _with_numbers_as_listed(content: dict[str, Any], section: str, key: str, source: Path) -> dict[str, Any]:
+    """Where the lists have numbers, and annotations have them in quotes."""
+    ids = (record.get("id") for record in content[section] if isinstance(record, dict))
+    numbers = {str(number): number for number in ids if isinstance(number, int)}
+    texts = [
+        record[key]
+        for record in content["annotations"]
+        if isinstance(record, dict) and isinstance(record.get(key), str) and record[key] in numbers
+    ]
+    if not texts:
+        return content
+    _say(f"{source}: {key} is a text in {len(texts)} annotations; '{texts[0]}' is taken for {texts[0]}")
+    return {**content, "annotations": [_renamed(record, key, numbers) for record in content["annotations"]]}
+
+
+@cache
+def _say(message: str) -> None:
+    """Once: training, validation and evaluation read the same file."""
+    log.warning("%s", message)
 
 
 def _renamed(record: Any, key: str, numbers: dict[str, int]) -> Any:

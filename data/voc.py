@@ -21,7 +21,7 @@ from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
 from data.sample import DetectionSet
 from data.texts import read_text
-from errors import InputError, some_of
+from errors import InputError, reason_of, some_of
 
 _DIFFICULT = ("1", "true", "yes")
 
@@ -250,7 +250,7 @@ def _read_list(path: Path, annotations: Path) -> list[str]:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise InputError(f"split list {path} does not exist; there are: {there} (set data.splits)") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"split list {path} cannot be read: {error}") from None
+        raise InputError(f"split list {path} cannot be read: {reason_of(error)}") from None
     return list(dict.fromkeys(_stem(line.strip(), annotations) for line in lines if line.strip()))
 
 

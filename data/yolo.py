@@ -15,7 +15,7 @@ from data.lookup import entries_of, without_case
 from data.sample import DetectionSet
 from data.texts import read_text
 from data.yolo_index import Index, LabelFiles, images_of, index_file, label_path, place_of, read_index
-from errors import InputError
+from errors import InputError, reason_of
 
 _TOLERANCE = 0.01  # beyond [0, 1], as Ultralytics grants it; further out the numbers are pixels
 
@@ -245,7 +245,7 @@ def _label_lines(
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        message = f"label file {file} cannot be read: {error}"
+        message = f"label file {file} cannot be read: {reason_of(error)}"
         raise_or_collect(DataFault("annotation-unreadable", message, image.path, image.id), faults)
         return
     for number, line in enumerate(text.splitlines(), start=1):

@@ -24,7 +24,7 @@ from data.lookup import (
     leads_out,
 )
 from data.texts import read_text
-from errors import InputError
+from errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
         # A name need not be UTF-8 to be that of a file.
         lines = read_text(file, "surrogateescape").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"list of images {file} cannot be read: {error}") from None
+        raise InputError(f"list of images {file} cannot be read: {reason_of(error)}") from None
     finder = ImageFinder(index.root)
     missing: list[tuple[str, Path]] = []  # what is wrong, and where it was looked for
     for number, line in enumerate(lines, start=1):

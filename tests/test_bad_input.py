@@ -36,6 +36,10 @@ def place(tmp_path: Path) -> Path:
 FILES: dict[str, Case] = {
     "malformed": ("train: {epochs: 1", ("bad.yaml", "not valid YAML")),
     "binary": (b"\xff\xfe\x00\x01", ("bad.yaml",)),
+    "annotations": (
+        '{"images": [], "annotations": [], "categories": []}',
+        ("bad.yaml is a COCO annotation file", "data.root=FOLDER"),
+    ),
     "a list": ("- train\n- data", ("bad.yaml", "mapping")),
     "no space": (
         "train:\n  epochs:3",
@@ -126,6 +130,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "model.init=set": ("model.init", "set holds no checkpoints/best.pt"),
     "model.init=set/images/0.png": ("0.png",),
     "model.init=list.pt": ("list.pt",),
+    "data.root=tiny.yaml": ("data.root: tiny.yaml is a file, and a folder is wanted",),
     "data.root=nowhere": ("data.root", "nowhere", "does not exist in /", "set data.root=FOLDER"),
     "data.images=nowhere": ("data.images", "nowhere", "does not exist"),
     "data.images=nowhere/{split}": ("data.images", "nowhere/train", "does not exist"),
@@ -288,9 +293,9 @@ DATA: dict[str, Case] = {
         (*THREE, "so are 2 more"),
     ),
     "category unknown": (annotation(category_id=99), (*THREE, "category id 99")),
-    "category a text": (annotation(category_id="3"), (*THREE, "category id '3', a text")),
+    "category a text": (annotation(category_id="x3"), (*THREE, "category id 'x3', a text")),
     "image unknown": (annotation(image_id=99), (*THREE, "image id 99")),
-    "image a text": (annotation(image_id="11"), (*THREE, "image id '11', a text")),
+    "image a text": (annotation(image_id="x1"), (*THREE, "image id 'x1', a text")),
     "image id a text": (image(id="12"), ("image id '12', a text", "train.json")),
     "no images": (edited(lambda c: c.update(images=[], annotations=[])), ("data.splits.train", "no images")),
     "no boxes": (edited(lambda c: c.update(annotations=[])), ("data.splits.train", "no boxes")),

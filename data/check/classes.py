@@ -1,14 +1,17 @@
 """Checks of classes and of whole splits: names, counts, sizes of images."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.categories import plain_name
+from data.categories import a_slip_apart, plain_name
 from data.check.findings import Spot, spot_of_image
 from data.sample import DetectionSet
 
+_TYPED_RIGHT = 50  # so many times for each slip
+_MANY_CLASSES = 3000  # to be compared, each with each
 _FEW_BOXES, _FEWER_THAN_THE_MOST = 10, 20
 _MOSTLY, _MUCH_IGNORED = 0.5, 1 / 3
 _SIDES_VARY = 6.0
@@ -26,6 +29,8 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         sets: the splits, each with the classes that its own annotations list; "train" may be among them.
     """
     yield from _alike(sets)
+    slips = dict(_slips(sets))
+    yield from slips.values()
     train = sets.get("train")
     if train is None or not len(train.boxes):
         return
@@ -35,7 +40,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     for name, count in zip(train.classes, counts(train).tolist(), strict=True):
         if count == 0:
             yield Spot("class-without-boxes", f"class '{name}' has no box in train", "train")
-        elif count < _FEW_BOXES and count * _FEWER_THAN_THE_MOST <= most:
+        elif name not in slips and count < _FEW_BOXES and count * _FEWER_THAN_THE_MOST <= most:
             text = f"class '{name}' has {count} of the {len(train.boxes)} boxes in train"
             yield Spot("class-rare", text, "train")
     for split, records in sets.items():
@@ -48,13 +53,15 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         alike = {plain_name(name): name for name in here if name not in known}
         respelt = {alike[plain_name(n)] for n in known if not here.get(n) and plain_name(n) in alike}
         for name, count in here.items():
-            if name not in known and name not in respelt and count:
+            if name not in known and name not in respelt and name not in slips and count:
                 text = f"{split} has {count} boxes of class '{name}', which train does not list"
                 yield Spot("class-left-out", text, split)
         for name, count in zip(train.classes, counts(train).tolist(), strict=True):
             if not here.get(name) and (other := alike.get(plain_name(name))):
                 text = f"{split} calls it '{other}', and train '{name}'"
                 yield Spot("category-alike", text, split)
+            elif name in slips:
+                continue
             elif name not in here:
                 yield Spot("category-missing", f"{split} does not list the class '{name}' of train", split)
             elif count and not here[name]:
@@ -83,6 +90,35 @@ def _much_ignored(split: str, records: DetectionSet) -> Iterator[Spot]:
         if of_them >= _FEW_BOXES and of_them > _MUCH_IGNORED * every:
             text = f"{of_them} of the {every} boxes of class '{name}' in {split} are iscrowd or difficult"
             yield Spot("much-ignored", text, split)
+
+
+def _slips(sets: Mapping[str, DetectionSet]) -> Iterator[tuple[str, Spot]]:
+    """Classes a letter away from another one that there is far more of, or that is in their place in other
+    splits: by their names, each at the first of its images.
+    """
+    total: Counter[str] = Counter()
+    listed: dict[str, set[str]] = {}
+    for split, records in sets.items():
+        for name, count in zip(records.classes, counts(records).tolist(), strict=True):
+            total[name] += count
+            if count:
+                listed.setdefault(name, set()).add(split)
+    names = sorted(listed, key=lambda name: (total[name], name))
+    if len(names) > _MANY_CLASSES:
+        return
+    for k, name in enumerate(names):
+        other = next((one for one in reversed(names[k + 1 :]) if a_slip_apart(name, one)), None)
+        if other is None:
+            continue
+        apart = not listed[name] & listed[other] or ("train" in listed[other] - listed[name])
+        if not apart and total[name] * _TYPED_RIGHT > total[other]:
+            continue
+        split = next(split for split in sets if split in listed[name])
+        records = sets[split]
+        box = int(np.flatnonzero(records.labels == records.classes.index(name))[0])
+        row = int(np.searchsorted(records.offsets, box, side="right")) - 1
+        problem = f"has class '{name}' ({total[name]} boxes in all), which '{other}' ({total[other]}) may be"
+        yield name, spot_of_image("names-alike", problem, split, records, row)
 
 
 def _alike(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:

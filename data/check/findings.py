@@ -153,7 +153,11 @@ KINDS: dict[str, Kind] = {
         "16-bit images that hold values of fewer bits, 12 say, and are nearly black",
         "save them as 8 bit, or with their values multiplied: by 16 for 12 bit",
     ),
-    "names-alike": Kind(_W, "class names that differ in case, spaces or an s only", "make them one class"),
+    "names-alike": Kind(
+        _W,
+        "class names that differ in case, spaces, an s or a letter only",
+        "make them one class, if they are",
+    ),
     "anchors-miss": Kind(
         _W,
         "many boxes have no anchor that fits",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from data.check.report import AnchorReport, Report, SplitSummary
 
 _PLACES_SHOWN = 3
+_CLASSES_SHOWN = 8
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -47,12 +48,17 @@ def verdict(report: Report) -> str:
 def _split(split: SplitSummary) -> str:
     share = {name: n / max(1, split.boxes) for name, n in split.per_class.items()}
     most = sorted(share, key=lambda name: -share[name])
-    classes = ", ".join(f"{name} {_percent(share[name])}" for name in most[:6])
-    more = f" and {len(most) - 6} more" if len(most) > 6 else ""
+    # The rarest too: they are what is looked at.
+    left_out = len(most) - _CLASSES_SHOWN if len(most) > _CLASSES_SHOWN else 0
+    told = [f"{name} {_percent(share[name])}" for name in most]
+    classes = ", ".join(told)
+    if left_out:
+        first = _CLASSES_SHOWN - 2
+        classes = f"{', '.join(told[:first])}, {left_out} more, {', '.join(told[-2:])}"
     ignored = f", {split.ignored} ignored" if split.ignored else ""
     return (
         f"{split.images} images, {split.without_boxes} of them without boxes; {split.boxes} boxes{ignored}: "
-        f"{classes}{more}"
+        f"{classes}"
     )
 
 

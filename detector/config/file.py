@@ -64,6 +64,11 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """
     overrides = overrides or []
     values, own = _read_with_bases(path, ())
+    if {"images", "annotations", "categories"} <= values.keys():
+        raise InputError(
+            f"{path} is a COCO annotation file and no configuration; try configs/own.yaml data.root=FOLDER, "
+            "which finds annotations/train.json and val.json in it"
+        )
     if "names" in values and "train" in values:
         raise InputError(
             f"{path} is the data.yaml of a YOLO set and no configuration; try configs/own.yaml "

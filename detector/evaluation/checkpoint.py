@@ -289,7 +289,10 @@ def refuse_without_ids(data: DataConfig, split: str) -> None:
 def refuse_text_ids(records: DetectionSet) -> None:
     """Raises InputError: the ids of a set are no numbers."""
     if records.renumbered:
-        raise InputError("--results: ids of the set are texts, and results would have numbers for them")
+        raise InputError(
+            "--results: ids of the set are texts, and results would have numbers for them; leave it out, or "
+            "write numbers into the annotations"
+        )
 
 
 def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScores:

@@ -113,6 +113,7 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
             _say_what_is_left_out(annotations_path, len(gt), len(content["annotations"]))
     _refuse_ids_of_prediction(results_path, annotations_path, image_records)
     found = _read_results(results_path, annotations_path, places, labels)
+    _warn_of_a_part(results_path, np.array([one[3] for one in gt], np.int64), found.images)
     _warn_of_units(found.xywh, found.images, sizes, results_path)
     gt_boxes = GtBoxes(
         np.array([one[0] for one in gt], np.float64).reshape(-1, 4),
@@ -173,6 +174,8 @@ def _read_results(
             at = f"{path}: {place[0]}"
             image, category = record["image_id"], record["category_id"]
             box, score = _box(record), float(record["score"])
+            if image not in places and isinstance(image, str) and image.isdecimal() and int(image) in places:
+                image = int(image)
             if image not in places:
                 raise InputError(f"{at} is for image id {image!r}, which {annotations_path} does not list")
             if category not in labels:
@@ -186,6 +189,17 @@ def _read_results(
         np.array([one[2] for one in found], np.float64),
         np.array([one[3] for one in found], np.int64),
     )
+
+
+def _warn_of_a_part(path: Path, with_gt: Ints, with_found: Ints) -> None:
+    """Results of a few images, or of another split with ids in common, would seem those of a bad detector."""
+    images = np.unique(with_gt)
+    empty = len(images) - int(np.isin(images, with_found).sum())
+    if len(with_found) and 2 * empty > len(images):
+        log.warning(
+            "%s: no detection in %d of the %d images that have gt boxes; is it all, and of this split?",
+            path, empty, len(images),
+        )  # fmt: skip
 
 
 def _warn_of_units(boxes: Floats, images: Ints, sizes: Ints | None, path: Path) -> None:

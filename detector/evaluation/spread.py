@@ -29,7 +29,15 @@ log = logging.getLogger(__name__)
 # What folds and seeds differ in, and what changes no result.
 _NO_RECIPE = (
     *("data.splits.", "data.annotations", "data.images", "data.on_error", "data.max_skipped", "train.seed"),
-    *("train.save_every", "train.profile", "eval.batch_size", "eval.tile_batch_size", "eval.backend"),
+    *(
+        "train.save_every",
+        "train.eval_every",
+        "train.log_every",
+        "train.profile",
+        "eval.batch_size",
+        "eval.tile_batch_size",
+        "eval.backend",
+    ),
 )
 _METRICS = ("AP", "AP50", "AP75")
 

@@ -104,7 +104,7 @@ def _warn_of_low(scores: Mapping[str, float]) -> None:
     low = [f"{name} {score:.2g}" for name, score in scores.items() if score < _NEARLY_ALL]
     if low:
         log.warning(
-            "thresholds near 0, as these classes were hardly found in validation: %s; nearly all of them is "
+            "thresholds near 0, as these classes were hardly found in validation: %s; nearly all of them are "
             "written, unless --threshold 0.5, or one by name, says otherwise",
             some_of(low, 5),
         )

@@ -12,7 +12,7 @@ from data.check.images import image_spots
 from data.check.report import AnchorReport, LevelFit, Report, summarise
 from data.check.resized import Resize
 from data.check.scan import ImageFacts, scan
-from data.faults import DataFault
+from data.faults import DataFault, UnreadableImages
 from data.sample import DetectionSet
 from detector.anchor_fit import level_ious
 from detector.boxes import area
@@ -70,6 +70,7 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
 
 def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet) -> None:
     """Say in a few warnings what the annotations have that hurts training. Takes a second at most."""
+    _try_test_split(config)
     spots = list(annotation_spots({"train": train, "val": val}, _noun(config), _resize(config), paths=True))
     pixels = float(train.sizes.prod(axis=1).mean())
     images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
@@ -83,6 +84,17 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
     if len(found) > _LINES_BEFORE_TRAINING:
         rest = len(found) - _LINES_BEFORE_TRAINING
         log.warning("data: %d more kinds of faults; python -m data.check lists all", rest)
+
+
+def _try_test_split(config: Config) -> None:
+    """It is needed when the training is over: a slip in its name is better known before."""
+    splits = config.data.splits
+    if splits.test in (None, splits.val, splits.train):
+        return
+    try:
+        build_set(config.data, "test", faults=UnreadableImages())
+    except InputError as error:
+        log.warning("data.splits.test: %s; evaluate.py --split test will want it", error)
 
 
 def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:

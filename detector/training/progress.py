@@ -168,9 +168,10 @@ class Checkpoints:
             raise InputError(f"{source} has no training state to continue from; resume from a run folder")
         for key, before, _ in changes:
             if key.startswith("model.") or key in _OF_THE_OPTIMIZER:
+                partly = " and model.init_partial=true" if key.startswith("model.") else ""
                 raise InputError(
                     f"{source}: {key} is {before} there and cannot be changed when resuming; begin a new run "
-                    f"with model.init={BEST} of this one"
+                    f"with model.init={BEST} of this one{partly}"
                 )
         steps = training.get("steps_per_epoch", self._steps_per_epoch)
         if steps != self._steps_per_epoch:

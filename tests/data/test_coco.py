@@ -276,7 +276,8 @@ def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, conten
     assert caplog.messages == [f"{tmp_path / 'set.json'}: {said}"]
     content["images"][0]["file_name"] = name.replace("png", "PnG")
     (tmp_path / "images" / name.upper()).write_bytes(b"another")
-    assert "PnG does not exist" in error_of(tmp_path, content)
+    both = ", ".join(sorted((name.upper(), name)))
+    assert f"PnG', which may be {both} in" in error_of(tmp_path, content)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -486,6 +487,37 @@ def test_images_may_lie_in_folders_below(tmp_path, content):
     assert load(tmp_path, content).files[0] == str(tmp_path / "images" / "deep" / "down" / "x.png")
 
 
+def test_images_in_folders_that_their_names_leave_out_are_found(tmp_path, content, caplog):
+    """One deep down, and one that its name has a part of; whatever else is there."""
+    images = tmp_path / "images"
+    for name, place in (("0.png", "a/b"), ("1.png", "c/d")):
+        (images / place).mkdir(parents=True)
+        (images / name).rename(images / place / name)
+    content["images"][1]["file_name"] = "d/1.png"
+    write_image(images / "c" / "x" / "1.png")
+    found = load(tmp_path, content)
+    assert found.files.tolist() == [str(images / "a/b/0.png"), str(images / "c/d/1.png")]
+    (message,) = caplog.messages
+    assert "2 images are in folders below" in message and message.endswith("such as a/b/0.png")
+
+
+def test_of_images_of_one_name_in_several_folders_none_is_taken(tmp_path, content):
+    """Any of them would be trained on with the boxes of another."""
+    images = tmp_path / "images"
+    for place in ("cam0", "cam1"):
+        for name in ("0.png", "1.png"):
+            write_image(images / place / name)
+    for name in ("0.png", "1.png"):
+        (images / name).unlink()
+    message = error_of(tmp_path, content)
+    assert "names '0.png', which may be cam0/0.png, cam1/0.png in" in message
+    (images / "cam0").rename(tmp_path / "left")
+    (images / "cam1").rename(tmp_path / "right")
+    message = error_of(tmp_path, content)
+    both = f"{tmp_path / 'left'} and in {tmp_path / 'right'}"
+    assert f"but in {both}; set data.images to the right one" in message
+
+
 def test_missing_image_is_named_and_the_others_counted(tmp_path, content):
     (tmp_path / "images" / "1.png").unlink()
     message = error_of(tmp_path, content)
@@ -563,8 +595,11 @@ def test_wrong_categories_are_refused(tmp_path, content, categories, problem):
 def test_missing_file_and_folder_are_named(tmp_path, content):
     with pytest.raises(InputError, match=r"none\.json does not exist"):
         load_coco(tmp_path / "none.json", tmp_path / "images")
-    with pytest.raises(InputError, match=r"data\.images.*pictures does not exist"):
+    with pytest.raises(InputError, match=r"none\.json does not exist"):
         load_coco(tmp_path / "none.json", tmp_path / "pictures")
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"data\.images.*pictures does not exist"):
+        load_coco(tmp_path / "set.json", tmp_path / "pictures")
 
 
 def test_boxes_reaching_over_the_edge_are_kept_as_annotated(tmp_path, content, caplog):

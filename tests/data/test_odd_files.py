@@ -14,6 +14,7 @@ from data.check.__main__ import main as check
 from data.coco import load_coco
 from data.faults import DataFault
 from data.split.__main__ import main as split
+from data.text_ids import _say
 from data.voc import load_voc
 from data.yolo import load_yolo
 from errors import InputError
@@ -197,6 +198,7 @@ def test_ids_that_are_texts_are_numbered(
     tmp_path: Path, text: Any, numbers: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """By their value where they are numbers, else in their order; boxes stay with their images."""
+    _say.cache_clear()
     content = coco_dict([[BOX], [BOX, BOX], []])
     expected = load_coco(write(tmp_path / "numbers", content), tmp_path / "numbers/images")
     for record in content["images"]:
@@ -232,6 +234,25 @@ def test_a_set_with_text_ids_keeps_them_where_it_is_divided_and_scored(tmp_path:
     done = call(evaluate.main, *words, cwd=tmp_path)
     assert done.code == 0, done.err
     assert json.loads((tmp_path / "out.json").read_text())["AP"] == 1
+
+
+def test_ids_in_quotes_are_those_that_the_lists_have_as_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _say.cache_clear()
+    content = coco_dict([[BOX], [BOX]])
+    expected = load_coco(write(tmp_path / "plain", content), tmp_path / "plain/images")
+    for record in content["annotations"]:
+        record.update(image_id=str(record["image_id"]), category_id=str(record["category_id"]))
+    path = write(tmp_path / "texts", content)
+    for _ in range(2):  # training and evaluation read it: it is said once
+        records = load_coco(path, tmp_path / "texts/images")
+    assert records.image_ids.tolist() == expected.image_ids.tolist() and not records.renumbered
+    assert records.labels.tolist() == expected.labels.tolist()
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        f"{key} is a text in 2 annotations; '{first}' is taken for {first}"
+        for key, first in (("image_id", 10), ("category_id", 7))
+    ]
 
 
 def test_a_text_among_ids_that_are_numbers_is_refused(tmp_path: Path) -> None:

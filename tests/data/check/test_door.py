@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import train
+from data.categories import a_slip_apart
 from data.check.__main__ import main
+from data.check.report import Report, SplitSummary
+from data.check.text import lines
 from data.shapes import ShapesSpec, ensure_shapes
 from detector.builders.data import build_set
 from detector.config.file import load_config
@@ -52,6 +55,41 @@ def test_the_demo_set_is_clean(demo: Path, tmp_path: Path) -> None:
     train_split = content["splits"]["train"]
     assert (train_split["images"], train_split["modes"]) == (40, {"RGB": 40})
     assert sum(train_split["per_class"].values()) == train_split["boxes"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "slip"),
+    [
+        ("queen", "quen", True),
+        ("queen", "qeuen", True),
+        ("queen", "quern", True),
+        ("queen", "aqueen", True),
+        ("nine", "nin", True),
+        ("queen", "queens", False),  # plain_name's
+        ("queen", "quene x", False),
+        ("lane 1", "lane 2", False),
+        ("car", "cat", False),
+        ("", "queen", False),
+    ],
+)
+def test_names_that_are_a_slip_apart(one: str, other: str, slip: bool) -> None:
+    assert (a_slip_apart(one, other), a_slip_apart(other, one)) == (slip, slip)
+
+
+def test_the_rarest_classes_are_shown_too() -> None:
+    split = SplitSummary(10, 0, 55, 0, {f"c{k}": 10 - k for k in range(10)}, (9, 9), (9, 9), {})
+    report = Report("x", 1.0, False, (), {"train": split}, None)
+    told = next(line for line in lines(report) if "c0" in line)
+    assert told.endswith("c4 10.9 %, c5 9.1 %, 2 more, c8 3.6 %, c9 1.8 %")
+
+
+def test_a_test_split_that_cannot_be_read_is_told_before_the_training(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(place / "tiny.yaml", [f"data.root={place / 'set'}", "data.splits.test=tset"])
+    sets = (build_set(config.data, "train"), build_set(config.data, "val"))
+    warn_before_training(config, *sets)
+    assert "data.splits.test: annotation file" in caplog.text and "tset.json does not exist" in caplog.text
 
 
 def test_faults_end_with_code_one_and_stand_in_text_json_and_page(place: Path) -> None:
