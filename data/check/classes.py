@@ -117,7 +117,8 @@ def _slips(sets: Mapping[str, DetectionSet]) -> Iterator[tuple[str, Spot]]:
         records = sets[split]
         box = int(np.flatnonzero(records.labels == records.classes.index(name))[0])
         row = int(np.searchsorted(records.offsets, box, side="right")) - 1
-        problem = f"has class '{name}' ({total[name]} boxes in all), which '{other}' ({total[other]}) may be"
+        boxes = f"{total[name]} box{'es' * (total[name] > 1)} in all"
+        problem = f"has class '{name}' ({boxes}), which '{other}' ({total[other]}) may be"
         yield name, spot_of_image("names-alike", problem, split, records, row)
 
 
