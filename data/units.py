@@ -7,7 +7,8 @@ AS_CORNERS = "as if x1, y1 were written as width, height"
 AS_PARTS = "lie within one pixel, as parts of width and height do"
 _LEAST_BOXES = 10
 _FAR_OUT = 1.1  # of the image's sides
-_SOME, _NEARLY_ALL, _MOST = 0.1, 0.99, 0.9  # parts of the boxes
+_OUT, _ROUNDED = 0.2, 1.0  # a part of a box's sides; pixels
+_FEW, _SOME, _NEARLY_ALL, _MOST = 0.02, 0.1, 0.99, 0.9  # parts of the boxes
 
 
 def corners_for_sizes(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> bool:
@@ -36,3 +37,30 @@ def parts_for_pixels(boxes: NDArray[np.float64]) -> bool:
     """
     written = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     return len(boxes) >= _LEAST_BOXES and bool((written <= 1).all(axis=1).mean() > _MOST)
+
+
+def otherwise_inside(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> str | None:
+    """What seems to have been written, where boxes lie out of their images and all would lie inside so.
+
+    Args:
+        boxes, sizes: as for `corners_for_sizes`, which is to be asked first.
+
+    Returns:
+        "centres" (where corners are read), "corners" (where centres are read), "y before x", or None.
+    """
+    if len(boxes) < _LEAST_BOXES:
+        return None
+    sides = np.tile(sizes[:, ::-1], 2).astype(np.float64)  # of the image: width, height, width, height
+    half = np.tile((boxes[:, 2:] - boxes[:, :2]) / 2, 2)
+    if not _beyond(boxes, sides, 2 * _OUT * half + _ROUNDED).mean() > _FEW:
+        return None
+    ways = {"centres": boxes - half, "corners": boxes + half, "y before x": boxes[:, [1, 0, 3, 2]]}
+    inside = [way for way, moved in ways.items() if 1 - _beyond(moved, sides, _ROUNDED).mean() > _NEARLY_ALL]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _beyond(
+    boxes: NDArray[np.float64], sides: NDArray[np.float64], by: NDArray[np.float64] | float
+) -> NDArray[np.bool_]:
+    """Which boxes reach out of their images by more than that: [M]."""
+    return np.asarray(((boxes < -by) | (boxes > sides + by)).any(axis=1))

@@ -7,11 +7,19 @@ from numpy.typing import NDArray
 
 from data.check.findings import BoxSpot, numbered
 from data.sample import DetectionSet
-from data.units import corners_for_sizes, parts_for_pixels
+from data.units import corners_for_sizes, otherwise_inside, parts_for_pixels
 
 _TINY_PX = 2.0
 _EDGE_PX = 1.0  # rounding, and the pixel between counting from 0 and from 1
 _LEAST_INSIDE = 0.9
+# The finding, by what seems to have been written.
+_WRITTEN = {
+    None: None,
+    "sizes": "box-corners",
+    "centres": "box-centres",
+    "corners": "box-not-centred",
+    "y before x": "box-y-first",
+}
 
 
 def box_spots(
@@ -42,10 +50,10 @@ def box_spots(
             yield BoxSpot(code, problem, values, split, records, noun, box)
 
     size = "of an image of {0} x {1} px"
-    corners = corners_for_sizes(records.boxes, records.sizes[of_image])
+    code = _WRITTEN[_what_was_written(records.boxes, records.sizes[of_image])]
     yield from spots(
-        "box-corners" if corners else "box-partly-outside",
-        (over > _EDGE_PX) if corners else share < _LEAST_INSIDE,
+        code or "box-partly-outside",
+        (over > _EDGE_PX) if code else share < _LEAST_INSIDE,
         f"lies inside by {{2:.0%}} only, {size}",
         width,
         height,
@@ -53,7 +61,7 @@ def box_spots(
     )
     yield from spots(
         "box-over-edge",
-        (share >= _LEAST_INSIDE) & (over > _EDGE_PX) & (not corners),
+        (share >= _LEAST_INSIDE) & (over > _EDGE_PX) & (code is None),
         f"reaches over the edge {size} by {{2:.1f}} px",
         width,
         height,
@@ -70,6 +78,10 @@ def box_spots(
     whole = (x0 <= _EDGE_PX) & (y0 <= _EDGE_PX) & (x1 >= width - _EDGE_PX) & (y1 >= height - _EDGE_PX)
     yield from spots("box-whole-image", objects & whole, f"covers the whole {size}", width, height)
     yield from _repeated(split, records, noun, of_image)
+
+
+def _what_was_written(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> str | None:
+    return "sizes" if corners_for_sizes(boxes, sizes) else otherwise_inside(boxes, sizes)
 
 
 def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np.int64]) -> Iterator[BoxSpot]:

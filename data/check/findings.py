@@ -87,6 +87,19 @@ KINDS: dict[str, Kind] = {
         f"boxes reach outside {AS_CORNERS}",
         "write x, y, width, height: each box is too large now",
     ),
+    "box-centres": Kind(
+        _W,
+        "boxes reach outside as if their centres were written where corners are read",
+        "write the upper left corner: all boxes are off by half their size now",
+    ),
+    "box-not-centred": Kind(
+        _W,
+        "boxes reach outside as if their corners were written where centres are read",
+        "write the centre: all boxes are off by half their size now",
+    ),
+    "box-y-first": Kind(
+        _W, "boxes reach outside as if y and height stood before x and width", "write x, y, width, height"
+    ),
     "box-normalised": Kind(_E, f"nearly all boxes {AS_PARTS}", "write pixels"),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.units import corners_for_sizes, parts_for_pixels
+from data.units import corners_for_sizes, otherwise_inside, parts_for_pixels
 
 WIDTH, HEIGHT = 640, 480
 
@@ -82,3 +82,36 @@ SIDES = IN_PARTS[:, 2:] - IN_PARTS[:, :2]
 )
 def test_parts_of_the_image(boxes, parts):
     assert parts_for_pixels(boxes) == parts
+
+
+def shifted(boxes, part):
+    """By a part of their own sides."""
+    return boxes + np.tile((boxes[:, 2:] - boxes[:, :2]) * part, 2)
+
+
+AT_THE_EDGES = (
+    spread((590, 600), (0, 400), 6, (30, 40)),
+    spread((0, 8), (0, 400), 6),
+    spread((9, 500), (415, 420), 6),
+)
+EDGES = np.concatenate((EVERYWHERE, *AT_THE_EDGES))
+UPRIGHT = spread((0, 420), (500, 580), 20)  # of images of 480 x 640 px
+
+
+@pytest.mark.parametrize(
+    ("boxes", "size", "written"),
+    [
+        (shifted(EDGES, 0.5), (HEIGHT, WIDTH), "centres"),
+        (shifted(EDGES, -0.5), (HEIGHT, WIDTH), "corners"),
+        (UPRIGHT[:, [1, 0, 3, 2]], (WIDTH, HEIGHT), "y before x"),
+        (EDGES, (HEIGHT, WIDTH), None),
+        (CENTRED, (HEIGHT, WIDTH), None),
+        (shifted(EDGES, 0.5)[-9:], (HEIGHT, WIDTH), None),  # too few to tell
+        # Objects cut by the right edge and annotated whole, beside others at the left one.
+        (np.concatenate((EDGES, shifted(EDGES[40:46], 0.5))), (HEIGHT, WIDTH), None),
+        (np.concatenate((shifted(EDGES, 0.5), EDGES[46:52])), (HEIGHT, WIDTH), None),
+    ],
+    ids=["centres", "corners", "y first", "as read", "all over the edge", "few", "cut", "half of them"],
+)
+def test_boxes_that_would_all_lie_inside_otherwise(boxes, size, written):
+    assert otherwise_inside(boxes, np.tile(size, (len(boxes), 1))) == written

@@ -78,6 +78,21 @@ def test_corners_in_the_place_of_sizes_are_one_finding(root: Path) -> None:
     assert "width, height" in report.findings[0].kind.remedy
 
 
+@pytest.mark.parametrize(("part", "code"), [(0.5, "box-centres"), (-0.5, "box-not-centred")])
+def test_boxes_off_by_half_their_size_are_one_finding(root: Path, part: float, code: str) -> None:
+    boxes = [(0.0, 0.0, 30.0, 20.0), (WIDTH - 40.0, HEIGHT - 30.0, 40.0, 30.0)]
+    edited(lambda c: c["annotations"].extend(added(90 + k, 1, 0, b) for k, b in enumerate(boxes)))(root)
+
+    def damage(content: dict[str, Any]) -> None:
+        for record in content["annotations"]:
+            x, y, width, height = record["bbox"]
+            record["bbox"] = [x + part * width, y + part * height, width, height]
+
+    edited(damage)(root)
+    report = examined(root).report
+    assert [f.code for f in report.findings if f.kind.level < Level.NOTE] == [code]
+
+
 def test_parts_of_the_sides_are_one_finding(root: Path) -> None:
     """YOLO's numbers in a COCO file: to remove all boxes that are tiny would be the wrong advice."""
     edited(lambda c: c["annotations"].extend(added(90 + k, 1, 0, (k, 4, 40, 40)) for k in range(2)))(root)
