@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,16 +89,32 @@ def plain_name(name: str) -> str:
 def a_slip_apart(one: str, other: str) -> bool:
     """Whether two names differ in one letter: too much, too little, another, or two in the wrong order.
 
-    Not in a number: lane 1 and lane 2 are two classes.
+    Not in a number or a letter that stands for one: lane 1 and lane 2, type a and type b are two classes.
     """
     a, b = plain_name(one), plain_name(other)
-    if a == b or min(len(a), len(b)) < 3 or max(len(a), len(b)) < 4:
+    if abs(len(a) - len(b)) > 1 or min(len(a), len(b)) < 3 or max(len(a), len(b)) < 4:
         return False
-    if re.sub(r"\d", "", a) == re.sub(r"\d", "", b):
+    if a == b or _without_numbers(one) == _without_numbers(other):
         return False
     same = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     a, b = a[same:], b[same:]
     return a[1:] == b[1:] or a == b[1:] or a[1:] == b or (a[2:] == b[2:] and a[:2] == b[1::-1])
+
+
+def _without_numbers(name: str) -> str:
+    words = re.sub(r"[\s_-]+", " ", name).casefold()
+    return re.sub(r"\d|\b([a-z]|[ivx]+)\b", "", words).strip()
+
+
+def slips_among(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of names that are a slip apart, each once; without comparing each with each."""
+    near: dict[str, list[str]] = {}
+    for name in names:
+        plain = plain_name(name)
+        for key in {plain, *(plain[:k] + plain[k + 1 :] for k in range(len(plain)))}:
+            near.setdefault(key, []).append(name)
+    pairs = {pair for group in near.values() for pair in combinations(sorted(group), 2)}
+    yield from sorted(pair for pair in pairs if a_slip_apart(*pair))
 
 
 def refuse_nearly_the_same(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:
@@ -125,7 +142,8 @@ def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source
     if len(missing) == len(classes):
         raise _lacking(missing[0], "", there, source)
     if missing:
-        slips = ((name, other) for name in missing for other in there if other not in classes)
+        used = set(classes)
+        slips = ((name, other) for name in missing[:5] for other in there if other not in used)
         meant = [f"'{other}' for '{name}'" for name, other in slips if a_slip_apart(name, other)]
         log.warning(
             "%s does not list %s, and so has no box of %s; it has %s%s",

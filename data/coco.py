@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import math
 import shlex
 from collections import Counter
@@ -23,12 +24,13 @@ from data.annotations import (
 from data.categories import named_categories, used_categories
 from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import MOST_PIXELS
-from data.lookup import ImageFinder, entries_of, is_file
+from data.lookup import ImageFinder, further_down, is_file
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from data.text_ids import with_numbers
 from errors import InputError, some_of
 
+log = logging.getLogger(__name__)
 _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
 # By what their files have, and COCO's have not.
@@ -118,7 +120,7 @@ def load_instances(
     rotated: list[str] = []  # boxes
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
-    _refuse_other_folder(found, images, annotations)
+    _look_elsewhere(found, images, annotations)
     for record in content["annotations"]:
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
         try:
@@ -264,7 +266,7 @@ def _images(
     """The images by their ids, and the ids of those that were refused."""
     found: dict[int, AnnotatedImage] = {}
     refused: set[Any] = set()
-    finder = ImageFinder(folder, deep=True)
+    finder = ImageFinder(folder)
     for record in records:
         try:
             image = _image(record, finder, source)
@@ -280,32 +282,53 @@ def _images(
     return found, refused
 
 
-def _refuse_other_folder(found: dict[int, AnnotatedImage], folder: Path, source: Path) -> None:
-    """Where no image will be found because their names begin with folders: say so once."""
+def _look_elsewhere(found: dict[int, AnnotatedImage], folder: Path, source: Path) -> None:
+    """Where no image is by its name: in folders below that the names leave out, or in another folder.
+
+    Raises:
+        InputError: they are in another folder, or in several that may be meant.
+    """
     paths = [image.path for image in found.values()]
     some = paths[:: max(1, len(paths) // _SAMPLED)]
-    if not some or any(map(is_file, some)):
+    if not some or any(map(is_file, some)) or any(map(is_file, paths)):
+        return
+    meant, places, twins = _further_down(found, folder)
+    # All in one folder is what data.images is for; with two of a name one would be trained on with the boxes
+    # of the other.
+    if not twins and len(places) > 1 and 2 * len(meant) > len(found):
+        for number, file in meant.items():
+            found[number].path = file
+        log.warning(
+            "%s: %d images are in folders below %s that their names leave out, such as %s",
+            source, len(meant), folder, next(iter(meant.values())).relative_to(folder),
+        )  # fmt: skip
         return
     names = [path.relative_to(folder) for path in some]
     near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
-    fitting: dict[Path, Path] = {}  # where they are, and one of them
-    for other in dict.fromkeys(place.resolve() for place in (*folder.parents[:2], source.parent, *near)):
+    fitting: dict[Path, tuple[Path, Path]] = {}  # by what it is: where they are, and one of them
+    for other in (*folder.parents[:2], source.parent, *near, *sorted(places)):
         there = [name for name in names if is_file(other / name)]
         if 2 * len(there) > len(names):
-            fitting[_as_seen(other, folder)] = there[0]
+            fitting.setdefault(other.resolve(), (other, there[0]))
     if fitting:
-        places, name = " and in ".join(map(str, fitting)), next(iter(fitting.values()))
-        which = "that folder" if len(fitting) == 1 else "the right one"
+        others = " and in ".join(str(other) for other, _ in fitting.values())
+        _, name = next(iter(fitting.values()))
+        which = "that folder" if len(fitting) == 1 else "the right one, or write the folders into the names"
         raise InputError(
-            f"{source}: its images, such as {name}, are not in {folder} but in {places}; set data.images "
-            f"to {which}, as seen from data.root (. is data.root itself; of data.split: --images)"
+            f"{source}: its images, such as {name}, are not in {folder} but in {others}; set data.images "
+            f"to {which} (as seen from data.root, which is . itself; of data.split: --images)"
         )
 
 
-def _as_seen(place: Path, folder: Path) -> Path:
-    """A resolved path, written as the folder is."""
-    near = (*folder.parents, *entries_of(folder.parent))
-    return next((path for path in near if path.resolve() == place), place)
+def _further_down(found: dict[int, AnnotatedImage], folder: Path) -> tuple[dict[int, Path], set[Path], bool]:
+    """The one file below the folder that each image may be; the folders from which the names of these are
+    seen; and whether some image may be several.
+    """
+    below = further_down(folder, [image.path for image in found.values()])
+    meant = {number: files[0] for number, files in zip(found, below, strict=True) if len(files) == 1}
+    depths = {number: len(found[number].path.relative_to(folder).parts) for number in meant}
+    places = {file.parents[depths[number] - 1] for number, file in meant.items()}
+    return meant, places, max(map(len, below)) > 1
 
 
 def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:

@@ -4,12 +4,13 @@ import contextlib
 import logging
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from data.faults import DataFault
 from data.images import files_below
-from errors import InputError, some_of
+from errors import InputError
 
 log = logging.getLogger(__name__)
 # A name that begins at a root or drive or has a part '..', on any system. Path objects take 20 times longer.
@@ -104,27 +105,21 @@ class ImageFinder:
     """The images of a set, in a folder and those below it.
 
     Windows writes backslashes and sees no difference of case, macOS writes a letter and its accent apart, and
-    annotation tools write where an image was on their own disk, or leave the folders out.
-
-    Args:
-        deep: an image that lies deeper than its name says is found, where only one can be meant.
+    annotation tools write where an image was on their own disk.
     """
 
-    def __init__(self, folder: Path, deep: bool = False) -> None:
-        self._folder, self._deep = folder, deep
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._listing = Listing()
-        self._below: dict[str, list[Path]] | None = None  # all files, by `without_case`
         self._given: dict[Path, tuple[str, bool]] = {}  # by what name; whether its own
         self._respelt: dict[Path, str] = {}
         self._elsewhere: dict[Path, str] = {}
-        self._deeper: dict[Path, str] = {}
 
     def find(self, name: str, where: str) -> Path:
         """The file that is meant, or the one of the very name where there is none.
 
         Raises:
             DataFault: the name leads out of the folder, and no image in it has its last parts for a name.
-            DataFault: several images below may be meant.
             NameTaken: one has, and is taken for another already.
         """
         if leads_out(name):
@@ -135,30 +130,9 @@ class ImageFinder:
         spellings = dict.fromkeys((name, unquote(name)))
         alike = next(filter(None, (self._alike(_parts(spelling)) for spelling in spellings)), None)
         if alike is None:
-            return self._further_down(name, where) or path
+            return path
         self._respelt.setdefault(alike, name)
         return self._only_of(alike, name, where, exact=False)
-
-    def _further_down(self, name: str, where: str) -> Path | None:
-        """The one file in the folders below whose path ends so."""
-        if not self._deep:
-            return None
-        if self._below is None:
-            self._below = {}
-            with contextlib.suppress(InputError, OSError):  # what may not be looked into, or is away
-                for file in files_below(self._folder):
-                    self._below.setdefault(without_case(file.name), []).append(file)
-        ends = [without_case(part) for part in _parts(name)]
-        there = self._below.get(ends[-1], []) if ends else []
-        meant = [path for path in there if [without_case(part) for part in path.parts[-len(ends) :]] == ends]
-        if not meant:
-            return None
-        if len(meant) > 1:
-            some = some_of([str(path.relative_to(self._folder)) for path in meant], 3)
-            message = f"{where} names '{name}', which may be {some} in {self._folder}; write the whole name"
-            raise DataFault("image-missing", message, self._folder / name)
-        self._deeper.setdefault(meant[0], name)
-        return self._only_of(meant[0], name, where, exact=False)
 
     def _only_of(self, path: Path, name: str, where: str, exact: bool) -> Path:
         """The path, if no other name stands for it; two that are exact may, as ./a.jpg and a.jpg."""
@@ -200,12 +174,22 @@ class ImageFinder:
             if found:
                 path, name = next(iter(found.items()))
                 log.warning("%s: %s (%d, such as '%s' for %s)", source, what, len(found), name, path.name)
-        if self._deeper:
-            path, name = next(iter(self._deeper.items()))
-            log.warning(
-                "%s: %d images are in folders below %s that their names leave out, such as %s",
-                source, len(self._deeper), self._folder, path.relative_to(self._folder),
-            )  # fmt: skip
+
+
+def further_down(folder: Path, paths: Sequence[Path]) -> list[list[Path]]:
+    """For each path in the folder all files in it and below whose paths end so, whatever their case."""
+    below: dict[str, list[Path]] = {}
+    with contextlib.suppress(InputError, OSError):  # what may not be looked into, or is away
+        for file in files_below(folder):
+            below.setdefault(without_case(file.name), []).append(file)
+
+    def ends_as(file: Path, path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        return [*map(without_case, file.parts[-len(parts) :])] == [*map(without_case, parts)]
+
+    return [
+        [file for file in below.get(without_case(path.name), []) if ends_as(file, path)] for path in paths
+    ]
 
 
 def _parts(name: str) -> list[str]:

@@ -3,7 +3,8 @@
 The last two are after SSD (Liu et al., ECCV 2016).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import albumentations as A
@@ -113,16 +114,18 @@ class IoUCrop(A.DualTransform):
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
-        given: list[Any] = [*min_ious] if isinstance(min_ious, list | tuple) else []
+        given: list[Any] = (
+            [*min_ious] if isinstance(min_ious, Iterable) and not isinstance(min_ious, str) else []
+        )
         if not given or not all(_is_number(one) and 0 <= one <= 1 for one in given):
             raise ValueError(f"min_ious: a list of IoUs from 0 to 1 is wanted, got {min_ious!r}")
         if not (_is_number(min_scale) and 0 < min_scale <= 1):
             raise ValueError(f"min_scale: a number above 0 and at most 1 is wanted, got {min_scale!r}")
-        if type(trials) is not int or trials < 1:
+        if not isinstance(trials, Integral) or isinstance(trials, bool) or trials < 1:
             raise ValueError(f"trials: a whole number from 1 on is wanted, got {trials!r}")
-        self.min_ious = tuple(min_ious)
-        self.min_scale = min_scale
-        self.trials = trials
+        self.min_ious: tuple[float, ...] = tuple(given)
+        self.min_scale: float = min_scale
+        self.trials: int = trials
 
     @property
     def targets_as_params(self) -> list[str]:
@@ -170,7 +173,7 @@ class IoUCrop(A.DualTransform):
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)  # nor true, nor the text that YAML makes of 1e1
+    return isinstance(value, Real) and not isinstance(value, bool)  # nor the text that YAML makes of 1e1
 
 
 def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

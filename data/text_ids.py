@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+_KEYS = (("images", "image_id"), ("categories", "category_id"))
 
 
 def numbers_of(records: list[Any]) -> dict[str, int]:
@@ -27,10 +28,10 @@ def numbers_of(records: list[Any]) -> dict[str, int]:
 def with_numbers(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], bool]:
     """The content of an instances file with numbers for ids that are texts; and whether it lists such."""
     renumbered = False
-    for section, key in (("images", "image_id"), ("categories", "category_id")):
+    for section, key in _KEYS:
         numbers = numbers_of(content[section])
         if not numbers:
-            content = _with_numbers_as_listed(content, section, key, source)
+            content = _as_listed(content, section, key, source)
             continue
         renumbered = True
         first, number = next(iter(numbers.items()))
@@ -43,7 +44,14 @@ def with_numbers(content: dict[str, Any], source: Path) -> tuple[dict[str, Any],
     return content, renumbered
 
 
-def _with_numbers_as_listed(content: dict[str, Any], section: str, key: str, source: Path) -> dict[str, Any]:
+def as_listed(content: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The content of an instances file, with numbers where its annotations have listed ones in quotes."""
+    for section, key in _KEYS:
+        content = _as_listed(content, section, key, source)
+    return content
+
+
+def _as_listed(content: dict[str, Any], section: str, key: str, source: Path) -> dict[str, Any]:
     """Where the lists have numbers, and annotations have them in quotes."""
     ids = (record.get("id") for record in content[section] if isinstance(record, dict))
     numbers = {str(number): number for number in ids if isinstance(number, int)}

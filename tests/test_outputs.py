@@ -100,15 +100,21 @@ def test_results_of_a_part_of_the_images_are_told(place: Path, caplog: pytest.Lo
     """Ids in quotes are known all the same."""
     gt = json.loads((place / "gt.json").read_text())
     more = [{**image, "id": 900 + k} for k, image in enumerate(gt["images"] * 2)]
-    boxes = [{**gt["annotations"][0], "id": 900 + k, "image_id": image["id"]} for k, image in enumerate(more)]
+    one = {**gt["annotations"][0], "category_id": str(gt["annotations"][0]["category_id"])}
+    boxes = [{**one, "id": 900 + k, "image_id": str(image["id"])} for k, image in enumerate(more)]
     gt = {**gt, "images": gt["images"] + more, "annotations": gt["annotations"] + boxes}
     (place / "gt.json").write_text(json.dumps(gt))
     content = json.loads((place / "res.json").read_text())
     first = content[0]["image_id"]
-    some = [{**one, "image_id": str(first)} for one in content if one["image_id"] == first]
+    some = [
+        {**one, "image_id": str(first), "category_id": str(one["category_id"])}
+        for one in content
+        if one["image_id"] == first
+    ]
     (place / "res.json").write_text(json.dumps(some))
     assert call(door.main, *SCORE, "out.json", cwd=place).code == 0
-    images = len({one["image_id"] for one in gt["annotations"]})
+    images = len({str(one["image_id"]) for one in gt["annotations"]})
+    assert "annotations left out" not in caplog.text
     assert f"no detection in {images - 1} of the {images} images that have gt boxes" in caplog.text
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from data.categories import a_slip_apart, plain_name
+from data.categories import plain_name, slips_among
 from data.check.findings import Spot, spot_of_image
 from data.sample import DetectionSet
 
 _TYPED_RIGHT = 50  # so many times for each slip
-_MANY_CLASSES = 3000  # to be compared, each with each
 _FEW_BOXES, _FEWER_THAN_THE_MOST = 10, 20
 _MOSTLY, _MUCH_IGNORED = 0.5, 1 / 3
 _SIDES_VARY = 6.0
@@ -29,8 +28,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         sets: the splits, each with the classes that its own annotations list; "train" may be among them.
     """
     yield from _alike(sets)
-    slips = dict(_slips(sets))
-    yield from slips.values()
+    yield from _slips(sets)
     train = sets.get("train")
     if train is None or not len(train.boxes):
         return
@@ -40,7 +38,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     for name, count in zip(train.classes, counts(train).tolist(), strict=True):
         if count == 0:
             yield Spot("class-without-boxes", f"class '{name}' has no box in train", "train")
-        elif name not in slips and count < _FEW_BOXES and count * _FEWER_THAN_THE_MOST <= most:
+        elif count < _FEW_BOXES and count * _FEWER_THAN_THE_MOST <= most:
             text = f"class '{name}' has {count} of the {len(train.boxes)} boxes in train"
             yield Spot("class-rare", text, "train")
     for split, records in sets.items():
@@ -53,15 +51,13 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         alike = {plain_name(name): name for name in here if name not in known}
         respelt = {alike[plain_name(n)] for n in known if not here.get(n) and plain_name(n) in alike}
         for name, count in here.items():
-            if name not in known and name not in respelt and name not in slips and count:
+            if name not in known and name not in respelt and count:
                 text = f"{split} has {count} boxes of class '{name}', which train does not list"
                 yield Spot("class-left-out", text, split)
         for name, count in zip(train.classes, counts(train).tolist(), strict=True):
             if not here.get(name) and (other := alike.get(plain_name(name))):
                 text = f"{split} calls it '{other}', and train '{name}'"
                 yield Spot("category-alike", text, split)
-            elif name in slips:
-                continue
             elif name not in here:
                 yield Spot("category-missing", f"{split} does not list the class '{name}' of train", split)
             elif count and not here[name]:
@@ -92,34 +88,29 @@ def _much_ignored(split: str, records: DetectionSet) -> Iterator[Spot]:
             yield Spot("much-ignored", text, split)
 
 
-def _slips(sets: Mapping[str, DetectionSet]) -> Iterator[tuple[str, Spot]]:
+def _slips(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     """Classes a letter away from another one that there is far more of, or that is in their place in other
-    splits: by their names, each at the first of its images.
+    splits, each at the first of its images.
     """
     total: Counter[str] = Counter()
-    listed: dict[str, set[str]] = {}
+    splits: dict[str, set[str]] = {}
     for split, records in sets.items():
         for name, count in zip(records.classes, counts(records).tolist(), strict=True):
-            total[name] += count
             if count:
-                listed.setdefault(name, set()).add(split)
-    names = sorted(listed, key=lambda name: (total[name], name))
-    if len(names) > _MANY_CLASSES:
-        return
-    for k, name in enumerate(names):
-        other = next((one for one in reversed(names[k + 1 :]) if a_slip_apart(name, one)), None)
-        if other is None:
+                total[name] += count
+                splits.setdefault(name, set()).add(split)
+    for pair in slips_among(splits.keys()):
+        name, other = sorted(pair, key=lambda one: ("train" in splits[one], total[one]))
+        few = total[name] < _FEW_BOXES and total[name] * _TYPED_RIGHT <= total[other]
+        if not few and splits[name] & splits[other]:
             continue
-        apart = not listed[name] & listed[other] or ("train" in listed[other] - listed[name])
-        if not apart and total[name] * _TYPED_RIGHT > total[other]:
-            continue
-        split = next(split for split in sets if split in listed[name])
+        split = next(split for split in sets if split in splits[name])
         records = sets[split]
         box = int(np.flatnonzero(records.labels == records.classes.index(name))[0])
         row = int(np.searchsorted(records.offsets, box, side="right")) - 1
         boxes = f"{total[name]} box{'es' * (total[name] > 1)} in all"
         problem = f"has class '{name}' ({boxes}), which '{other}' ({total[other]}) may be"
-        yield name, spot_of_image("names-alike", problem, split, records, row)
+        yield spot_of_image("names-alike", problem, split, records, row)
 
 
 def _alike(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:

@@ -102,8 +102,8 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
     place = text.partition(":")[0]
     key = _leaf_of(place) or place
     # What a section says of its keys together was not wrong in the file.
-    sections = {one.rpartition(".")[0] for one in given}
-    if key in given or (of_section and key.rpartition(".")[0] in sections):
+    leaves = (one.rpartition(".")[2] for one in given if one.rpartition(".")[0] == key.rpartition(".")[0])
+    if key in given or (of_section and any(re.search(rf"\b{leaf}\b", text) for leaf in leaves)):
         source = "on the command line"
         if "valid list" in text:
             some = "[[a, b], [c, d]]" if place != key else "[a, b]"
@@ -205,16 +205,17 @@ _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, RecursionError)
 
 def _loaded(text: str) -> Any:
     values = yaml.load(text, _StrictLoader)
-    _refuse_circles(values, ())
+    _refuse_circles(values, (), set())
     return values
 
 
-def _refuse_circles(value: Any, within: tuple[int, ...]) -> None:
+def _refuse_circles(value: Any, within: tuple[int, ...], done: set[int]) -> None:
     if id(value) in within:
         raise yaml.YAMLError("an alias (*) leads back to what it stands in")
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list) and id(value) not in done:
         for one in value.values() if isinstance(value, dict) else value:
-            _refuse_circles(one, (*within, id(value)))
+            _refuse_circles(one, (*within, id(value)), done)
+        done.add(id(value))
 
 
 def _yaml_value(key: str, text: str) -> Any:
@@ -286,7 +287,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any], section: type[Section] 
         old = merged.get(key)
         if inner and isinstance(old, dict) and (value is None or isinstance(value, dict)):
             merged[key] = _merge(old, value or {}, inner)
-        elif not inner or old is None:
+        elif not inner or old is None or not isinstance(value, dict | None):
             merged[key] = value
     return merged
 

@@ -42,6 +42,11 @@ _NAMES_ELSEWHERE = {
     "val_interval": "train.eval_every",
     "repeat_threshold": "data.repeat_rare",
     "oversample_thr": "data.repeat_rare",
+    "matcher.iou": "matcher.positive_iou and matcher.negative_iou",
+    "data.type": "data.format",
+    "data.name": "data.root",
+    "model.type": "model.backbone",
+    "model.name": "model.backbone",
     "patience": "train.patience",
     "early_stopping": "train.patience",
     "early_stop": "train.patience",
@@ -140,12 +145,16 @@ def nearest(key: str, value: str = "") -> str:
     section = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.7)
     if section and "." not in key:
         return f"; did you mean '{section[0]}'?"
-    if leaf.lower() in _NO_KEY_HERE:
+    if leaf.lower() in _NO_KEY_HERE and key not in _NAMES_ELSEWHERE:
         return f"; {_NO_KEY_HERE[leaf.lower()]}"
-    found = _alike_in_section(key, keys)
-    if not found and leaf.lower() in _NAMES_ELSEWHERE:
-        return f"; here it is {_NAMES_ELSEWHERE[leaf.lower()]}"
-    found = found or _alike_elsewhere(key, keys)
+    named = _NAMES_ELSEWHERE.get(key) or _NAMES_ELSEWHERE.get(leaf.lower())
+    found = _alike_in_section(key, keys, _NEARLY_THE_SAME if named else _ALIKE)
+    if not found and named:
+        begun = [one for one in keys if one.startswith(f"{key}_")]  # eval.batch, of eval.batch_size
+        if not begun:
+            return f"; here it is {named}"
+        found = begun[0]
+    found = found or _with_its_words(key, keys) or _alike_elsewhere(key, keys)
     if found:
         return f"; did you mean '{found}'?"
     group = key.rpartition(".")[0]
@@ -155,22 +164,26 @@ def nearest(key: str, value: str = "") -> str:
     return "; docs/configuration.md lists all keys"
 
 
-def _alike_in_section(key: str, keys: list[str]) -> str | None:
-    """What its own section has that is called so, or nearly, or has all its words; groups of keys too."""
+def _alike_in_section(key: str, keys: list[str], least: float) -> str | None:
+    """What its own section has that is called nearly so; groups of keys too. least: a ratio."""
     section, _, rest = key.partition(".")
     groups = [one.rpartition(".")[0] for one in keys if one.count(".") > 1]
     own = [one for one in dict.fromkeys([*keys, *groups]) if one.startswith(f"{section}.")]
-    name = rest.replace(".", "_")
-    alike = {one: _ratio(name, one.partition(".")[2].replace(".", "_")) for one in own}
-    leaf = key.rpartition(".")[2]
-    # In a group of its own, such as model.anchors, the last word tells.
-    alike |= {
-        one: max(alike[one], _ratio(leaf, one.rpartition(".")[2]))
-        for one in own
-        if one.rpartition(".")[0] == key.rpartition(".")[0]
-    }
-    near = [one for one in own if alike[one] >= _ALIKE] or [one for one in own if _has_words_of(name, one)]
-    return max(near, key=lambda one: alike[one], default=None)
+    alike = {one: _ratio(rest.replace(".", "_"), one.partition(".")[2].replace(".", "_")) for one in own}
+    group, _, leaf = key.rpartition(".")
+    for one in own:  # in a group of its own, such as model.anchors, the last word tells
+        if one.rpartition(".")[0] == group:
+            alike[one] = max(alike[one], _ratio(leaf, one.rpartition(".")[2]))
+    return max((one for one in own if alike[one] >= least), key=lambda one: alike[one], default=None)
+
+
+def _with_its_words(key: str, keys: list[str]) -> str | None:
+    """What its own section has with all its words."""
+    section, _, rest = key.partition(".")
+    own = [
+        one for one in keys if one.startswith(f"{section}.") and _has_words_of(rest.replace(".", "_"), one)
+    ]
+    return max(own, key=lambda one: _ratio(rest, one.rpartition(".")[2]), default=None)
 
 
 def _alike_elsewhere(key: str, keys: list[str]) -> str | None:

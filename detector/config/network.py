@@ -24,7 +24,7 @@ class AnchorConfig(Section):
         for size, ratio in product({size for level in self.sizes for size in level}, self.ratios):
             if size * min(ratio, 1 / ratio) ** 0.5 <= 1:  # a half on each side of the middle rounds to 0
                 raise ValueError(
-                    f"sizes: {size:g} px with a ratio of {ratio:g} is at most 1 px wide or high, rounded to 0"
+                    f"sizes: {size:g} px with {ratio:g} of ratios is at most 1 px wide or high, rounded to 0"
                 )
             if size > _LARGEST_ANCHOR:
                 raise ValueError(f"sizes: {size:g} px is beyond all images; {_LARGEST_ANCHOR:g} is the most")

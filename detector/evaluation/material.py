@@ -16,6 +16,7 @@ from data.coco import read_instances, read_json
 from data.inputs import RESULTS_MARK
 from data.lookup import ImageFinder
 from data.sample import DetectionSet
+from data.text_ids import as_listed
 from data.units import AS_CORNERS, AS_PARTS, corners_for_sizes, parts_for_pixels
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
@@ -75,7 +76,7 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
         InputError: a file is missing or malformed, the results name an unknown image or category, an image
             is not there.
     """
-    content = read_instances(annotations_path)
+    content = as_listed(read_instances(annotations_path), annotations_path)
     with _named_fields(str(annotations_path)) as at:
         image_records = {record["id"]: record for record in content["images"]}
         categories = named_categories(content)
@@ -167,15 +168,18 @@ def _read_results(
     results = read_json(path, "results file")
     if not isinstance(results, list):
         raise InputError(f"{path} is not a COCO results file: a list of detections is wanted")
+    # Ids in quotes are those that the annotations list as numbers.
+    images, categories = ({str(number): number for number in listed} for listed in (places, labels))
     found = []
     with _named_fields(str(path)) as place:
         for i, record in enumerate(results):
             place[0] = f"detection {i}"
             at = f"{path}: {place[0]}"
-            image, category = record["image_id"], record["category_id"]
+            image, category = (
+                quoted.get(number, number) if isinstance(number, str) else number
+                for quoted, number in ((images, record["image_id"]), (categories, record["category_id"]))
+            )
             box, score = _box(record), float(record["score"])
-            if image not in places and isinstance(image, str) and image.isdecimal() and int(image) in places:
-                image = int(image)
             if image not in places:
                 raise InputError(f"{at} is for image id {image!r}, which {annotations_path} does not list")
             if category not in labels:

@@ -177,9 +177,13 @@ def counts_above(
         upper = edge
         integrals[at + (p & (start - one))] = higher if plain else area
         i -= start
-    for at in range(p):
-        begun, ended = integrals[at], integrals[p + at]
-        counts[at] = (begun + ended) / 2 if plain else (begun - ended) / (2 * delta)
+    if plain:
+        for at in range(p):
+            counts[at] = (integrals[at] + integrals[p + at]) / 2
+    else:
+        steepness = 0.5 / delta  # a division each would take as long as the rest of this loop
+        for at in range(p):
+            counts[at] = (integrals[at] - integrals[p + at]) * steepness
 
 
 @compiled_loop
@@ -208,25 +212,25 @@ def shares(errors: Array, above: Array, least: float, weights: Array) -> None:
 @compiled_loop
 def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Array) -> None:
     """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
-    i, above_all = np.uint64(0), np.uint64(2 * len(centres))
-    rise = height = lower = 0.0
+    i, one, above_all = np.uint64(0), np.uint64(1), np.uint64(2 * len(centres))
+    rise = height = slope = 0.0
     # By whether a step begins: looking it up takes less than choosing.
     shift, steepness = np.array([delta, -delta]), np.array([-0.5, 0.5]) / max(delta, 1e-300)
-    line[0, 0] = line[0, 1] = 0.0
-    for k in range(np.uint64(2 * len(centres))):
+    line[:1] = 0.0
+    lower = np.float64(centres[0]) - delta
+    for k in range(above_all if delta == 0 else np.uint64(0)):
+        start = np.uint64(starts[k])
+        height += weights[i if start else k - i] / 2
+        line[k + one, 0], line[k + one, 1] = height, 0.0
+        i += start
+    for k in range(above_all if delta != 0 else np.uint64(0)):
         start = np.uint64(starts[k])
         at = i if start else k - i
         edge = np.float64(centres[at]) + shift[start]
-        weight = weights[at]
-        if delta == 0:
-            height += weight / 2
-        else:
-            if k > 0:
-                height += max(rise, 0.0) * (edge - lower)
-            rise += weight * steepness[start]
+        height += slope * (edge - lower)
+        rise += weights[at] * steepness[start]
         slope = max(rise, 0.0)
-        line[k + np.uint64(1), 0] = height - slope * edge
-        line[k + np.uint64(1), 1] = slope
+        line[k + one, 0], line[k + one, 1] = height - slope * edge, slope
         lower = edge
         i += start
     # Above the highest edge the slope is 0, and values may lie so far above that its rounding matters.
@@ -239,7 +243,8 @@ def hand_out(errors: Array, order: Array, first: int, places: Array, factor: flo
 
     errors: [P] in ascending order of the logits; order: where they stood before, this process's from first.
     """
+    before, count = np.uint64(first), np.uint64(len(places))
     for k in range(len(order)):
-        mine = np.int64(order[k]) - first
-        if 0 <= mine < len(places):
+        mine = np.uint64(order[k]) - before  # of those before a huge number
+        if mine < count:
             out[np.uint64(places[mine])] = factor * errors[k]

@@ -75,10 +75,11 @@ def window_counts(
         moment += place
     before[p] = moment
     for i in range(p):
-        begin, end = np.uint64(begins[i]), np.uint64(ends[i])
-        within = np.float64(np.int64(end - begin))
-        rise = (before[end] - before[begin] - within * out[i]) * steepness
-        out[i] = max(np.float64(np.int64(p - end)) + within / 2 + rise, 0.0)
+        # Signed, as what AVX2 makes floats of; as indices unsigned.
+        begin, end = np.int64(begins[i]), np.int64(ends[i])
+        within = np.float64(end - begin)
+        rise = (before[np.uint64(end)] - before[np.uint64(begin)] - within * out[i]) * steepness
+        out[i] = max(np.float64(np.int64(p) - end) + within / 2 + rise, 0.0)
 
 
 @compiled_loop

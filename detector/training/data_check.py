@@ -69,8 +69,11 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
 
 
 def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet) -> None:
-    """Say in a few warnings what the annotations have that hurts training. Takes a second at most."""
-    _try_test_split(config)
+    """Say in a few warnings what the annotations have that hurts training.
+
+    Takes a second at most, and what reading a `data.splits.test` takes, if there is one.
+    """
+    _try_test_split(config, train.classes)
     spots = list(annotation_spots({"train": train, "val": val}, _noun(config), _resize(config), paths=True))
     pixels = float(train.sizes.prod(axis=1).mean())
     images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
@@ -86,13 +89,13 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
         log.warning("data: %d more kinds of faults; python -m data.check lists all", rest)
 
 
-def _try_test_split(config: Config) -> None:
+def _try_test_split(config: Config, classes: tuple[str, ...]) -> None:
     """It is needed when the training is over: a slip in its name is better known before."""
     splits = config.data.splits
     if splits.test in (None, splits.val, splits.train):
         return
     try:
-        build_set(config.data, "test", faults=UnreadableImages())
+        build_set(config.data, "test", classes, faults=UnreadableImages())
     except InputError as error:
         log.warning("data.splits.test: %s; evaluate.py --split test will want it", error)
 

@@ -276,8 +276,7 @@ def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, conten
     assert caplog.messages == [f"{tmp_path / 'set.json'}: {said}"]
     content["images"][0]["file_name"] = name.replace("png", "PnG")
     (tmp_path / "images" / name.upper()).write_bytes(b"another")
-    both = ", ".join(sorted((name.upper(), name)))
-    assert f"PnG', which may be {both} in" in error_of(tmp_path, content)
+    assert "PnG does not exist" in error_of(tmp_path, content)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -488,7 +487,8 @@ def test_images_may_lie_in_folders_below(tmp_path, content):
 
 
 def test_images_in_folders_that_their_names_leave_out_are_found(tmp_path, content, caplog):
-    """One deep down, and one that its name has a part of; whatever else is there."""
+    """One deep down, and one that its name has a part of; whatever else is there. Only where none is by its
+    name: one that is missing is not to become another picture."""
     images = tmp_path / "images"
     for name, place in (("0.png", "a/b"), ("1.png", "c/d")):
         (images / place).mkdir(parents=True)
@@ -499,6 +499,8 @@ def test_images_in_folders_that_their_names_leave_out_are_found(tmp_path, conten
     assert found.files.tolist() == [str(images / "a/b/0.png"), str(images / "c/d/1.png")]
     (message,) = caplog.messages
     assert "2 images are in folders below" in message and message.endswith("such as a/b/0.png")
+    write_image(images / "d" / "1.png")
+    assert "0.png does not exist" in error_of(tmp_path, content)
 
 
 def test_of_images_of_one_name_in_several_folders_none_is_taken(tmp_path, content):
@@ -509,13 +511,23 @@ def test_of_images_of_one_name_in_several_folders_none_is_taken(tmp_path, conten
             write_image(images / place / name)
     for name in ("0.png", "1.png"):
         (images / name).unlink()
-    message = error_of(tmp_path, content)
-    assert "names '0.png', which may be cam0/0.png, cam1/0.png in" in message
-    (images / "cam0").rename(tmp_path / "left")
+    both = f"{images / 'cam0'} and in {images / 'cam1'}"
+    wanted = "set data.images to the right one, or write the folders into the names"
+    assert f"but in {both}; {wanted}" in error_of(tmp_path, content)
+    (images / "cam1" / "1.png").unlink()
+    assert f"but in {images / 'cam0'}; set data.images to that folder" in error_of(tmp_path, content)
+    (images / "cam0").rename(images / "deep")
     (images / "cam1").rename(tmp_path / "right")
-    message = error_of(tmp_path, content)
-    both = f"{tmp_path / 'left'} and in {tmp_path / 'right'}"
-    assert f"but in {both}; set data.images to the right one" in message
+    (tmp_path / "right" / "0.png").rename(tmp_path / "right" / "2.png")
+    assert f"but in {images / 'deep'}; set data.images to that folder" in error_of(tmp_path, content)
+
+
+def test_images_that_all_lie_in_one_folder_further_down_name_it(tmp_path, content):
+    images = tmp_path / "images"
+    (images / "a" / "b").mkdir(parents=True)
+    for name in ("0.png", "1.png"):
+        (images / name).rename(images / "a" / "b" / name)
+    assert f"but in {images / 'a' / 'b'}; set data.images to that folder" in error_of(tmp_path, content)
 
 
 def test_missing_image_is_named_and_the_others_counted(tmp_path, content):

@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from detector.config import Config
-from detector.config.file import apply_overrides, dump_config, load_config, parse_config
+from detector.config.file import _loaded, apply_overrides, dump_config, load_config, parse_config
 from errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -82,6 +83,11 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("data.transform=[]", "did you mean 'data.transforms'?"),
         ("data.split=x", "did you mean 'data.splits'?"),
         ("run.name=x", "here it is run.dir"),
+        ("model.name=x", "here it is model.backbone"),
+        ("data.type=x", "here it is data.format"),
+        ("train.max_steps=9", "here it is train.epochs"),
+        ("optimizer.batch=9", "here it is train.batch_size"),
+        ("eval.batch=9", "did you mean 'eval.batch_size'?"),
         ("train.warmup=5", "did you mean 'schedule.warmup_steps'?"),
         ("data.batch_size=5", "did you mean 'train.batch_size'?"),
         ("data.augmentations=[]", "augmentations are listed in data.transforms.train"),
@@ -160,6 +166,31 @@ def test_a_fault_of_the_file_is_not_blamed_on_the_command_line(tmp_path: Path) -
     path = write(tmp_path, "a.yaml", "loss: {delta: -1}\n")
     with pytest.raises(InputError, match=r"a\.yaml: loss\.delta: "):
         load_config(path, ["loss.name=focal"])
+
+
+@pytest.mark.parametrize("value", ["5", "[]", "epochs 4", "[{epochs: 4}]"])
+def test_what_is_no_section_is_refused_though_the_base_has_one(tmp_path: Path, value: str) -> None:
+    write(tmp_path, "b.yaml", "train: {epochs: 3}\n")
+    path = write(tmp_path, "a.yaml", f"base: b.yaml\ntrain: {value}\n")
+    for words in ([], ["train.batch_size=2"]):
+        with pytest.raises(InputError, match=r"a\.yaml: train: settings are wanted"):
+            load_config(path, words)
+
+
+def test_a_contradiction_in_the_file_is_not_blamed_on_another_key(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "matcher: {negative_iou: 0.6, positive_iou: 0.5}\n")
+    with pytest.raises(InputError, match=r"a\.yaml: matcher\.negative_iou: 0\.6 must not"):
+        load_config(path, ["matcher.name=atss"])
+    with pytest.raises(InputError, match=r"on the command line: matcher\.negative_iou: 0\.6 must not"):
+        load_config(path, ["matcher.positive_iou=0.4"])
+
+
+def test_an_alias_that_is_used_often_is_looked_at_once() -> None:
+    """Ten million places of eight lists."""
+    names = "abcdefgh"
+    lines = [f"{names[0]}: &{names[0]} [1]"]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in pairwise(names)]
+    assert _loaded("\n".join(lines))["h"][0][0][0][0][0][0][0] == [1]
 
 
 def test_the_largest_seed_is_told_as_it_is() -> None:

@@ -5,12 +5,16 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 import train
 from data.categories import a_slip_apart
 from data.check.__main__ import main
+from data.check.classes import class_spots
 from data.check.report import Report, SplitSummary
 from data.check.text import lines
 from data.shapes import ShapesSpec, ensure_shapes
@@ -68,12 +72,45 @@ def test_the_demo_set_is_clean(demo: Path, tmp_path: Path) -> None:
         ("queen", "queens", False),  # plain_name's
         ("queen", "quene x", False),
         ("lane 1", "lane 2", False),
+        ("type a", "type_b", False),
+        ("grade i", "grade ii", False),
         ("car", "cat", False),
         ("", "queen", False),
     ],
 )
 def test_names_that_are_a_slip_apart(one: str, other: str, slip: bool) -> None:
     assert (a_slip_apart(one, other), a_slip_apart(other, one)) == (slip, slip)
+
+
+def test_a_class_that_a_split_spells_in_its_own_way_is_told(place: Path) -> None:
+    """At its first image. That one split lacks it, and the other the right one, is told as well."""
+    path = place / "set" / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    (dog,) = (category for category in content["categories"] if category["name"] == "dog")
+    dog["name"] = "doog"
+    path.write_text(json.dumps(content))
+    outcome = check(place, "tiny.yaml", "--fast", "--json", "check.json")
+    assert "has class 'doog' (" in outcome.out and "which 'dog' (" in outcome.out
+    codes = {finding["code"] for finding in json.loads((place / "check.json").read_text())["findings"]}
+    assert {"names-alike", "class-left-out", "category-missing"} <= codes
+
+
+def test_the_few_of_a_class_that_a_letter_tells_from_many_are_told() -> None:
+    """Not where there are more than a slip makes, nor where both are in each split as often."""
+
+    def spots(**boxes: int) -> list[str]:
+        labels = np.repeat(np.arange(len(boxes)), [*boxes.values()])
+        one: Any = SimpleNamespace(
+            classes=tuple(boxes), labels=labels, ignore=np.zeros(len(labels), np.bool_), boxes=labels,
+            offsets=np.array([0, len(labels)]), files=np.array(["a.jpg"]), image_ids=np.array([1]),
+        )  # fmt: skip
+        return [spot.text for spot in class_spots({"train": one, "val": one}) if spot.code == "names-alike"]
+
+    assert spots(queen=400, quen=1)[0].endswith(
+        "has class 'quen' (2 boxes in all), which 'queen' (800) may be"
+    )
+    assert spots(car=5000, cart=80) == []
+    assert spots(boat=100, goat=90) == []
 
 
 def test_the_rarest_classes_are_shown_too() -> None:

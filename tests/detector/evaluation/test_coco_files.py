@@ -78,7 +78,7 @@ def test_boxes_of_another_kind_are_told(
             {"annotations": [{**GOOD, "id": 8, "iscrowd": "0"}]},
             "annotation 8.* iscrowd must be 0 or 1, got '0'",
         ),
-        ({"annotations": [{**GOOD, "id": 8, "image_id": "7"}]}, "none of the 1 annotations"),
+        ({"annotations": [{**GOOD, "id": 8, "image_id": "x7"}]}, "none of the 1 annotations"),
         ({"categories": [{"id": 4}]}, "name"),
         (
             {"images": [{"id": 7, "file_name": "7"}, {"id": "two", "file_name": "2"}]},
@@ -112,7 +112,7 @@ def test_annotations_that_are_left_out_are_counted(tmp_path: Path, caplog: pytes
     content, results = random_case(0)
     expected = evaluate(content, results, tmp_path).summary
     assert not caplog.messages
-    for image_id, category_id in (("7", 4), (99999, 4), (7, "4")):
+    for image_id, category_id in (("x7", 4), (99999, 4), (7, "x4")):
         extra = {"id": 10**6, "image_id": image_id, "category_id": category_id, "bbox": [1, 2, 3, 4]}
         content["annotations"].append(extra)
     assert evaluate(content, results, tmp_path).summary == expected
