@@ -6,8 +6,8 @@ import logging
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from data.annotations import (
 )
 from data.categories import named_categories, used_categories
 from data.faults import DataFault, list_or_warn, raise_or_collect
-from data.images import MOST_PIXELS
-from data.lookup import ImageFinder, further_down, is_file
+from data.images import MOST_PIXELS, files_below
+from data.lookup import ImageFinder, is_file, without_case
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from data.text_ids import with_numbers
@@ -324,11 +324,27 @@ def _further_down(found: dict[int, AnnotatedImage], folder: Path) -> tuple[dict[
     """The one file below the folder that each image may be; the folders from which the names of these are
     seen; and whether some image may be several.
     """
-    below = further_down(folder, [image.path for image in found.values()])
+    below = _below(folder, [image.path for image in found.values()])
     meant = {number: files[0] for number, files in zip(found, below, strict=True) if len(files) == 1}
     depths = {number: len(found[number].path.relative_to(folder).parts) for number in meant}
     places = {file.parents[depths[number] - 1] for number, file in meant.items()}
     return meant, places, max(map(len, below)) > 1
+
+
+def _below(folder: Path, paths: Sequence[Path]) -> list[list[Path]]:
+    """For each path in the folder all files in it and below whose paths end so, whatever their case."""
+    below: dict[str, list[Path]] = {}
+    with suppress(InputError, OSError):  # what may not be looked into, or is away
+        for file in files_below(folder):
+            below.setdefault(without_case(file.name), []).append(file)
+
+    def ends_as(file: Path, path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        return [*map(without_case, file.parts[-len(parts) :])] == [*map(without_case, parts)]
+
+    return [
+        [file for file in below.get(without_case(path.name), []) if ends_as(file, path)] for path in paths
+    ]
 
 
 def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:

@@ -1,16 +1,12 @@
 """Files by the names that annotations give them, which other systems may have written."""
 
-import contextlib
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from data.faults import DataFault
-from data.images import files_below
-from errors import InputError
 
 log = logging.getLogger(__name__)
 # A name that begins at a root or drive or has a part '..', on any system. Path objects take 20 times longer.
@@ -174,22 +170,6 @@ class ImageFinder:
             if found:
                 path, name = next(iter(found.items()))
                 log.warning("%s: %s (%d, such as '%s' for %s)", source, what, len(found), name, path.name)
-
-
-def further_down(folder: Path, paths: Sequence[Path]) -> list[list[Path]]:
-    """For each path in the folder all files in it and below whose paths end so, whatever their case."""
-    below: dict[str, list[Path]] = {}
-    with contextlib.suppress(InputError, OSError):  # what may not be looked into, or is away
-        for file in files_below(folder):
-            below.setdefault(without_case(file.name), []).append(file)
-
-    def ends_as(file: Path, path: Path) -> bool:
-        parts = path.relative_to(folder).parts
-        return [*map(without_case, file.parts[-len(parts) :])] == [*map(without_case, parts)]
-
-    return [
-        [file for file in below.get(without_case(path.name), []) if ends_as(file, path)] for path in paths
-    ]
 
 
 def _parts(name: str) -> list[str]:

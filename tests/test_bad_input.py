@@ -90,7 +90,6 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         "on the command line: data.merge.pet:cat: a class",
         "space belongs behind the colon",
     ),
-    "data.splits.train=[train, train]": ("on the command line: data.splits.train: 'train' stands twice",),
     "model.anchors.sizes=[20, 40, 80, 160, 320]": ('quotes: "model.anchors.sizes=[[a, b], [c, d]]"',),
     "matcher.positive_iou=0.3": (
         "on the command line: matcher.negative_iou: 0.4 must not",

@@ -9,6 +9,7 @@ from detector.config.fields import (
     Count,
     Fraction,
     Integer,
+    Names,
     NonNegative,
     Number,
     Parts,
@@ -20,9 +21,9 @@ from detector.config.fields import (
 
 
 class SplitsConfig(Section):
-    train: str | Classes = Field("train", description="what is trained on; a list is joined")
-    val: str | Classes = Field("val", description="what is evaluated during training and by default")
-    test: str | Classes | None = Field(None, description="what evaluate.py --split test scores")
+    train: str | Names = Field("train", description="what is trained on; a list is joined")
+    val: str | Names = Field("val", description="what is evaluated during training and by default")
+    test: str | Names | None = Field(None, description="what evaluate.py --split test scores")
 
     @field_validator("val", mode="before")
     @classmethod

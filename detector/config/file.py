@@ -11,13 +11,13 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config import Config, Section
-from detector.config.fields import Classes, in_home, sub_section
+from detector.config.fields import Names, in_home, sub_section
 from detector.config.hints import leaf_kinds, nearest
 from detector.config.idle import warn_of_idle_settings
 from errors import InputError
 
 _TEXTS = (str, str | None)
-_TEXT_OR_LIST = (str | Classes, str | Classes | None)
+_TEXT_OR_LIST = (str | Names, str | Names | None)
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
 
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]")

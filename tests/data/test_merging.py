@@ -172,7 +172,7 @@ def test_a_model_of_other_classes_is_not_evaluated(
         ("data.merge={a: [cat], b: [cat]}", "'cat' is a part of two classes"),
         ("data.merge={a: [cat, cat]}", "'cat' stands twice"),
         ("data.merge={'': cat}", "a class has no name"),
-        ("data.merge={a: 3}", "data.merge: input should be a valid list"),
+        ("data.merge={a: 3}", "data.merge.a: a class or a list of classes is wanted"),
         ("single_cls=true", "data.merge="),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_yolo_set_that_is_read_as_coco_is_known(root: Path) -> None:
     with pytest.raises(InputError, match=r"train\.json does not exist; it looks like data\.format=yolo$"):
         build_set(DataConfig(format="coco", root=str(root)), "train")
     shutil.rmtree(root / "images")
-    with pytest.raises(InputError, match=r"^data\.images: .*; it looks like data\.format=yolo$"):
+    with pytest.raises(InputError, match=r"does not exist; it looks like data\.format=yolo$"):
         build_set(DataConfig(format="coco", root=str(root)), "train")
 
 
