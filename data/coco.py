@@ -6,8 +6,8 @@ import logging
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from data.annotations import (
     size_of_file,
 )
 from data.categories import named_categories, used_categories
+from data.elsewhere import look_elsewhere
 from data.faults import DataFault, list_or_warn, raise_or_collect
-from data.images import MOST_PIXELS, files_below
-from data.lookup import ImageFinder, is_file, without_case
+from data.images import MOST_PIXELS
+from data.lookup import ImageFinder
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from data.text_ids import with_numbers
@@ -35,7 +36,6 @@ _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
 # By what their files have, and COCO's have not.
 _TOOLS = {"LabelMe": {"shapes"}, "Supervisely": {"objects", "size"}, "V7": {"item", "annotations"}}
-_SAMPLED = 20  # images that are looked for in other folders
 _NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
 
 
@@ -120,7 +120,6 @@ def load_instances(
     rotated: list[str] = []  # boxes
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
-    _look_elsewhere(found, images, annotations)
     for record in content["annotations"]:
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
         try:
@@ -264,98 +263,46 @@ def _images(
     records: list[Any], folder: Path, source: Path, faults: list[DataFault] | None
 ) -> tuple[dict[int, AnnotatedImage], set[Any]]:
     """The images by their ids, and the ids of those that were refused."""
-    found: dict[int, AnnotatedImage] = {}
+    named: dict[int, tuple[dict[str, Any], Path]] = {}
     refused: set[Any] = set()
     finder = ImageFinder(folder)
     for record in records:
         try:
-            image = _image(record, finder, source)
-            if image.id in found:
-                message = f"{source}: image id {image.id} stands twice"
-                raise DataFault("image-id-twice", message, image.path, image.id)
+            number, path = _named(record, finder, source)
+            if number in named:
+                message = f"{source}: image id {number} stands twice"
+                raise DataFault("image-id-twice", message, path, number)
         except DataFault as fault:
             raise_or_collect(fault, faults)
             refused |= id_of_refused(record)
             continue
-        found[image.id] = image
+        named[number] = record, path
     finder.warn(str(source))
+    remedy = "set data.images to {} (as seen from data.root, which is . itself; of data.split: --images)"
+    paths = look_elsewhere([path for _, path in named.values()], folder, str(source), remedy)
+    found: dict[int, AnnotatedImage] = {}
+    for (number, (record, _)), path in zip(named.items(), paths, strict=True):
+        try:
+            found[number] = AnnotatedImage(number, path, _size(record, path, _where(number, source)))
+        except DataFault as fault:
+            raise_or_collect(fault, faults)
+            refused.add(number)
     return found, refused
 
 
-def _look_elsewhere(found: dict[int, AnnotatedImage], folder: Path, source: Path) -> None:
-    """Where no image is by its name: in folders below that the names leave out, or in another folder.
-
-    Raises:
-        InputError: they are in another folder, or in several that may be meant.
-    """
-    paths = [image.path for image in found.values()]
-    some = paths[:: max(1, len(paths) // _SAMPLED)]
-    if not some or any(map(is_file, some)) or any(map(is_file, paths)):
-        return
-    meant, places, twins = _further_down(found, folder)
-    # All in one folder is what data.images is for; with two of a name one would be trained on with the boxes
-    # of the other.
-    if not twins and len(places) > 1 and 2 * len(meant) > len(found):
-        for number, file in meant.items():
-            found[number].path = file
-        log.warning(
-            "%s: %d images are in folders below %s that their names leave out, such as %s",
-            source, len(meant), folder, next(iter(meant.values())).relative_to(folder),
-        )  # fmt: skip
-        return
-    names = [path.relative_to(folder) for path in some]
-    near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
-    fitting: dict[Path, tuple[Path, Path]] = {}  # by what it is: where they are, and one of them
-    for other in (*folder.parents[:2], source.parent, *near, *sorted(places)):
-        there = [name for name in names if is_file(other / name)]
-        if 2 * len(there) > len(names):
-            fitting.setdefault(other.resolve(), (other, there[0]))
-    if fitting:
-        others = " and in ".join(str(other) for other, _ in fitting.values())
-        _, name = next(iter(fitting.values()))
-        which = "that folder" if len(fitting) == 1 else "the right one, or write the folders into the names"
-        raise InputError(
-            f"{source}: its images, such as {name}, are not in {folder} but in {others}; set data.images "
-            f"to {which} (as seen from data.root, which is . itself; of data.split: --images)"
-        )
+def _where(number: Any, source: Path) -> str:
+    return f"image id {shown(number)} in {source}"
 
 
-def _further_down(found: dict[int, AnnotatedImage], folder: Path) -> tuple[dict[int, Path], set[Path], bool]:
-    """The one file below the folder that each image may be; the folders from which the names of these are
-    seen; and whether some image may be several.
-    """
-    below = _below(folder, [image.path for image in found.values()])
-    meant = {number: files[0] for number, files in zip(found, below, strict=True) if len(files) == 1}
-    depths = {number: len(found[number].path.relative_to(folder).parts) for number in meant}
-    places = {file.parents[depths[number] - 1] for number, file in meant.items()}
-    return meant, places, max(map(len, below)) > 1
-
-
-def _below(folder: Path, paths: Sequence[Path]) -> list[list[Path]]:
-    """For each path in the folder all files in it and below whose paths end so, whatever their case."""
-    below: dict[str, list[Path]] = {}
-    with suppress(InputError, OSError):  # what may not be looked into, or is away
-        for file in files_below(folder):
-            below.setdefault(without_case(file.name), []).append(file)
-
-    def ends_as(file: Path, path: Path) -> bool:
-        parts = path.relative_to(folder).parts
-        return [*map(without_case, file.parts[-len(parts) :])] == [*map(without_case, parts)]
-
-    return [
-        [file for file in below.get(without_case(path.name), []) if ends_as(file, path)] for path in paths
-    ]
-
-
-def _image(record: Any, finder: ImageFinder, source: Path) -> AnnotatedImage:
-    where = f"an image in {source}"
-    number = whole_of(record, "id", where)
-    where = f"image id {shown(number)} in {source}"
+def _named(record: Any, finder: ImageFinder, source: Path) -> tuple[int, Path]:
+    """The id of an image, and its file."""
+    number = whole_of(record, "id", f"an image in {source}")
+    where = _where(number, source)
     path = finder.find(text_of(record, "file_name", where), where)
     if not isinstance(number, int) or abs(number) >= 2**63:
         wanted = "fit 64 bits" if isinstance(number, int) else "be an integer"
         raise DataFault("record-malformed", f"{where}: the id must {wanted}; number them anew", path)
-    return AnnotatedImage(number, path, _size(record, path, where))
+    return number, path
 
 
 def _size(record: dict[str, Any], path: Path, where: str) -> tuple[int, int]:

@@ -1,33 +1,25 @@
 """Boxes whose numbers mean something else than what they are read as."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-AS_CORNERS = "as if x1, y1 were written as width, height"
+# What may have been written: corners where sizes are read, centres where corners are, corners where centres
+# are, or y before x.
+Written = Literal["corners for sizes", "centres", "corners", "y before x"]
+AS_IF: dict[Written, str] = {
+    "corners for sizes": "as if x1, y1 were written as width, height",
+    "centres": "as if their centres were written where corners are read",
+    "corners": "as if their corners were written where centres are read",
+    "y before x": "as if y and height stood before x and width",
+}
 AS_PARTS = "lie within one pixel, as parts of width and height do"
+
 _LEAST_BOXES = 10
 _FAR_OUT = 1.1  # of the image's sides
 _OUT, _ROUNDED = 0.2, 1.0  # a part of a box's sides; pixels
 _FEW, _SOME, _NEARLY_ALL, _MOST = 0.02, 0.1, 0.99, 0.9  # parts of the boxes
-
-
-def corners_for_sizes(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> bool:
-    """Whether x1 and y1 seem to have been written where width and height are read.
-
-    Then every box is at least as wide as it lies far from the left, as large objects are by themselves, and
-    those of the right half reach far out of the image, as objects do not.
-
-    Args:
-        boxes: [M, 4], xyxy.
-        sizes: [M, 2], height and width of each box's image.
-    """
-    x0, y0, x1, y1 = boxes.T
-    height, width = sizes.T
-    return bool(
-        len(boxes) >= _LEAST_BOXES
-        and ((x1 - x0 >= x0) & (y1 - y0 >= y0)).mean() > _NEARLY_ALL
-        and ((x1 > _FAR_OUT * width) | (y1 > _FAR_OUT * height)).mean() > _SOME
-    )
 
 
 def parts_for_pixels(boxes: NDArray[np.float64]) -> bool:
@@ -39,22 +31,43 @@ def parts_for_pixels(boxes: NDArray[np.float64]) -> bool:
     return len(boxes) >= _LEAST_BOXES and bool((written <= 1).all(axis=1).mean() > _MOST)
 
 
-def otherwise_inside(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> str | None:
-    """What seems to have been written, where boxes lie out of their images and all would lie inside so.
+def written_as(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Written | None:
+    """What seems to have been written, if it is not what was read.
 
     Args:
-        boxes, sizes: as for `corners_for_sizes`, which is to be asked first.
-
-    Returns:
-        "centres" (where corners are read), "corners" (where centres are read), "y before x", or None.
+        boxes: [M, 4], xyxy.
+        sizes: [M, 2], height and width of each box's image.
     """
     if len(boxes) < _LEAST_BOXES:
         return None
+    return "corners for sizes" if _corners_for_sizes(boxes, sizes) else _otherwise_inside(boxes, sizes)
+
+
+def _corners_for_sizes(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> bool:
+    """Whether x1 and y1 seem to have been written where width and height are read.
+
+    Then every box is at least as wide as it lies far from the left, as large objects are by themselves, and
+    those of the right half reach far out of the image, as objects do not.
+    """
+    x0, y0, x1, y1 = boxes.T
+    height, width = sizes.T
+    return bool(
+        ((x1 - x0 >= x0) & (y1 - y0 >= y0)).mean() > _NEARLY_ALL
+        and ((x1 > _FAR_OUT * width) | (y1 > _FAR_OUT * height)).mean() > _SOME
+    )
+
+
+def _otherwise_inside(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Written | None:
+    """As what the boxes would all lie inside their images, of which they reach out as they are."""
     sides = np.tile(sizes[:, ::-1], 2).astype(np.float64)  # of the image: width, height, width, height
     half = np.tile((boxes[:, 2:] - boxes[:, :2]) / 2, 2)
     if not _beyond(boxes, sides, 2 * _OUT * half + _ROUNDED).mean() > _FEW:
         return None
-    ways = {"centres": boxes - half, "corners": boxes + half, "y before x": boxes[:, [1, 0, 3, 2]]}
+    ways: dict[Written, NDArray[np.float64]] = {
+        "centres": boxes - half,
+        "corners": boxes + half,
+        "y before x": boxes[:, [1, 0, 3, 2]],
+    }
     inside = [way for way, moved in ways.items() if 1 - _beyond(moved, sides, _ROUNDED).mean() > _NEARLY_ALL]
     return inside[0] if len(inside) == 1 else None
 

@@ -7,15 +7,14 @@ from numpy.typing import NDArray
 
 from data.check.findings import BoxSpot, numbered
 from data.sample import DetectionSet
-from data.units import corners_for_sizes, otherwise_inside, parts_for_pixels
+from data.units import Written, parts_for_pixels, written_as
 
 _TINY_PX = 2.0
 _EDGE_PX = 1.0  # rounding, and the pixel between counting from 0 and from 1
 _LEAST_INSIDE = 0.9
 # The finding, by what seems to have been written.
-_WRITTEN = {
-    None: None,
-    "sizes": "box-corners",
+_FINDINGS: dict[Written, str] = {
+    "corners for sizes": "box-corners",
     "centres": "box-centres",
     "corners": "box-not-centred",
     "y before x": "box-y-first",
@@ -50,7 +49,8 @@ def box_spots(
             yield BoxSpot(code, problem, values, split, records, noun, box)
 
     size = "of an image of {0} x {1} px"
-    code = _WRITTEN[_what_was_written(records.boxes, records.sizes[of_image])]
+    written = written_as(records.boxes, records.sizes[of_image])
+    code = _FINDINGS[written] if written is not None else None
     yield from spots(
         code or "box-partly-outside",
         (over > _EDGE_PX) if code else share < _LEAST_INSIDE,
@@ -78,10 +78,6 @@ def box_spots(
     whole = (x0 <= _EDGE_PX) & (y0 <= _EDGE_PX) & (x1 >= width - _EDGE_PX) & (y1 >= height - _EDGE_PX)
     yield from spots("box-whole-image", objects & whole, f"covers the whole {size}", width, height)
     yield from _repeated(split, records, noun, of_image)
-
-
-def _what_was_written(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> str | None:
-    return "sizes" if corners_for_sizes(boxes, sizes) else otherwise_inside(boxes, sizes)
 
 
 def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np.int64]) -> Iterator[BoxSpot]:

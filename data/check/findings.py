@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data.faults import DataFault
 from data.sample import DetectionSet
-from data.units import AS_CORNERS, AS_PARTS
+from data.units import AS_IF, AS_PARTS
 
 
 class Level(enum.IntEnum):
@@ -84,22 +84,20 @@ KINDS: dict[str, Kind] = {
     "box-without-area": Kind(_W, "a box has no width or no height; it is dropped", "draw it again"),
     "box-corners": Kind(
         _W,
-        f"boxes reach outside {AS_CORNERS}",
+        f"boxes reach outside {AS_IF['corners for sizes']}",
         "write x, y, width, height: each box is too large now",
     ),
     "box-centres": Kind(
         _W,
-        "boxes reach outside as if their centres were written where corners are read",
+        f"boxes reach outside {AS_IF['centres']}",
         "write the upper left corner: all boxes are off by half their size now",
     ),
     "box-not-centred": Kind(
         _W,
-        "boxes reach outside as if their corners were written where centres are read",
+        f"boxes reach outside {AS_IF['corners']}",
         "write the centre: all boxes are off by half their size now",
     ),
-    "box-y-first": Kind(
-        _W, "boxes reach outside as if y and height stood before x and width", "write x, y, width, height"
-    ),
+    "box-y-first": Kind(_W, f"boxes reach outside {AS_IF['y before x']}", "write x, y, width, height"),
     "box-normalised": Kind(_E, f"nearly all boxes {AS_PARTS}", "write pixels"),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(

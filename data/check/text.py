@@ -49,16 +49,13 @@ def _split(split: SplitSummary) -> str:
     share = {name: n / max(1, split.boxes) for name, n in split.per_class.items()}
     most = sorted(share, key=lambda name: -share[name])
     # The rarest too: they are what is looked at.
-    left_out = len(most) - _CLASSES_SHOWN if len(most) > _CLASSES_SHOWN else 0
     told = [f"{name} {_percent(share[name])}" for name in most]
-    classes = ", ".join(told)
-    if left_out:
-        first = _CLASSES_SHOWN - 2
-        classes = f"{', '.join(told[:first])}, {left_out} more, {', '.join(told[-2:])}"
+    if (left_out := len(most) - _CLASSES_SHOWN) > 0:
+        told[_CLASSES_SHOWN - 2 : -2] = [f"{left_out} more"]
     ignored = f", {split.ignored} ignored" if split.ignored else ""
     return (
         f"{split.images} images, {split.without_boxes} of them without boxes; {split.boxes} boxes{ignored}: "
-        f"{classes}"
+        f"{', '.join(told)}"
     )
 
 

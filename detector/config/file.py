@@ -35,7 +35,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError):  # of 2026-13-45, !!bool x, !!int ''
+        except (ValueError, LookupError, AttributeError):  # 2026-13-45, !!int '', !!bool x, !!timestamp x
             raise yaml.YAMLError(f"{node.value!r} is no value, line {node.start_mark.line + 1}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -200,7 +200,7 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
     )
 
 
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, RecursionError)
+_NOT_YAML = (yaml.YAMLError, RecursionError)
 
 
 def _loaded(text: str) -> Any:

@@ -13,11 +13,12 @@ import numpy as np
 from data.annotations import require_folder
 from data.categories import named_categories
 from data.coco import read_instances, read_json
+from data.elsewhere import look_elsewhere
 from data.inputs import RESULTS_MARK
 from data.lookup import ImageFinder
 from data.sample import DetectionSet
 from data.text_ids import as_listed
-from data.units import AS_CORNERS, AS_PARTS, corners_for_sizes, parts_for_pixels
+from data.units import AS_IF, AS_PARTS, parts_for_pixels, written_as
 from detector.evaluation.inference import Predictions
 from detector.evaluation.matching import Floats, FoundBoxes, GtBoxes, Ints
 from errors import InputError
@@ -212,8 +213,8 @@ def _warn_of_units(boxes: Floats, images: Ints, sizes: Ints | None, path: Path) 
     wrong = ""
     if parts_for_pixels(corners):
         wrong = AS_PARTS
-    elif sizes is not None and corners_for_sizes(corners, sizes[images]):
-        wrong = f"reach outside their images {AS_CORNERS}"
+    elif sizes is not None and (written := written_as(corners, sizes[images])) is not None:
+        wrong = f"reach outside their images {AS_IF[written]}"
     if wrong:
         log.warning("%s: the boxes %s; bbox is x, y, width, height in pixels", path, wrong)
 
@@ -233,6 +234,7 @@ def _files(
     for image in ids:
         at[0] = f"image id {image}"
         files.append(finder.find(str(records[image]["file_name"]), f"{at[0]} in {source}"))
+    files = look_elsewhere(files, folder, str(source), "give {} as --images")
     missing = [file for file in files if not file.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 else ""

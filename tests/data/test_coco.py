@@ -495,8 +495,10 @@ def test_images_in_folders_that_their_names_leave_out_are_found(tmp_path, conten
         (images / name).rename(images / place / name)
     content["images"][1]["file_name"] = "d/1.png"
     write_image(images / "c" / "x" / "1.png")
+    del content["images"][1]["width"]  # then it is that of the file
     found = load(tmp_path, content)
     assert found.files.tolist() == [str(images / "a/b/0.png"), str(images / "c/d/1.png")]
+    assert found.sizes.tolist()[1] == [48, 64]
     (message,) = caplog.messages
     assert "2 images are in folders below" in message and message.endswith("such as a/b/0.png")
     write_image(images / "d" / "1.png")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.units import corners_for_sizes, otherwise_inside, parts_for_pixels
+from data.units import parts_for_pixels, written_as
 
 WIDTH, HEIGHT = 640, 480
 
@@ -40,7 +40,7 @@ def test_corners_that_were_written_as_sizes(name):
     boxes = read_as_sizes(WRITTEN_SO[name])
     if name == "one of a hundred otherwise":
         boxes[0] = (500, 400, 520, 410)
-    assert corners_for_sizes(boxes, np.tile([HEIGHT, WIDTH], (len(boxes), 1)))
+    assert written_as(boxes, np.tile([HEIGHT, WIDTH], (len(boxes), 1))) == "corners for sizes"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_corners_that_were_written_as_sizes(name):
     ids=["small", "large, over the edge", "few", "half of them", "flat", "upper left"],
 )
 def test_boxes_that_are_no_corners(boxes):
-    assert not corners_for_sizes(boxes, np.tile([HEIGHT, WIDTH], (len(boxes), 1)))
+    assert written_as(boxes, np.tile([HEIGHT, WIDTH], (len(boxes), 1))) != "corners for sizes"
 
 
 IN_PARTS = EVERYWHERE / [WIDTH, HEIGHT, WIDTH, HEIGHT]
@@ -114,4 +114,4 @@ UPRIGHT = spread((0, 420), (500, 580), 20)  # of images of 480 x 640 px
     ids=["centres", "corners", "y first", "as read", "all over the edge", "few", "cut", "half of them"],
 )
 def test_boxes_that_would_all_lie_inside_otherwise(boxes, size, written):
-    assert otherwise_inside(boxes, np.tile(size, (len(boxes), 1))) == written
+    assert written_as(boxes, np.tile(size, (len(boxes), 1))) == written

@@ -153,3 +153,20 @@ def test_images_that_are_not_there_and_options_that_do_not_fit_are_refused(tmp_p
     assert_refused(evaluate.main, two, tmp_path, "--report")
     (tmp_path / "set" / "images" / "2.png").unlink()
     assert_refused(evaluate.main, (*words, *report, "--images", "set/images"), tmp_path, "2.png")
+
+
+def test_images_are_found_in_folders_that_their_names_leave_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = (*write_case(tmp_path), "--report", "out", "--images", "set/images")
+    images = tmp_path / "set" / "images"
+    first, *others = sorted(images.iterdir())
+    for place, files in (("a", [first]), ("b", others)):
+        (images / place).mkdir()
+        for file in files:
+            file.rename(images / place / file.name)
+    done = call(evaluate.main, *words, cwd=tmp_path)
+    assert done.code == 0 and "in folders below set/images that their names leave out" in caplog.text
+    assert Page((tmp_path / "out" / "index.html").read_text()).sources
+    (images / "a" / first.name).rename(images / "b" / first.name)
+    assert_refused(evaluate.main, words, tmp_path, "set/images/b", "give that folder as --images")

@@ -1,0 +1,78 @@
+"""Images that are not by the names that annotations give them: in folders below, or in another folder."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from data.images import files_below
+from data.lookup import is_file, without_case
+from errors import InputError
+
+log = logging.getLogger(__name__)
+_SAMPLED = 20  # images that are looked for in other folders
+
+
+def look_elsewhere(paths: Sequence[Path], folder: Path, source: str, remedy: str) -> list[Path]:
+    """The files of the images of a set; unless none is by its name, these are the very paths.
+
+    Else they may be in folders below that the names leave out, where they are found, if none may be two. All
+    in one other folder is what a setting is for.
+
+    Args:
+        paths: in the folder.
+        source: what names them.
+        remedy: what to do where they are in another folder; {} stands for which.
+
+    Raises:
+        InputError: they are in another folder, or in several that may be meant.
+    """
+    some = paths[:: max(1, len(paths) // _SAMPLED)]
+    if not some or any(map(is_file, some)) or any(map(is_file, paths)):
+        return [*paths]
+    below = _below(folder, paths)
+    meant = {k: files[0] for k, files in enumerate(below) if len(files) == 1}
+    # The folders from which the names of these are seen.
+    places = {file.parents[len(paths[k].relative_to(folder).parts) - 1] for k, file in meant.items()}
+    # With two of a name one would be trained on with the boxes of the other.
+    if max(map(len, below)) == 1 and len(places) > 1 and 2 * len(meant) > len(paths):
+        log.warning(
+            "%s: %d images are in folders below %s that their names leave out, such as %s",
+            source, len(meant), folder, next(iter(meant.values())).relative_to(folder),
+        )  # fmt: skip
+        return [meant.get(k, path) for k, path in enumerate(paths)]
+    _refuse_another(some, folder, places, source, remedy)
+    return [*paths]
+
+
+def _refuse_another(some: Sequence[Path], folder: Path, below: set[Path], source: str, remedy: str) -> None:
+    """Of these images, if most are in a folder near by."""
+    names = [path.relative_to(folder) for path in some]
+    near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
+    fitting: dict[Path, tuple[Path, Path]] = {}  # by what it is: where they are, and one of them
+    for other in (*folder.parents[:2], Path(source).parent, *near, *sorted(below)):
+        there = [name for name in names if is_file(other / name)]
+        if 2 * len(there) > len(names):
+            fitting.setdefault(other.resolve(), (other, there[0]))
+    if fitting:
+        others = " and in ".join(str(other) for other, _ in fitting.values())
+        _, name = next(iter(fitting.values()))
+        which = "that folder" if len(fitting) == 1 else "the right one, or write the folders into the names"
+        where = f"are not in {folder} but in {others}"
+        raise InputError(f"{source}: its images, such as {name}, {where}; {remedy.format(which)}")
+
+
+def _below(folder: Path, paths: Sequence[Path]) -> list[list[Path]]:
+    """For each path in the folder all files in it and below whose paths end so, whatever their case."""
+    below: dict[str, list[Path]] = {}
+    with suppress(InputError, OSError):  # what may not be looked into, or is away
+        for file in files_below(folder):
+            below.setdefault(without_case(file.name), []).append(file)
+
+    def ends_as(file: Path, path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        return [*map(without_case, file.parts[-len(parts) :])] == [*map(without_case, parts)]
+
+    return [
+        [file for file in below.get(without_case(path.name), []) if ends_as(file, path)] for path in paths
+    ]
