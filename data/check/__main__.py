@@ -50,14 +50,15 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
         write_text(json, as_json(done.report))
     if html is not None:
         from data.check.page import page
-        from data.check.samples import sample_pictures
+        from data.check.pictures import place_pictures, sample_pictures
         from detector.builders.data import build_pipeline
 
-        pictures = []
+        samples = []
         if "train" in done.sets:
             pipeline = build_pipeline(config.data, training=True)
-            pictures = sample_pictures(done.sets["train"], pipeline, config.train.seed)
-        write_text(html, page(done.report, pictures))
+            samples = sample_pictures(done.sets["train"], pipeline, config.train.seed)
+        places = place_pictures(done.report.findings, done.sets)
+        write_text(html, page(done.report, samples, places))
     print("\n".join(lines(done.report)))
     if done.report.hurts:
         sys.exit(_FOUND)

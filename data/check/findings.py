@@ -227,6 +227,7 @@ class Spot:
     image: str | None = None  # path
     image_id: int | None = None
     annotation: int | None = None  # as in DetectionSet.annotation_ids
+    other: tuple[str, int] | None = None  # the split and the row of an image that it is like
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +322,17 @@ def spot_of_fault(fault: DataFault, split: str) -> Spot:
     return Spot(fault.code, str(fault), split, image, fault.image_id, fault.annotation)
 
 
-def spot_of_image(code: str, problem: str, split: str, records: DetectionSet, row: int) -> Spot:
+def spot_of_image(
+    code: str,
+    problem: str,
+    split: str,
+    records: DetectionSet,
+    row: int,
+    other: tuple[str, int] | None = None,
+) -> Spot:
     """A place that is an image: "image PATH (id 7, train) PROBLEM"."""
     path, number = str(records.files[row]), int(records.image_ids[row])
-    return Spot(code, f"image {path} (id {number}, {split}) {problem}", split, path, number)
+    return Spot(code, f"image {path} (id {number}, {split}) {problem}", split, path, number, other=other)
 
 
 def numbered(noun: str, number: int) -> str:

@@ -2,12 +2,12 @@
 
 import base64
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from data.check.charts import class_bars, histogram, series_colour
 from data.check.findings import Finding
+from data.check.pictures import Picture
 from data.check.report import AnchorReport, Report, SplitSummary
-from data.check.samples import Picture
 from data.check.text import verdict
 
 _GENERATOR = '<meta name="generator" content="aploss-detector data check">'
@@ -32,7 +32,8 @@ pre { background: #f4f4f4; padding: .8em; overflow-x: auto }
 svg { display: block; width: 100%; max-width: 760px; height: auto; font-family: system-ui, sans-serif }
 svg + h3, svg + table { margin-top: 1.2em }
 .key { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -.1em }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 1em }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 1em }
+.finding .gallery { grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); margin-top: .6em }
 figure { margin: 0; break-inside: avoid }
 figure img { width: 100% }
 figcaption, .small { font-size: .82em; color: #555 }
@@ -42,17 +43,22 @@ figcaption, .small { font-size: .82em; color: #555 }
 """
 
 
-def page(report: Report, pictures: Sequence[Picture]) -> str:
-    """The whole file."""
+def page(report: Report, samples: Sequence[Picture], places: Mapping[str, Sequence[Picture]]) -> str:
+    """The whole file.
+
+    Args:
+        samples: of the training images.
+        places: of the findings, by their codes.
+    """
     title = f"Data check: {report.title}"
     body = "\n".join(
         [
             f"<h1>Data check</h1><p><code>{html.escape(report.title)}</code></p>",
             f"<p><strong>{html.escape(verdict(report))}</strong></p>",
-            *(_finding(finding) for finding in report.findings),
+            *(_finding(finding, places.get(finding.code, ())) for finding in report.findings),
             *_splits(report.splits),
             *(_anchors(report.anchors) if report.anchors and report.anchors.levels[0].boxes else ()),
-            *_samples(pictures),
+            *_samples(samples),
         ]
     )
     return (
@@ -63,7 +69,7 @@ def page(report: Report, pictures: Sequence[Picture]) -> str:
     )
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: Finding, pictures: Sequence[Picture]) -> str:
     kind, spots = finding.kind, finding.spots
     level = kind.level.name.lower()
     places = [f"<li>{html.escape(spot.text)}</li>" for spot in spots[:_PLACES_SHOWN]]
@@ -72,7 +78,8 @@ def _finding(finding: Finding) -> str:
     return (
         f'<div class="finding {level}"><h3>{level}: {html.escape(kind.what)} '
         f"({len(spots)} x <code>{finding.code}</code>)</h3>"
-        f"<ul>{''.join(places)}</ul><p>What to do: {html.escape(kind.remedy)}.</p></div>"
+        f"<ul>{''.join(places)}</ul><p>What to do: {html.escape(kind.remedy)}.</p>"
+        f"{_gallery(pictures)}</div>"
     )
 
 
@@ -140,21 +147,25 @@ def _anchors(anchors: AnchorReport) -> Iterator[str]:
         yield '<p class="small">A search for better sizes and ratios found none worth a change.</p>'
 
 
-def _samples(pictures: Sequence[Picture]) -> Iterator[str]:
-    if not pictures:
+def _samples(samples: Sequence[Picture]) -> Iterator[str]:
+    if not samples:
         return
     yield "<h2>What the network sees</h2>"
     yield "<p>Training images of the first epoch, augmented, with the boxes that are learnt from.</p>"
-    figures = []
-    for picture in pictures:
-        data = base64.b64encode(picture.jpeg).decode("ascii")
-        name = html.escape(picture.name)
-        size = "{} x {} px".format(*picture.size)
-        figures.append(
-            f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}">'
-            f"<figcaption>{name}, {size}</figcaption></figure>"
-        )
-    yield f'<div class="samples">{"".join(figures)}</div>'
+    yield _gallery(samples)
+
+
+def _gallery(pictures: Sequence[Picture]) -> str:
+    return f'<div class="gallery">{"".join(map(_figure, pictures))}</div>' if pictures else ""
+
+
+def _figure(picture: Picture) -> str:
+    caption = html.escape(picture.caption)
+    images = "".join(
+        f'<img alt="{caption}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode("ascii")}">'
+        for jpeg in picture.jpegs
+    )
+    return f"<figure>{images}<figcaption>{caption}</figcaption></figure>"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -55,7 +55,7 @@ def _spot(code: str, sets: Mapping[str, DetectionSet], place: Place, other: Plac
     split, row = place
     records, there = sets[split], sets[other[0]]
     where = f"{there.files[other[1]]} (id {there.image_ids[other[1]]}, {other[0]})"
-    return spot_of_image(code, f"{same} {where}", split, records, row)
+    return spot_of_image(code, f"{same} {where}", split, records, row, other)
 
 
 def _same_boxes(records: DetectionSet, one: int, other: int) -> bool:

@@ -141,7 +141,7 @@ def test_faults_end_with_code_one_and_stand_in_text_json_and_page(place: Path) -
     for text in (outcome.out, page):
         assert re.search(r"6 x (<code>)?image-in-both", text)
         assert first["text"] in text
-    assert page.count("data:image/jpeg;base64,") == 6
+    assert page.count("data:image/jpeg;base64,") == 6 + 2 * 4  # samples; images in both, side by side
     (place / "other.html").write_text("<!DOCTYPE html>\n<title>my page</title>\n")
     words = ("tiny.yaml", "--html", "other.html")
     assert_refused(main, words, place, "--html", "other.html holds something else")

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from data.annotations import AnnotatedImage, Annotation, pack_set
 from data.check.charts import class_bars, histogram
-from data.check.samples import sample_pictures
+from data.check.findings import BoxSpot, Finding, Spot
+from data.check.pictures import place_pictures, sample_pictures
 from data.colours import colour
+from data.sample import DetectionSet
 from data.transforms import Pipeline
 
 
@@ -25,12 +28,73 @@ def test_boxes_lie_on_the_enlarged_picture_where_they_lie_in_the_image(tmp_path:
     image = AnnotatedImage(1, tmp_path / "a.png", (105, 140), objects)
     records = pack_set([image], ("cat", "dog"), (1, 2), "the split")
     (picture,) = sample_pictures(records, Pipeline([], 0.3, "train"), seed=0)
-    assert (picture.name, picture.size) == ("a.png", (140, 105))
-    pixels = np.asarray(Image.open(io.BytesIO(picture.jpeg))).astype(int)
+    assert picture.caption == "a.png, 140 x 105 px"
+    pixels = np.asarray(Image.open(io.BytesIO(picture.jpegs[0]))).astype(int)
     assert pixels.shape == (420, 560, 3)
     for (x, y), drawn in (((60, 50), colour(0)), ((135, 95), (128, 128, 128))):
         assert np.abs(pixels[4 * y - 2, 4 * x - 30 : 4 * x - 2] - drawn).mean() < 40  # JPEG blurs a line
         assert np.abs(pixels[4 * y - 30 : 4 * y - 2, 4 * x - 2] - drawn).mean() < 40
+
+
+def plain_set(folder: Path, colours: str, *objects: Annotation) -> DetectionSet:
+    """An image of 140 x 105 px for each colour, with the same objects."""
+    images = []
+    for k, name in enumerate(colours.split()):
+        Image.new("RGB", (140, 105), name).save(folder / f"{name}.png")
+        images.append(AnnotatedImage(k, folder / f"{name}.png", (105, 140), [*objects]))
+    return pack_set(images, ("cat", "dog"), (1, 2), "the split")
+
+
+def pixels_of(jpeg: bytes) -> NDArray[np.int64]:
+    return np.asarray(Image.open(io.BytesIO(jpeg))).astype(np.int64)
+
+
+def box_spot(records: DetectionSet, box: int) -> BoxSpot:
+    return BoxSpot("box-partly-outside", "is out", (), "train", records, "annotation", box)
+
+
+def test_a_box_that_was_found_is_shown_with_its_surroundings_and_what_is_outside(tmp_path: Path) -> None:
+    """60 x 50 px, 30 of them beyond the right edge: seen is what lies between x = 80 and the box's end."""
+    records = plain_set(tmp_path, "black", Annotation("", (110.0, 20.0, 170.0, 70.0), label=0))
+    found = Finding("box-partly-outside", (box_spot(records, 0),))
+    (picture,) = place_pictures([found], {"train": records})["box-partly-outside"]
+    assert picture.caption == "black.png"
+    shown = pixels_of(picture.jpegs[0])
+    assert shown.shape == (400, 343, 3)  # y from 0 to 105, x from 80 to 170
+    scale = 400 / 105
+    of_image, outside = round((130 - 80) * scale), round((150 - 80) * scale)
+    assert shown[390, of_image].max() < 30 and shown[390, outside].min() > 200
+    line = round((110 - 80) * scale)
+    assert np.abs(shown[200:240, line + 1 : line + 3] - colour(0)).mean() < 50
+
+
+def test_an_image_that_stands_twice_is_shown_beside_the_other(tmp_path: Path) -> None:
+    train, val = plain_set(tmp_path, "red green"), plain_set(tmp_path, "blue")
+    spot = Spot("near-duplicate-in-both", "alike", "val", str(tmp_path / "blue.png"), 0, other=("train", 1))
+    sets = {"train": train, "val": val}
+    (picture,) = place_pictures([Finding(spot.code, (spot,))], sets)[spot.code]
+    assert picture.caption == "blue.png (val) and green.png (train)"
+    mine, other = (pixels_of(jpeg).mean(axis=(0, 1)) for jpeg in picture.jpegs)
+    assert mine.argmax() == 2 and other.argmax() == 1
+
+
+def test_places_of_different_images_come_first_and_none_that_cannot_be_seen(tmp_path: Path) -> None:
+    box = Annotation("", (10.0, 20.0, 60.0, 50.0), label=1)
+    records = plain_set(tmp_path, "red green blue white black", box, box)
+    (tmp_path / "green.png").write_bytes(b"no picture")
+    spots = tuple(box_spot(records, k) for k in range(10))
+    pictures = place_pictures([Finding("box-duplicated", spots)], {"train": records})["box-duplicated"]
+    assert [picture.caption for picture in pictures] == [
+        f"{c}.png" for c in ("red", "blue", "white", "black")
+    ]
+    red = str(tmp_path / "red.png")
+    unseen = (
+        Spot("box-reversed", "refused", "train", red, 0, annotation=7),
+        Spot("image-missing", "away", "train", str(tmp_path / "away.png"), 9),
+        Spot("class-rare", "few", "train"),
+        Spot("image-twice", "again", "gone", red, 0),
+    )
+    assert place_pictures([Finding("no", unseen)], {"train": records}) == {}
 
 
 def test_anchors_stand_below_the_boxes_of_their_size() -> None:

@@ -1,0 +1,189 @@
+"""Pictures for the page: samples as the network sees them, and places where something was found."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from data.check.findings import AnySpot, BoxSpot, Finding, Spot
+from data.colours import Colour, colour
+from data.images import read_image
+from data.loader import DetectionDataset
+from data.sample import DetectionSet
+from data.transforms import Pipeline
+from errors import InputError
+
+_SAMPLES, _SAMPLE_SIDE = 12, 560  # the number of pictures, and the pixels of a picture's long side
+_PLACES, _PLACE_SIDE = 4, 400  # for each kind of finding
+_TRIED = 100  # of a million places
+_LEAST_VIEW = 64  # pixels of the image, around a box
+_SURROUNDINGS = 2.0  # of a box's longer side
+_NAMED = 12  # boxes; the names of more would hide the picture
+_GREY: Colour = (128, 128, 128)
+_OUTSIDE: Colour = (225, 225, 225)  # what is no part of the image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Something drawn, one or several side by side."""
+
+    jpegs: tuple[bytes, ...]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A box to be drawn."""
+
+    box: NDArray[np.float64]  # [4] xyxy pixels
+    ink: Colour
+    text: str = ""  # none if empty
+    width: int = 2
+
+
+def sample_pictures(records: DetectionSet, pipeline: Pipeline, seed: int) -> list[Picture]:
+    """Some images of the first epoch, drawn at random; those that cannot be read are passed over."""
+    dataset = DetectionDataset(records, pipeline, seed)
+    pictures: list[Picture] = []
+    for row in np.random.default_rng(0).permutation(len(records)).tolist():
+        if len(pictures) == _SAMPLES:
+            break
+        try:
+            sample = dataset.sample(0, row)
+        except InputError:
+            continue
+        height, width = sample.image.shape[:2]
+        boxes = [
+            _of_a_box(box, int(label), bool(ignored), records)
+            for box, label, ignored in zip(sample.boxes, sample.labels, sample.ignore, strict=True)
+        ]
+        jpeg = draw(sample.image, boxes, _SAMPLE_SIDE)
+        pictures.append(Picture((jpeg,), f"{_name(records, row)}, {width} x {height} px"))
+    return pictures
+
+
+def place_pictures(findings: Sequence[Finding], sets: Mapping[str, DetectionSet]) -> dict[str, list[Picture]]:
+    """By the codes of the findings some of their places, of different images as far as there are.
+
+    None of what is not in the sets, as boxes that reading has refused, or cannot be read.
+    """
+    rows = {split: {str(file): k for k, file in enumerate(records.files)} for split, records in sets.items()}
+    pictures = {finding.code: list(_some(finding.spots, sets, rows)) for finding in findings}
+    return {code: some for code, some in pictures.items() if some}
+
+
+def _some(
+    spots: Sequence[AnySpot], sets: Mapping[str, DetectionSet], rows: Mapping[str, Mapping[str, int]]
+) -> Iterator[Picture]:
+    tried = spots[:_TRIED]
+    seen: set[str | None] = set()
+    firsts: list[AnySpot] = []
+    others: list[AnySpot] = []
+    for spot in tried:
+        (others if spot.image in seen else firsts).append(spot)
+        seen.add(spot.image)
+    count = 0
+    for spot in (*firsts, *others):
+        if count == _PLACES:
+            return
+        row = rows.get(spot.split or "", {}).get(spot.image or "")
+        if row is None or (isinstance(spot, Spot) and spot.annotation is not None):
+            continue
+        try:
+            if isinstance(spot, BoxSpot):
+                yield _around_a_box(spot, row)
+            else:
+                yield _whole(spot, sets, row)
+        except InputError:
+            continue
+        count += 1
+
+
+def _around_a_box(spot: BoxSpot, row: int) -> Picture:
+    """The box, named, and its surroundings, with what lies outside the image; other boxes without names."""
+    records = spot.records
+    pixels = _read(records, row)
+    size = np.array(pixels.shape[1::-1], dtype=np.float64)  # width, height
+    box = records.boxes[spot.box]
+    side = max(_LEAST_VIEW, _SURROUNDINGS * float((box[2:] - box[:2]).max()))
+    centre = (box[:2] + box[2:]) / 2
+    # No farther out than the image is large.
+    low = np.maximum(centre - side / 2, np.minimum(0, box[:2])).clip(-size, size - 1)
+    high = np.minimum(centre + side / 2, np.maximum(size, box[2:])).clip(low + 1, 2 * size)
+    (x0, y0), (x1, y1) = np.floor(low).astype(int).tolist(), np.ceil(high).astype(int).tolist()
+    view = Image.new("RGB", (x1 - x0, y1 - y0), _OUTSIDE)
+    view.paste(Image.fromarray(pixels).crop((max(0, x0), max(0, y0), x1, y1)), (max(0, -x0), max(0, -y0)))
+    if x1 > size[0] or y1 > size[1]:  # which Pillow fills with black
+        canvas = ImageDraw.Draw(view)
+        canvas.rectangle((size[0] - x0, 0, x1 - x0, y1 - y0), fill=_OUTSIDE)
+        canvas.rectangle((0, size[1] - y0, x1 - x0, y1 - y0), fill=_OUTSIDE)
+    others = range(int(records.offsets[row]), int(records.offsets[row + 1]))
+    boxes = [Drawn(records.boxes[k], colour(int(records.labels[k]))) for k in others if k != spot.box]
+    label, ignored = int(records.labels[spot.box]), bool(records.ignore[spot.box])
+    boxes.append(_of_a_box(box, label, ignored, records, width=4))
+    moved = [Drawn(one.box - [x0, y0, x0, y0], one.ink, one.text, one.width) for one in boxes]
+    return Picture((draw(np.asarray(view), moved, _PLACE_SIDE),), _name(records, row))
+
+
+def _whole(spot: Spot, sets: Mapping[str, DetectionSet], row: int) -> Picture:
+    """An image with its boxes; beside it the one that it is like, if there is one."""
+    assert spot.split is not None
+    places = [(spot.split, row), *([spot.other] if spot.other is not None else [])]
+    jpegs = []
+    for split, k in places:
+        records = sets[split]
+        of_image = range(int(records.offsets[k]), int(records.offsets[k + 1]))
+        boxes = [
+            _of_a_box(records.boxes[b], int(records.labels[b]), bool(records.ignore[b]), records)
+            for b in of_image
+        ]
+        if len(boxes) > _NAMED:
+            boxes = [Drawn(one.box, one.ink) for one in boxes]
+        jpegs.append(draw(_read(records, k), boxes, _PLACE_SIDE))
+    names = [f"{_name(sets[split], k)} ({split})" for split, k in places]
+    return Picture(tuple(jpegs), " and ".join(names))
+
+
+def _of_a_box(
+    box: NDArray[np.float64], label: int, ignored: bool, records: DetectionSet, width: int = 2
+) -> Drawn:
+    ink, more = (_GREY, " (ignored)") if ignored else (colour(label), "")
+    return Drawn(box, ink, records.classes[label] + more, width)
+
+
+def _read(records: DetectionSet, row: int) -> NDArray[np.uint8]:
+    height, width = (int(v) for v in records.sizes[row])
+    return read_image(Path(records.files[row]), (height, width))
+
+
+def _name(records: DetectionSet, row: int) -> str:
+    return str(records.files[row]).replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def draw(pixels: NDArray[np.uint8], boxes: Sequence[Drawn], longest: int) -> bytes:
+    """uint8 [H, W, 3] RGB -> a JPEG of so many pixels on its long side, with boxes, the last on top."""
+    image = Image.fromarray(pixels)
+    scale = longest / max(image.size)
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    far = np.array(image.size * 2, dtype=np.float64)  # what reaches farther takes for ever to draw
+    for one in boxes:
+        x0, y0, x1, y1 = (round(float(v)) for v in (one.box * scale).clip(-far, 2 * far))
+        corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+        wide = (corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1)
+        canvas.rectangle(wide, outline=(0, 0, 0), width=one.width + 2)
+        canvas.rectangle(corners, outline=one.ink, width=one.width)
+        if not one.text:
+            continue
+        at = (max(x0, 0) + 3, max(y0, 0) + 1)
+        left, top, right, bottom = canvas.textbbox(at, one.text, font=font)
+        canvas.rectangle((left - 2, top - 1, right + 1, bottom + 1), fill=one.ink)
+        light = sum(one.ink) > 330
+        canvas.text(at, one.text, fill=(0, 0, 0) if light else (255, 255, 255), font=font)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
