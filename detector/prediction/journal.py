@@ -1,21 +1,21 @@
 """What predict.py has found, on disk as it is found: so that a run that is killed can be gone on with.
 
-A file of JSON lines in the folder of the results: what they were found with, then an image or frame each. It
-goes when the tables are written.
+A file of JSON lines in the folder of the results: what they were found with, then an image or frame each, and
+after the last frame of a video how many it has. It goes when the tables are written.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 from filelock import Timeout
 
-from data.inputs import RESULTS_MARK
+from data.inputs import RESULTS_MARK, Source
 from data.locks import locked
 from detector.prediction.annotations import Result
 from detector.prediction.results import ResultsFolder
@@ -68,7 +68,7 @@ class Journal:
             raise InputError(f"cannot write into {self._folder.path}: {error.strerror}") from None
 
     def before(self) -> Iterator[dict[str, Any]]:
-        """What has been found before, as `add` has written it; up to a line that was cut off."""
+        """What `add` and `end_video` have written before; up to a line that was cut off."""
         if self._folder.resumed:
             lines = self._lines()
             next(lines)
@@ -101,13 +101,19 @@ class Journal:
                 )
 
     def add(self, results: Sequence[Result]) -> None:
-        """Note an image, or all frames of a video: each says how many they are, and counts with all alone.
+        """Note images, or frames of a video.
 
         Raises:
             InputError: no permission or no space.
         """
+        self._write(self._folder.as_plain(result) for result in results)
+
+    def end_video(self, source: Source, frames: int) -> None:
+        """Note that these were all, and that they are drawn. Raises InputError: as `add`."""
+        self._write([{"file": str(source.path), "frames": frames, "drawn": self._folder.drawn(source)}])
+
+    def _write(self, plain: Iterable[dict[str, Any]]) -> None:
         path = self._folder.path / JOURNAL
-        plain = ({**self._folder.as_plain(result), "of": len(results)} for result in results)
         lines = "".join(json.dumps(one) + "\n" for one in plain)
         try:
             if self._file is None:
@@ -124,7 +130,8 @@ class Journal:
 
     def done(self) -> None:
         """Nothing is left to go on with."""
-        (self._folder.path / JOURNAL).unlink(missing_ok=True)
+        if self._file is not None or self._folder.resumed:  # else there may be no folder
+            (self._folder.path / JOURNAL).unlink(missing_ok=True)
 
 
 def digest_of(file: Path) -> str:

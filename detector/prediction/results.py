@@ -68,7 +68,7 @@ class ResultsFolder:
 
     def as_plain(self, result: Result) -> dict[str, Any]:
         """A result as JSON takes it."""
-        found, drawn = result.found, self._drawn.get(result.source)
+        found = result.found
         return {
             "file": str(result.source.path),
             "frame": result.frame,
@@ -77,8 +77,13 @@ class ResultsFolder:
             "scores": found.scores.tolist(),
             "labels": found.labels.tolist(),
             "full": result.full,
-            "drawn": None if drawn is None else drawn.relative_to(self.path).as_posix(),
+            "drawn": self.drawn(result.source),
         }
+
+    def drawn(self, source: Source) -> str | None:
+        """The picture or video that was drawn of a source, as seen from the folder."""
+        path = self._drawn.get(source)
+        return None if path is None else path.relative_to(self.path).as_posix()
 
     def has_drawn(self, plain: dict[str, Any]) -> bool:
         """Whether the picture is there, if there was one: it may have been deleted to make room."""
@@ -189,8 +194,8 @@ class ResultsFolder:
             height, width = result.size
             image: dict[str, Any] = {"id": number, "file_name": str(result.source.path)}
             image |= {"width": width, "height": height}
-            if result.source in self._drawn:
-                image["drawn"] = self._drawn[result.source].relative_to(self.path).as_posix()
+            if (drawn := self.drawn(result.source)) is not None:
+                image["drawn"] = drawn
             images.append(image if result.frame is None else {**image, "frame": result.frame})
             for (x0, y0, x1, y1), label, score in zip(
                 result.found.boxes.tolist(), result.found.labels, result.found.scores.tolist(), strict=True

@@ -1,6 +1,7 @@
 """Detecting in all that a user points at; what cannot be read is left out and counted."""
 
 import io
+import itertools
 import logging
 import signal
 import sys
@@ -87,16 +88,18 @@ def predict(
                         session.video(source)
         except BaseException:
             termination.hold_back()
-            if session.results:
+            if session.results or session.noted:
                 held = f"{folder.path} holds what was found before"
                 try:
-                    session.write_tables(sources, formats)
+                    if session.results:
+                        session.write_tables(sources, formats)
                 except InputError as error:  # why it breaks off is told behind
                     held = f"{error}; what was found before is in {folder.path} all the same"
                 log.warning("broken off; %s: the same command with --resume %s goes on", held, folder.path)
             raise
         termination.hold_back()
         if not session.results:
+            journal.done()
             (_, reason), *more = session.failed
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
             raise InputError(some)
@@ -170,6 +173,7 @@ class _Session:
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
+        self.noted = False  # frames, of a video that may not have come to its end
         self.bar = Progress(0, "image")
         self._detector = detector
         self._folder = folder
@@ -177,6 +181,7 @@ class _Session:
         self._pictures = pictures
         self._choose = choose
         self._least = least  # score that is of interest
+        self._frames_before: dict[Source, list[Result]] = {}  # of videos that are not done
         self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # what came on standard input
 
     def restore(self, sources: Sequence[Source]) -> list[Source]:
@@ -186,8 +191,7 @@ class _Session:
             InputError: it is of another source.
         """
         named = {str(source.path): source for source in sources}
-        found: dict[Source, dict[int | None, Result]] = {}
-        whole: set[Source] = set()
+        whole: dict[Source, list[Result]] = {}
         for plain in self._journal.before():
             source = named.get(plain["file"])
             if source is None:
@@ -195,15 +199,20 @@ class _Session:
                     f"--resume: {self._folder.path} holds results of {plain['file']}, which is none of the "
                     "inputs; give those that it was begun with"
                 )
-            if self._folder.has_drawn(plain):
-                frames = found.setdefault(source, {})
-                frames[plain["frame"]] = self._folder.from_plain(plain, source, self._detector.classes)
-                if len(frames) == plain["of"]:
-                    whole.add(source)
-                    self._folder.keep_drawn(source, plain["drawn"])
+            ends = "frames" in plain
+            result = None if ends else self._folder.from_plain(plain, source, self._detector.classes)
+            if result is not None and result.frame is not None:
+                frames = self._frames_before.setdefault(source, [])
+                if result.frame == len(frames):  # else seen twice
+                    frames.append(result)
+            elif self._folder.has_drawn(plain):
+                whole[source] = self._frames_before.pop(source, []) if result is None else [result]
+                self._folder.keep_drawn(source, plain["drawn"])
         if self._folder.resumed:
-            print(f"{len(whole)} of {len(sources)} inputs are done already", flush=True)
-        self.results += [result for source in whole for result in found[source].values()]
+            frames_before = sum(map(len, self._frames_before.values()))
+            more = f", and {frames_before} frames of others" if frames_before else ""
+            print(f"{len(whole)} of {len(sources)} inputs are done already{more}", flush=True)
+        self.results += [result for results in whole.values() for result in results]
         return [source for source in sources if source not in whole]
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
@@ -258,11 +267,10 @@ class _Session:
 
     def video(self, source: Source) -> None:
         """Detect in every frame of a video."""
-        size = self._detector.batch_size
         try:
             reader = VideoReader(source.path)
             frames = iter(reader)
-            batch = list(islice(frames, size))
+            first = list(islice(frames, 1))
         except InputError as error:
             self.bar.total += 1
             self._fail(source, error)
@@ -270,36 +278,49 @@ class _Session:
         self.bar.total += reader.frames
         before = len(self.results)
         try:
-            self._frames(source, frames, batch, reader.rate)
-            self._journal.add(self.results[before:])
+            self._frames(source, itertools.chain(first, frames), reader.rate)
+            self._journal.end_video(source, len(self.results) - before)
         except BaseException as error:
             del self.results[before:]  # as its drawn video: no half of it
             if not isinstance(error, _Undetectable):
                 raise
             self._fail(source, error)
 
-    def _frames(self, source: Source, frames: Iterator[Pixels], batch: list[Pixels], rate: float) -> None:
-        """Those of a batch that was read already, and all others.
+    def _frames(self, source: Source, frames: Iterator[Pixels], rate: float) -> None:
+        """All of a video.
 
         Raises:
             _Undetectable: the detector cannot take one.
         """
-        first, size = 0, self._detector.batch_size
         with ExitStack() as stack:
             writer: VideoWriter | None = None
-            while batch:
-                for result, drawn in self._detect([(source, frame) for frame in batch], first):
-                    if isinstance(result, InputError):
-                        raise result
-                    self.results.append(result)
-                    if drawn is not None and writer is None:
-                        extent = (drawn.shape[0], drawn.shape[1])
-                        writer = stack.enter_context(self._folder.video_writer(source, rate, extent))
-                    if drawn is not None and writer is not None:
-                        writer.write(drawn)
-                    self.bar.update()
-                first += len(batch)
-                batch = list(islice(frames, size))
+            for result, drawn in self._of_frames(source, frames):
+                self.results.append(result)
+                if drawn is not None and writer is None:
+                    extent = (drawn.shape[0], drawn.shape[1])
+                    writer = stack.enter_context(self._folder.video_writer(source, rate, extent))
+                if drawn is not None and writer is not None:
+                    writer.write(drawn)
+                self.bar.update()
+
+    def _of_frames(self, source: Source, frames: Iterator[Pixels]) -> Iterator[tuple[Result, Pixels | None]]:
+        """The result of each frame, and the drawn one if wanted: what was found before is drawn again."""
+        before = self._frames_before.pop(source, [])
+        for known, pixels in zip(before, frames, strict=False):
+            if pixels.shape[:2] != known.size:
+                raise _Undetectable(f"{source.path} has frames of another size than before; begin anew")
+            yield known, self._drawn(known.found, pixels)
+        first = len(before)
+        while batch := list(islice(frames, self._detector.batch_size)):
+            of_batch = list(self._detect([(source, frame) for frame in batch], first))
+            found = [result for result, _ in of_batch if isinstance(result, Result)]
+            self._journal.add(found)
+            self.noted = True
+            for result, drawn in of_batch:
+                if isinstance(result, InputError):
+                    raise result
+                yield result, drawn
+            first += len(batch)
 
     def _detect(
         self, images: list[tuple[Source, Pixels]], first_frame: int | None
@@ -315,7 +336,10 @@ class _Session:
             frame = None if first_frame is None else first_frame + number
             full = self._detector.is_full(one, self._least)
             result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown, full)
-            yield result, np.array(shown.draw(pixels)) if self._pictures else None
+            yield result, self._drawn(shown, pixels)
+
+    def _drawn(self, found: ImageDetections, pixels: Pixels) -> Pixels | None:
+        return np.array(found.draw(pixels)) if self._pictures else None
 
     def _found(self, images: list[Pixels]) -> list[ImageDetections | str]:
         """What is in each; for one that cannot be taken even by itself, the reason."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 import predict
-from data.video import VideoWriter
+from data.video import VideoReader, VideoWriter
 from detector.prediction.results import ResultsFolder
 from detector.prediction.session import _Session
 from detector.predictor import Detector
@@ -398,30 +399,58 @@ def test_where_there_is_no_room_for_tables_what_was_found_is_told_of(
     assert len(read(place / "out/images.json")["images"]) == 7
 
 
-def test_a_video_counts_as_done_with_all_its_frames_alone(place: Path, trained: Path) -> None:
-    """The disk was full, say, while they were written down."""
+@pytest.mark.parametrize("broken", ["killed", "interrupted", "picture deleted", "killed before its end"])
+def test_a_video_is_gone_on_with_at_the_frame_where_it_broke_off(
+    place: Path, trained: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the same command undisturbed. No frame is detected in twice, and all are drawn."""
     with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
-        for grey in (0, 60, 120, 180):
+        for grey in (0, 60, 120, 180, 240):
             video.write(np.full((48, 64, 3), grey, np.uint8))
-    words = ("clip.mp4", "images/0.png", *ALL)
+    words = ("clip.mp4", *ALL, "--batch", "2", "--format", "pictures,csv,coco")
     assert run(place, trained, *words, "--output", "whole").code == 0
-    session = _Session.write_tables
-    with pytest.MonkeyPatch.context() as patch:
-
-        def full(*_: Any) -> None:
-            raise InputError("no space left")
-
-        patch.setattr(_Session, "write_tables", full)
-        assert run(place, trained, *words, "--output", "out").code == 2
-    assert _Session.write_tables is session
-    journal = place / "out" / ".found.jsonl"
-    lines = journal.read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 1 + 4
-    journal.write_text("".join(lines[:4]))
+    # In the same batches, for the same rounding.
+    out, known = place / "out", {"killed": 2, "interrupted": 2}.get(broken, 5)
+    with monkeypatch.context() as patch:
+        if broken == "interrupted":
+            interrupting(patch, 3, signal.SIGINT)
+        else:
+            patch.setattr(_Session, "write_tables", lambda *_: sys.exit(7))
+        outcome = run(place, trained, *words, "--output", "out")
+        assert outcome.code == (130 if broken == "interrupted" else 7)
+    lines = (out / ".found.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + (2 if broken == "interrupted" else 5 + 1)
+    if broken.startswith("killed"):
+        lines[known + 1] = lines[known + 1][:20]
+        (out / ".found.jsonl").write_text("".join(lines[: known + 2]))
+    if broken == "picture deleted":
+        (out / "videos/clip.mp4").unlink()
+    asked: list[int] = []
+    detect = Detector.__call__
+    monkeypatch.setattr(
+        Detector, "__call__", lambda d, images: asked.append(len(images)) or detect(d, images)
+    )
     outcome = run(place, trained, *words, "--resume", "out")
-    assert outcome.out.startswith("1 of 2 inputs are done already")
-    assert files(place / "out") == files(place / "whole")
-    assert (place / "out/detections.csv").read_text() == (place / "whole/detections.csv").read_text()
+    assert outcome.out.startswith(f"0 of 1 inputs are done already, and {known} frames of others\n")
+    assert sum(asked) == 5 - known
+    assert files(out) == files(place / "whole")
+    assert len(list(VideoReader(out / "videos/clip.mp4"))) == 5
+    for name in ("detections.csv", "coco.json", "images.json"):
+        assert (out / name).read_text() == (place / "whole" / name).read_text()
+
+
+def test_a_video_that_is_done_is_not_looked_at_again(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr(_Session, "write_tables", lambda *_: sys.exit(7))
+        assert run(place, trained, "clip.mp4", *ALL, "--output", "out").code == 7
+    monkeypatch.setattr(Detector, "__call__", lambda _, images: pytest.fail("again") if images else [])
+    outcome = run(place, trained, "clip.mp4", *ALL, "--resume", "out")
+    assert outcome.out.startswith("1 of 1 inputs are done already\n") and outcome.code == 0
+    assert "videos/clip.mp4" in files(place / "out")
 
 
 def test_what_an_emptied_folder_has_left_is_not_gone_on_with(

@@ -184,4 +184,4 @@ def test_a_disk_too_full_for_a_video_costs_one_line(place: Path, trained: Path) 
     with no_file_larger_than(50_000):
         outcome = run(place, trained, "clip.avi", *ALL)
     assert_one_line(outcome, "cannot write predictions/videos/clip.mp4")
-    assert files(place / "predictions") == set()
+    assert files(place / "predictions") == {".found.jsonl"}  # to go on with, where there is more room
