@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,19 @@ def size_of_file(path: Path) -> tuple[int, int]:
         if is_file(path):
             raise DataFault("image-unreadable", str(error), path) from None
         raise DataFault("image-missing", f"{error}; {_IF_MISSING}", path) from None
+
+
+def first_of(places: Sequence[str]) -> str:
+    """The first, and how many more there are."""
+    return places[0] + (f", and {len(places) - 1} more," if len(places) > 1 else "")
+
+
+def say_rotated(places: Sequence[str], faults: list[DataFault] | None) -> None:
+    """Of CVAT's boxes, which it writes as they were before they were turned; faults: as of the readers."""
+    if places:
+        has = "has" if len(places) == 1 else "have"
+        message = f"{first_of(places)} {has} a rotation, and boxes are read upright as they were before it"
+        list_or_warn([DataFault("box-rotated", message)], faults, f"{message}; draw upright ones")
 
 
 def say_left_out(counts: Mapping[str, int], source: str) -> None:

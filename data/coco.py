@@ -15,10 +15,12 @@ from typing import Any
 from data.annotations import (
     AnnotatedImage,
     Annotation,
+    first_of,
     format_of,
     pack_set,
     require_folder,
     say_left_out,
+    say_rotated,
     size_of_file,
 )
 from data.categories import named_categories, used_categories
@@ -155,7 +157,7 @@ def load_instances(
             raise_or_collect(fault, faults)
     say_left_out(left_out, source)
     _say_ignore_is_unused(unused, faults)
-    _say_rotated(rotated, faults)
+    say_rotated(rotated, faults)
     return pack_set(found.values(), names, tuple(labels), source, faults=faults, renumbered=renumbered)
 
 
@@ -164,13 +166,9 @@ def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> 
     if not places:
         return
     message = (
-        f"{_first_of(places)} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
+        f"{first_of(places)} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
     )
     list_or_warn([DataFault("ignore-unused", message)], faults, message)
-
-
-def _first_of(places: list[str]) -> str:
-    return places[0] + (f", and {len(places) - 1} more," if len(places) > 1 else "")
 
 
 def _is_rotated(record: dict[str, Any]) -> bool:
@@ -178,13 +176,6 @@ def _is_rotated(record: dict[str, Any]) -> bool:
     attributes = record.get("attributes")
     turn = attributes.get("rotation") if isinstance(attributes, dict) else None
     return isinstance(turn, int | float) and turn % 180 != 0
-
-
-def _say_rotated(places: list[str], faults: list[DataFault] | None) -> None:
-    if places:
-        has = "has" if len(places) == 1 else "have"
-        message = f"{_first_of(places)} {has} a rotation, and boxes are read upright as they were before it"
-        list_or_warn([DataFault("box-rotated", message)], faults, f"{message}; draw upright ones")
 
 
 def _others_than(annotations: Path) -> str:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data.images import files_below
-from data.lookup import is_file, without_case
+from data.lookup import entries_of, is_file, without_case
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def look_elsewhere(paths: Sequence[Path], folder: Path, source: str, remedy: str
 def _refuse_another(some: Sequence[Path], folder: Path, below: set[Path], source: str, remedy: str) -> None:
     """Of these images, if most are in a folder near by."""
     names = [path.relative_to(folder) for path in some]
-    near = sorted(path for place in (folder, folder.parent) for path in place.iterdir() if path.is_dir())
+    near = sorted(path for place in (folder, folder.parent) for path in entries_of(place) if path.is_dir())
     fitting: dict[Path, tuple[Path, Path]] = {}  # by what it is: where they are, and one of them
     for other in (*folder.parents[:2], Path(source).parent, *near, *sorted(below)):
         there = [name for name in names if is_file(other / name)]

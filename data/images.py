@@ -39,7 +39,8 @@ Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # they are refused below
 PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # what editors write beside the pixels may be more than Pillow's 1
 _OF_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # not MPO, a camera's JPEG beside its preview
-_RESCUED = "lost+found"  # at the root of a disk, and nobody's to read
+# At the root of a disk, and nobody's to read; of Synology's: thumbnails, and what was deleted.
+_NOT_SEARCHED = ("lost+found", "@eaDir", "#recycle")
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 _TURNS = {  # what makes each orientation that is not upright so
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -102,7 +103,9 @@ def files_below(folder: Path) -> list[Path]:
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != _RESCUED)
+            folders[:] = sorted(
+                name for name in folders if not name.startswith(".") and name not in _NOT_SEARCHED
+            )
             starts += [path for name in folders if (path := Path(place, name)).is_symlink()]
             found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.is_file() or (path.is_symlink() and not path.exists()))

@@ -18,6 +18,7 @@ from errors import InputError
 
 _WHOLE = 0.999
 _LEAST_SIDE = 4  # pixels of an image, resized for evaluation
+_ODD_SIZES = ((61, 97), (400, 100), (100, 400), (1200, 1600))  # height, width
 
 
 class Pipeline:
@@ -141,11 +142,16 @@ class Pipeline:
         """
         if self._mosaic is not None:
             raise InputError(f"{self._key}: Mosaic is for training; leave it out here")
-        height, width = 96, 64
+        self._check_that_it_resizes(96, 64, seeds=32)  # a move that is made at random has to come up
+        for height, width in _ODD_SIZES:  # what is padded to a multiple, or if smaller
+            self._check_that_it_resizes(height, width, seeds=2)
+
+    def _check_that_it_resizes(self, height: int, width: int, seeds: int) -> None:
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        boxes = np.array([[6, 8, 40, 30], [20, 30, 58, 90]], dtype=np.float32)
+        parts = np.array([[0.1, 0.08, 0.6, 0.3], [0.3, 0.3, 0.9, 0.94]], dtype=np.float32)
+        boxes = parts * np.array([width, height, width, height], dtype=np.float32)
         first: NDArray[np.uint8] | None = None
-        for seed in range(32):  # a move that is made at random has to come up
+        for seed in range(seeds):
             done, moved, rows = self(image, boxes, seed)
             if min(done.shape[:2]) < _LEAST_SIDE:
                 raise InputError(

@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from data.annotations import (
     pack_set,
     require_folder,
     say_left_out,
+    say_rotated,
     size_of_file,
 )
 from data.categories import refuse_nearly_the_same
@@ -21,6 +23,7 @@ from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
 from data.sample import DetectionSet
 from data.texts import read_text
+from data.voc_pictures import Pictures
 from errors import InputError, reason_of, some_of
 
 _DIFFICULT = ("1", "true", "yes")
@@ -71,9 +74,11 @@ def has_images(folder: Path) -> bool:
 def folders_of_split(root: Path, split: str) -> tuple[VocFolders, str | None]:
     """The folders of a split and its list in them, None where all they hold is the split, as Roboflow's."""
     alone = root / split
-    is_whole = any((alone / name).is_dir() for name in ("Annotations", "ImageSets"))
-    if alone.is_dir() and (any(alone.glob("[!.]*.xml")) or (not is_whole and xml_files(alone))):
-        return VocFolders(alone, alone, alone), None
+    if alone.is_dir() and not (alone / "ImageSets").is_dir():
+        if (alone / "Annotations").is_dir() and not any(alone.glob("[!.]*.xml")):
+            return voc_folders(alone), None
+        if xml_files(alone):
+            return VocFolders(alone, alone, alone), None
     folder, _, name = split.rpartition("/")
     return voc_folders(root / folder), name
 
@@ -104,7 +109,7 @@ def load_voc(
         names = stems_of_xml(folders.annotations)
         if folders.root == root:  # "." may hold the folders of other splits
             names = [name for name in names if "/" not in name]
-        say_what_has_no_xml(folders, names, faults)
+        say_what_is_in_capitals(folders, faults)
     else:
         remedy = (
             "a VOC set has the lists of its splits there, such as train.txt, with the name of an image in "
@@ -112,7 +117,7 @@ def load_voc(
         )
         require_folder(folders.lists, "data.root (voc)", remedy)
         names = _read_list(folders.lists / f"{name}.txt", folders.annotations)
-    return load_voc_images(folders, names, f"split {split}", classes, faults)
+    return load_voc_images(folders, names, f"split {split}", classes, faults, whole=name is None)
 
 
 def load_voc_images(
@@ -121,19 +126,22 @@ def load_voc_images(
     source: str,
     classes: tuple[str, ...] | None = None,
     faults: list[DataFault] | None = None,
+    whole: bool = False,
 ) -> DetectionSet:
     """As `load_voc`, of the images of these names: those of their XML files without the ending.
 
     Args:
         source: names them in messages.
+        whole: the names are all that there are, and other images are said to have no XML file.
     """
-    pictures, finder = pictures_by_stem(folders.images), ImageFinder(folders.images)
+    pictures, finder = Pictures(folders.images, folders.annotations), ImageFinder(folders.images)
     annotations = ImageFinder(folders.annotations)
     # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
     labels = {name: label for label, name in enumerate(classes or ())}
     left_out: Counter[str] = Counter()
     images, parsed = [], set()
     met: set[str] = set()  # names of classes
+    rotated: list[str] = []  # boxes
     for number, stem in enumerate(names, start=1):
         try:
             inside(folders.annotations, f"{stem}.xml", source)
@@ -141,7 +149,7 @@ def load_voc_images(
             stem = xml.relative_to(folders.annotations).with_suffix("").as_posix()
             tree = _read_xml(xml, _of_ending(stem))
             parsed.add(xml)
-            file_name = _image_name(finder, stem, tree, xml, pictures)
+            file_name = pictures.of(xml, stem, tree, finder)
             image = AnnotatedImage(number, file_name, _size(tree, xml, file_name))
         except DataFault as fault:
             raise_or_collect(fault, faults)
@@ -157,14 +165,20 @@ def load_voc_images(
                     continue
                 label = labels.setdefault(name, len(labels))
                 image.objects.append(_object(node, where, label, position))
+                if _is_rotated(node):
+                    rotated.append(where)
             except DataFault as fault:
                 fault.image, fault.image_id, fault.annotation = file_name, number, position
                 raise_or_collect(fault, faults)
     finder.warn(source)
     annotations.warn(source)
+    pictures.warn(source)
+    if whole:
+        pictures.say_what_has_no_xml({image.path for image in images}, faults)
     if classes is not None:
         refuse_nearly_the_same(classes, met, source)
     say_left_out(left_out, source)
+    say_rotated(rotated, faults)
     if classes is None:
         classes = voc_classes(folders.annotations, faults, labels, parsed)
         final = [classes.index(name) for name in labels]
@@ -213,15 +227,8 @@ def in_capitals(annotations: Path) -> list[Path]:
     return [p for p in files_below(annotations) if p.suffix != ".xml" and p.suffix.lower() == ".xml"]
 
 
-def say_what_has_no_xml(
-    folders: VocFolders, names: Sequence[str], faults: list[DataFault] | None = None
-) -> None:
-    """Annotation tools write none for an image without objects, which is background all the same.
-
-    Args:
-        names: of all XML files.
-        faults: as for `load_voc`.
-    """
+def say_what_is_in_capitals(folders: VocFolders, faults: list[DataFault] | None = None) -> None:
+    """Of XML files; faults: as for `load_voc`."""
     if capitals := in_capitals(folders.annotations):
         found = [
             DataFault("annotation-not-read", f"{path} left out: rename what ends in .XML, to .xml", path)
@@ -230,22 +237,11 @@ def say_what_has_no_xml(
         more = f" and {len(capitals) - 1} more" * (len(capitals) > 1)
         warning = f"{capitals[0]}{more} left out: rename what ends in .XML, to .xml"
         list_or_warn(found, faults, warning)
-    stems = pictures_by_stem(folders.images)
-    if lost := sorted(stems.keys() - set(names)):
-        found = [
-            DataFault("image-unannotated", f"{stems[stem][0]} has no .xml file", stems[stem][0])
-            for stem in lost
-        ]
-        warning = (
-            f"{len(lost)} of {len(stems)} images in {folders.images} have no .xml file and are left out, "
-            f"such as {lost[0]}; with one without <object> they are background"
-        )
-        list_or_warn(found, faults, warning)
 
 
 def _read_list(path: Path, annotations: Path) -> list[str]:
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path, "surrogateescape").splitlines()
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise InputError(f"split list {path} does not exist; there are: {there} (set data.splits)") from None
@@ -301,29 +297,13 @@ def _object(node: ET.Element, where: str, label: int, position: int) -> Annotati
     return Annotation(where, (x0, y0, x1, y1), label, ignore=difficult, number=position)
 
 
-def pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
-    """The images below a folder by their names without the ending: "a", "cam1/b"."""
-    pictures: dict[str, list[Path]] = {}
-    for path in files_below(folder):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            pictures.setdefault(stem, []).append(path)
-    return pictures
-
-
-def _image_name(
-    finder: ImageFinder, stem: str, tree: ET.Element, xml: Path, pictures: dict[str, list[Path]]
-) -> Path:
-    """The image of the XML file: that of its own stem, else the one that the XML names.
-
-    Tools write all sorts of paths for that name, which is only looked at where there is a choice.
-    """
-    name = (tree.findtext("filename") or "").strip()
-    if own := pictures.get(stem):
-        return next((path for path in own if path.name == name), own[0])
-    if name in pictures:  # without its ending
-        return pictures[name][0]
-    return finder.find(name or f"{stem}.jpg", str(xml))
+def _is_rotated(node: ET.Element) -> bool:
+    """As CVAT writes it: the box before it was turned, and degrees."""
+    for attribute in node.iter("attribute"):
+        if (attribute.findtext("name") or "").strip() == "rotation":
+            with suppress(ValueError):
+                return float(attribute.findtext("value") or 0) % 180 != 0
+    return False
 
 
 def _size(tree: ET.Element, xml: Path, image: Path) -> tuple[int, int]:

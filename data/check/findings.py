@@ -70,6 +70,11 @@ KINDS: dict[str, Kind] = {
     "image-in-both": Kind(
         _W, "training and evaluation share an image", "remove it from one: the scores are too good"
     ),
+    "image-in-val-and-test": Kind(
+        _W,
+        "validation and test share an image",
+        "remove it from one: the best epoch and the thresholds are chosen on validation",
+    ),
     "near-duplicate-in-both": Kind(
         _W, "training and evaluation hold nearly the same image", "look at both; keep them in one split"
     ),

@@ -34,17 +34,23 @@ def repeat_spots(
         for row, key in enumerate(of_split):
             if key is not None:
                 places.setdefault(key, []).append((split, row))
+    # One that holds all of the other was made so.
+    val, test = ({key for key in keys.get(split, ()) if key is not None} for split in ("val", "test"))
+    apart = not (val <= test or test <= val)
     for alike in places.values():
         if len(alike) > 1:
-            yield from _repeated(sets, alike, same)
+            yield from _repeated(sets, alike, same, apart)
 
 
-def _repeated(sets: Mapping[str, DetectionSet], alike: list[Place], same: str) -> Iterator[Spot]:
-    trained = [place for place in alike if place[0] == "train"]
+def _repeated(sets: Mapping[str, DetectionSet], alike: list[Place], same: str, apart: bool) -> Iterator[Spot]:
+    """apart: whether validation and test are to have no image in common."""
+    trained, validated = ([place for place in alike if place[0] == split] for split in ("train", "val"))
     for split in dict.fromkeys(split for split, _ in alike):
         mine = [place for place in alike if place[0] == split]
         if split != "train" and trained:
             yield _spot("image-in-both", sets, mine[0], trained[0], same)
+        elif split == "test" and validated and apart:
+            yield _spot("image-in-val-and-test", sets, mine[0], validated[0], same)
         for place in mine[1:]:
             differs = not _same_boxes(sets[split], mine[0][1], place[1])
             code = "image-twice-differing" if differs else "image-twice"

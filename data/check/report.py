@@ -120,4 +120,4 @@ def as_json(report: Report) -> str:
             for finding in report.findings
         ],
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=2) + "\n"

@@ -77,7 +77,7 @@ def split(
         _check_output(file, whole)
     division = divide(whole.records, shares, number, keep_folders, fast)
     _write_all({outputs[n]: partial(whole.text_of, division.rows(*parts)) for n, parts in held.items()})
-    for line in division.far_off():
+    for line in division.shortcomings():
         log.warning(line)
     print("\n".join(division.lines()))
     print(f"written: {', '.join(map(str, outputs.values()))}\n{whole.next_step(list(held), count)}")

@@ -1,5 +1,6 @@
 """Images divided into parts: what stays together, what each part gets, and what is to be said of it."""
 
+import logging
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from data.check.alike import source_of
 from data.check.scan import ImageFacts, scan
 from data.sample import DetectionSet
 from data.split.partition import groups_of, partition
-from errors import InputError
+from errors import InputError, some_of
 
+log = logging.getLogger(__name__)
+FAULTS_SHOWN = 50
 _LEAST_OF_SHARE, _MOST_OF_SHARE = 0.8, 1.3
 _APART = "--fast divides what looks alike, and folders without --keep-folders"
 
@@ -58,8 +61,8 @@ class Division:
         if self.versions:
             yield f"{self.versions} of them as versions of one photograph, by their names (NAME.rf.HASH)"
 
-    def far_off(self) -> Iterator[str]:
-        """Of each part that has much less than its share, or much more, a line that says so."""
+    def shortcomings(self) -> Iterator[str]:
+        """A line for each part that is far from its share, or lacks classes that others have."""
         for k, (name, share) in enumerate(self.shares.items()):
             if _is_far_off(self.part == k, share):
                 images = f"{name} has {(self.part == k).mean():.0%} of the images, not {share:.0%}"
@@ -67,6 +70,10 @@ class Division:
                     yield f"{images}: so each part has some of every class, as far as there are enough"
                 else:
                     yield f"{images}: too many must stay together ({_APART})"
+            there = self.counts[self.part == k].any(axis=0) | ~self.counts.any(axis=0)
+            if not there.all():
+                lacking = [label for label, some in zip(self.classes, there, strict=True) if not some]
+                yield f"{name} has no {some_of(lacking, 5)}: too few images have one, or they stay together"
 
 
 def _is_far_off(mine: NDArray[np.bool_], share: float) -> bool:
@@ -121,7 +128,12 @@ def divide(
 
 def _facts(records: DetectionSet) -> list[ImageFacts]:
     facts = scan(records, "images")
-    problem = next((one.problem for one in facts if one.problem is not None), None)
-    if problem is not None:
-        raise InputError(f"{problem}; replace it or take it out of the set (--fast decodes none)")
-    return facts
+    problems = [one.problem for one in facts if one.problem is not None]
+    if not problems:
+        return facts
+    for problem in problems[1:FAULTS_SHOWN]:
+        log.warning("%s", problem)
+    rest = len(problems) - 1
+    more = f" ({rest} more like it, see above)" if rest else ""
+    remedy = "replace what is damaged or take it out of the set (--fast decodes none)"
+    raise InputError(f"{problems[0]}{more}; {remedy}")

@@ -60,6 +60,7 @@ def partition(
     wanted_boxes[for_all] = wanted_boxes[for_all].clip(min=1)
     part = np.full(len(names), -1, dtype=np.int64)
     left = boxes.sum(axis=0)  # of each class, in groups that have no part yet
+    lacking = np.ones((len(left), len(share)), dtype=np.bool_)  # [C, S], parts that have none of a class
 
     def assign(group: int, wanted: NDArray[np.float64]) -> None:
         best = np.lexsort((wanted_images, wanted))[-1]
@@ -67,11 +68,17 @@ def partition(
         wanted_images[best] -= images[group]
         wanted_boxes[:, best] -= boxes[group]
         left[:] -= boxes[group]
+        lacking[boxes[group] > 0, best] = False
 
     while left.any():
         rarest = int(np.where(left > 0, left, left.max() + 1).argmin())
-        for group in order[(part[order] < 0) & (boxes[order, rarest] > 0)].tolist():
-            assign(group, wanted_boxes[rarest])
+        having = order[(part[order] < 0) & (boxes[order, rarest] > 0)].tolist()
+        for k, group in enumerate(having):
+            wanted = wanted_boxes[rarest]
+            # One group of many boxes may be all that a part wants: the last ones are for those without.
+            if for_all[rarest] and len(having) - k <= lacking[rarest].sum():
+                wanted = np.where(lacking[rarest], wanted, -np.inf)
+            assign(group, wanted)
     for group in order[part[order] < 0].tolist():
         assign(group, wanted_images)
     return part[group_of_image]

@@ -14,13 +14,14 @@ from data.coco import load_instances, of_roboflow, read_instances, tool_of
 from data.faults import DataFault, Raised
 from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
-from data.text_ids import numbers_of
+from data.split.division import FAULTS_SHOWN
+from data.text_ids import as_listed, numbers_of
 from data.texts import read_text
 from data.voc import (
     has_images,
     in_capitals,
     load_voc_images,
-    say_what_has_no_xml,
+    say_what_is_in_capitals,
     stems_of_xml,
     voc_folders,
 )
@@ -29,7 +30,6 @@ from data.yolo_index import index_file, read_index
 from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
-_LINES = 50  # of faults
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def _read(read: Callable[[Raised], DetectionSet]) -> DetectionSet:
     if not faults:
         return records
     first, *others = dict.fromkeys(map(str, faults))  # some are met twice
-    for fault in others[:_LINES]:
+    for fault in others[:FAULTS_SHOWN]:
         log.warning("%s", fault)
     more = f" (and {len(others)} more fault{'s' * (len(others) > 1)}, see above)" if others else ""
     raise InputError(f"{first}{more}")
 
 
 def _coco(path: Path, images: Path | None) -> WholeSet:
-    content = read_instances(path)
+    content = as_listed(read_instances(path), path)
     if images is None:
         images = _images_of(path, content["images"])
     elif not images.is_dir():
@@ -140,14 +140,20 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
     records = _read(lambda faults: load_instances(content, path, images, faults=faults))
 
     numbers: dict[Any, int] = {**numbers_of(content["images"])}
+    keys = {"images": "id", "annotations": "image_id"}
+    image_of = {
+        section: [numbers.get(record[key], record[key]) for record in content[section]]
+        for section, key in keys.items()
+    }
+    if not set(image_of["annotations"]) <= set(records.image_ids.tolist()):
+        raise AssertionError("annotations would be lost")
 
     def text_of(rows: Sequence[int]) -> str:
         ids = {int(records.image_ids[row]) for row in rows}
-
-        def part_of(section: str, key: str) -> list[Any]:
-            return [record for record in content[section] if numbers.get(record[key], record[key]) in ids]
-
-        part = {"images": part_of("images", "id"), "annotations": part_of("annotations", "image_id")}
+        part = {
+            section: [record for record, image in zip(content[section], images, strict=True) if image in ids]
+            for section, images in image_of.items()
+        }
         return json.dumps(content | part)
 
     def next_step(parts: Sequence[str], folds: int | None) -> str:
@@ -208,8 +214,10 @@ def _voc(root: Path) -> WholeSet:
             f"{folders.lists} has lists already ({some_of(lists, 3)}): the set is divided; move them away to "
             "divide it anew"
         )
-    say_what_has_no_xml(folders, names)
-    records = _read(lambda faults: load_voc_images(folders, names, str(folders.annotations), faults=faults))
+    say_what_is_in_capitals(folders)
+    records = _read(
+        lambda faults: load_voc_images(folders, names, str(folders.annotations), faults=faults, whole=True)
+    )
 
     def next_step(parts: Sequence[str], folds: int | None) -> str:
         return _commands("data.format=voc", f"data.root={root}", parts=parts, folds=folds)
@@ -227,7 +235,7 @@ def _voc(root: Path) -> WholeSet:
 def _is_of_all(file: Path, names: Sequence[str]) -> bool:
     """Whether a list names all XML files, as CVAT's default.txt does; a class's has 1 or -1 behind each."""
     try:
-        lines = read_text(file).splitlines()
+        lines = read_text(file, "surrogateescape").splitlines()
     except (OSError, UnicodeDecodeError):
         return False
     listed = {line.strip() for line in lines if line.strip()}

@@ -116,6 +116,8 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="night cannot be read: Permission denied"):
         files_below(tmp_path / "set")
     (tmp_path / "set" / "night").rmdir()
+    (tmp_path / "set" / "@eaDir" / "a.jpg").mkdir(parents=True)  # of a Synology
+    (tmp_path / "set" / "@eaDir" / "a.jpg" / "SYNOPHOTO_THUMB_M.jpg").touch()
     assert files_below(tmp_path / "set") == []
 
 

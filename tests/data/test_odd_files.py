@@ -62,13 +62,13 @@ def test_a_folder_that_is_a_voc_split_holds_what_is_below_and_says_what_is_not_r
 
 
 def test_a_folder_that_is_a_split_may_have_its_files_below(folder: Path) -> None:
-    """But is no set with folders of its own."""
+    """Or be laid out as a set by itself, which needs images."""
     for path in (folder / "train").glob("*.xml"):
         path.unlink()
     assert names(load_voc(folder, "train")) == ["c.jpg"]
     (folder / "val/Annotations").mkdir(parents=True)
     (folder / "val/Annotations/a.xml").write_text(CAT)
-    with pytest.raises(InputError, match="Annotations"):
+    with pytest.raises(InputError, match="val/JPEGImages does not exist"):
         load_voc(folder, "val")
 
 

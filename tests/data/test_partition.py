@@ -87,3 +87,20 @@ def test_between_parts_that_want_a_class_alike_the_one_with_fewer_images_gets_it
     groups = np.array([0, 1, 2, *[3] * 5, 4, 5, 6, 7])
     part = partition(counts, groups, (0.5, 0.5), 0)
     assert np.bincount(part).tolist() == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("images", "boxes", "shares"),
+    [(2, 2, (0.8, 0.2)), (2, 30, (0.8, 0.2)), (3, 1, (0.7, 0.15, 0.15)), (4, 5, (0.7, 0.15, 0.15))],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_that_can_be_in_every_part_is(
+    images: int, boxes: int, shares: tuple[float, ...], seed: int
+) -> None:
+    """However many boxes it has in an image, among sixty images of another class."""
+    counts = np.zeros((60, 2), dtype=np.int64)
+    counts[:, 0] = 3
+    counts[5 : 5 + images, 1] = boxes
+    part = partition(counts, np.arange(60), shares, seed)
+    assert {*part[counts[:, 1] > 0].tolist()} == {*range(len(shares))}
+    assert np.abs(np.bincount(part) - 60 * np.array(shares)).max() <= 1.5

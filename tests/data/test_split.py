@@ -444,3 +444,45 @@ def test_xml_files_in_folders_of_their_own_are_told_what_to_do_with(tmp_path: Pa
     assert_refused(main, (str(tmp_path),), tmp_path, words, "Annotations")
     (tmp_path / "day 1" / "a.png").unlink()
     assert_refused(main, (str(tmp_path),), tmp_path, "day 1 has XML files: call it Annotations", "JPEGImages")
+
+
+def test_annotations_with_image_ids_in_quotes_are_divided_too(tmp_path: Path) -> None:
+    whole = coco(tmp_path / "set")
+    for k, annotation in enumerate(whole["annotations"]):
+        if k % 3:
+            annotation["image_id"] = str(annotation["image_id"])
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(whole))
+    assert call(main, "set/annotations/all.json", "--fast", cwd=tmp_path).code == 0
+    parts = [json.loads((tmp_path / f"set/annotations/{name}.json").read_text()) for name in ("train", "val")]
+    ids = [annotation["id"] for part in parts for annotation in part["annotations"]]
+    assert sorted(ids) == sorted(annotation["id"] for annotation in whole["annotations"])
+    for part in parts:
+        assert {int(a["image_id"]) for a in part["annotations"]} == {image["id"] for image in part["images"]}
+
+
+def test_a_class_that_a_part_has_none_of_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = coco(tmp_path / "set")
+    del whole["annotations"][-1]  # one of the two cows
+    (tmp_path / "set/annotations/all.json").write_text(json.dumps(whole))
+    assert call(main, "set/annotations/all.json", "--fast", cwd=tmp_path).code == 0
+    assert "has no cow: too few images have one, or they stay together" in caplog.text
+
+
+def test_all_damaged_images_are_told_of_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    coco(tmp_path / "set")
+    for name in ("3.png", "7.png", "9.png"):
+        path = tmp_path / "set/images" / name
+        path.write_bytes(path.read_bytes()[:2000])
+    words = ("3.png", "(2 more like it, see above)", "--fast")
+    assert_refused(main, ("set/annotations/all.json",), tmp_path, *words)
+    assert [name for name in ("7.png", "9.png") if name in caplog.text] == ["7.png", "9.png"]
+
+
+def test_voc_names_that_are_no_utf_8_can_be_trained_on(tmp_path: Path) -> None:
+    """As archives of Windows leave them."""
+    root = write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
+    for folder, ending in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        for name in "abcdefgh":
+            os.rename(root / folder / f"{name}.{ending}", root / folder / f"{name}\udce4.{ending}")  # noqa: PTH104
+    assert call(main, "set", "--fast", cwd=tmp_path).code == 0
+    assert len(load_voc(root, "train")) + len(load_voc(root, "val")) == 8

@@ -150,6 +150,9 @@ def test_sizes_are_foretold(transforms):
     assert pipeline(*transforms).sizes_of(sizes[:0]).shape == (0, 2)
 
 
+DIVISIBLE = {"min_height": None, "min_width": None, "pad_height_divisor": 32, "pad_width_divisor": 32}
+
+
 @pytest.mark.parametrize(
     "transforms",
     [
@@ -157,6 +160,9 @@ def test_sizes_are_foretold(transforms):
         [{"CenterCrop": {"height": 90, "width": 60}}],
         [{"LongestMaxSize": {"max_size": 64}}, {"PadIfNeeded": {"min_height": 64, "min_width": 64}}],
         [{"PadIfNeeded": {"min_height": 128, "min_width": 128, "position": "top_left"}}],
+        # What does nothing to an image of 3 x 2.
+        [{"ResizeWithin": {"long": 320}}, {"PadIfNeeded": {"min_height": 200, "min_width": 200}}],
+        [{"ResizeWithin": {"long": 480}}, {"PadIfNeeded": DIVISIBLE}],
     ],
 )
 def test_evaluation_takes_what_resizes_only(transforms):

@@ -362,3 +362,64 @@ def test_joined_folders_share_the_classes_of_both(tmp_path):
     assert records.labels.tolist() == [1, 0]
     assert records.boxes.tolist() == [[1, 2, 30, 40], [3, 4, 5, 6]]
     assert len(set(records.image_ids.tolist())) == 2
+
+
+def test_an_image_that_its_xml_names_has_an_xml_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """a.jpg.xml beside a.jpg; and a name in another case, which the XML has right."""
+    for name, xml in (("a.jpg", "a.jpg.xml"), ("B.jpg", "b.xml")):
+        write_image(tmp_path / "set" / name)
+        (tmp_path / "set" / xml).write_text(voc_xml([("cat", (1, 2, 30, 40), 0)], name=name))
+    assert len(load_voc(tmp_path, "set")) == 2
+    assert "no .xml" not in caplog.text
+    write_image(tmp_path / "set" / "c.jpg")
+    assert len(load_voc(tmp_path, "set")) == 2
+    assert "1 of 3 images" in caplog.text and "such as c;" in caplog.text
+
+
+@pytest.mark.parametrize("folders", [("Annotations", "JPEGImages"), ("annotations", "images")])
+def test_a_split_may_have_folders_of_its_own_and_no_list(tmp_path: Path, folders: tuple[str, str]) -> None:
+    for part, kind in (("train", "dog"), ("valid", "cat")):
+        xml, images = (tmp_path / part / folder for folder in folders)
+        write_image(images / "a.jpg")
+        xml.mkdir()
+        (xml / "a.xml").write_text(voc_xml([(kind, (1, 2, 30, 40), 0)], name="a.jpg"))
+    records = load_voc(tmp_path, "train")
+    assert records.files.tolist() == [str(tmp_path / "train" / folders[1] / "a.jpg")]
+    assert records.classes == ("dog",)
+
+
+def test_the_only_image_of_a_name_is_meant_wherever_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not one that has an XML file of its own, and none of two."""
+    xml = voc_xml([("cat", (1, 2, 30, 40), 0)], name="a.jpg")
+    root = write_voc(tmp_path / "voc", {"a": xml}, {"train": ["a"]})
+    images = root / "JPEGImages"
+    (images / "cam1").mkdir()
+    (images / "a.jpg").rename(images / "cam1" / "a.jpg")
+    assert load_voc(root, "train").files.tolist() == [str(images / "cam1" / "a.jpg")]
+    assert "1 images are in other folders than their XML files" in caplog.text
+    (images / "cam2").mkdir()
+    write_image(images / "cam2" / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg does not exist"):
+        load_voc(root, "train")
+    (images / "cam2" / "a.jpg").unlink()
+    (root / "Annotations" / "cam1").mkdir()
+    (root / "Annotations" / "cam1" / "a.xml").write_text(xml)
+    with pytest.raises(InputError, match=r"a\.jpg does not exist"):
+        load_voc(root, "train")
+
+
+def test_a_rotation_as_cvat_writes_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turn = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+    xml = voc_xml([("cat", (1, 2, 30, 40), 0), ("cat", (5, 2, 30, 40), 0), ("cat", (9, 2, 30, 40), 0)])
+    for value in ("45.0", "0.0"):
+        xml = xml.replace("</object>", turn.format(value).replace("</object>", "</ object>"), 1)
+    root = write_voc(tmp_path / "voc", {"0": xml.replace("</ object>", "</object>")}, {"train": ["0"]})
+    assert len(load_voc(root, "train").boxes) == 3
+    (message,) = caplog.messages
+    assert (
+        message.startswith("object 1 in ") and "0.xml has a rotation, and boxes are read upright" in message
+    )

@@ -48,6 +48,23 @@ def test_a_planted_fault_is_found_alone_and_with_its_place(root: Path, name: str
     assert report.hurts == (KINDS[code].level < Level.NOTE)
 
 
+def test_an_image_of_validation_in_the_test_split_is_told_unless_one_holds_the_other(root: Path) -> None:
+    annotations = root / "annotations"
+    content = json.loads((annotations / "val.json").read_text())
+    write_image(root / "images" / "7.png", HEIGHT, WIDTH, seed=7)
+    content["images"][0] |= {"id": 7, "file_name": "7.png"}
+    content["annotations"] = [
+        {**a, "image_id": 7} if a["image_id"] == 5 else a for a in content["annotations"]
+    ]
+    (annotations / "test.json").write_text(json.dumps(content))
+    report = examined(root, "data.splits.test=test").report
+    (finding,) = report.findings
+    assert (finding.code, len(finding.spots)) == ("image-in-val-and-test", 1) and report.hurts
+    assert "6.png (id 6, test) has the same pixels as" in finding.spots[0].text
+    both = examined(root, "data.splits.test=[test,val]").report.findings
+    assert [finding.code for finding in both] == ["image-twice"]
+
+
 def test_a_class_that_another_split_spells_otherwise_is_an_error(root: Path) -> None:
     """A training refuses it. Which of the two is right nobody knows, so the boxes of both are told of."""
     edited(lambda c: c["categories"][0].update(name="Cat "), "val")(root)

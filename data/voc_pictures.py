@@ -1,0 +1,91 @@
+"""Which image an XML file of a Pascal VOC set is of, and which images have none."""
+
+import logging
+import xml.etree.ElementTree as ET
+from collections.abc import Container
+from pathlib import Path
+
+from data.faults import DataFault, list_or_warn
+from data.images import IMAGE_SUFFIXES, files_below
+from data.lookup import ImageFinder, is_file
+
+log = logging.getLogger(__name__)
+
+
+class Pictures:
+    """The images below a folder by their stems, names without the ending: "a", "cam1/b".
+
+    Args:
+        annotations: the folder of the XML files.
+    """
+
+    def __init__(self, folder: Path, annotations: Path) -> None:
+        self._folder, self._annotations = folder, annotations
+        self._by_stem: dict[str, list[Path]] = {}
+        self._by_name: dict[str, list[str]] = {}  # stems by their last parts
+        self._elsewhere: dict[Path, Path] = {}  # XML files by images that are in other folders
+        for path in files_below(folder):
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                stem = path.relative_to(folder).with_suffix("").as_posix()
+                of_stem = self._by_stem.setdefault(stem, [])
+                of_stem.append(path)
+                if len(of_stem) == 1:
+                    self._by_name.setdefault(Path(stem).name, []).append(stem)
+
+    def of(self, xml: Path, stem: str, tree: ET.Element, finder: ImageFinder) -> Path:
+        """The image of an XML file: that of its own stem, else the one that the XML names, else the only one
+        of its name in any folder.
+
+        Tools write all sorts of paths for the name in it, which is only looked at where there is a choice.
+        """
+        name = (tree.findtext("filename") or "").strip()
+        if own := self._by_stem.get(stem):
+            return next((path for path in own if path.name == name), own[0])
+        if name in self._by_stem:  # without its ending
+            return self._by_stem[name][0]
+        path = finder.find(name or f"{stem}.jpg", str(xml))
+        if is_file(path):
+            return path
+        # Not those that belong to XML files of their own.
+        others = [
+            other
+            for other in self._by_name.get(Path(stem).name, ())
+            if not (self._annotations / f"{other}.xml").is_file()
+        ]
+        if len(others) == 1:
+            path = self._by_stem[others[0]][0]
+            self._elsewhere[path] = xml
+        return path
+
+    def warn(self, source: str) -> None:
+        """Say which were taken for which."""
+        if self._elsewhere:
+            path, xml = next(iter(self._elsewhere.items()))
+            log.warning(
+                "%s: %d images are in other folders than their XML files, such as %s of %s",
+                source, len(self._elsewhere), path, xml,
+            )  # fmt: skip
+
+    def say_what_has_no_xml(self, used: Container[Path], faults: list[DataFault] | None) -> None:
+        """Annotation tools write none for an image without objects, which is background all the same.
+
+        Args:
+            used: the images of all XML files.
+            faults: as for `load_voc`.
+        """
+        lost = {
+            stem: paths[0] for stem, paths in self._by_stem.items() if not any(path in used for path in paths)
+        }
+        # Of an XML file that could not be read it is the image that is told.
+        lost = {
+            stem: path for stem, path in lost.items() if not (self._annotations / f"{stem}.xml").is_file()
+        }
+        if lost:
+            found = [
+                DataFault("image-unannotated", f"{path} has no .xml file", path) for path in lost.values()
+            ]
+            warning = (
+                f"{len(lost)} of {len(self._by_stem)} images in {self._folder} have no .xml file and "
+                f"are left out, such as {min(lost)}; with one without <object> they are background"
+            )
+            list_or_warn(found, faults, warning)
