@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from detector.output import name_that_fits
+from detector.output import TEMPORARY, discard, name_that_fits, sync
 from errors import InputError, first_line, some_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def save_checkpoint(
     Raises:
         InputError: no permission or no space; what was at `path` is still there.
     """
-    temporary = path.with_name(name_that_fits(f".{path.name}", ".tmp"))
+    temporary = path.with_name(name_that_fits(f".{path.name}", TEMPORARY))
     try:
         with _Told(io.FileIO(temporary, "w")) as file, _telling(file):
             torch.save({"format": FORMAT, **content}, file)
@@ -75,8 +75,9 @@ def save_checkpoint(
             then += ", which begins again: there is no checkpoint yet"
         raise InputError(f"cannot write {path} ({reason}); {kept}free some space, then {then}") from None
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        discard(temporary)
+    with contextlib.suppress(OSError):  # where the system can
+        sync(path.parent)
 
 
 class _Told(io.BufferedWriter):
@@ -116,16 +117,6 @@ def _keep(path: Path, previous: Path) -> None:
         return
     link.replace(previous)
     link.unlink(missing_ok=True)  # renaming does nothing where both are one file already
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the renames outlive a power failure, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def load_newest(run: Path, *, say: bool = True) -> dict[str, Any]:

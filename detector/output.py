@@ -1,5 +1,6 @@
 """Where programs write: checked before the work, and files whole or not at all, so that nothing is lost."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ from errors import InputError
 
 _HEAD = 256  # bytes of a file that tell what it is
 _LONGEST = 255  # bytes of a name, on most systems
+TEMPORARY = ".tmp"  # the ending of files that are to be renamed
 
 
 def check_output(option: str, path: Path, earlier: str | None = None, inputs: Iterable[Path] = ()) -> None:
@@ -89,12 +91,30 @@ def name_that_fits(stem: str, ending: str) -> str:
 
 def temporary_of(path: Path) -> Path:
     """The file that this process writes first, to be renamed."""
-    return path.with_name(name_that_fits(f".{path.name}", f".{os.getpid()}.tmp"))
+    return path.with_name(name_that_fits(f".{path.name}", f".{os.getpid()}{TEMPORARY}"))
 
 
-def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
-    write_bytes(path, _encoded(text))
+def discard(temporary: Path) -> None:
+    """Remove a file that was to be renamed, if it is there.
+
+    A disk that has failed, or is read-only by now, has been told of, or does not matter any more.
+    """
+    with contextlib.suppress(OSError):
+        temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Let a file, or the names in a folder, outlive a power failure. Raises OSError: as the system says."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str, synced: bool = False) -> None:
+    """As `write_bytes`, in UTF-8; synced: so that it outlives a power failure, which takes its time."""
+    _write({path: _encoded(text)}, synced)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -115,18 +135,20 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     _write({folder / name: _encoded(text) for name, text in texts.items()})
 
 
-def _write(contents: Mapping[Path, bytes | memoryview]) -> None:
+def _write(contents: Mapping[Path, bytes | memoryview], synced: bool = False) -> None:
     temporaries = {path: temporary_of(path) for path in contents}
     try:
         for path, temporary in temporaries.items():
             temporary.write_bytes(contents[path])
+            if synced:
+                sync(temporary)
         for path, temporary in temporaries.items():
             temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     finally:
         for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)  # Ctrl-C leaves none either
+            discard(temporary)  # Ctrl-C leaves none either
 
 
 def _encoded(text: str) -> bytes:

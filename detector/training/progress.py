@@ -16,6 +16,7 @@ from detector.config import Config, TrainConfig
 from detector.evaluation.calibration import Calibration
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteWatch
+from detector.training.run_folder import sync_metrics
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class Checkpoints:
             "fitted_on": self._validation,
         }
         if last:
+            sync_metrics(self._folder.parent)
             content["training"] = {
                 **self._learner.state(),
                 "best": now.best,

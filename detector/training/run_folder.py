@@ -18,7 +18,15 @@ from filelock import Timeout
 
 from data.locks import locked
 from detector.checkpoint import LAST, PREVIOUS, load_newest
-from detector.output import check_new_folder, numbered_folders, refuse_dead_link, write_text
+from detector.output import (
+    TEMPORARY,
+    check_new_folder,
+    discard,
+    numbered_folders,
+    refuse_dead_link,
+    sync,
+    write_text,
+)
 from detector.training.launch import Launch
 from errors import InputError
 
@@ -29,8 +37,10 @@ _RUNS = "runs"
 _LOCK, _LAUNCH = ".lock", ".launch"
 
 
-def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
-    """A new folder: `wanted`, or runs/NAME, runs/NAME-2 and so on. A run never overwrites another.
+@contextlib.contextmanager
+def new_run_folder(wanted: str | None, name: str, config: str) -> Iterator[Path]:
+    """A new folder, kept as by `in_use`: `wanted`, or runs/NAME, runs/NAME-2 and so on. A run never
+    overwrites another.
 
     Args:
         config: the text of its config.yaml.
@@ -38,12 +48,17 @@ def create_run_folder(wanted: str | None, name: str, config: str) -> Path:
     Raises:
         InputError: the wanted folder holds something already, or cannot be made; nothing is left then.
     """
+    with contextlib.ExitStack() as kept:
+        yield _begin(wanted, name, config, kept)
+
+
+def _begin(wanted: str | None, name: str, config: str, kept: contextlib.ExitStack) -> Path:
     if wanted is not None:
         refuse_taken(wanted)
-        return _make(Path(wanted), config, new=False)
+        return _make(Path(wanted), config, False, kept)
     for folder in numbered_folders(Path(_RUNS) / name):
         with contextlib.suppress(FileExistsError):
-            return _make(folder, config, new=True)
+            return _make(folder, config, True, kept)
     raise AssertionError("unreachable")
 
 
@@ -54,11 +69,37 @@ def refuse_taken(wanted: str | None) -> None:
         refuse_dead_link("run.dir", Path(_RUNS))
         return
     check_new_folder("run.dir", Path(wanted))
-    if Path(wanted).is_dir() and any(Path(wanted).iterdir()):
+    if Path(wanted).is_dir() and not _is_bare(Path(wanted)):
         raise InputError(
             f"run.dir: {wanted} holds something already; choose another, or continue that run with "
             f"--resume {wanted}"
         )
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a folder holds no more than a run leaves that is killed before its first file is written."""
+    return all(
+        path.name == _LOCK
+        or (path.name.startswith(".") and path.name.endswith(TEMPORARY))
+        or (path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()))
+        for path in folder.iterdir()
+    )
+
+
+def repair(folder: Path) -> None:
+    """Of a run that is gone on with: make its folder of checkpoints, if it is away, and remove what was left
+    half-written.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    checkpoints = folder / "checkpoints"
+    try:
+        checkpoints.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--resume: {checkpoints} cannot be made: {error.strerror}") from None
+    for left in (*folder.glob(f".*{TEMPORARY}"), *checkpoints.glob(f".*{TEMPORARY}")):
+        discard(left)
 
 
 @contextlib.contextmanager
@@ -131,30 +172,35 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def _make(folder: Path, config: str, new: bool) -> Path:
-    checkpoints = folder / "checkpoints"
-    made = [path for path in (checkpoints, folder, *folder.parents) if not path.exists()]
+def _make(folder: Path, config: str, new: bool, kept: contextlib.ExitStack) -> Path:
+    """A folder with its config.yaml, which is written last: without it nothing was begun."""
+    checkpoints, lock = folder / "checkpoints", folder / _LOCK
+    made = [path for path in (lock, checkpoints, folder, *folder.parents) if not path.exists()]
+    own = False
     try:
         folder.mkdir(parents=True, exist_ok=not new)
+        kept.enter_context(in_use(folder))
+        refuse_taken(str(folder))  # what another has begun in it meanwhile
+        own = True
         checkpoints.mkdir(exist_ok=True)
-        write_text(folder / "config.yaml", config)
-    except OSError as error:
+        write_text(folder / "config.yaml", config, synced=True)
+    except (OSError, InputError) as error:
         if new and os.path.lexists(folder) and isinstance(error, FileExistsError):  # a moment ago, perhaps
             raise
-        _remove(made)
+        kept.close()
+        _remove([path for path in made if own or path != lock])
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"run.dir: {folder} cannot be written to ({error.strerror}); choose another"
         ) from None
-    except InputError:
-        _remove(made)
-        raise
     return folder
 
 
-def _remove(folders: list[Path]) -> None:
-    for folder in folders:
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):  # some were not made yet
-            folder.rmdir()
+            path.unlink() if path.name == _LOCK else path.rmdir()
 
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:
@@ -174,6 +220,12 @@ def append_metrics(folder: Path, record: dict[str, Any]) -> None:
         raise InputError(f"cannot write {folder / METRICS}: {error.strerror}") from None
 
 
+def sync_metrics(folder: Path) -> None:
+    """Let the lines so far outlive a power failure, as the checkpoint does that is written next."""
+    with contextlib.suppress(OSError):
+        sync(folder / METRICS)
+
+
 def forget_metrics_after(folder: Path, step: int, evaluated: int) -> dict[str, Any] | None:
     """Drop what was logged after the step that a resumed run continues from.
 
@@ -187,7 +239,8 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> dict[str, A
     if not path.exists():
         return None
     kept, beside, repeated = [], dict[str, Any](), False
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    before = path.read_text(encoding="utf-8", errors="replace")
+    for line in before.splitlines():
         try:
             record = json.loads(line)
             if record["step"] > step:
@@ -200,7 +253,9 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> dict[str, A
             kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a line cut off when the run was stopped
-    write_text(path, "".join(line + "\n" for line in kept))
+    after = "".join(line + "\n" for line in kept)
+    if after != before:  # that of a long run is large
+        write_text(path, after, synced=True)
     return beside if repeated else None
 
 

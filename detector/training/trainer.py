@@ -30,12 +30,13 @@ from detector.training.profile import phase, profiled
 from detector.training.progress import Checkpoints, Progress, out_of_patience
 from detector.training.resumption import Resumption
 from detector.training.run_folder import (
-    create_run_folder,
     has_checkpoint,
     in_use,
     made_with,
     mark_launch,
+    new_run_folder,
     refuse_taken,
+    repair,
 )
 from detector.training.run_log import RunLog
 from detector.training.stop import CutShort, StopRequest
@@ -170,9 +171,12 @@ class Trainer:
     def _claim_folder(self, text: str, end: ExitStack) -> Path:
         """The run folder, kept for this process until the end."""
         resumption = self._resumption
-        folder = resumption.folder if resumption else create_run_folder(self.config.run.dir, self.name, text)
-        end.enter_context(in_use(folder))
-        if resumption:
+        if resumption is None:
+            folder = end.enter_context(new_run_folder(self.config.run.dir, self.name, text))
+        else:
+            folder = resumption.folder
+            end.enter_context(in_use(folder))
+            repair(folder)
             resumption.begin(self.progress)
             ended = out_of_patience(self.progress, self.config.train, self.steps_per_epoch)
             if self.progress.step < self.total_steps and not ended:  # else nobody makes the steps it tells of
@@ -213,7 +217,7 @@ class Trainer:
                 self.shapes.update(tuple(batch.images.shape) for batch in group)
             images = sum(len(batch.indices) for batch in group)
             logged.steps += 1
-            logged.images += images * self.processes.size
+            logged.images += min(self.config.train.batch_size, self.parts.batches.length)  # of all processes
             with phase("logging"):
                 if due and self.monitor:
                     values = summary_values(losses, gradient_norm, images) | {"lr": lr} | logged.speed()

@@ -14,17 +14,18 @@ import torch
 import yaml
 from filelock import FileLock
 
+from detector.checkpoint import save_checkpoint
 from detector.config.file import parse_config
 from detector.output import write_text
 from detector.training.launch import Launch, launch_of, launched
 from detector.training.run_folder import (
     append_metrics,
     changed_keys,
-    create_run_folder,
     forget_metrics_after,
     in_use,
     mark_launch,
     measures_otherwise,
+    new_run_folder,
     resume_config,
     run_of_launch,
 )
@@ -118,9 +119,14 @@ def test_a_checkpoint_carries_weights_and_what_is_needed_to_use_them(run: Path, 
     parse_config(content["config"], name)
 
 
+def begun(wanted: str | None, name: str, config: str) -> Path:
+    with new_run_folder(wanted, name, config) as folder:
+        return folder
+
+
 def test_runs_of_one_name_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [str(create_run_folder(None, name, "a: 1\n")) for name in ("bccd", "bccd", "other", "bccd")]
+    made = [str(begun(None, name, "a: 1\n")) for name in ("bccd", "bccd", "other", "bccd")]
     assert made == ["runs/bccd", "runs/bccd-2", "runs/other", "runs/bccd-3"]
 
 
@@ -136,7 +142,7 @@ def test_a_launch_whose_name_is_given_again_finds_its_own_run(
     again = launch("night", "agent 9", restarted=True)
     assert run_of_launch(None, "coco", again) is None
     for name, agent in (("night", "agent 1"), ("night", "agent 2"), ("day", "agent 3"), ("none", "agent 4")):
-        mark_launch(create_run_folder(None, "coco", "a: 1\n"), launch(name, agent))
+        mark_launch(begun(None, "coco", "a: 1\n"), launch(name, agent))
     os.utime("runs/coco/.launch", (1, 1))
     assert str(run_of_launch(None, "coco", again)) == "runs/coco-2"
     assert str(run_of_launch(None, "coco", launch("day", "agent 9", restarted=True))) == "runs/coco-3"
@@ -155,7 +161,7 @@ def test_a_launch_is_the_same_as_long_as_one_of_its_agents_is_left(
     The same agents without one are another launch: a script or a program may begin several.
     """
     monkeypatch.chdir(tmp_path)
-    mark_launch(create_run_folder(None, "coco", "a: 1\n"), launch("none", "agent 1", "agent 2"))
+    mark_launch(begun(None, "coco", "a: 1\n"), launch("none", "agent 1", "agent 2"))
     assert str(run_of_launch(None, "coco", launch("none", "agent 2", "agent 3"))) == "runs/coco"
     assert run_of_launch(None, "coco", launch("none", "agent 3")) is None
     assert run_of_launch(None, "coco", launch("other", "agent 2", "agent 1")) is None
@@ -189,13 +195,13 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path: Path, content: str) 
 
 def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert create_run_folder(str(tmp_path / "empty"), "x", "a: 1\n") == tmp_path / "empty"
+    assert begun(str(tmp_path / "empty"), "x", "a: 1\n") == tmp_path / "empty"
     used = tmp_path / "used"
     used.mkdir()
     (used / "notes.txt").write_text("mine")
     before = listing(tmp_path)
     with pytest.raises(InputError, match=r"run\.dir: .*used holds something already"):
-        create_run_folder(str(used), "x", "a: 1\n")
+        begun(str(used), "x", "a: 1\n")
     assert listing(tmp_path) == before
 
 
@@ -206,7 +212,7 @@ def test_of_a_run_folder_that_cannot_be_begun_nothing_is_left(
 ) -> None:
     """The folders above it neither; one that was there stays, and can be taken later."""
 
-    def fail(path: Path, text: str) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     if there:
@@ -214,9 +220,58 @@ def test_of_a_run_folder_that_cannot_be_begun_nothing_is_left(
     before = listing(tmp_path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=r"[Nn]o space"):
         patch.setattr("detector.training.run_folder.write_text", fail)
-        create_run_folder(str(tmp_path / "more" / "run"), "x", "a: 1\n")
+        begun(str(tmp_path / "more" / "run"), "x", "a: 1\n")
     assert listing(tmp_path) == before
-    create_run_folder(str(tmp_path / "more" / "run"), "x", "a: 1\n")
+    begun(str(tmp_path / "more" / "run"), "x", "a: 1\n")
+
+
+def test_what_a_run_leaves_that_is_killed_before_its_first_line_is_written_is_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in (".lock", ".config.yaml.77.tmp"):
+        (folder / name).touch()
+    assert begun(str(folder), "x", "a: 1\n") == folder
+    assert (folder / "config.yaml").read_text() == "a: 1\n"
+    with pytest.raises(InputError, match="holds something already"):
+        begun(str(folder), "x", "a: 2\n")
+
+
+def test_of_two_that_begin_in_one_folder_the_second_changes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (
+        in_use(folder),
+        pytest.raises(InputError, match="in use by another training"),
+    ):  # the other a moment ago
+        begun(str(folder), "x", "b: 1\n")
+    assert {path.name for path in folder.iterdir()} == {".lock"}
+    with new_run_folder(str(folder), "x", "a: 1\n"):
+        for _ in range(2):
+            with pytest.raises(InputError, match="holds something already"):
+                begun(str(folder), "x", "b: 1\n")
+    assert (folder / "config.yaml").read_text() == "a: 1\n"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_temporary_file_that_cannot_be_removed_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """A disk that turns read-only refuses even to remove what is not there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    if not broken:
+        write_text(tmp_path / "a.txt", "whole")
+        save_checkpoint(tmp_path / "a.pt", {})
+        assert (tmp_path / "a.txt").read_text() == "whole" and (tmp_path / "a.pt").is_file()
+        return
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*a\.txt: Read-only"):
+        write_text(tmp_path / "a.txt", "whole")
+    with pytest.raises(InputError, match=r"cannot write .*a\.pt \(Read-only"):
+        save_checkpoint(tmp_path / "a.pt", {})
 
 
 def test_a_run_folder_on_a_disk_that_takes_no_lock_is_one_line(

@@ -28,7 +28,7 @@ from detector.training.learner import Learner
 from detector.training.monitor import Monitor
 from detector.training.progress import Checkpoints, Progress
 from detector.training.resumption import Resumption
-from detector.training.run_folder import create_run_folder, in_use, resume_config
+from detector.training.run_folder import in_use, new_run_folder, resume_config
 from detector.training.trainer import Trainer
 from detector.training.validation import Validation
 from errors import InputError, Stopped
@@ -413,9 +413,10 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path, caplog: pytest.L
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 1}")
     for name in ("whole", "cut"):
         assert call(door.main, "tiny.yaml", *TINY_MODEL, f"run.dir={name}", cwd=tmp_path).code == 0
-    for path in (tmp_path / "cut" / "checkpoints").iterdir():
-        path.unlink()
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")  # as a whole, to make room
+    (tmp_path / "cut" / ".metrics.jsonl.77.tmp").touch()
     outcome = call(door.main, "--resume", "cut", cwd=tmp_path)
+    assert not (tmp_path / "cut" / ".metrics.jsonl.77.tmp").exists()
     assert outcome.code == 0, outcome.err
     assert "cut holds no checkpoint yet; the run begins at its first step" in caplog.text
     assert torch.equal(*(last(tmp_path / name)["model"]["pyramid.p7.weight"] for name in ("whole", "cut")))
@@ -553,7 +554,8 @@ def test_a_run_that_has_been_linked_away_has_its_name_still(tmp_path: Path) -> N
     (tmp_path / "runs" / "tiny").symlink_to(tmp_path / "disk")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert create_run_folder(None, "tiny", "") == Path("runs/tiny-2")
+        with new_run_folder(None, "tiny", "") as folder:
+            assert folder == Path("runs/tiny-2")
 
 
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
