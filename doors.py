@@ -24,7 +24,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  who forgot to activate the enviro
 
 from data import lookup  # noqa: E402
 from detector.output import close_output, print_last  # noqa: E402
-from errors import Bystander, InputError, Stopped  # noqa: E402
+from errors import Bystander, InputError, Stopped, in_one_line  # noqa: E402
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
 INTERRUPTED = 130
@@ -62,7 +62,7 @@ class OptionParser(argparse.ArgumentParser):
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {record.getMessage()}"
+        return f"{record.levelname.lower()}: {in_one_line(record.getMessage())}"
 
 
 def _silent_where_raised_again(arguments: threading.ExceptHookArgs) -> None:
@@ -190,7 +190,7 @@ def run_door(main: Callable[[], None]) -> None:
 
 
 def _refuse(text: str) -> NoReturn:
-    print_last(f"error: {text}")
+    print_last(f"error: {in_one_line(text)}")
     sys.exit(BAD_INPUT)
 
 

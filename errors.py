@@ -39,3 +39,8 @@ def reason_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def in_one_line(text: str) -> str:
+    """With escapes for what begins a line, which names of files may hold."""
+    return text.replace("\n", "\\n").replace("\r", "\\r")

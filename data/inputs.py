@@ -16,7 +16,12 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
+        ".ts", ".webm", ".wmv",
+    }
+)  # fmt: skip
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 RESULTS_MARK = ".predictions"  # a file in each folder of results of predict.py
@@ -59,7 +64,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if not path.exists():
             above = _above_pattern(path)
             matched = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
-            places = _without_results(above, matched)
+            # Labels, or lists, which are to be named themselves.
+            places = [p for p in _without_results(above, matched) if p.suffix.lower() != LIST_SUFFIX]
             if not places:
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
                 if "=" in word:
@@ -68,7 +74,10 @@ def find_sources(words: Sequence[str]) -> list[Source]:
                     missing += "; cameras are not read, and classes go by their names: --classes car,bus"
                 if "://" in word:
                     missing = "is no file; URLs, streams and cameras are not read"
-                missing = "matches nothing but results of predict.py" if matched else missing
+                if matched:
+                    missing = (
+                        "matches nothing but results of predict.py and .txt files; name lists one by one"
+                    )
                 raise InputError(f"{word} {missing}")
         sources = [source for place in places for source in _sources(place, above)]
         if not sources:

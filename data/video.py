@@ -21,6 +21,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _MOST_OF_MPEG4 = 8190  # pixels of a side
 _FRAMES_MISCOUNTED = 2
 _USUAL_RATE = 25.0  # frames per second of a file that does not say
+_LEAST_RATE = 0.01  # that MPEG-4 takes for certain; recordings of plants and of weather are slower
 
 
 class VideoReader:
@@ -83,6 +84,7 @@ class VideoWriter:
         self._path = path
         self._part = path.with_name(f".part{path.suffix}")  # no longer than the name itself
         # Nor more than 65535 ticks in a second, and OpenCV takes as many as the digits ask for.
+        rate = max(rate, _LEAST_RATE)
         rate = round(rate, max(digits for digits in (0, 1, 2, 3) if rate * 10**digits < 65535))
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(_for_opencv(self._part), code, rate, (width, height))

@@ -26,10 +26,9 @@ def draw_boxes(
     texts: Sequence[str],
     dashed: NDArray[np.bool_] | None = None,
     scale: float = 1,
+    enlarge: bool = True,
 ) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB -> a copy with boxes in the colours of their classes.
-
-    Small pictures are enlarged, by a whole number.
 
     Args:
         boxes: [K, 4] xyxy pixels; the first is on top.
@@ -37,13 +36,14 @@ def draw_boxes(
         texts: K of them; an empty one leaves no mark.
         dashed: [K], gt boxes as a rule.
         scale: of lines and letters.
+        enlarge: small pictures, by a whole number.
     """
     image = Image.fromarray(pixels)
-    enlarge = max(1, round(_LEAST_SIDE / max(image.size)))
-    image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.BICUBIC)
+    times = max(1, round(_LEAST_SIDE / max(image.size))) if enlarge else 1
+    image = image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
     # What reaches farther looks the same, and takes for ever to draw.
     far = np.array(image.size * 2, dtype=np.float64)
-    boxes = (boxes * enlarge).clip(-far, 2 * far)
+    boxes = (boxes * times).clip(-far, 2 * far)
     dashed = np.zeros(len(boxes), dtype=bool) if dashed is None else dashed
     canvas = ImageDraw.Draw(image)
     side = math.sqrt(image.width * image.height) * scale

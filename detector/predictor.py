@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.images import read_size, read_upright, rgb_pixels
 from data.inputs import VIDEO_SUFFIXES
+from data.lookup import is_there
 from data.order import like_batches
 from data.sample import Sample, collate
 from detector.boxes import pairwise_iou
@@ -99,10 +100,11 @@ class ImageDetections:
             names=tuple(self.names[row] for row in rows),
         )
 
-    def draw(self, image: ImageLike) -> Image.Image:
+    def draw(self, image: ImageLike, enlarge: bool = False) -> Image.Image:
         """The image that these were found in, RGB, with boxes, class names and scores; the best on top.
 
-        What is less than some 340 pixels wide and high is enlarged.
+        Args:
+            enlarge: by a whole number, what is less than some 340 pixels wide and high, for names to be read.
 
         Raises:
             InputError: the image cannot be read, or is of another kind or size.
@@ -116,7 +118,7 @@ class ImageDetections:
                 f"the image is {pixels.shape[1]} x {pixels.shape[0]} px, and these were found in one of "
                 f"{self.size[1]} x {self.size[0]}{how}"
             )
-        return Image.fromarray(draw_boxes(pixels, self.boxes, self.labels, texts))
+        return Image.fromarray(draw_boxes(pixels, self.boxes, self.labels, texts, enlarge=enlarge))
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Plain values, as JSON takes them: of each detection box, score, label and name."""
@@ -147,9 +149,19 @@ class Detector:
         self.category_ids = checkpoint.category_ids
         self.thresholds = np.array(checkpoint.thresholds)
         self.calibrated = checkpoint.calibration is not None
-        self.batch_size = checkpoint.config.eval.batch_size
+        self._batch_size = checkpoint.config.eval.batch_size
         self._usual: dict[str, float] = {}
         self._process = os.getpid()
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, images: int) -> None:
+        if images < 1:
+            raise InputError(f"batch_size: at least 1 is wanted, got {images}")
+        self._batch_size = images
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -305,7 +317,7 @@ def _size(image: ImageLike, name: str) -> tuple[int, int]:
 def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB."""
     if isinstance(image, str | Path):
-        if Path(image).is_dir() or Path(image).suffix.lower() in VIDEO_SUFFIXES:
+        if (is_there(Path(image)) and Path(image).is_dir()) or Path(image).suffix.lower() in VIDEO_SUFFIXES:
             raise InputError(
                 f"{image} is no image; predict.py takes folders and videos, here give their images"
             )

@@ -85,6 +85,7 @@ def voc(result: Result) -> str:
         ElementTree.SubElement(size, name).text = str(pixels)
     ElementTree.SubElement(size, "depth").text = "3"
     boxes = result.found.boxes.round().astype(int)
+    boxes[:, :2] = boxes[:, :2].clip(max=(result.size[1] - 1, result.size[0] - 1))
     boxes[:, 2:] = boxes[:, 2:].clip(min=boxes[:, :2] + 1)
     for name, box in zip(result.found.names, boxes.tolist(), strict=True):
         node = ElementTree.SubElement(root, "object")

@@ -110,7 +110,8 @@ class Journal:
 
     def end_video(self, source: Source, frames: int) -> None:
         """Note that these were all, and that they are drawn. Raises InputError: as `add`."""
-        self._write([{"file": str(source.path), "frames": frames, "drawn": self._folder.drawn(source)}])
+        names = {"file": str(source.path), "place": str(source.place)}
+        self._write([{**names, "frames": frames, "drawn": self._folder.drawn(source)}])
 
     def _write(self, plain: Iterable[dict[str, Any]]) -> None:
         path = self._folder.path / JOURNAL

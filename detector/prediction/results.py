@@ -31,6 +31,7 @@ DEFAULT_FORMATS = FORMATS[:3]
 DEFAULT_FOLDER = "predictions"
 _KINDS = ("pictures", "videos", "labels", "Annotations")  # of files that have names of their own
 _ESCAPES = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
+_LINES = 5  # of images that have names in common
 _MOST_OF_JPEG = 65_000  # pixels of a side
 _CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
 
@@ -71,6 +72,7 @@ class ResultsFolder:
         found = result.found
         return {
             "file": str(result.source.path),
+            "place": str(result.source.place),
             "frame": result.frame,
             "size": result.size,
             "boxes": found.boxes.tolist(),
@@ -240,8 +242,11 @@ class ResultsFolder:
         Raises:
             InputError: no permission or no space.
         """
+        renamed: list[str] = []
         for result in _of_images(results):
-            write_text(self._annotations_of(result, "labels", ".txt"), annotations.yolo_lines(result))
+            path = self._annotations_of(result, "labels", ".txt", renamed)
+            write_text(path, annotations.yolo_lines(result))
+        _say_renamed(renamed)
         names = yaml.safe_dump({"names": dict(enumerate(classes))}, allow_unicode=True, sort_keys=False)
         write_text(self.path / "data.yaml", names)
         _say_what_is_left_out("yolo", results)
@@ -252,24 +257,27 @@ class ResultsFolder:
         Raises:
             InputError: no permission or no space.
         """
+        renamed: list[str] = []
         for result in _of_images(results):
-            write_text(self._annotations_of(result, "Annotations", ".xml"), annotations.voc(result))
+            write_text(self._annotations_of(result, "Annotations", ".xml", renamed), annotations.voc(result))
+        _say_renamed(renamed)
         _say_what_is_left_out("voc", results)
 
-    def _annotations_of(self, result: Result, kind: str, ending: str) -> Path:
-        """A file for the annotations of an image, called as it is if that can be."""
+    def _annotations_of(self, result: Result, kind: str, ending: str, renamed: list[str]) -> Path:
+        """A file for the annotations of an image, called as it is if that can be; else that is to be said."""
         place = result.source.place
         path = self._place(kind, place, ending)
         if path.stem != place.stem:
             cut = not path.stem.startswith(place.stem)
             why = "the name is too long" if cut else "another image has the name too"
-            log.warning("%s: %s; its labels are %s", result.source.path, why, path)
+            renamed.append(f"{result.source.path}: {why}; its labels are {path}")
         return path
 
     def write_failed(self, failed: Sequence[tuple[Source, str]]) -> None:
         """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""
         names = (str(source.path).translate(_ESCAPES) for source, _ in failed)
-        lines = (f"{name}\t{reason}\n" for name, (_, reason) in zip(names, failed, strict=True))
+        reasons = (reason.translate(_ESCAPES) for _, reason in failed)
+        lines = (f"{name}\t{reason}\n" for name, reason in zip(names, reasons, strict=True))
         write_text(self.path / "failed.txt", "".join(lines))
 
     def forget_failed(self) -> None:
@@ -280,6 +288,13 @@ class ResultsFolder:
 def _of_images(results: Sequence[Result]) -> list[Result]:
     """Frames have no files."""
     return [result for result in results if result.frame is None]
+
+
+def _say_renamed(lines: Sequence[str]) -> None:
+    for line in lines[:_LINES]:
+        log.warning("%s", line)
+    if len(lines) > _LINES:
+        log.warning("and %d more images whose labels have other names than they", len(lines) - _LINES)
 
 
 def _say_what_is_left_out(form: str, results: Sequence[Result]) -> None:

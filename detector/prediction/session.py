@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ _MORE_MEMORY = (
     "needs more memory than there is; let data.transforms.eval of the training make images smaller, set a "
     "lower eval.tile_batch_size where there are tiles, or try --device cpu"
 )
+# What may have been corrected by hand before the rest is done would be written over.
+_TO_CORRECT = ("instances", "voc", "yolo")
 _READERS = 4  # threads that decode a batch while the network works on the one before
 
 
@@ -90,9 +92,11 @@ def predict(
             termination.hold_back()
             if session.results or session.noted:
                 held = f"{folder.path} holds what was found before"
+                if not {*_TO_CORRECT}.isdisjoint(formats):
+                    held += ", but no annotations to correct yet"
                 try:
                     if session.results:
-                        session.write_tables(sources, formats)
+                        session.write_tables([f for f in formats if f not in _TO_CORRECT])
                 except InputError as error:  # why it breaks off is told behind
                     held = f"{error}; what was found before is in {folder.path} all the same"
                 log.warning("broken off; %s: the same command with --resume %s goes on", held, folder.path)
@@ -103,7 +107,11 @@ def predict(
             (_, reason), *more = session.failed
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
             raise InputError(some)
-        session.write_tables(sources, formats)
+        try:
+            session.write_tables(formats)
+        except InputError as error:
+            then = f"the same command with --resume {folder.path} writes what is lacking"
+            raise InputError(f"{error}; {then}") from None
         journal.done()
     if full := sum(result.full for result in session.results):
         log.warning(
@@ -173,6 +181,7 @@ class _Session:
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
+        self._order: list[Source] = []  # of all that is written down
         self.noted = False  # frames, of a video that may not have come to its end
         self.bar = Progress(0, "image")
         self._detector = detector
@@ -192,13 +201,13 @@ class _Session:
         """
         named = {str(source.path): source for source in sources}
         whole: dict[Source, list[Result]] = {}
+        gone: dict[str, Source] = {}
         for plain in self._journal.before():
-            source = named.get(plain["file"])
-            if source is None:
-                raise InputError(
-                    f"--resume: {self._folder.path} holds results of {plain['file']}, which is none of the "
-                    "inputs; give those that it was begun with"
-                )
+            name = plain["file"]
+            if name not in named and name not in gone:
+                kind: Literal["image", "video"] = "image" if plain.get("frame") is None else "video"
+                gone[name] = Source(kind, Path(name), Path(plain["place"]))
+            source = named.get(name) or gone[name]
             ends = "frames" in plain
             result = None if ends else self._folder.from_plain(plain, source, self._detector.classes)
             if result is not None and result.frame is not None:
@@ -208,17 +217,34 @@ class _Session:
             elif self._folder.has_drawn(plain):
                 whole[source] = self._frames_before.pop(source, []) if result is None else [result]
                 self._folder.keep_drawn(source, plain["drawn"])
+        self._order = [*gone.values(), *sources]
+        if gone:
+            first, kept = next(iter(gone)), [one for one in gone.values() if one in whole]
+            if len(kept) == len(whole):
+                raise InputError(
+                    f"--resume: {self._folder.path} holds results of {first}, which is none of the inputs; "
+                    "give those that it was begun with"
+                )
+            log.warning(
+                "--resume: %d inputs of before are none now, such as %s; what was found in them stays",
+                len(gone), first,
+            )  # fmt: skip
         if self._folder.resumed:
             frames_before = sum(map(len, self._frames_before.values()))
             more = f", and {frames_before} frames of others" if frames_before else ""
             print(f"{len(whole)} of {len(sources)} inputs are done already{more}", flush=True)
         self.results += [result for results in whole.values() for result in results]
+        for source in gone.values():
+            self._frames_before.pop(source, None)  # what is not whole cannot become so
         return [source for source in sources if source not in whole]
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
         """Detect in images, those of like shape together, reading a batch ahead."""
         self.bar.total = len(sources)
-        sized = [(source, size) for source in sources if (size := self._size(source)) is not None]
+        headers = Progress(len(sources), "header", leave=False)
+        sized = [
+            (source, size) for source in headers.over(sources) if (size := self._size(source)) is not None
+        ]
         batches = self._detector.batches_of(np.array([size for _, size in sized], dtype=np.int64))
 
         def begin(rows: list[int]) -> list[tuple[Source, Future[Pixels | InputError]]]:
@@ -339,7 +365,7 @@ class _Session:
             yield result, self._drawn(shown, pixels)
 
     def _drawn(self, found: ImageDetections, pixels: Pixels) -> Pixels | None:
-        return np.array(found.draw(pixels)) if self._pictures else None
+        return np.array(found.draw(pixels, enlarge=True)) if self._pictures else None
 
     def _found(self, images: list[Pixels]) -> list[ImageDetections | str]:
         """What is in each; for one that cannot be taken even by itself, the reason."""
@@ -355,24 +381,36 @@ class _Session:
             return [reason]
         return [one for image in images for one in self._found([image])]
 
-    def write_tables(self, sources: Sequence[Source], formats: Sequence[str]) -> None:
-        """All but the pictures, in the order of the sources."""
-        position = {source: number for number, source in enumerate(sources)}
+    def write_tables(self, formats: Sequence[str]) -> None:
+        """All but the pictures, in the order of the sources.
+
+        Raises:
+            InputError: some could not be written; all others are.
+        """
+        position = {source: number for number, source in enumerate(self._order)}
         self.results.sort(key=lambda r: (position[r.source], r.frame or 0))
-        if "coco" in formats:
-            self._folder.write_coco(self.results, self._detector.classes, self._detector.category_ids)
-        if "csv" in formats:
-            self._folder.write_csv(self.results)
-        if "instances" in formats:
-            self._folder.write_instances(self.results, self._detector.classes, self._detector.category_ids)
-        if "voc" in formats:
-            self._folder.write_voc(self.results)
-        if "yolo" in formats:
-            self._folder.write_yolo(self.results, self._detector.classes)
+        folder, results = self._folder, self.results
+        classes, category_ids = self._detector.classes, self._detector.category_ids
+        writers: dict[str, Callable[[], None]] = {
+            "coco": lambda: folder.write_coco(results, classes, category_ids),
+            "csv": lambda: folder.write_csv(results),
+            "instances": lambda: folder.write_instances(results, classes, category_ids),
+            "voc": lambda: folder.write_voc(results),
+            "yolo": lambda: folder.write_yolo(results, classes),
+        }
+        wanted = [write for name, write in writers.items() if name in formats]
         if self.failed:
-            self._folder.write_failed(self.failed)
-        elif self._folder.resumed:
-            self._folder.forget_failed()
+            wanted.append(lambda: folder.write_failed(self.failed))
+        elif folder.resumed:
+            wanted.append(folder.forget_failed)
+        failures = []
+        for write in wanted:
+            try:
+                write()
+            except InputError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))

@@ -479,3 +479,9 @@ def test_of_boxes_of_several_classes_on_an_object_the_best_is_left() -> None:
         assert left.names == tuple("abc"[label] for label in left.labels)
         assert 20 < len(left) < 110
     assert len(found.above(1).one_per_object()) == 0
+
+
+def test_a_batch_has_an_image(detector: Detector) -> None:
+    """Of none a stream would give nothing, without a word."""
+    with pytest.raises(InputError, match="batch_size: at least 1 is wanted, got 0"):
+        detector.batch_size = 0

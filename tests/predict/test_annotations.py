@@ -1,5 +1,6 @@
 """What predict.py finds, as annotations: read back by the readers of data sets."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from data.inputs import Source
 from data.sample import DetectionSet
 from detector.builders.data import build_set
 from detector.config.file import parse_config
-from detector.predictor import Detector
+from detector.prediction.annotations import Result, voc
+from detector.predictor import Detector, ImageDetections
 from tests.predict.tools import ALL, files, read, rows, run
 
 NAMES = ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "deep/0.png"]
@@ -113,3 +116,13 @@ def test_frames_are_left_out_and_counted(
         assert files(place / "out") == {"Annotations/0.xml"}
     else:
         assert [image["file_name"] for image in read(place / "out/instances.json")["images"]] == ["0.png"]
+
+
+def test_a_box_at_the_very_edge_stays_inside_in_whole_pixels() -> None:
+    """Rounded it would begin where the image ends."""
+    found = ImageDetections(
+        np.array([[639.6, 479.7, 640.0, 480.0]]), np.ones(1), np.zeros(1, np.int64), ("cat",)
+    )
+    text = voc(Result(Source("image", Path("a.jpg"), Path("a.jpg")), None, (480, 640), found))
+    corners = [int(re.search(f"<{side}>(.*)</{side}>", text)[1]) for side in ("xmin", "ymin", "xmax", "ymax")]
+    assert corners == [639, 479, 640, 480]

@@ -305,11 +305,14 @@ def test_what_was_broken_off_is_gone_on_with_to_the_same_results(
     with monkeypatch.context() as patch:
         interrupting(patch, 3, signal.SIGINT)
         assert run(place, trained, *words, "--output", "out").code == 130
+    # What may be corrected by hand, and would be written over, comes last.
+    assert not {"instances.json", "data.yaml"} & files(place / "out")
+    assert not [name for name in files(place / "out") if name.startswith(("labels/", "Annotations/"))]
     if kill:
         journal = place / "out" / ".found.jsonl"
         first, *lines = journal.read_text().splitlines(keepends=True)
         journal.write_text("".join([first, *lines[:2], lines[2][:40]]))
-        for name in ("coco.json", "images.json", "detections.csv", "instances.json", "data.yaml"):
+        for name in ("coco.json", "images.json", "detections.csv"):
             (place / "out" / name).unlink()
     asked: list[int] = []
     detect = Detector.__call__
@@ -451,6 +454,51 @@ def test_a_video_that_is_done_is_not_looked_at_again(
     outcome = run(place, trained, "clip.mp4", *ALL, "--resume", "out")
     assert outcome.out.startswith("1 of 1 inputs are done already\n") and outcome.code == 0
     assert "videos/clip.mp4" in files(place / "out")
+
+
+def test_inputs_that_are_gone_keep_what_was_found_in_them(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Photographs that were sorted elsewhere meanwhile."""
+    words = ("images", *ALL, "--batch", "2", "--format", "csv")
+    assert run(place, trained, *words, "--output", "whole").code == 0
+    with monkeypatch.context() as patch:
+        interrupting(patch, 3, signal.SIGINT)
+        assert run(place, trained, *words, "--output", "out").code == 130
+    done = sorted({row["file"] for row in rows(place / "out")})
+    (place / done[0]).unlink()
+    outcome = run(place, trained, *words, "--resume", "out")
+    assert outcome.code == 0, outcome.err
+    assert f"1 inputs of before are none now, such as {done[0]}; what was found in them stays" in caplog.text
+    by_file = [
+        {k: [r for r in rows(place / f) if r["file"] == k] for k in (*done, "")} for f in ("whole", "out")
+    ]
+    assert by_file[0] == by_file[1]
+    assert {row["file"] for row in rows(place / "out")} == {row["file"] for row in rows(place / "whole")}
+
+
+def test_a_disk_that_fills_at_the_end_costs_one_table_and_nothing_else(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise InputError("cannot write out/coco.json: No space left on device")
+
+    words = ("images", *ALL, "--output", "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFolder, "write_coco", full)
+        outcome = run(place, trained, *words)
+    assert_one_line(outcome, "out/coco.json", "--resume out writes what is lacking")
+    assert (place / "out/detections.csv").exists()
+    outcome = run(place, trained, "images", *ALL, "--resume", "out")
+    assert outcome.code == 0 and outcome.out.startswith("7 of 7 inputs are done already")
+    assert len(read(place / "out/images.json")["images"]) == 7
+
+
+def test_a_name_that_has_several_lines_is_told_in_one(place: Path, trained: Path) -> None:
+    (place / "two\nlines.png").write_bytes(b"no image")
+    assert run(place, trained, "two\nlines.png", "images/0.png", "--output", "out").code == 0
+    (line,) = (place / "out/failed.txt").read_text().splitlines()
+    assert line.startswith("two\\nlines.png\timage two\\nlines.png cannot be read")
 
 
 def test_what_an_emptied_folder_has_left_is_not_gone_on_with(

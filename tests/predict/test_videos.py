@@ -110,6 +110,13 @@ def test_a_video_of_any_rate_is_written(tmp_path: Path, rate: float) -> None:
     assert VideoReader(tmp_path / "clip.mp4").rate == pytest.approx(rate, rel=1e-4)
 
 
+def test_a_video_of_a_frame_an_hour_is_written_faster(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "clip.mp4", 1 / 3600, (48, 64)) as video:
+        for _ in range(3):
+            video.write(np.zeros((48, 64, 3), np.uint8))
+    assert len(list(VideoReader(tmp_path / "clip.mp4"))) == 3
+
+
 def test_a_video_with_odd_sides_is_scaled_and_not_cut(tmp_path: Path) -> None:
     frame = np.zeros((65, 97, 3), np.uint8)
     frame[:, -1] = frame[-1] = 255

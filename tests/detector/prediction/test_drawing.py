@@ -34,7 +34,7 @@ BLINDNESS = {
 
 
 def draw(pixels: np.ndarray, found: ImageDetections) -> np.ndarray:
-    return np.array(found.draw(pixels))
+    return np.array(found.draw(pixels, enlarge=True))
 
 
 def lab(colours: np.ndarray, blindness: str) -> np.ndarray:
@@ -91,6 +91,8 @@ def test_small_pictures_are_enlarged_and_their_boxes_with_them() -> None:
     drawn = draw(np.zeros((48, 64, 3), dtype=np.uint8), found((16, 12, 48, 36)))
     assert drawn.shape == (48 * 8, 64 * 8, 3)
     assert tuple(drawn[24 * 8, 16 * 8]) == tuple(drawn[24 * 8, 48 * 8]) == colour(0)
+    pixels = np.zeros((48, 64, 3), dtype=np.uint8)
+    assert found((16, 12, 48, 36)).draw(pixels).size == (64, 48)  # unless it is asked for
 
 
 def test_labels_of_neighbours_do_not_hide_one_another() -> None:
