@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # Headers are read up front for sets that allow it in seconds; larger ones are checked on decoding.
 _HEADERS_CHECKED = 20_000
 _NAMES_SHOWN = 5
+_MANY = 10  # boxes that may be dropped, however many there are
 _CLASSES_SHOWN = 10
 
 
@@ -165,6 +166,11 @@ def pack_set(
     elif flat.any():
         empty = {images[i].path.name for i in of_image[flat]}
         dropped = int(flat.sum())
+        if dropped >= _MANY and 2 * dropped > len(items):
+            raise InputError(
+                f"{source}: {dropped} of {len(items)} boxes lie outside their images, or have no area; were "
+                "the images made smaller after they were annotated? (python -m data.check lists all)"
+            )
         log.warning(
             "%s: %d box%s without area inside the image dropped (%s)",
             source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),

@@ -30,15 +30,13 @@ def named_categories(content: dict[str, Any]) -> list[Any]:
     """The categories of a COCO file, but for Roboflow's heading.
 
     Its lists begin with the name of the project, as a category without boxes that is the supercategory of
-    the others. In a set of one class that is often the very name of the class.
+    all others. In a set of one class that is often the very name of the class.
     """
     heading, *rest = content["categories"] or [None]
     if not isinstance(heading, dict) or heading.get("supercategory") != "none":
         return content["categories"]
     name, others = heading.get("name"), [record for record in rest if isinstance(record, dict)]
-    if any(other.get("name") == name for other in others) and any(
-        other.get("supercategory") == name for other in others
-    ):
+    if others and all(other.get("supercategory") == name for other in others):
         used = (record.get("category_id") for record in content["annotations"] if isinstance(record, dict))
         if heading.get("id") not in used:
             return rest

@@ -215,9 +215,12 @@ def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]) -> str:
     """The error text for an image whose size is not what its annotation says."""
+    why = "the boxes would be in the wrong place. Correct the annotation."
+    if annotated == found[1::-1]:
+        why = "width and height seem to be in each other's place there. Correct the annotation."
     return (
         f"image {path} is {found[1]} x {found[0]} px, but its annotation says "
-        f"{annotated[1]} x {annotated[0]}; the boxes would be in the wrong place. Correct the annotation."
+        f"{annotated[1]} x {annotated[0]}; {why}"
     )
 
 

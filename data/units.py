@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 # What may have been written: corners where sizes are read, centres where corners are, corners where centres
-# are, or y before x.
-Written = Literal["corners for sizes", "centres", "corners", "y before x"]
+# are, two corners where centre and size are, or y before x.
+Written = Literal["corners for sizes", "centres", "corners", "corners for centre and size", "y before x"]
 AS_IF: dict[Written, str] = {
     "corners for sizes": "as if x1, y1 were written as width, height",
     "centres": "as if their centres were written where corners are read",
     "corners": "as if their corners were written where centres are read",
+    "corners for centre and size": "as if two corners were written where centre and size are read",
     "y before x": "as if y and height stood before x and width",
 }
 AS_PARTS = "lie within one pixel, as parts of width and height do"
@@ -52,7 +53,8 @@ def _corners_for_sizes(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> 
     x0, y0, x1, y1 = boxes.T
     height, width = sizes.T
     return bool(
-        ((x1 - x0 >= x0) & (y1 - y0 >= y0)).mean() > _NEARLY_ALL
+        ((x0 >= -_ROUNDED) & (y0 >= -_ROUNDED)).mean() > _NEARLY_ALL
+        and ((x1 - x0 >= x0) & (y1 - y0 >= y0)).mean() > _NEARLY_ALL
         and ((x1 > _FAR_OUT * width) | (y1 > _FAR_OUT * height)).mean() > _SOME
     )
 
@@ -61,15 +63,22 @@ def _otherwise_inside(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> W
     """As what the boxes would all lie inside their images, of which they reach out as they are."""
     sides = np.tile(sizes[:, ::-1], 2).astype(np.float64)  # of the image: width, height, width, height
     half = np.tile((boxes[:, 2:] - boxes[:, :2]) / 2, 2)
+    centres = boxes[:, :2] + half[:, :2]
     if not _beyond(boxes, sides, 2 * _OUT * half + _ROUNDED).mean() > _FEW:
         return None
     ways: dict[Written, NDArray[np.float64]] = {
         "centres": boxes - half,
         "corners": boxes + half,
+        "corners for centre and size": np.concatenate((centres, 2 * half[:, 2:]), axis=1),
         "y before x": boxes[:, [1, 0, 3, 2]],
     }
-    inside = [way for way, moved in ways.items() if 1 - _beyond(moved, sides, _ROUNDED).mean() > _NEARLY_ALL]
+    inside = [way for way, moved in ways.items() if 1 - _no_box(moved, sides).mean() > _NEARLY_ALL]
     return inside[0] if len(inside) == 1 else None
+
+
+def _no_box(boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which have no area, or reach out of their images: [M]."""
+    return np.asarray(_beyond(boxes, sides, _ROUNDED) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
 
 
 def _beyond(

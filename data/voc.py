@@ -276,7 +276,8 @@ def _read_xml(path: Path, hint: str = "") -> ET.Element:
     try:
         root = ET.parse(path).getroot()
     except FileNotFoundError:
-        raise DataFault("annotation-unreadable", f"annotation file {path} does not exist{hint}") from None
+        message = f"annotation file {path} does not exist{hint}; write one, or take its name out of the list"
+        raise DataFault("annotation-unreadable", message) from None
     except OSError as error:
         raise DataFault("annotation-unreadable", f"{path} cannot be read: {error.strerror}") from None
     except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: of its encoding

@@ -263,6 +263,14 @@ def _why(count: int, index: Index) -> str:
     return ""
 
 
+def _why_no_number(field: str, index: Index) -> str:
+    """What a word seems to be, as the end of a sentence."""
+    if "," in field:
+        return "; spaces part the numbers, and a point their decimals"
+    number = next((number for number, name in enumerate(index.names) if name == field), None)
+    return "" if number is None else f"; the number of the class is wanted, {number}"
+
+
 def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
     """Class index and xyxy box, in parts of the image's sides."""
     numbers = []
@@ -270,7 +278,8 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
         try:
             numbers.append(float(field))
         except ValueError:
-            raise DataFault("record-malformed", f"{where}: '{field}' is not a number") from None
+            why = _why_no_number(field, index)
+            raise DataFault("record-malformed", f"{where}: '{field}' is not a number{why}") from None
     count, classes = len(numbers), len(index.names)
     polygon = count >= 7 and count % 2 == 1 and not index.keypoints
     if not polygon and count != 5 + index.keypoints:

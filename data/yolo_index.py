@@ -259,7 +259,9 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
             tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
             path = next(filter(is_file, tries), None)
             if path is None:
-                message = f"{file}:{number}: image {name} does not exist"
+                is_folder = any(map(Path.is_dir, filter(is_there, tries)))
+                what = "is a folder; name it in data.yaml itself" if is_folder else "does not exist"
+                message = f"{file}:{number}: image {name} {what}"
                 try:
                     path = finder.find(name, f"{file}:{number}")
                 except NameTaken as fault:

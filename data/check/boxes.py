@@ -16,6 +16,7 @@ _LEAST_INSIDE = 0.9
 _FINDINGS: dict[Written, str] = {
     "corners for sizes": "box-corners",
     "centres": "box-centres",
+    "corners for centre and size": "box-corners-only",
     "corners": "box-not-centred",
     "y before x": "box-y-first",
 }

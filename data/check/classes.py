@@ -14,6 +14,7 @@ _TYPED_RIGHT = 50  # so many times for each slip
 _FEW_BOXES, _FEWER_THAN_THE_MOST = 10, 20
 _MOSTLY, _MUCH_IGNORED = 0.5, 1 / 3
 _SIDES_VARY = 6.0
+_SOME_IMAGES, _MANY_EMPTY, _HARDLY_ANY = 20, 1 / 3, 0.05
 
 
 def counts(records: DetectionSet) -> NDArray[np.int64]:
@@ -34,6 +35,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         return
     for split, records in sets.items():
         yield from _much_ignored(split, records)
+    yield from _unannotated(sets)
     known, most = set(train.classes), int(counts(train).max())
     for name, count in zip(train.classes, counts(train).tolist(), strict=True):
         if count == 0:
@@ -77,6 +79,20 @@ def split_spots(split: str, records: DetectionSet) -> Iterator[Spot]:
         (h0, w0), (h1, w1) = records.sizes[small].tolist(), records.sizes[large].tolist()
         problem = f"is {w0} x {h0} px, but {records.files[large]} is {w1} x {h1} px"
         yield spot_of_image("sizes-vary", problem, split, records, small)
+
+
+def _unannotated(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
+    """Of annotation that was not brought to its end: background that is meant is in all splits."""
+    if not {"train", "val"} <= sets.keys():
+        return
+    bare, bare_val = (np.diff(sets[split].offsets) == 0 for split in ("train", "val"))
+    enough = len(bare) >= _SOME_IMAGES and len(bare_val) > 0
+    if enough and bare.mean() > _MANY_EMPTY and bare_val.mean() < _HARDLY_ANY:
+        text = (
+            f"{bare.sum()} of the {len(bare)} images of train have no box, and {bare_val.sum()} of the "
+            f"{len(bare_val)} of val"
+        )
+        yield Spot("mostly-unannotated", text, "train")
 
 
 def _much_ignored(split: str, records: DetectionSet) -> Iterator[Spot]:

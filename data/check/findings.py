@@ -47,7 +47,9 @@ KINDS: dict[str, Kind] = {
         _W, "a picture is of a kind that is not read, and left out", "convert it to JPEG or PNG"
     ),
     "image-size-differs": Kind(
-        _E, "an image has another size than its annotation says", "correct the annotation: boxes are off"
+        _E,
+        "an image has another size than its annotation says",
+        "correct the annotation; where images were resized after it was made, the boxes too",
     ),
     "image-outside": Kind(_E, "a path leads out of the data set", "use a path below the folder"),
     "image-name-taken": Kind(_E, "two names stand for one file", "write each name as its file has it"),
@@ -55,7 +57,11 @@ KINDS: dict[str, Kind] = {
     "record-malformed": Kind(_E, "a record lacks a field, or holds no number", "correct or remove it"),
     "image-id-twice": Kind(_E, "an image id stands twice", "give each image an id of its own"),
     "image-unlisted": Kind(_E, "a box belongs to an image that is not listed", "list it, or remove the box"),
-    "category-unlisted": Kind(_E, "a box has a class that is not listed", "list it, or correct the box"),
+    "category-unlisted": Kind(
+        _E,
+        "a box has a class that is not listed",
+        "list it, or correct the box; if all are one too high, or low, the list counts from another number",
+    ),
     "category-alike": Kind(
         _E, "a class of training has nearly the same name in another split", "give it one name in both"
     ),
@@ -92,6 +98,11 @@ KINDS: dict[str, Kind] = {
         f"boxes reach outside {AS_IF['corners for sizes']}",
         "write x, y, width, height: each box is too large now",
     ),
+    "box-corners-only": Kind(
+        _W,
+        f"boxes reach outside {AS_IF['corners for centre and size']}",
+        "write centre, width and height",
+    ),
     "box-centres": Kind(
         _W,
         f"boxes reach outside {AS_IF['centres']}",
@@ -110,7 +121,9 @@ KINDS: dict[str, Kind] = {
     ),
     "box-duplicated": Kind(_W, "a box stands twice", "remove one: it counts as an object never found"),
     "box-tiny": Kind(
-        _W, "a box is under 2 px after resizing", "remove it, or let data.transforms keep images larger"
+        _W,
+        "a box is under 2 px after resizing",
+        "keep images larger (data.image_size), cut large ones into tiles (eval.tile), or remove it",
     ),
     "class-without-boxes": Kind(
         _W, "a class has no box to learn from", "leave it out of data.classes, or add examples"
@@ -172,12 +185,12 @@ KINDS: dict[str, Kind] = {
     "names-alike": Kind(
         _W,
         "class names that differ in case, spaces, an s or a letter only",
-        "make them one class, if they are",
+        "make them one class, if they are: data.merge={NAME: [NAME, OTHER]}",
     ),
     "anchors-miss": Kind(
         _W,
         "many boxes have no anchor that fits",
-        "take the sizes and ratios that --dry-run prints; where it finds none, larger images",
+        "take the sizes and ratios that data.check and --dry-run print; where they find none, larger images",
     ),
     "objects-lost": Kind(
         _W,
@@ -216,10 +229,32 @@ KINDS: dict[str, Kind] = {
         _N, "grey, 16-bit, palette or transparent images", "nothing: grey is repeated, alpha dropped"
     ),
     "sizes-vary": Kind(_N, "image sizes differ very much", "see that small ones are not blown up"),
+    "mostly-unannotated": Kind(
+        _W,
+        "many training images have no box, and hardly any of evaluation",
+        "annotate them to the end, or leave them out: an object without a box is learnt as background",
+    ),
     "mostly-empty": Kind(_N, "most images have no box", "nothing, if they are meant as background"),
     "class-rare": Kind(_N, "a class has very few boxes", "add examples; data.repeat_rare helps"),
     "class-not-evaluated": Kind(_N, "a class has no box to evaluate", "move some examples there"),
 }
+
+
+# Of boxes, by the size that their image is said to have.
+OF_PLACES = frozenset(
+    {
+        "box-centres",
+        "box-corners",
+        "box-corners-only",
+        "box-not-centred",
+        "box-outside",
+        "box-over-edge",
+        "box-partly-outside",
+        "box-tiny",
+        "box-whole-image",
+        "box-y-first",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -143,10 +143,16 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
         ValueError: shapes differ, a dtype is wrong, or delta is neither 0 nor from 1e-6 to 1e30.
     """
     if logits.shape != targets.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape: each logit "
+            "wants a target, 0 or 1 for each class (torch.nn.functional.one_hot)"
+        )
     if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"logits must be floating point of 16, 32 or 64 bits, got {logits.dtype}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise ValueError(f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}")
+        raise ValueError(
+            f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}; targets.long() makes such of "
+            "zeros and ones"
+        )
     if delta != 0 and not MIN_DELTA <= delta <= MAX_DELTA:
         raise ValueError(f"delta must be 0 or {MIN_DELTA:g} to {MAX_DELTA:g}, got {delta}")

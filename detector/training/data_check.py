@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.check.annotations import annotation_spots
-from data.check.findings import AnySpot, Level, Spot, gather, spot_of_fault
+from data.check.findings import OF_PLACES, AnySpot, Level, Spot, gather, spot_of_fault
 from data.check.images import image_spots
 from data.check.report import AnchorReport, LevelFit, Report, summarise
 from data.check.resized import Resize
@@ -64,8 +64,16 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
         spots += [*_emptied_spots(fit), *_anchor_spots(fit), *_scale_spots(fit, train, config)]
         anchors = _anchor_report(fit)
     summaries = {name: summarise(records, facts[name]) for name, records in sets.items()}
-    findings = tuple(gather(spots))
+    findings = tuple(gather(_without_places(spots)))
     return Examination(Report(title, time.monotonic() - started, decode, findings, summaries, anchors), sets)
+
+
+def _without_places(spots: list[AnySpot]) -> list[AnySpot]:
+    """What is said of where boxes lie in images whose size is not known is left out: they may be right."""
+    unknown = {spot.image for spot in spots if spot.code == "image-size-differs"}
+    if not unknown:
+        return spots
+    return [spot for spot in spots if spot.code not in OF_PLACES or spot.image not in unknown]
 
 
 def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet) -> None:

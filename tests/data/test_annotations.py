@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,17 @@ def test_join_leaves_its_parts_alone(tmp_path):
     join_sets([first, second], "data.splits.train")
     assert (first.image_ids.tolist(), second.image_ids.tolist()) == ([1], [1])
     assert second.offsets.tolist() == [0, 1]
+
+
+def test_a_set_of_which_most_boxes_are_outside_is_refused(tmp_path: Path) -> None:
+    """As of images that were made smaller: what is left of the objects would be learnt as background."""
+    write_image(tmp_path / "a.png", 48, 64)
+    within, beyond = (Annotation("", (x, 5.0, x + 20, 30.0), label=0) for x in (10.0, 70.0))
+
+    def packed(*objects: Annotation) -> int:
+        image = AnnotatedImage(1, tmp_path / "a.png", (48, 64), [*objects])
+        return len(pack_set([image], ("cat",), (1,), "the split").boxes)
+
+    assert packed(*[within] * 10, *[beyond] * 10) == 10
+    with pytest.raises(InputError, match=r"the split: 11 of 21 boxes lie outside .*made smaller after"):
+        packed(*[within] * 10, *[beyond] * 11)

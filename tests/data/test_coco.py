@@ -595,6 +595,13 @@ def test_roboflows_heading_is_no_class(tmp_path, content):
     assert records.category_ids == (3, 7)
     content["annotations"][0]["category_id"] = 0
     assert "'cat' (id 3) stands twice" in error_of(tmp_path, content)
+    content["annotations"][0]["category_id"] = 3
+    content["categories"][0]["name"] = "pets"
+    for category in content["categories"][1:]:
+        category["supercategory"] = "pets"
+    assert load(tmp_path, content).classes == ("cat", "dog")
+    content["categories"][2]["supercategory"] = "none"
+    assert load(tmp_path, content).classes == ("pets", "cat", "dog")
 
 
 @pytest.mark.parametrize(("categories", "problem"), WRONG_CATEGORIES.values(), ids=WRONG_CATEGORIES)

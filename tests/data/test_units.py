@@ -104,6 +104,12 @@ UPRIGHT = spread((0, 420), (500, 580), 20)  # of images of 480 x 640 px
         (shifted(EDGES, 0.5), (HEIGHT, WIDTH), "centres"),
         (shifted(EDGES, -0.5), (HEIGHT, WIDTH), "corners"),
         (UPRIGHT[:, [1, 0, 3, 2]], (WIDTH, HEIGHT), "y before x"),
+        # YOLO, which takes half of the second corner to either side of the first.
+        (
+            np.concatenate((EDGES[:, :2] - EDGES[:, 2:] / 2, EDGES[:, :2] + EDGES[:, 2:] / 2), axis=1),
+            (HEIGHT, WIDTH),
+            "corners for centre and size",
+        ),
         (EDGES, (HEIGHT, WIDTH), None),
         (CENTRED, (HEIGHT, WIDTH), None),
         (shifted(EDGES, 0.5)[-9:], (HEIGHT, WIDTH), None),  # too few to tell
@@ -111,7 +117,17 @@ UPRIGHT = spread((0, 420), (500, 580), 20)  # of images of 480 x 640 px
         (np.concatenate((EDGES, shifted(EDGES[40:46], 0.5))), (HEIGHT, WIDTH), None),
         (np.concatenate((shifted(EDGES, 0.5), EDGES[46:52])), (HEIGHT, WIDTH), None),
     ],
-    ids=["centres", "corners", "y first", "as read", "all over the edge", "few", "cut", "half of them"],
+    ids=[
+        "centres",
+        "corners",
+        "y first",
+        "two corners",
+        "as read",
+        "all over the edge",
+        "few",
+        "cut",
+        "half of them",
+    ],
 )
 def test_boxes_that_would_all_lie_inside_otherwise(boxes, size, written):
     assert written_as(boxes, np.tile(size, (len(boxes), 1))) == written

@@ -48,6 +48,37 @@ def test_a_planted_fault_is_found_alone_and_with_its_place(root: Path, name: str
     assert report.hurts == (KINDS[code].level < Level.NOTE)
 
 
+def test_annotation_that_was_not_finished_is_told(root: Path) -> None:
+    """Nine of 24 training images without boxes, and none of validation."""
+    path = root / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    for number in range(100, 120):
+        write_image(root / "images" / f"{number}.png", HEIGHT, WIDTH, seed=number)
+        size = {"height": HEIGHT, "width": WIDTH}
+        content["images"].append({"id": number, "file_name": f"{number}.png", **size})
+        x, y, w, h = BOXES[0]
+        if number >= 109:
+            content["annotations"] += [
+                added(number, number, k, (x + number - 100, y + k, w, h)) for k in (0, 1)
+            ]
+    path.write_text(json.dumps(content))
+    (finding,) = examined(root).report.findings
+    assert finding.code == "mostly-unannotated"
+    assert finding.spots[0].text == "9 of the 24 images of train have no box, and 0 of the 2 of val"
+
+
+def test_of_an_image_of_another_size_no_box_is_judged(root: Path) -> None:
+    """Width and height in each other's place: the boxes are right."""
+    path = root / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["width"], image["height"] = image["height"], image["width"]
+    path.write_text(json.dumps(content))
+    (finding,) = examined(root).report.findings
+    assert (finding.code, len(finding.spots)) == ("image-size-differs", 4)
+    assert "width and height seem to be in each other's place" in finding.spots[0].text
+
+
 def test_an_image_of_validation_in_the_test_split_is_told_unless_one_holds_the_other(root: Path) -> None:
     annotations = root / "annotations"
     content = json.loads((annotations / "val.json").read_text())
