@@ -114,7 +114,12 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str, synced: bool = False) -> None:
     """As `write_bytes`, in UTF-8; synced: so that it outlives a power failure, which takes its time."""
-    _write({path: _encoded(text)}, synced)
+    _write({path: [_encoded(text)]}, synced)
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """As `write_text`, of pieces that need not be in memory together."""
+    _write({path: map(_encoded, pieces)})
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -123,7 +128,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     Raises:
         InputError: no permission or no space.
     """
-    _write({path: content})
+    _write({path: [content]})
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
@@ -132,14 +137,15 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     Raises:
         InputError: no permission or no space.
     """
-    _write({folder / name: _encoded(text) for name, text in texts.items()})
+    _write({folder / name: [_encoded(text)] for name, text in texts.items()})
 
 
-def _write(contents: Mapping[Path, bytes | memoryview], synced: bool = False) -> None:
+def _write(contents: Mapping[Path, Iterable[bytes | memoryview]], synced: bool = False) -> None:
     temporaries = {path: temporary_of(path) for path in contents}
     try:
         for path, temporary in temporaries.items():
-            temporary.write_bytes(contents[path])
+            with temporary.open("wb") as file:
+                file.writelines(contents[path])
             if synced:
                 sync(temporary)
         for path, temporary in temporaries.items():

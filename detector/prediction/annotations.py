@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +13,7 @@ import numpy as np
 
 from data.inputs import Source
 from data.sample import is_listed
+from detector.evaluation.coco_results import in_list
 from detector.predictor import ImageDetections
 
 _NOT_OF_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -29,36 +30,42 @@ class Result:
     full: bool = False  # there may be more
 
 
-def instances(results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]) -> str:
-    """A COCO instances file of images.
+def instances(
+    results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
+) -> Iterator[str]:
+    """A COCO instances file of images, in pieces, since there may be millions of boxes.
 
     Files are named as seen from the folder that the user has named, where that tells them apart.
     """
     sharing = Counter(result.source.place for result in results)
-    images: list[dict[str, Any]] = []
-    boxes: list[dict[str, Any]] = []
     free = itertools.count(max((i for i in category_ids if is_listed(i)), default=0) + 1)
     ids = [i if is_listed(i) else next(free) for i in category_ids]
+    images = []
     for number, result in enumerate(results, start=1):
-        height, width = result.size
-        source, found = result.source, result.found
+        (height, width), source = result.size, result.source
         name = source.place if sharing[source.place] == 1 else source.path
         images.append({"id": number, "file_name": name.as_posix(), "width": width, "height": height})
+    yield f'{{"info": {{}}, "images": {json.dumps(images)}, "annotations": ['
+    yield from in_list(_boxes(results, ids), ", ")
+    yield f'], "categories": {json.dumps(categories(ids, classes))}}}\n'
+
+
+def _boxes(results: Sequence[Result], ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The annotations of `instances`."""
+    number = itertools.count(1)
+    for image, result in enumerate(results, start=1):
+        found = result.found
         for box, label, score in zip(found.boxes, found.labels, found.scores.tolist(), strict=True):
             (x0, y0), (width, height) = box[:2].tolist(), (box[2:] - box[:2]).tolist()
-            boxes.append(
-                {
-                    "id": len(boxes) + 1,
-                    "image_id": number,
-                    "category_id": ids[label],
-                    "bbox": [x0, y0, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
-    content = {"info": {}, "images": images, "annotations": boxes, "categories": categories(ids, classes)}
-    return json.dumps(content) + "\n"
+            yield {
+                "id": next(number),
+                "image_id": image,
+                "category_id": ids[label],
+                "bbox": [x0, y0, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+                "score": score,
+            }
 
 
 def categories(ids: Sequence[int], classes: Sequence[str]) -> list[dict[str, Any]]:

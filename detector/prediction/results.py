@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,15 @@ from PIL import Image
 
 from data.inputs import RESULTS_MARK, Source
 from data.video import VideoWriter
-from detector.evaluation.coco_results import result_entry, results_text
-from detector.output import check_new_folder, name_that_fits, numbered_folders, write_bytes, write_text
+from detector.evaluation.coco_results import result_entry, results_pieces
+from detector.output import (
+    check_new_folder,
+    name_that_fits,
+    numbered_folders,
+    write_bytes,
+    write_pieces,
+    write_text,
+)
 from detector.prediction import annotations
 from detector.prediction.annotations import Result
 from detector.predictor import ImageDetections
@@ -191,7 +198,14 @@ class ResultsFolder:
         Raises:
             InputError: no permission or no space.
         """
-        images, entries = [], []
+        entries = (
+            result_entry(number, category_ids[label], (x0, y0, x1 - x0, y1 - y0), score)
+            for number, result in enumerate(results, start=1)
+            for (x0, y0, x1, y1), label, score in zip(
+                result.found.boxes.tolist(), result.found.labels, result.found.scores.tolist(), strict=True
+            )
+        )
+        images = []
         for number, result in enumerate(results, start=1):
             height, width = result.size
             image: dict[str, Any] = {"id": number, "file_name": str(result.source.path)}
@@ -199,39 +213,25 @@ class ResultsFolder:
             if (drawn := self.drawn(result.source)) is not None:
                 image["drawn"] = drawn
             images.append(image if result.frame is None else {**image, "frame": result.frame})
-            for (x0, y0, x1, y1), label, score in zip(
-                result.found.boxes.tolist(), result.found.labels, result.found.scores.tolist(), strict=True
-            ):
-                xywh = (x0, y0, x1 - x0, y1 - y0)
-                entries.append(result_entry(number, category_ids[label], xywh, score))
         listing = {
             "info": {},
             "images": images,
             "annotations": [],
             "categories": annotations.categories(category_ids, classes),
         }
-        write_text(self.path / "coco.json", results_text(entries))
+        write_pieces(self.path / "coco.json", results_pieces(entries))
         write_text(self.path / "images.json", json.dumps(listing) + "\n")
 
     def write_csv(self, results: Sequence[Result]) -> None:
         """detections.csv, one line each. Raises InputError: no permission or no space."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(_CSV_HEADER)
-        for result in results:
-            frame = "" if result.frame is None else result.frame
-            found = result.found
-            for box, name, score in zip(found.boxes, found.names, found.scores, strict=True):
-                sides = (f"{side:.2f}" for side in box)
-                rows.writerow((result.source.path, frame, name, f"{score:.6f}", *sides))
-        write_text(self.path / "detections.csv", text.getvalue())
+        write_pieces(self.path / "detections.csv", map(_csv_lines, ([_CSV_HEADER], *map(_csv_rows, results))))
 
     def write_instances(
         self, results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
     ) -> None:
         """instances.json. Raises InputError: no permission or no space."""
-        text = annotations.instances(_of_images(results), classes, category_ids)
-        write_text(self.path / "instances.json", text)
+        pieces = annotations.instances(_of_images(results), classes, category_ids)
+        write_pieces(self.path / "instances.json", pieces)
         _say_what_is_left_out("instances", results)
 
     def write_yolo(self, results: Sequence[Result], classes: tuple[str, ...]) -> None:
@@ -283,6 +283,20 @@ class ResultsFolder:
     def forget_failed(self) -> None:
         """What could not be used before is used now."""
         (self.path / "failed.txt").unlink(missing_ok=True)
+
+
+def _csv_lines(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _csv_rows(result: Result) -> Iterator[Sequence[object]]:
+    frame = "" if result.frame is None else result.frame
+    found = result.found
+    for box, name, score in zip(found.boxes, found.names, found.scores, strict=True):
+        sides = (f"{side:.2f}" for side in box)
+        yield (result.source.path, frame, name, f"{score:.6f}", *sides)
 
 
 def _of_images(results: Sequence[Result]) -> list[Result]:
