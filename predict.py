@@ -26,6 +26,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("half", "fp16", "amp"), "the precision is that of the training, or train.amp=fp16"),
     **dict.fromkeys(("tta", "augment"), "here it is eval.flip=true"),
     **dict.fromkeys(("vid_stride", "frame_stride"), "every frame is looked at"),
+    "save_frames": "here it is --frames N, with --format yolo",
     **dict.fromkeys(
         ("exist_ok", "overwrite"), "results are never replaced: each run has a folder of its own"
     ),
@@ -80,6 +81,11 @@ def main() -> None:
         help="what to write: pictures,coco,csv (the default), and as annotations to correct by hand "
         "instances (COCO), voc or yolo",
     )
+    parser.add_argument(
+        "--frames",
+        metavar="N",
+        help="with such annotations: keep each Nth frame of a video as an image, in images/",
+    )
     parser.add_argument("--batch", metavar="N", help="images at a time (default: that of evaluation)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     a = parser.parse_intermixed_args()
@@ -99,6 +105,7 @@ def main() -> None:
             a.classes,
             a.one_per_object,
             a.format,
+            a.frames,
             a.batch,
             a.device,
         )

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -28,6 +29,7 @@ class Result:
     size: tuple[int, int]  # height, width
     found: ImageDetections
     full: bool = False  # there may be more
+    kept: Path | None = None  # a frame that is an image by itself, in the folder of the results
 
 
 def instances(

@@ -12,7 +12,7 @@ from data.inputs import VIDEO_SUFFIXES, find_sources
 from detector.checkpoint import find_checkpoint
 from detector.prediction.journal import digest_of
 from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
-from detector.prediction.session import Report
+from detector.prediction.session import TO_CORRECT, Report
 from detector.prediction.session import predict as run
 from detector.predictor import Detector
 from detector.thresholds import chosen_thresholds, parse_thresholds, parts_of
@@ -20,7 +20,7 @@ from errors import InputError, number_of, some_of
 
 log = logging.getLogger(__name__)
 
-_MOST_AT_A_TIME = 100_000
+_MOST = 100_000  # images at a time, or frames between two
 # Of calibrated scores: the threshold with the best F1 is half of it, which is below 0.1 then.
 _NEARLY_ALL = 0.05
 
@@ -38,6 +38,7 @@ class Wanted:
     classes: str | None
     one_per_object: bool
     formats: str | None
+    frames: str | None
     batch: str | None
     device: str
 
@@ -45,7 +46,9 @@ class Wanted:
 def predict(wanted: Wanted) -> None:
     """Detect in what the command line names, write the results, say where they are."""
     w = wanted
-    formats, batch = _formats(w.formats), _batch(w.batch)
+    formats, batch, every = _formats(w.formats), _count("--batch", w.batch), _count("--frames", w.frames)
+    if every is not None and {*TO_CORRECT}.isdisjoint(formats):
+        raise InputError("--frames is for annotations: give --format instances, voc or yolo as well")
     least = {} if w.threshold is None else parse_thresholds(w.threshold)
     if w.model.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         raise InputError(f"{w.model} is no checkpoint; the run folder comes first, then what to detect in")
@@ -69,8 +72,9 @@ def predict(wanted: Wanted) -> None:
         "--threshold or --classes": [score if name in chosen else None for name, score in scores.items()],
         "--one-per-object": w.one_per_object,
         "--format (pictures)": "pictures" in formats,
+        "--frames": every,
     }
-    report = run(detector, sources, folder, formats, thresholds, w.one_per_object, settings)
+    report = run(detector, sources, folder, formats, thresholds, w.one_per_object, every, settings)
     _say(report, len(sources))
 
 
@@ -82,13 +86,13 @@ def _formats(text: str | None) -> list[str]:
     return formats
 
 
-def _batch(text: str | None) -> int | None:
+def _count(option: str, text: str | None) -> int | None:
     if text is None:
         return None
-    size = number_of("--batch", text)
-    if not (1 <= size <= _MOST_AT_A_TIME and size.is_integer()):
-        raise InputError(f"--batch: a whole number from 1 to {_MOST_AT_A_TIME} is wanted, not {text}")
-    return int(size)
+    count = number_of(option, text)
+    if not (1 <= count <= _MOST and count.is_integer()):
+        raise InputError(f"{option}: a whole number from 1 to {_MOST} is wanted, not {text}")
+    return int(count)
 
 
 def _among(text: str, classes: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ log = logging.getLogger(__name__)
 FORMATS = ("pictures", "coco", "csv", "instances", "voc", "yolo")
 DEFAULT_FORMATS = FORMATS[:3]
 DEFAULT_FOLDER = "predictions"
-_KINDS = ("pictures", "videos", "labels", "Annotations")  # of files that have names of their own
+_FRAMES = "images"  # beside labels, Annotations and instances.json, as sets have them
+_KINDS = ("pictures", "videos", "labels", "Annotations", _FRAMES)  # of files that have names of their own
 _ESCAPES = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
 _LINES = 5  # of images that have names in common
 _MOST_OF_JPEG = 65_000  # pixels of a side
+_QUALITY, _QUALITY_TO_LEARN = 92, 95  # of JPEGs, to look at and to train on
 _CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
 
 
@@ -87,6 +90,7 @@ class ResultsFolder:
             "labels": found.labels.tolist(),
             "full": result.full,
             "drawn": self.drawn(result.source),
+            "kept": None if result.kept is None else result.kept.relative_to(self.path).as_posix(),
         }
 
     def drawn(self, source: Source) -> str | None:
@@ -106,8 +110,23 @@ class ResultsFolder:
             self._taken.add(drawn)
             self._left.discard(drawn)
 
+    def keep_frames(self, results: Sequence[Result]) -> bool:
+        """Of a video that is done those that are images by themselves; whether all are still there."""
+        kept = {result.kept for result in results if result.kept is not None}
+        if not all(path.is_file() for path in kept):
+            return False
+        self._taken |= kept
+        self._left -= kept
+        return True
+
     @staticmethod
-    def from_plain(plain: dict[str, Any], source: Source, classes: Sequence[str]) -> Result:
+    def forget_frames(results: Sequence[Result]) -> None:
+        """Of a video that cannot be used: without labels they would be background."""
+        for result in results:
+            if result.kept is not None:
+                result.kept.unlink(missing_ok=True)
+
+    def from_plain(self, plain: dict[str, Any], source: Source, classes: Sequence[str]) -> Result:
         """The result that `as_plain` was given, of the same source."""
         labels = np.array(plain["labels"], dtype=np.int64)
         found = ImageDetections(
@@ -117,7 +136,8 @@ class ResultsFolder:
             tuple(classes[label] for label in labels),
         )
         height, width = plain["size"]
-        return Result(source, plain["frame"], (height, width), found, plain["full"])
+        kept = None if plain["kept"] is None else self.path / plain["kept"]
+        return Result(source, plain["frame"], (height, width), found, plain["full"], kept)
 
     @property
     def path(self) -> Path:
@@ -156,14 +176,16 @@ class ResultsFolder:
         """
         png = source.place.suffix.lower() == ".png" or max(pixels.shape) > _MOST_OF_JPEG
         path = self._place("pictures", source.place, ".png" if png else ".jpg")
-        encoded = io.BytesIO()
-        image = Image.fromarray(pixels)
-        if png:
-            image.save(encoded, "PNG", compress_level=3)
-        else:
-            image.save(encoded, "JPEG", quality=92)
-        write_bytes(path, encoded.getbuffer())
+        _save(path, pixels, _QUALITY)
         self._drawn[source] = path
+
+    def write_frame(self, source: Source, frame: int, pixels: NDArray[np.uint8]) -> Path:
+        """Keep a frame of a video as an image, to be annotated; as `write_picture`."""
+        ending = ".png" if max(pixels.shape) > _MOST_OF_JPEG else ".jpg"
+        place = source.place.with_name(f"{source.place.stem}-{frame:06d}{ending}")
+        path = self._place(_FRAMES, place, ending)
+        _save(path, pixels, _QUALITY_TO_LEARN)
+        return path
 
     def video_writer(self, source: Source, rate: float, size: tuple[int, int]) -> VideoWriter:
         """For the drawn frames of a video. Raises InputError: it cannot be written."""
@@ -230,12 +252,12 @@ class ResultsFolder:
         self, results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
     ) -> None:
         """instances.json. Raises InputError: no permission or no space."""
-        pieces = annotations.instances(_of_images(results), classes, category_ids)
+        pieces = annotations.instances(self._of_images(results), classes, category_ids)
         write_pieces(self.path / "instances.json", pieces)
         _say_what_is_left_out("instances", results)
 
     def write_yolo(self, results: Sequence[Result], classes: tuple[str, ...]) -> None:
-        """labels/, a file for each image (frames have none), and data.yaml with the names of the classes.
+        """labels/, a file for each image, and data.yaml with the names of the classes.
 
         An image without detections has an empty file: it was looked at.
 
@@ -243,7 +265,7 @@ class ResultsFolder:
             InputError: no permission or no space.
         """
         renamed: list[str] = []
-        for result in _of_images(results):
+        for result in self._of_images(results):
             path = self._annotations_of(result, "labels", ".txt", renamed)
             write_text(path, annotations.yolo_lines(result))
         _say_renamed(renamed)
@@ -252,16 +274,27 @@ class ResultsFolder:
         _say_what_is_left_out("yolo", results)
 
     def write_voc(self, results: Sequence[Result]) -> None:
-        """Annotations/, an XML file for each image (frames have none), those without detections too.
+        """Annotations/, an XML file for each image, those without detections too.
 
         Raises:
             InputError: no permission or no space.
         """
         renamed: list[str] = []
-        for result in _of_images(results):
+        for result in self._of_images(results):
             write_text(self._annotations_of(result, "Annotations", ".xml", renamed), annotations.voc(result))
         _say_renamed(renamed)
         _say_what_is_left_out("voc", results)
+
+    def _of_images(self, results: Sequence[Result]) -> list[Result]:
+        """Without frames of videos, but for those that are images by themselves."""
+        images = []
+        for result in results:
+            if result.frame is None:
+                images.append(result)
+            elif result.kept is not None:
+                source = Source("image", result.kept, result.kept.relative_to(self.path / _FRAMES))
+                images.append(replace(result, source=source, frame=None))
+        return images
 
     def _annotations_of(self, result: Result, kind: str, ending: str, renamed: list[str]) -> Path:
         """A file for the annotations of an image, called as it is if that can be; else that is to be said."""
@@ -299,9 +332,14 @@ def _csv_rows(result: Result) -> Iterator[Sequence[object]]:
         yield (result.source.path, frame, name, f"{score:.6f}", *sides)
 
 
-def _of_images(results: Sequence[Result]) -> list[Result]:
-    """Frames have no files."""
-    return [result for result in results if result.frame is None]
+def _save(path: Path, pixels: NDArray[np.uint8], quality: int) -> None:
+    encoded = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if path.suffix == ".png":
+        image.save(encoded, "PNG", compress_level=3)
+    else:
+        image.save(encoded, "JPEG", quality=quality)
+    write_bytes(path, encoded.getbuffer())
 
 
 def _say_renamed(lines: Sequence[str]) -> None:
@@ -313,10 +351,11 @@ def _say_renamed(lines: Sequence[str]) -> None:
 
 def _say_what_is_left_out(form: str, results: Sequence[Result]) -> None:
     frames = sum(result.frame is not None for result in results)
-    if frames:
+    if frames and all(result.kept is None for result in results):
         log.warning(
-            "--format %s: annotations are of image files; %d frames of videos have none", form, frames
-        )
+            "--format %s: annotations are of image files; %d frames of videos have none (--frames 25 makes "
+            "images of each 25th)", form, frames,
+        )  # fmt: skip
 
 
 def _refuse_full(folder: Path) -> None:

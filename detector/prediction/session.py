@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -38,7 +38,7 @@ _MORE_MEMORY = (
     "lower eval.tile_batch_size where there are tiles, or try --device cpu"
 )
 # What may have been corrected by hand before the rest is done would be written over.
-_TO_CORRECT = ("instances", "voc", "yolo")
+TO_CORRECT = ("instances", "voc", "yolo")
 _READERS = 4  # threads that decode a batch while the network works on the one before
 
 
@@ -60,6 +60,7 @@ def predict(
     formats: Sequence[str],
     thresholds: NDArray[np.float64],
     one_per_object: bool = False,
+    every: int | None = None,
     settings: dict[str, Any] | None = None,
 ) -> Report:
     """Detect in all sources and write the results.
@@ -68,6 +69,7 @@ def predict(
         formats: some of results.FORMATS.
         thresholds: float64 [C]; detections below that of their class are left out.
         one_per_object: of what is left, a box yields to better ones of other classes that overlap it.
+        every: each so many frames of a video one is kept as an image, for annotations.
         settings: all that what is found depends on, which a folder that is gone on with must have had.
 
     Raises:
@@ -80,7 +82,7 @@ def predict(
 
     least = float(np.min(thresholds))
     with Journal(folder, settings or {}) as journal, _Termination() as termination:
-        session = _Session(detector, folder, journal, "pictures" in formats, choose, least)
+        session = _Session(detector, folder, journal, "pictures" in formats, choose, least, every)
         left = session.restore(sources)
         try:
             with ThreadPoolExecutor(_READERS) as readers, session.bar:
@@ -92,11 +94,11 @@ def predict(
             termination.hold_back()
             if session.results or session.noted:
                 held = f"{folder.path} holds what was found before"
-                if not {*_TO_CORRECT}.isdisjoint(formats):
+                if not {*TO_CORRECT}.isdisjoint(formats):
                     held += ", but no annotations to correct yet"
                 try:
                     if session.results:
-                        session.write_tables([f for f in formats if f not in _TO_CORRECT])
+                        session.write_tables([f for f in formats if f not in TO_CORRECT])
                 except InputError as error:  # why it breaks off is told behind
                     held = f"{error}; what was found before is in {folder.path} all the same"
                 log.warning("broken off; %s: the same command with --resume %s goes on", held, folder.path)
@@ -178,6 +180,7 @@ class _Session:
         pictures: bool,
         choose: Callable[[ImageDetections], ImageDetections],
         least: float,
+        every: int | None,
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
@@ -190,6 +193,7 @@ class _Session:
         self._pictures = pictures
         self._choose = choose
         self._least = least  # score that is of interest
+        self._every = every  # frame
         self._frames_before: dict[Source, list[Result]] = {}  # of videos that are not done
         self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # what came on standard input
 
@@ -214,7 +218,9 @@ class _Session:
                 frames = self._frames_before.setdefault(source, [])
                 if result.frame == len(frames):  # else seen twice
                     frames.append(result)
-            elif self._folder.has_drawn(plain):
+            elif self._folder.has_drawn(plain) and (
+                result is not None or self._folder.keep_frames(self._frames_before.get(source, []))
+            ):
                 whole[source] = self._frames_before.pop(source, []) if result is None else [result]
                 self._folder.keep_drawn(source, plain["drawn"])
         self._order = [*gone.values(), *sources]
@@ -307,9 +313,11 @@ class _Session:
             self._frames(source, itertools.chain(first, frames), reader.rate)
             self._journal.end_video(source, len(self.results) - before)
         except BaseException as error:
+            some = self.results[before:]
             del self.results[before:]  # as its drawn video: no half of it
             if not isinstance(error, _Undetectable):
                 raise
+            self._folder.forget_frames(some)
             self._fail(source, error)
 
     def _frames(self, source: Source, frames: Iterator[Pixels], rate: float) -> None:
@@ -335,10 +343,15 @@ class _Session:
         for known, pixels in zip(before, frames, strict=False):
             if pixels.shape[:2] != known.size:
                 raise _Undetectable(f"{source.path} has frames of another size than before; begin anew")
-            yield known, self._drawn(known.found, pixels)
+            yield self._kept(known, pixels), self._drawn(known.found, pixels)
         first = len(before)
         while batch := list(islice(frames, self._detector.batch_size)):
-            of_batch = list(self._detect([(source, frame) for frame in batch], first))
+            of_batch = [
+                (self._kept(result, pixels) if isinstance(result, Result) else result, drawn)
+                for (result, drawn), pixels in zip(
+                    self._detect([(source, frame) for frame in batch], first), batch, strict=True
+                )
+            ]
             found = [result for result, _ in of_batch if isinstance(result, Result)]
             self._journal.add(found)
             self.noted = True
@@ -363,6 +376,11 @@ class _Session:
             full = self._detector.is_full(one, self._least)
             result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown, full)
             yield result, self._drawn(shown, pixels)
+
+    def _kept(self, result: Result, pixels: Pixels) -> Result:
+        if self._every is None or result.frame is None or result.frame % self._every:
+            return result
+        return replace(result, kept=self._folder.write_frame(result.source, result.frame, pixels))
 
     def _drawn(self, found: ImageDetections, pixels: Pixels) -> Pixels | None:
         return np.array(found.draw(pixels, enlarge=True)) if self._pictures else None

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 import predict
+from data.coco import load_coco
 from data.video import VideoReader, VideoWriter
+from data.voc import load_voc_images, voc_folders
+from detector.prediction.session import _Session
 from detector.predictor import Detector
 from doors import INTERRUPTED
 from tests.predict.tools import ALL, files, read, rows, run
-from tests.runs import Outcome, assert_one_line, no_file_larger_than
+from tests.runs import Outcome, assert_one_line, assert_refused, no_file_larger_than
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,70 @@ def test_a_video_is_detected_frame_by_frame(place, trained) -> None:
     assert frames[0].shape == (48 * 8, 64 * 8, 3)
     assert not drawn.read()[0]
     assert files(place / "video") == {"coco.json", "images.json", "detections.csv", "videos/clip.mp4"}
+
+
+def test_frames_become_images_with_annotations(place: Path, trained: Path, monkeypatch) -> None:
+    """Each second one, which makes a set of the folder. Broken off and gone on with it is the same."""
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        for seed in range(5):
+            video.write(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    words = ("clip.mp4", *ALL, "--batch", "2", "--format", "csv,instances,voc,yolo", "--frames", "2")
+    assert run(place, trained, *words, "--output", "out").code == 0
+    names = [f"clip-00000{k}" for k in (0, 2, 4)]
+    assert {f"images/{n}.jpg" for n in names} | {f"labels/{n}.txt" for n in names} <= files(place / "out")
+    for records in (
+        load_coco(place / "out/instances.json", place / "out/images"),
+        load_voc_images(voc_folders(place / "out"), names, "all"),
+    ):
+        assert [Path(file).name for file in records.files] == [f"{name}.jpg" for name in names]
+        for row, frame in enumerate((0, 2, 4)):
+            found = [r for r in rows(place / "out") if r["frame"] == str(frame)]
+            wanted = np.array([[float(r[side]) for side in ("x0", "y0", "x1", "y1")] for r in found])
+            mine = records.boxes[records.offsets[row] : records.offsets[row + 1]]
+            assert len(mine) == len(wanted) > 0
+            assert np.abs(mine - wanted).max() <= 1.01  # VOC's are whole pixels, at least one
+    with monkeypatch.context() as patch:
+        patch.setattr(_Session, "write_tables", lambda *_: sys.exit(7))
+        assert run(place, trained, *words, "--output", "cut").code == 7
+    lines = (place / "cut/.found.jsonl").read_text().splitlines(keepends=True)
+    (place / "cut/.found.jsonl").write_text("".join(lines[:3]))
+    assert run(place, trained, *words, "--resume", "cut").code == 0
+    assert files(place / "cut") == files(place / "out")
+    for name in files(place / "out"):
+        assert (place / "cut" / name).read_bytes() == (place / "out" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--frames", "2"), "--frames is for annotations: give --format instances, voc or yolo"),
+        (("--frames", "0", "--format", "yolo"), "--frames: a whole number from 1"),
+    ],
+)
+def test_frames_that_nothing_is_written_of_are_refused(
+    place: Path, trained: Path, words: tuple[str, ...], named: str
+) -> None:
+    assert_refused(predict.main, (str(trained / "run"), "images", *words), place, named)
+
+
+def test_of_a_video_that_cannot_be_used_no_frames_stay(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without labels they would be background."""
+    detect = Detector.__call__
+
+    def limited(detector: Detector, images: Any) -> Any:
+        if any(image.mean() > 200 for image in images):
+            raise MemoryError
+        return detect(detector, images)
+
+    monkeypatch.setattr(Detector, "__call__", limited)
+    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+        for grey in (0, 0, 255, 255):
+            video.write(np.full((48, 64, 3), grey, np.uint8))
+    words = ("images/0.png", "clip.mp4", *ALL, "--batch", "2", "--format", "yolo", "--frames", "1")
+    assert run(place, trained, *words, "--output", "out").code == 0
+    assert not [name for name in files(place / "out") if "clip" in name]
 
 
 def test_a_video_that_is_none_costs_one_line_of_a_process(place: Path, trained: Path) -> None:
