@@ -36,11 +36,17 @@ def named_categories(content: dict[str, Any]) -> list[Any]:
     if not isinstance(heading, dict) or heading.get("supercategory") != "none":
         return content["categories"]
     name, others = heading.get("name"), [record for record in rest if isinstance(record, dict)]
-    if others and all(other.get("supercategory") == name for other in others):
+    above_all = bool(others) and all(other.get("supercategory") == name for other in others)
+    # Elsewhere a class above others may be one by itself, if without boxes in this file.
+    if above_all and (any(other.get("name") == name for other in others) or _is_roboflows(content)):
         used = (record.get("category_id") for record in content["annotations"] if isinstance(record, dict))
         if heading.get("id") not in used:
             return rest
     return content["categories"]
+
+
+def _is_roboflows(content: dict[str, Any]) -> bool:
+    return "roboflow" in str(content.get("info")).lower()
 
 
 def used_categories(

@@ -57,9 +57,11 @@ def _refuse_another(some: Sequence[Path], folder: Path, below: set[Path], source
     if fitting:
         others = " and in ".join(str(other) for other, _ in fitting.values())
         _, name = next(iter(fitting.values()))
-        which = "that folder" if len(fitting) == 1 else "the right one, or write the folders into the names"
+        what = remedy.format("that folder")
+        if len(fitting) > 1:
+            what = f"{remedy.format('the right one')}, or write the folders into the names"
         where = f"are not in {folder} but in {others}"
-        raise InputError(f"{source}: its images, such as {name}, {where}; {remedy.format(which)}")
+        raise InputError(f"{source}: its images, such as {name}, {where}; {what}")
 
 
 def _below(folder: Path, paths: Sequence[Path]) -> list[list[Path]]:

@@ -140,5 +140,17 @@ def _sources(path: Path, above: Path) -> Iterable[Source]:
         place = file.relative_to(path)
         if file.suffix.lower() in PICTURE_SUFFIXES:
             yield Source("image", file, place)
-        elif file.suffix.lower() in VIDEO_SUFFIXES:
+        elif file.suffix.lower() in VIDEO_SUFFIXES and not _is_code(file):
             yield Source("video", file, place)
+
+
+def _is_code(file: Path) -> bool:
+    """Whether a .ts or .mts is TypeScript, and no MPEG transport stream: packets that begin with a 0x47."""
+    if file.suffix.lower() not in (".ts", ".mts"):
+        return False
+    try:
+        with file.open("rb") as content:
+            start = content.read(5)
+    except OSError:
+        return False
+    return b"G" not in (start[:1], start[4:])

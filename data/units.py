@@ -32,16 +32,21 @@ def parts_for_pixels(boxes: NDArray[np.float64]) -> bool:
     return len(boxes) >= _LEAST_BOXES and bool((written <= 1).all(axis=1).mean() > _MOST)
 
 
-def written_as(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Written | None:
+def written_as(boxes: NDArray[np.float64], sizes: NDArray[np.int64], centred: bool = False) -> Written | None:
     """What seems to have been written, if it is not what was read.
 
     Args:
         boxes: [M, 4], xyxy.
         sizes: [M, 2], height and width of each box's image.
+        centred: centres are read, as of YOLO, and not corners.
     """
     if len(boxes) < _LEAST_BOXES:
         return None
-    return "corners for sizes" if _corners_for_sizes(boxes, sizes) else _otherwise_inside(boxes, sizes)
+    if _corners_for_sizes(boxes, sizes) and not centred:
+        return "corners for sizes"
+    written = _otherwise_inside(boxes, sizes)
+    wrong = ("centres",) if centred else ("corners", "corners for centre and size")
+    return None if written in wrong else written
 
 
 def _corners_for_sizes(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> bool:

@@ -74,8 +74,10 @@ def has_images(folder: Path) -> bool:
 def folders_of_split(root: Path, split: str) -> tuple[VocFolders, str | None]:
     """The folders of a split and its list in them, None where all they hold is the split, as Roboflow's."""
     alone = root / split
+    if alone.is_dir() and any(alone.glob("[!.]*.xml")):
+        return VocFolders(alone, alone, alone), None
     if alone.is_dir() and not (alone / "ImageSets").is_dir():
-        if (alone / "Annotations").is_dir() and not any(alone.glob("[!.]*.xml")):
+        if (alone / "Annotations").is_dir():
             return voc_folders(alone), None
         if xml_files(alone):
             return VocFolders(alone, alone, alone), None
@@ -134,7 +136,7 @@ def load_voc_images(
         source: names them in messages.
         whole: the names are all that there are, and other images are said to have no XML file.
     """
-    pictures, finder = Pictures(folders.images, folders.annotations), ImageFinder(folders.images)
+    pictures, finder = Pictures(folders.images, folders.annotations, names), ImageFinder(folders.images)
     annotations = ImageFinder(folders.annotations)
     # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
     labels = {name: label for label, name in enumerate(classes or ())}

@@ -2,7 +2,8 @@
 
 import logging
 import xml.etree.ElementTree as ET
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from data.faults import DataFault, list_or_warn
@@ -17,9 +18,10 @@ class Pictures:
 
     Args:
         annotations: the folder of the XML files.
+        names: of those that images are wanted of, as stems.
     """
 
-    def __init__(self, folder: Path, annotations: Path) -> None:
+    def __init__(self, folder: Path, annotations: Path, names: Sequence[str]) -> None:
         self._folder, self._annotations = folder, annotations
         self._by_stem: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[str]] = {}  # stems by their last parts
@@ -31,10 +33,15 @@ class Pictures:
                 of_stem.append(path)
                 if len(of_stem) == 1:
                     self._by_name.setdefault(Path(stem).name, []).append(stem)
+        # Where one is by its own name, another that is missing is not to become a mask or a thumbnail; nor is
+        # one image to be that of two.
+        wanted = Counter(Path(name).name for name in names)
+        apart = not any(name in self._by_stem for name in names)
+        self._may_be_elsewhere = {name for name, count in wanted.items() if apart and count == 1}
 
     def of(self, xml: Path, stem: str, tree: ET.Element, finder: ImageFinder) -> Path:
-        """The image of an XML file: that of its own stem, else the one that the XML names, else the only one
-        of its name in any folder.
+        """The image of an XML file: that of its own stem, else the one that the XML names; where no image is
+        of such a stem, the only one of its name in any folder.
 
         Tools write all sorts of paths for the name in it, which is only looked at where there is a choice.
         """
@@ -44,7 +51,7 @@ class Pictures:
         if name in self._by_stem:  # without its ending
             return self._by_stem[name][0]
         path = finder.find(name or f"{stem}.jpg", str(xml))
-        if is_file(path):
+        if is_file(path) or Path(stem).name not in self._may_be_elsewhere:
             return path
         # Not those that belong to XML files of their own.
         others = [

@@ -11,7 +11,7 @@ from data.sample import DetectionSet
 
 
 def annotation_spots(
-    sets: Mapping[str, DetectionSet], noun: str, resize: Resize, paths: bool
+    sets: Mapping[str, DetectionSet], noun: str, resize: Resize, paths: bool, centred: bool
 ) -> Iterator[AnySpot]:
     """What is wrong with annotations that could be read.
 
@@ -19,12 +19,13 @@ def annotation_spots(
         sets: the splits by their roles, "train", "val" and "test".
         noun: what `annotation_ids` number: annotation, object, line.
         resize: the resizing of evaluation.
+        centred: boxes are written with their centres, not corners.
         paths: look for files that are named twice; needless where pixels are compared.
     """
     yield from class_spots(sets)
     yield from version_spots(sets)
     for split, records in sets.items():
         yield from split_spots(split, records)
-        yield from box_spots(split, records, noun, resized(records.sizes, resize))
+        yield from box_spots(split, records, noun, resized(records.sizes, resize), centred)
     if paths:
         yield from path_spots(sets)

@@ -23,13 +23,14 @@ _FINDINGS: dict[Written, str] = {
 
 
 def box_spots(
-    split: str, records: DetectionSet, noun: str, evaluated_sizes: NDArray[np.int64]
+    split: str, records: DetectionSet, noun: str, evaluated_sizes: NDArray[np.int64], centred: bool
 ) -> Iterator[BoxSpot]:
     """What is wrong with the boxes that reading has kept.
 
     Args:
         noun: see `BoxSpot`.
         evaluated_sizes: [I, 2] height and width of each image after the resizing of evaluation.
+        centred: see `written_as`.
     """
     of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))  # [M]
     height, width = records.sizes[of_image].T
@@ -50,7 +51,7 @@ def box_spots(
             yield BoxSpot(code, problem, values, split, records, noun, box)
 
     size = "of an image of {0} x {1} px"
-    written = written_as(records.boxes, records.sizes[of_image])
+    written = written_as(records.boxes, records.sizes[of_image], centred)
     code = _FINDINGS[written] if written is not None else None
     yield from spots(
         code or "box-partly-outside",

@@ -114,18 +114,23 @@ def _around_a_box(spot: BoxSpot, row: int) -> Picture:
     # No farther out than the image is large.
     low = np.maximum(centre - side / 2, np.minimum(0, box[:2])).clip(-size, size - 1)
     high = np.minimum(centre + side / 2, np.maximum(size, box[2:])).clip(low + 1, 2 * size)
-    (x0, y0), (x1, y1) = np.floor(low).astype(int).tolist(), np.ceil(high).astype(int).tolist()
-    view = Image.new("RGB", (x1 - x0, y1 - y0), _OUTSIDE)
-    view.paste(Image.fromarray(pixels).crop((max(0, x0), max(0, y0), x1, y1)), (max(0, -x0), max(0, -y0)))
-    if x1 > size[0] or y1 > size[1]:  # which Pillow fills with black
-        canvas = ImageDraw.Draw(view)
-        canvas.rectangle((size[0] - x0, 0, x1 - x0, y1 - y0), fill=_OUTSIDE)
-        canvas.rectangle((0, size[1] - y0, x1 - x0, y1 - y0), fill=_OUTSIDE)
+    (x0, y0), (width, height) = low.tolist(), (high - low).tolist()
+    scale = _PLACE_SIDE / max(width, height)
+    image = Image.fromarray(pixels)
+    less = max(1, int(1 / scale))
+    extent = tuple(v / less for v in (x0, y0, x0 + width, y0 + height))
+    view = image.reduce(less).transform(
+        (max(1, round(width * scale)), max(1, round(height * scale))),
+        Image.Transform.EXTENT,
+        extent,
+        Image.Resampling.BILINEAR,
+        fillcolor=_OUTSIDE,
+    )
     others = range(int(records.offsets[row]), int(records.offsets[row + 1]))
     boxes = [Drawn(records.boxes[k], colour(int(records.labels[k]))) for k in others if k != spot.box]
     label, ignored = int(records.labels[spot.box]), bool(records.ignore[spot.box])
     boxes.append(_of_a_box(box, label, ignored, records, width=4))
-    moved = [Drawn(one.box - [x0, y0, x0, y0], one.ink, one.text, one.width) for one in boxes]
+    moved = [Drawn((one.box - [x0, y0, x0, y0]) * scale, one.ink, one.text, one.width) for one in boxes]
     return Picture((draw(np.asarray(view), moved, _PLACE_SIDE),), _name(records, row))
 
 

@@ -75,9 +75,11 @@ def partition(
         having = order[(part[order] < 0) & (boxes[order, rarest] > 0)].tolist()
         for k, group in enumerate(having):
             wanted = wanted_boxes[rarest]
-            # One group of many boxes may be all that a part wants: the last ones are for those without.
-            if for_all[rarest] and len(having) - k <= lacking[rarest].sum():
-                wanted = np.where(lacking[rarest], wanted, -np.inf)
+            # One group of many boxes may be all that a part wants: the last ones are for those without, if
+            # they are no larger than the part.
+            fits = lacking[rarest] & (images[group] <= wanted_images.clip(min=1))
+            if for_all[rarest] and len(having) - k <= lacking[rarest].sum() and fits.any():
+                wanted = np.where(fits, wanted, -np.inf)
             assign(group, wanted)
     for group in order[part[order] < 0].tolist():
         assign(group, wanted_images)

@@ -200,7 +200,7 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
     )
 
 
-_NOT_YAML = (yaml.YAMLError, RecursionError)
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # the last of letters that there are none of
 
 
 def _loaded(text: str) -> Any:

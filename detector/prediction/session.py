@@ -105,9 +105,12 @@ def predict(
             raise
         termination.hold_back()
         if not session.results:
-            journal.done()
             (_, reason), *more = session.failed
             some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
+            if not session.noted:
+                journal.done()
+            else:
+                some += f"; the same command with --resume {folder.path} keeps the frames before"
             raise InputError(some)
         try:
             session.write_tables(formats)
@@ -218,30 +221,31 @@ class _Session:
                 frames = self._frames_before.setdefault(source, [])
                 if result.frame == len(frames):  # else seen twice
                     frames.append(result)
-            elif self._folder.has_drawn(plain) and (
-                result is not None or self._folder.keep_frames(self._frames_before.get(source, []))
-            ):
-                whole[source] = self._frames_before.pop(source, []) if result is None else [result]
-                self._folder.keep_drawn(source, plain["drawn"])
-        self._order = [*gone.values(), *sources]
-        if gone:
-            first, kept = next(iter(gone)), [one for one in gone.values() if one in whole]
-            if len(kept) == len(whole):
-                raise InputError(
-                    f"--resume: {self._folder.path} holds results of {first}, which is none of the inputs; "
-                    "give those that it was begun with"
-                )
+            elif source not in whole and self._folder.has_drawn(plain):
+                results = self._frames_before.get(source, []) if result is None else [result]
+                if self._folder.keep_frames(results):
+                    whole[source] = results
+                    self._folder.keep_drawn(source, plain["drawn"])
+                    self._frames_before.pop(source, None)
+        if gone and not any(source in whole or source in self._frames_before for source in sources):
+            raise InputError(
+                f"--resume: {self._folder.path} holds results of {next(iter(gone))}, which is none of the "
+                "inputs; give those that it was begun with"
+            )
+        for source in gone.values():
+            self._frames_before.pop(source, None)  # what is not whole cannot become so
+        if kept := [name for name, source in gone.items() if source in whole]:
             log.warning(
                 "--resume: %d inputs of before are none now, such as %s; what was found in them stays",
-                len(gone), first,
+                len(kept), kept[0],
             )  # fmt: skip
         if self._folder.resumed:
             frames_before = sum(map(len, self._frames_before.values()))
+            self.noted = frames_before > 0
             more = f", and {frames_before} frames of others" if frames_before else ""
-            print(f"{len(whole)} of {len(sources)} inputs are done already{more}", flush=True)
+            print(f"{len(whole) - len(kept)} of {len(sources)} inputs are done already{more}", flush=True)
+        self._order = [*gone.values(), *sources]
         self.results += [result for results in whole.values() for result in results]
-        for source in gone.values():
-            self._frames_before.pop(source, None)  # what is not whole cannot become so
         return [source for source in sources if source not in whole]
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
@@ -403,7 +407,7 @@ class _Session:
         """All but the pictures, in the order of the sources.
 
         Raises:
-            InputError: some could not be written; all others are.
+            InputError: some could not be written; all others of the tables are.
         """
         position = {source: number for number, source in enumerate(self._order)}
         self.results.sort(key=lambda r: (position[r.source], r.frame or 0))
@@ -412,6 +416,8 @@ class _Session:
         writers: dict[str, Callable[[], None]] = {
             "coco": lambda: folder.write_coco(results, classes, category_ids),
             "csv": lambda: folder.write_csv(results),
+        }
+        to_correct: dict[str, Callable[[], None]] = {
             "instances": lambda: folder.write_instances(results, classes, category_ids),
             "voc": lambda: folder.write_voc(results),
             "yolo": lambda: folder.write_yolo(results, classes),
@@ -429,6 +435,10 @@ class _Session:
                 failures.append(error)
         if failures:
             raise failures[0]
+        # These last, since --resume makes them anew: somebody may have begun to correct them.
+        for name, write in to_correct.items():
+            if name in formats:
+                write()
 
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))

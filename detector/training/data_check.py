@@ -52,7 +52,8 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
     sets, refused = _read(config)
     faulty = frozenset(spot.image for spot in refused if spot.image and spot.code.startswith("image-"))
     spots: list[AnySpot] = [*refused]
-    spots += annotation_spots(sets, _noun(config), _resize(config), paths=not decode)
+    centred = config.data.format == "yolo"
+    spots += annotation_spots(sets, _noun(config), _resize(config), not decode, centred)
     facts: dict[str, list[ImageFacts]] = {name: [] for name in sets}
     if decode:
         facts = {name: scan(records, name) for name, records in sets.items()}
@@ -82,7 +83,8 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
     Takes a second at most, and what reading a `data.splits.test` takes, if there is one.
     """
     _try_test_split(config, train.classes)
-    spots = list(annotation_spots({"train": train, "val": val}, _noun(config), _resize(config), paths=True))
+    sets, centred = {"train": train, "val": val}, config.data.format == "yolo"
+    spots = list(annotation_spots(sets, _noun(config), _resize(config), True, centred))
     pixels = float(train.sizes.prod(axis=1).mean())
     images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
     fit = measure_anchors(train, config, images, search=False)

@@ -94,6 +94,7 @@ def repair(folder: Path) -> None:
         InputError: it cannot be written to.
     """
     checkpoints = folder / "checkpoints"
+    refuse_dead_link("--resume", checkpoints)  # a disk that is away
     try:
         checkpoints.mkdir(exist_ok=True)
     except OSError as error:
@@ -147,7 +148,7 @@ def run_of_launch(wanted: str | None, name: str, launch: Launch) -> Path | None:
     """The run folder that a launch has made before it was restarted: the last, if its name was given twice.
 
     Args:
-        wanted, name: as for `create_run_folder`.
+        wanted, name: as for `new_run_folder`.
     """
     folders = [Path(wanted)] if wanted is not None else _numbered_so_far(Path(_RUNS) / name)
     own: list[tuple[int, Path]] = []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.categories import used_categories
+from data.categories import plain_name, used_categories
 from data.coco import load_coco
 from data.faults import DataFault
 from data.sample import is_listed
@@ -514,8 +514,9 @@ def test_of_images_of_one_name_in_several_folders_none_is_taken(tmp_path, conten
     for name in ("0.png", "1.png"):
         (images / name).unlink()
     both = f"{images / 'cam0'} and in {images / 'cam1'}"
-    wanted = "set data.images to the right one, or write the folders into the names"
-    assert f"but in {both}; {wanted}" in error_of(tmp_path, content)
+    message = error_of(tmp_path, content)
+    assert f"but in {both}; set data.images to the right one (" in message
+    assert message.endswith("), or write the folders into the names")
     (images / "cam1" / "1.png").unlink()
     assert f"but in {images / 'cam0'}; set data.images to that folder" in error_of(tmp_path, content)
     (images / "cam0").rename(images / "deep")
@@ -599,6 +600,8 @@ def test_roboflows_heading_is_no_class(tmp_path, content):
     content["categories"][0]["name"] = "pets"
     for category in content["categories"][1:]:
         category["supercategory"] = "pets"
+    assert load(tmp_path, content).classes == ("pets", "cat", "dog")  # a class above others
+    content["info"] = {"description": "Exported from roboflow.com"}
     assert load(tmp_path, content).classes == ("cat", "dog")
     content["categories"][2]["supercategory"] = "none"
     assert load(tmp_path, content).classes == ("pets", "cat", "dog")
@@ -645,3 +648,13 @@ def test_a_category_without_a_name_and_a_file_one_folder_higher_are_told(tmp_pat
     (tmp_path / "train.json").write_text("{}")
     with pytest.raises(InputError, match=r"train\.json does: set data\.annotations, .*\{split\}"):
         load_coco(tmp_path / "annotations" / "train.json", tmp_path)
+
+
+def test_classes_go_by_their_ids_not_their_names() -> None:
+    records = [{"id": 9, "name": "ant"}, {"id": 3, "name": "bee"}]
+    found = used_categories(records, None, Path("train.json"), None)
+    assert (found.classes, found.labels) == (("bee", "ant"), {3: 0, 9: 1})
+
+
+def test_o_and_os_are_two_classes() -> None:
+    assert plain_name("Os") != plain_name("O") and plain_name("cars") == plain_name("car")

@@ -49,6 +49,17 @@ def test_each_file_is_taken_once_however_it_is_spelt(place: Path) -> None:
     assert found("in/a.png", "in/linked.png") == [("image", "in/a.png"), ("image", "in/linked.png")]
 
 
+def test_typescript_is_no_video(place: Path) -> None:
+    for name, content in (
+        ("app.ts", b"import x"),
+        ("clip.ts", b"G" + bytes(187)),
+        ("b.mts", bytes(4) + b"G"),
+    ):
+        (place / "in" / name).write_bytes(content)
+    assert {("video", "in/clip.ts"), ("video", "in/b.mts")} <= {*found("in")}
+    assert "in/app.ts" not in {path for _, path in found("in")}
+
+
 def test_pictures_that_have_to_be_converted_are_not_passed_over(place: Path) -> None:
     (place / "in" / "IMG_1.HEIC").touch()
     assert ("image", "in/IMG_1.HEIC") in found("in")

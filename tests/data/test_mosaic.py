@@ -7,7 +7,7 @@ import pytest
 from data.annotations import AnnotatedImage, Annotation, pack_set
 from data.feed import checked
 from data.loader import DetectionDataset, train_loader
-from data.mosaic import Mosaic, Picture
+from data.mosaic import Mosaic, Picture, _window
 from data.order import EpochBatches, Key
 from data.transforms import Pipeline
 from errors import InputError
@@ -190,3 +190,39 @@ def test_it_is_for_training_and_comes_first():
         Pipeline(["Mosaic"], 0.0, "data.transforms.eval").check_that_it_resizes_only()
     with pytest.raises(InputError, match=r"OneOf\.transforms\[0\]: Mosaic has to be the first"):
         Pipeline([{"OneOf": {"transforms": ["Mosaic"]}}], 0.0, KEY)
+
+
+def of_squares(height: int, width: int, side: int) -> Picture:
+    corners = [(x, y) for x in range(0, width, side) for y in range(0, height, side)]
+    boxes = np.array([[x, y, x + side, y + side] for x, y in corners], np.float32)
+    return Picture(np.zeros((height, width, 3), np.uint8), boxes, np.zeros(len(boxes), bool))
+
+
+def test_long_sides_are_scaled_whatever_the_proportions() -> None:
+    """A canvas 100 high and 200 wide, others upright: half its long side is 100 of their 200."""
+    pictures = [of_squares(100, 200, 20), *[of_squares(200, 100, 20)] * 3]
+    done, rows = Mosaic(scale=0.5, center=0.5)(pictures, 0.999, 0)
+    assert len(rows) > 0
+    assert np.abs(done.boxes[:, 2:] - done.boxes[:, :2] - 10).max() < 0.6
+
+
+def test_all_of_an_image_may_show() -> None:
+    rng = np.random.default_rng(0)
+    assert {_window(11, 1.0, 10, rng) for _ in range(50)} == {(0, 10, 10), (1, 11, 10)}
+
+
+def test_little_of_an_object_at_the_edge_of_its_part_is_none() -> None:
+    picture = of_squares(100, 100, 10)
+    pipeline = Pipeline([{"Mosaic": {"p": 1.0, "scale": 1.0, "center": 0.47}}], 0.6, "key")
+    for seed in range(10):
+        _, left, _ = pipeline(picture.image, picture.boxes, seed, np.zeros(100, bool), [picture] * 3)
+        assert len(left) > 0
+        assert (left[:, 2:] - left[:, :2]).prod(1).min() >= 59
+
+
+def test_hairs_of_objects_are_none() -> None:
+    """Boxes that reach 0.3 px and 0.7 px into the part that shows."""
+    boxes = np.array([[x + d, 2, x + d + 0.3, 8] for x in range(10) for d in (0.1, 0.6)], np.float32)
+    picture = Picture(np.zeros((10, 10, 3), np.uint8), boxes, np.zeros(20, bool))
+    _, rows = Mosaic(scale=1.0, center=0.5)([picture] * 4, 0.0, 0)
+    assert len(rows) == 0

@@ -104,3 +104,12 @@ def test_a_class_that_can_be_in_every_part_is(
     part = partition(counts, np.arange(60), shares, seed)
     assert {*part[counts[:, 1] > 0].tolist()} == {*range(len(shares))}
     assert np.abs(np.bincount(part) - 60 * np.array(shares)).max() <= 1.5
+
+
+def test_a_part_does_not_become_most_of_the_set_for_the_sake_of_a_class() -> None:
+    """A scene of sixty images has one that the small parts lack: it stays where it fits."""
+    groups = np.concatenate((np.zeros(2), np.ones(60), np.full(2, 2), np.arange(3, 39))).astype(np.int64)
+    counts = np.ones((100, 3), dtype=np.int64)
+    counts[:, 0], counts[:, 1] = groups <= 2, groups == 0
+    part = partition(counts, groups, (0.8, 0.1, 0.1), 0)
+    assert (np.bincount(part)[1:] <= 12).all()

@@ -15,6 +15,7 @@ from data.sample import DetectionSet
 from data.transforms import Pipeline
 from detector.training.trainer import Trainer
 from tests.builders import coco_dict, write_coco, write_image
+from tests.detector.evaluation.test_voc import make as voc_case
 from tests.runs import tiny_config
 
 CLASSES = ("common", "rare", "absent")
@@ -145,3 +146,21 @@ def test_a_training_repeats_what_is_rare_and_says_so(tmp_path: Path, caplog, cap
         Trainer(tiny_config(root, tmp_path / "other", f"data.repeat_rare={share}"), "test")
         nothing = f"data.repeat_rare={share} repeats nothing: the rarest class, dog, is in 12.5 % of"
         assert f"{nothing} the images; set more" in caplog.text
+
+
+def test_an_image_comes_as_often_as_its_rarest_class_asks_whatever_stands_last_in_it() -> None:
+    """Of four images all have class 0, the first one class 1 before it."""
+    box = [0, 0, 9, 9]
+    records, _ = voc_case([(0, 1, box, False), *[(i, 0, box, False) for i in range(4)]], [], 4, 2)
+    np.testing.assert_allclose(repeat_factors(records, 0.9), [np.sqrt(0.9 / 0.25), 1, 1, 1])
+
+
+def test_what_is_left_of_a_repeat_is_drawn_anew_in_each_epoch() -> None:
+    """1.5 times: over 40 epochs each image comes about 60 times."""
+    batches = EpochBatches(20, 5, 0, repeats=np.full(20, 1.5))
+    counts = np.zeros(20, dtype=np.int64)
+    for epoch in range(40):
+        batches.start_at(epoch)
+        counts += np.bincount([key.row for batch in batches for key in batch], minlength=20)
+    assert counts.sum() == 40 * 30
+    assert 48 < counts.min() and counts.max() < 72

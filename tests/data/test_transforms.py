@@ -472,3 +472,10 @@ WRONG = {
 def test_wrong_transform_is_named_with_its_place(transform, problem):
     with pytest.raises(InputError, match=rf"^data\.transforms\.train\[1\][.:].*{problem}"):
         pipeline("HorizontalFlip", transform)
+
+
+def test_slivers_are_no_objects() -> None:
+    """0.3 px of a box are left of a crop, and 0.7 px of another."""
+    crop = pipeline({"Crop": {"x_min": 0, "y_min": 0, "x_max": 32, "y_max": 32}})
+    boxes = np.array([[31.7, 4, 40, 20], [31.3, 4, 40, 20], [4, 31.7, 20, 40]], np.float32)
+    assert crop(np.zeros((64, 64, 3), np.uint8), boxes, 0)[2].tolist() == [1]

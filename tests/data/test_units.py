@@ -130,4 +130,14 @@ UPRIGHT = spread((0, 420), (500, 580), 20)  # of images of 480 x 640 px
     ],
 )
 def test_boxes_that_would_all_lie_inside_otherwise(boxes, size, written):
-    assert written_as(boxes, np.tile(size, (len(boxes), 1))) == written
+    centred = written in ("corners", "corners for centre and size")
+    sizes = np.tile(size, (len(boxes), 1))
+    assert written_as(boxes, sizes, centred) == written
+    if centred or written == "centres":
+        assert written_as(boxes, sizes, not centred) is None
+
+
+def test_two_ways_to_lie_inside_are_no_hint() -> None:
+    """Out at the right by their half width: as centres inside, and with x and y changed."""
+    boxes = np.tile([[62.0, 20, 121, 60]], (12, 1))
+    assert written_as(boxes, np.tile([[200, 100]], (12, 1))) is None

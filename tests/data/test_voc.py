@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -410,6 +411,31 @@ def test_the_only_image_of_a_name_is_meant_wherever_it_is(
     (root / "Annotations" / "cam1" / "a.xml").write_text(xml)
     with pytest.raises(InputError, match=r"a\.jpg does not exist"):
         load_voc(root, "train")
+
+
+def test_no_image_is_that_of_two_or_of_one_that_is_missing_among_others(tmp_path: Path) -> None:
+    xml = voc_xml([("cat", (1, 2, 30, 40), 0)], name="1.jpg")
+    root = write_voc(tmp_path / "two", {"a/1": xml, "b/1": xml}, {"train": ["a/1", "b/1"]})
+    shutil.rmtree(root / "JPEGImages")
+    write_image(root / "JPEGImages" / "c" / "1.jpg")
+    with pytest.raises(InputError, match=r"1\.jpg does not exist"):
+        load_voc(root, "train")
+    root = write_voc(
+        tmp_path / "masks", {"1": xml, "2": xml.replace("1.jpg", "2.jpg")}, {"train": ["1", "2"]}
+    )
+    (root / "JPEGImages" / "2.jpg").unlink()
+    write_image(root / "JPEGImages" / "masks" / "2.png")
+    with pytest.raises(InputError, match=r"2\.jpg does not exist"):
+        load_voc(root, "train")
+
+
+def test_a_folder_that_is_a_split_may_have_lists_of_its_own(tmp_path: Path) -> None:
+    """As data.split leaves it."""
+    write_image(tmp_path / "train" / "a.jpg")
+    (tmp_path / "train" / "a.xml").write_text(voc_xml([("cat", (1, 2, 30, 40), 0)], name="a.jpg"))
+    (tmp_path / "train" / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "train" / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    assert len(load_voc(tmp_path, "train")) == 1
 
 
 def test_a_rotation_as_cvat_writes_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

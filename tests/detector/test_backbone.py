@@ -1,6 +1,7 @@
 """ResNet and feature pyramid: pretrained weights, norms, frozen stages."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from detector import backbone
 from detector.anchors import STRIDES
 from detector.backbone import FeaturePyramid, ResNet, make_norm
 from detector.folding import BatchNorm, FrozenNorm, fold_norms, plain_convolutions, unfold_norms
@@ -422,3 +424,25 @@ def test_p6_is_made_from_where_the_configuration_says(p6_from: str, reached: boo
     features = [torch.randn(1, c, 32 // s, 32 // s) for c, s in ((8, 1), (12, 2), (20, 4))]
     pyramid(features)[3].sum().backward()
     assert (pyramid.output[2].weight.grad is not None) == reached
+
+
+def test_published_weights_are_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def give(weights):
+        asked.append(weights.name)
+        return torchvision.models.resnet50().state_dict()
+
+    monkeypatch.setattr(backbone, "state_dict_of", give)
+    backbone.ResNet("resnet50", "frozen", pretrained=True, frozen_stages=0)
+    assert asked == ["IMAGENET1K_V1"]
+
+
+def test_the_pyramid_starts_as_published() -> None:
+    """Uniform within sqrt(3 / fan in), biases 0, as torchvision's."""
+    torch.manual_seed(0)
+    for layer in FeaturePyramid([64, 128, 256], 64, "c5").modules():
+        if isinstance(layer, nn.Conv2d):
+            bound = math.sqrt(3 / layer.weight[0].numel())
+            assert 0.9 * bound < layer.weight.abs().max().item() <= bound
+            assert not layer.bias.any()

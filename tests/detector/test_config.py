@@ -365,6 +365,7 @@ def test_names_that_yaml_takes_for_something_else_are_told_to_be_quoted() -> Non
         "train.amp=!!int ''",
         "train.amp=!!bool x",
         "train.amp=!!timestamp x",
+        'train.amp="\\U00110000"',
     ],
 )
 def test_malformed_override_is_refused_and_quoted(override: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detector.anchors import AnchorGenerator
 from detector.backbone import FeaturePyramid, ResNet
-from detector.criterion import Criterion, GroundTruth, Losses, class_targets
+from detector.criterion import Criterion, GroundTruth, Losses, Matched, class_targets
 from detector.heads import Head
 from detector.losses import (
     Exchange,
@@ -269,3 +269,13 @@ def test_a_batch_without_boxes_trains(name: str, gts: int) -> None:
     assert losses.positives.item() == 0
     without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
+
+
+def test_positives_of_all_batches_are_counted() -> None:
+    def matched(positives: int) -> Matched:
+        of_each = torch.zeros(positives, 4)
+        targets = torch.zeros(1, 5, 2, dtype=torch.int8)
+        return Matched(torch.zeros(1, 5, 2), targets, Positives(of_each, of_each, of_each))
+
+    criterion = Criterion(None, lambda logits, *_: {"a": logits.sum()})
+    assert criterion([matched(1), matched(3)]).positives.item() == 4

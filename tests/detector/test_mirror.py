@@ -12,7 +12,7 @@ from detector.builders.network import build_model
 from detector.config.file import apply_overrides, parse_config
 from detector.mirror import look_twice
 from detector.predictor import Detector
-from detector.retinanet import RetinaNet
+from detector.retinanet import HeadOutputs, RetinaNet
 from tests.builders import TINY_MODEL, small_coco
 from tests.runs import call
 
@@ -75,3 +75,24 @@ def test_evaluation_and_prediction_look_twice_where_they_are_told_to(
     )
     assert len(once) == len(twice) > 10
     assert not np.allclose(once.scores, twice.scores)
+
+
+class HalfPrecision:
+    """Its logits, of bfloat16, are neighbours there: their mean lies between."""
+
+    def normalise(self, images, sizes):
+        return images.float()
+
+    def look(self, images):
+        counts = tuple((128 // stride) ** 2 for stride in (8, 16, 32, 64, 128))
+        value, n = (4.0 if images[0, 0, 0, 0] else 4.03125), sum(counts)
+        logits = torch.full((1, n, 1), value).bfloat16()
+        return HeadOutputs(logits, torch.zeros(1, n, 4).bfloat16(), torch.zeros(n, 4), counts)
+
+
+@torch.no_grad()
+def test_two_looks_in_bf16_have_a_mean_in_float32() -> None:
+    images = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    images[..., :64] = 1
+    logits = look_twice(HalfPrecision(), images, torch.tensor([[128, 128]])).logits
+    assert logits.dtype == torch.float32 and logits[0, 1].item() == 4.015625

@@ -21,6 +21,7 @@ from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint, open_checkpoint
 from detector.evaluation.inference import best_first
 from detector.predictor import Detector, ImageDetections
+from detector.thresholds import parse_thresholds
 from errors import InputError
 from tests.builders import TINY_MODEL, coco_of_sizes
 from tests.oracles import iou
@@ -485,3 +486,8 @@ def test_a_batch_has_an_image(detector: Detector) -> None:
     """Of none a stream would give nothing, without a word."""
     with pytest.raises(InputError, match="batch_size: at least 1 is wanted, got 0"):
         detector.batch_size = 0
+
+
+def test_thresholds_may_have_exponents_and_spaces_around_names() -> None:
+    assert parse_thresholds("1e-3,car=0.5") == {"": 0.001, "car": 0.5}
+    assert parse_thresholds("car=0.3, cup =0.6") == {"car": 0.3, "cup": 0.6}

@@ -442,6 +442,58 @@ def test_a_video_is_gone_on_with_at_the_frame_where_it_broke_off(
         assert (out / name).read_text() == (place / "whole" / name).read_text()
 
 
+def clip(path: Path, frames: int = 5) -> None:
+    with VideoWriter(path, 5, (48, 64)) as video:
+        for k in range(frames):
+            video.write(np.full((48, 64, 3), 40 * k, np.uint8))
+
+
+def test_a_video_that_is_drawn_again_keeps_its_frames_however_often_it_breaks_off(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(place / "clip.mp4")
+    words = ("clip.mp4", *ALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Session, "write_tables", lambda *_: sys.exit(7))
+        assert run(place, trained, *words, "--output", "out").code == 7
+        (place / "out/videos/clip.mp4").unlink()
+        assert run(place, trained, *words, "--resume", "out").code == 7
+    outcome = run(place, trained, *words, "--resume", "out")
+    assert outcome.code == 0, outcome.err
+    assert {row["frame"] for row in rows(place / "out")} == {*"01234"}
+
+
+def test_what_was_noted_of_a_video_stays_where_it_cannot_be_read_for_once(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(place / "clip.mp4")
+    words = ("clip.mp4", *ALL, "--batch", "2")
+    with monkeypatch.context() as patch:
+        interrupting(patch, 3, signal.SIGINT)
+        assert run(place, trained, *words, "--output", "out").code == 130
+    content = (place / "clip.mp4").read_bytes()
+    (place / "clip.mp4").write_bytes(b"away")
+    outcome = run(place, trained, *words, "--resume", "out")
+    assert_one_line(outcome, "clip.mp4 cannot be read", "--resume out keeps the frames before")
+    (place / "clip.mp4").write_bytes(content)
+    outcome = run(place, trained, *words, "--resume", "out")
+    assert outcome.out.startswith("0 of 1 inputs are done already, and 2 frames of others")
+
+
+def test_what_was_found_stays_where_all_but_a_video_in_work_are_gone(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip(place / "clip.mp4")
+    words = ("images/0.png", "clip.mp4", *ALL, "--batch", "2")
+    with monkeypatch.context() as patch:
+        interrupting(patch, 3, signal.SIGINT)
+        assert run(place, trained, *words, "--output", "out").code == 130
+    outcome = run(place, trained, *words[1:], "--resume", "out")
+    assert outcome.out.startswith("0 of 1 inputs are done already, and 2 frames of others"), outcome.err
+    assert "1 inputs of before are none now, such as images/0.png" in caplog.text
+    assert {row["file"] for row in rows(place / "out")} == {"images/0.png", "clip.mp4"}
+
+
 def test_a_video_that_is_done_is_not_looked_at_again(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

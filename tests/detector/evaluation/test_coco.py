@@ -20,6 +20,7 @@ from detector.evaluation.matching import Kind
 from detector.evaluation.score import Scores
 from errors import InputError
 from tests.detector.evaluation.coco_cases import CATEGORIES, IMAGES, NAMES, Content, evaluate, random_case
+from tests.detector.evaluation.test_voc import make as voc_case
 
 
 def plain_pycocotools(content: Content, results: list[Content], tmp_path: Path) -> list[float]:
@@ -311,3 +312,10 @@ def as_arrays(content: Content, results: list[Content]) -> tuple[DetectionSet, P
         labels=np.array([CATEGORIES.index(r["category_id"]) for r in results]),
     )
     return records, predictions
+
+
+def test_a_class_without_gt_takes_no_threshold_of_one_that_is_never_right() -> None:
+    box, far = [0, 0, 10, 10], [50, 50, 60, 60]
+    gt = [(0, 0, box, False), (0, 1, box, False)]
+    records, found = voc_case(gt, [(0, 0, box, 0.6), (0, 1, far, 0.9)], 1, 3)
+    assert evaluate_coco(records, found).best_thresholds[2] == 0.6

@@ -36,11 +36,13 @@ from detector.evaluation.comparison import (
     differing,
     draws,
 )
-from detector.evaluation.tally import Tally, average_precision
+from detector.evaluation.material import material_of
+from detector.evaluation.tally import Tally, average_precision, tally_of
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import coco_dict, small_coco, write_coco
 from tests.detector.evaluation.test_coco import random_case
+from tests.detector.evaluation.test_voc import make as voc_case
 from tests.runs import assert_one_line, call, tiny_config
 
 Content = dict[str, Any]
@@ -441,3 +443,13 @@ def test_many_runs_are_lines_by_falling_ap():
         "A 0.500 [0.400, 0.600] 0.800 0.300 0.500".split(),
         "C 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] 0.800 0.300 0.400".split(),
     ]
+
+
+def test_classes_out_of_the_order_of_their_ids_are_tallied_as_what_they_are() -> None:
+    """data.classes=[b, a], ids 9 and 3: b has one of two boxes found (51 of 101 levels), a its only one."""
+    box, other = [0, 0, 10, 10], [50, 50, 60, 60]
+    gt = [(0, 0, box, False), (1, 0, box, False), (0, 1, other, False)]
+    records, found = voc_case(gt, [(0, 0, box, 0.9), (0, 1, other, 0.8)], 2, 2)
+    tally = tally_of(material_of(replace(records, classes=("b", "a"), category_ids=(9, 3)), found))
+    ap = average_precision(tally, np.ones((1, 2), np.int32))[0, 0]
+    assert dict(zip(tally.classes, ap.tolist(), strict=True)) == pytest.approx({"a": 1.0, "b": 51 / 101})

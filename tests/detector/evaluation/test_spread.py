@@ -1,6 +1,7 @@
 """evaluate.py --mean: mean and standard deviation over runs."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import evaluate as door
 from detector.evaluation.coco import evaluate_files
+from detector.evaluation.spread import Spread, spread_table
 from detector.training.trainer import Trainer
 from tests.builders import small_coco
 from tests.detector.evaluation.test_coco import random_case
@@ -98,3 +100,10 @@ def test_a_mean_of_different_recipes_and_of_one_run_twice_is_said(
         assert call(door.main, *several, "--mean", cwd=tmp_path).code == 0
         assert len(caplog.messages) == bool(said)
         assert all(part in caplog.text for part in said)
+
+
+def test_a_class_that_some_folds_lack_has_its_line() -> None:
+    each = {name: [0.5, 0.7] for name in ("AP", "AP50", "AP75")}
+    table = spread_table(Spread(["a", "b"], [3, 3], each, {"cat": [0.5, math.nan]}), "t")
+    (line,) = [one.split() for one in table.splitlines() if one.startswith("AP cat")]
+    assert line[2:] == ["0.500", "-", "0.500", "-"]

@@ -12,10 +12,10 @@ from data.sample import Batch, Sample, collate
 from detector.boxes import area, clip, is_empty, pairwise_iou
 from detector.builders.data import build_set
 from detector.builders.network import build_model
-from detector.config import Config
+from detector.config import Config, EvalConfig
 from detector.evaluation.inference import Predictions, for_inference
 from detector.evaluation.score import predict
-from detector.evaluation.tiling import Tiling, warn_of_tiles
+from detector.evaluation.tiling import Tiling, build_tiling, warn_of_tiles
 from detector.postprocess import Detections
 from errors import InputError
 from tests.builders import coco_dict, write_coco
@@ -267,3 +267,26 @@ def test_tiles_that_do_not_suit_a_set_are_said(tmp_path: Path, caplog: pytest.Lo
 def test_tiles_that_cannot_be_cut_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         tiny_config(Path(), Path(), *words)
+
+
+def test_a_tile_of_a_smaller_image_has_the_size_of_the_image() -> None:
+    """In a batch with a large one: padding is no picture there either."""
+    seen = []
+
+    def detect(tiles, sizes):
+        seen.extend(sizes.tolist())
+        none = torch.zeros(0, dtype=torch.int64)
+        return [Detections(torch.zeros(0, 4), torch.zeros(0), none) for _ in tiles]
+
+    images = torch.zeros(2, 3, 64, 96)
+    Tiling(64, 16, 4, 0.5, 100).detect(images, torch.tensor([[64, 96], [50, 40]]), detect)
+    assert seen == [[64, 64], [64, 64], [50, 40]]
+
+
+def test_tiles_are_joined_with_the_settings_of_evaluation() -> None:
+    settings = EvalConfig(
+        tile=64, tile_overlap=16, tile_batch_size=3, nms_threshold=0.3, detections_per_img=7
+    )
+    tiling = build_tiling(settings)
+    assert (tiling.side, tiling.overlap, tiling.batch_size) == (64, 16, 3)
+    assert (tiling.iou_threshold, tiling.most) == (0.3, 7)

@@ -139,3 +139,8 @@ def test_a_class_without_gt_is_left_out_of_the_mean() -> None:
 def test_no_detections_score_zero_and_no_gt_minus_one() -> None:
     assert evaluate_voc(*make(HAND_GT, [], images=1, classes=1)) == (0, 0)
     assert evaluate_voc(*make([], HAND_FOUND, images=1, classes=1)) == (-1, -1)
+
+
+def test_an_iou_of_exactly_a_half_is_right() -> None:
+    case = make([(0, 0, [0, 0, 10, 10], False)], [(0, 0, [0, 0, 10, 5], 0.9)], 1, 1)
+    assert evaluate_voc(*case) == (1.0, 1.0)

@@ -561,3 +561,17 @@ def test_a_run_that_has_been_linked_away_has_its_name_still(tmp_path: Path) -> N
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_one_line(call(door.main, "--resume", "empty", cwd=tmp_path), "empty", "checkpoints/last.pt")
+
+
+def test_patience_begins_anew_with_the_best(tmp_path: Path) -> None:
+    """Where it is measured otherwise, in a run of whose 8 steps the best was the fourth."""
+    config = tiny_config(tmp_path, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt", {**state, "step": 8, "epoch": 2})
+    progress = Progress(step=8, evaluated=4, best=0.5, best_step=4)
+    checkpoints: Any = SimpleNamespace(
+        restore=lambda *_: None, trains_on_others=False, measures_otherwise=True, ended=lambda: False
+    )
+    Resumption(tmp_path / "run", config).restore(checkpoints, progress)
+    assert (progress.best, progress.best_step) == (-math.inf, 8)
