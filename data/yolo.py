@@ -143,7 +143,16 @@ def _no_labels(
     beside = next((file for path in paths if (file := path.with_suffix(".txt")).is_file()), None)
     if beside is not None:
         message += f" ({beside} is not looked at, since a folder above it is called images)"
+    elif (other := _labels_by_another_name(label_files[0])) is not None:
+        message += f"; {other} is not looked at: rename it, to labels"
     list_or_warn([DataFault("labels-missing", message, paths[0])], faults, message)
+
+
+def _labels_by_another_name(label_file: Path) -> Path | None:
+    """A folder called Labels or label where labels is looked for."""
+    above = next((folder.parent for folder in label_file.parents if folder.name == "labels"), None)
+    others = [] if above is None else sorted(entries_of(above))
+    return next((path for path in others if path.name.lower() in ("labels", "label") and path.is_dir()), None)
 
 
 def _labels_beside(

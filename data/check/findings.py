@@ -37,7 +37,11 @@ KINDS: dict[str, Kind] = {
         "mend the file or the key that is named, or set data.splits",
     ),
     "no-images": Kind(_E, "a split has no images", "correct data.splits"),
-    "no-boxes": Kind(_E, "the training split has no boxes", "correct data.splits.train or data.classes"),
+    "no-boxes": Kind(
+        _E,
+        "the training split has no boxes",
+        "correct data.splits.train or data.classes, or see why labels are not found",
+    ),
     "class-unseen": Kind(
         _E, "a class of data.classes has no box", "leave the class out, or correct its name"
     ),

@@ -571,3 +571,10 @@ def test_training_and_evaluation_read_the_set(root: Path) -> None:
     outcome = call(train.main, *words, "run.dir=other", cwd=root.parent)
     assert_one_line(outcome, "labels/val/d.txt:1", "class 7")
     assert listing(root.parent) == before
+
+
+def test_a_folder_of_labels_by_another_name_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which some systems take for the same."""
+    (root / "labels").rename(root / "Labels")
+    assert len(load_yolo(root, "train").boxes) == 0
+    assert f"{root / 'Labels'} is not looked at: rename it, to labels" in caplog.text

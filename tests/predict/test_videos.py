@@ -21,13 +21,8 @@ from tests.predict.tools import ALL, files, read, rows, run
 from tests.runs import Outcome, assert_one_line, assert_refused, no_file_larger_than
 
 
-@pytest.mark.parametrize(
-    ("problem", "code"), [(MemoryError, 0), (KeyboardInterrupt, INTERRUPTED)], ids=["memory", "ctrl-c"]
-)
-def test_of_a_video_that_does_not_end_well_no_half_is_left(
-    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, problem: type[BaseException], code: int
-) -> None:
-    """It breaks off at its second batch, of white frames; the image before it is kept all the same."""
+def breaking_off_in(path: Path, problem: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video in whose second batch of two, of white frames, the detector breaks off."""
     detect = Detector.__call__
 
     def limited(detector: Detector, images: Any) -> Any:
@@ -36,9 +31,19 @@ def test_of_a_video_that_does_not_end_well_no_half_is_left(
         return detect(detector, images)
 
     monkeypatch.setattr(Detector, "__call__", limited)
-    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
+    with VideoWriter(path, 5, (48, 64)) as video:
         for grey in (0, 0, 255, 255):
             video.write(np.full((48, 64, 3), grey, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"), [(MemoryError, 0), (KeyboardInterrupt, INTERRUPTED)], ids=["memory", "ctrl-c"]
+)
+def test_of_a_video_that_does_not_end_well_no_half_is_left(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, problem: type[BaseException], code: int
+) -> None:
+    """It breaks off at its second batch, of white frames; the image before it is kept all the same."""
+    breaking_off_in(place / "clip.mp4", problem, monkeypatch)
     outcome = run(place, trained, "images/0.png", "clip.mp4", *ALL, "--batch", "2", "--output", "out")
     assert outcome.code == code, outcome.err
     assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == ["images/0.png"]
@@ -210,17 +215,7 @@ def test_of_a_video_that_cannot_be_used_no_frames_stay(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without labels they would be background."""
-    detect = Detector.__call__
-
-    def limited(detector: Detector, images: Any) -> Any:
-        if any(image.mean() > 200 for image in images):
-            raise MemoryError
-        return detect(detector, images)
-
-    monkeypatch.setattr(Detector, "__call__", limited)
-    with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
-        for grey in (0, 0, 255, 255):
-            video.write(np.full((48, 64, 3), grey, np.uint8))
+    breaking_off_in(place / "clip.mp4", MemoryError, monkeypatch)
     words = ("images/0.png", "clip.mp4", *ALL, "--batch", "2", "--format", "yolo", "--frames", "1")
     assert run(place, trained, *words, "--output", "out").code == 0
     assert not [name for name in files(place / "out") if "clip" in name]
