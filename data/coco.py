@@ -2,7 +2,6 @@
 
 import gc
 import json
-import logging
 import math
 import shlex
 from collections import Counter
@@ -33,7 +32,6 @@ from data.sample import DetectionSet
 from data.text_ids import with_numbers
 from errors import InputError, some_of
 
-log = logging.getLogger(__name__)
 _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
 # By what their files have, and COCO's have not.

@@ -24,20 +24,31 @@ class Pictures:
     def __init__(self, folder: Path, annotations: Path, names: Sequence[str]) -> None:
         self._folder, self._annotations = folder, annotations
         self._by_stem: dict[str, list[Path]] = {}
-        self._by_name: dict[str, list[str]] = {}  # stems by their last parts
-        self._elsewhere: dict[Path, Path] = {}  # XML files by images that are in other folders
         for path in files_below(folder):
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
                 stem = path.relative_to(folder).with_suffix("").as_posix()
-                of_stem = self._by_stem.setdefault(stem, [])
-                of_stem.append(path)
-                if len(of_stem) == 1:
-                    self._by_name.setdefault(Path(stem).name, []).append(stem)
-        # Where one is by its own name, another that is missing is not to become a mask or a thumbnail; nor is
-        # one image to be that of two.
+                self._by_stem.setdefault(stem, []).append(path)
+        self._by_last_part = self._apart(names)
+        self._elsewhere: dict[Path, Path] = {}  # XML files by images that are in other folders
+
+    def _apart(self, names: Sequence[str]) -> dict[str, Path]:
+        """Where no image is of such a stem: by the last parts of names the only image of each.
+
+        Where one is, another that is missing is not to become a mask or a thumbnail; nor is one image to be
+        that of two names, or what belongs to an XML file of its own.
+        """
+        if any(name in self._by_stem for name in names):
+            return {}
         wanted = Counter(Path(name).name for name in names)
-        apart = not any(name in self._by_stem for name in names)
-        self._may_be_elsewhere = {name for name, count in wanted.items() if apart and count == 1}
+        free = [stem for stem in self._by_stem if not self._has_xml(stem)]
+        last = {stem: Path(stem).name for stem in free}
+        there = Counter(last.values())
+        return {
+            name: self._by_stem[stem][0] for stem, name in last.items() if there[name] == wanted[name] == 1
+        }
+
+    def _has_xml(self, stem: str) -> bool:
+        return (self._annotations / f"{stem}.xml").is_file()
 
     def of(self, xml: Path, stem: str, tree: ET.Element, finder: ImageFinder) -> Path:
         """The image of an XML file: that of its own stem, else the one that the XML names; where no image is
@@ -51,18 +62,11 @@ class Pictures:
         if name in self._by_stem:  # without its ending
             return self._by_stem[name][0]
         path = finder.find(name or f"{stem}.jpg", str(xml))
-        if is_file(path) or Path(stem).name not in self._may_be_elsewhere:
+        other = None if is_file(path) else self._by_last_part.get(Path(stem).name)
+        if other is None:
             return path
-        # Not those that belong to XML files of their own.
-        others = [
-            other
-            for other in self._by_name.get(Path(stem).name, ())
-            if not (self._annotations / f"{other}.xml").is_file()
-        ]
-        if len(others) == 1:
-            path = self._by_stem[others[0]][0]
-            self._elsewhere[path] = xml
-        return path
+        self._elsewhere[other] = xml
+        return other
 
     def warn(self, source: str) -> None:
         """Say which were taken for which."""
@@ -84,9 +88,7 @@ class Pictures:
             stem: paths[0] for stem, paths in self._by_stem.items() if not any(path in used for path in paths)
         }
         # Of an XML file that could not be read it is the image that is told.
-        lost = {
-            stem: path for stem, path in lost.items() if not (self._annotations / f"{stem}.xml").is_file()
-        }
+        lost = {stem: path for stem, path in lost.items() if not self._has_xml(stem)}
         if lost:
             found = [
                 DataFault("image-unannotated", f"{path} has no .xml file", path) for path in lost.values()

@@ -317,11 +317,12 @@ def _size(image: ImageLike, name: str) -> tuple[int, int]:
 def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB."""
     if isinstance(image, str | Path):
-        if (is_there(Path(image)) and Path(image).is_dir()) or Path(image).suffix.lower() in VIDEO_SUFFIXES:
+        path = Path(image)
+        if (is_there(path) and path.is_dir()) or path.suffix.lower() in VIDEO_SUFFIXES:
             raise InputError(
                 f"{image} is no image; predict.py takes folders and videos, here give their images"
             )
-        return read_upright(Path(image), str(image))
+        return read_upright(path, str(image))
     if isinstance(image, bytes):
         return read_upright(io.BytesIO(image), "in the bytes" + f" of {name}" * (name != "the image"))
     if isinstance(image, Image.Image):

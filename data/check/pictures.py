@@ -2,7 +2,9 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -72,35 +74,25 @@ def place_pictures(findings: Sequence[Finding], sets: Mapping[str, DetectionSet]
     None of what is not in the sets, as boxes that reading has refused, or cannot be read.
     """
     rows = {split: {str(file): k for k, file in enumerate(records.files)} for split, records in sets.items()}
-    pictures = {finding.code: list(_some(finding.spots, sets, rows)) for finding in findings}
+    pictures = {one.code: list(islice(_pictures(one.spots, sets, rows), _PLACES)) for one in findings}
     return {code: some for code, some in pictures.items() if some}
 
 
-def _some(
+def _pictures(
     spots: Sequence[AnySpot], sets: Mapping[str, DetectionSet], rows: Mapping[str, Mapping[str, int]]
 ) -> Iterator[Picture]:
-    tried = spots[:_TRIED]
     seen: set[str | None] = set()
     firsts: list[AnySpot] = []
     others: list[AnySpot] = []
-    for spot in tried:
+    for spot in spots[:_TRIED]:
         (others if spot.image in seen else firsts).append(spot)
         seen.add(spot.image)
-    count = 0
     for spot in (*firsts, *others):
-        if count == _PLACES:
-            return
         row = rows.get(spot.split or "", {}).get(spot.image or "")
         if row is None or (isinstance(spot, Spot) and spot.annotation is not None):
             continue
-        try:
-            if isinstance(spot, BoxSpot):
-                yield _around_a_box(spot, row)
-            else:
-                yield _whole(spot, sets, row)
-        except InputError:
-            continue
-        count += 1
+        with suppress(InputError):
+            yield _around_a_box(spot, row) if isinstance(spot, BoxSpot) else _whole(spot, sets, row)
 
 
 def _around_a_box(spot: BoxSpot, row: int) -> Picture:

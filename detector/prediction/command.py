@@ -11,8 +11,8 @@ from data.images import IMAGE_SUFFIXES
 from data.inputs import VIDEO_SUFFIXES, find_sources
 from detector.checkpoint import find_checkpoint
 from detector.prediction.journal import digest_of
-from detector.prediction.results import DEFAULT_FORMATS, FORMATS, ResultsFolder
-from detector.prediction.session import TO_CORRECT, Report
+from detector.prediction.results import DEFAULT_FORMATS, FORMATS, TO_CORRECT, ResultsFolder
+from detector.prediction.session import Report
 from detector.prediction.session import predict as run
 from detector.predictor import Detector
 from detector.thresholds import chosen_thresholds, parse_thresholds, parts_of

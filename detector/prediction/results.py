@@ -35,7 +35,8 @@ from errors import InputError
 log = logging.getLogger(__name__)
 
 FORMATS = ("pictures", "coco", "csv", "instances", "voc", "yolo")
-DEFAULT_FORMATS = FORMATS[:3]
+# What may have been corrected by hand before the rest is done would be written over.
+DEFAULT_FORMATS, TO_CORRECT = FORMATS[:3], FORMATS[3:]
 DEFAULT_FOLDER = "predictions"
 _FRAMES = "images"  # beside labels, Annotations and instances.json, as sets have them
 _KINDS = ("pictures", "videos", "labels", "Annotations", _FRAMES)  # of files that have names of their own

@@ -3,16 +3,13 @@
 import io
 import itertools
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +22,8 @@ from data.video import VideoReader, VideoWriter
 from detector.memory import is_out_of_memory
 from detector.prediction.annotations import Result
 from detector.prediction.journal import Journal
-from detector.prediction.results import ResultsFolder
+from detector.prediction.results import TO_CORRECT, ResultsFolder
+from detector.prediction.termination import Termination
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
 
@@ -37,8 +35,6 @@ _MORE_MEMORY = (
     "needs more memory than there is; let data.transforms.eval of the training make images smaller, set a "
     "lower eval.tile_batch_size where there are tiles, or try --device cpu"
 )
-# What may have been corrected by hand before the rest is done would be written over.
-TO_CORRECT = ("instances", "voc", "yolo")
 _READERS = 4  # threads that decode a batch while the network works on the one before
 
 
@@ -81,7 +77,7 @@ def predict(
         return above.one_per_object() if one_per_object else above
 
     least = float(np.min(thresholds))
-    with Journal(folder, settings or {}) as journal, _Termination() as termination:
+    with Journal(folder, settings or {}) as journal, Termination() as termination:
         session = _Session(detector, folder, journal, "pictures" in formats, choose, least, every)
         left = session.restore(sources)
         try:
@@ -127,45 +123,6 @@ def predict(
     found = sum(len(result.found) for result in session.results)
     frames = sum(result.frame is not None for result in session.results)
     return Report(folder.path, len(session.results) - frames, frames, found, len(session.failed))
-
-
-class _Termination:
-    """Lets schedulers and a closed terminal break the work off as Ctrl-C does: what was found is kept.
-
-    More of these change nothing: the tables are being written.
-    """
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-        self._held = False
-        self._asked: int | None = None
-        self._listens = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> "_Termination":
-        if self._listens:
-            for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
-                number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                    self._before[number] = signal.signal(number, self._end)
-        return self
-
-    def _end(self, number: int, _: FrameType | None) -> None:
-        self._asked = number
-        if not self._held:
-            self._held = True  # schedulers send it more than once, and who waits presses it again
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            sys.exit(128 + number)
-
-    def hold_back(self) -> None:
-        """Until the end: what is found is being written."""
-        self._held = True
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._asked is not None and kind is None:
-            sys.exit(128 + self._asked)
 
 
 class _Undetectable(InputError):
@@ -350,12 +307,7 @@ class _Session:
             yield self._kept(known, pixels), self._drawn(known.found, pixels)
         first = len(before)
         while batch := list(islice(frames, self._detector.batch_size)):
-            of_batch = [
-                (self._kept(result, pixels) if isinstance(result, Result) else result, drawn)
-                for (result, drawn), pixels in zip(
-                    self._detect([(source, frame) for frame in batch], first), batch, strict=True
-                )
-            ]
+            of_batch = list(self._detect([(source, frame) for frame in batch], first))
             found = [result for result, _ in of_batch if isinstance(result, Result)]
             self._journal.add(found)
             self.noted = True
@@ -379,7 +331,7 @@ class _Session:
             frame = None if first_frame is None else first_frame + number
             full = self._detector.is_full(one, self._least)
             result = Result(source, frame, (pixels.shape[0], pixels.shape[1]), shown, full)
-            yield result, self._drawn(shown, pixels)
+            yield self._kept(result, pixels), self._drawn(shown, pixels)
 
     def _kept(self, result: Result, pixels: Pixels) -> Result:
         if self._every is None or result.frame is None or result.frame % self._every:
@@ -416,29 +368,28 @@ class _Session:
         writers: dict[str, Callable[[], None]] = {
             "coco": lambda: folder.write_coco(results, classes, category_ids),
             "csv": lambda: folder.write_csv(results),
-        }
-        to_correct: dict[str, Callable[[], None]] = {
             "instances": lambda: folder.write_instances(results, classes, category_ids),
             "voc": lambda: folder.write_voc(results),
             "yolo": lambda: folder.write_yolo(results, classes),
         }
-        wanted = [write for name, write in writers.items() if name in formats]
+        wanted = [name for name in writers if name in formats]
+        first = [writers[name] for name in wanted if name not in TO_CORRECT]
+        last = [writers[name] for name in wanted if name in TO_CORRECT]
         if self.failed:
-            wanted.append(lambda: folder.write_failed(self.failed))
+            first.append(lambda: folder.write_failed(self.failed))
         elif folder.resumed:
-            wanted.append(folder.forget_failed)
+            first.append(folder.forget_failed)
         failures = []
-        for write in wanted:
+        for write in first:
             try:
                 write()
             except InputError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
-        # These last, since --resume makes them anew: somebody may have begun to correct them.
-        for name, write in to_correct.items():
-            if name in formats:
-                write()
+        # Since --resume makes them anew: somebody may have begun to correct them.
+        for write in last:
+            write()
 
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,8 +53,7 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
     sets, refused = _read(config)
     faulty = frozenset(spot.image for spot in refused if spot.image and spot.code.startswith("image-"))
     spots: list[AnySpot] = [*refused]
-    centred = config.data.format == "yolo"
-    spots += annotation_spots(sets, _noun(config), _resize(config), not decode, centred)
+    spots += _annotation_spots(config, sets, paths=not decode)
     facts: dict[str, list[ImageFacts]] = {name: [] for name in sets}
     if decode:
         facts = {name: scan(records, name) for name, records in sets.items()}
@@ -67,6 +67,11 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
     summaries = {name: summarise(records, facts[name]) for name, records in sets.items()}
     findings = tuple(gather(_without_places(spots)))
     return Examination(Report(title, time.monotonic() - started, decode, findings, summaries, anchors), sets)
+
+
+def _annotation_spots(config: Config, sets: Mapping[str, DetectionSet], paths: bool) -> Iterator[AnySpot]:
+    centred = config.data.format == "yolo"
+    return annotation_spots(sets, _noun(config), _resize(config), paths, centred)
 
 
 def _without_places(spots: list[AnySpot]) -> list[AnySpot]:
@@ -83,8 +88,7 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
     Takes a second at most, and what reading a `data.splits.test` takes, if there is one.
     """
     _try_test_split(config, train.classes)
-    sets, centred = {"train": train, "val": val}, config.data.format == "yolo"
-    spots = list(annotation_spots(sets, _noun(config), _resize(config), True, centred))
+    spots = list(_annotation_spots(config, {"train": train, "val": val}, paths=True))
     pixels = float(train.sizes.prod(axis=1).mean())
     images = int(np.clip(_PIXELS_BEFORE_TRAINING / pixels, _LEAST_IMAGES, _MOST_IMAGES))
     fit = measure_anchors(train, config, images, search=False)
