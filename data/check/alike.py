@@ -1,11 +1,13 @@
 """Fingerprints that are nearly the same, found without comparing all of them with all.
 
 Two of 256 bits that differ in fewer than sixteen have at least one of their sixteen bands of sixteen bits in
-common, and only those with a band in common are compared.
+common, and only those with a band in common are compared. Pictures of one layout, such as documents or
+objects before a white wall, have many bands in common that say nothing: where that takes more comparisons
+than all with all, these are made, as products of matrices.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,14 @@ from scipy.sparse.csgraph import connected_components
 # Of 256 that may differ. Copies in another size or quality differ in 10 or less, other photographs in 70 or
 # more.
 _BITS = 15
+_BANDS = 16
+_FEW = 64  # with a band in common: of more a matrix is made
+_BLOCK = 128  # rows of such a matrix
+_LIKE = 256 - 2 * _BITS  # the least product of signs that are nearly the same
 
 Prints = NDArray[np.uint64]  # [I, 4], as `data.check.scan.fingerprint` makes them; zeros are like no other
 Rows = NDArray[np.int64]
+Pairs = tuple[Rows, Rows]  # [L] rows of one, and of the other
 
 
 # Roboflow's exports call the versions that it makes of dog.jpg, turned or mirrored, dog_jpg.rf.HASH.jpg.
@@ -30,75 +37,142 @@ def source_of(name: str) -> str | None:
     return version[1] if version else None
 
 
-def groups_linked(count: int, links: list[tuple[int, int]]) -> Rows:
-    """The group of each of `count` rows, int64: those that are linked, through others too, are in one."""
-    one, other = np.array(links, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(links), dtype=np.bool_), (one, other)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
-
-
-def near_links(prints: Prints) -> list[tuple[int, int]]:
-    """Pairs of rows that are nearly the same, enough of them to connect all that are, through others too."""
+def near_groups(prints: Prints) -> Rows:
+    """The group of each row, int64 [I]: those that are nearly the same, through others too, are in one."""
+    groups = np.arange(len(prints))
     rows = np.flatnonzero(prints.any(axis=1))
-    links: list[tuple[int, int]] = []
-    for band in _bands(prints[rows]).T:
-        # The frames of one camera have most bands in common: what is connected already is not compared again.
-        groups = groups_linked(len(prints), links)
-        order = band.argsort(kind="stable")
-        starts = np.flatnonzero(np.diff(band[order])) + 1
-        for run in np.split(rows[order], starts):
-            if len(run) > 1 and (groups[run] != groups[run[0]]).any():
-                links += _links_within(prints, run, groups)
-    return links
+    if _all_is_less(prints, rows, prints, rows):
+        return groups_linked(groups, _links(prints, rows, groups))
+    for band in range(_BANDS):
+        common = _InCommon(prints, rows, prints, rows, band)
+        one, other = common.few()
+        # The frames of one camera have most bands in common: they are linked at the first.
+        apart = groups[one] != groups[other]
+        links = [_near(prints, prints, (one[apart], other[apart]))]
+        for run, _ in common.many():
+            links += _links(prints, run, groups)
+        groups = groups_linked(groups, links)
+    return groups
 
 
-def _links_within(prints: Prints, rows: Rows, groups: Rows) -> Iterator[tuple[int, int]]:
-    """As `near_links`. What is reached is compared no more: of a still scene's frames none is left."""
-    left = rows
-    while len(left) > 1:
-        reached = left[groups[left] == groups[left[0]]]
-        left = left[groups[left] != groups[left[0]]]
-        while len(reached) and len(left):
-            found = np.zeros(len(left), dtype=np.bool_)
-            # One of the fewer against all of the others at a time.
-            if len(reached) < len(left):
-                for row in reached.tolist():
-                    near = ~found & (_distances(prints[left], prints[row]) <= _BITS)
-                    found |= near
-                    for other in left[near].tolist():
-                        yield row, other
-            else:
-                for k, row in enumerate(left.tolist()):
-                    distances = _distances(prints[reached], prints[row])
-                    nearest = int(distances.argmin())
-                    if distances[nearest] <= _BITS:
-                        found[k] = True
-                        yield int(reached[nearest]), row
-            joined = np.isin(groups[left], groups[left[found]])
-            reached, left = left[joined], left[~joined]
-
-
-def near_pairs(one: Prints, other: Prints) -> Iterator[tuple[int, int]]:
+def near_pairs(one: Prints, other: Prints) -> list[tuple[int, int]]:
     """(row of one, a row of other that is nearly the same) for each row of one that has such."""
     mine, theirs = (np.flatnonzero(prints.any(axis=1)) for prints in (one, other))
-    found: dict[int, int] = {}
-    for my_band, band in zip(_bands(one[mine]).T, _bands(other[theirs]).T, strict=True):
-        order = band.argsort(kind="stable")
-        starts, ends = (band[order].searchsorted(my_band, side) for side in ("left", "right"))
-        for k in np.flatnonzero(ends > starts).tolist():
-            row = int(mine[k])
-            if row not in found:
-                rows = theirs[order[starts[k] : ends[k]]]
-                distances = _distances(other[rows], one[row])
-                if distances.min() <= _BITS:
-                    found[row] = int(rows[distances.argmin()])
-    yield from sorted(found.items())
+    found, left = [], mine
+    for band in range(_BANDS):
+        common = _InCommon(one, left, other, theirs, band)
+        found.append(_near(one, other, common.few(of_many=True)))
+        # What is found is compared no more: of a still scene's frames none is left for the next band.
+        left = np.setdiff1d(left, found[-1][0])
+    if _all_is_less(one, left, other, theirs):
+        found += [_near(one, other, pairs) for pairs in _nearest(one, left, other, theirs)]
+    else:
+        for band in range(_BANDS):
+            for rows, run in _InCommon(one, left, other, theirs, band).many():
+                found += [_near(one, other, pairs) for pairs in _nearest(one, rows, other, run)]
+    rows, others = (np.concatenate(side) for side in zip(*found, strict=True))
+    order = np.lexsort((others, _distances(one[rows], other[others]), rows))
+    nearest = order[np.unique(rows[order], return_index=True)[1]]
+    return list(zip(rows[nearest].tolist(), others[nearest].tolist(), strict=True))
 
 
-def _bands(prints: Prints) -> NDArray[np.uint16]:
-    return np.ascontiguousarray(prints).view(np.uint16).reshape(-1, 16)
+class _InCommon:
+    """Rows of one set and of another that have a band in common."""
+
+    def __init__(self, one: Prints, mine: Rows, other: Prints, theirs: Rows, band: int) -> None:
+        my_bits, bits = _bits_of(one[mine], band), _bits_of(other[theirs], band)
+        my_order, order = my_bits.argsort(kind="stable"), bits.argsort(kind="stable")
+        self._mine, self._theirs = mine[my_order], theirs[order]
+        self._starts, self._ends = (
+            bits[order].searchsorted(my_bits[my_order], side) for side in ("left", "right")
+        )
+        self._sizes = self._ends - self._starts
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return int(self._sizes.sum())
+
+    def few(self, of_many: bool = False) -> Pairs:
+        """The pairs of rows that have it in common with a few; and, if wanted, with a few of many."""
+        pairs, at = [], np.flatnonzero((self._sizes <= _FEW) | of_many)
+        for further in range(_FEW):
+            at = at[further < self._sizes[at]]
+            pairs.append((self._mine[at], self._theirs[self._starts[at] + further]))
+        one, other = zip(*pairs, strict=True)
+        return np.concatenate(one), np.concatenate(other)
+
+    def many(self) -> Iterator[Pairs]:
+        """Rows that have it in common with more than a few, and these."""
+        at = np.flatnonzero(self._sizes > _FEW)
+        for alike in np.split(at, np.flatnonzero(np.diff(self._starts[at])) + 1) if len(at) else ():
+            yield self._mine[alike], self._theirs[self._starts[alike[0]] : self._ends[alike[0]]]
 
 
-def _distances(prints: Prints, one: Prints) -> NDArray[np.int64]:
-    """In how many bits each of [I, 4] differs from one [4]."""
-    return np.bitwise_count(prints ^ one).sum(axis=1, dtype=np.int64)
+def _all_is_less(one: Prints, mine: Rows, other: Prints, theirs: Rows) -> bool:
+    """Whether to compare all with all makes fewer comparisons."""
+    pairs = sum(len(_InCommon(one, mine, other, theirs, band)) for band in range(_BANDS))
+    return pairs > len(mine) * len(theirs)
+
+
+def _links(prints: Prints, rows: Rows, groups: Rows) -> Iterator[Pairs]:
+    """Links that connect the rows which are nearly the same, and not of one group yet."""
+    if (groups[rows] == groups[rows[0]]).all():
+        return
+    signs, left = _signs(prints[rows]), np.arange(len(rows))
+    groups = np.unique(groups[rows], return_inverse=True)[1]
+    while len(left):
+        # The largest group first: of a still scene's frames none is left to be compared with the next.
+        group, sizes = np.unique(groups[left], return_inverse=True, return_counts=True)[1:]
+        if len(sizes) == 1:
+            return
+        left = left[np.lexsort((group, -sizes[group]))]
+        heads = left[:_BLOCK]
+        one_group = groups[heads[0]] == groups[heads[-1]]
+        others = left[groups[left] != groups[heads[0]]] if one_group else left
+        near = signs[heads] @ signs[others].T >= _LIKE
+        found = near.any(axis=0)
+        near = near[:, found]
+        links = [(heads[near.argmax(axis=0)], others[found])]  # each with the first that it is near to
+        if not one_group:  # those that are near to the same
+            label = connected_components(near.astype(np.float32) @ near.T.astype(np.float32))[1]
+            links.append((heads[np.unique(label, return_index=True)[1][label]], heads))
+        for one, other in links:
+            yield rows[one], rows[other]
+        groups, left = groups_linked(groups, links), left[_BLOCK:]
+
+
+def _nearest(one: Prints, mine: Rows, other: Prints, theirs: Rows) -> Iterator[Pairs]:
+    """Each of mine with the nearest of theirs."""
+    signs = _signs(other[theirs])
+    for first in range(0, len(mine), _BLOCK):
+        rows = mine[first : first + _BLOCK]
+        yield rows, theirs[(_signs(one[rows]) @ signs.T).argmax(axis=1)]
+
+
+def _near(one: Prints, other: Prints, pairs: Pairs) -> Pairs:
+    """Those that are nearly the same."""
+    near = _distances(one[pairs[0]], other[pairs[1]]) <= _BITS
+    return pairs[0][near], pairs[1][near]
+
+
+def groups_linked(groups: Rows, links: Iterable[Pairs]) -> Rows:
+    """Groups, each a number below I, of which those of linked rows become one: int64 [I]."""
+    one, other = (np.concatenate(side) for side in zip((groups[:0],) * 2, *links, strict=True))
+    count = len(groups)
+    graph = coo_array((np.ones(len(one), dtype=np.bool_), (groups[one], groups[other])), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)[groups]
+
+
+def _bits_of(prints: Prints, band: int) -> NDArray[np.uint16]:
+    return np.ascontiguousarray(prints).view(np.uint16).reshape(-1, _BANDS)[:, band].copy()
+
+
+def _signs(prints: Prints) -> NDArray[np.float32]:
+    """1 or -1 for each bit, [I, 256]: the product of two is 256, less 2 for each bit in which they differ."""
+    bits = np.unpackbits(np.ascontiguousarray(prints).view(np.uint8).reshape(-1, 32), axis=1)
+    return bits.astype(np.float32) * 2 - 1
+
+
+def _distances(one: Prints, other: Prints) -> NDArray[np.int64]:
+    """In how many bits each of [L, 4] differs from its other."""
+    return np.bitwise_count(one ^ other).sum(axis=1, dtype=np.int64)

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.check.alike import groups_linked, near_links
+from data.check.alike import groups_linked, near_groups
 
 
 def groups_of(prints: NDArray[np.uint64], *keys: Sequence[Hashable]) -> NDArray[np.int64]:
@@ -18,11 +18,13 @@ def groups_of(prints: NDArray[np.uint64], *keys: Sequence[Hashable]) -> NDArray[
     Returns:
         int64 [I], the lowest row of each image's group.
     """
-    links = near_links(prints)
+    links = []
     for of_kind in keys:
         first: dict[Hashable, int] = {}
-        links += [(first.setdefault(key, row), row) for row, key in enumerate(of_kind) if key is not None]
-    group = groups_linked(len(prints), links)
+        known = [row for row, key in enumerate(of_kind) if key is not None]
+        same = [first.setdefault(of_kind[row], row) for row in known]
+        links.append((np.array(same, dtype=np.int64), np.array(known, dtype=np.int64)))
+    group = groups_linked(near_groups(prints), links)
     lowest = np.full(group.max(initial=-1) + 1, len(prints), dtype=np.int64)
     np.minimum.at(lowest, group, np.arange(len(prints)))
     return lowest[group]

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.check.alike import near_links, near_pairs, source_of
+from data.check.alike import near_groups, near_pairs, source_of
 from data.check.scan import _look, fingerprint
 
 LIMIT = 15  # bits of 256 that may differ
@@ -19,13 +19,17 @@ def flipped(one: NDArray[np.uint64], bits: NDArray[np.int64]) -> NDArray[np.uint
     return np.packbits(flat).view(np.uint64)
 
 
-def planted(seed: int, families: int = 12) -> NDArray[np.uint64]:
-    """Fingerprints in families: each member differs from an earlier one in some 13 to 18 bits, or none."""
+def planted(seed: int, families: int = 12, members: int = 6, layout: int = 0) -> NDArray[np.uint64]:
+    """Fingerprints in families: each member differs from an earlier one in some 13 to 18 bits, or none.
+
+    layout: how many of four words of 64 bits all families have in common.
+    """
     rng = np.random.default_rng(seed)
     prints = [np.zeros(4, np.uint64)]
     for _ in range(families):
         family = [rng.integers(0, 2**64, 4, dtype=np.uint64)]
-        for _ in range(int(rng.integers(0, 6))):
+        family[0][:layout] = 12345
+        for _ in range(int(rng.integers(0, members))):
             bits = rng.permutation(256)[: rng.choice([0, 13, LIMIT, LIMIT + 1, 18])]
             family.append(flipped(family[int(rng.integers(len(family)))], bits))
         prints += family
@@ -50,31 +54,41 @@ def families(count: int, links: set[tuple[int, int]]) -> set[frozenset[int]]:
     return set(of.values())
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_links_connect_what_is_near_through_others_too(seed: int) -> None:
-    prints = planted(seed)
-    links = {(min(pair), max(pair)) for pair in near_links(prints)}
+# A few alike at a time; many, with a layout in common or without; scenes of many frames; one still scene.
+SETS = [
+    *({"seed": seed} for seed in range(12)),
+    *({"seed": seed, "families": 40, "members": 30, "layout": 3} for seed in range(2)),
+    *({"seed": seed, "families": 200, "members": 2, "layout": 3} for seed in range(2)),
+    {"seed": 0, "families": 3, "members": 400},
+    {"seed": 3, "families": 1, "members": 600},
+]
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_groups_hold_what_is_near_through_others_too(kind: dict[str, int]) -> None:
+    prints = planted(**kind)
+    groups = near_groups(prints).tolist()
     rows = range(len(prints))
     every = {(i, j) for i in rows for j in rows if i < j and near(prints[i], prints[j])}
-    assert links <= every
-    assert families(len(prints), links) == families(len(prints), every)
+    found = {frozenset(row for row in rows if groups[row] == group) for group in groups}
+    assert found == families(len(prints), every)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_each_row_that_has_a_near_one_in_the_other_set_is_paired(seed: int) -> None:
-    prints = planted(seed)
-    half = len(prints) // 2
-    mine, theirs = prints[:half], prints[half:]
-    pairs = list(near_pairs(mine, theirs))
+@pytest.mark.parametrize("kind", SETS)
+def test_each_row_that_has_a_near_one_in_the_other_set_is_paired(kind: dict[str, int]) -> None:
+    prints = planted(**kind)
+    third = len(prints) // 3
+    mine, theirs = prints[:third], prints[third:]
+    pairs = near_pairs(mine, theirs)
     assert [row for row, _ in pairs] == [
-        i for i in range(half) if any(near(mine[i], other) for other in theirs)
+        i for i in range(third) if any(near(mine[i], other) for other in theirs)
     ]
     assert all(near(mine[row], theirs[other]) for row, other in pairs)
 
 
-def test_a_still_scene_is_linked_once_each() -> None:
-    one = np.random.default_rng(0).integers(0, 2**64, 4, dtype=np.uint64)
-    assert len(near_links(np.tile(one, (500, 1)))) == 499
+def test_sets_without_images() -> None:
+    some, none = planted(0), np.empty((0, 4), np.uint64)
+    assert near_groups(none).tolist() == near_pairs(none, some) == near_pairs(some, none) == []
 
 
 @pytest.mark.parametrize(
