@@ -257,10 +257,10 @@ def _stem(line: str, annotations: Path) -> str:
     name, *rest = line.rsplit(maxsplit=1)
     flag = rest in (["1"], ["0"], ["-1"]) and not (annotations / f"{line}.xml").is_file()
     name = as_spelt(annotations, f"{name if flag else line}.xml").removesuffix(".xml")
-    # Some tools write the image files instead, with or without their folder.
-    tries = [name, *(str(path.with_suffix("")) for path in (Path(name), Path(Path(name).name)))]
     if not _has_ending(name):
         return name
+    # Some tools write the image files instead, with or without their folder.
+    tries = [name, *(str(path.with_suffix("")) for path in (Path(name), Path(Path(name).name)))]
     return next((n for n in tries if is_there(annotations / f"{n}.xml")), name)
 
 

@@ -182,9 +182,13 @@ def _read_results(
             )
             box, score = _box(record), float(record["score"])
             if image not in places:
-                raise InputError(f"{at} is for image id {image!r}, which {annotations_path} does not list")
+                raise InputError(
+                    f"{at} is for image id {image!r:.80}, which {annotations_path} does not list"
+                )
             if category not in labels:
-                raise InputError(f"{at} has category id {category!r}, which {annotations_path} does not list")
+                raise InputError(
+                    f"{at} has category id {category!r:.80}, which {annotations_path} does not list"
+                )
             if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
                 raise InputError(f"{at}: four finite numbers and a finite score are wanted")
             found.append((box, labels[category], score, places[image]))
@@ -270,7 +274,7 @@ def _named_fields(source: str) -> Iterator[list[str]]:
     except KeyError as error:
         raise InputError(f"{source}: {at[0]} has no {error}") from None
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"{source}: {at[0]} is malformed: {error}") from None
+        raise InputError(f"{source}: {at[0]} is malformed: {error!s:.200}") from None
 
 
 def xywh(boxes: Floats) -> Floats:

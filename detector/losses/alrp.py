@@ -12,6 +12,7 @@ from torch import Tensor
 from detector.losses.batch_ranking import BatchRanking, check_ranking
 from detector.losses.error_driven import error_driven
 from detector.losses.exchange import Exchange
+from detector.losses.uncompiled import uncompiled
 
 
 class ALRP(NamedTuple):
@@ -21,6 +22,7 @@ class ALRP(NamedTuple):
     localisation_error: Tensor  # backpropagates to the regression losses
 
 
+@uncompiled
 def alrp_loss(
     logits: Tensor,
     targets: Tensor,

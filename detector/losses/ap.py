@@ -11,8 +11,10 @@ from torch import Tensor
 from detector.losses.batch_ranking import BatchRanking, check_ranking
 from detector.losses.error_driven import error_driven
 from detector.losses.exchange import Exchange
+from detector.losses.uncompiled import uncompiled
 
 
+@uncompiled
 def ap_loss(
     logits: Tensor,
     targets: Tensor,

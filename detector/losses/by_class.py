@@ -17,11 +17,13 @@ from detector.losses.ap import ap_loss
 from detector.losses.batch_ranking import check_ranking, checked
 from detector.losses.exchange import Exchange
 from detector.losses.rank_sort import RankSort, rank_sort_loss_of
+from detector.losses.uncompiled import uncompiled
 
 # Of the logits and targets of one class [...], and which of the positives are of this class, bool [p].
 _Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 
+@uncompiled
 def class_ap_loss(
     logits: Tensor,
     targets: Tensor,
@@ -41,6 +43,7 @@ def class_ap_loss(
     return _mean(of_class, logits, targets, delta, exchange)[0]
 
 
+@uncompiled
 def class_alrp_loss(
     logits: Tensor,
     targets: Tensor,
@@ -60,6 +63,7 @@ def class_alrp_loss(
     return ALRP(*_mean(of_class, logits, targets, delta, exchange, regression_losses))
 
 
+@uncompiled
 def class_rank_sort_loss_of(
     logits: Tensor, targets: Tensor, quality: Tensor, delta: float = 0.5, exchange: Exchange | None = None
 ) -> RankSort:

@@ -16,6 +16,7 @@ from detector.losses.compiled import CompiledPairs
 from detector.losses.error_driven import two_error_driven
 from detector.losses.exchange import Exchange
 from detector.losses.sorting import SortedPositives
+from detector.losses.uncompiled import uncompiled
 
 
 class RankSort(NamedTuple):
@@ -25,6 +26,7 @@ class RankSort(NamedTuple):
     sorting_error: Tensor  # what positives of low quality above those of high quality cost
 
 
+@uncompiled
 def rank_sort_loss(
     logits: Tensor, quality: Tensor, delta: float = 0.5, exchange: Exchange | None = None
 ) -> RankSort:
@@ -64,6 +66,7 @@ def rank_sort_loss(
     return _rank_sort(logits, targets, lambda places: flat.index_select(0, places), delta, exchange)
 
 
+@uncompiled
 def rank_sort_loss_of(
     logits: Tensor, targets: Tensor, quality: Tensor, delta: float = 0.5, exchange: Exchange | None = None
 ) -> RankSort:
