@@ -31,7 +31,7 @@ _KINDS = "a path, the bytes of a file, an array, a PIL image or a tensor"
 ImageLike = str | Path | bytes | NDArray[np.uint8] | Image.Image | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays are not compared to one truth value
 class ImageDetections:
     """What was found in one image, best first."""
 
@@ -137,7 +137,7 @@ class Detector:
         classes: their names.
         category_ids: of the classes, as in the annotations of the training.
         thresholds: float64 [C], for `above`: each class's score with the best F1 in validation; 0.5
-            where there is none.
+            where there is none. One near 0 lets almost anything pass: predict.py warns of such.
         calibrated: whether scores are the parts of detections that are right, as fitted in validation.
         batch_size: images that go through the network together.
     """
@@ -147,7 +147,7 @@ class Detector:
         self._pipeline = build_pipeline(checkpoint.config.data, training=False)
         self.classes = checkpoint.classes
         self.category_ids = checkpoint.category_ids
-        self.thresholds = np.array(checkpoint.thresholds)
+        self._thresholds = np.array(checkpoint.thresholds)
         self.calibrated = checkpoint.calibration is not None
         self._batch_size = checkpoint.config.eval.batch_size
         self._usual: dict[str, float] = {}
@@ -159,9 +159,21 @@ class Detector:
 
     @batch_size.setter
     def batch_size(self, images: int) -> None:
-        if images < 1:
-            raise InputError(f"batch_size: at least 1 is wanted, got {images}")
-        self._batch_size = images
+        if not isinstance(images, int | np.integer) or images < 1:
+            raise InputError(f"batch_size: a whole number of at least 1 is wanted, got {images!r:.80}")
+        self._batch_size = int(images)
+
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, scores: Sequence[float] | NDArray[np.float64]) -> None:
+        numbers = _numbers(scores)
+        if numbers.shape != (len(self.classes),):
+            got = "a single number" if numbers.ndim == 0 else len(numbers)
+            raise InputError(f"thresholds: one for each of {len(self.classes)} classes is wanted, got {got}")
+        self._thresholds = numbers
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -178,6 +190,8 @@ class Detector:
         Raises:
             InputError: the checkpoint or an override is wrong, one names the device, or this is not there.
         """
+        if isinstance(overrides, str):
+            raise InputError(f"overrides: a list is wanted, [{overrides!r}], got a text")
         if any(word.startswith("train.device=") for word in overrides):
             raise InputError(
                 "train.device: the device is no setting here; give it as device (predict.py: --device)"
@@ -345,4 +359,6 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
     image = image if image.ndim == 3 else image[:, :, None]
     if 0 in image.shape:
         raise InputError(f"{name} has no pixels: {image.shape[1]} x {image.shape[0]}")
-    return np.ascontiguousarray(image) if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return np.require(image, requirements=["C", "W"])  # PyTorch warns of what must not be written to

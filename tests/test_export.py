@@ -245,6 +245,23 @@ def test_soft_nms_has_no_threshold_to_tell_but_that_of_joining_tiles(opened: Ope
     assert told(tile=64, tile_overlap=16) == ('"soft"', "0.5", "64", "16")
 
 
+@pytest.mark.parametrize("outputs", ["detections", "raw"])
+def test_a_torchscript_file_refuses_pixels_of_another_kind(place: Path, tmp_path: Path, outputs: str) -> None:
+    """Floats from 0 to 1 would be black, a grey picture be taken three times. ONNX refuses by itself."""
+    file = tmp_path / "model.torchscript"
+    words = ["--raw"] * (outputs == "raw")
+    words += ["--format", "torchscript", "--output", str(file)]
+    assert call(export.main, "best.pt", *words, cwd=place).code == 0
+    model = torch.jit.load(file)
+    of_pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    given = of_pixels if outputs == "detections" else of_pixels.float()
+    model(given)
+    other = of_pixels.float() if outputs == "detections" else of_pixels
+    for images in (other, given[:, :1], given[0]):
+        with pytest.raises(torch.jit.Error, match=r"images must be .* \[B, 3, H, W\]"):
+            model(images)
+
+
 def test_an_onnx_file_is_free_of_the_exporters_notes(exported: tuple[str, Path]) -> None:
     """They name the folders of the machine; and the inputs' free sizes carry names."""
     form, file = exported

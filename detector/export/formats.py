@@ -146,12 +146,37 @@ def _read_onnx(content: bytes) -> ExportedFile:
 
 def _make_torchscript(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> bytes:
     with torch.no_grad(), _without_noise():
-        traced = torch.jit.trace(graph, _example(outputs), check_trace=False)
+        checked = _Checked(graph, torch.jit.script(_of_pixels if outputs == "detections" else _of_floats))
+        traced = torch.jit.trace(checked, _example(outputs), check_trace=False)
         content = {name: json.loads(text) for name, text in metadata.items()}
         extra = {METADATA_FILE: json.dumps(content)}
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files=extra)
     return buffer.getvalue()
+
+
+class _Checked(nn.Module):
+    """A trace computes with whatever it is given: floats from 0 to 1, a grey picture."""
+
+    def __init__(self, graph: nn.Module, check: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.graph, self.check = graph, check
+
+    def forward(self, images: Tensor) -> Any:
+        return self.graph(self.check(images))
+
+
+# Compiled by TorchScript, which keeps their conditions.
+def _of_pixels(images: Tensor) -> Tensor:
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.size(1) != 3:
+        raise ValueError("images must be uint8 [B, 3, H, W], RGB from 0 to 255")
+    return images
+
+
+def _of_floats(images: Tensor) -> Tensor:
+    if images.dtype != torch.float32 or images.dim() != 4 or images.size(1) != 3:
+        raise ValueError("images must be float32 [B, 3, H, W], (RGB / 255 - mean) / std")
+    return images
 
 
 def _keep_best_in_torchscript(*arguments: Any) -> Tensor:

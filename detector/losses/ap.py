@@ -30,7 +30,8 @@ def ap_loss(
         delta: half-width of the soft step between two logits; 0 counts plainly, ties as a half.
         interpolated: use the precision envelope (the running maximum as the threshold rises).
         exchange: rank together with other processes, each with logits of its own. Every process
-            gets the loss of the global batch, and of its gradient the part that is its own.
+            gets the loss of the global batch, and of its gradient the part that is its own: under
+            DistributedDataParallel, which averages, backpropagate it times the number of processes.
 
     Returns:
         Scalar in [0, 1], float32 (float64 for float64 logits); 0 when there is no positive. Its

@@ -5,6 +5,8 @@ standing, and share how it is given back: a negative takes from each positive th
 the positive's error.
 """
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -142,6 +144,13 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
     Raises:
         ValueError: shapes differ, a dtype is wrong, or delta is neither 0 nor from 1e-6 to 1e30.
     """
+    check_targets(logits, targets)
+    if not isinstance(delta, Real) or (delta != 0 and not MIN_DELTA <= delta <= MAX_DELTA):
+        raise ValueError(f"delta must be a number, 0 or {MIN_DELTA:g} to {MAX_DELTA:g}, got {delta!r:.80}")
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> None:
+    """Raises ValueError: the shapes differ, or a dtype is not what a classification loss takes."""
     if logits.shape != targets.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape: each logit "
@@ -154,5 +163,3 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
             f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}; targets.long() makes such of "
             "zeros and ones"
         )
-    if delta != 0 and not MIN_DELTA <= delta <= MAX_DELTA:
-        raise ValueError(f"delta must be 0 or {MIN_DELTA:g} to {MAX_DELTA:g}, got {delta}")

@@ -92,8 +92,8 @@ def _mean(
     per_positive: what the loss knows of each, in the order of the positives in the flattened targets.
     """
     check_ranking(logits, targets, delta)
-    if logits.dim() == 0:
-        raise ValueError("logits must have a dimension of classes, got a single number")
+    if logits.dim() < 2:
+        raise ValueError(f"logits must be [..., C], the anchors and their classes, got {list(logits.shape)}")
     # Of all classes: or what is wrong in one would be found when it has a positive at last.
     every = logits.detach().reshape(-1), targets.reshape(-1)
     if logits.device.type == "mps":  # as in the losses

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detector.losses.batch_ranking import check_targets
 from detector.losses.error_driven import error_driven
 from detector.losses.exchange import Exchange
 
@@ -24,7 +25,11 @@ def focal_loss(
     (float64 for float64 logits). With `exchange` the sum and the number are those of all processes. The
     gradient is computed with the loss, and takes as much memory as the logits (twice as much for float16);
     it has no gradient itself.
+
+    Raises:
+        ValueError: the shapes differ, or a dtype is another.
     """
+    check_targets(logits, targets)
     exchange = exchange or Exchange()
     count = exchange.sum(torch.count_nonzero(targets == 1)).clamp(min=1)
     value, gradient = _sum_and_gradient(logits.detach().flatten(), targets.flatten(), alpha, gamma, count)

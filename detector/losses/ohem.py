@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detector.losses.batch_ranking import check_targets
 from detector.losses.exchange import Exchange
 
 
@@ -19,7 +20,11 @@ def ce_ohem_loss(
     logits [any shape], targets integers of the same shape in {-1, 0, 1}, -1 takes no part -> scalar.
     With `exchange` the sum and the number are those of all processes, each of which looks for hard
     negatives among its own.
+
+    Raises:
+        ValueError: the shapes differ, or a dtype is another.
     """
+    check_targets(logits, targets)
     logits, targets = logits.float().reshape(-1), targets.reshape(-1)
     positives = logits[targets == 1]
     negatives = logits[targets == 0]

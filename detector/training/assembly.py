@@ -26,6 +26,7 @@ from detector.checkpoint import find_checkpoint, load_tensors
 from detector.config import AnchorConfig, Config, ModelConfig
 from detector.downloads import COCO, coco_weights
 from detector.evaluation.tiling import warn_of_tiles
+from detector.losses import Exchange
 from detector.memory import memory_explained
 from detector.retinanet import RetinaNet
 from detector.training.assembly_checks import (
@@ -47,6 +48,7 @@ from detector.training.optimizer import build_optimizer, epoch_scales
 from detector.training.processes import Processes
 from detector.training.sync_norm import synchronise_norms
 from detector.training.validation import Validation
+from detector.training.wiring import check_wiring
 from detector.weights import initialise
 from errors import InputError
 
@@ -126,6 +128,7 @@ def assemble(
         if train.sync_batch_norm and processes.size > 1:
             synchronise_norms(model, device)
         model = place(model, train, device)
+        check_wiring(model, build_criterion(config, device, Exchange()))
         model.backbone.checkpoint_activations = train.checkpoint_activations
         if train.compile:
             compile_parts(model)

@@ -196,6 +196,13 @@ def test_lists_may_name_the_image_files(root, line):
     assert [Path(file).stem for file in load_voc(root, "train").files] == ["b", "a"]
 
 
+@pytest.mark.parametrize("line", ["/", ".", "..", "a/"])
+def test_a_line_that_names_no_image_is_told(root, line):
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"b\n{line}\n")
+    with pytest.raises(InputError, match="does not exist|points outside"):
+        load_voc(root, "train")
+
+
 def test_images_may_lie_in_a_folder_of_another_name_or_beside_the_annotations(root):
     """As Label Studio and labelImg leave them; Roboflow has a folder for each split, without lists."""
     expected = load_voc(root, "train")

@@ -484,8 +484,32 @@ def test_of_boxes_of_several_classes_on_an_object_the_best_is_left() -> None:
 
 def test_a_batch_has_an_image(detector: Detector) -> None:
     """Of none a stream would give nothing, without a word."""
-    with pytest.raises(InputError, match="batch_size: at least 1 is wanted, got 0"):
-        detector.batch_size = 0
+    for images in (0, 1.5, "4"):
+        with pytest.raises(InputError, match=f"batch_size: a whole number of .* got {images!r}"):
+            detector.batch_size = images
+
+
+def test_what_is_set_otherwise_than_it_should_be_is_refused(detector: Detector, run: Path) -> None:
+    wanted = f"one for each of {len(detector.classes)} classes is wanted, got"
+    with pytest.raises(InputError, match=f"{wanted} {len(detector.classes) + 1}"):
+        detector.thresholds = [0.5] * (len(detector.classes) + 1)
+    with pytest.raises(InputError, match=f"{wanted} a single number"):
+        detector.thresholds = 0.5
+    other = Detector.load(run, device="cpu")
+    other.thresholds = [0.25] * len(other.classes)
+    assert other.thresholds.tolist() == [0.25] * len(other.classes)
+    with pytest.raises(InputError, match="overrides: a list is wanted"):
+        Detector.load(run, overrides="eval.nms_threshold=0.6")
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_must_not_be_written_to_are_taken_without_a_word(detector: Detector) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    expected = detector(pixels)
+    pixels.setflags(write=False)
+    found = detector(pixels)
+    assert same(found, expected)
+    assert found != expected and found in {found}  # by identity: arrays have no one truth value
 
 
 def test_thresholds_may_have_exponents_and_spaces_around_names() -> None:

@@ -316,13 +316,14 @@ def test_logits_as_far_as_may_be_are_ranked_exactly() -> None:
             torch.zeros(3),
             torch.zeros(3, dtype=torch.int8),
             -0.1,
-            "delta must be 0 or 1e-06 to .*, got -0.1",
+            "delta must be a number, 0 or 1e-06 to .*, got -0.1",
         ),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.int8), torch.ones(()), "number, .*, got tensor"),
         (
             torch.zeros(3),
             torch.zeros(3, dtype=torch.int8),
             1e39,
-            "delta must be 0 or 1e-06 to .*, got 1e.39",
+            "delta must be a number, 0 or 1e-06 to .*, got 1e.39",
         ),
     ],
 )

@@ -137,8 +137,9 @@ def test_what_cannot_be_ranked_is_refused() -> None:
     logits, targets, values = batch()
     with pytest.raises(ValueError, match="differ in shape"):
         class_ap_loss(logits, targets[..., :3])
-    with pytest.raises(ValueError, match="a dimension of classes"):
-        class_ap_loss(logits[0, 0, 0], targets[0, 0, 0])
+    for index in ((0, 0), (0, 0, 0)):  # of the classes of one anchor, and a single number
+        with pytest.raises(ValueError, match=r"logits must be \[..., C\], the anchors"):
+            class_ap_loss(logits[index], targets[index])
     for loss in (class_alrp_loss, class_rank_sort_loss_of):
         with pytest.raises(
             ValueError, match=rf"one value per positive is wanted, \[{len(values)}\], got \[3\]"

@@ -146,3 +146,17 @@ def test_cross_entropy_is_summed_in_float32_whatever_the_logits_are(dtype: torch
     logits = (20 * torch.randn(30_000, generator=generator)).to(dtype)
     targets = (torch.rand(30_000, generator=generator) < 0.2).to(torch.int8)
     torch.testing.assert_close(ce_ohem_loss(logits, targets), ce_ohem_loss(logits.float(), targets))
+
+
+@pytest.mark.parametrize("loss", [focal_loss, ce_ohem_loss])
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (torch.zeros(2, 3, 4, dtype=torch.int8), "differ in shape"),  # of [B, N, C] as [B, C, N]
+        (torch.zeros(2, 4, 3), "targets must be integers"),
+        (torch.zeros(2, 4, 3, dtype=torch.bool), "targets must be integers"),
+    ],
+)
+def test_targets_of_another_kind_are_refused(loss, targets: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        loss(torch.zeros(2, 4, 3), targets)

@@ -1,0 +1,127 @@
+"""What was added to the code and does not fit in: said in one line before the training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detector.backbone import ResNet
+from detector.builders.losses import build_criterion
+from detector.builders.network import build_model
+from detector.criterion import Criterion
+from detector.losses import Exchange
+from detector.retinanet import RetinaNet
+from detector.training.trainer import Trainer
+from detector.training.wiring import check_wiring
+from errors import InputError
+from tests.builders import small_coco
+from tests.runs import tiny_config
+
+
+def parts(tmp_path: Path, *words: str) -> tuple[RetinaNet, Criterion]:
+    config = tiny_config(tmp_path, tmp_path / "run", *words)
+    criterion = build_criterion(config, torch.device("cpu"), Exchange())
+    return build_model(config.model, 3, pretrained=False).train(), criterion
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((f"loss.name={name}",) for name in ("ap", "rank_sort", "focal", "ce_ohem")),
+        ("loss.name=alrp", "loss.box=giou", "loss.class_by_class=true"),
+        ("matcher.name=atss", "model.p6_from=p5"),
+        ("model.norm=group", "model.head_norm=group"),
+        ("model.frozen_stages=2", "loss.box=giou"),
+    ],
+)
+def test_all_that_can_be_configured_fits_and_is_left_as_it_was(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    model, criterion = parts(tmp_path, *words)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_wiring(model, criterion)
+    assert model.training and all(weight.grad is None for weight in model.parameters())
+    assert not model.backbone._forward_hooks
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def gives(change: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[RetinaNet], None]:
+    def alter(model: RetinaNet) -> None:
+        forward = model.backbone.forward
+        model.backbone.forward = lambda x: change(forward(x))  # type: ignore[method-assign]
+
+    return alter
+
+
+def declares(model: RetinaNet) -> None:
+    model.backbone.channels = [64, 128, 256]
+
+
+def has_more(model: RetinaNet) -> None:
+    model.backbone.unused = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("alter", "said"),
+    [
+        (gives(lambda maps: maps[:2]), r"ResNet gives maps of .* they should be"),
+        (gives(lambda maps: [*maps, maps[-1]]), r"gives maps of"),
+        (gives(lambda maps: [map_[..., ::2, ::2] for map_ in maps]), r"\[1, 128, 4, 4\].* strides of 8, 16"),
+        (declares, r"channels=\[64, 128, 256\]"),
+        (
+            has_more,
+            r"comes to 2 of \d+ trained weights, the first backbone.unused.weight: leave out",
+        ),
+    ],
+)
+def test_a_backbone_that_is_not_what_it_says_is_named(
+    tmp_path: Path, alter: Callable[[RetinaNet], None], said: str
+) -> None:
+    model, criterion = parts(tmp_path)
+    alter(model)
+    with pytest.raises(InputError, match=said):
+        check_wiring(model, criterion)
+    assert model.training and not model.backbone._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("altered", "said"),
+    [
+        (lambda loss: loss.detach(), r"no gradient of the loss comes to \d+ of \d+ .* first class_head"),
+        (lambda loss: loss.expand(4, 3), r"part 'classification' of the loss .* got \[4, 3\]"),
+        (float, r"part 'classification' of the loss .* got float"),
+    ],
+)
+def test_a_loss_that_cannot_teach_is_named(
+    tmp_path: Path, altered: Callable[[Tensor], Any], said: str
+) -> None:
+    model, criterion = parts(tmp_path)
+    objective = criterion.objective
+
+    def other(*given: Any) -> dict[str, Any]:
+        found = objective(*given)
+        return found | {"classification": altered(found["classification"])}
+
+    criterion.objective = other
+    with pytest.raises(InputError, match=said):
+        check_wiring(model, criterion)
+
+
+def test_a_training_is_refused_before_it_leaves_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ResNet.__init__
+
+    def with_classifier(self: ResNet, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.classifier = nn.Linear(512, 10)
+
+    monkeypatch.setattr(ResNet, "__init__", with_classifier)
+    root = small_coco(tmp_path / "set")
+    with pytest.raises(InputError, match=r"the first backbone\.classifier\.weight"):
+        Trainer(tiny_config(root, tmp_path / "run"), "test")
+    assert not (tmp_path / "run").exists()
