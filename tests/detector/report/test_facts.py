@@ -29,12 +29,18 @@ A, B, C, FAR = (0, 0, 20, 20), (100, 0, 40, 40), (200, 0, 100, 100), (500, 0, 20
 Boxes = list[tuple[int, int, tuple[int, int, int, int]]]  # image, class, xywh
 
 
-def result_of(gt: Boxes, found: Boxes, scores: list[float], crowd: int = 0) -> CocoResult:
-    """Images 0 to 2, classes cat and dog; the last `crowd` gt boxes are ignored."""
+def result_of(
+    gt: Boxes,
+    found: Boxes,
+    scores: list[float],
+    crowd: int = 0,
+    classes: tuple[str, ...] = ("cat", "dog"),
+) -> CocoResult:
+    """Images 0 to 2; the last `crowd` gt boxes are ignored."""
     gt_xywh = np.array([box for *_, box in gt], float).reshape(-1, 4)
     return evaluate_material(
         Material(
-            ("cat", "dog"), np.arange(2), (10, 11, 12), ("a.jpg", "b.jpg", "c.jpg"), None, None,
+            classes, np.arange(len(classes)), (10, 11, 12), ("a.jpg", "b.jpg", "c.jpg"), None, None,
             GtBoxes(gt_xywh, np.array([label for _, label, _ in gt], int),
                     np.arange(len(gt)) >= len(gt) - crowd, np.array([image for image, *_ in gt], int)),
             gt_xywh[:, 2] * gt_xywh[:, 3],

@@ -130,6 +130,29 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     assert_refused(evaluate.main, (*words[:-1], "found.json"), tmp_path, "--report", "no folder")
 
 
+def test_hidden_files_are_no_obstacle_and_stay(tmp_path: Path) -> None:
+    """Finder leaves one in every folder that it has shown, the empty ones too."""
+    words = [*write_case(tmp_path), "--report", "out"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").write_text("Finder's")
+    for _ in range(2):
+        done = call(evaluate.main, *words, cwd=tmp_path)
+        assert (done.code, done.err) == (0, "")
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {".DS_Store", "index.html", *TABLES}
+    assert (tmp_path / "out" / ".DS_Store").read_text() == "Finder's"
+
+
+def test_the_name_of_the_results_is_text_in_title_and_heading(tmp_path: Path) -> None:
+    write_case(tmp_path)
+    (tmp_path / "found.json").rename(tmp_path / "<i>R&amp.json")
+    words = ("--predictions", "<i>R&amp.json", "--annotations", "set/annotations/val.json")
+    assert call(evaluate.main, *words, "--report", "out", cwd=tmp_path).code == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    for tag in ("title", "h1"):
+        told, *_ = re.findall(f"<{tag}>(.*?)</{tag}>", text)  # figures have titles too
+        assert told == "Evaluation of &lt;i&gt;R&amp;amp.json"
+
+
 def test_a_full_disk_leaves_no_folder_and_the_old_report(tmp_path: Path) -> None:
     words = write_case(tmp_path)
     before = listing(tmp_path)

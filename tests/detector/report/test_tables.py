@@ -63,6 +63,18 @@ def test_images_and_confusion_add_up_to_what_the_thresholds_give(case: Path) -> 
         assert column == one["right"] + one["wrong"]
 
 
+def test_an_image_is_named_by_its_file_where_it_is_at_hand(case: Path) -> None:
+    words = ["--predictions", "found.json", "--annotations", "set/annotations/val.json"]
+    assert [(row["image_id"], row["image"]) for row in table(case, "images")] == [
+        (str(10 + k), f"{k}.png") for k in range(6)
+    ]
+    more = ("--images", "set/images", "--report", "seen")
+    assert call(evaluate.main, *words, *more, cwd=case).code == 0
+    with (case / "seen" / "images.csv").open(newline="", encoding="utf-8") as file:
+        images = {row["image_id"]: case / row["image"] for row in csv.DictReader(file)}
+    assert images == {str(10 + k): case / "set" / "images" / f"{k}.png" for k in range(6)}
+
+
 @pytest.mark.parametrize("step", [0, 20, 35, 57, 70, 90])
 def test_a_row_of_thresholds_is_what_evaluate_gives_at_it(case: Path, step: int) -> None:
     words = ["--predictions", "found.json", "--annotations", "set/annotations/val.json"]
