@@ -27,6 +27,7 @@ from data.elsewhere import look_elsewhere
 from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import MOST_PIXELS
 from data.lookup import ImageFinder
+from data.progress import reading
 from data.records import field_of, id_of_refused, shown, text_of, whole_of
 from data.sample import DetectionSet
 from data.text_ids import with_numbers
@@ -120,7 +121,7 @@ def load_instances(
     rotated: list[str] = []  # boxes
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
-    for record in content["annotations"]:
+    for record in reading(content["annotations"], "annotation", source):
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
         try:
             image_id = whole_of(record, "image_id", where)

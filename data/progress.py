@@ -1,10 +1,13 @@
-"""How far long work has come: a bar on a terminal, a line a minute in the log of a job that has none."""
+"""How far long work has come: a bar on a terminal, a line a minute in the log of a job that has none.
+
+The first line comes after ten seconds: who waits wants to know for what.
+"""
 
 import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -12,7 +15,9 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-_EVERY = 60.0  # seconds
+SELDOM_LONG = 3.0  # seconds before there is a bar of what takes less, as a rule
+_FIRST, _EVERY = 10.0, 60.0  # seconds before the first line, and between two
+_AT_ONCE = 100  # items between two looks at the clock
 
 
 class Progress:
@@ -23,9 +28,12 @@ class Progress:
         unit: what is counted, such as image.
         title: stands before the figures.
         leave: let the bar stand when all is done.
+        delay: seconds before there is a bar: what is seldom long is not worth one.
     """
 
-    def __init__(self, total: int, unit: str, title: str = "", leave: bool = True) -> None:
+    def __init__(
+        self, total: int, unit: str, title: str = "", leave: bool = True, delay: float = 0.0
+    ) -> None:
         self.total, self.count = total, 0
         self._unit, self._title = unit, title
         self._bar = tqdm(
@@ -35,8 +43,10 @@ class Progress:
             leave=leave,
             disable=not has_room_for_a_bar(),
             dynamic_ncols=True,
+            delay=delay,
         )
-        self._began = self._told = time.monotonic()
+        self._began = time.monotonic()
+        self._due = self._began + _FIRST
 
     def __enter__(self) -> "Progress":
         return self
@@ -46,14 +56,14 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def update(self) -> None:
-        """One more is done."""
-        self.count += 1
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.count += count
         self._bar.total = self.total
-        self._bar.update()
+        self._bar.update(count)
         now = time.monotonic()
-        if self._bar.disable and now - self._told >= _EVERY:
-            self._told = now
+        if self._bar.disable and now >= self._due:
+            self._due = now + _EVERY
             with contextlib.suppress(OSError):  # nobody reads it any more
                 print(self._line(now - self._began), file=sys.stderr, flush=True)
 
@@ -70,6 +80,21 @@ class Progress:
         before = f"{self._title}: " if self._title else ""
         many = f"{self.count} of {self.total} {self._unit}{'es' if self._unit.endswith('ch') else 's'}"
         return f"{before}{many}, {rate:.3g} a second, left {left}"
+
+
+def reading(items: Sequence[Item], unit: str, what: str) -> Iterator[Item]:
+    """The items of annotations, of which a large set has a million: all begins with them, and seldom waits.
+
+    Of torchrun's processes the first speaks.
+    """
+    if os.environ.get("RANK", "0") not in ("", "0"):
+        yield from items
+        return
+    with Progress(len(items), unit, f"reading {what}", leave=False, delay=SELDOM_LONG) as progress:
+        for first in range(0, len(items), _AT_ONCE):
+            some = items[first : first + _AT_ONCE]
+            yield from some
+            progress.update(len(some))
 
 
 def has_room_for_a_bar() -> bool:

@@ -21,6 +21,7 @@ from data.categories import refuse_nearly_the_same
 from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
+from data.progress import reading
 from data.sample import DetectionSet
 from data.texts import read_text
 from data.voc_pictures import Pictures
@@ -144,7 +145,7 @@ def load_voc_images(
     images, parsed = [], set()
     met: set[str] = set()  # names of classes
     rotated: list[str] = []  # boxes
-    for number, stem in enumerate(names, start=1):
+    for number, stem in enumerate(reading(names, "image", source), start=1):
         try:
             inside(folders.annotations, f"{stem}.xml", source)
             xml = annotations.find(f"{stem}.xml", source)

@@ -12,6 +12,7 @@ from data.faults import DataFault, list_or_warn, raise_or_collect
 from data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, files_below, read_size
 from data.keypoints import KeypointsSuspected
 from data.lookup import entries_of, without_case
+from data.progress import reading
 from data.sample import DetectionSet
 from data.texts import read_text
 from data.yolo_index import Index, LabelFiles, images_of, index_file, label_path, place_of, read_index
@@ -54,7 +55,8 @@ def load_yolo(
     paths, not_read = images_of(index, split, finder, faults)
     label_files = [finder.of(path) for path in paths]
     images, labelled = [], _Labels(index, labels, faults)
-    for number, (path, label_file) in enumerate(zip(paths, label_files, strict=True), start=1):
+    pairs = list(zip(paths, label_files, strict=True))
+    for number, (path, label_file) in enumerate(reading(pairs, "image", f"split {split}"), start=1):
         try:
             size = read_size(path)[0]
         except InputError as error:

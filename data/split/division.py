@@ -17,6 +17,7 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 FAULTS_SHOWN = 50
+_CLASSES_SHOWN = 20
 _LEAST_OF_SHARE, _MOST_OF_SHARE = 0.8, 1.3
 _APART = "--fast divides what looks alike, and folders without --keep-folders"
 
@@ -52,9 +53,13 @@ class Division:
         width = max(map(len, self.shares))
         for k, name in enumerate(self.shares):
             mine = self.counts[self.part == k].sum(axis=0).tolist()
-            boxes = ", ".join(f"{n} {label}" for label, n in zip(self.classes, mine, strict=True))
+            boxes = [f"{n} {label}" for label, n in zip(self.classes, mine, strict=True)]
+            if len(boxes) > _CLASSES_SHOWN:
+                common = sorted(range(len(mine)), key=lambda label: -mine[label])[:_CLASSES_SHOWN]
+                left = sum(mine) - sum(mine[label] for label in common)
+                boxes = [*(boxes[c] for c in common), f"{left} of {len(mine) - len(common)} other classes"]
             images = int((self.part == k).sum())
-            yield f"{name:<{width}}  {images} image{'s' * (images != 1)}: {boxes}"
+            yield f"{name:<{width}}  {images} image{'s' * (images != 1)}: {', '.join(boxes)}"
         together = len(self.groups) - len(np.unique(self.groups))
         if together:
             yield f"kept on one side: {together} image{'s' * (together != 1)} like another, or in its folder"

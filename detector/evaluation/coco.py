@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from data.progress import SELDOM_LONG, Progress
 from data.sample import DetectionSet
 from detector.evaluation.calibration import Matched
 from detector.evaluation.error_breakdown import ErrorBreakdown, error_breakdown
@@ -147,6 +148,14 @@ class CocoResult:
             plain["at_thresholds"] = {name: one.as_json() for name, one in self.at_chosen().items()}
         return plain
 
+    def commonest(self, most: int | None = None) -> dict[str, ClassResult]:
+        """The classes that have gt boxes, in their order; of more than `most` those that have most."""
+        there = {name: one for name, one in self.per_class.items() if one.gt_boxes}
+        if most is None or len(there) <= most:
+            return there
+        names = sorted(there, key=lambda name: -there[name].gt_boxes)[:most]
+        return {name: one for name, one in there.items() if name in set(names)}
+
     @property
     def best_thresholds(self) -> Floats:
         """The score with the best F1 of each class [C]; the highest of these for one without gt boxes."""
@@ -220,7 +229,9 @@ def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Fl
         # Class by class, in the images that have any of it: it is the same to COCO, and a detection is a
         # dictionary of two kilobytes there.
         rows = (_rows_of_each(boxes.labels, len(material.classes)) for boxes in (material.gt, material.found))
-        for place, gt_rows, found_rows in zip(material.class_order, *rows, strict=True):
+        classes = list(zip(material.class_order, *rows, strict=True))
+        bar = Progress(len(classes), "class", "precision", leave=False, delay=SELDOM_LONG)
+        for place, gt_rows, found_rows in bar.over(classes):
             if not material.gt.ignore[gt_rows].all():  # without gt boxes it stays at -1
                 one = _evaluated(material, gt_rows, found_rows, backend)
                 precision[:, :, place], recall[:, place] = one["precision"][:, :, 0], one["recall"][:, 0]

@@ -34,12 +34,16 @@ class Curve:
         return self.right / self.gt_boxes
 
 
-def curves(result: CocoResult, thresholds: Floats) -> Iterator[Curve]:
-    """Those of the classes that have gt boxes. thresholds [N], of the score."""
+def curves(result: CocoResult, thresholds: Floats, most: int | None = None) -> Iterator[Curve]:
+    """Those of the classes that have gt boxes, or of the `most` classes that have most.
+
+    thresholds [N], of the score.
+    """
     found, matching = result.material.found, result.matching
     counted = matching.kinds != Kind.IGNORED
+    shown = result.commonest(most)
     for label, (name, one) in enumerate(result.per_class.items()):
-        if one.gt_boxes:
+        if name in shown:
             mine = counted & (found.labels == label)
             every = np.sort(found.scores[mine])
             right = np.sort(found.scores[mine & matching.correct])

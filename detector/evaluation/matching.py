@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
+from data.progress import SELDOM_LONG, Progress
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -96,7 +98,10 @@ def match(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) ->
     )
     if len(found.scores):
         m.kinds[by_image[_beyond_the_limit(found, by_image)]] = Kind.IGNORED
-    for image, rows in _by_image(found.images, by_image):
+    images = list(_by_image(found.images, by_image))
+    for image, rows in Progress(len(images), "image", "matching", leave=False, delay=SELDOM_LONG).over(
+        images
+    ):
         rows = rows[m.kinds[rows] != Kind.IGNORED]
         if image in gt_of and len(rows):
             _match_image(m, gt, found, gt_of[image], rows, foreground)

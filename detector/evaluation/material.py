@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -16,6 +17,7 @@ from data.coco import read_instances, read_json
 from data.elsewhere import look_elsewhere
 from data.inputs import RESULTS_MARK
 from data.lookup import ImageFinder
+from data.progress import reading
 from data.sample import DetectionSet
 from data.text_ids import as_listed
 from data.units import AS_IF, AS_PARTS, parts_for_pixels, written_as
@@ -171,9 +173,10 @@ def _read_results(
         raise InputError(f"{path} is not a COCO results file: a list of detections is wanted")
     # Ids in quotes are those that the annotations list as numbers.
     images, categories = ({str(number): number for number in listed} for listed in (places, labels))
-    found = []
+    # As arrays from the start: five million detections take gigabytes as Python's objects.
+    boxes, scores, labels_of, images_of = array("d"), array("d"), array("q"), array("q")
     with _named_fields(str(path)) as place:
-        for i, record in enumerate(results):
+        for i, record in enumerate(reading(results, "detection", str(path))):
             place[0] = f"detection {i}"
             at = f"{path}: {place[0]}"
             image, category = (
@@ -191,12 +194,15 @@ def _read_results(
                 )
             if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
                 raise InputError(f"{at}: four finite numbers and a finite score are wanted")
-            found.append((box, labels[category], score, places[image]))
+            boxes.extend(box)
+            scores.append(score)
+            labels_of.append(labels[category])
+            images_of.append(places[image])
     return FoundBoxes(
-        np.array([one[0] for one in found], np.float64).reshape(-1, 4),
-        np.array([one[1] for one in found], np.int64),
-        np.array([one[2] for one in found], np.float64),
-        np.array([one[3] for one in found], np.int64),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(labels_of, np.int64),
+        np.array(scores, np.float64),
+        np.array(images_of, np.int64),
     )
 
 

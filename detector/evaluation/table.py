@@ -1,6 +1,7 @@
 """The metrics of an evaluation as text."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from detector.evaluation.coco import COCO_NAMES, CocoResult
 from detector.evaluation.error_breakdown import SHORT_NAMES
@@ -13,11 +14,8 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
 
     most: classes that are shown, those with most gt boxes; all unless given.
     """
-    there = {name: one for name, one in result.per_class.items() if one.gt_boxes}
-    shown = there = there or result.per_class
-    if most is not None and len(shown) > most:
-        common = sorted(shown, key=lambda name: -shown[name].gt_boxes)[:most]
-        shown = {name: one for name, one in shown.items() if name in set(common)}
+    there = result.commonest() or result.per_class
+    shown = result.commonest(most) or dict(islice(there.items(), most))
     rows = [title, "  ".join(f"{name:>6}" for name in COCO_NAMES)]
     rows.append("  ".join(f"{result.summary[name]:6.3f}" for name in COCO_NAMES))
     if extra:

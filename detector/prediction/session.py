@@ -36,6 +36,7 @@ _MORE_MEMORY = (
     "lower eval.tile_batch_size where there are tiles, or try --device cpu"
 )
 _READERS = 4  # threads that decode a batch while the network works on the one before
+_TOGETHER = 2048  # images among which those of like shape are looked for
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,12 @@ class _Session:
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
         """Detect in images, those of like shape together, reading a batch ahead."""
         self.bar.total = len(sources)
-        headers = Progress(len(sources), "header", leave=False)
-        sized = [
-            (source, size) for source in headers.over(sources) if (size := self._size(source)) is not None
-        ]
+        # Not all headers first: of 100,000 images on a network's disk nothing would be found for minutes.
+        for first in range(0, len(sources), _TOGETHER):
+            self._images(sources[first : first + _TOGETHER], readers)
+
+    def _images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
+        sized = [(source, size) for source in sources if (size := self._size(source)) is not None]
         batches = self._detector.batches_of(np.array([size for _, size in sized], dtype=np.int64))
 
         def begin(rows: list[int]) -> list[tuple[Source, Future[Pixels | InputError]]]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data.check.alike import near_pairs
+from data.split.division import Division
 from data.split.partition import groups_of, partition
 
 
@@ -113,3 +114,16 @@ def test_a_part_does_not_become_most_of_the_set_for_the_sake_of_a_class() -> Non
     counts[:, 0], counts[:, 1] = groups <= 2, groups == 0
     part = partition(counts, groups, (0.8, 0.1, 0.1), 0)
     assert (np.bincount(part)[1:] <= 12).all()
+
+
+def test_of_a_thousand_classes_the_commonest_of_each_part_are_told() -> None:
+    counts = np.zeros((3, 1000), np.int64)
+    counts[0] = np.arange(1000)
+    counts[2, :] = 1
+    part = np.array([0, 0, 1])
+    classes = tuple(f"c{label}" for label in range(1000))
+    division = Division({"train": 0.7, "val": 0.3}, part, counts, np.arange(3), part, 0, classes)
+    train, val = division.lines()
+    common = ", ".join(f"{label} c{label}" for label in range(999, 979, -1))
+    assert train == f"train  2 images: {common}, {sum(range(980))} of 980 other classes"
+    assert val.startswith("val    1 image: 1 c0, 1 c1,") and val.endswith("1 c19, 980 of 980 other classes")

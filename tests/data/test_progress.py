@@ -8,7 +8,7 @@ import termios
 
 import pytest
 
-from data.progress import Progress, has_room_for_a_bar
+from data.progress import Progress, has_room_for_a_bar, reading
 
 
 @pytest.mark.parametrize(("columns", "bar"), [(0, False), (80, True)])
@@ -28,7 +28,7 @@ def test_a_terminal_without_a_width_has_lines_in_the_place_of_a_bar(
 def test_a_log_has_a_line_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ten images, one each 25 s: by the third, sixth and ninth a minute has gone by since the last line."""
+    """Ten images, one each 25 s: by the first ten seconds have gone by, by each third after it a minute."""
     now = [1000.0]
     monkeypatch.setattr("data.progress.time.monotonic", lambda: now[0])
     done = []
@@ -37,10 +37,31 @@ def test_a_log_has_a_line_a_minute(
         now[0] += 25
     assert done == [*range(10)]
     assert capsys.readouterr().err.splitlines() == [
-        "train: 3 of 10 images, 0.04 a second, left 02:55",
-        "train: 6 of 10 images, 0.04 a second, left 01:40",
-        "train: 9 of 10 images, 0.04 a second, left 00:25",
+        "train: 1 of 10 images, 0.04 a second, left 03:45",
+        "train: 4 of 10 images, 0.04 a second, left 02:30",
+        "train: 7 of 10 images, 0.04 a second, left 01:15",
+        "train: 10 of 10 images, 0.04 a second, left 00:00",
     ]
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(None, True), ("0", True), ("1", False)])
+def test_reading_that_takes_long_is_told_by_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None, speaks: bool
+) -> None:
+    """The clock is looked at after each hundred: a million annotations take as long without."""
+    now = [1000.0]
+    monkeypatch.setattr("data.progress.time.monotonic", lambda: now[0])
+    if rank is None:
+        monkeypatch.delenv("RANK", raising=False)
+    else:
+        monkeypatch.setenv("RANK", rank)
+    read = []
+    for number in reading(range(250), "annotation", "val.json"):
+        read.append(number)
+        now[0] += 0.15
+    assert read == [*range(250)]
+    told = ["reading val.json: 100 of 250 annotations, 6.67 a second, left 00:22"]
+    assert capsys.readouterr().err.splitlines() == told * speaks
 
 
 def test_short_work_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,7 +199,7 @@ def test_lists_may_name_the_image_files(root, line):
 @pytest.mark.parametrize("line", ["/", ".", "..", "a/"])
 def test_a_line_that_names_no_image_is_told(root, line):
     (root / "ImageSets" / "Main" / "train.txt").write_text(f"b\n{line}\n")
-    with pytest.raises(InputError, match="does not exist|points outside"):
+    with pytest.raises(InputError, match=r"does not exist|points outside"):
         load_voc(root, "train")
 
 

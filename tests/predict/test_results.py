@@ -12,9 +12,11 @@ from pycocotools.coco import COCO
 
 import evaluate
 import predict
+from data.images import read_size
 from data.inputs import Source
 from data.video import VideoWriter
 from detector.evaluation.checkpoint import CheckpointScores
+from detector.prediction import session
 from detector.prediction.results import ResultsFolder
 from detector.predictor import Detector
 from tests.builders import write_image
@@ -237,6 +239,35 @@ def test_results_come_in_the_order_of_the_inputs(place: Path, trained: Path) -> 
     expected = [*names[:3], *names[2:]]  # the video has two frames
     assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == expected
     assert list(dict.fromkeys(row["file"] for row in rows(place / "out"))) == names
+
+
+def test_the_first_are_detected_in_before_the_last_are_looked_at(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sizes of 100,000 images take minutes; that of the last is asked for when two are left."""
+    assert run(place, trained, "images/?.png", *ALL, "--format", "csv", "--output", "out").code == 0
+    done: list[str] = []
+
+    def size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+        done.append(path.name)
+        return read_size(path)
+
+    def detect(self: Detector, images: Any, names: Any) -> Any:
+        done.append(f"{len(images)} detected in")
+        return detected(self, images, names)
+
+    detected = Detector._detect
+    monkeypatch.setattr(session, "_TOGETHER", 4)
+    monkeypatch.setattr(session, "read_size", size)
+    monkeypatch.setattr(Detector, "_detect", detect)
+    assert run(place, trained, "images/?.png", *ALL, "--format", "csv", "--output", "again").code == 0
+    first = next(k for k, what in enumerate(done) if "detected" in what)
+    assert done[:first] == ["0.png", "1.png", "2.png", "3.png"] and "5.png" in done
+    # Of other batches the last digits may differ.
+    ones, others = rows(place / "out"), rows(place / "again")
+    assert [(row["file"], row["class"]) for row in ones] == [(row["file"], row["class"]) for row in others]
+    for one, other in zip(ones, others, strict=True):
+        assert float(one["score"]) == pytest.approx(float(other["score"]), rel=1e-4)
 
 
 @pytest.mark.parametrize(("width", "name"), [(65_000, "wide.jpg"), (70_000, "wide.png")])

@@ -29,3 +29,30 @@ def test_a_case_by_hand(tmp_path: Path) -> None:
     assert cat.wrong.tolist() == [2, 2, 1, 1, 0, 0]
     assert cat.recall.tolist() == [0.5, 0.5, 0.5, 0.5, 0.5, 0]
     np.testing.assert_allclose(cat.precision, [1 / 3, 1 / 3, 1 / 2, 1 / 2, 1, 0])
+
+
+def test_of_many_classes_those_with_most_gt_boxes_are_shown(tmp_path: Path) -> None:
+    """In their order; classes without gt boxes are none of them."""
+    of_class = {1: 2, 2: 0, 3: 5, 4: 1, 5: 3}
+    annotations = [
+        {
+            "image_id": 1,
+            "category_id": category,
+            "bbox": [10 * n, 10 * category, 8, 8],
+            "area": 64,
+            "iscrowd": 0,
+        }
+        for category, count in of_class.items()
+        for n in range(count)
+    ]
+    content = {
+        "images": [{"id": 1}],
+        "annotations": [{"id": i, **one} for i, one in enumerate(annotations, start=1)],
+        "categories": [{"id": category, "name": f"c{category}"} for category in of_class],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text("[]")
+    result = evaluate_files(tmp_path / "found.json", tmp_path / "gt.json")
+    for most, names in ((None, ["c1", "c3", "c4", "c5"]), (4, ["c1", "c3", "c4", "c5"]), (2, ["c3", "c5"])):
+        assert [*result.commonest(most)] == names
+        assert [one.name for one in curves(result, np.array([0.5]), most)] == names
