@@ -1,5 +1,6 @@
 """What all programs share, seen from the system."""
 
+import errno
 import os
 import platform
 import subprocess
@@ -80,6 +81,14 @@ def test_the_configuration_is_found_wherever_it_stands(
 def test_a_path_that_is_too_long_is_one_line(tmp_path: Path) -> None:
     name = "a" * 300
     assert_one_line(call(lambda: print(Path(name).stat()), cwd=tmp_path), name, "name too long")
+
+
+def test_an_error_of_the_system_that_is_of_no_file_names_none(tmp_path: Path) -> None:
+    def main() -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    outcome = call(main, cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (2, "error: Cannot allocate memory\n")
 
 
 def test_a_name_in_no_encoding_can_be_printed() -> None:

@@ -274,6 +274,27 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(
     assert not isinstance(caught.value, DamagedCheckpoint)
 
 
+def test_a_run_whose_last_checkpoint_cannot_be_read_does_not_go_back_to_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is whole, once the disk answers: steps would be made again, and it be overwritten."""
+    path, previous = tmp_path / "checkpoints" / "last.pt", tmp_path / "checkpoints" / "previous.pt"
+    path.parent.mkdir()
+    for step in (1, 2):
+        save_checkpoint(path, {**content(), "step": step}, previous)
+    load = torch.load
+
+    def fail_for_the_last(file: Path, **how: Any) -> Any:
+        if file == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return load(file, **how)
+
+    monkeypatch.setattr(torch, "load", fail_for_the_last)
+    assert load_checkpoint(previous)["step"] == 1
+    with pytest.raises(InputError, match=r"last\.pt cannot be read \(Input/output error\)"):
+        load_newest(tmp_path)
+
+
 @pytest.mark.parametrize("start", [b"", b"PK\x03\x04", b"\x80\x02", b"garbage\n", b"\x89PNG\r\n"])
 def test_garbage_is_damaged(tmp_path: Path, start: bytes) -> None:
     path = tmp_path / "garbage.pt"

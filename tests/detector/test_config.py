@@ -255,7 +255,11 @@ def test_amp_can_be_named_on_the_command_line_and_in_a_file(amp: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "- 1", "text", "1: 2", "train: {1: 2}", "base: [a.yaml]", "a: b: c"]
+    "text",
+    [
+        *("a: [", "- 1", "text", "1: 2", "train: {1: 2}", "base: [a.yaml]", "a: b: c"),
+        pytest.param("[" * 3000, id="deeper than Python calls itself"),
+    ],
 )
 def test_malformed_file_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, "bad.yaml", text)
@@ -321,6 +325,15 @@ def test_missing_base_is_named(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_a_base_may_lie_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for folder in ("me", "project"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "me", "mine.yaml", "train: {epochs: 7}\n")
+    path = write(tmp_path / "project", "a.yaml", "base: ~/mine.yaml\n")
+    assert load_config(path).train.epochs == 7
+
+
 # ------------------------------------------------------------------------------ overrides
 
 
@@ -366,6 +379,7 @@ def test_names_that_yaml_takes_for_something_else_are_told_to_be_quoted() -> Non
         "train.amp=!!bool x",
         "train.amp=!!timestamp x",
         'train.amp="\\U00110000"',
+        pytest.param("data.classes=" + "[" * 3000, id="deeper than Python calls itself"),
     ],
 )
 def test_malformed_override_is_refused_and_quoted(override: str) -> None:

@@ -37,6 +37,7 @@ IDLE = {  # what is written -> the keys that are said
     "loss.name=ap loss.self_balance=false loss.focal_gamma=1": {"loss.self_balance", "loss.focal_gamma"},
     "loss.box=giou loss.smooth_l1_beta=0.1": {"loss.smooth_l1_beta"},
     "eval.nms=soft eval.nms_threshold=0.3": {"eval.nms_threshold"},
+    "eval.nms=soft eval.tile=512 eval.nms_threshold=0.3": set(),  # which joins the tiles
     "eval.nms=soft eval.nms_threshold=0.5": set(),  # the default: nobody is misled
     "train.epochs=10 train.eval_every=4 train.patience=5": {"train.patience"},  # at 4, 8 and the end
     "train.epochs=10 train.eval_every=4 train.patience=4": set(),

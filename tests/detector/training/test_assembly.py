@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from data.cache import RamCache
@@ -18,6 +19,7 @@ from detector.training import assembly
 from detector.training.assembly import Parts
 from detector.training.assembly_checks import refuse_another_set
 from detector.training.optimizer import epoch_scales
+from detector.training.processes import Processes
 from detector.training.trainer import Trainer
 from errors import InputError
 from tests.builders import small_coco, write_image
@@ -223,6 +225,15 @@ def test_the_weights_are_moved_as_configured(parts: Parts) -> None:
     assert backbone & set(seen) and set(seen) - backbone
     assert learner.clip_norm == 7
     assert learner.average is not None and learner.average.decay == 0.5
+
+
+@pytest.mark.parametrize(
+    ("amp", "name"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16"), (None, "float32")]
+)
+def test_the_precision_is_said_by_the_name_that_it_has_in_the_configuration(
+    parts: Parts, amp: torch.dtype | None, name: str
+) -> None:
+    assert replace(parts, amp=amp).described("resnet18", Processes()).endswith(f" on cpu in {name}")
 
 
 def test_batch_norm_is_tried_on_the_smallest_image_of_all_epochs(tmp_path: Path) -> None:

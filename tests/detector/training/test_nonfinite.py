@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detector.builders.data import build_set
 from detector.checkpoint import load_checkpoint
 from detector.criterion import Criterion, Losses, Matched
 from detector.losses.batch_ranking import NonFiniteLogits
@@ -16,7 +17,7 @@ from detector.memory import memory_explained
 from detector.objectives import Positives
 from detector.training.gradients import _checked
 from detector.training.learner import Learner
-from detector.training.nonfinite import NonFiniteWatch, RunningStatistics
+from detector.training.nonfinite import NonFiniteStep, NonFiniteWatch, RunningStatistics, not_finite
 from detector.training.progress import Checkpoints
 from detector.training.trainer import Trainer
 from errors import InputError, Stopped
@@ -188,6 +189,31 @@ def test_rollback_without_a_checkpoint_stops(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=reason):
         spoil_steps(patch, {2}, float("nan"))
         Trainer(tiny_config(root, tmp_path / "run", *WORDS, "train.on_nonfinite=rollback"), "test").run()
+
+
+@pytest.mark.parametrize("clip", [None, 10])
+@pytest.mark.parametrize(
+    ("amp", "precision"),
+    [
+        (None, None),
+        (torch.bfloat16, "set train.amp=off"),
+        (torch.float16, "set train.amp=bf16 or off"),
+    ],
+)
+def test_no_remedy_is_advised_that_is_applied_already(
+    tmp_path: Path, clip: int | None, amp: torch.dtype | None, precision: str | None
+) -> None:
+    words = [] if clip is None else [f"optimizer.clip_norm={clip}"]
+    config = tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", *words)
+    losses = Losses({"box": torch.tensor(torch.nan), "classification": torch.tensor(1.0)}, torch.tensor(3))
+    step = NonFiniteStep(7, losses, [2, 0])
+    clipping = "set optimizer.clip_norm=10" if clip is None else None
+    remedies = " or ".join(one for one in ("lower optimizer.lr", clipping, precision) if one)
+    for processes, whose in ((1, "images"), (2, "images of the first of 2 processes")):
+        assert not_finite(step, build_set(config.data, "train"), processes, config, amp) == (
+            f"the loss is not finite at step 7 (box nan; {whose} 2.png, 0.png); {remedies}, and start again "
+            "or from a checkpoint (--resume)"
+        )
 
 
 def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:

@@ -171,6 +171,43 @@ def test_the_scale_of_the_loss_is_restored() -> None:
     assert after.scaler.get_scale() == 8.0
 
 
+def test_a_run_that_goes_on_in_fp16_begins_with_a_scale_of_its_own() -> None:
+    """Of one that had none there is nothing to restore."""
+
+    def learner(scaler: torch.amp.GradScaler) -> Learner:
+        net: Any = small_net()
+        optimizer = build_optimizer(net, "sgd", 0.1, 0.9, weight_decay=0.0, decay_norm_and_bias=True)
+        return Learner(net, optimizer, scaler, None, 0)
+
+    before = learner(torch.amp.GradScaler("cpu", enabled=False))
+    after = learner(torch.amp.GradScaler("cpu", init_scale=512.0))
+    after.restore(before.state(), before.model.state_dict(), "the test")
+    assert after.scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_groups_of_parameters_stand_in_the_order_that_saved_states_go_by(name: str) -> None:
+    """A checkpoint has their numbers alone: in another order one weight gets the momentum of another."""
+    net = small_net()
+    optimizer = build_optimizer(net, name, 0.1, 0.9, 0.5, False, slowed=net[0], slowed_lr_factor=0.25)
+    names = {parameter: key for key, parameter in net.named_parameters()}
+    assert [
+        (group["weight_decay"], group["lr_factor"], [names[parameter] for parameter in group["params"]])
+        for group in optimizer.param_groups
+    ] == [
+        (0.5, 1.0, ["2.weight"]),
+        (0.5, 0.25, ["0.weight"]),
+        (0.0, 1.0, ["1.weight", "1.bias", "2.bias"]),
+        (0.0, 0.25, ["0.bias"]),
+    ]
+
+
+def test_the_momentum_of_sgd_is_nothing_to_adamw() -> None:
+    """As the configuration says of it: sgd only."""
+    optimizer = build_optimizer(small_net(), "adamw", 0.1, 0.5, weight_decay=0.0, decay_norm_and_bias=True)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.999)]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("everything", [True, False])
 def test_weight_decay_shrinks_what_the_configuration_says(name: str, everything: bool) -> None:

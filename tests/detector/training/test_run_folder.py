@@ -205,6 +205,18 @@ def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("left", ["checkpoints/best.pt", ".git/config"])
+def test_a_folder_that_only_looks_bare_is_refused(tmp_path: Path, left: str) -> None:
+    """Weights that are all that somebody has kept of a run; a repository without a commit."""
+    used = tmp_path / "used"
+    (used / left).parent.mkdir(parents=True)
+    (used / left).write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(InputError, match=r"run\.dir: .*used holds something already"):
+        begun(str(used), "x", "a: 1\n")
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("error", [InputError("no space"), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize("there", [False, True])
 def test_of_a_run_folder_that_cannot_be_begun_nothing_is_left(
@@ -335,6 +347,7 @@ def test_an_edited_record_of_the_configuration_is_not_taken_for_it(
         ("data.splits", {"val": "a", "test": None}, {"val": "a", "test": "d"}, False),
         ("eval.nms", "hard", "soft", True),
         ("eval.batch_size", 1, 2, False),
+        ("eval.tile_batch_size", 1, 2, False),
         ("eval.backend", "pycocotools", "faster_coco_eval", False),
         ("eval.calibrate", True, False, False),
         ("train.epochs", 1, 2, False),

@@ -117,3 +117,19 @@ def test_of_several_processes_each_says_what_it_says_on_the_terminal(tmp_path: P
         "error: image 2.png cannot be read",
         "ended, because another process has failed",
     ]
+
+
+def test_a_name_in_no_encoding_costs_no_line(tmp_path: Path) -> None:
+    """A file system takes any bytes for a name, a log is text."""
+    log = RunLog()
+    log.begin(tmp_path)
+    log.write("image caf\udce9.png is skipped")
+    assert entries(tmp_path) == ["image caf?.png is skipped"]
+
+
+def test_an_error_that_nobody_has_foreseen_is_told_with_its_type(tmp_path: Path) -> None:
+    """Which says more than its text, where that is but a key."""
+    with pytest.raises(KeyError), RunLog() as log:
+        log.begin(tmp_path)
+        raise KeyError("x")
+    assert entries(tmp_path) == ["error: KeyError: 'x'"]

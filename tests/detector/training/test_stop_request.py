@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from detector.training.stop import SIGNALS, StopRequest
+from detector.training.stop import SIGNALS, CutShort, StopRequest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -148,6 +148,17 @@ def test_a_stop_request_is_false_until_asked_and_gives_the_handlers_back() -> No
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_what_a_signal_would_cut_short_is_not_begun_after_one() -> None:
+    """No second one comes to end the wait for a disk that does not answer."""
+    reached: list[int] = []
+    with StopRequest(speak=False) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(CutShort), stop.cutting_short():
+            reached.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)  # outside nothing is cut short any more
+    assert not reached and stop.signal == "SIGUSR1"
+
+
 SERVED = """
 import atexit, os, signal, sys, time
 from detector.training import stop as module
@@ -167,15 +178,20 @@ def main():
         time.sleep(10)
     raise Stopped("saved")
 
-module._TO_END_S = 0.2 if sys.argv[1] == "goes on" else 5.0
-atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+def late():
+    if sys.argv[1] == "ends late":
+        time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+module._TO_END_S = 5.0 if sys.argv[1] == "ends" else 0.2
+atexit.register(late)
 run_door(main)
 """
 
 
-@pytest.mark.parametrize(("then", "code"), [("ends", 75), ("goes on", -signal.SIGTERM)])
+@pytest.mark.parametrize(("then", "code"), [("ends", 75), ("ends late", 75), ("goes on", -signal.SIGTERM)])
 def test_no_signal_changes_the_exit_code_once_the_state_is_saved(then: str, code: int) -> None:
     """A scheduler looks at the code; but what goes on all the same can be ended."""
     done = subprocess.run([sys.executable, "-c", SERVED, then], cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == code, done.stderr
-    assert done.stderr == (b"saved\n" if then == "ends" else b"")
+    assert done.stderr == (b"" if then == "goes on" else b"saved\n")

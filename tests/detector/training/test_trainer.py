@@ -367,12 +367,17 @@ def test_a_learning_rate_far_too_high_stops(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_damaged_after_the_start_is_named(tmp_path: Path, workers: int) -> None:
-    root = small_coco(tmp_path / "set")
-    trainer = Trainer(tiny_config(root, tmp_path / "run", f"data.workers={workers}"), "test")
-    (root / "images" / "2.png").write_bytes(b"no longer a picture")
-    with pytest.raises(InputError, match=r"image .*2\.png cannot be read"):
+def test_an_image_damaged_after_the_start_is_named_and_the_steps_before_it_are_saved(
+    tmp_path: Path, workers: int
+) -> None:
+    root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
+    trainer = Trainer(tiny_config(root, run, f"data.workers={workers}"), "test")
+    third = list(trainer.parts.batches)[2]
+    image = Path(trainer.parts.train_set.files[third[0].row])
+    image.write_bytes(b"no longer a picture")
+    with pytest.raises(InputError, match=rf"image .*{image.name} cannot be read.*; the state is saved"):
         trainer.run()
+    assert last(run)["step"] == 2
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_to_resume_from(tmp_path: Path) -> None:
