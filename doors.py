@@ -46,6 +46,15 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(**kwargs)
         self._elsewhere = elsewhere or {}
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever, of words; an empty one would be the current folder."""
+        words = sys.argv[1:] if args is None else list(args)
+        if "" in words:
+            raise InputError(
+                "one of the words is empty, as a variable that is not set gives; . is the current folder"
+            )
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}{self._hint(message)} ({self.prog} --help tells what there is)")
 
@@ -82,13 +91,7 @@ def is_file(word: str) -> bool:
 
 
 def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE.
-
-    Raises:
-        InputError: a word is empty.
-    """
-    if "" in words:
-        raise InputError("one of the words is empty, as a variable that is not set gives")
+    """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE."""
     names = [word for word in words if "=" not in word or is_file(word)]
     config = next((name for name in names if is_file(name)), names[0] if names else None)
     overrides = list(words)

@@ -5,11 +5,17 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import doors
+import evaluate
+import export
+import train
+from data.check import __main__ as check
+from data.split import __main__ as split
 from tests.runs import Outcome, assert_one_line, call
 
 FAULTS_OF_TEN_STEPS = """
@@ -123,3 +129,16 @@ run_door(main)
         assert process.stderr.read() == b""
     assert process.returncode == 0
     assert (tmp_path / "end").exists() == ("say" in line)
+
+
+@pytest.mark.parametrize("door", [train.main, evaluate.main, export.main, check.main, split.main])
+def test_a_variable_that_is_not_set_is_not_the_current_folder(
+    door: Callable[[], None], tmp_path: Path
+) -> None:
+    assert_one_line(call(door, "", cwd=tmp_path), "one of the words is empty")
+    assert_one_line(call(door, "run", "--output", "", cwd=tmp_path), "one of the words is empty")
+
+
+def test_an_option_of_another_trainer_is_known_by_what_it_does_there(tmp_path: Path) -> None:
+    """--name is that of the run, although loss.name and others end so."""
+    assert_one_line(call(train.main, "own.yaml", "--name", "mine", cwd=tmp_path), "here it is run.dir,")

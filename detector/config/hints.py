@@ -110,7 +110,7 @@ def setting_called(name: str, how: str = "") -> str:
     how: to write a key, behind it.
     """
     keys = [key for key in leaf_kinds(Config) if key.rpartition(".")[2] == name]
-    key = " or ".join(keys) or _NAMES_ELSEWHERE.get(name)
+    key = _NAMES_ELSEWHERE.get(name) or " or ".join(keys)
     return f"here it is {key}{how}" if key else _NO_KEY_HERE.get(name, "")
 
 

@@ -177,7 +177,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "cat=abc,dog=0.3"): ("--threshold", "'abc'"),
     ("images", "--classes", "cow"): ("--classes", "no class 'cow'", "cat, dog"),
     ("images", "--classes", "dog,cow"): ("--classes", "no class 'cow'"),
-    ("images", "--classes", ""): ("--classes", "no class ''"),
+    ("images", "--classes", ""): ("one of the words is empty",),
     ("images", "--class-names", "dog"): ("--class-names", "--classes NAME,NAME"),
     ("images", "--threshold", "e,f=0.5"): ("--threshold", "no class 'e,f'"),
     ("images", "--format", "coco,xml"): ("--format", "'xml'", "pictures, coco, csv"),
