@@ -78,7 +78,7 @@ class Progress:
         rate = self.count / seconds
         left = tqdm.format_interval(max(self.total - self.count, 0) / rate)
         before = f"{self._title}: " if self._title else ""
-        many = f"{self.count} of {self.total} {self._unit}{'es' if self._unit.endswith('ch') else 's'}"
+        many = f"{self.count} of {self.total} {self._unit}{'es' if self._unit.endswith(('ch', 's')) else 's'}"
         return f"{before}{many}, {rate:.3g} a second, left {left}"
 
 

@@ -1,6 +1,7 @@
 """Evaluation in the course of training: each process looks at a part of the validation set."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from data.feed import checked
 from data.loader import DetectionDataset, load_batch
-from data.sample import DetectionSet
+from data.progress import SELDOM_LONG, Progress
+from data.sample import Batch, DetectionSet
 from detector.builders.data import build_cache, build_eval_loader, build_pipeline
 from detector.builders.device import build_amp
 from detector.config import Config
@@ -46,7 +48,11 @@ class Validation:
         """What the model finds in this process's batches; None if any process was asked to stop."""
         processes = self._processes
         found: list[Predictions] = []
-        batches = predict(self._config, self._ready(model), checked(self._loader), self._device)
+        loaded: Iterable[Batch] = checked(self._loader)
+        if processes.main:  # all have as many, or one less
+            bar = Progress(len(self._loader), "batch", "evaluating", leave=False, delay=SELDOM_LONG)
+            loaded = bar.over(loaded)
+        batches = predict(self._config, self._ready(model), loaded, self._device)
         try:
             with stop.cutting_short():
                 for predictions in batches:

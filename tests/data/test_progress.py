@@ -64,6 +64,17 @@ def test_reading_that_takes_long_is_told_by_the_first_process(
     assert capsys.readouterr().err.splitlines() == told * speaks
 
 
+@pytest.mark.parametrize(("unit", "many"), [("image", "images"), ("batch", "batches"), ("class", "classes")])
+def test_more_than_one_of_a_kind_is_called_as_english_has_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unit: str, many: str
+) -> None:
+    now = iter([0.0, 20.0])
+    monkeypatch.setattr("data.progress.time.monotonic", lambda: next(now))
+    with Progress(4, unit) as progress:
+        progress.update(2)
+    assert capsys.readouterr().err == f"2 of 4 {many}, 0.1 a second, left 00:20\n"
+
+
 def test_short_work_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(2, "batch") as progress:
         progress.update()
