@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detector import matcher_loops
 from detector.boxes import area, pairwise_intersection, pairwise_iou
+from detector.losses.machine_code import numba_works
 
 # IoU is computed for at most this many (image, gt, anchor) triples at once: about 100 MB at peak.
 _PAIRS_AT_ONCE = 1 << 22
@@ -49,12 +51,31 @@ def match(
 
     Source: Ren et al., "Faster R-CNN" (2015), 3.1.2; Chen et al., "AP-Loss" (2019), 5.1.
     """
-    batch, gts = gt_valid.shape
+    objects = gt_valid & ~gt_ignore
+    compiled = anchors.device.type == "cpu" and anchors.dtype == gt_boxes.dtype == torch.float32
+    find = _best_compiled if compiled and numba_works() else _best
+    best_iou, best_gt, forced_iou, forced_gt = find(anchors, gt_boxes, objects, best_anchor)
+    status = torch.where(best_iou < negative_iou, 0, -1).to(torch.int8)
+    status[in_crowds(anchors, gt_boxes, gt_valid & gt_ignore)] = -1
+    positive = best_iou >= positive_iou
+    forced = (forced_iou > 0) & ~positive
+    status[positive | forced] = 1
+    return Matches(status, torch.where(forced, forced_gt, best_gt))
+
+
+def _best(
+    anchors: Tensor, gt_boxes: Tensor, objects: Tensor, best_anchor: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each anchor the IoU with the gt box that it overlaps most, and which that is; and the same of the gt
+    boxes that it is the best anchor of: float and int64 [B, N] each. 0 where there is none.
+
+    objects: bool [B, G], the gt boxes that count.
+    """
+    batch, gts = objects.shape
     shape = (batch, len(anchors))
     best_iou = torch.zeros(shape, device=anchors.device)
     best_gt = torch.zeros(shape, dtype=torch.int64, device=anchors.device)
     forced_iou, forced_gt = best_iou.clone(), best_gt.clone()
-    objects = gt_valid & ~gt_ignore
     for block in gt_blocks(batch, gts, len(anchors)):
         iou = pairwise_iou(gt_boxes[:, block], anchors)  # [B, g, N]
         iou.masked_fill_(~objects[:, block, None], -1)
@@ -69,13 +90,34 @@ def match(
             better = iou_of_anchor > forced_iou
             forced_iou = torch.where(better, iou_of_anchor, forced_iou)
             forced_gt = torch.where(better, gt + block.start, forced_gt)
+    return best_iou, best_gt, forced_iou, forced_gt
 
-    status = torch.where(best_iou < negative_iou, 0, -1).to(torch.int8)
-    status[in_crowds(anchors, gt_boxes, gt_valid & gt_ignore)] = -1
-    positive = best_iou >= positive_iou
-    forced = (forced_iou > 0) & ~positive
-    status[positive | forced] = 1
-    return Matches(status, torch.where(forced, forced_gt, best_gt))
+
+def _best_compiled(
+    anchors: Tensor, gt_boxes: Tensor, objects: Tensor, best_anchor: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_best`, on a CPU and in float32."""
+    batch, gts = objects.shape
+    count = len(anchors)
+    sides = torch.empty(5, count)
+    torch.cat((anchors, area(anchors)[:, None]), 1, out=sides.t())
+    found = torch.zeros(2, batch, count), torch.zeros(2, batch, count, dtype=torch.int32)
+    ious = torch.empty(matcher_loops.BLOCK)
+    highest = torch.empty(-(-count // matcher_loops.BLOCK) + 1, gts, dtype=torch.int32)
+    for image in range(batch):
+        best, forced = ((found[0][k, image].numpy(), found[1][k, image].numpy()) for k in range(2))
+        matcher_loops.match_image(
+            sides.numpy(),
+            gt_boxes[image].contiguous().numpy(),
+            objects[image].numpy(),
+            best_anchor,
+            ious.numpy(),
+            highest.numpy(),
+            *best,
+            *forced,
+        )
+    (best_iou, forced_iou), (best_gt, forced_gt) = found[0], found[1].long()
+    return best_iou, best_gt, forced_iou, forced_gt
 
 
 def in_crowds(anchors: Tensor, gt_boxes: Tensor, crowds: Tensor) -> Tensor:

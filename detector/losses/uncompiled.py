@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+# Made when they are needed: it imports the compiler, which takes a second and more. And kept, or what is
+# compiled around them would be so anew.
+_EAGER: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -19,8 +23,9 @@ def uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     @wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if torch.compiler.is_compiling():
-            # Not where the function is defined: that imports the compiler, which takes a second and more.
-            return torch.compiler.disable(function)(*args, **kwargs)
+            if function not in _EAGER:
+                _EAGER[function] = torch.compiler.disable(function)
+            return _EAGER[function](*args, **kwargs)
         return function(*args, **kwargs)
 
     return call

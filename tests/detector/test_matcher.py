@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detector import matcher
+from detector.losses.machine_code import numba_works
 from detector.matcher import Matches, match
+from detector.matcher_loops import BLOCK
 from tests import oracles
 
 Box = tuple[int, int, int, int]
@@ -74,30 +76,48 @@ def test_matching_is_that_of_the_double_loop_whatever_the_blocks(
     for box, kind in images[0]:  # gts that are anchors themselves: IoU 1, and ties
         if kind == "object" and data.draw(st.booleans()):
             anchors = [*anchors, box]
-    whole = run(anchors, images, iou, best)
-    assert_is_the_double_loops(whole, anchors, images, iou, best)
-    for pairs in (1, 2 * len(images) * len(anchors)):  # one gt at a time, two at a time
+    compiled = run(anchors, images, iou, best)
+    assert_is_the_double_loops(compiled, anchors, images, iou, best)
+    for pairs in (1, 2 * len(images) * len(anchors), 1 << 22):  # one gt at a time, two at a time, all
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(matcher, "numba_works", lambda: False)
             patch.setattr(matcher, "_PAIRS_AT_ONCE", pairs)
             assert_is_the_double_loops(run(anchors, images, iou, best), anchors, images, iou, best)
 
 
-def test_many_anchors_in_blocks_are_matched_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [2000, 5000, 4 * BLOCK])  # of the compiled loops' blocks too, some or whole
+@pytest.mark.parametrize("best", [True, False])
+def test_many_anchors_in_blocks_are_matched_as_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, count: int, best: bool
+) -> None:
+    """The compiled loops have all IoUs to the last bit, and so the same ties."""
     generator = torch.Generator().manual_seed(0)
 
     def some(*shape: int) -> Tensor:
         corner = torch.rand(*shape, 2, generator=generator) * 100
         return torch.cat((corner, corner + 5 + torch.rand(*shape, 2, generator=generator) * 40), dim=-1)
 
-    anchors, gt_boxes = some(2000), some(2, 23)
+    anchors, gt_boxes = some(count), some(2, 23)
+    gt_boxes[0, 1:4] = anchors[torch.tensor([1, count // 2, count - 1])]
+    anchors[count // 3] = anchors[count - 1]  # as good for that gt box, in another block
     valid = torch.rand(2, 23, generator=generator) < 0.8
     ignore = torch.rand(2, 23, generator=generator) < 0.2
-    whole = match(anchors, gt_boxes, valid, ignore, 0.5, 0.4)
-    monkeypatch.setattr(matcher, "_PAIRS_AT_ONCE", 5 * 2 * 2000)
-    parts = match(anchors, gt_boxes, valid, ignore, 0.5, 0.4)
+    valid[0, :4] = True
+    ignore[0, :4] = False
+    compiled = match(anchors, gt_boxes, valid, ignore, 0.5, 0.4, best)
+    monkeypatch.setattr(matcher, "numba_works", lambda: False)
+    whole = match(anchors, gt_boxes, valid, ignore, 0.5, 0.4, best)
+    monkeypatch.setattr(matcher, "_PAIRS_AT_ONCE", 5 * 2 * count)
+    parts = match(anchors, gt_boxes, valid, ignore, 0.5, 0.4, best)
     assert set(whole.status.unique().tolist()) == {-1, 0, 1}
-    assert torch.equal(parts.status, whole.status)
-    assert torch.equal(parts.gt_index, whole.gt_index)
+    for other in (parts, compiled):
+        assert torch.equal(other.status, whole.status)
+        assert torch.equal(other.gt_index, whole.gt_index)
+    objects = valid & ~ignore
+    plain = matcher._best(anchors, gt_boxes, objects, best)
+    if numba_works():
+        for one, other in zip(plain, matcher._best_compiled(anchors, gt_boxes, objects, best), strict=True):
+            assert one.dtype == other.dtype and torch.equal(one, other)
 
 
 def test_forced_anchor_learns_the_gt_that_forced_it() -> None:

@@ -57,14 +57,15 @@ def test_a_second_derivative_is_refused(loss: Loss, power: int, ask: str) -> Non
 @pytest.mark.parametrize("loss", [ap_loss, class_ap_loss, rank_sort])
 def test_torch_compile_leaves_a_ranking_alone(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would trace numba's loops, and compile anew for each number of positives."""
-    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
     torch._dynamo.reset()
 
     @torch.compile(backend="eager")
     def step(logits: Tensor, targets: Tensor) -> Tensor:
         return 3 * loss(2 * logits, targets)
 
-    for positives in (2, 7, 11):
+    for positives in (2, 7, 11, 5):
+        if positives == 11:  # until then it learns that gradients are wanted, and what is to be left alone
+            monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
         logits, targets = batch(positives)
         value = step(logits, targets)
         (gradient,) = torch.autograd.grad(value, logits)
