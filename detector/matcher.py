@@ -99,25 +99,22 @@ def _best_compiled(
     """As `_best`, on a CPU and in float32."""
     batch, gts = objects.shape
     count = len(anchors)
-    sides = torch.empty(5, count)
-    torch.cat((anchors, area(anchors)[:, None]), 1, out=sides.t())
-    found = torch.zeros(2, batch, count), torch.zeros(2, batch, count, dtype=torch.int32)
-    ious = torch.empty(matcher_loops.BLOCK)
-    highest = torch.empty(-(-count // matcher_loops.BLOCK) + 1, gts, dtype=torch.int32)
+    sides, given = torch.empty(5, count).numpy(), anchors.numpy().T
+    sides[:4], sides[4] = given, (given[2] - given[0]) * (given[3] - given[1])
+    ious = torch.empty(2, batch, count)
+    gt_index = torch.empty(2, batch, count, dtype=torch.int32)
+    for numbers in (ious, gt_index):
+        numbers.numpy().fill(0)
+    scratch = (
+        torch.empty(matcher_loops.BLOCK).numpy(),
+        torch.empty(-(-count // matcher_loops.BLOCK) + 1, gts, dtype=torch.int32).numpy(),
+    )
     for image in range(batch):
-        best, forced = ((found[0][k, image].numpy(), found[1][k, image].numpy()) for k in range(2))
-        matcher_loops.match_image(
-            sides.numpy(),
-            gt_boxes[image].contiguous().numpy(),
-            objects[image].numpy(),
-            best_anchor,
-            ious.numpy(),
-            highest.numpy(),
-            *best,
-            *forced,
-        )
-    (best_iou, forced_iou), (best_gt, forced_gt) = found[0], found[1].long()
-    return best_iou, best_gt, forced_iou, forced_gt
+        mine = gt_boxes[image].contiguous().numpy(), objects[image].numpy()
+        best, forced = ((ious[k, image].numpy(), gt_index[k, image].numpy()) for k in range(2))
+        matcher_loops.match_image(sides, *mine, best_anchor, *scratch, *best, *forced)
+    best_gt, forced_gt = gt_index.long()
+    return ious[0], best_gt, ious[1], forced_gt
 
 
 def in_crowds(anchors: Tensor, gt_boxes: Tensor, crowds: Tensor) -> Tensor:
