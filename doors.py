@@ -47,9 +47,9 @@ class OptionParser(argparse.ArgumentParser):
         self._elsewhere = elsewhere or {}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, of words; an empty one would be the current folder."""
+        """As ever, of words; an empty one, or --output= without more, would be the current folder."""
         words = sys.argv[1:] if args is None else list(args)
-        if "" in words:
+        if any(re.fullmatch(r"(--[\w-]+=)?", word) for word in words):
             raise InputError(
                 "one of the words is empty, as a variable that is not set gives; . is the current folder"
             )

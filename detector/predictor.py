@@ -159,7 +159,7 @@ class Detector:
 
     @batch_size.setter
     def batch_size(self, images: int) -> None:
-        if not isinstance(images, int | np.integer) or images < 1:
+        if isinstance(images, bool) or not isinstance(images, int | np.integer) or images < 1:
             raise InputError(f"batch_size: a whole number of at least 1 is wanted, got {images!r:.80}")
         self._batch_size = int(images)
 
@@ -169,7 +169,9 @@ class Detector:
 
     @thresholds.setter
     def thresholds(self, scores: Sequence[float] | NDArray[np.float64]) -> None:
-        numbers = _numbers(scores)
+        if np.asarray(scores).dtype.kind not in "fiu":
+            raise InputError("thresholds: a list of numbers is wanted, one for each class in their order")
+        numbers = _numbers(scores).copy()
         if numbers.shape != (len(self.classes),):
             got = "a single number" if numbers.ndim == 0 else len(numbers)
             raise InputError(f"thresholds: one for each of {len(self.classes)} classes is wanted, got {got}")

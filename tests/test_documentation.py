@@ -16,6 +16,8 @@ from detector.config import Config
 from detector.config.file import apply_overrides, load_config
 from detector.config.reference import reference
 from docs.draw_ap_loss import drawing
+from tests.builders import small_coco
+from tests.runs import tiny_config
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
@@ -202,8 +204,8 @@ def test_make_commands_in_the_documentation_exist() -> None:
     assert named <= targets
 
 
-def test_the_training_loop_of_ones_own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = (
+def test_the_training_loop_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example, with_data = (
         block for _, block in FENCE.findall(pages()["docs/extending.md"]) if "GroundTruth(" in block
     )
     monkeypatch.chdir(ROOT)
@@ -212,3 +214,7 @@ def test_the_training_loop_of_ones_own_runs(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(names["losses"].parts) == {"classification", "box"} and names["losses"].positives > 0
     assert all(p.grad is not None for p in names["model"].parameters() if p.requires_grad)
     assert 0 < len(names["found"].boxes) <= 100
+    names["config"] = tiny_config(small_coco(tmp_path / "set"), tmp_path / "run", "train.epochs=1")
+    exec(with_data, names)
+    assert names["losses"].total.isfinite() and len(names["batch"].images) == 2
+    assert names["network"] is names["parts"].learner.model  # as there is one process

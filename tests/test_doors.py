@@ -13,6 +13,7 @@ import pytest
 import doors
 import evaluate
 import export
+import predict
 import train
 from data.check import __main__ as check
 from data.split import __main__ as split
@@ -131,12 +132,15 @@ run_door(main)
     assert (tmp_path / "end").exists() == ("say" in line)
 
 
-@pytest.mark.parametrize("door", [train.main, evaluate.main, export.main, check.main, split.main])
+@pytest.mark.parametrize(
+    "door", [train.main, evaluate.main, predict.main, export.main, check.main, split.main]
+)
 def test_a_variable_that_is_not_set_is_not_the_current_folder(
     door: Callable[[], None], tmp_path: Path
 ) -> None:
     assert_one_line(call(door, "", cwd=tmp_path), "one of the words is empty")
-    assert_one_line(call(door, "run", "--output", "", cwd=tmp_path), "one of the words is empty")
+    for words in (("run", "--output", ""), ("run", "--output=")):
+        assert_one_line(call(door, *words, cwd=tmp_path), "one of the words is empty")
 
 
 def test_an_option_of_another_trainer_is_known_by_what_it_does_there(tmp_path: Path) -> None:

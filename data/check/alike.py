@@ -45,10 +45,11 @@ def near_groups(prints: Prints) -> Rows:
         return groups_linked(groups, _links(prints, rows, groups))
     for band in range(_BANDS):
         common = _InCommon(prints, rows, prints, rows, band)
-        one, other = common.few()
+        links = []
         # The frames of one camera have most bands in common: they are linked at the first.
-        apart = groups[one] != groups[other]
-        links = [_near(prints, prints, (one[apart], other[apart]))]
+        for one, other in common.few():
+            wanted = (one < other) & (groups[one] != groups[other])
+            links.append(_near(prints, prints, (one[wanted], other[wanted])))
         for run, _ in common.many():
             links += _links(prints, run, groups)
         groups = groups_linked(groups, links)
@@ -61,16 +62,17 @@ def near_pairs(one: Prints, other: Prints) -> list[tuple[int, int]]:
     found, left = [], mine
     for band in range(_BANDS):
         common = _InCommon(one, left, other, theirs, band)
-        found.append(_near(one, other, common.few(of_many=True)))
+        near = [_near(one, other, pairs) for pairs in common.few(of_many=True)]
         # What is found is compared no more: of a still scene's frames none is left for the next band.
-        left = np.setdiff1d(left, found[-1][0])
+        left = np.setdiff1d(left, np.concatenate([left[:0], *(rows for rows, _ in near)]))
+        found += near
     if _all_is_less(one, left, other, theirs):
         found += [_near(one, other, pairs) for pairs in _nearest(one, left, other, theirs)]
     else:
         for band in range(_BANDS):
             for rows, run in _InCommon(one, left, other, theirs, band).many():
                 found += [_near(one, other, pairs) for pairs in _nearest(one, rows, other, run)]
-    rows, others = (np.concatenate(side) for side in zip(*found, strict=True))
+    rows, others = (np.concatenate(side) for side in zip((mine[:0],) * 2, *found, strict=True))
     order = np.lexsort((others, _distances(one[rows], other[others]), rows))
     nearest = order[np.unique(rows[order], return_index=True)[1]]
     return list(zip(rows[nearest].tolist(), others[nearest].tolist(), strict=True))
@@ -92,14 +94,15 @@ class _InCommon:
         """The number of pairs."""
         return int(self._sizes.sum())
 
-    def few(self, of_many: bool = False) -> Pairs:
-        """The pairs of rows that have it in common with a few; and, if wanted, with a few of many."""
-        pairs, at = [], np.flatnonzero((self._sizes <= _FEW) | of_many)
+    def few(self, of_many: bool = False) -> Iterator[Pairs]:
+        """The pairs of rows that have it in common with a few; and, if wanted, with a few of many.
+
+        Each row with one other at a time: all pairs of a large set take a gigabyte.
+        """
+        at = np.flatnonzero((self._sizes <= _FEW) | of_many)
         for further in range(_FEW):
             at = at[further < self._sizes[at]]
-            pairs.append((self._mine[at], self._theirs[self._starts[at] + further]))
-        one, other = zip(*pairs, strict=True)
-        return np.concatenate(one), np.concatenate(other)
+            yield self._mine[at], self._theirs[self._starts[at] + further]
 
     def many(self) -> Iterator[Pairs]:
         """Rows that have it in common with more than a few, and these."""

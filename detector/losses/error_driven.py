@@ -12,7 +12,7 @@ def error_driven(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     The gradient may be of a wider dtype than the inputs; it is rounded after the factor that comes
     from above (a loss weight, a loss scale) has been applied. On a CPU, and with a factor of 1, it is this
     very tensor that autograd.grad returns: copy it before changing it in place if you ask for it twice. It
-    has no gradient itself: a second derivative is refused.
+    has no gradient itself: create_graph=True, which asks for one, is refused.
     """
     return _ErrorDriven.apply(inputs, value, gradient)
 
@@ -37,18 +37,17 @@ class _ErrorDriven(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        ctx.inputs = inputs
+        ctx.dtype = inputs.dtype
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+        _refuse_a_graph()
         (gradient,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            gradient = _NotDerived.apply(gradient, ctx.inputs, factor)
         # Saves a pass and its memory. On other devices a look at the factor would wait for the device.
         if not (factor.device.type == "cpu" and factor.item() == 1):
             gradient = gradient * factor  # a scalar, which does not widen it and is not rounded to it
-        return gradient.to(ctx.inputs.dtype), None, None
+        return gradient.to(ctx.dtype), None, None
 
 
 class _TwoErrorDriven(torch.autograd.Function):
@@ -63,32 +62,25 @@ class _TwoErrorDriven(torch.autograd.Function):
         of_each: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(gradient, places, of_each)
-        ctx.inputs = inputs
+        ctx.dtype = inputs.dtype
         return first.clone(), second.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        _refuse_a_graph()
         gradient, places, of_each = ctx.saved_tensors
         factors = torch.stack(grad_outputs)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradient = _NotDerived.apply(gradient, ctx.inputs, factors)
         if not (factors.device.type == "cpu" and factors.tolist() == [1, 1]):  # as above
             gradient = gradient * factors[0]
             there = factors.to(of_each.dtype) @ of_each
             gradient.view(-1)[places] = there.to(gradient.dtype)
-        return gradient.to(ctx.inputs.dtype), None, None, None, None, None
+        return gradient.to(ctx.dtype), None, None, None, None, None
 
 
-class _NotDerived(torch.autograd.Function):
-    """The gradient, where one of it may be asked for. Without this it would be taken for a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *given: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+def _refuse_a_graph() -> None:
+    """The gradient would be a constant in it, and a part of a gradient penalty missing, without a word."""
+    if torch.is_grad_enabled():  # while gradients are computed, that is create_graph=True
         raise RuntimeError(
-            "the gradient of this loss is computed with its value and has none itself: it has no second "
-            "derivative (create_graph=True, gradient penalties)"
+            "create_graph=True: this loss's gradient is computed with its value and has none itself: it "
+            "has no second derivative"
         )

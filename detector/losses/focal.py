@@ -7,11 +7,13 @@ from torch.nn import functional as F
 from detector.losses.batch_ranking import check_targets
 from detector.losses.error_driven import error_driven
 from detector.losses.exchange import Exchange
+from detector.losses.uncompiled import uncompiled
 
 # Logits at a time: what is made of them stays in the caches of a CPU, and is little beside a GPU's memory.
 _ON_CPU, _ELSEWHERE = 1 << 17, 1 << 22
 
 
+@uncompiled
 def focal_loss(
     logits: Tensor,
     targets: Tensor,

@@ -17,7 +17,8 @@ _EAGER: dict[Callable[..., Any], Callable[..., Any]] = {}
 def uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Within what torch.compile compiles the function stays a call.
 
-    Traced, a ranking would be compiled anew for each number of positives, and numba's compiler with it.
+    Traced, a ranking would be compiled anew for each number of positives, and numba's compiler with it; and a
+    gradient that is computed with its loss gives the compiler nothing to do.
     """
 
     @wraps(function)

@@ -128,7 +128,7 @@ def assemble(
         if train.sync_batch_norm and processes.size > 1:
             synchronise_norms(model, device)
         model = place(model, train, device)
-        check_wiring(model, build_criterion(config, device, Exchange()))
+        check_wiring(model, build_criterion(config, device, Exchange()), processes.size)
         model.backbone.checkpoint_activations = train.checkpoint_activations
         if train.compile:
             compile_parts(model)

@@ -4,65 +4,87 @@ What the configuration can say goes together; what was added to the code (docs/e
 would show late, in PyTorch's words, or not at all.
 """
 
-from collections.abc import Sequence
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from detector.criterion import Criterion, GroundTruth
+from detector.losses import NonFiniteLogits
 from detector.retinanet import RetinaNet
 from errors import InputError
+
+log = logging.getLogger(__name__)
 
 _SIDE = 64  # pixels
 _STRIDES = (8, 16, 32)
 
 
-def check_wiring(model: RetinaNet, criterion: Criterion) -> None:
+def check_wiring(model: RetinaNet, criterion: Criterion, processes: int = 1) -> None:
     """Forward and backward once; the model is as it was before.
 
     Args:
         criterion: of this process alone.
+        processes: that train together, and wait for the gradient of every weight.
 
     Raises:
         InputError: the backbone does not give what it declares, a part of the loss is no scalar, or no
-            gradient comes to weights that are trained.
+            gradient comes to a whole head; or, with several processes, to any weight that is trained.
     """
     device = model.scale.device
     training = model.training
-    model.eval()  # the statistics of norms are not to follow a blank picture
     watch = model.backbone.register_forward_hook(_check_features)
     try:
-        images = torch.zeros(1, 3, _SIDE, _SIDE, dtype=torch.uint8, device=device)
+        model.train()
+        for module in model.modules():
+            if isinstance(module, _NormBase):  # one small picture says nothing of a batch
+                module.eval()
+        # Not blank: what has no contrast may be divided by it.
+        pixels = torch.randint(0, 256, (1, 3, _SIDE, _SIDE), generator=torch.Generator().manual_seed(0))
         gt = GroundTruth(
             boxes=torch.tensor([[[8.0, 8.0, _SIDE - 8, _SIDE - 8]]], device=device),
             labels=torch.zeros(1, 1, dtype=torch.int64, device=device),
             valid=torch.ones(1, 1, dtype=torch.bool, device=device),
             ignore=torch.zeros(1, 1, dtype=torch.bool, device=device),
         )
-        outputs = model(images, torch.full((1, 2), _SIDE, device=device), boxes_later=True)
-        losses = criterion([criterion.match(outputs, gt)])
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            images = pixels.to(device, torch.uint8)
+            outputs = model(images, torch.full((1, 2), _SIDE, device=device), boxes_later=True)
+            losses = criterion([criterion.match(outputs, gt)])
         _check_parts(losses.parts)
         if losses.total.requires_grad:
             losses.total.backward()
-        _check_gradients(model)
+        _check_gradients(model, processes)
+    except NonFiniteLogits:  # of weights that are not finite, which the first step tells, with its images
+        return
     finally:
         watch.remove()
         model.zero_grad(set_to_none=True)
         model.train(training)
 
 
-def _check_features(backbone: nn.Module, given: tuple[Tensor], features: Sequence[Tensor]) -> None:
-    height, width = given[0].shape[-2:]
+def _check_features(backbone: nn.Module, given: tuple[Tensor], features: Any) -> None:
+    name, (height, width) = type(backbone).__name__, given[0].shape[-2:]
+    channels = list(backbone.channels)  # type: ignore[arg-type]
+    if len(channels) != len(_STRIDES):
+        raise InputError(
+            f"the backbone {name} declares channels={channels}; those of C3, C4 and C5 are wanted"
+        )
+    if not isinstance(features, list | tuple) or not all(isinstance(one, Tensor) for one in features):
+        raise InputError(
+            f"the backbone {name} gives {type(features).__name__}; a list of the maps C3, C4 and C5 is wanted"
+        )
     wanted = [
-        [1, channels, -(-height // stride), -(-width // stride)]
-        for channels, stride in zip(backbone.channels, _STRIDES, strict=True)  # type: ignore[arg-type]
+        [1, count, -(-height // stride), -(-width // stride)]
+        for count, stride in zip(channels, _STRIDES, strict=True)
     ]
-    found = [list(map_.shape) for map_ in features]
+    found = [list(one.shape) for one in features]
     if found != wanted:
         raise InputError(
-            f"the backbone {type(backbone).__name__} gives maps of {found} for images of {width} x {height}; "
-            f"with channels={backbone.channels} and strides of 8, 16 and 32 they should be {wanted}"
+            f"the backbone {name} gives maps of {found} for images of {width} x {height}; with "
+            f"channels={channels} and strides of 8, 16 and 32 they should be {wanted}"
         )
 
 
@@ -73,12 +95,22 @@ def _check_parts(parts: dict[str, Any]) -> None:
             raise InputError(f"the part '{name}' of the loss must be a tensor of one number, [], got {got}")
 
 
-def _check_gradients(model: RetinaNet) -> None:
-    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    without = [name for name, weight in trained if weight.grad is None]
+def _check_gradients(model: RetinaNet, processes: int) -> None:
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    without = [name for name, weight in trained.items() if weight.grad is None]
+    for head in ("class_head.", "box_head."):
+        mine = {name for name in trained if name.startswith(head)}
+        if mine and mine <= {*without}:
+            raise InputError(
+                f"no gradient of the loss comes to {head[:-1]}: a part of the loss must depend on it "
+                "(no .detach())"
+            )
     if without:
-        raise InputError(
+        message = (
             f"no gradient of the loss comes to {len(without)} of {len(trained)} trained weights, the first "
-            f"{without[0]}: leave out of the network what it does not use, let the loss depend on it "
-            "(no .detach()), or freeze it (requires_grad_(False))"
+            f"{without[0]}: leave out of the network what it does not use, or freeze it "
+            "(requires_grad_(False))"
         )
+        if processes > 1:
+            raise InputError(f"{message}; several processes would wait for it")
+        log.warning("%s; it learns nothing, and several processes cannot train with it", message)

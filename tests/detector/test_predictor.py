@@ -484,7 +484,7 @@ def test_of_boxes_of_several_classes_on_an_object_the_best_is_left() -> None:
 
 def test_a_batch_has_an_image(detector: Detector) -> None:
     """Of none a stream would give nothing, without a word."""
-    for images in (0, 1.5, "4"):
+    for images in (0, 1.5, "4", True):
         with pytest.raises(InputError, match=f"batch_size: a whole number of .* got {images!r}"):
             detector.batch_size = images
 
@@ -495,6 +495,9 @@ def test_what_is_set_otherwise_than_it_should_be_is_refused(detector: Detector, 
         detector.thresholds = [0.5] * (len(detector.classes) + 1)
     with pytest.raises(InputError, match=f"{wanted} a single number"):
         detector.thresholds = 0.5
+    for scores in ({"cat": 0.5}, ["0.5", "0.2"], [True, False]):
+        with pytest.raises(InputError, match="thresholds: a list of numbers is wanted"):
+            detector.thresholds = scores
     other = Detector.load(run, device="cpu")
     other.thresholds = [0.25] * len(other.classes)
     assert other.thresholds.tolist() == [0.25] * len(other.classes)

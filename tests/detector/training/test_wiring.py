@@ -1,5 +1,6 @@
 """What was added to the code and does not fit in: said in one line before the training."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,11 @@ def gives(change: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[RetinaNet
     return alter
 
 
-def declares(model: RetinaNet) -> None:
-    model.backbone.channels = [64, 128, 256]
+def declares(*channels: int) -> Callable[[RetinaNet], None]:
+    def alter(model: RetinaNet) -> None:
+        model.backbone.channels = list(channels)
 
-
-def has_more(model: RetinaNet) -> None:
-    model.backbone.unused = nn.Linear(3, 3)
+    return alter
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,10 @@ def has_more(model: RetinaNet) -> None:
         (gives(lambda maps: maps[:2]), r"ResNet gives maps of .* they should be"),
         (gives(lambda maps: [*maps, maps[-1]]), r"gives maps of"),
         (gives(lambda maps: [map_[..., ::2, ::2] for map_ in maps]), r"\[1, 128, 4, 4\].* strides of 8, 16"),
-        (declares, r"channels=\[64, 128, 256\]"),
-        (
-            has_more,
-            r"comes to 2 of \d+ trained weights, the first backbone.unused.weight: leave out",
-        ),
+        (gives(lambda maps: dict(enumerate(maps))), r"gives dict; a list of the maps C3, C4 and C5"),
+        (gives(lambda maps: maps[2]), r"gives Tensor; a list"),
+        (declares(64, 128, 256), r"channels=\[64, 128, 256\]"),
+        (declares(64, 128, 256, 512), r"declares channels=\[64, 128, 256, 512\]; those of C3, C4 and C5"),
     ],
 )
 def test_a_backbone_that_is_not_what_it_says_is_named(
@@ -88,10 +87,62 @@ def test_a_backbone_that_is_not_what_it_says_is_named(
     assert model.training and not model.backbone._forward_hooks
 
 
+def test_a_weight_that_nothing_depends_on_is_told_and_ends_several_processes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One process trains with it, and may have for long; two would wait for its gradient."""
+    model, criterion = parts(tmp_path)
+    model.backbone.classifier = nn.Linear(512, 10)
+    said = r"comes to 2 of \d+ trained weights, the first backbone\.classifier\.weight: leave out"
+    check_wiring(model, criterion)
+    assert re.search(said, caplog.text)
+    with pytest.raises(InputError, match=said):
+        check_wiring(model, criterion, processes=2)
+    model.backbone.classifier.requires_grad_(False)
+    check_wiring(model, criterion, processes=2)
+
+
+def only_in_training(model: RetinaNet) -> None:
+    model.backbone.aux = nn.Conv2d(512, 512, 1)
+    forward, backbone = model.backbone.forward, model.backbone
+
+    def other(x: Tensor) -> list[Tensor]:
+        c3, c4, c5 = forward(x)
+        return [c3, c4, nn.functional.dropout(backbone.aux(c5)) if backbone.training else c5]
+
+    model.backbone.forward = other  # type: ignore[method-assign]
+
+
+def standardises(model: RetinaNet) -> None:
+    forward = model.backbone.forward
+
+    def other(x: Tensor) -> list[Tensor]:
+        spread, mean = torch.std_mean(x, (2, 3), keepdim=True)
+        return forward((x - mean) / spread)
+
+    model.backbone.forward = other  # type: ignore[method-assign]
+
+
+def not_finite(model: RetinaNet) -> None:
+    """As of a checkpoint: the first step says so, with its images."""
+    with torch.no_grad():
+        next(model.class_head.parameters()).fill_(torch.nan)
+
+
+@pytest.mark.parametrize("alter", [only_in_training, standardises, not_finite])
+def test_what_a_training_can_do_with_is_taken(tmp_path: Path, alter: Callable[[RetinaNet], None]) -> None:
+    model, criterion = parts(tmp_path)
+    alter(model)
+    state = torch.get_rng_state()
+    check_wiring(model, criterion, processes=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("altered", "said"),
     [
-        (lambda loss: loss.detach(), r"no gradient of the loss comes to \d+ of \d+ .* first class_head"),
+        (lambda loss: loss.detach(), r"no gradient of the loss comes to class_head: a part of the loss must"),
         (lambda loss: loss.expand(4, 3), r"part 'classification' of the loss .* got \[4, 3\]"),
         (float, r"part 'classification' of the loss .* got float"),
     ],
@@ -114,14 +165,9 @@ def test_a_loss_that_cannot_teach_is_named(
 def test_a_training_is_refused_before_it_leaves_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = ResNet.__init__
-
-    def with_classifier(self: ResNet, *args: Any, **kwargs: Any) -> None:
-        made(self, *args, **kwargs)
-        self.classifier = nn.Linear(512, 10)
-
-    monkeypatch.setattr(ResNet, "__init__", with_classifier)
+    forward = ResNet.forward
+    monkeypatch.setattr(ResNet, "forward", lambda self, x: forward(self, x)[:2])
     root = small_coco(tmp_path / "set")
-    with pytest.raises(InputError, match=r"the first backbone\.classifier\.weight"):
+    with pytest.raises(InputError, match="the backbone ResNet gives maps of"):
         Trainer(tiny_config(root, tmp_path / "run"), "test")
     assert not (tmp_path / "run").exists()
