@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -36,15 +36,11 @@ class Progress:
     ) -> None:
         self.total, self.count = total, 0
         self._unit, self._title = unit, title
-        self._bar = tqdm(
-            total=total,
-            desc=title or None,
-            unit=unit,
-            leave=leave,
-            disable=not has_room_for_a_bar(),
-            dynamic_ncols=True,
-            delay=delay,
-        )
+        self._bar: tqdm[Any] | None = None
+        if has_room_for_a_bar():  # or a log would pay for a lock among processes that nobody needs
+            self._bar = tqdm(
+                total=total, desc=title or None, unit=unit, leave=leave, dynamic_ncols=True, delay=delay
+            )
         self._began = time.monotonic()
         self._due = self._began + _FIRST
 
@@ -54,15 +50,18 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def update(self, count: int = 1) -> None:
         """So many more are done."""
         self.count += count
-        self._bar.total = self.total
-        self._bar.update(count)
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.update(count)
+            return
         now = time.monotonic()
-        if self._bar.disable and now >= self._due:
+        if now >= self._due:
             self._due = now + _EVERY
             with contextlib.suppress(OSError):  # nobody reads it any more
                 print(self._line(now - self._began), file=sys.stderr, flush=True)
