@@ -416,7 +416,7 @@ def test_a_video_is_gone_on_with_at_the_frame_where_it_broke_off(
     out, known = place / "out", {"killed": 2, "interrupted": 2}.get(broken, 5)
     with monkeypatch.context() as patch:
         if broken == "interrupted":
-            interrupting(patch, 3, signal.SIGINT)
+            interrupting(patch, 2, signal.SIGINT)
         else:
             patch.setattr(_Session, "write_tables", lambda *_: sys.exit(7))
         outcome = run(place, trained, *words, "--output", "out")
@@ -469,7 +469,7 @@ def test_what_was_noted_of_a_video_stays_where_it_cannot_be_read_for_once(
     clip(place / "clip.mp4")
     words = ("clip.mp4", *ALL, "--batch", "2")
     with monkeypatch.context() as patch:
-        interrupting(patch, 3, signal.SIGINT)
+        interrupting(patch, 2, signal.SIGINT)
         assert run(place, trained, *words, "--output", "out").code == 130
     content = (place / "clip.mp4").read_bytes()
     (place / "clip.mp4").write_bytes(b"away")
