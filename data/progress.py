@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-SELDOM_LONG = 3.0  # seconds before there is a bar of what takes less, as a rule
+_SELDOM_LONG = 3.0  # seconds before there is a bar of what takes less, as a rule
 _FIRST, _EVERY = 10.0, 60.0  # seconds before the first line, and between two
 _AT_ONCE = 100  # items between two looks at the clock
 
@@ -81,6 +81,11 @@ class Progress:
         return f"{before}{many}, {rate:.3g} a second, left {left}"
 
 
+def told_if_long(items: Iterable[Item], total: int, unit: str, title: str) -> Iterator[Item]:
+    """The items of work that is seldom long; arguments as for `Progress`."""
+    return Progress(total, unit, title, leave=False, delay=_SELDOM_LONG).over(items)
+
+
 def reading(items: Sequence[Item], unit: str, what: str) -> Iterator[Item]:
     """The items of annotations, of which a large set has a million: all begins with them, and seldom waits.
 
@@ -89,7 +94,7 @@ def reading(items: Sequence[Item], unit: str, what: str) -> Iterator[Item]:
     if os.environ.get("RANK", "0") not in ("", "0"):
         yield from items
         return
-    with Progress(len(items), unit, f"reading {what}", leave=False, delay=SELDOM_LONG) as progress:
+    with Progress(len(items), unit, f"reading {what}", leave=False, delay=_SELDOM_LONG) as progress:
         for first in range(0, len(items), _AT_ONCE):
             some = items[first : first + _AT_ONCE]
             yield from some

@@ -64,7 +64,7 @@ def near_pairs(one: Prints, other: Prints) -> list[tuple[int, int]]:
         common = _InCommon(one, left, other, theirs, band)
         near = [_near(one, other, pairs) for pairs in common.few(of_many=True)]
         # What is found is compared no more: of a still scene's frames none is left for the next band.
-        left = np.setdiff1d(left, np.concatenate([left[:0], *(rows for rows, _ in near)]))
+        left = np.setdiff1d(left, np.concatenate([rows for rows, _ in near]))
         found += near
     if _all_is_less(one, left, other, theirs):
         found += [_near(one, other, pairs) for pairs in _nearest(one, left, other, theirs)]
@@ -72,7 +72,7 @@ def near_pairs(one: Prints, other: Prints) -> list[tuple[int, int]]:
         for band in range(_BANDS):
             for rows, run in _InCommon(one, left, other, theirs, band).many():
                 found += [_near(one, other, pairs) for pairs in _nearest(one, rows, other, run)]
-    rows, others = (np.concatenate(side) for side in zip((mine[:0],) * 2, *found, strict=True))
+    rows, others = (np.concatenate(side) for side in zip(*found, strict=True))
     order = np.lexsort((others, _distances(one[rows], other[others]), rows))
     nearest = order[np.unique(rows[order], return_index=True)[1]]
     return list(zip(rows[nearest].tolist(), others[nearest].tolist(), strict=True))

@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.progress import SELDOM_LONG, Progress
+from data.progress import told_if_long
 from data.sample import DetectionSet
 from detector.evaluation.calibration import Matched
 from detector.evaluation.error_breakdown import ErrorBreakdown, error_breakdown
@@ -153,8 +153,8 @@ class CocoResult:
         there = {name: one for name, one in self.per_class.items() if one.gt_boxes}
         if most is None or len(there) <= most:
             return there
-        names = sorted(there, key=lambda name: -there[name].gt_boxes)[:most]
-        return {name: one for name, one in there.items() if name in set(names)}
+        names = {*sorted(there, key=lambda name: -there[name].gt_boxes)[:most]}
+        return {name: one for name, one in there.items() if name in names}
 
     @property
     def best_thresholds(self) -> Floats:
@@ -230,8 +230,7 @@ def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Fl
         # dictionary of two kilobytes there.
         rows = (_rows_of_each(boxes.labels, len(material.classes)) for boxes in (material.gt, material.found))
         classes = list(zip(material.class_order, *rows, strict=True))
-        bar = Progress(len(classes), "class", "precision", leave=False, delay=SELDOM_LONG)
-        for place, gt_rows, found_rows in bar.over(classes):
+        for place, gt_rows, found_rows in told_if_long(classes, len(classes), "class", "precision"):
             if not material.gt.ignore[gt_rows].all():  # without gt boxes it stays at -1
                 one = _evaluated(material, gt_rows, found_rows, backend)
                 precision[:, :, place], recall[:, place] = one["precision"][:, :, 0], one["recall"][:, 0]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from data.progress import SELDOM_LONG, Progress
+from data.progress import told_if_long
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -99,9 +99,7 @@ def match(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) ->
     if len(found.scores):
         m.kinds[by_image[_beyond_the_limit(found, by_image)]] = Kind.IGNORED
     images = list(_by_image(found.images, by_image))
-    for image, rows in Progress(len(images), "image", "matching", leave=False, delay=SELDOM_LONG).over(
-        images
-    ):
+    for image, rows in told_if_long(images, len(images), "image", "matching"):
         rows = rows[m.kinds[rows] != Kind.IGNORED]
         if image in gt_of and len(rows):
             _match_image(m, gt, found, gt_of[image], rows, foreground)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.feed import checked
 from data.loader import DetectionDataset, load_batch
-from data.progress import SELDOM_LONG, Progress
+from data.progress import told_if_long
 from data.sample import Batch, DetectionSet
 from detector.builders.data import build_cache, build_eval_loader, build_pipeline
 from detector.builders.device import build_amp
@@ -50,8 +50,7 @@ class Validation:
         found: list[Predictions] = []
         loaded: Iterable[Batch] = checked(self._loader)
         if processes.main:  # all have as many, or one less
-            bar = Progress(len(self._loader), "batch", "evaluating", leave=False, delay=SELDOM_LONG)
-            loaded = bar.over(loaded)
+            loaded = told_if_long(loaded, len(self._loader), "batch", "evaluating")
         batches = predict(self._config, self._ready(model), loaded, self._device)
         try:
             with stop.cutting_short():
