@@ -118,15 +118,15 @@ def _above_pattern(pattern: Path) -> Path:
 
 def _without_results(folder: Path, files: list[Path]) -> list[Path]:
     """What lies in a folder without results of predict.py: their inputs are there too."""
-    parents = {file.parent for file in files}
-    places = {place for parent in parents for place in (parent, *parent.parents)}
+    folders = {file if file.is_dir() else file.parent for file in files}  # a pattern matches folders too
+    places = {place for one in folders for place in (one, *one.parents)}
     below = {place for place in places if place.is_relative_to(folder)} - {folder}
     results = {place for place in below if (place / RESULTS_MARK).exists()}
     if not results:
         return files
     named = some_of([str(place) for place in sorted(results)], 3)
     log.warning("%s holds results of predict.py, which are left out: %s", folder, named)
-    return [file for file in files if results.isdisjoint(file.parents)]
+    return [file for file in files if results.isdisjoint((file, *file.parents))]
 
 
 def _sources(path: Path, above: Path) -> Iterable[Source]:
