@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.sample import Batch, Sample, collate
-from detector.boxes import area, clip, is_empty, pairwise_iou
+from detector.boxes import clip
 from detector.builders.data import build_set
 from detector.builders.network import build_model
 from detector.config import Config, EvalConfig
@@ -158,20 +158,19 @@ def test_joined_as_a_double_loop_has_it() -> None:
             near_x, near_y = 0.05 * (x2 - x1), 0.05 * (y2 - y1)
             cut = (left > 0 and x1 < near_x) or (left + 96 < 300 and 96 - x2 < near_x)
             cut = cut or (top > 0 and y1 < near_y) or (top + 96 < 230 and 96 - y2 < near_y)
-            rows.append((cut, -score, box + torch.tensor([left, top, left, top]), label, tile))
+            rows.append((cut, -score, (x1 + left, y1 + top, x2 + left, y2 + top), label, tile))
     rows.sort(key=lambda row: row[:2])
-    kept: list[tuple[bool, float, Tensor, int, int]] = []
+    kept: list[tuple[bool, float, tuple[float, ...], int, int]] = []
     for row in rows:
         for other in kept:
             if other[3] != row[3] or other[4] == row[4] or -other[1] < 0.01 * -row[1]:
                 continue
-            overlap = torch.cat(
-                (torch.maximum(row[2][:2], other[2][:2]), torch.minimum(row[2][2:], other[2][2:]))
-            )
-            inside = 0.0 if is_empty(overlap) else float(area(overlap))
-            if float(pairwise_iou(row[2][None], other[2][None])) > 0.5:
+            (x1, y1, x2, y2), (left, top, right, bottom) = row[2], other[2]
+            inside = max(min(x2, right) - max(x1, left), 0) * max(min(y2, bottom) - max(y1, top), 0)
+            area = (x2 - x1) * (y2 - y1)
+            if inside / (area + (right - left) * (bottom - top) - inside) > 0.5:
                 break
-            if row[0] and inside > 0.5 * float(area(row[2])):
+            if row[0] and inside > 0.5 * area:
                 break
         else:
             kept.append(row)
