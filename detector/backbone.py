@@ -47,6 +47,39 @@ def load_imagenet(body: nn.Module, name: str) -> None:
             raise RuntimeError(f"it has nothing for '{missing[0]}'")
 
 
+def make_body(name: str, norm: Norm, base_channels: int) -> nn.Module:
+    """torchvision's network of that name with fresh weights, its first stage of `base_channels` and not 64.
+
+    The other stages are wider or narrower by the same factor w: a convolution of them has w^2 of the weights.
+    """
+    make = getattr(torchvision.models, name)
+    if base_channels == 64:
+        return make(weights=None, norm_layer=partial(make_norm, norm))
+    with torch.device("meta"):  # only its structure is wanted
+        body = make(weights=None)
+
+    def scaled(channels: int) -> int:
+        return channels * base_channels // 64
+
+    for path, module in list(body.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            body.set_submodule(path, make_norm(norm, scaled(module.num_features)))
+        elif isinstance(module, nn.Conv2d):
+            conv = nn.Conv2d(
+                module.in_channels if module is body.conv1 else scaled(module.in_channels),
+                scaled(module.out_channels),
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+                bias=False,
+            )
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+            body.set_submodule(path, conv)
+    return body
+
+
 class ResNet(nn.Module):
     """torchvision's ResNet without its classifier, giving C3, C4 and C5.
 
@@ -56,14 +89,17 @@ class ResNet(nn.Module):
         pretrained: ImageNet weights, fetched by torchvision at first use.
         frozen_stages: 0 trains all; 1 fixes the stem, 2 the first stage as well, and so on: their weights,
             and the statistics of their norms.
+        base_channels: of the stem and of the first stage, which all others follow; 64 for pretrained weights.
 
     Raises:
         InputError: the weights cannot be fetched.
     """
 
-    def __init__(self, name: str, norm: Norm, pretrained: bool, frozen_stages: int) -> None:
+    def __init__(
+        self, name: str, norm: Norm, pretrained: bool, frozen_stages: int, base_channels: int = 64
+    ) -> None:
         super().__init__()
-        body = getattr(torchvision.models, name)(weights=None, norm_layer=partial(make_norm, norm))
+        body = make_body(name, norm, base_channels)
         if pretrained:
             load_imagenet(body, name)
         del body.fc, body.avgpool

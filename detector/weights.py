@@ -130,7 +130,8 @@ def initialise(
     afresh_instead = ", or start what does not fit afresh with model.init_partial=true"
     if partial:
         remedy = (
-            "of model.init_partial the backbone must fit: set model.backbone and model.norm to the file's"
+            "of model.init_partial the backbone must fit: set model.backbone, model.base_channels and "
+            "model.norm to the file's"
         )
     elif "conv1.weight" in state:
         remedy = "these are the weights of a backbone alone; take them with model.init_partial=true"

@@ -18,7 +18,7 @@ def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNe
     Raises:
         InputError: the ImageNet weights cannot be fetched.
     """
-    backbone = ResNet(config.backbone, config.norm, pretrained, config.frozen_stages)
+    backbone = ResNet(config.backbone, config.norm, pretrained, config.frozen_stages, config.base_channels)
     anchors = AnchorGenerator(config.anchors.sizes, config.anchors.ratios)
     head = partial(
         Head,

@@ -33,6 +33,11 @@ class AnchorConfig(Section):
 
 class ModelConfig(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    base_channels: Annotated[Integer, Field(ge=8, le=512, multiple_of=8)] = Field(
+        64,
+        description="channels of the backbone's first stage, which the others follow: 32 makes a quarter of "
+        "the weights; pretrained ones want 64",
+    )
     pretrained: bool = Field(True, description="start from torchvision's ImageNet weights")
     init: str | None = Field(
         None,
@@ -69,6 +74,15 @@ class ModelConfig(Section):
     def _something_to_normalise(self) -> "ModelConfig":
         if self.head_norm == "group" and self.head_width == 1:
             raise ValueError("head_width: head_norm=group wants at least 2 channels")
+        return self
+
+    @model_validator(mode="after")
+    def _as_wide_as_imagenets(self) -> "ModelConfig":
+        if self.pretrained and self.init is None and self.base_channels != 64:
+            raise ValueError(
+                f"base_channels: there are no ImageNet weights for {self.base_channels}; train from scratch "
+                "with model.pretrained=false model.norm=batch model.frozen_stages=0"
+            )
         return self
 
 

@@ -192,6 +192,7 @@ def hyperparameters(config: Config, lr: float) -> dict[str, bool | float | str]:
         "loss.delta": ranking_delta(loss),
         "loss.name": loss.name,
         "model.backbone": model.backbone,
+        "model.base_channels": model.base_channels,
         "model.norm": model.norm,
         "model.pretrained": model.pretrained or model.init is not None,
         "optimizer.lr": lr,

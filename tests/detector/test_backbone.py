@@ -52,6 +52,46 @@ def test_pretrained_features_equal_torchvisions(monkeypatch: pytest.MonkeyPatch,
             torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_narrow_network_is_a_corner_of_torchvisions(name: str) -> None:
+    """With the weights of all other channels at 0, torchvision's first channels are its features."""
+    torch.manual_seed(3)
+    ours = ResNet(name, "batch", pretrained=False, frozen_stages=0, base_channels=24).double().eval()
+    theirs = getattr(torchvision.models, name)(weights=None).double().eval()
+    state = theirs.state_dict()
+    narrow = ours.body.state_dict()
+    assert narrow.keys() == {key for key in state if not key.startswith("fc.")}
+    for key, value in narrow.items():
+        corner = tuple(slice(size) for size in value.shape)
+        state[key].zero_()[corner].copy_(value)  # the others' variance too: what they give is 0 / eps
+        if value.dim() == 1:
+            assert value.shape[0] * 64 == state[key].shape[0] * 24
+    theirs.load_state_dict(state)
+    layers = create_feature_extractor(theirs, ["layer2", "layer3", "layer4"])
+    with torch.no_grad():
+        features = ours(picture(0).double()), layers(picture(0).double()).values()
+        for mine, wide, channels in zip(*features, ours.channels, strict=True):
+            assert mine.shape[1] == channels
+            torch.testing.assert_close(mine, wide[:, :channels])
+            assert not wide[:, channels:].any()
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+def test_a_wide_network_begins_as_torchvisions_do(norm: str) -> None:
+    """Standard deviation of the weights by He et al., 2015, for the way back; norms as they are made."""
+    torch.manual_seed(4)
+    body = ResNet("resnet18", norm, pretrained=False, frozen_stages=2, base_channels=96).body
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+            assert module.bias is None
+    assert type(body.layer4[0].bn1) is type(make_norm(norm, 768))
+    assert body.layer4[0].bn1.weight.shape == (768,)
+    assert not any(parameter.is_meta for parameter in body.parameters())
+    assert not body.layer1[0].conv1.weight.requires_grad and body.layer2[0].conv1.weight.requires_grad
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -132,6 +132,8 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
         ({"optimizer": {"lr": None}}, "optimizer.lr"),
         ({"optimizer": {"clip_norm": "x"}}, "optimizer.clip_norm"),
         ({"model": {"backbone": "resnet51"}}, "model.backbone"),
+        ({"model": {"base_channels": 12, "pretrained": False}}, "model.base_channels"),
+        ({"model": {"base_channels": 32}}, "model.base_channels"),  # for which there are no ImageNet weights
         ({"model": {"box_std": [0.1, 0.1, 0.2]}}, "model.box_std"),
         ({"model": {"box_std": [0.1, 0.1, 0.2, "x"]}}, "model.box_std[3]"),
         ({"model": {"anchors": {"ratios": "x"}}}, "model.anchors.ratios"),
