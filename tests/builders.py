@@ -72,6 +72,7 @@ AUGMENTED = "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {
 # Overrides that make a training run take a second: a ResNet-18 of 64 x 64 pixels.
 TINY_MODEL = (
     "model.backbone=resnet18",
+    "model.base_channels=8",
     "model.pretrained=false",
     "model.norm=batch",
     "model.frozen_stages=0",

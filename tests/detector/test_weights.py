@@ -27,6 +27,8 @@ from tests.builders import TINY_MODEL, small_coco
 PROJECT = Path(train.__file__).parent
 TINY = {
     "backbone": "resnet18",
+    "base_channels": 8,
+    "pretrained": False,
     "norm": "batch",
     "frozen_stages": 0,
     "pyramid_channels": 16,
@@ -296,6 +298,7 @@ def test_equal_number_of_classes_gives_no_warning(caplog: pytest.LogCaptureFixtu
         ({"pyramid_channels": 24}, "pyramid.lateral.0.weight"),
         ({"p6_from": "p5"}, "pyramid.p6.weight"),
         ({"backbone": "resnet34"}, "backbone.body.layer1.2.conv1.weight"),
+        ({"base_channels": 16}, "backbone.body.conv1.weight"),
     ],
 )
 @pytest.mark.parametrize("swapped", [False, True], ids=["model differs", "file differs"])
@@ -454,8 +457,8 @@ def test_torchvision_has_learnt_with_its_own_anchors(factor: float, caplog: pyte
 
 def test_p6_from_elsewhere_is_told_where_no_shape_tells_it() -> None:
     """With as many channels in the pyramid as in C5."""
-    source, model = (tiny(k, pyramid_channels=512, p6_from=p) for k, p in enumerate(("c5", "p5")))
-    settings = ModelConfig(**{**TINY, "pyramid_channels": 512, "p6_from": "p5"}).model_dump()
+    source, model = (tiny(k, pyramid_channels=64, p6_from=p) for k, p in enumerate(("c5", "p5")))
+    settings = ModelConfig(**{**TINY, "pyramid_channels": 64, "p6_from": "p5"}).model_dump()
     content = {"model": source.state_dict(), "config": {"model": {**settings, "p6_from": "c5"}}}
     before = weights(model)
     with pytest.raises(
@@ -493,7 +496,8 @@ def test_a_backbone_alone_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFix
         {"state_dict": {f"module.{name}": tensor for name, tensor in given.items()}}, tmp_path / "a.pt"
     )
     with caplog.at_level(logging.WARNING):
-        learner = trainer(tmp_path, tmp_path / "a.pt", "model.init_partial=true").learner
+        words = ("model.init_partial=true", "model.base_channels=64")
+        learner = trainer(tmp_path, tmp_path / "a.pt", *words).learner
     body = learner.model.backbone.body.state_dict()
     assert body and all(tensor.equal(given[name]) for name, tensor in body.items())
     assert any("pyramid, class_head.tower" in message for message in caplog.messages)
@@ -501,9 +505,9 @@ def test_a_backbone_alone_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("changes", [{"backbone": "resnet34"}, {"norm": "group"}])
 def test_another_backbone_is_refused_all_the_same(changes: dict[str, object]) -> None:
-    model = tiny(1, **changes)
+    model = tiny(1, base_channels=64, **changes)
     before = weights(model)
-    for content in (tiny(0).state_dict(), resnet18(weights=None).state_dict()):
+    for content in (tiny(0, base_channels=64).state_dict(), resnet18(weights=None).state_dict()):
         with pytest.raises(InputError, match=r"backbone.* of model\.init_partial the backbone must fit"):
             initialise(model, content, "source.pt", STD, partial=True)
     assert all(tensor.equal(before[name]) for name, tensor in weights(model).items())

@@ -20,10 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 28
 WORDS = (
     *(word for word in TINY_MODEL if not word.startswith("data.workers")),
+    "model.base_channels=32",  # checkpoints of 45 MB, which take their time to be written
     AUGMENTED,
     "train.epochs=3",
     "train.log_every=1",
-    "train.save_every_steps=5",  # each is 180 MB
+    "train.save_every_steps=5",
     "train.ema_decay=0.9",
     "optimizer.name=adamw",
     "schedule.name=cosine",
@@ -54,13 +55,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_killed_runs_end_with_the_weights_of_an_undisturbed_one(
-    straight: Path, tmp_path: Path, workers: int
-) -> None:
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(straight: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    mine = words(straight, f"data.workers={workers}")
-    done = campaign(mine, tmp_path / "killed", kills=2, while_saving=1, seed=workers, log=log)
+    mine = words(straight, "data.workers=1")
+    done = campaign(mine, tmp_path / "killed", kills=2, while_saving=1, seed=1, log=log)
     assert (done.kills, done.resumed, done.damaged) == (2, 2, 0)
     assert same_weights(straight / "straight", tmp_path / "killed"), log.read_text()
     lines = [

@@ -70,7 +70,7 @@ def declares(*channels: int) -> Callable[[RetinaNet], None]:
     [
         (gives(lambda maps: maps[:2]), r"ResNet gives maps of .* they should be"),
         (gives(lambda maps: [*maps, maps[-1]]), r"gives maps of"),
-        (gives(lambda maps: [map_[..., ::2, ::2] for map_ in maps]), r"\[1, 128, 4, 4\].* strides of 8, 16"),
+        (gives(lambda maps: [map_[..., ::2, ::2] for map_ in maps]), r"\[1, 16, 4, 4\].* strides of 8, 16"),
         (gives(lambda maps: dict(enumerate(maps))), r"gives dict; a list of the maps C3, C4 and C5"),
         (gives(lambda maps: maps[2]), r"gives Tensor; a list"),
         (declares(64, 128, 256), r"channels=\[64, 128, 256\]"),
@@ -103,7 +103,7 @@ def test_a_weight_that_nothing_depends_on_is_told_and_ends_several_processes(
 
 
 def only_in_training(model: RetinaNet) -> None:
-    model.backbone.aux = nn.Conv2d(512, 512, 1)
+    model.backbone.aux = nn.Conv2d(64, 64, 1)
     forward, backbone = model.backbone.forward, model.backbone
 
     def other(x: Tensor) -> list[Tensor]:
