@@ -1,7 +1,7 @@
 """ResNet + feature pyramid: images -> five feature maps, P3 to P7, of strides 8 to 128 px."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -47,12 +47,12 @@ def load_imagenet(body: nn.Module, name: str) -> None:
             raise RuntimeError(f"it has nothing for '{missing[0]}'")
 
 
-def make_body(name: str, norm: Norm, base_channels: int) -> nn.Module:
+def make_body(name: str, norm: Norm, base_channels: int) -> torchvision.models.ResNet:
     """torchvision's network of that name with fresh weights, its first stage of `base_channels` and not 64.
 
     The other stages are wider or narrower by the same factor w: a convolution of them has w^2 of the weights.
     """
-    make = getattr(torchvision.models, name)
+    make: Callable[..., torchvision.models.ResNet] = getattr(torchvision.models, name)
     if base_channels == 64:
         return make(weights=None, norm_layer=partial(make_norm, norm))
     with torch.device("meta"):  # only its structure is wanted
@@ -65,18 +65,12 @@ def make_body(name: str, norm: Norm, base_channels: int) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             body.set_submodule(path, make_norm(norm, scaled(module.num_features)))
         elif isinstance(module, nn.Conv2d):
-            conv = nn.Conv2d(
-                module.in_channels if module is body.conv1 else scaled(module.in_channels),
-                scaled(module.out_channels),
-                module.kernel_size,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
-                bias=False,
-            )
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
-            body.set_submodule(path, conv)
+            if module is not body.conv1:
+                module.in_channels = scaled(module.in_channels)
+            module.out_channels = scaled(module.out_channels)
+            shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+            module.weight = nn.Parameter(torch.empty(shape))
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
     return body
 
 
