@@ -55,10 +55,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(straight: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_killed_runs_end_with_the_weights_of_an_undisturbed_one(
+    straight: Path, tmp_path: Path, workers: int
+) -> None:
     log = tmp_path / "log.txt"
-    mine = words(straight, "data.workers=1")
-    done = campaign(mine, tmp_path / "killed", kills=2, while_saving=1, seed=1, log=log)
+    mine = words(straight, f"data.workers={workers}")
+    done = campaign(mine, tmp_path / "killed", kills=2, while_saving=1, seed=workers, log=log)
     assert (done.kills, done.resumed, done.damaged) == (2, 2, 0)
     assert same_weights(straight / "straight", tmp_path / "killed"), log.read_text()
     lines = [
