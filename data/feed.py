@@ -24,9 +24,11 @@ log.setLevel(logging.WARNING)
 
 # What the system and Python say where files are handed over: the memory of batches is such.
 _TOO_MANY_FILES = ("Too many open files", "ancdata")
-_GONE_WITHIN_S = 1.0  # a process whose connections are closed
+_GONE_WITHIN_S = 5.0  # a process whose connections are closed; much memory takes its time to be given back
 # What DataLoader says of a loading process that is no more.
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+# And of an error that one which lives has handed on.
+_LIVING_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 
 
 class SkippedImages:
@@ -154,6 +156,8 @@ def _dead_workers(loader: DataLoader, error: Exception) -> list[int]:
     """The process ids of the loading processes that the error comes from, empty where they all live."""
     if named := _DEAD_WORKER.search(str(error)):
         return [int(process) for process in named[1].split(",")]
+    if _LIVING_WORKER.match(str(error)):
+        return []
     # A batch is fetched from the memory of the worker that made it, which may have died of the next
     # one: then it is a connection that fails. A process closes those before it is gone itself.
     assert isinstance(loader.dataset, DetectionDataset)

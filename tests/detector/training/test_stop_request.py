@@ -15,21 +15,24 @@ from detector.training.stop import SIGNALS, CutShort, StopRequest
 ROOT = Path(__file__).resolve().parents[3]
 
 
+# Told by each line of its input how long signals are one request: no test hangs on how fast its machine is.
 SLEEPER = """
-import sys, time
-from detector.training.stop import StopRequest
-with StopRequest(speak=True) as stop:
+import sys
+from detector.training import stop as module
+with module.StopRequest(speak=True):
     print("ready", flush=True)
-    while True:
-        time.sleep(0.01)
+    for line in sys.stdin:
+        module._SAME_REQUEST_S = float(line)
+        print("set", flush=True)
 """
 
 
 # Asked to stop, it is in one operation that lets other threads run, and no handler.
 BUSY = """
 import hashlib, sys, time
-from detector.training.stop import StopRequest
-with StopRequest(speak=True) as stop:
+from detector.training import stop as module
+module._SAME_REQUEST_S = float(sys.argv[2])
+with module.StopRequest(speak=True) as stop:
     print("ready", flush=True)
     while not stop:
         time.sleep(0.01)
@@ -37,6 +40,22 @@ with StopRequest(speak=True) as stop:
     hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))
     print("done", flush=True)
 """
+
+
+def sleeper(command: list[str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    return process
+
+
+def one_request_for(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Signals that come within so many seconds of the first are taken for one and the same."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"%f\n" % seconds)
+    process.stdin.flush()
+    assert process.stdout.readline() == b"set\n"
 
 
 @pytest.mark.parametrize("reader", ["gone", "asleep"])
@@ -52,16 +71,16 @@ except BlockingIOError:
     os.set_blocking(2, True)
 """
     command = [sys.executable, "-c", SLEEPER if reader == "gone" else fill + SLEEPER]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"ready\n"
+    with sleeper(command) as process:
+        assert process.stderr is not None
+        one_request_for(process, 0.1)
         if reader == "gone":
             process.stderr.close()
         process.send_signal(signal.SIGTERM)
-        time.sleep(1.2)
+        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(timeout=10) == 128 + signal.SIGTERM
+            assert process.wait(timeout=60) == 128 + signal.SIGTERM
         finally:
             process.kill()
 
@@ -69,13 +88,13 @@ except BlockingIOError:
 @pytest.mark.parametrize("second", [False, True])
 def test_signals_are_heard_while_the_process_is_busy(second: bool) -> None:
     """What a launcher repeats is known as such however late a handler comes; an impatient user is heard."""
-    command = [sys.executable, "-c", BUSY, str(10**9 if second else 10**7)]
+    command = [sys.executable, "-c", BUSY, str(10**9 if second else 10**7), "0.1" if second else "60"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == b"busy\n"
-        time.sleep(1.2 if second else 0.3)
+        time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         try:
             assert process.wait(timeout=60) == (128 + signal.SIGTERM if second else 0)
@@ -110,17 +129,16 @@ def test_what_a_script_ignores_for_itself_is_a_request_all_the_same(number: int)
 
 def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
     """A launcher repeats a signal that the terminal has sent to all processes."""
-    command = [sys.executable, "-c", SLEEPER]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"ready\n"
+    with sleeper([sys.executable, "-c", SLEEPER]) as process:
+        assert process.stderr is not None
+        one_request_for(process, 60)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+        time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
-        time.sleep(1.2)
-        assert process.poll() is None
+        time.sleep(0.3)
+        one_request_for(process, 0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
         said = process.stderr.read().decode()
     assert "SIGINT: the state is saved after this step" in said
     assert "SIGTERM: ended without saving" in said
@@ -183,7 +201,7 @@ def late():
         time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGTERM)
 
-module._TO_END_S = 5.0 if sys.argv[1] == "ends" else 0.2
+module._TO_END_S = 60.0 if sys.argv[1] == "ends" else 0.2
 atexit.register(late)
 run_door(main)
 """
