@@ -113,7 +113,9 @@ def _checked(
         if batch is None:
             return
         if isinstance(batch, InputError):
-            raise batch
+            # Not itself: a frame that holds the error that it raises is only freed when the garbage is
+            # collected, and the loading processes, which it holds as well, would then take 10 s each to end.
+            raise InputError(*batch.args)
         if skipped is not None:
             skipped.note(batch)
         yield batch
@@ -130,7 +132,7 @@ def next_group(groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError |
     try:
         return next(groups), None
     except InputError as error:
-        return [], error
+        return [], error.with_traceback(None)  # the frames in it hold the loading processes
 
 
 def _begun(loader: DataLoader) -> Iterator[Batch | InputError]:

@@ -1,5 +1,6 @@
 """What reaches the training from the loader: images that cannot be read, loading processes that die."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from data.coco import load_coco
-from data.feed import SkippedImages, _dead_workers, checked
+from data.feed import SkippedImages, _dead_workers, checked, in_groups, next_group
 from data.images import read_image
 from data.loader import DetectionDataset, eval_loader, train_loader
 from data.order import EpochBatches, Key
@@ -174,6 +176,30 @@ def test_a_loading_process_that_is_about_to_end_is_waited_for(
     assert _dead_workers(loader, EOFError()) == []
     monkeypatch.setattr("multiprocessing.active_children", lambda: pytest.fail("nothing to wait for"))
     assert _dead_workers(loader, OSError("Caught OSError in DataLoader worker process 1.\n")) == []
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_loading_processes_end_with_an_image_that_cannot_be_read(
+    records: DetectionSet, at_once: bool
+) -> None:
+    """Without waiting for the garbage collector, whose order would leave them unasked and waited for."""
+    Path(records.files[0]).write_bytes(b"no picture")
+    loader = eval_loader(records, Pipeline([], 0.3, "eval"), 2, 2, False)
+    failure = None
+    gc.disable()
+    try:
+        if at_once:
+            next(checked(loader))
+        _, failure = next_group(in_groups(checked(loader), 1))
+    except InputError as error:
+        assert at_once and "0.png" in str(error)
+    try:
+        reading = weakref.ref(loader._iterator)
+        del loader
+        assert reading() is None
+    finally:
+        gc.enable()
+    assert (failure is None) == at_once
 
 
 @pytest.mark.parametrize("workers", [0, 1])
