@@ -107,8 +107,10 @@ def test_processes_together_compute_what_one_does_on_the_whole_batch(
         for key, value in expected[name].items():
             found = [result[name][key] for result in results]
             if not key.endswith(".grad"):
+                # The balance is the difference of two losses of about 1, of which it has the rounding.
+                absolute = 1e-6 if key == "balance" else 1e-7
                 for one in found:
-                    torch.testing.assert_close(one, value, rtol=1e-6, atol=1e-7)
+                    torch.testing.assert_close(one, value, rtol=1e-6, atol=absolute)
             else:
                 torch.testing.assert_close(torch.cat(found), value, rtol=1e-6, atol=1e-8)
     logits, targets, _ = batch()
