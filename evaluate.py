@@ -40,7 +40,7 @@ def main() -> None:
         "--results",
         metavar="FILE",
         type=Path,
-        help="write the detections of a COCO set as a results file",
+        help="write the detections as a COCO results file",
     )
     parser.add_argument(
         "--recalibrate",

@@ -213,8 +213,12 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
                 f"{', '.join(first.classes)} and {', '.join(other.classes)}; list them in data.classes"
             )
     image_ids = np.concatenate([s.image_ids for s in sets])
-    if len(np.unique(image_ids)) < len(image_ids):
+    meet = len(np.unique(image_ids)) < len(image_ids)
+    if meet:
         image_ids = np.arange(1, len(image_ids) + 1)
+    category_ids = _joined_ids([s.category_ids for s in sets])
+    of_each = (pair for s in sets for pair in zip(s.category_ids, category_ids, strict=True))
+    differ = any(is_listed(own) and own != joined for own, joined in of_each)
     starts = np.cumsum([0] + [len(s.boxes) for s in sets[:-1]])
     offsets = [np.zeros(1, np.int64)] + [s.offsets[1:] + at for s, at in zip(sets, starts, strict=True)]
     return DetectionSet(
@@ -228,8 +232,8 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
         areas=np.concatenate([s.areas for s in sets]),
         annotation_ids=np.concatenate([s.annotation_ids for s in sets]),
         classes=first.classes,
-        category_ids=_joined_ids([s.category_ids for s in sets]),
-        renumbered=any(s.renumbered for s in sets),
+        category_ids=category_ids,
+        renumbered=meet or differ or any(s.renumbered for s in sets),
     )
 
 

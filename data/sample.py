@@ -45,7 +45,7 @@ class DetectionSet:
     annotation_ids: NDArray[np.int64]  # [M] coco: the id, voc: n-th object, yolo: the line; -1 without
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the classes, as in the annotations; see `is_listed`
-    renumbered: bool = False  # ids are texts in the annotations, and have numbers here
+    renumbered: bool = False  # the ids of images or categories are other ones in the annotations, or none
 
     def __len__(self) -> int:
         return len(self.files)

@@ -187,7 +187,8 @@ def load_voc_images(
         final = [classes.index(name) for name in labels]
         for item in (item for image in images for item in image.objects):
             item.label = final[item.label]
-    return pack_set(images, classes, tuple(range(1, len(classes) + 1)), source, faults=faults)
+    ids = tuple(range(1, len(classes) + 1))
+    return pack_set(images, classes, ids, source, faults=faults, renumbered=True)
 
 
 def voc_classes(

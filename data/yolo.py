@@ -72,7 +72,8 @@ def load_yolo(
     _labels_without_images(index, split, paths, [*label_files, *map(finder.of, not_read)], faults)
     say_left_out(labelled.left_out, f"split {split}")
     _say_twice(split, labelled.twice, faults)
-    return pack_set(images, classes, category_ids, f"split {split}", sizes_checked=True, faults=faults)
+    source = f"split {split}"
+    return pack_set(images, classes, category_ids, source, sizes_checked=True, faults=faults, renumbered=True)
 
 
 class _Labels:

@@ -177,12 +177,6 @@ def test_results_of_another_program_are_not_replaced(workplace: Path) -> None:
         assert_refused(evaluate.main, words, workplace, "--results", "theirs.json holds something else")
 
 
-def test_results_of_joined_splits_are_not_written(workplace: Path) -> None:
-    words = ("run", "data.splits.val=[val, train]", "--results", "joined.json")
-    assert_refused(evaluate.main, words, workplace, "--results", "joins val, train")
-    assert not (workplace / "joined.json").exists()
-
-
 def test_classes_that_the_model_does_not_have_are_not_scored(workplace: Path) -> None:
     for classes in ("[cat, dog]", "null"):
         assert call(evaluate.main, "run", f"data.classes={classes}", cwd=workplace).code == 0

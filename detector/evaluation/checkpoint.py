@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,14 +88,20 @@ class CheckpointScores:
         ]
 
 
-def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "train.device") -> OpenCheckpoint:
-    """Load a checkpoint, or best.pt of a run folder.
+class ReadCheckpoint(NamedTuple):
+    """What is in a checkpoint, and its configuration as the training had it and as it is now."""
 
-    Args:
-        device_key: where the user has set the device, for messages.
+    file: Path
+    content: dict[str, Any]
+    trained: Config
+    config: Config
+
+
+def read_checkpoint(path: Path, overrides: Sequence[str]) -> ReadCheckpoint:
+    """A checkpoint, or best.pt of a run folder.
 
     Raises:
-        InputError: the checkpoint or an override is wrong, or the device is not there or full.
+        InputError: it is missing or damaged, or an override is wrong.
     """
     file = find_checkpoint(path)
     content = load_checkpoint(file)
@@ -103,6 +109,19 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
     _refuse_other_model(config, trained, file)
+    return ReadCheckpoint(file, content, trained, config)
+
+
+def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "train.device") -> OpenCheckpoint:
+    """Load the model of a checkpoint, or of best.pt of a run folder.
+
+    Args:
+        device_key: where the user has set the device, for messages.
+
+    Raises:
+        InputError: the checkpoint or an override is wrong, or the device is not there or full.
+    """
+    file, content, trained, config = read_checkpoint(path, overrides)
     changed = keys_of(overrides)
     _say_what_changes_nothing(changed, config)
     device = build_device(config.train.device, key=device_key)
@@ -225,24 +244,14 @@ def _best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
     return {n: float(one["best_f1_threshold"]) for n, one in per_class.items() if one.get("best_f1", 0) > 0}
 
 
-def evaluate_checkpoint(
-    path: Path, overrides: list[str], split: str, with_ids: bool = False
-) -> CheckpointScores:
+def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> CheckpointScores:
     """Score a checkpoint (best.pt of a run folder) on a split: "train", "val" or "test".
-
-    Args:
-        with_ids: refuse, before the work, a set whose images have none: for `coco_results`.
 
     Raises:
         InputError: the checkpoint, an override or the data is wrong.
     """
     c = open_checkpoint(path, overrides)
-    if with_ids:
-        refuse_without_ids(c.config.data, split)
-    records = set_to_score(c, overrides, split)
-    if with_ids:
-        refuse_text_ids(records)
-    return score_checkpoint(c, records)
+    return score_checkpoint(c, set_to_score(c, overrides, split))
 
 
 def set_to_score(c: OpenCheckpoint, overrides: Sequence[str], split: str) -> DetectionSet:
@@ -269,30 +278,6 @@ def _warn_of_learnt_images(c: OpenCheckpoint, records: DetectionSet) -> None:
             "%s was trained on %d of these %d images: it scores better on them than on others",
             c.file, shared, len(records),
         )  # fmt: skip
-
-
-def refuse_without_ids(data: DataConfig, split: str) -> None:
-    """Raises InputError: the images of a split have no ids, or more than one has the same."""
-    if data.format not in ("coco", "shapes"):
-        raise InputError(
-            f"--results: images of a set in {data.format} format have no ids, as COCO's have; predict.py "
-            "--threshold 0 writes detections with the names of the files"
-        )
-    parts = getattr(data.splits, split)
-    if isinstance(parts, list) and len(parts) > 1:
-        raise InputError(
-            f"--results: data.splits.{split} joins {', '.join(parts)}, where an id may stand for several "
-            f"images; write the results of each by itself: data.splits.{split}={parts[0]}"
-        )
-
-
-def refuse_text_ids(records: DetectionSet) -> None:
-    """Raises InputError: the ids of a set are no numbers."""
-    if records.renumbered:
-        raise InputError(
-            "--results: ids of the set are texts, and results would have numbers for them; leave it out, or "
-            "write numbers into the annotations"
-        )
 
 
 def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScores:

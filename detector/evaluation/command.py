@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -177,19 +178,20 @@ def _score(wanted: Wanted) -> Scored:
         return Scored(str(results), [("annotations", str(wanted.annotations))], result, {})
 
     (model,), split = wanted.models, wanted.split or "val"
-    with_ids, file = wanted.results is not None, wanted.recalibrated
     content = None
     if wanted.exported is not None:
-        done = score_exported(wanted.exported, model, wanted.overrides, split, with_ids)
-    elif file is None:
-        done = evaluate_checkpoint(model, wanted.overrides, split, with_ids)
+        done = score_exported(wanted.exported, model, wanted.overrides, split)
+    elif wanted.recalibrated is None:
+        done = evaluate_checkpoint(model, wanted.overrides, split)
     else:
-        done, content = recalibrate(model, wanted.overrides, split, with_ids)
-    if with_ids and done.config.data.merge:
+        done, content = recalibrate(model, wanted.overrides, split)
+    if wanted.results is not None and (done.records.renumbered or done.config.data.merge):
+        data = [word for word in wanted.overrides if word.startswith("data.")]
         log.warning(
-            "--results: a class of data.merge has the category id of the first in its list, and the "
-            "annotations as they are count it as that one"
-        )
+            "--results: images and classes have other ids there than in the annotations, if those have any; "
+            "python -m data.convert %s --split %s --output FILE writes the gt with the same ids",
+            shlex.join([str(model), *data]), split,
+        )  # fmt: skip
     of_split = f"{split} of {done.config.data.root}"
     of_file = [("checkpoint", str(done.file))]
     if wanted.exported is not None:

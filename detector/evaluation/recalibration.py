@@ -24,15 +24,12 @@ def check_recalibrated(file: Path, model: Path) -> None:
         raise InputError(f"{OPTION}: {file} is no earlier output of this option; name another file")
 
 
-def recalibrate(
-    model: Path, overrides: Sequence[str], split: str, with_ids: bool = False
-) -> tuple[CheckpointScores, dict[str, Any]]:
+def recalibrate(model: Path, overrides: Sequence[str], split: str) -> tuple[CheckpointScores, dict[str, Any]]:
     """Score a checkpoint on a split, and give it the calibration and the thresholds that fit there.
 
     Args:
         overrides: of the configuration; those of `eval`, and of the size of images in evaluation, go into the
             new checkpoint.
-        with_ids: as for `evaluate_checkpoint`.
 
     Returns:
         What the new checkpoint scores, on the very split that it was fitted to, and its content, for
@@ -44,7 +41,7 @@ def recalibrate(
     """
     if not apply_overrides({}, [*overrides]).get("eval", {}).get("calibrate", True):
         raise InputError(f"eval.calibrate=false: {OPTION} fits what that leaves out; leave it out")
-    raw = evaluate_checkpoint(model, [*overrides, "eval.calibrate=false"], split, with_ids)
+    raw = evaluate_checkpoint(model, [*overrides, "eval.calibrate=false"], split)
     known = raw.scores.coco.material.gt_totals() > 0
     calibration = fit_calibration(raw.scores.coco.matched, known) if known.any() else None
     if calibration is None:

@@ -19,8 +19,6 @@ from detector.evaluation.checkpoint import (
     batches_to_score,
     checkpoint_scores,
     open_checkpoint,
-    refuse_text_ids,
-    refuse_without_ids,
     set_to_score,
 )
 from detector.evaluation.inference import detect_batches, join_predictions
@@ -38,14 +36,11 @@ OPTION = "--exported"
 _FREE = ("eval.backend", "eval.batch_size", "eval.tile", "eval.tile_overlap", "eval.tile_batch_size")
 
 
-def score_exported(
-    file: Path, model: Path, overrides: Sequence[str], split: str, with_ids: bool = False
-) -> CheckpointScores:
+def score_exported(file: Path, model: Path, overrides: Sequence[str], split: str) -> CheckpointScores:
     """Score an exported file on a split of the data set of the checkpoint that it was made of, on the CPU.
 
     Args:
         model: a checkpoint, or a run folder: it knows data, classes and sizes of images.
-        with_ids: as for `evaluate_checkpoint`.
 
     Raises:
         InputError: the file cannot be run or does not go with the checkpoint; and as `evaluate_checkpoint`.
@@ -55,12 +50,8 @@ def score_exported(
         raise InputError(f"{fixed[0]}: {OPTION} {file} has its own; give it to export.py")
     refuse_elsewhere(overrides, f"{OPTION} {file} is run on the CPU, in the precision that is in it")
     c = open_checkpoint(model, [*overrides, "train.device=cpu", "train.amp=off"])
-    if with_ids:
-        refuse_without_ids(c.config.data, split)
     exported = open_exported(file, c)
     records = set_to_score(c, overrides, split)
-    if with_ids:
-        refuse_text_ids(records)
     warn_of_tiles(c.config, records)
     return _score(c, exported, file, records)
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.inputs import Source
-from data.sample import is_listed
+from detector.evaluation.coco_instances import categories, ids_in_file
 from detector.evaluation.coco_results import in_list
 from detector.predictor import ImageDetections
 
@@ -40,8 +40,7 @@ def instances(
     Files are named as seen from the folder that the user has named, where that tells them apart.
     """
     sharing = Counter(result.source.place for result in results)
-    free = itertools.count(max((i for i in category_ids if is_listed(i)), default=0) + 1)
-    ids = [i if is_listed(i) else next(free) for i in category_ids]
+    ids = ids_in_file(category_ids)
     images = []
     for number, result in enumerate(results, start=1):
         (height, width), source = result.size, result.source
@@ -68,10 +67,6 @@ def _boxes(results: Sequence[Result], ids: Sequence[int]) -> Iterator[dict[str, 
                 "iscrowd": 0,
                 "score": score,
             }
-
-
-def categories(ids: Sequence[int], classes: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]
 
 
 def yolo_lines(result: Result) -> str:

@@ -165,10 +165,6 @@ WRONG = {
     ),
     "alone": (("--exported", "model.torchscript"), ("run folder",)),
     "two": (("run", "one", "--exported", "model.torchscript"), ("--exported", "the checkpoint")),
-    "with text ids": (
-        ("run", "--exported", "model.torchscript", "data.splits.val=texts", "--results", "r.json"),
-        ("ids of the set are texts",),
-    ),
     "to calibrate": (("run", "--exported", "model.torchscript", "--recalibrate", "r.pt"), ("--recalibrate",)),
 }
 
@@ -176,11 +172,5 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_scored_is_refused(place: Path, case: str) -> None:
     (place / "damaged.torchscript").write_bytes((place / "model.torchscript").read_bytes()[:5000])
-    content = json.loads((place / "set" / "annotations" / "val.json").read_text())
-    for one in content["images"]:
-        one["id"] = f"image {one['id']}"
-    for one in content["annotations"]:
-        one["image_id"] = f"image {one['image_id']}"
-    (place / "set" / "annotations" / "texts.json").write_text(json.dumps(content))
     words, named = WRONG[case]
     assert_refused(evaluate.main, words, place, *named)

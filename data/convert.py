@@ -1,0 +1,90 @@
+"""Write a split as a COCO instances file: python -m data.convert CONFIG|RUN [KEY=VALUE ...]."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from doors import OptionParser, config_and_overrides, run_door
+
+if TYPE_CHECKING:
+    from data.sample import DetectionSet
+    from detector.config import Config
+
+
+def main() -> None:
+    parser = OptionParser(
+        prog="python -m data.convert",
+        description="Write a split of a data set, of whatever format, as a COCO instances file: its boxes, "
+        "classes and ids as a training has them. With a run or checkpoint in the place of CONFIG it is the "
+        "gt that evaluate.py --results goes with.",
+        epilog="Example: python -m data.convert configs/own.yaml data.format=voc data.root=my_set "
+        "--split val --output val.json",
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="CONFIG|RUN_DIR_OR_CHECKPOINT|KEY=VALUE",
+        help="what the data set is; dotted configuration keys, if any",
+    )
+    parser.add_argument("--split", choices=("train", "val", "test"), required=True, help="what is written")
+    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="where to")
+    a = parser.parse_intermixed_args()
+    source, overrides = config_and_overrides(a.words)
+    if source is None:
+        parser.error("CONFIG is missing, the YAML file that train.py is given, or a run")
+    convert(Path(source), overrides, a.split, a.output)
+
+
+def convert(source: Path, overrides: list[str], split: str, output: Path) -> None:
+    """Read what the command line names, write it, say what it holds and how a training reads it."""
+    from detector.evaluation.coco_instances import BEGINNING, instances_pieces
+    from detector.output import check_output, write_pieces
+
+    check_output("--output", output, BEGINNING)
+    config, records = _read(source, overrides, split)
+    root = _folder_of_all(Path(config.data.root), records.files.tolist())
+    write_pieces(output, instances_pieces(records, root))
+    crowds = int(records.ignore.sum())
+    regions = f" ({crowds} of them crowd or difficult)" if crowds else ""
+    print(f"{output}: {len(records)} images, {len(records.boxes)} boxes{regions}")
+    keys = {"format": "coco", "root": root, "images": ".", "annotations": os.path.relpath(output, root)}
+    print("read by " + " ".join(shlex.quote(f"data.{key}={value}") for key, value in keys.items()))
+
+
+def _read(source: Path, overrides: list[str], split: str) -> tuple["Config", "DetectionSet"]:
+    """The split with the classes of the run, or those that a training would have."""
+    from detector.builders.data import build_set
+    from detector.config.file import load_config
+    from detector.evaluation.checkpoint import read_checkpoint
+
+    if source.is_dir() or source.suffix == ".pt":
+        of_run = read_checkpoint(source, overrides)
+        return of_run.config, build_set(of_run.config.data, split, tuple(of_run.content["classes"]))
+    config = load_config(source, overrides)
+    # Other splits need not list the same classes, or list them in the same order.
+    train = build_set(config.data, "train")
+    return config, train if split == "train" else build_set(config.data, split, train.classes)
+
+
+def _folder_of_all(root: Path, files: list[str]) -> Path:
+    """data.root, or the nearest folder above that has all images: those of YOLO may be elsewhere.
+
+    Raises:
+        InputError: there is none.
+    """
+    from errors import InputError
+
+    root = root.parent if root.is_file() else root  # the index of a YOLO set
+    try:
+        # Not resolved: links lead wherever the user wants.
+        common = os.path.commonpath(map(os.path.abspath, [str(root), *files]))
+    except ValueError:
+        raise InputError(f"--output: {root} and the images lie on several drives") from None
+    if root.is_absolute():
+        return Path(common)
+    return Path(os.path.relpath(common))
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,61 @@
+"""A set as a COCO instances file: its images, boxes and ids as a training and an evaluation have them."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.sample import DetectionSet, is_listed
+from detector.evaluation.coco_results import in_list
+
+_WRITER = "python -m data.convert"
+# How a file of `instances_pieces` begins.
+BEGINNING = rf'\{{"info": \{{"description": "{_WRITER}'
+
+
+def instances_pieces(records: DetectionSet, root: Path) -> Iterator[str]:
+    """The file in pieces, since there may be millions of boxes: as pycocotools and `load_coco` read it.
+
+    Images are named as seen from `root`. Annotations have ids from 1 on, as pycocotools passes over an id of
+    0. What is neither object nor background is a crowd.
+    """
+    ids = ids_in_file(records.category_ids)
+    yield f'{{"info": {{"description": "{_WRITER}"}},\n"images": [\n'
+    yield from in_list(_images(records, root), ",\n")
+    yield '],\n"annotations": [\n'
+    yield from in_list(_annotations(records, ids), ",\n")
+    yield f'],\n"categories": {json.dumps(categories(ids, records.classes))}}}\n'
+
+
+def _images(records: DetectionSet, root: Path) -> Iterator[dict[str, Any]]:
+    columns = (records.image_ids, records.files, records.sizes)
+    for number, file, (height, width) in zip(*(column.tolist() for column in columns), strict=True):
+        name = Path(os.path.relpath(file, root)).as_posix()
+        yield {"id": number, "file_name": name, "width": width, "height": height}
+
+
+def _annotations(records: DetectionSet, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    images = records.image_ids.repeat(records.offsets[1:] - records.offsets[:-1])
+    columns = (images, records.boxes, records.labels, records.areas, records.ignore)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    for number, (image, (x0, y0, x1, y1), label, area, ignore) in enumerate(rows, start=1):
+        yield {
+            "id": number,
+            "image_id": image,
+            "category_id": ids[label],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": area,
+            "iscrowd": int(ignore),
+        }
+
+
+def ids_in_file(category_ids: Sequence[int]) -> list[int]:
+    """The ids of classes, and free ones for those that the annotations do not list."""
+    free = itertools.count(max((i for i in category_ids if is_listed(i)), default=0) + 1)
+    return [i if is_listed(i) else next(free) for i in category_ids]
+
+
+def categories(ids: Sequence[int], classes: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]
