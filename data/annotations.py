@@ -94,7 +94,7 @@ def size_of_file(path: Path) -> tuple[int, int]:
         DataFault: it is missing, or no image.
     """
     try:
-        return read_size(path)[0]
+        return read_size(path)
     except InputError as error:
         if is_file(path):
             raise DataFault("image-unreadable", str(error), path) from None

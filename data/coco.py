@@ -123,6 +123,7 @@ def load_instances(
     source = str(annotations)
     for record in reading(content["annotations"], "annotation", source):
         where = f"annotation {record.get('id', '?') if isinstance(record, dict) else record} in {source}"
+        image = None
         try:
             image_id = whole_of(record, "image_id", where)
             category_id = whole_of(record, "category_id", where)
@@ -132,7 +133,6 @@ def load_instances(
                 raise DataFault(
                     "image-unlisted",
                     f"{where} belongs to image id {shown(image_id)}, which is not listed in 'images'",
-                    annotation=_number(record),
                 )
             image = found[image_id]
             if record.get("ignore") and not record.get("iscrowd"):
@@ -142,9 +142,6 @@ def load_instances(
                     "category-unlisted",
                     f"{where} (image '{image.path.name}') has category id {shown(category_id)}, which "
                     "is not listed in 'categories'",
-                    image.path,
-                    image.id,
-                    _number(record),
                 )
             if category_id in labels:
                 image.objects.append(_annotation(record, where, labels[category_id], image))
@@ -153,6 +150,9 @@ def load_instances(
             elif category_id in others:
                 left_out[others[category_id]] += 1
         except DataFault as fault:
+            fault.annotation = _number(record) if isinstance(record, dict) else None
+            if image is not None:
+                fault.image, fault.image_id = image.path, image.id
             raise_or_collect(fault, faults)
     say_left_out(left_out, source)
     _say_ignore_is_unused(unused, faults)
@@ -322,26 +322,23 @@ def _box(record: dict[str, Any], where: str) -> Any:
 
 
 def _annotation(record: dict[str, Any], where: str, label: int, image: AnnotatedImage) -> Annotation:
-    box, number = _box(record, where), _number(record)
+    box = _box(record, where)
     if not isinstance(box, list) or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
         raise DataFault(
             "record-malformed",
             f"{where}: bbox must be four numbers (x, y, width, height), got {box!r} "
             f"(image '{image.path.name}')",
-            image.path,
-            image.id,
-            number,
         )
     x, y, width, height = map(_float, box)
     area, crowd = record.get("area"), record.get("iscrowd")
     if crowd not in (0, 1, None):  # "0" and NaN are true in Python
         message = f"{where}: iscrowd must be 0 or 1, got {crowd!r} (image '{image.path.name}')"
-        raise DataFault("record-malformed", message, image.path, image.id, number)
+        raise DataFault("record-malformed", message)
     given = _float(area) if isinstance(area, int | float) and not area < 0 else None  # -1 stands for none
     if given is not None and not math.isfinite(given):
         message = f"{where}: area {area} is not a finite number (image '{image.path.name}')"
-        raise DataFault("record-malformed", message, image.path, image.id, number)
-    return Annotation(where, (x, y, x + width, y + height), label, bool(crowd), given, number)
+        raise DataFault("record-malformed", message)
+    return Annotation(where, (x, y, x + width, y + height), label, bool(crowd), given, _number(record))
 
 
 def _number(record: dict[str, Any]) -> int:

@@ -161,10 +161,9 @@ def read_stored(path: Path) -> Stored:
         return _as_stored(image)
 
 
-def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of an image, upright and as stored; raises as `read_stored`."""
-    stored = read_stored(path)
-    return stored.upright_size, stored.size
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image, upright; raises as `read_stored`."""
+    return read_stored(path).upright_size
 
 
 def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from data.images import PICTURE_SUFFIXES, files_below, one_for_each_file
 from data.lookup import is_there
-from data.texts import read_text
-from errors import InputError, some_of
+from data.texts import lines_of
+from errors import InputError, reason_of, some_of
 
 log = logging.getLogger(__name__)
 
@@ -91,16 +91,11 @@ def find_sources(words: Sequence[str]) -> list[Source]:
 def _listed(file: Path) -> list[Path]:
     """The files that a list names, one in a line, as seen from the current folder or from its own."""
     try:
-        lines = read_text(file, "surrogateescape").splitlines()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
+        lines = lines_of(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from None
     found = []
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if not name:
-            continue
+    for number, name in lines:
         path = next((path for path in (Path(name), file.parent / name) if is_there(path)), None)
         if path is None:
             raise InputError(f"{file}:{number}: {name} does not exist; a .txt file lists images and videos")

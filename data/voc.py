@@ -23,7 +23,7 @@ from data.images import IMAGE_SUFFIXES, MOST_PIXELS, files_below
 from data.lookup import ImageFinder, as_spelt, inside, is_there
 from data.progress import reading
 from data.sample import DetectionSet
-from data.texts import read_text
+from data.texts import lines_of
 from data.voc_pictures import Pictures
 from errors import InputError, reason_of, some_of
 
@@ -245,13 +245,13 @@ def say_what_is_in_capitals(folders: VocFolders, faults: list[DataFault] | None 
 
 def _read_list(path: Path, annotations: Path) -> list[str]:
     try:
-        lines = read_text(path, "surrogateescape").splitlines()
+        lines = lines_of(path)
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise InputError(f"split list {path} does not exist; there are: {there} (set data.splits)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"split list {path} cannot be read: {reason_of(error)}") from None
-    return list(dict.fromkeys(_stem(line.strip(), annotations) for line in lines if line.strip()))
+    return list(dict.fromkeys(_stem(line, annotations) for _, line in lines))
 
 
 def _stem(line: str, annotations: Path) -> str:

@@ -58,7 +58,7 @@ def load_yolo(
     pairs = list(zip(paths, label_files, strict=True))
     for number, (path, label_file) in enumerate(reading(pairs, "image", f"split {split}"), start=1):
         try:
-            size = read_size(path)[0]
+            size = read_size(path)
         except InputError as error:
             raise_or_collect(DataFault("image-unreadable", str(error), path, number), faults)
             continue

@@ -23,7 +23,7 @@ from data.lookup import (
     is_there,
     leads_out,
 )
-from data.texts import read_text
+from data.texts import lines_of, read_text
 from errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
@@ -245,33 +245,32 @@ def _place_by_its_end(index: Index, place: str) -> Path | None:
 
 def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterator[Path]:
     try:
-        # A name need not be UTF-8 to be that of a file.
-        lines = read_text(file, "surrogateescape").splitlines()
+        lines = lines_of(file)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"list of images {file} cannot be read: {reason_of(error)}") from None
     finder = ImageFinder(index.root)
     missing: list[tuple[str, Path]] = []  # what is wrong, and where it was looked for
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if name.startswith(_DARKNETS) and not is_there(index.root / _DARKNETS):
-            name = name.removeprefix(_DARKNETS)
-        if name:
-            tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
-            path = next(filter(is_file, tries), None)
-            if path is None:
-                is_folder = any(map(Path.is_dir, filter(is_there, tries)))
-                what = "is a folder; name it in data.yaml itself" if is_folder else "does not exist"
-                message = f"{file}:{number}: image {name} {what}"
-                try:
-                    path = finder.find(name, f"{file}:{number}")
-                except NameTaken as fault:
-                    message = str(fault)
-                except DataFault:
-                    pass
-                if path is None or not is_file(path):
-                    missing.append((message, tries[0]))
-                    continue
-            yield path
+    for number, line in lines:
+        darknets = line.startswith(_DARKNETS) and not is_there(index.root / _DARKNETS)
+        name = line.removeprefix(_DARKNETS) if darknets else line
+        if not name:
+            continue
+        tries = [folder / as_spelt(folder, name) for folder in (file.parent, index.root)]
+        path = next(filter(is_file, tries), None)
+        if path is None:
+            is_folder = any(map(Path.is_dir, filter(is_there, tries)))
+            what = "is a folder; name it in data.yaml itself" if is_folder else "does not exist"
+            message = f"{file}:{number}: image {name} {what}"
+            try:
+                path = finder.find(name, f"{file}:{number}")
+            except NameTaken as fault:
+                message = str(fault)
+            except DataFault:
+                pass
+            if path is None or not is_file(path):
+                missing.append((message, tries[0]))
+                continue
+        yield path
     finder.warn(str(file))
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for message, path in missing:

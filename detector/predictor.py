@@ -323,7 +323,7 @@ def _remedy(image: NDArray[np.uint8] | Tensor, shape: list[int]) -> str:
 def _size(image: ImageLike, name: str) -> tuple[int, int]:
     """Height and width; of a file by its header."""
     if isinstance(image, str | Path):
-        return read_size(Path(image))[0]
+        return read_size(Path(image))
     if isinstance(image, Image.Image):
         return image.height, image.width
     height, width = _pixels(image, name).shape[:2]

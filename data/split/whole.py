@@ -16,7 +16,7 @@ from data.lookup import ImageFinder, is_file
 from data.sample import DetectionSet
 from data.split.division import FAULTS_SHOWN
 from data.text_ids import as_listed, numbers_of
-from data.texts import read_text
+from data.texts import lines_of
 from data.voc import (
     has_images,
     in_capitals,
@@ -235,10 +235,9 @@ def _voc(root: Path) -> WholeSet:
 def _is_of_all(file: Path, names: Sequence[str]) -> bool:
     """Whether a list names all XML files, as CVAT's default.txt does; a class's has 1 or -1 behind each."""
     try:
-        lines = read_text(file, "surrogateescape").splitlines()
+        listed = {line for _, line in lines_of(file)}
     except (OSError, UnicodeDecodeError):
         return False
-    listed = {line.strip() for line in lines if line.strip()}
     return set(names) in (listed, {line.rpartition(" ")[0].strip() for line in listed})
 
 

@@ -34,7 +34,6 @@ from detector.evaluation.matching import (
     match,
 )
 from detector.evaluation.material import Material, material_of, read_material
-from detector.evaluation.tally import Tally, tally_of
 from errors import InputError
 
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -131,11 +130,6 @@ class CocoResult:
         counts, found = self.matching.kinds != Kind.IGNORED, self.material.found
         correct = self.matching.correct[counts]
         return Matched(found.scores[counts], correct, found.images[counts], found.labels[counts])
-
-    @property
-    def tally(self) -> Tally:
-        """The same at all IoU thresholds, class by class; it is made anew each time."""
-        return tally_of(self.material)
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values: COCO names at the top level."""

@@ -21,7 +21,7 @@ from detector.config.fields import leaf_values
 from detector.evaluation.checkpoint import open_checkpoint, score_checkpoint, set_to_score
 from detector.evaluation.coco import evaluate_files
 from detector.evaluation.table import aligned, letters
-from detector.evaluation.tally import Tally, average_precision
+from detector.evaluation.tally import Tally, average_precision, tally_of
 from errors import InputError
 
 RESAMPLES = 1000
@@ -108,9 +108,8 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
                 f"{path} cannot be compared with {paths[0]}: {difference}; compare runs of one data set, or "
                 "set data.root and data.splits for all (folds: --mean)"
             )
-    tallies = [
-        score_checkpoint(c, records).scores.coco.tally for c, records in zip(opened, sets, strict=True)
-    ]
+    scored = (score_checkpoint(c, records).scores for c, records in zip(opened, sets, strict=True))
+    tallies = [tally_of(scores.coco.material) for scores in scored]
     compared = compare([str(path) for path in paths], tallies)
     settings = differing([c.config for c in opened])
     runs = [replace(run, settings=own) for run, own in zip(compared.runs, settings, strict=True)]
@@ -131,7 +130,7 @@ def compare_files(results: Sequence[Path], annotations: Path) -> Comparison:
     Raises:
         InputError: a file is missing or malformed.
     """
-    tallies = [evaluate_files(path, annotations).tally for path in results]
+    tallies = [tally_of(evaluate_files(path, annotations).material) for path in results]
     return compare([str(path) for path in results], tallies)
 
 
@@ -164,9 +163,10 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
 def draws(images: int) -> NDArray[np.int32]:
     """How often each image is there: once each in the first row, then drawn with replacement."""
     rng = np.random.default_rng(_SEED)
-    rows = [np.ones(images, dtype=np.int64)]
-    rows += [np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(RESAMPLES)]
-    return np.array(rows, dtype=np.int32)
+    counts = np.ones((1 + RESAMPLES, images), dtype=np.int32)
+    for row in counts[1:]:
+        row[:] = np.bincount(rng.integers(0, images, images), minlength=images)
+    return counts
 
 
 def comparison_table(comparison: Comparison, title: str) -> str:

@@ -56,14 +56,13 @@ class Scores:
         matching = match(material.gt, material.found)
         errors = error_breakdown(material.gt, material.found, matching)
         coco = replace(self.coco, material=material, per_class=per_class, matching=matching, errors=errors)
+        matched = coco.matched
+        error = calibration_error(matched.scores, matched.correct)
         return Scores(
             replace(self.predictions, scores=material.found.scores),
             coco,
             self.voc,
-            {
-                **self.calibration,
-                "calibration_error": calibration_error(coco.matched.scores, coco.matched.correct),
-            },
+            {**self.calibration, "calibration_error": error},
         )
 
 
@@ -96,11 +95,10 @@ def score(config: Config, records: DetectionSet, predictions: Predictions) -> Sc
         result = evaluate_voc(records, predictions)
         voc = {"VOC07": result.ap07, "VOC12": result.ap12}
     coco = evaluate_coco(records, predictions, config.eval.backend)
-    errors = {
-        "calibration_error_raw": calibration_error(coco.matched.scores, coco.matched.correct),
-    }
+    matched = coco.matched
+    errors = {"calibration_error_raw": calibration_error(matched.scores, matched.correct)}
     # On images that the map was not fitted to; on its own it would flatter.
-    held_out = held_out_error(coco.matched, coco.material.gt_totals() > 0)
+    held_out = held_out_error(matched, coco.material.gt_totals() > 0)
     if held_out is not None:
         errors["calibration_error_held_out"] = held_out
     return Scores(predictions, coco, voc, errors)

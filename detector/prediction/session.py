@@ -244,7 +244,7 @@ class _Session:
         """Height and width; None for an image that is known not to be readable by now."""
         try:
             if source.kind != "stdin":
-                return read_size(source.path)[0]
+                return read_size(source.path)
             self._streamed = read_upright(io.BytesIO(sys.stdin.buffer.read()), "on standard input")
             return self._streamed.shape[0], self._streamed.shape[1]
         except InputError as error:

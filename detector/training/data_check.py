@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,6 @@ from data.check.annotations import annotation_spots
 from data.check.findings import OF_PLACES, AnySpot, Level, Spot, gather, spot_of_fault
 from data.check.images import image_spots
 from data.check.report import AnchorReport, LevelFit, Report, summarise
-from data.check.resized import Resize
 from data.check.scan import ImageFacts, scan
 from data.faults import DataFault, UnreadableImages
 from data.sample import DetectionSet
@@ -71,7 +71,8 @@ def examine(config: Config, title: str, decode: bool) -> Examination:
 
 def _annotation_spots(config: Config, sets: Mapping[str, DetectionSet], paths: bool) -> Iterator[AnySpot]:
     centred = config.data.format == "yolo"
-    return annotation_spots(sets, _noun(config), _resize(config), paths, centred)
+    pipeline = build_pipeline(config.data, training=False, geometry=True)
+    return annotation_spots(sets, _noun(config), pipeline, paths, centred)
 
 
 def _without_places(spots: list[AnySpot]) -> list[AnySpot]:
@@ -125,17 +126,10 @@ def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
             continue
         faults: list[DataFault] = []
         try:
-            sets[split] = build_set(config.data, split, faults=faults)
+            sets[split] = _read_split(config, split, sets.get("train"), faults)
         except InputError as error:
-            try:
-                # As in a training: the parts of a list need not list the same classes.
-                if "train" not in sets:
-                    raise error
-                faults = []
-                sets[split] = build_set(config.data, split, sets["train"].classes, faults=faults)
-            except InputError:
-                failure = failure or error
-                spots.append(Spot("split-unreadable", f"{split}: {error}", split))
+            failure = failure or error
+            spots.append(Spot("split-unreadable", f"{split}: {error}", split))
         spots += [spot_of_fault(fault, split) for fault in faults]
         if config.data.format == "voc" and split != "train" and {"train", split} <= sets.keys():
             # Its classes are those that happen to occur, which says nothing of what is listed.
@@ -143,6 +137,22 @@ def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
     if failure is not None and not sets:
         raise failure
     return sets, spots
+
+
+def _read_split(
+    config: Config, split: str, train: DetectionSet | None, faults: list[DataFault]
+) -> DetectionSet:
+    """With the classes of its own, or as a training reads it: parts of a list need not list the same ones."""
+    try:
+        return build_set(config.data, split, faults=faults)
+    except InputError:
+        if train is None:
+            raise
+        first, faults[:] = faults.copy(), []
+        with suppress(InputError):
+            return build_set(config.data, split, train.classes, faults=faults)
+        faults[:] = first
+        raise
 
 
 def _with_classes(records: DetectionSet, classes: tuple[str, ...]) -> DetectionSet:
@@ -161,16 +171,6 @@ def _without(records: DetectionSet, faulty: frozenset[str]) -> DetectionSet:
 
 def _noun(config: Config) -> str:
     return _NOUNS.get(config.data.format, "annotation")
-
-
-def _resize(config: Config) -> Resize:
-    pipeline = build_pipeline(config.data, training=False, geometry=True)
-
-    def resize(size: tuple[int, int]) -> tuple[int, int]:
-        (height, width), *_ = pipeline.sizes_of(np.array([size], dtype=np.int64)).tolist()
-        return height, width
-
-    return resize
 
 
 def _emptied_spots(fit: AnchorFit) -> list[Spot]:

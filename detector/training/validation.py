@@ -12,7 +12,7 @@ from data.feed import checked
 from data.loader import DetectionDataset, load_batch
 from data.progress import told_if_long
 from data.sample import Batch, DetectionSet
-from detector.builders.data import build_cache, build_eval_loader, build_pipeline
+from detector.builders.data import build_cache, build_eval_loader
 from detector.builders.device import build_amp
 from detector.config import Config
 from detector.evaluation.calibration import Calibration, fit_calibration
@@ -40,9 +40,10 @@ class Validation:
         self._config = config
         self._device = device
         self._processes = processes
-        self._loader = build_eval_loader(
-            config, records, device, processes.rank, processes.size, build_cache(config.data, records)
-        )
+        cache = processes.main_first(lambda: build_cache(config.data, records))  # on a disk without locks too
+        self._loader = build_eval_loader(config, records, device, processes.rank, processes.size, cache)
+        assert isinstance(self._loader.dataset, DetectionDataset)
+        self._dataset = self._loader.dataset
 
     def detect(self, model: RetinaNet, stop: StopRequest) -> list[Predictions] | None:
         """What the model finds in this process's batches; None if any process was asked to stop."""
@@ -67,15 +68,15 @@ class Validation:
     def time_batch(self, model: RetinaNet) -> tuple[float, int]:
         """Seconds that a middling batch takes, after the largest, which needs most memory; and how many
         batches this process has."""
-        dataset, batches = self._loader.dataset, self._loader.batch_sampler
-        assert isinstance(dataset, DetectionDataset) and isinstance(batches, list)
+        batches = self._loader.batch_sampler
+        assert isinstance(batches, list)
         if not batches:  # fewer than processes
             return 0.0, 0
-        sizes = dataset.pipeline.sizes_of(self.records.sizes)
+        sizes = self._dataset.pipeline.sizes_of(self.records.sizes)
         ready = self._ready(model)
         by_size = sorted(batches, key=lambda keys: len(keys) * sizes[[key.row for key in keys]].max(0).prod())
         for keys in (by_size[-1], by_size[len(by_size) // 2]):
-            batch = load_batch(dataset, keys)
+            batch = load_batch(self._dataset, keys)
             before = time.perf_counter()  # the loading processes load while the network computes
             list(predict(self._config, ready, [batch], self._device))
         return time.perf_counter() - before, len(batches)
@@ -96,9 +97,8 @@ class Validation:
 
     def pictures(self, scores: Scores) -> dict[str, NDArray[np.uint8]]:
         """The first images, by name, with what there is beside what was found: uint8 [H, W, 3] each."""
-        dataset = DetectionDataset(self.records, build_pipeline(self._config.data, False), seed=0)
         shown = {}
         for row in range(min(_PICTURES, len(self.records))):
             stem = Path(self.records.files[row]).stem
-            shown[f"{row}_{stem}"] = gt_beside_found(dataset, row, scores.predictions, scores.coco)
+            shown[f"{row}_{stem}"] = gt_beside_found(self._dataset, row, scores.predictions, scores.coco)
         return shown

@@ -208,6 +208,10 @@ def test_missing_field_of_an_annotation_is_named(tmp_path, content, key):
     message = error_of(tmp_path, content)
     for part in ("annotation 2 ", str(tmp_path / "set.json"), f"'{key}'"):
         assert part in message
+    faults: list[DataFault] = []
+    load_coco(tmp_path / "set.json", tmp_path / "images", faults=faults)
+    (place,) = ((fault.image, fault.image_id, fault.annotation) for fault in faults)
+    assert place == ((tmp_path / "images" / "0.png", 10, 2) if key == "bbox" else (None, None, 2))
 
 
 @pytest.mark.parametrize("image_id", [99, None, [10]])

@@ -13,8 +13,10 @@ import train
 from data.check.__main__ import main as check
 from data.coco import load_coco
 from data.faults import DataFault
+from data.inputs import find_sources
 from data.split.__main__ import main as split
 from data.text_ids import _say
+from data.texts import lines_of
 from data.voc import load_voc
 from data.yolo import load_yolo
 from errors import InputError
@@ -89,6 +91,19 @@ def test_lists_of_voc_as_other_systems_write_them(tmp_path: Path, content: bytes
     root = write_voc(tmp_path / "set", {"a": CAT, "b": CAT}, {"train": ["a"]})
     (root / "ImageSets/Main/train.txt").write_bytes(content)
     assert names(load_voc(root, "train")) == found
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x0b", "\x85"])
+def test_a_line_ends_at_its_end_alone(tmp_path: Path, odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names may have what is the end of a line to str.splitlines."""
+    stem = f"a{odd}b"
+    root = write_voc(tmp_path / "set", {stem: CAT}, {"train": [stem]})
+    assert names(load_voc(root, "train")) == [f"{stem}.jpg"]
+    monkeypatch.chdir(tmp_path)
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"set/JPEGImages/{stem}.jpg\r\rset/JPEGImages/{stem}.jpg", newline="")
+    assert lines_of(listed) == [(k, f"set/JPEGImages/{stem}.jpg") for k in (1, 3)]
+    assert [source.path.name for source in find_sources([str(listed)])] == [f"{stem}.jpg"]
 
 
 def test_two_names_of_a_list_are_not_one_annotation(tmp_path: Path) -> None:

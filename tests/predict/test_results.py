@@ -248,7 +248,7 @@ def test_the_first_are_detected_in_before_the_last_are_looked_at(
     assert run(place, trained, "images/?.png", *ALL, "--format", "csv", "--output", "out").code == 0
     done: list[str] = []
 
-    def size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    def size(path: Path) -> tuple[int, int]:
         done.append(path.name)
         return read_size(path)
 

@@ -51,7 +51,7 @@ Content = dict[str, Any]
 def tally_files(content: Content, results: list[Content], folder: Path) -> Tally:
     (folder / "gt.json").write_text(json.dumps(content))
     (folder / "found.json").write_text(json.dumps(results))
-    return evaluate_files(folder / "found.json", folder / "gt.json").tally
+    return tally_of(evaluate_files(folder / "found.json", folder / "gt.json").material)
 
 
 def precision_of_pycocotools(content: Content, results: list[Content]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.loader import DetectionDataset
 from data.sample import Batch, DetectionSet, Sample, collate
 from detector.builders.data import build_set
 from detector.config import Config
@@ -116,6 +118,21 @@ def two_of_a_class(root: Path, *words: str) -> tuple[Config, DetectionSet, Predi
     found = np.stack([records.boxes[0], records.boxes[0] + 25, records.boxes[0] + [0, 25, 0, 25]])
     rows = np.zeros(3, np.int64)
     return config, records, Predictions(rows, found, np.full(3, 0.9), rows)
+
+
+def test_the_cache_is_written_by_the_main_process_first(tmp_path: Path) -> None:
+    """On a disk without locks the others would take away what it is writing."""
+    made: list[Any] = []
+
+    class InTurns(Processes):
+        def main_first(self, work: Callable[[], Any]) -> Any:
+            made.append(work())
+            return made[-1]
+
+    config, records, _ = two_of_a_class(tmp_path, "data.cache=disk", f"data.cache_dir={tmp_path / 'cache'}")
+    validation = Validation(config, records, CPU, InTurns())
+    dataset = validation._loader.dataset
+    assert isinstance(dataset, DetectionDataset) and [dataset.cache] == made
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
