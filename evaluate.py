@@ -75,19 +75,19 @@ def main() -> None:
 
     evaluate(
         Wanted(
-            models,
-            overrides,
-            a.split,
-            a.predictions,
-            a.annotations,
-            a.images,
-            a.output,
-            a.results,
-            a.report,
-            a.recalibrate,
-            a.mean,
-            a.threshold,
-            a.exported,
+            models=models,
+            overrides=overrides,
+            split=a.split,
+            predictions=a.predictions,
+            annotations=a.annotations,
+            images=a.images,
+            output=a.output,
+            results=a.results,
+            report=a.report,
+            recalibrated=a.recalibrate,
+            mean=a.mean,
+            threshold=a.threshold,
+            exported=a.exported,
         )
     )
 

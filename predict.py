@@ -96,18 +96,18 @@ def main() -> None:
     _refuse_options_of_others(inputs)
     predict(
         Wanted(
-            Path(a.model),
-            inputs,
-            overrides,
-            a.output,
-            a.resume,
-            a.threshold,
-            a.classes,
-            a.one_per_object,
-            a.format,
-            a.frames,
-            a.batch,
-            a.device,
+            model=Path(a.model),
+            inputs=inputs,
+            overrides=overrides,
+            output=a.output,
+            resume=a.resume,
+            threshold=a.threshold,
+            classes=a.classes,
+            one_per_object=a.one_per_object,
+            formats=a.format,
+            frames=a.frames,
+            batch=a.batch,
+            device=a.device,
         )
     )
 

@@ -149,7 +149,8 @@ class DetectionDataset(Dataset):
 
     def _annotations(self, row: int) -> NDArray[np.int64]:
         """Where the annotations of an image are in the set."""
-        return np.arange(self.records.offsets[row], self.records.offsets[row + 1])
+        mine = self.records.boxes_of(row)
+        return np.arange(mine.start, mine.stop)
 
 
 def train_loader(

@@ -19,14 +19,14 @@ def repeat_factors(records: DetectionSet, share: float) -> NDArray[np.float64]:
     asked = np.sqrt(share / np.maximum(frequencies, 1 / max(len(records), 1)))
     factors = np.ones(len(records))
     counted = ~records.ignore
-    np.maximum.at(factors, _images_of(records)[counted], asked[records.labels[counted]])
+    np.maximum.at(factors, records.image_of_box[counted], asked[records.labels[counted]])
     return factors
 
 
 def class_frequencies(records: DetectionSet) -> NDArray[np.float64]:
     """The part of the images that each class is in: float64 [C]."""
     classes = len(records.classes)
-    pairs = np.unique((_images_of(records) * classes + records.labels)[~records.ignore])
+    pairs = np.unique((records.image_of_box * classes + records.labels)[~records.ignore])
     return np.bincount(pairs % classes, minlength=classes) / max(len(records), 1)
 
 
@@ -52,8 +52,3 @@ def draw_counts(factors: NDArray[np.float64], rng: np.random.Generator) -> NDArr
 def samples_of(factors: NDArray[np.float64]) -> int:
     """How many images come in an epoch."""
     return len(factors) + round(float((factors - 1).sum()))
-
-
-def _images_of(records: DetectionSet) -> NDArray[np.int64]:
-    """The image of each box, [M]."""
-    return np.repeat(np.arange(len(records)), np.diff(records.offsets))

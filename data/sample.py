@@ -50,6 +50,24 @@ class DetectionSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def image_of_box(self) -> NDArray[np.int64]:
+        """The row of each box's image, [M]."""
+        return np.repeat(np.arange(len(self)), self.boxes_in_images)
+
+    @property
+    def boxes_in_images(self) -> NDArray[np.int64]:
+        """How many boxes each image has, [I]."""
+        return np.diff(self.offsets)
+
+    def boxes_of(self, row: int) -> slice:
+        """Where the boxes of an image are."""
+        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+
+    def row_of(self, box: int) -> int:
+        """The row of one box's image."""
+        return int(self.offsets.searchsorted(box, side="right")) - 1
+
     def with_boxes(self, kept: NDArray[np.bool_]) -> "DetectionSet":
         """The same images, with those of the boxes alone: [M]."""
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)])

@@ -1,6 +1,8 @@
-"""Memory that does not suffice, told with what to lower."""
+"""Memory that does not suffice, told with what to lower; and how much a process has had."""
 
 import contextlib
+import resource
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -21,6 +23,12 @@ _WORDS = (
     "unable to find an engine to execute",
     "Unable to find a valid cuDNN algorithm",
 )
+
+
+def peak_bytes() -> int:
+    """The most memory of the machine that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def is_out_of_memory(error: BaseException) -> bool:

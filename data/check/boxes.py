@@ -32,7 +32,7 @@ def box_spots(
         evaluated_sizes: [I, 2] height and width of each image after the resizing of evaluation.
         centred: see `written_as`.
     """
-    of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))  # [M]
+    of_image = records.image_of_box
     height, width = records.sizes[of_image].T
     x0, y0, x1, y1 = records.boxes.T
     inside = np.stack(

@@ -70,7 +70,7 @@ def split_spots(split: str, records: DetectionSet) -> Iterator[Spot]:
     """Splits of mostly empty images, or of images of very different sizes."""
     if not len(records):
         return
-    empty = int((np.diff(records.offsets) == 0).sum())
+    empty = int((records.boxes_in_images == 0).sum())
     if _MOSTLY * len(records) < empty < len(records):
         yield Spot("mostly-empty", f"{empty} of the {len(records)} images of {split} have no box", split)
     longest = records.sizes.max(axis=1)
@@ -85,7 +85,7 @@ def _unannotated(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     """Of annotation that was not brought to its end: background that is meant is in all splits, mostly."""
     if not {"train", "val"} <= sets.keys():
         return
-    bare, bare_val = (np.diff(sets[split].offsets) == 0 for split in ("train", "val"))
+    bare, bare_val = (sets[split].boxes_in_images == 0 for split in ("train", "val"))
     enough = min(len(bare), len(bare_val)) >= _SOME_IMAGES
     if enough and bare.mean() > _MANY_EMPTY and bare_val.mean() < _HARDLY_ANY:
         text = (
@@ -123,10 +123,9 @@ def _slips(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         split = next(split for split in sets if split in splits[name])
         records = sets[split]
         box = int(np.flatnonzero(records.labels == records.classes.index(name))[0])
-        row = int(np.searchsorted(records.offsets, box, side="right")) - 1
         boxes = f"{total[name]} box{'es' * (total[name] > 1)} in all"
         problem = f"has class '{name}' ({boxes}), which '{other}' ({total[other]}) may be"
-        yield spot_of_image("names-alike", problem, split, records, row)
+        yield spot_of_image("names-alike", problem, split, records, records.row_of(box))
 
 
 def _alike(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:

@@ -307,7 +307,7 @@ class BoxSpot:
 
     @property
     def _row(self) -> int:
-        return int(self.records.offsets.searchsorted(self.box, side="right")) - 1
+        return self.records.row_of(self.box)
 
     @property
     def image(self) -> str:

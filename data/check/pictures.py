@@ -118,8 +118,8 @@ def _around_a_box(spot: BoxSpot, row: int) -> Picture:
         Image.Resampling.BILINEAR,
         fillcolor=_OUTSIDE,
     )
-    others = range(int(records.offsets[row]), int(records.offsets[row + 1]))
-    boxes = [Drawn(records.boxes[k], colour(int(records.labels[k]))) for k in others if k != spot.box]
+    others = (k for k in range(len(records.boxes))[records.boxes_of(row)] if k != spot.box)
+    boxes = [Drawn(records.boxes[k], colour(int(records.labels[k]))) for k in others]
     label, ignored = int(records.labels[spot.box]), bool(records.ignore[spot.box])
     boxes.append(_of_a_box(box, label, ignored, records, width=4))
     moved = [Drawn((one.box - [x0, y0, x0, y0]) * scale, one.ink, one.text, one.width) for one in boxes]
@@ -133,10 +133,9 @@ def _whole(spot: Spot, sets: Mapping[str, DetectionSet], row: int) -> Picture:
     jpegs = []
     for split, k in places:
         records = sets[split]
-        of_image = range(int(records.offsets[k]), int(records.offsets[k + 1]))
         boxes = [
             _of_a_box(records.boxes[b], int(records.labels[b]), bool(records.ignore[b]), records)
-            for b in of_image
+            for b in range(len(records.boxes))[records.boxes_of(k)]
         ]
         if len(boxes) > _NAMED:
             boxes = [Drawn(one.box, one.ink) for one in boxes]

@@ -66,8 +66,8 @@ def _spot(code: str, sets: Mapping[str, DetectionSet], place: Place, other: Plac
 
 def _same_boxes(records: DetectionSet, one: int, other: int) -> bool:
     def sorted_boxes(row: int) -> NDArray:
-        rows = slice(records.offsets[row], records.offsets[row + 1])
-        boxes = np.column_stack((records.labels[rows], records.boxes[rows]))
+        mine = records.boxes_of(row)
+        boxes = np.column_stack((records.labels[mine], records.boxes[mine]))
         return boxes[np.lexsort(boxes.T)]
 
     return np.array_equal(sorted_boxes(one), sorted_boxes(other))

@@ -80,7 +80,7 @@ def summarise(records: DetectionSet, facts: Sequence[ImageFacts]) -> SplitSummar
     smallest, largest = [(width, height) for height, width in extremes] or [(0, 0)] * 2
     return SplitSummary(
         images=len(records),
-        without_boxes=int((np.diff(records.offsets) == 0).sum()),
+        without_boxes=int((records.boxes_in_images == 0).sum()),
         boxes=int((~records.ignore).sum()),
         ignored=int(records.ignore.sum()),
         per_class=dict(zip(records.classes, counts(records).tolist(), strict=True)),

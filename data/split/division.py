@@ -102,8 +102,7 @@ def divide(
         InputError: an image cannot be read, or nothing is left for a part.
     """
     counts = np.zeros((len(records), len(records.classes)), dtype=np.int64)
-    of_image = np.repeat(np.arange(len(records)), np.diff(records.offsets))
-    np.add.at(counts, (of_image[~records.ignore], records.labels[~records.ignore]), 1)
+    np.add.at(counts, (records.image_of_box[~records.ignore], records.labels[~records.ignore]), 1)
     files = [Path(file) for file in records.files.tolist()]
     named = [source_of(file.name) for file in files]
     versions = Counter(name for name in named if name is not None)

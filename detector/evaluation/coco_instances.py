@@ -37,7 +37,7 @@ def _images(records: DetectionSet, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _annotations(records: DetectionSet, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    images = records.image_ids.repeat(records.offsets[1:] - records.offsets[:-1])
+    images = records.image_ids[records.image_of_box]
     columns = (images, records.boxes, records.labels, records.areas, records.ignore)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     for number, (image, (x0, y0, x1, y1), label, area, ignore) in enumerate(rows, start=1):

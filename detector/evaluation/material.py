@@ -53,7 +53,7 @@ def material_of(records: DetectionSet, predictions: Predictions) -> Material:
     order = np.argsort(records.image_ids, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    gt_images = place[np.repeat(np.arange(len(records)), np.diff(records.offsets))]
+    gt_images = place[records.image_of_box]
     files = tuple(Path(records.files[row]) for row in order)
     p = predictions
     return Material(

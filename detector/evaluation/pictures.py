@@ -1,12 +1,8 @@
-"""Images with gt and detections drawn on them."""
-
-from collections.abc import Iterable
+"""Images with gt and detections drawn on them, for TensorBoard."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from data.loader import DetectionDataset
 from detector.drawing import draw_boxes
@@ -15,29 +11,6 @@ from detector.evaluation.inference import Predictions
 
 _MOST_PX = 640  # long side of a half: enough to read the labels, quick to write
 _GAP_PX, _TITLE_PX = 8, 22
-
-
-def pictures(
-    dataset: DetectionDataset, rows: Iterable[int], predictions: Predictions, result: CocoResult
-) -> list[Tensor]:
-    """The images of some rows with gt, dashed, and the detections above each class's best threshold.
-
-    Returns uint8 [3, H, W] each; where the dataset resizes them to less than 512 px, enlarged.
-    """
-    drawn = []
-    for row in rows:
-        sample = dataset.sample(0, row)
-        height, width = sample.image.shape[:2]
-        boxes, labels, texts = _above_thresholds(predictions, row, result, sample.original_size)
-        picture = draw_boxes(
-            sample.image,
-            np.concatenate([boxes * [width, height, width, height], sample.boxes]),
-            np.concatenate([labels, sample.labels]),
-            [*texts, *[""] * len(sample.boxes)],
-            dashed=np.arange(len(texts) + len(sample.boxes)) >= len(texts),
-        )
-        drawn.append(torch.from_numpy(picture).permute(2, 0, 1))
-    return drawn
 
 
 def gt_beside_found(
@@ -57,11 +30,11 @@ def gt_beside_found(
     gt_boxes = sample.boxes[counted] * (size / np.array([width, height] * 2))
     gt = draw_boxes(pixels, gt_boxes, labels, [classes[n] for n in labels])
 
-    boxes, labels, texts = _above_thresholds(predictions, row, result, sample.original_size)
+    boxes, labels, texts = above_thresholds(predictions, row, result, sample.original_size)
     return _beside([gt, draw_boxes(pixels, boxes * size, labels, texts)], ["gt", "found"])
 
 
-def _above_thresholds(
+def above_thresholds(
     predictions: Predictions, row: int, result: CocoResult, size: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
     """The detections in the image of a row from their class's best threshold on.

@@ -186,8 +186,8 @@ def warn_of_tiles(config: Config, records: DetectionSet) -> None:
         return
     extents, where = np.unique(sizes, return_inverse=True)
     shared = np.array([tiling.shared(extent) for extent in extents.tolist()])[where.reshape(sizes.shape)]
-    counts = np.diff(records.offsets)
-    scale, limits = (np.repeat(of, counts, axis=0)[:, ::-1] for of in (sizes / records.sizes, shared))  # x, y
+    of_image = records.image_of_box
+    scale, limits = (of[of_image][:, ::-1] for of in (sizes / records.sizes, shared))  # x, y
     sides = ((records.boxes[:, 2:] - records.boxes[:, :2]) * scale)[~records.ignore]
     beyond = (sides > limits[~records.ignore]).any(axis=1)
     if beyond.sum() > _MANY * len(sides):

@@ -52,7 +52,7 @@ def _judge(
     records: DetectionSet, p: Predictions, label: int, gt_rows: NDArray[np.int64], iou: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which detections of a class are right and which wrong, in descending order of score."""
-    image_of_gt = np.searchsorted(records.offsets, gt_rows, side="right") - 1
+    image_of_gt = records.image_of_box[gt_rows]
     mine = np.flatnonzero(p.labels == label)
     mine = mine[np.argsort(-p.scores[mine], kind="stable")]
     right, wrong = np.zeros(len(mine), np.bool_), np.zeros(len(mine), np.bool_)

@@ -64,7 +64,7 @@ def seen_boxes(
     pipeline = build_pipeline(config.data, training=training, geometry=True)
     dataset = DetectionDataset(records, pipeline, config.train.seed, cache=_Blank(records))
     rows = torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:images].tolist()
-    there = sum(int((~records.ignore[records.offsets[row] : records.offsets[row + 1]]).sum()) for row in rows)
+    there = sum(int((~records.ignore[records.boxes_of(row)]).sum()) for row in rows)
     boxes, sizes = [torch.zeros(0, 4)], [torch.zeros(0, 2, dtype=torch.int64)]
     samples = emptied = 0
     for draw in range(_DRAWS):
@@ -72,7 +72,7 @@ def seen_boxes(
             sample = dataset.sample(epoch + 2 * draw, row)
             mine = torch.from_numpy(sample.boxes[~sample.ignore])
             padded = -(-torch.tensor(sample.image.shape[:2]) // SIZE_DIVISOR) * SIZE_DIVISOR
-            if not records.ignore[records.offsets[row] : records.offsets[row + 1]].all():
+            if not records.ignore[records.boxes_of(row)].all():
                 samples, emptied = samples + 1, emptied + (len(mine) == 0)
             boxes.append(mine)
             sizes.append(padded.expand(len(mine), 2))

@@ -70,8 +70,7 @@ def warn_of_score_threshold(config: Config) -> None:
 
 def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:
     """More objects in an image than may be found in it."""
-    counts = np.add.reduceat(np.append(~val_set.ignore, False), val_set.offsets[:-1], dtype=np.int64)
-    counts[np.diff(val_set.offsets) == 0] = 0
+    counts = np.bincount(val_set.image_of_box[~val_set.ignore], minlength=len(val_set))
     limit, most = config.eval.detections_per_img, int(counts.max(initial=0))
     if most > limit:
         log.warning(

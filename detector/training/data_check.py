@@ -164,7 +164,7 @@ def _with_classes(records: DetectionSet, classes: tuple[str, ...]) -> DetectionS
 def _without(records: DetectionSet, faulty: frozenset[str]) -> DetectionSet:
     """Without the images of these files, and their boxes."""
     kept = np.array([str(file) not in faulty for file in records.files], dtype=np.bool_)
-    left = records.with_boxes(np.repeat(kept, np.diff(records.offsets)))
+    left = records.with_boxes(kept[records.image_of_box])
     of_images = {name: getattr(left, name)[kept] for name in ("files", "image_ids", "sizes")}
     return replace(left, offsets=np.concatenate(([0], left.offsets[1:][kept])), **of_images)
 

@@ -20,6 +20,7 @@ from detector.config.file import dump_config
 from detector.criterion import Losses
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.table import metrics_table
+from detector.memory import peak_bytes
 from detector.output import close_output
 from detector.training.board import Board, hyperparameters
 from detector.training.run_folder import append_metrics
@@ -175,5 +176,4 @@ def memory_gib(device: torch.device) -> float:
     statistics = Path("/proc/self/statm")
     if statistics.exists():
         return int(statistics.read_text().split()[1]) * resource.getpagesize() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # its highest, where the present is not told
-    return (peak if sys.platform == "darwin" else 1024 * peak) / 2**30
+    return peak_bytes() / 2**30  # where the present is not told

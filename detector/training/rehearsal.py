@@ -1,8 +1,6 @@
 """A dry run: everything is built and a few steps are made; there is no run folder."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from itertools import count, islice
@@ -13,7 +11,7 @@ import torch
 from data.feed import checked
 from data.sample import Batch, DetectionSet
 from detector.config import Config
-from detector.memory import memory_explained
+from detector.memory import memory_explained, peak_bytes
 from detector.training.anchor_check import at_scale, measure_anchors, recall
 from detector.training.assembly import sets_in_words
 from detector.training.compilation import compilation_explained
@@ -128,8 +126,7 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak_bytes()
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detector import matcher
-from detector.losses.machine_code import numba_works
 from detector.matcher import Matches, match
 from detector.matcher_loops import BLOCK
 from tests import oracles
@@ -113,11 +112,6 @@ def test_many_anchors_in_blocks_are_matched_as_all_at_once(
     for other in (parts, compiled):
         assert torch.equal(other.status, whole.status)
         assert torch.equal(other.gt_index, whole.gt_index)
-    objects = valid & ~ignore
-    plain = matcher._best(anchors, gt_boxes, objects, best)
-    if numba_works():
-        for one, other in zip(plain, matcher._best_compiled(anchors, gt_boxes, objects, best), strict=True):
-            assert one.dtype == other.dtype and torch.equal(one, other)
 
 
 def test_forced_anchor_learns_the_gt_that_forced_it() -> None:

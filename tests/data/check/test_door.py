@@ -102,7 +102,7 @@ def test_the_few_of_a_class_that_a_letter_tells_from_many_are_told() -> None:
         labels = np.repeat(np.arange(len(boxes)), [*boxes.values()])
         one: Any = SimpleNamespace(
             classes=tuple(boxes), labels=labels, ignore=np.zeros(len(labels), np.bool_), boxes=labels,
-            offsets=np.array([0, len(labels)]), files=np.array(["a.jpg"]), image_ids=np.array([1]),
+            files=np.array(["a.jpg"]), image_ids=np.array([1]), row_of=lambda box: 0,
         )  # fmt: skip
         return [spot.text for spot in class_spots({"train": one, "val": one}) if spot.code == "names-alike"]
 
