@@ -103,6 +103,7 @@ def test_the_few_of_a_class_that_a_letter_tells_from_many_are_told() -> None:
         one: Any = SimpleNamespace(
             classes=tuple(boxes), labels=labels, ignore=np.zeros(len(labels), np.bool_), boxes=labels,
             files=np.array(["a.jpg"]), image_ids=np.array([1]), row_of=lambda box: 0,
+            boxes_in_images=np.array([len(labels)]),
         )  # fmt: skip
         return [spot.text for spot in class_spots({"train": one, "val": one}) if spot.code == "names-alike"]
 
