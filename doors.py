@@ -17,8 +17,8 @@ BAD_INPUT = 2
 
 if sys.version_info < (3, 10):  # noqa: UP036  who forgot to activate the environment has the system's
     sys.stderr.write(
-        f"error: Python 3.10 or newer is wanted, and {sys.executable} is {sys.version.split()[0]}; activate "
-        "the project's environment (source .venv/bin/activate) or make it (make setup)\n"
+        f"error: Python 3.10 or newer is required, but {sys.executable} is {sys.version.split()[0]}; "
+        "activate the project's environment (source .venv/bin/activate) or create it (make setup)\n"
     )
     sys.exit(BAD_INPUT)
 
@@ -30,7 +30,7 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
 INTERRUPTED = 130
 
 _HERE = Path(__file__).resolve().parent
-_FIRST = "the run folder or checkpoint comes first, without an option"
+_FIRST = "give the run folder or checkpoint as the first argument, without an option"
 NAMES_OF_THE_RUN = dict.fromkeys(("weights", "model", "ckpt", "checkpoint", "resume"), _FIRST)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -51,12 +51,13 @@ class OptionParser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         if any(re.fullmatch(r"(--[\w-]+=)?", word) for word in words):
             raise InputError(
-                "one of the words is empty, as a variable that is not set gives; . is the current folder"
+                "an argument is empty, perhaps from a variable that is not set; for the current folder "
+                "write ."
             )
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}{self._hint(message)} ({self.prog} --help tells what there is)")
+        raise InputError(f"{message}{self._hint(message)} (see {self.prog} --help)")
 
     def _hint(self, message: str) -> str:
         unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
@@ -181,7 +182,7 @@ def run_door(main: Callable[[], None]) -> None:
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
-        _refuse("torch and torchvision are not of the same release; delete .venv and run make setup")
+        _refuse("the installed torch and torchvision do not match; delete .venv and run make setup")
     except BrokenPipeError:  # | head
         close_output()
     except OSError as error:  # a path that is too long, a disk that does not answer: wherever it was met
@@ -199,7 +200,7 @@ def _refuse(text: str) -> NoReturn:
 
 def _not_installed(package: str) -> str:
     active = _HERE / ".venv" / "bin" / "activate"
-    remedy = "make setup, or python -m pip install -r requirements.txt"
+    remedy = "run make setup, or python -m pip install -r requirements.txt"
     if active.is_file() and Path(sys.prefix).resolve() != active.parents[1].resolve():
         remedy = f"activate the environment: source {os.path.relpath(active)}"
     return f"{package} is not installed for {sys.executable}; {remedy}"

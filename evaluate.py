@@ -5,37 +5,51 @@ from pathlib import Path
 from doors import NAMES_OF_THE_RUN, OptionParser, is_there, run_door
 from errors import InputError
 
-_AT_A_SCORE = "AP is taken over all scores; here it is --threshold T, for precision, recall and the report"
-_AT_AN_IOU = "AP is taken at IoU 0.5 to 0.95, AP50 at 0.5; that of NMS is eval.nms_threshold=T"
+_AT_A_SCORE = "AP is computed over all scores; use --threshold T for precision, recall and the report"
+_AT_AN_IOU = (
+    "AP is averaged over IoU 0.5 to 0.95, AP50 is at 0.5; for the IoU threshold of NMS use "
+    "eval.nms_threshold=T"
+)
 
 
 def main() -> None:
     parser = OptionParser(
-        description="COCO metrics of a checkpoint, or of a COCO results file.",
+        description="Compute the COCO metrics of a checkpoint or of a COCO results file.",
         elsewhere={
             **NAMES_OF_THE_RUN,
             **dict.fromkeys(("conf", "score_thr", "conf_thres"), _AT_A_SCORE),
             **dict.fromkeys(("iou", "iou_thres", "iou_thr"), _AT_AN_IOU),
-            "batch": "here it is eval.batch_size=N",
+            "batch": "use eval.batch_size=N",
         },
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="RUN_DIR_OR_CHECKPOINT|KEY=VALUE",
-        help="takes best.pt of a run folder; several are compared; dotted configuration keys",
+        help="of a run folder best.pt is used; several models are compared; settings as dotted keys",
     )
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), help="of the checkpoint's data set (default: val)"
+        "--split", choices=("train", "val", "test"), help="split of the checkpoint's data set (default: val)"
     )
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: that of the training)")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: the device of the training)")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the metrics as JSON")
     parser.add_argument(
-        "--predictions", nargs="+", metavar="RESULTS.json", type=Path, default=[], help="COCO results"
+        "--predictions",
+        nargs="+",
+        metavar="RESULTS.json",
+        type=Path,
+        default=[],
+        help="COCO results files to score",
     )
-    parser.add_argument("--annotations", metavar="INSTANCES.json", type=Path, help="the gt for --predictions")
-    parser.add_argument("--report", metavar="DIR", type=Path, help="write a page that explains the metrics")
-    parser.add_argument("--images", metavar="DIR", type=Path, help="for the report of --predictions")
+    parser.add_argument(
+        "--annotations", metavar="INSTANCES.json", type=Path, help="the ground truth for --predictions"
+    )
+    parser.add_argument(
+        "--report", metavar="DIR", type=Path, help="write an HTML page that explains the metrics"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", type=Path, help="folder of the images, for the report of --predictions"
+    )
     parser.add_argument(
         "--results",
         metavar="FILE",
@@ -46,29 +60,32 @@ def main() -> None:
         "--recalibrate",
         metavar="FILE.pt",
         type=Path,
-        help="write the checkpoint with scores and thresholds calibrated anew, on this split and with these "
-        "settings of eval",
+        help="write a copy of the checkpoint with scores and thresholds recalibrated on this split, with "
+        "these eval settings",
     )
     parser.add_argument(
         "--exported",
         metavar="FILE",
         type=Path,
-        help="score a file of export.py, or what was made of it, on the data of the checkpoint",
+        help="score a file written by export.py, or converted from one, on the data of the checkpoint",
     )
     parser.add_argument(
-        "--mean", action="store_true", help="mean and spread of several, such as folds or other seeds"
+        "--mean",
+        action="store_true",
+        help="print the mean and spread of several models, such as folds or seeds",
     )
     parser.add_argument(
         "--threshold",
         metavar="T|CLASS=T,...",
-        help="precision, recall and the report at these scores (default on train and test: the checkpoint's)",
+        help="score thresholds for precision, recall and the report (default on train and test: the "
+        "checkpoint's)",
     )
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.words if "=" in word and not is_there(word)]
     models = [Path(word) for word in a.words if word not in overrides]
     if a.device is not None:
         if a.predictions:
-            raise InputError("--device: results that are there need none; leave it out")
+            raise InputError("--device: scoring existing results needs no device; leave it out")
         overrides.append(f"train.device={a.device}")
 
     from detector.evaluation.command import Wanted, evaluate  # they take seconds, which --help does not need

@@ -7,38 +7,47 @@ from doors import NAMES_OF_THE_RUN, OptionParser, run_door
 
 def main() -> None:
     parser = OptionParser(
-        description="Write a checkpoint as one ONNX or TorchScript file, pixels in, detections out.",
-        epilog="Example: python export.py runs/bccd --format onnx --output bccd.onnx. docs/export.md tells "
-        "how to use the file.",
+        description="Export a checkpoint as a single ONNX or TorchScript file that takes pixels and returns "
+        "detections.",
+        epilog="Example: python export.py runs/bccd --format onnx --output bccd.onnx. docs/export.md "
+        "explains how to use the file.",
         elsewhere={
             **NAMES_OF_THE_RUN,
-            "include": "here it is --format",
+            "include": "use --format",
             "imgsz": "the file takes images of any size",
         },
     )
-    parser.add_argument("model", metavar="RUN_DIR_OR_CHECKPOINT", help="takes best.pt of a run folder")
+    parser.add_argument("model", metavar="RUN_DIR_OR_CHECKPOINT", help="of a run folder best.pt is used")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="dotted configuration keys: eval.detections_per_img=300",
+        help="settings as dotted keys, such as eval.detections_per_img=300",
     )
     parser.add_argument(
-        "--format", choices=("onnx", "torchscript"), help="(default: by the name of --output, else onnx)"
+        "--format",
+        choices=("onnx", "torchscript"),
+        help="format of the file (default: from the name of --output, else onnx)",
     )
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="(default: next to the checkpoint, best.onnx of best.pt)"
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="file to write (default: next to the checkpoint, best.onnx for best.pt)",
     )
     parser.add_argument(
-        "--raw", action="store_true", help="normalised pixels in, outputs of the heads and anchors out"
+        "--raw",
+        action="store_true",
+        help="export a model that takes normalised pixels and returns the outputs of the heads and the "
+        "anchors",
     )
     parser.add_argument(
         "--check",
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="images, folders or patterns on which the file must find what PyTorch finds "
-        "(default: three of the validation set)",
+        help="images, folders or patterns on which the exported model must agree with PyTorch (default: "
+        "three validation images)",
     )
     a = parser.parse_intermixed_args()
     export(a.model, a.overrides, a.format, a.raw, a.output, a.check)

@@ -29,10 +29,14 @@ def main() -> None:
         "words",
         nargs="*",
         metavar="CONFIG|KEY=VALUE",
-        help="a YAML file (default: configs/demo.yaml); dotted configuration keys",
+        help="a YAML configuration file (default: configs/demo.yaml), and settings as dotted keys",
     )
     parser.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue the run in this folder")
-    parser.add_argument("--dry-run", action="store_true", help="build all, make a few steps, leave no run")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything and train for a few steps, without writing a run folder",
+    )
     a = parser.parse_intermixed_args()
     from detector.training.run_log import RunLog
 
@@ -131,9 +135,9 @@ def _configuration(
         path = Path(config_name or Path(__file__).parent / "configs" / "demo.yaml")
         return load_config(path, overrides), path.stem
     if config_name is not None:
-        raise InputError("--resume takes the configuration of the run; leave CONFIG out")
+        raise InputError("--resume uses the configuration of the run; leave CONFIG out")
     if any(word.startswith("run.dir=") for word in overrides):
-        raise InputError("--resume goes on in the folder of the run; leave run.dir out")
+        raise InputError("--resume continues in the folder of the run; leave run.dir out")
     values = apply_overrides(resume_config(resume), overrides)
     config = parse_config(values, str(resume), overrides)
     warn_of_idle_settings(config, keys_of(overrides))

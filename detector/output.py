@@ -39,16 +39,18 @@ def check_output(option: str, path: Path, earlier: str | None = None, inputs: It
     if path.is_dir():
         raise InputError(f"{option}: {path} is a folder; name a file")
     if not path.is_file():
-        raise InputError(f"{option}: {path} is no file that could be replaced; name another")
+        raise InputError(f"{option}: {path} is not a regular file and cannot be replaced; name another file")
     if any(given.is_file() and path.samefile(given) for given in inputs):
-        raise InputError(f"{option}: {path} is read by this very command; name another file")
+        raise InputError(f"{option}: {path} is also an input of this command; name another file")
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD).decode(errors="replace")
     except OSError as error:
         raise InputError(f"{option}: {path} cannot be replaced: {error.strerror}") from None
     if earlier is not None and head and not re.match(earlier, head):
-        raise InputError(f"{option}: {path} holds something else than an earlier output; name another file")
+        raise InputError(
+            f"{option}: {path} exists and is not an earlier output of this program; name another file"
+        )
 
 
 def check_new_folder(option: str, folder: Path) -> None:
@@ -58,11 +60,11 @@ def check_new_folder(option: str, folder: Path) -> None:
         InputError: it is a file, or lies below one or a link to nothing, or there is no permission.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{option}: {folder} is no folder")
+        raise InputError(f"{option}: {folder} is not a folder")
     refuse_dead_link(option, folder)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise InputError(f"{option}: {folder} cannot be made, since {there} is no folder")
+        raise InputError(f"{option}: {folder} cannot be created, because {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{option}: no permission to write in the folder {there}")
 
@@ -71,7 +73,7 @@ def refuse_dead_link(option: str, folder: Path) -> None:
     """Raises InputError: a folder is, or lies below, a link to what is not there, as a disk that is away."""
     for path in (folder, *folder.parents):
         if path.is_symlink() and not path.exists():
-            raise InputError(f"{option}: {path} is a link to {path.readlink()}, which is not there")
+            raise InputError(f"{option}: {path} is a link to {path.readlink()}, which does not exist")
 
 
 def numbered_folders(first: Path) -> Iterator[Path]:

@@ -84,7 +84,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "train.device=0": ("train.device", "try cuda:0, or cpu"),
     "model.init=retinanet_resnet50_fpn_coco-eeacb38b.pth": ("https://", "/retinanet_resnet50_fpn_coco-"),
     "train=3": ("'train'",),
-    "": ("one of the words is empty",),
+    "": ("an argument is empty",),
     "data.merge={pet: 1}": ("on the command line: data.merge.pet: a class or a list", "got 1"),
     "data.merge={pet:cat}": (
         "on the command line: data.merge.pet:cat: a class",

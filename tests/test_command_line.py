@@ -174,7 +174,7 @@ def test_results_of_another_program_are_not_replaced(workplace: Path) -> None:
     for content in (json.dumps(theirs), json.dumps(theirs, indent=0), '[\n{"file": "a.jpg"}\n]'):
         (workplace / "theirs.json").write_text(content)
         words = ("run", "--results", "theirs.json")
-        assert_refused(evaluate.main, words, workplace, "--results", "theirs.json holds something else")
+        assert_refused(evaluate.main, words, workplace, "--results", "theirs.json exists and is not an earlier output")
 
 
 def test_classes_that_the_model_does_not_have_are_not_scored(workplace: Path) -> None:
@@ -319,9 +319,9 @@ def test_a_wrong_option_is_one_line(
         (train.main, ["--batch-size=4"], "train.batch_size or eval.batch_size"),
         (train.main, ["--work-dir", "x"], "run.dir"),
         (evaluate.main, ["run", "--batch", "3"], "eval.batch_size=N"),
-        (evaluate.main, ["--weights", "best.pt"], "comes first"),
+        (evaluate.main, ["--weights", "best.pt"], "first argument"),
         (predict.main, ["run", "photos", "--conf", "0.5"], "--threshold T"),
-        (predict.main, ["--source", "photos", "--weights", "best.pt"], "behind the run"),
+        (predict.main, ["--source", "photos", "--weights", "best.pt"], "after the run"),
         (
             predict.main,
             ["run", "photos", "--iou", "0.5"],

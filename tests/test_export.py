@@ -468,7 +468,7 @@ def keep_everything(
         (("nowhere.pt",), ("nowhere.pt", "does not exist")),
         (("picture.png",), ("picture.png", "is no checkpoint")),
         (("best.pt", "--output", "set"), ("--output", "set is a folder")),
-        (("best.pt", "--output", "best.pt"), ("--output", "is read by this very command")),
+        (("best.pt", "--output", "best.pt"), ("--output", "is also an input of this command")),
         (
             ("best.pt", "--output", "m.onnx"),
             ("m.onnx ends as --format onnx does, and --format is torchscript",),

@@ -145,7 +145,7 @@ def test_faults_end_with_code_one_and_stand_in_text_json_and_page(place: Path) -
     assert page.count("data:image/jpeg;base64,") == 6 + 2 * 4  # samples; images in both, side by side
     (place / "other.html").write_text("<!DOCTYPE html>\n<title>my page</title>\n")
     words = ("tiny.yaml", "--html", "other.html")
-    assert_refused(main, words, place, "--html", "other.html holds something else")
+    assert_refused(main, words, place, "--html", "other.html exists and is not an earlier output")
     assert check(place, "tiny.yaml", "--html", "check.html").code == 1  # its own is replaced
     assert "<script" not in page and not re.search(r"(src|href)=.?https?:", page)
 

@@ -73,7 +73,7 @@ def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> N
     (place / "notes.pt").write_text("mine")
     files = sorted(path for path in place.rglob("*") if path.is_file())
     for words, *said in (
-        (("run", "--recalibrate", "run/checkpoints/best.pt"), "best.pt is read by this very command"),
+        (("run", "--recalibrate", "run/checkpoints/best.pt"), "best.pt is also an input of this command"),
         (("run", "--recalibrate", "run/checkpoints/last.pt"), "last.pt is no earlier output"),
         (("run", "--recalibrate", "notes.pt"), "notes.pt is no earlier output"),
         (("run", "--recalibrate", "x.pt", "--output", "x.pt"), "--output", "both are x.pt"),

@@ -127,7 +127,7 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("<html>mine</html>")
     assert_refused(evaluate.main, (*words[:-1], "site"), tmp_path, "--report", "site")
-    assert_refused(evaluate.main, (*words[:-1], "found.json"), tmp_path, "--report", "no folder")
+    assert_refused(evaluate.main, (*words[:-1], "found.json"), tmp_path, "--report", "not a folder")
 
 
 def test_hidden_files_are_no_obstacle_and_stay(tmp_path: Path) -> None:

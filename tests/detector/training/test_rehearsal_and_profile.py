@@ -55,7 +55,7 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
     for path in ("file", "file/run"):
         outcome = call(door.main, "tiny.yaml", *TINY_MODEL, f"run.dir={path}", "--dry-run", cwd=tmp_path)
-        assert_one_line(outcome, f"run.dir: {path}", "no folder")
+        assert_one_line(outcome, f"run.dir: {path}", "not a folder")
     words = ("tiny.yaml", *TINY_MODEL, "optimizer.lr=1e30", "--dry-run")
     assert_one_line(call(door.main, *words, cwd=tmp_path), "the loss is not finite at step", "optimizer.lr")
 

@@ -545,7 +545,7 @@ def test_a_folder_of_runs_on_a_disk_that_is_away_is_one_line(tmp_path: Path, wor
     small_coco(tmp_path / "set", 2)
     (tmp_path / "runs").symlink_to(tmp_path / "disk" / "runs")
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\n")
-    named = ("run.dir", "runs is a link to", "disk/runs, which is not there")
+    named = ("run.dir", "runs is a link to", "disk/runs, which does not exist")
     assert_refused(door.main, ("tiny.yaml", *TINY_MODEL, *words), tmp_path, *named)
 
 
