@@ -35,7 +35,7 @@ class Annotation:
     number: int = -1  # see DetectionSet.annotation_ids
 
 
-_IF_MISSING = "put it there, or remove its annotation"  # of an image
+_IF_MISSING = "put the file there, or remove its annotation"  # of an image
 
 # What a set of a format has below its folder, and no other.
 _SIGNS = {
@@ -59,7 +59,7 @@ def require_folder(folder: Path, key: str, remedy: str) -> None:
     """Raises InputError unless the folder exists; `key` is where the user set it."""
     if not folder.is_dir():
         if folder.exists():
-            raise InputError(f"{key}: {folder} is a file, and a folder is wanted; {remedy}")
+            raise InputError(f"{key}: {folder} is a file, but must be a folder; {remedy}")
         seen_from = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"{key}: the folder {folder} does not exist{seen_from}; {remedy}")
 
@@ -76,7 +76,7 @@ def of_cvat(root: Path) -> str:
             is_cvats = b"<annotations" in file.read(1000)
     except OSError:
         return ""
-    return "annotations.xml is of CVAT's own format; export the task as COCO 1.0" if is_cvats else ""
+    return "annotations.xml is in CVAT's own format; export the task as COCO 1.0" if is_cvats else ""
 
 
 def looks_like(root: Path) -> str:
@@ -110,8 +110,11 @@ def say_rotated(places: Sequence[str], faults: list[DataFault] | None) -> None:
     """Of CVAT's boxes, which it writes as they were before they were turned; faults: as of the readers."""
     if places:
         has = "has" if len(places) == 1 else "have"
-        message = f"{first_of(places)} {has} a rotation, and boxes are read upright as they were before it"
-        list_or_warn([DataFault("box-rotated", message)], faults, f"{message}; draw upright ones")
+        message = (
+            f"{first_of(places)} {has} a rotation, which is ignored: boxes are read as they were before "
+            "they were rotated"
+        )
+        list_or_warn([DataFault("box-rotated", message)], faults, f"{message}; draw upright boxes instead")
 
 
 def say_left_out(counts: Mapping[str, int], source: str) -> None:
@@ -119,7 +122,7 @@ def say_left_out(counts: Mapping[str, int], source: str) -> None:
     if counts:
         named = [f"{count} of '{name}'" for name, count in sorted(counts.items())]
         log.warning(
-            "%s: objects of classes that are not used left out: %s", source, some_of(named, _CLASSES_SHOWN)
+            "%s: left out objects of classes that are not used: %s", source, some_of(named, _CLASSES_SHOWN)
         )
 
 
@@ -168,11 +171,11 @@ def pack_set(
         dropped = int(flat.sum())
         if dropped >= _MANY and 2 * dropped > len(items):
             raise InputError(
-                f"{source}: {dropped} of {len(items)} boxes lie outside their images, or have no area; were "
-                "the images made smaller after they were annotated? (python -m data.check lists all)"
+                f"{source}: {dropped} of {len(items)} boxes lie outside their images or have no area; were "
+                "the images resized after they were annotated? (python -m data.check lists all of them)"
             )
         log.warning(
-            "%s: %d box%s without area inside the image dropped (%s)",
+            "%s: dropped %d box%s without area inside the image (%s)",
             source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),
         )  # fmt: skip
     if not lists_all(faults) and parts_for_pixels(boxes[kept]):
@@ -209,8 +212,8 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
     for other in sets[1:]:
         if other.classes != first.classes:
             raise InputError(
-                f"{source}: the joined splits have different classes: "
-                f"{', '.join(first.classes)} and {', '.join(other.classes)}; list them in data.classes"
+                f"{source}: the splits to be joined have different classes: {', '.join(first.classes)} and "
+                f"{', '.join(other.classes)}; list them in data.classes"
             )
     image_ids = np.concatenate([s.image_ids for s in sets])
     meet = len(np.unique(image_ids)) < len(image_ids)
@@ -278,13 +281,19 @@ def _check_files(images: list[AnnotatedImage], source: str, faults: list[DataFau
 
 def _say_unclear(images: list[AnnotatedImage], source: str, faults: list[DataFault] | None) -> None:
     """Whether an image was annotated as stored shows where turning it changes its sides; there it was."""
-    problem = "by half a turn, or mirrors it, or it is square; boxes of others are for the pixels as stored"
+    problem = (
+        "by half a turn, or mirrors it, or it is square; the boxes of other images fit the pixels as stored"
+    )
     found = [
         DataFault("orientation-unclear", f"image {i.path} (id {i.id}): EXIF turns it {problem}", i.path, i.id)
         for i in images
     ]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    first = f"{source}: {found[0]}{more}; if its boxes are off, take away its orientation" if found else ""
+    first = (
+        f"{source}: {found[0]}{more}; if its boxes are misplaced, remove its EXIF orientation"
+        if found
+        else ""
+    )
     list_or_warn(found, faults, first)
 
 
@@ -305,9 +314,9 @@ def _what_is_wrong(item: Annotation, image: AnnotatedImage, reversed_too: int) -
     if not np.isfinite(item.box).all():
         code, problem = "box-not-finite", "has a NaN or infinite number"
     elif item.box[2] < item.box[0]:
-        problem = "is reversed: its right side lies left of its left side (negative width)"
+        problem = "is reversed: its right edge is left of its left edge (negative width)"
     else:
-        problem = "is reversed: its lower side lies above its upper side (negative height)"
+        problem = "is reversed: its lower edge is above its upper edge (negative height)"
     if code == "box-reversed" and reversed_too > 0:
         problem += f", and so are {reversed_too} more"
     return _fault_of_box(code, problem, item, image)
@@ -317,7 +326,7 @@ def _without_area(item: Annotation, image: AnnotatedImage) -> DataFault:
     x0, y0, x1, y1 = item.box
     if x1 > x0 and y1 > y0:
         return _fault_of_box("box-outside", "lies outside the image", item, image)
-    return _fault_of_box("box-without-area", "has no width or no height", item, image)
+    return _fault_of_box("box-without-area", "has zero width or height", item, image)
 
 
 def _fault_of_box(code: str, problem: str, item: Annotation, image: AnnotatedImage) -> DataFault:

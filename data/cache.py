@@ -98,9 +98,9 @@ class RamCache(ImageCache):
         super().__init__(records)
         available = available_memory()
         too_much = (
-            f"data.cache=ram: {len(records)} decoded images need {self.nbytes / 1e9:.1f} GB, and "
-            f"{available / 1e9:.1f} GB of shared memory are available, of which a fifth is left to the "
-            "training; set data.cache=disk or none"
+            f"data.cache=ram: {len(records)} decoded images need {self.nbytes / 1e9:.1f} GB, but only "
+            f"{available / 1e9:.1f} GB of shared memory are available, a fifth of which is reserved for the "
+            "training; set data.cache=disk or data.cache=none"
         )
         if self.nbytes > available * (1 - _LEFT_FREE):
             raise InputError(too_much)
@@ -145,17 +145,18 @@ class DiskCache(ImageCache):
         self._stamp_bytes = 24 * len(records)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / ".lock", "no two trainings begin at once"):
+            with locked(folder / ".lock", "no two trainings start at the same time"):
                 _reserve(self._file, self._stamp_bytes + self.nbytes)
         except PermissionError:
             raise InputError(
-                f"data.cache=disk: no permission to write into {folder}; set data.cache_dir=FOLDER, or "
-                "data.cache=none"
+                f"data.cache=disk: no permission to write in the folder {folder}; set "
+                "data.cache_dir=FOLDER, or data.cache=none"
             ) from None
         except OSError as error:
             raise InputError(
                 f"data.cache=disk: {len(records)} decoded images need {self.nbytes / 1e9:.1f} GB in "
-                f"{folder}: {error.strerror or error}; make room, or set data.cache_dir or data.cache=none"
+                f"{folder}: {error.strerror or error}; free some space, set data.cache_dir to another "
+                "folder, or set data.cache=none"
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,8 +171,9 @@ class DiskCache(ImageCache):
                 content = np.load(self._file, mmap_mode="r+")
             except (OSError, ValueError) as error:
                 raise InputError(
-                    f"data.cache=disk: {self._file} was there and cannot be opened any more "
-                    f"({getattr(error, 'strerror', None) or error}); start again, and keep the file meanwhile"
+                    f"data.cache=disk: {self._file} can no longer be opened "
+                    f"({getattr(error, 'strerror', None) or error}); start again, and do not remove the "
+                    "file while the training runs"
                 ) from None
             self._open = (
                 content[self._stamp_bytes :],
@@ -249,11 +251,11 @@ def _reserve(path: Path, nbytes: int) -> None:
         if path.exists():
             header = np.load(path, mmap_mode="r").offset if path.stat().st_size > nbytes else 0
             if path.stat().st_size != header + nbytes:
-                raise OSError(f"{path.name} is damaged, delete it")
+                raise OSError(f"{path.name} is damaged; delete it")
             return
         free = shutil.disk_usage(path.parent).free
         if free < nbytes:
-            raise OSError(f"there are {free / 1e9:.1f} GB free")
+            raise OSError(f"only {free / 1e9:.1f} GB are free")
         np.lib.format.open_memmap(partial, "w+", np.uint8, (nbytes,))
         # The file has holes: to fill them on a full disk would be fatal.
         size = partial.stat().st_size
@@ -266,6 +268,6 @@ def _reserve(path: Path, nbytes: int) -> None:
                     file.write(bytes(min(_BLOCK, size - start)))
         partial.replace(path)
     except ValueError as error:  # not an .npy file
-        raise OSError(f"{path.name} is damaged ({error}), delete it") from None
+        raise OSError(f"{path.name} is damaged ({error}); delete it") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -14,7 +14,9 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
-BY_NAME = "(classes go by their names, those of the model or of data.classes: rename them here or there)"
+BY_NAME = (
+    "(classes are matched by name with those of the model or of data.classes: rename them in one of the two)"
+)
 
 
 class Categories(NamedTuple):
@@ -63,7 +65,7 @@ def used_categories(
                 message = f"{where}: the id of '{name}' must be an integer, got {number!r}"
                 raise DataFault("record-malformed", message)
             if name in ids or number in ids.values():
-                message = f"{source}: category '{name}' (id {number}) stands twice; keep one of the two"
+                message = f"{source}: category '{name}' (id {number}) is listed twice; keep one of the two"
                 raise DataFault("category-twice", message)
         except DataFault as fault:
             raise_or_collect(fault, faults)
@@ -131,7 +133,8 @@ def refuse_nearly_the_same(classes: tuple[str, ...], there: Collection[str], sou
 
 def _lacking(name: str, hint: str, there: Collection[str], source: Path | str) -> InputError:
     return InputError(
-        f"{source} has no category '{name}'{hint}; it has {some_of([*there], 10) or 'none'} {BY_NAME}"
+        f"{source} has no category '{name}'{hint}; its classes are {some_of([*there], 10) or 'none'} "
+        f"{BY_NAME}"
     )
 
 
@@ -150,7 +153,7 @@ def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source
         slips = ((name, other) for name in missing[:5] for other in there if other not in used)
         meant = [f"'{other}' for '{name}'" for name, other in slips if a_slip_apart(name, other)]
         log.warning(
-            "%s does not list %s, and so has no box of %s; it has %s%s",
+            "%s does not list %s, and so has no boxes of %s; its classes are %s%s",
             source, some_of([f"'{name}'" for name in missing], 5), "these" if len(missing) > 1 else "it",
-            some_of([*there], 10), f" (is {some_of(meant, 3)} a slip?)" if meant else "",
+            some_of([*there], 10), f" (is {some_of(meant, 3)} a typo?)" if meant else "",
         )  # fmt: skip

@@ -60,7 +60,7 @@ def load_coco(
     """
     if not images.is_dir() and annotations.is_file():
         root = annotations.parent.parent  # unless data.annotations is set, and then there is no advice
-        remedy = _other_layout(root) or "set data.images, the folder of the images below data.root"
+        remedy = _other_layout(root) or "set data.images to the folder of the images, relative to data.root"
         require_folder(images, "data.images", remedy)
     with _no_garbage_collection():
         content = read_instances(annotations, hint=partial(_others_than, annotations))
@@ -78,10 +78,10 @@ def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
     """
     content = read_json(path, hint=hint)
     if (tool := _of_a_tool(content)) is not None:
-        raise InputError(f"{path} is of {tool}'s own format; export or convert the project as COCO")
+        raise InputError(f"{path} is in {tool}'s own format; export the project as COCO, or convert it")
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            raise InputError(f"{path} has no list '{section}'; a COCO instances file has one")
+            raise InputError(f"{path} has no list '{section}', which a COCO instances file must have")
     for image in content["images"]:
         if isinstance(image, dict) and "file_name" not in image and "coco_url" in image:
             image["file_name"] = image["coco_url"]  # LVIS: addresses that end in the names
@@ -164,9 +164,7 @@ def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> 
     """pycocotools takes iscrowd alone, and the metrics here are its."""
     if not places:
         return
-    message = (
-        f"{first_of(places)} has ignore: 1, which counts for nothing; iscrowd: 1 is what leaves a region out"
-    )
+    message = f"{first_of(places)} has ignore: 1, which has no effect; to leave a region out, use iscrowd: 1"
     list_or_warn([DataFault("ignore-unused", message)], faults, message)
 
 
@@ -184,12 +182,15 @@ def _others_than(annotations: Path) -> str:
         beside = sorted(path.name for path in annotations.parent.parent.glob("[!.]*.json"))
         if annotations.name in beside:
             higher = annotations.parent.parent / annotations.name
-            return f"; {higher} does: set data.annotations, from data.root on, {{split}} being the split"
-        remedy = "set data.annotations=FILE, below data.root, with {split} for the name of the split"
+            return (
+                f"; {higher} does: set data.annotations relative to data.root, with {{split}} for the name "
+                "of the split"
+            )
+        remedy = "set data.annotations=FILE, relative to data.root, with {split} for the name of the split"
         return f"; {_other_layout(annotations.parent.parent) or remedy}"
     if len(there) == 1:
         whole = shlex.quote(str(annotations.with_name(there[0])))
-        return f"; its folder has {there[0]} alone, which python -m data.split {whole} divides"
+        return f"; its folder has only {there[0]}; to divide that into splits: python -m data.split {whole}"
     return f"; its folder has {some_of(there, _NAMES_SHOWN)} (set data.splits or data.annotations)"
 
 
@@ -206,10 +207,10 @@ def of_roboflow(root: Path) -> str:
         return ""
     val = next((name for name in ("val", "valid", "test") if name in there), None)
     if val is None:
-        return f"python -m data.split {shlex.quote(str(root / 'train' / _ROBOFLOWS))} divides this set"
+        return f"divide this set: python -m data.split {shlex.quote(str(root / 'train' / _ROBOFLOWS))}"
     return (
-        f"it is as Roboflow exports it: set data.annotations={{split}}/{_ROBOFLOWS} data.images={{split}} "
-        f"data.splits.train=train data.splits.val={val} "
+        f"it looks like an export of Roboflow: set data.annotations={{split}}/{_ROBOFLOWS} "
+        f"data.images={{split}} data.splits.train=train data.splits.val={val} "
         f"data.splits.test={'test' if 'test' in there else 'null'}"
     )
 
@@ -260,7 +261,7 @@ def _images(
         try:
             number, path = _named(record, finder, source)
             if number in named:
-                message = f"{source}: image id {number} stands twice"
+                message = f"{source}: image id {number} is listed twice"
                 raise DataFault("image-id-twice", message, path, number)
         except DataFault as fault:
             raise_or_collect(fault, faults)
@@ -268,7 +269,7 @@ def _images(
             continue
         named[number] = record, path
     finder.warn(str(source))
-    remedy = "set data.images to {} (as seen from data.root, which is . itself; of data.split: --images)"
+    remedy = "set data.images to {} (relative to data.root, which itself is .; for data.split: --images)"
     paths = look_elsewhere([path for _, path in named.values()], folder, str(source), remedy)
     found: dict[int, AnnotatedImage] = {}
     for (number, (record, _)), path in zip(named.items(), paths, strict=True):
@@ -291,7 +292,7 @@ def _named(record: Any, finder: ImageFinder, source: Path) -> tuple[int, Path]:
     path = finder.find(text_of(record, "file_name", where), where)
     if not isinstance(number, int) or abs(number) >= 2**63:
         wanted = "fit 64 bits" if isinstance(number, int) else "be an integer"
-        raise DataFault("record-malformed", f"{where}: the id must {wanted}; number them anew", path)
+        raise DataFault("record-malformed", f"{where}: the id must {wanted}; renumber the images", path)
     return number, path
 
 
@@ -311,7 +312,9 @@ def _box(record: dict[str, Any], where: str) -> Any:
     """x, y, width, height as they are written; without them, those of the polygons."""
     box, polygons = record.get("bbox"), record.get("segmentation")
     if not box and isinstance(polygons, dict):
-        raise DataFault("record-malformed", f"{where} has no 'bbox'; write it: masks in RLE are not decoded")
+        raise DataFault(
+            "record-malformed", f"{where} has no 'bbox'; add one, since RLE masks are not decoded"
+        )
     if box or not isinstance(polygons, list) or not polygons:
         return field_of(record, "bbox", where)
     points = [polygon for polygon in polygons if isinstance(polygon, list)]

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def main() -> None:
     parser = OptionParser(
         prog="python -m data.convert",
-        description="Write a split of a data set, of whatever format, as a COCO instances file: its boxes, "
-        "classes and ids as a training has them. With a run or checkpoint in the place of CONFIG it is the "
-        "gt that evaluate.py --results goes with.",
+        description="Write a split of a data set of any format as a COCO instances file, with the boxes, "
+        "classes and ids that training uses. With a run or checkpoint in place of CONFIG, it is the ground "
+        "truth that matches evaluate.py --results.",
         epilog="Example: python -m data.convert configs/own.yaml data.format=voc data.root=my_set "
         "--split val --output val.json",
     )
@@ -25,14 +25,15 @@ def main() -> None:
         "words",
         nargs="+",
         metavar="CONFIG|RUN_DIR_OR_CHECKPOINT|KEY=VALUE",
-        help="what the data set is; dotted configuration keys, if any",
+        help="a configuration that describes the data set, a run or a checkpoint; and settings as dotted "
+        "keys",
     )
-    parser.add_argument("--split", choices=("train", "val", "test"), required=True, help="what is written")
-    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="where to")
+    parser.add_argument("--split", choices=("train", "val", "test"), required=True, help="the split to write")
+    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="the file to write")
     a = parser.parse_intermixed_args()
     source, overrides = config_and_overrides(a.words)
     if source is None:
-        parser.error("CONFIG is missing, the YAML file that train.py is given, or a run")
+        parser.error("CONFIG is missing: give the YAML file that train.py is given, or a run folder")
     convert(Path(source), overrides, a.split, a.output)
 
 
@@ -80,7 +81,7 @@ def _folder_of_all(root: Path, files: list[str]) -> Path:
         # Not resolved: links lead wherever the user wants.
         common = os.path.commonpath(map(os.path.abspath, [str(root), *files]))
     except ValueError:
-        raise InputError(f"--output: {root} and the images lie on several drives") from None
+        raise InputError(f"--output: {root} and the images are on different drives") from None
     if root.is_absolute():
         return Path(common)
     return Path(os.path.relpath(common))

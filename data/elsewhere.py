@@ -37,7 +37,7 @@ def look_elsewhere(paths: Sequence[Path], folder: Path, source: str, remedy: str
     # With two of a name one would be trained on with the boxes of the other.
     if max(map(len, below)) == 1 and len(places) > 1 and 2 * len(meant) > len(paths):
         log.warning(
-            "%s: %d images are in folders below %s that their names leave out, such as %s",
+            "%s: %d images were found in subfolders of %s that their names leave out, such as %s",
             source, len(meant), folder, next(iter(meant.values())).relative_to(folder),
         )  # fmt: skip
         return [meant.get(k, path) for k, path in enumerate(paths)]
@@ -59,7 +59,7 @@ def _refuse_another(some: Sequence[Path], folder: Path, below: set[Path], source
         _, name = next(iter(fitting.values()))
         what = remedy.format("that folder")
         if len(fitting) > 1:
-            what = f"{remedy.format('the right one')}, or write the folders into the names"
+            what = f"{remedy.format('the right one')}, or include the folders in the names"
         where = f"are not in {folder} but in {others}"
         raise InputError(f"{source}: its images, such as {name}, {where}; {what}")
 

@@ -60,10 +60,10 @@ class SkippedImages:
             file = self._records.files[row]
             if len(self._rows) > self._limit:
                 raise InputError(
-                    f"more than data.max_skipped={self._limit} training images cannot be read, lastly "
-                    f"{file}; mend the data set, or raise the limit"
+                    f"more than data.max_skipped={self._limit} training images cannot be read, most "
+                    f"recently {file}; fix the data set, or raise the limit"
                 )
-            log.warning(f"{self._what_is_wrong(row)}; the next one of the set stands in for it")
+            log.warning(f"{self._what_is_wrong(row)}; the next image of the set is used in its place")
 
     def _what_is_wrong(self, row: int) -> str:
         """Asked once more, as a batch has no room for texts."""
@@ -72,7 +72,7 @@ class SkippedImages:
             read_image(Path(file), (size[0], size[1]))
         except InputError as error:
             return str(error)
-        return f"image {file} could not be read when it was its turn"
+        return f"image {file} could not be read during training"
 
 
 def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterator[Batch]:
@@ -105,8 +105,8 @@ def _checked(
             if not dead:
                 if any(words in str(error) for words in _TOO_MANY_FILES):
                     raise InputError(
-                        "too many files are open between the loading processes and this one; allow more "
-                        "(ulimit -n 4096), or set a lower data.workers"
+                        "the loading processes have too many files open; raise the limit (ulimit -n 4096), "
+                        "or lower data.workers"
                     ) from None
                 raise
             raise InputError(_death(loader.dataset, dead if batches else [])) from None  # or it read nothing
@@ -176,9 +176,9 @@ def _death(dataset: Dataset, processes: list[int]) -> str:
     assert isinstance(dataset, DetectionDataset)
     files = [dataset.file_read_by(process) for process in processes]
     known = [file for file in files if file is not None]
-    while_reading = f" while it read {known[0]}" if known else ""
+    while_reading = f" while reading {known[0]}" if known else ""
     return (
-        f"a loading process died{while_reading}: killed for its memory, by a fault in decoding, or for want "
-        "of room in /dev/shm (docker run --shm-size=8g); look at that file, or set data.workers=0 to see the "
-        "fault itself"
+        f"a loading process died{while_reading}: it ran out of memory, crashed while decoding, or ran out "
+        "of space in /dev/shm (docker run --shm-size=8g); check that file, or set data.workers=0 to see "
+        "the error itself"
     )

@@ -198,7 +198,7 @@ def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
         pixels = _pixels(image, _as_stored(image), upright=True)
         count = _pages(image)  # last, since it leaves the image at another
         if count > 1:
-            log.warning("image %s has %d pages or frames; the first is taken", name, count)
+            log.warning("image %s has %d pages or frames; only the first is used", name, count)
         return pixels
 
 
@@ -214,9 +214,9 @@ def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]) -> str:
     """The error text for an image whose size is not what its annotation says."""
-    why = "the boxes would be in the wrong place. Correct the annotation."
+    why = "its boxes would be in the wrong place. Correct the annotation."
     if annotated == found[1::-1]:
-        why = "width and height seem to be in each other's place there. Correct the annotation."
+        why = "width and height seem to be swapped there. Correct the annotation."
     return (
         f"image {path} is {found[1]} x {found[0]} px, but its annotation says "
         f"{annotated[1]} x {annotated[0]}; {why}"
@@ -242,7 +242,8 @@ def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
             raise ValueError(f"{ending[1:].upper()} is not supported; convert it to JPEG or PNG") from None
         if image.width * image.height > _MOST_IN_ALL:
             raise ValueError(
-                f"its {image.width} x {image.height} px are more than {_MOST_IN_ALL:,}; cut it up"
+                f"its {image.width} x {image.height} px are more than the limit of {_MOST_IN_ALL:,}; cut it "
+                "into smaller images"
             )
         yield image
 
@@ -313,7 +314,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0:
             below = f"pixels below 0 (down to {grey.min()}) have no defined range"
-            raise ValueError(f"{below}; convert the file to 8 bit, or to 16 without a sign")
+            raise ValueError(f"{below}; convert the file to 8 bit, or to unsigned 16 bit")
         if grey.max() > 65535:
             raise ValueError("32-bit pixels have no defined range; convert the file to 8 or 16 bit")
         scaled = ((grey + 128) // 257).clip(0, 255).astype(np.uint8)
@@ -325,10 +326,13 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is not an image, or of a kind that is not read (TIFF: of floats or of many channels)"
+        return (
+            "it is not an image, or of a kind that is not supported (such as TIFF with floats or many "
+            "channels)"
+        )
     if isinstance(error, MemoryError):
         return "it is damaged, or there is not enough memory for it"
     reason = reason_of(error)
     if "truncated" in reason:
-        reason += "; copy it again, or save it anew from a viewer that shows all of it"
+        reason += "; copy the file again, or open it in a viewer that shows all of it and save it again"
     return reason

@@ -50,7 +50,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     found: dict[tuple[str, str], Source] = {}  # by the folder, however it is reached, and the name there
     for word in words:
         if not word:
-            raise InputError("an input is empty, as a variable that is not set; . is the current folder")
+            raise InputError(
+                "an input is empty, perhaps from a variable that is not set; for the current folder write ."
+            )
         if word == STDIN:
             found.setdefault(("", STDIN), Source("stdin", Path("stdin"), Path("stdin")))
             continue
@@ -60,7 +62,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
             places = _listed(path)
             above = Path(os.path.commonpath([place.absolute().parent for place in places]))
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise InputError(f"{word} is a pipe or a device; give - and let an image come on standard input")
+            raise InputError(f"{word} is a pipe or a device; to read an image from standard input, give -")
         if not path.exists():
             above = _above_pattern(path)
             matched = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
@@ -69,20 +71,18 @@ def find_sources(words: Sequence[str]) -> list[Source]:
             if not places:
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
                 if "=" in word:
-                    missing = "is neither a file nor a key of the configuration, such as eval.nms=hard"
+                    missing = "is neither a file nor a setting such as eval.nms=hard"
                 if word.isdecimal():
-                    missing += "; cameras are not read, and classes go by their names: --classes car,bus"
+                    missing += "; cameras are not supported, and classes are given by name: --classes car,bus"
                 if "://" in word:
-                    missing = "is no file; URLs, streams and cameras are not read"
+                    missing = "is not a file; URLs, streams and cameras are not supported"
                 if matched:
-                    missing = (
-                        "matches nothing but results of predict.py and .txt files; name lists one by one"
-                    )
+                    missing = "matches only results of predict.py and .txt files; name each list explicitly"
                 raise InputError(f"{word} {missing}")
         sources = [source for place in places for source in _sources(place, above)]
         if not sources:
             endings = ", ".join(sorted(s[1:] for s in PICTURE_SUFFIXES | VIDEO_SUFFIXES))
-            raise InputError(f"{word} holds no images and no videos ({endings})")
+            raise InputError(f"{word} contains no images or videos ({endings})")
         for key, source in zip(one_for_each_file(one.path for one in sources), sources, strict=True):
             found.setdefault(key, source)
     return list(found.values())
@@ -101,7 +101,7 @@ def _listed(file: Path) -> list[Path]:
             raise InputError(f"{file}:{number}: {name} does not exist; a .txt file lists images and videos")
         found.append(path)
     if not found:
-        raise InputError(f"{file} lists nothing")
+        raise InputError(f"{file} is empty: it lists no images or videos")
     return found
 
 
@@ -120,7 +120,7 @@ def _without_results(folder: Path, files: list[Path]) -> list[Path]:
     if not results:
         return files
     named = some_of([str(place) for place in sorted(results)], 3)
-    log.warning("%s holds results of predict.py, which are left out: %s", folder, named)
+    log.warning("%s contains results of predict.py, which are left out: %s", folder, named)
     return [file for file in files if results.isdisjoint((file, *file.parents))]
 
 

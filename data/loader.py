@@ -78,7 +78,9 @@ class DetectionDataset(Dataset):
                 return row, self._read(row)
             except InputError as error:
                 failure = failure or error
-        nor = f"; nor can the {self.stand_ins} that might stand in for it" if self.stand_ins else ""
+        nor = (
+            f"; nor can the {self.stand_ins} images that could be used in its place" if self.stand_ins else ""
+        )
         raise InputError(f"{failure}{nor}")
 
     def _mark(self, row: int) -> None:
@@ -255,11 +257,14 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
         # DataLoader would do so in a thread, whose failure nobody hears of: the batch would be waited for.
         return batch.share_memory()
     except RuntimeError as error:
-        remedy = "give the container more (docker run --shm-size=8g, or --ipc=host), or set data.workers=0"
+        remedy = (
+            "give the container more shared memory (docker run --shm-size=8g, or --ipc=host), or set "
+            "data.workers=0"
+        )
         if "Too many open files" in str(error):
-            remedy = "allow more (ulimit -n), or set a lower data.workers"
+            remedy = "raise the limit of open files (ulimit -n), or lower data.workers"
         return InputError(
-            f"no room for a batch of {batch.images.nbytes / 1e6:.1f} MB in the memory that processes share: "
+            f"no room for a batch of {batch.images.nbytes / 1e6:.1f} MB in shared memory: "
             f"{first_line(error)}; {remedy}"
         )
 

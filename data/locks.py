@@ -31,7 +31,7 @@ def locked(path: Path, see_that: str, timeout: float = -1) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        log.warning("the disk of %s has no locks; see that %s", path.parent, see_that)
+        log.warning("the file system of %s does not support locks; make sure that %s", path.parent, see_that)
     try:
         yield
     finally:

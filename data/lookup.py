@@ -134,7 +134,7 @@ class ImageFinder:
         """The path, if no other name stands for it; two that are exact may, as ./a.jpg and a.jpg."""
         other, was_exact = self._given.setdefault(path, (name, exact))
         if other != name and not (exact and was_exact):
-            message = f"{where} names '{name}', and elsewhere '{other}': both would be {path}"
+            message = f"{where} names '{name}', and another entry '{other}', but both would be {path}"
             raise NameTaken("image-name-taken", message)
         return path
 
@@ -143,7 +143,7 @@ class ImageFinder:
         path = next(filter(None, map(self._alike, ends_of(name))), None)
         if path is None:
             if "://" in name:
-                message = f"{where} names the image '{name}', an address; download it into {self._folder}"
+                message = f"{where} names the image '{name}', a URL; download it into {self._folder}"
                 raise DataFault("image-outside", message)
             raise _outside(self._folder, name, where)
         self._elsewhere.setdefault(path, name)
@@ -162,10 +162,12 @@ class ImageFinder:
 
     def warn(self, source: str) -> None:
         """Say what was taken for what."""
-        outside = f"file names lead out of {self._folder}; images of these names in it are used"
+        outside = (
+            f"file names lead out of {self._folder}; the images of the same names in that folder are used"
+        )
         for found, what in (
             (self._elsewhere, outside),
-            (self._respelt, "names of files are spelt in another way"),
+            (self._respelt, "file names are spelt differently on disk"),
         ):
             if found:
                 path, name = next(iter(found.items()))

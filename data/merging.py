@@ -48,11 +48,11 @@ def merged(
     for name in classes or ():
         taken = name in takers or name in there
         if taken and name not in merge and (taker := new_name(name)) != name:
-            remedy = f"take it out of the list of data.merge.{taker}"
+            remedy = f"remove it from the list of data.merge.{taker}"
             if name not in takers:  # but by *
-                remedy = f"to keep it by itself add '{name}: [{name}]' to data.merge"
+                remedy = f"to keep it as a class of its own add '{name}: [{name}]' to data.merge"
             raise InputError(
-                f"data.merge.{taker} takes the class '{name}', which data.classes or the model has; "
+                f"data.merge.{taker} merges the class '{name}', which data.classes or the model lists; "
                 f"{remedy}, or leave it out of data.classes"
             )
     if classes is not None:
@@ -93,14 +93,15 @@ def _refuse_wrong_parts(
             slip = alike.get(plain_name(old))
             hint = f", but '{slip}'" if slip else ""
             missing = (
-                f"data.merge.{name}: {source} has no class '{old}'{hint}; it has {some_of(sorted(there), 10)}"
+                f"data.merge.{name}: {source} has no class '{old}'{hint}; its classes are "
+                f"{some_of(sorted(there), 10)}"
             )
             if strict or slip:
                 raise InputError(missing)
             log.warning(missing)
         if name in there and name not in takers and ALL_OTHERS not in olds:
             raise InputError(
-                f"data.merge.{name}: {source} has a class '{name}' as well; add it to its list, or take "
+                f"data.merge.{name}: {source} also has a class '{name}'; add it to that list, or choose "
                 "another name"
             )
 

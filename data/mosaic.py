@@ -50,9 +50,9 @@ class Mosaic:
     ) -> None:
         self._scale, self._center = _pair("scale", scale, 2.0), _pair("center", center, 1.0)
         if epochs is not None and (type(epochs) is not int or epochs < 0):
-            raise ValueError(f"epochs: a whole number of epochs is wanted, got {epochs!r}")
+            raise ValueError(f"epochs must be a whole number, got {epochs!r}")
         if type(p) not in (int, float) or not 0 <= p <= 1:
-            raise ValueError(f"p: a probability from 0 to 1 is wanted, got {p!r}")
+            raise ValueError(f"p must be a probability from 0 to 1, got {p!r}")
         self._epochs, self._p = epochs, p
 
     def drawn(self, seed: int, epoch: int) -> bool:
@@ -138,8 +138,8 @@ def _pair(name: str, value: Any, most: float) -> tuple[float, float]:
     """A least and a most, above 0 and up to the given one; of a single number, that number."""
     numbers = list(value) if isinstance(value, list | tuple) else [value, value]
     if len(numbers) != 2 or not all(type(number) in (int, float) for number in numbers):
-        raise ValueError(f"{name}: a number or a pair [least, most] is wanted, got {value!r}")
+        raise ValueError(f"{name} must be a number or a pair [least, most], got {value!r}")
     least, greatest = numbers
     if not 0 < least <= greatest <= most:
-        raise ValueError(f"{name}: numbers above 0 and up to {most:g} are wanted, in order, got {value!r}")
+        raise ValueError(f"{name} must be above 0 and at most {most:g}, in ascending order, got {value!r}")
     return least, greatest

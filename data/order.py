@@ -68,13 +68,13 @@ class EpochBatches(Sampler[list[Key]]):
         parts = micro_batches * processes
         if batch_size % parts:
             raise InputError(
-                f"train.batch_size={batch_size} cannot be dealt out evenly: {processes} processes x "
+                f"train.batch_size={batch_size} cannot be divided evenly among {processes} processes x "
                 f"train.accumulate={micro_batches}; choose a multiple of {parts}"
             )
         if images < parts:
             raise InputError(
-                f"data.splits.train holds {images} images, too few for the {parts} parts of a batch "
-                f"({processes} processes x train.accumulate={micro_batches}); use fewer"
+                f"data.splits.train has {images} images, too few for the {parts} parts of a batch "
+                f"({processes} processes x train.accumulate={micro_batches}); use fewer parts"
             )
         self.repeats = np.ones(images) if repeats is None else repeats
         self.length = samples_of(self.repeats)  # of an epoch

@@ -31,11 +31,11 @@ class ResizeWithin(A.DualTransform):
         super().__init__(p=1)
         pair: list[Any] = list(long) if isinstance(long, list | tuple) else [long, long]
         if len(pair) != 2:
-            raise ValueError(f"long: a number or a pair [least, most] is wanted, got {long}")
+            raise ValueError(f"long must be a number or a pair [least, most], got {long}")
         sides = pair if short is None else [*pair, short]
         if not all(type(side) is int and side > 0 for side in sides) or pair[0] > pair[1]:  # True is an int
             raise ValueError(
-                f"sides must be whole numbers of pixels, in order, got long={long}, short={short}"
+                f"sides must be whole numbers of pixels, in ascending order, got long={long}, short={short}"
             )
         self.long = (pair[0], pair[1])
         self.short = short
@@ -68,7 +68,7 @@ class ZoomOut(A.DualTransform):
     def __init__(self, ratio: float = 4.0, p: float = 0.5) -> None:
         super().__init__(p=p)
         if not (_is_number(ratio) and 1 <= ratio <= _LARGEST_RATIO):
-            raise ValueError(f"ratio: a number from 1 to {_LARGEST_RATIO} is wanted, got {ratio!r}")
+            raise ValueError(f"ratio must be a number from 1 to {_LARGEST_RATIO}, got {ratio!r}")
         self.ratio = ratio
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -118,11 +118,11 @@ class IoUCrop(A.DualTransform):
             [*min_ious] if isinstance(min_ious, Iterable) and not isinstance(min_ious, str) else []
         )
         if not given or not all(_is_number(one) and 0 <= one <= 1 for one in given):
-            raise ValueError(f"min_ious: a list of IoUs from 0 to 1 is wanted, got {min_ious!r}")
+            raise ValueError(f"min_ious must be a list of IoUs from 0 to 1, got {min_ious!r}")
         if not (_is_number(min_scale) and 0 < min_scale <= 1):
-            raise ValueError(f"min_scale: a number above 0 and at most 1 is wanted, got {min_scale!r}")
+            raise ValueError(f"min_scale must be a number above 0 and at most 1, got {min_scale!r}")
         if not isinstance(trials, Integral) or isinstance(trials, bool) or trials < 1:
-            raise ValueError(f"trials: a whole number from 1 on is wanted, got {trials!r}")
+            raise ValueError(f"trials must be a whole number of at least 1, got {trials!r}")
         self.min_ious: tuple[float, ...] = tuple(given)
         self.min_scale: float = min_scale
         self.trials: int = trials

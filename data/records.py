@@ -15,7 +15,7 @@ def field_of(record: Any, key: str, where: str) -> Any:
 def text_of(record: Any, key: str, where: str) -> str:
     name = field_of(record, key, where)
     if name is None or isinstance(name, dict | list) or not str(name).strip():
-        raise DataFault("record-malformed", f"{where}: {key} must be a text, got {name!r}")
+        raise DataFault("record-malformed", f"{where}: {key} must be a string, got {name!r}")
     return str(name)
 
 
@@ -27,7 +27,7 @@ def whole_of(record: Any, key: str, where: str) -> Any:
 
 def shown(number: Any) -> str:
     """An id as it is written; one that is a text looks like the number that it is not."""
-    return f"{number!r}, a text where a number is wanted" if isinstance(number, str) else str(number)
+    return f"{number!r}, a string where a number is expected" if isinstance(number, str) else str(number)
 
 
 def id_of_refused(record: Any) -> set[Any]:

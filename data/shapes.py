@@ -62,7 +62,7 @@ def ensure_shapes(root: Path, spec: ShapesSpec) -> None:
             return
         root.parent.mkdir(parents=True, exist_ok=True)
         count = spec.train_images + spec.val_images
-        print(f"{root}: making the demo data set, {count} generated pictures", file=sys.stderr, flush=True)
+        print(f"{root}: creating the demo data set, {count} generated images", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as workshop:
             made = Path(workshop, "set")  # one level down: TemporaryDirectory itself is mode 0700
             _write_set(made, spec)
@@ -73,8 +73,8 @@ def ensure_shapes(root: Path, spec: ShapesSpec) -> None:
                     raise
     except OSError as error:
         raise InputError(
-            f"{root}: the demo data set cannot be written here ({error.strerror or error}). "
-            "Make room or choose another data.root."
+            f"{root}: the demo data set cannot be written here ({error.strerror or error}). Free some space "
+            "or choose another data.root."
         ) from error
 
 
@@ -103,8 +103,8 @@ def _is_there(root: Path, spec: ShapesSpec) -> bool:
     except FileNotFoundError:
         if any(root.iterdir()):
             raise InputError(
-                f"{root} holds something else than the demo data set, and is left as it is. For a set of "
-                "your own say what it is: data.format=coco, voc or yolo; for the demo's choose another "
+                f"{root} contains something other than the demo data set, and is left as it is. For a data "
+                "set of your own set data.format=coco, voc or yolo; for the demo data set choose another "
                 "data.root."
             ) from None
         return False
@@ -112,8 +112,8 @@ def _is_there(root: Path, spec: ShapesSpec) -> bool:
         found = None
     if found != _describe(spec):
         raise InputError(
-            f"{root}: the demo data set there was made with other settings. "
-            "Remove the folder or choose another data.root."
+            f"{root}: the demo data set there was created with other settings. Remove the folder or choose "
+            "another data.root."
         )
     return True
 

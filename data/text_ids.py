@@ -35,7 +35,10 @@ def with_numbers(content: dict[str, Any], source: Path) -> tuple[dict[str, Any],
             continue
         renumbered = True
         first, number = next(iter(numbers.items()))
-        _say(f"{source}: the ids of its {section} are texts and are numbered: '{first}' is {number}")
+        _say(
+            f"{source}: the ids of its {section} are strings and are replaced by numbers: '{first}' is "
+            f"{number}"
+        )
         content = {
             **content,
             section: [{**record, "id": numbers[record["id"]]} for record in content[section]],
@@ -62,7 +65,7 @@ def _as_listed(content: dict[str, Any], section: str, key: str, source: Path) ->
     ]
     if not texts:
         return content
-    _say(f"{source}: {key} is a text in {len(texts)} annotations; '{texts[0]}' is taken for {texts[0]}")
+    _say(f"{source}: {key} is a string in {len(texts)} annotations; '{texts[0]}' is read as {texts[0]}")
     return {**content, "annotations": [_renamed(record, key, numbers) for record in content["annotations"]]}
 
 

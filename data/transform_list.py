@@ -45,8 +45,8 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
     long = long[-1] if isinstance(long, list) and long else long
     if not isinstance(long, int) or long < 1:
         raise InputError(
-            "data.image_size scales the ResizeWithin of data.transforms, and data.transforms.eval has none; "
-            "set data.image_size=null where the lists say all"
+            "data.image_size scales the ResizeWithin of data.transforms, and data.transforms.eval has "
+            "none; set data.image_size=null if the lists already give the sizes"
         )
     found: list[Any] = []
     for transform in transforms:
@@ -54,7 +54,7 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
     if not found:
         raise InputError(
             f"data.image_size scales {', '.join(_SIDES)}, and data.transforms.train has none of them; set "
-            "data.image_size=null where the lists say all"
+            "data.image_size=null if the lists already give the sizes"
         )
 
     def to_size(value: Any) -> Any:
@@ -83,7 +83,7 @@ def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
 def make_transforms(transforms: Any, where: str, after: int = 0) -> list[Any]:
     """What a list names, but for the first `after`."""
     if not isinstance(transforms, list | tuple):
-        raise InputError(f"{where}: a list of transforms is wanted, got {transforms!r}")
+        raise InputError(f"{where} must be a list of transforms, got {transforms!r}")
     return [_make(transform, f"{where}[{i}]") for i, transform in enumerate(transforms) if i >= after]
 
 
@@ -106,24 +106,26 @@ def _parts_of(transform: Any, where: str) -> tuple[str, dict[str, Any]]:
         transform = {transform: {}}
     if not isinstance(transform, dict) or len(transform) != 1:
         got = sorted(map(str, transform)) if isinstance(transform, dict) else repr(transform)
-        raise InputError(f"{where}: one transform is wanted, got {got}")
+        raise InputError(f"{where} must be a single transform, got {got}")
     ((name, parameters),) = transform.items()
     if not isinstance(parameters, dict | None):
-        raise InputError(f"{where}: {name}: parameters are written {{NAME: VALUE}}, not {parameters!r}")
+        raise InputError(f"{where}: {name}: parameters must be written {{NAME: VALUE}}, got {parameters!r}")
     return name, dict(parameters or {})
 
 
 def _make(transform: Any, where: str) -> Any:
     name, parameters = _parts_of(transform, where)
     if name == "Mosaic":
-        raise InputError(f"{where}: Mosaic has to be the first transform, as it takes images as they are")
+        raise InputError(f"{where}: Mosaic must be the first transform, since it takes images as they are")
     kinds = _kinds()
     if name not in kinds:
         nearest = difflib.get_close_matches(str(name), kinds, n=1)
         hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
         raise InputError(f"{where}: albumentations has no transform '{name}'{hint}")
     if name in _OF_THE_MODEL:
-        raise InputError(f"{where}: leave out {name}: the model takes uint8 and normalises by itself")
+        raise InputError(
+            f"{where}: leave out {name}: the model takes uint8 images and normalises them itself"
+        )
     if issubclass(kinds[name], A.BaseCompose) and "transforms" in parameters:
         parameters["transforms"] = make_transforms(parameters["transforms"], f"{where}.{name}.transforms")
     try:
@@ -134,7 +136,7 @@ def _make(transform: Any, where: str) -> Any:
     wanted = set(getattr(made, "targets_as_params", ())) - {"image", "bboxes"}
     if wanted:
         raise InputError(
-            f"{where}: {name} wants {', '.join(sorted(wanted))} beside the image and its boxes; leave it out"
+            f"{where}: {name} needs {', '.join(sorted(wanted))} besides the image and its boxes; leave it out"
         )
     return made
 
@@ -170,6 +172,6 @@ def _strict(kind: type, parameters: dict[str, Any]) -> Any:
     accepted = set(inspect.signature(kind).parameters)
     unknown = sorted(set(parameters) - accepted)
     if unknown:
-        hint = ", with a space behind the colon" if ":" in str(unknown[0]) else ""
+        hint = "; write a space after the colon" if ":" in str(unknown[0]) else ""
         raise ValueError(f"no parameter '{unknown[0]}'; it takes {', '.join(sorted(accepted))}{hint}")
     return kind(**parameters)

@@ -119,8 +119,8 @@ class Pipeline:
         if done["image"].dtype != np.uint8 or done["image"].shape[2:] != (3,):
             got = f"{done['image'].dtype} {list(done['image'].shape)}"
             raise InputError(
-                f"{self._key}: the transforms give {got}, and uint8 [H, W, 3] is wanted; leave out "
-                "what gives floats or other channels: the model normalises by itself"
+                f"{self._key}: the transforms return {got}, but must return uint8 [H, W, 3]; leave out "
+                "those that return floats or other channels: the model normalises images itself"
             )
         # Without boxes albumentations gives float64 and shape (0,).
         left = np.asarray(done["bboxes"], dtype=np.float32).reshape(-1, 4)
@@ -141,7 +141,7 @@ class Pipeline:
             InputError: they cannot.
         """
         if self._mosaic is not None:
-            raise InputError(f"{self._key}: Mosaic is for training; leave it out here")
+            raise InputError(f"{self._key}: Mosaic is for training only; leave it out here")
         self._check_that_it_resizes(96, 64, seeds=32)  # a move that is made at random has to come up
         for height, width in _ODD_SIZES:  # what is padded to a multiple, or if smaller
             self._check_that_it_resizes(height, width, seeds=2)
@@ -155,8 +155,8 @@ class Pipeline:
             done, moved, rows = self(image, boxes, seed)
             if min(done.shape[:2]) < _LEAST_SIDE:
                 raise InputError(
-                    f"{self._key}: an image of {width} x {height} px becomes one of {done.shape[1]} x "
-                    f"{done.shape[0]}, in which nothing is to be seen; let it be larger"
+                    f"{self._key}: an image of {width} x {height} px is shrunk to {done.shape[1]} x "
+                    f"{done.shape[0]} px, too small to show anything; keep it larger"
                 )
             if len(rows) == len(boxes):
                 factor = np.array([done.shape[1] / width, done.shape[0] / height])
@@ -164,13 +164,13 @@ class Pipeline:
                     first = done if first is None else first
                     if not np.array_equal(done, first):
                         raise InputError(
-                            f"{self._key}: these transforms draw at random; evaluation has to see an image "
-                            "the same way every time"
+                            f"{self._key}: these transforms are random; evaluation must see an image the "
+                            "same way every time"
                         )
                     continue
             raise InputError(
                 f"{self._key}: these transforms crop, pad or move the picture; only resizing makes sense "
-                "here, as what is found is scaled back to the image file"
+                "here, since detections are scaled back to the image file"
             )
 
     def _size_of(self, height: int, width: int) -> tuple[int, int]:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 Written = Literal["corners for sizes", "centres", "corners", "corners for centre and size", "y before x"]
 AS_IF: dict[Written, str] = {
     "corners for sizes": "as if x1, y1 were written as width, height",
-    "centres": "as if their centres were written where corners are read",
-    "corners": "as if their corners were written where centres are read",
-    "corners for centre and size": "as if two corners were written where centre and size are read",
-    "y before x": "as if y and height stood before x and width",
+    "centres": "as if their centres were given where corners are expected",
+    "corners": "as if their corners were given where centres are expected",
+    "corners for centre and size": "as if two corners were given where centre and size are expected",
+    "y before x": "as if y and height were written before x and width",
 }
-AS_PARTS = "lie within one pixel, as parts of width and height do"
+AS_PARTS = "lie within one pixel, as if they were fractions of width and height"
 
 _LEAST_BOXES = 10
 _FAR_OUT = 1.1  # of the image's sides

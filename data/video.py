@@ -39,7 +39,9 @@ class VideoReader:
         self._path = path
         self._capture = cv2.VideoCapture(_for_opencv(path))
         if not self._capture.isOpened():
-            raise InputError(f"video {path} cannot be read: it is no video, or of a kind that OpenCV lacks")
+            raise InputError(
+                f"video {path} cannot be read: it is not a video, or of a kind that OpenCV does not support"
+            )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         told = 0 < rate < 1000
         self.rate = float(rate) if told else _USUAL_RATE
@@ -60,7 +62,7 @@ class VideoReader:
             raise InputError(f"video {self._path} cannot be read: it has no frames")
         if self.frames - count > max(_FRAMES_MISCOUNTED, self.frames // 100):
             log.warning(
-                "video %s breaks off after %d of the %d frames that it says it has",
+                "video %s ends after %d of the %d frames that it claims to have",
                 self._path, count, self.frames,
             )  # fmt: skip
 
@@ -90,7 +92,9 @@ class VideoWriter:
         self._writer = cv2.VideoWriter(_for_opencv(self._part), code, rate, (width, height))
         if not self._writer.isOpened():
             self._part.unlink(missing_ok=True)
-            raise InputError(f"cannot write {path}: OpenCV has no permission, no space or no MPEG-4 encoder")
+            raise InputError(
+                f"cannot write {path}: OpenCV has no permission, no disk space or no MPEG-4 encoder"
+            )
         self._size = height, width
         self._count = 0
 
@@ -117,7 +121,7 @@ class VideoWriter:
         check.release()
         if not whole:
             self._part.unlink(missing_ok=True)
-            raise InputError(f"cannot write {self._path}: the file broke off; is there space for it?")
+            raise InputError(f"cannot write {self._path}: the file is incomplete; is the disk full?")
         try:
             self._part.replace(self._path)
         except OSError as problem:
@@ -134,5 +138,5 @@ def _for_opencv(path: Path) -> str:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise InputError(f"video {path}: its name is not UTF-8; rename it") from None
+        raise InputError(f"video {path}: its name is not valid UTF-8; rename it") from None
     return str(path.absolute())

@@ -58,13 +58,17 @@ def voc_folders(root: Path) -> VocFolders:
         folders = {path.parent for path in root.glob("[!.]*/[!.]*.xml")}
         parts = sorted(folder for folder in folders if has_images(folder))
         named = some_of([part.name for part in parts], 3)
-        of_parts = f"; folders of splits are named in data.splits: here {named}" if parts else ""
-        other = of_parts or looks_like(root) or "; is it of another data.format?"
-        require_folder(annotations, "data.root (voc)", f"a VOC set has its XML files there{other}")
+        of_parts = (
+            f"; if the set has a folder for each split, name the folders in data.splits: here {named}"
+            if parts
+            else ""
+        )
+        other = of_parts or looks_like(root) or "; is it in another data.format?"
+        require_folder(annotations, "data.root (voc)", f"a VOC set has its XML files in it{other}")
     images = next((place for place in (root / "JPEGImages", root / "images") if place.is_dir()), None)
     if images is None and has_images(annotations):
         images = annotations
-    require_folder(images or root / "JPEGImages", "data.root (voc)", "a VOC set has its images there")
+    require_folder(images or root / "JPEGImages", "data.root (voc)", "a VOC set has its images in it")
     return VocFolders(root, annotations, images or root / "JPEGImages")
 
 
@@ -115,7 +119,7 @@ def load_voc(
         say_what_is_in_capitals(folders, faults)
     else:
         remedy = (
-            "a VOC set has the lists of its splits there, such as train.txt, with the name of an image in "
+            "a VOC set has the lists of its splits in it, such as train.txt, with the name of an image on "
             "each line; python -m data.split makes them"
         )
         require_folder(folders.lists, "data.root (voc)", remedy)
@@ -235,11 +239,13 @@ def say_what_is_in_capitals(folders: VocFolders, faults: list[DataFault] | None 
     """Of XML files; faults: as for `load_voc`."""
     if capitals := in_capitals(folders.annotations):
         found = [
-            DataFault("annotation-not-read", f"{path} left out: rename what ends in .XML, to .xml", path)
+            DataFault(
+                "annotation-not-read", f"{path} is left out; rename files that end in .XML to .xml", path
+            )
             for path in capitals
         ]
         more = f" and {len(capitals) - 1} more" * (len(capitals) > 1)
-        warning = f"{capitals[0]}{more} left out: rename what ends in .XML, to .xml"
+        warning = f"left out {capitals[0]}{more}; rename files that end in .XML to .xml"
         list_or_warn(found, faults, warning)
 
 
@@ -248,7 +254,9 @@ def _read_list(path: Path, annotations: Path) -> list[str]:
         lines = lines_of(path)
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise InputError(f"split list {path} does not exist; there are: {there} (set data.splits)") from None
+        raise InputError(
+            f"split list {path} does not exist; the lists there are: {there} (set data.splits)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"split list {path} cannot be read: {reason_of(error)}") from None
     return list(dict.fromkeys(_stem(line, annotations) for _, line in lines))
@@ -272,7 +280,7 @@ def _has_ending(name: str) -> bool:
 
 
 def _of_ending(stem: str) -> str:
-    return "; the lists of a VOC set name images without their ending" if _has_ending(stem) else ""
+    return "; the lists of a VOC set name images without their extension" if _has_ending(stem) else ""
 
 
 def _read_xml(path: Path, hint: str = "") -> ET.Element:
@@ -280,18 +288,18 @@ def _read_xml(path: Path, hint: str = "") -> ET.Element:
     try:
         root = ET.parse(path).getroot()
     except FileNotFoundError:
-        message = f"annotation file {path} does not exist{hint}; write one, or take its name out of the list"
+        message = f"annotation file {path} does not exist{hint}; add one, or remove its name from the list"
         raise DataFault("annotation-unreadable", message) from None
     except OSError as error:
         raise DataFault("annotation-unreadable", f"{path} cannot be read: {error.strerror}") from None
     except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: of its encoding
         empty = path.is_file() and path.stat().st_size == 0
         message = f"{path} is empty" if empty else f"{path} is not valid XML: {error}"
-        raise DataFault("annotation-unreadable", f"{message}; write it again, or remove it") from None
+        raise DataFault("annotation-unreadable", f"{message}; recreate the file, or remove it") from None
     if root.tag.startswith("{"):  # it would be read as an image without objects
         raise DataFault(
             "annotation-unreadable",
-            f"{path}: its names are of an XML namespace; take xmlns out of <annotation>",
+            f"{path}: its elements are in an XML namespace; remove xmlns from <annotation>",
         )
     return root
 

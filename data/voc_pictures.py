@@ -73,7 +73,7 @@ class Pictures:
         if self._elsewhere:
             path, xml = next(iter(self._elsewhere.items()))
             log.warning(
-                "%s: %d images are in other folders than their XML files, such as %s of %s",
+                "%s: %d images are in different folders than their XML files, such as %s of %s",
                 source, len(self._elsewhere), path, xml,
             )  # fmt: skip
 
@@ -94,7 +94,8 @@ class Pictures:
                 DataFault("image-unannotated", f"{path} has no .xml file", path) for path in lost.values()
             ]
             warning = (
-                f"{len(lost)} of {len(self._by_stem)} images in {self._folder} have no .xml file and "
-                f"are left out, such as {min(lost)}; with one without <object> they are background"
+                f"{len(lost)} of {len(self._by_stem)} images in {self._folder} have no .xml file and are "
+                f"left out, such as {min(lost)}; to use an image as background, give it an XML file without "
+                "<object>"
             )
             list_or_warn(found, faults, warning)

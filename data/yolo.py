@@ -47,7 +47,7 @@ def load_yolo(
     unknown = [name for name in classes if name not in index.names]
     if unknown:
         raise InputError(
-            f"{index.file} has no class '{unknown[0]}'; it has {', '.join(index.names)} {BY_NAME}"
+            f"{index.file} has no class '{unknown[0]}'; its classes are {', '.join(index.names)} {BY_NAME}"
         )
     category_ids = tuple(index.names.index(name) for name in classes)
     labels = {category: label for label, category in enumerate(category_ids)}
@@ -106,7 +106,7 @@ class _Labels:
             if len(fields) > 5 and not self._index.keypoints and not self.keypoints.ruled_out:
                 self.keypoints.look([float(field) for field in fields[1:]])
             if (category, x0, y0, x1, y1) in seen:
-                message = f"{where}: a line before has the same class and box. Remove it."
+                message = f"{where}: an earlier line has the same class and box. Remove this one."
                 self.twice.append(DataFault("box-duplicated", message, image.path, image.id, line))
                 continue
             seen.add((category, x0, y0, x1, y1))
@@ -126,9 +126,9 @@ def _no_split(index: Index, split: str, root: Path) -> InputError:
     ]
     remedy = "set data.splits"
     if there == ["train"]:
-        remedy += f", or divide it: python -m data.split {shlex.quote(str(root))}"
+        remedy += f", or divide the set: python -m data.split {shlex.quote(str(root))}"
     return InputError(
-        f"{index.file} has no split '{split}'; there are: {', '.join(there) or 'none'} ({remedy})"
+        f"{index.file} has no split '{split}'; its splits are: {', '.join(there) or 'none'} ({remedy})"
     )
 
 
@@ -145,9 +145,9 @@ def _no_labels(
     message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
     beside = next((file for path in paths if (file := path.with_suffix(".txt")).is_file()), None)
     if beside is not None:
-        message += f" ({beside} is not looked at, since a folder above it is called images)"
+        message += f" ({beside} is not used, because a folder above it is called images)"
     elif (other := _labels_by_another_name(label_files[0])) is not None:
-        message += f"; {other} is not looked at: rename it, to labels"
+        message += f"; {other} is not used: rename it to labels"
     list_or_warn([DataFault("labels-missing", message, paths[0])], faults, message)
 
 
@@ -167,7 +167,7 @@ def _labels_beside(
         for path, file in zip(paths, label_files, strict=True)
         if file.parent != path.parent and not file.is_file() and path.with_suffix(".txt").is_file()
     ]
-    why = "is not looked at, since a folder above it is called images"
+    why = "is not used, because a folder above it is called images"
     found = [DataFault("label-beside", f"{file} {why}", path) for path, file in lost]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     where = label_path(lost[0][0]).parent if lost else ""
@@ -178,7 +178,7 @@ def _say_twice(split: str, twice: list[DataFault], faults: list[DataFault] | Non
     lines = "1 line that repeats a box" if len(twice) == 1 else f"{len(twice)} lines that repeat a box"
     names = [fault.image.with_suffix(".txt").name for fault in twice if fault.image]
     more = ", ..." if len(set(names)) > 1 else ""
-    list_or_warn(twice, faults, f"split {split}: {lines} dropped ({''.join(names[:1])}{more})")
+    list_or_warn(twice, faults, f"split {split}: dropped {lines} ({''.join(names[:1])}{more})")
 
 
 def _say_keypoints(
@@ -188,8 +188,8 @@ def _say_keypoints(
         return
     points, numbers = found.shape
     message = (
-        f"split {split}: what is read as polygons seems to be boxes with {points} keypoints; if so, write "
-        f"'kpt_shape: [{points}, {numbers}]' into {index.file}"
+        f"split {split}: what is read as polygons looks like boxes with {points} keypoints; if so, add "
+        f"'kpt_shape: [{points}, {numbers}]' to {index.file}"
     )
     list_or_warn([DataFault("keypoints-as-polygons", message)], faults, message)
 
@@ -203,7 +203,7 @@ def _labels_of_several(
     for path, label_file in zip(paths, label_files, strict=True):
         one = first.setdefault(label_file, path)
         if one.name != path.name and label_file.is_file():
-            message = f"{label_file} is the label file of {one} and of {path.name}"
+            message = f"{label_file} is the label file of both {one} and {path.name}"
             shared.append(DataFault("label-shared", message, path))
     if shared:
         more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
@@ -268,19 +268,19 @@ def _label_lines(
 def _why(count: int, index: Index) -> str:
     """What a line of so many numbers seems to be, as the end of a sentence."""
     if count == 6 and not index.keypoints:
-        return "; the sixth looks like a detector's score: leave it out"
+        return "; the sixth looks like a detection score: leave it out"
     if count > 6 and count % 3 == 2 and not index.keypoints:
         points = (count - 5) // 3
-        return f"; if {points} keypoints follow each box, write 'kpt_shape: [{points}, 3]' into {index.file}"
+        return f"; if {points} keypoints follow each box, add 'kpt_shape: [{points}, 3]' to {index.file}"
     return ""
 
 
 def _why_no_number(field: str, index: Index) -> str:
     """What a word seems to be, as the end of a sentence."""
     if "," in field:
-        return "; spaces part the numbers, and a point their decimals"
+        return "; separate numbers with spaces, and write decimals with a point"
     number = next((number for number, name in enumerate(index.names) if name == field), None)
-    return "" if number is None else f"; the number of the class is wanted, {number}"
+    return "" if number is None else f"; write the number of the class, {number}"
 
 
 def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
@@ -298,10 +298,10 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
         wanted = (
             f"class, cx, cy, w, h and {index.keypoints} numbers of kpt_shape"
             if index.keypoints
-            else "class, cx, cy, w, h, or class and the x, y of three points or more"
+            else "class, cx, cy, w, h, or class and the x, y of at least three points"
         )
         raise DataFault(
-            "record-malformed", f"{where}: {count} numbers; wanted are {wanted}{_why(count, index)}"
+            "record-malformed", f"{where}: {count} numbers; expected {wanted}{_why(count, index)}"
         )
     category, coordinates = numbers[0], numbers[1:] if polygon else numbers[1:5]
     if not (0 <= category < classes and category.is_integer()):  # nor is NaN
@@ -313,8 +313,8 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
         if not -_TOLERANCE <= value <= 1 + _TOLERANCE:  # nor is NaN
             raise DataFault(
                 "box-not-relative" if math.isfinite(value) else "box-not-finite",
-                f"{where}: {field} lies outside [0, 1]; coordinates are parts of the image's width and "
-                "height" + f" (keypoints want a kpt_shape in {index.file})" * (polygon and value == 2),
+                f"{where}: {field} lies outside [0, 1]; coordinates are fractions of the image's width and "
+                "height" + f" (keypoints need a kpt_shape in {index.file})" * (polygon and value == 2),
             )
     if polygon:
         xs, ys = coordinates[::2], coordinates[1::2]

@@ -54,15 +54,15 @@ def read_index(file: Path) -> Index:
         content = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(
-            f"data.root: {file} does not exist; a YOLO set has one"
-            f"{_how_to_make(file) or looks_like(file.parent)}"
+            f"data.root: {file} does not exist; a YOLO set must have "
+            f"one{_how_to_make(file) or looks_like(file.parent)}"
         ) from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file}: keys are wanted (train, val, names), not a {type(content).__name__}")
+        raise InputError(f"{file} must be a mapping (with train, val, names), not a {type(content).__name__}")
     # As text: "no" is a name here, and so is 08.
     names = _names(yaml.load(text, yaml.BaseLoader).get("names"), file)
     if "nc" in content and not _is_number(content["nc"], len(names)):
@@ -95,7 +95,7 @@ def _how_to_make(file: Path) -> str:
     root = file.parent
     others = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     if len(others) == 1:
-        return f"; is it {others[0].name}? then data.root={others[0]}"
+        return f"; if it is {others[0].name}, set data.root={others[0]}"
     listed = next((p for p in (root / "classes.txt", root / "obj.names") if p.is_file()), None)
     if listed is None:
         return ""
@@ -112,7 +112,7 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
     names = tuple(given)
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{file}: the class name '{name}' stands twice")
+            raise InputError(f"{file}: the class name '{name}' is listed twice")
     return names
 
 
@@ -129,15 +129,15 @@ def images_of(
     for place in index.splits[split]:
         where = place_of(index, place)
         if where is None:
-            hint = "; patterns are not read: name a folder, or a .txt list" if "*" in place else ""
-            how = "seen from" if leads_out(place) else "below"
+            hint = "; patterns are not supported: name a folder, or a .txt list" if "*" in place else ""
+            how = "relative to" if leads_out(place) else "below"
             seen_from = "" if Path(place).is_absolute() else f" {how} {index.root}"
             raise InputError(f"{index.file}: '{split}: {place}' does not exist{seen_from}{hint}")
         own = index.root / place.removeprefix("../")
         if where != own and place.startswith("../") and is_there(own):
             log.warning("%s: '%s: %s' is %s, not %s", index.file, split, place, where, own)
         if _place_as_written(index, place) is None:
-            log.warning("%s: '%s: %s' does not exist; %s is taken", index.file, split, place, where)
+            log.warning("%s: '%s: %s' does not exist; %s is used instead", index.file, split, place, where)
         if where.is_dir():
             there = files_below(where)
             found += [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -145,12 +145,14 @@ def images_of(
         elif where.suffix.lower() == ".txt":
             found += _listed(where, index, faults)
         else:
-            raise InputError(f"{index.file}: '{split}: {place}' is no folder and no .txt list of images")
+            raise InputError(
+                f"{index.file}: '{split}: {place}' is neither a folder nor a .txt list of images"
+            )
     _say_what_is_not_read(others, split, faults)
     if not found and faults and not lists_all(faults):
         raise faults[0]
     if not found:
-        raise InputError(f"{index.file}: '{split}' holds no images ({', '.join(index.splits[split])})")
+        raise InputError(f"{index.file}: '{split}' contains no images ({', '.join(index.splits[split])})")
     chosen: dict[tuple[str, str], Path] = {}
     for key, path in zip(one_for_each_file(found), found, strict=True):
         # Labels are looked for beside what a link is called: of two spellings one may have none.
@@ -183,7 +185,7 @@ class LabelFiles:
         if self._respelt:
             image, file = next(iter(self._respelt.items()))
             log.warning(
-                "%s: names of label files are spelt in another way (%d, such as %s for %s)",
+                "%s: names of label files are spelt differently on disk (%d, such as %s for %s)",
                 source, len(self._respelt), file.name, image.name,
             )  # fmt: skip
 
@@ -208,12 +210,14 @@ def _say_what_is_not_read(pictures: list[Path], split: str, faults: list[DataFau
     how = "convert it to JPEG or PNG"
     found = [
         DataFault(
-            "image-not-read", f"{path} is left out: {path.suffix} is not read from a folder; {how}", path
+            "image-not-read",
+            f"{path} is left out: {path.suffix} files are not read from a folder; {how}",
+            path,
         )
         for path in pictures
     ]
     more = f" and {len(pictures) - 1} more" * (len(pictures) > 1)
-    warning = f"split {split}: {pictures[0]}{more} of a kind that is not read left out; {how}"
+    warning = f"split {split}: left out {pictures[0]}{more}, which are not of a supported kind; {how}"
     list_or_warn(found, faults, warning)
 
 
@@ -259,7 +263,7 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
         path = next(filter(is_file, tries), None)
         if path is None:
             is_folder = any(map(Path.is_dir, filter(is_there, tries)))
-            what = "is a folder; name it in data.yaml itself" if is_folder else "does not exist"
+            what = "is a folder; name folders in data.yaml instead" if is_folder else "does not exist"
             message = f"{file}:{number}: image {name} {what}"
             try:
                 path = finder.find(name, f"{file}:{number}")
@@ -274,5 +278,5 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
     finder.warn(str(file))
     more = f" (and {len(missing) - 1} more images)" if len(missing) > 1 and faults is None else ""
     for message, path in missing:
-        text = f"{message}{more}; put it there, or remove its line"
+        text = f"{message}{more}; put the file there, or remove its line"
         raise_or_collect(DataFault("image-missing", text, path), faults)

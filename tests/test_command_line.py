@@ -174,7 +174,9 @@ def test_results_of_another_program_are_not_replaced(workplace: Path) -> None:
     for content in (json.dumps(theirs), json.dumps(theirs, indent=0), '[\n{"file": "a.jpg"}\n]'):
         (workplace / "theirs.json").write_text(content)
         words = ("run", "--results", "theirs.json")
-        assert_refused(evaluate.main, words, workplace, "--results", "theirs.json exists and is not an earlier output")
+        assert_refused(
+            evaluate.main, words, workplace, "--results", "theirs.json exists and is not an earlier output"
+        )
 
 
 def test_classes_that_the_model_does_not_have_are_not_scored(workplace: Path) -> None:

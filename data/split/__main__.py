@@ -20,33 +20,42 @@ _MOST_FOLDS = 99
 def main() -> None:
     parser = OptionParser(
         prog="python -m data.split",
-        description="Divide a data set into training and validation, and a test set if wanted. Each gets "
-        "its share of every class; images that look nearly alike stay on one side. Writes lists and "
-        "annotation files, moves and changes nothing.",
+        description="Divide a data set into a training, a validation and, if wanted, a test set. Each gets "
+        "its share of every class; images that look nearly alike stay together. Writes lists or annotation "
+        "files; moves and changes nothing.",
         epilog="Example: python -m data.split my_set/annotations/all.json --val 0.2",
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
         type=Path,
-        help="a COCO instances file, a folder of the VOC layout, or one with a YOLO data.yaml (its train)",
+        help="a COCO instances file, a folder in the VOC layout, or a folder with a YOLO data.yaml (its "
+        "train is divided)",
     )
-    parser.add_argument("--val", metavar="SHARE", help=f"of the images (default: {_VAL})")
+    parser.add_argument(
+        "--val", metavar="SHARE", help=f"share of the images for validation (default: {_VAL})"
+    )
     parser.add_argument(
         "--folds",
         metavar="K",
-        help="instead, for cross-validation: K validation sets, each with the others to train on",
-    )
-    parser.add_argument("--test", default="0", metavar="SHARE", help="of the images (default: no test set)")
-    parser.add_argument("--seed", default="0", help="another one gives another split (default: 0)")
-    parser.add_argument(
-        "--images", metavar="DIR", type=Path, help="COCO: where the images are (default: looked for)"
+        help="for cross-validation instead: make K validation sets, each with the rest to train on",
     )
     parser.add_argument(
-        "--keep-folders", action="store_true", help="keep the images of a folder together, as of one video"
+        "--test", default="0", metavar="SHARE", help="share of the images for a test set (default: none)"
     )
     parser.add_argument(
-        "--fast", action="store_true", help="decode no image, and look for none that are alike"
+        "--seed", default="0", help="random seed; another one gives another split (default: 0)"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", type=Path, help="COCO: folder of the images (default: searched for)"
+    )
+    parser.add_argument(
+        "--keep-folders",
+        action="store_true",
+        help="keep the images of a folder together, for example the frames of a video",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="do not decode images, and do not look for similar ones"
     )
     a = parser.parse_args()
     split(a.source, a.val, a.folds, a.test, a.seed, a.images, a.keep_folders, a.fast)
@@ -90,11 +99,12 @@ def _folds(folds: str | None, val: str | None) -> int | None:
         return None
     if val is not None:
         raise InputError(
-            f"--val {val} --folds {folds}: folds are validation sets of one size; leave out --val"
+            f"--val {val} --folds {folds}: with --folds all validation sets have the same size; leave out "
+            "--val"
         )
     count = _whole("--folds", folds)
     if not 2 <= count <= _MOST_FOLDS:
-        raise InputError(f"--folds: 2 to {_MOST_FOLDS} are possible, not {folds}; five or ten are usual")
+        raise InputError(f"--folds must be from 2 to {_MOST_FOLDS}, got {folds}; five or ten are usual")
     return count
 
 
@@ -111,7 +121,7 @@ def _shares(val: str, test: str) -> dict[str, float]:
 
     of_val, of_test = _share("--val", val), _share("--test", test)
     if of_val == 0:
-        raise InputError(f"--val: a share of the images above 0 is wanted, such as 0.2, not {val}")
+        raise InputError(f"--val must be a share of the images above 0, such as 0.2, got {val}")
     if of_val + of_test >= 1:
         raise InputError(f"--val {val} --test {test} leave nothing to train on")
     return {"train": 1 - of_val - of_test, "val": of_val} | ({"test": of_test} if of_test else {})
@@ -122,7 +132,7 @@ def _share(option: str, text: str) -> float:
 
     share = number_of(option, text)
     if not 0 <= share < 1:
-        raise InputError(f"{option}: a share of the images below 1 is wanted, such as 0.2, not {text}")
+        raise InputError(f"{option} must be a share of the images from 0 to below 1, such as 0.2, got {text}")
     return share
 
 
@@ -130,7 +140,7 @@ def _whole(option: str, text: str) -> int:
     from errors import InputError
 
     if not text.isdecimal():
-        raise InputError(f"{option}: a whole number is wanted, not {text}")
+        raise InputError(f"{option} must be a whole number, got {text}")
     return int(text)
 
 
@@ -140,9 +150,9 @@ def _check_output(file: Path, whole: "WholeSet") -> None:
     from errors import InputError
 
     if file in whole.sources:
-        raise InputError(f"{file} is itself what is to be divided; {whole.rename}")
+        raise InputError(f"{file} would be overwritten, but is the file to be divided; {whole.rename}")
     if file.exists():
-        raise InputError(f"{file} is there already, and is left as it is; move it away to divide anew")
+        raise InputError(f"{file} already exists and is left as it is; move it away to divide the set again")
     place = next(parent for parent in file.absolute().parents if parent.is_dir())
     check_output("the parts", place / file.name)
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 FAULTS_SHOWN = 50
 _CLASSES_SHOWN = 20
 _LEAST_OF_SHARE, _MOST_OF_SHARE = 0.8, 1.3
-_APART = "--fast divides what looks alike, and folders without --keep-folders"
+_APART = "--fast separates images that look alike; without --keep-folders, folders are divided too"
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,15 @@ class Division:
             yield f"{name:<{width}}  {images} image{'s' * (images != 1)}: {', '.join(boxes)}"
         together = len(self.groups) - len(np.unique(self.groups))
         if together:
-            yield f"kept on one side: {together} image{'s' * (together != 1)} like another, or in its folder"
+            yield (
+                f"kept together: {together} image{'s' * (together != 1)} with a similar one, or with one of "
+                "the same folder"
+            )
         if self.versions:
-            yield f"{self.versions} of them as versions of one photograph, by their names (NAME.rf.HASH)"
+            yield (
+                f"{self.versions} of them because their names say that they are versions of one photograph "
+                "(NAME.rf.HASH)"
+            )
 
     def shortcomings(self) -> Iterator[str]:
         """A line for each part that is far from its share, or lacks classes that others have."""
@@ -72,13 +78,16 @@ class Division:
             if _is_far_off(self.part == k, share):
                 images = f"{name} has {(self.part == k).mean():.0%} of the images, not {share:.0%}"
                 if _is_far_off(self.apart == k, share):
-                    yield f"{images}: so each part has some of every class, as far as there are enough"
+                    yield f"{images}, so that each part has some of every class, if there are enough"
                 else:
-                    yield f"{images}: too many must stay together ({_APART})"
+                    yield f"{images}, because too many must stay together ({_APART})"
             there = self.counts[self.part == k].any(axis=0) | ~self.counts.any(axis=0)
             if not there.all():
                 lacking = [label for label, some in zip(self.classes, there, strict=True) if not some]
-                yield f"{name} has no {some_of(lacking, 5)}: too few images have one, or they stay together"
+                yield (
+                    f"{name} has no {some_of(lacking, 5)}: too few images have any, or they must stay "
+                    "together"
+                )
 
 
 def _is_far_off(mine: NDArray[np.bool_], share: float) -> bool:
@@ -123,8 +132,9 @@ def divide(
         if not (part == k).any():
             count = len(np.unique(groups))
             raise InputError(
-                f"nothing is left for {name}: {len(part)} images make {count} group{'s' * (count != 1)} that "
-                f"must stay together; take a larger share or fewer folds, or divide these as well ({_APART})"
+                f"nothing is left for {name}: {len(part)} images form {count} group{'s' * (count != 1)} "
+                "that must stay together; use a larger share or fewer folds, or divide the groups too "
+                f"({_APART})"
             )
     same = versions.total() - len(versions)
     return Division(shares, part, counts, groups, apart, same, records.classes)
@@ -139,5 +149,5 @@ def _facts(records: DetectionSet) -> list[ImageFacts]:
         log.warning("%s", problem)
     rest = len(problems) - 1
     more = f" ({rest} more like it, see above)" if rest else ""
-    remedy = "replace what is damaged or take it out of the set (--fast decodes none)"
+    remedy = "replace damaged images or remove them from the set (--fast decodes none)"
     raise InputError(f"{problems[0]}{more}; {remedy}")

@@ -83,16 +83,16 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     elif is_voc:
         whole = _voc(path)
     elif hint := of_roboflow(path):
-        raise InputError(f"{path} is no COCO instances file (.json); {hint}")
+        raise InputError(f"{path} is not a COCO instances file (.json); {hint}")
     else:
         raise InputError(
-            f"{path} is no COCO instances file (.json), no folder with Annotations/*.xml (VOC) and none with "
+            f"{path} is neither a COCO instances file (.json), nor a folder with Annotations/*.xml (VOC) or "
             f"data.yaml (YOLO){_beside(path, files)}"
         )
     if not len(whole.records):
         raise InputError(f"{path} lists no images")
     if not len(whole.records.boxes):
-        raise InputError(f"{path}: not one image has a box; see that the annotations are where they belong")
+        raise InputError(f"{path}: no image has a box; check that the annotations are where they belong")
     return whole
 
 
@@ -100,17 +100,19 @@ def _beside(path: Path, files: Sequence[Path]) -> str:
     """What there is instead, and what can be done about it; or ""."""
     if files:
         if tool := tool_of(files[0]):
-            return f"; {files[0].name} is of {tool}'s own format; export or convert the project as COCO"
-        return f"; of COCO name the file: {files[0]}"
+            return f"; {files[0].name} is in {tool}'s own format; export the project as COCO, or convert it"
+        return f"; for COCO give the file: {files[0]}"
     folders = sorted({file.parent for file in path.glob("[!.]*/[!.]*.xml")})
     if not folders:
         return ""
     named = some_of([folder.name for folder in folders], 3)
     if not any(has_images(folder) for folder in folders):
-        return f"; {named} has XML files: call it Annotations, and the folder of the images JPEGImages"
+        return (
+            f"; {named} has XML files: rename it to Annotations, and the folder of the images to JPEGImages"
+        )
     return (
         f"; folders in it have XML files ({named}): move these into {path / 'Annotations'}, and the images "
-        "into JPEGImages beside it, each folder as it is"
+        "into JPEGImages beside it, keeping each folder as it is"
     )
 
 
@@ -169,7 +171,7 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
     return WholeSet(
         records,
         (path,),
-        "rename it, to all.json, say",
+        "rename it, for example to all.json",
         lambda part: path.parent / f"{part}.json",
         text_of,
         next_step,
@@ -198,7 +200,7 @@ def _images_of(path: Path, records: list[Any]) -> Path:
         raise outside
     looked = ", ".join(map(str, tries))
     raise InputError(
-        f"{path}: its first image, '{name}', is in none of {looked}; name the folder: --images DIR"
+        f"{path}: its first image, '{name}', was not found in {looked}; give its folder: --images DIR"
     )
 
 
@@ -206,13 +208,15 @@ def _voc(root: Path) -> WholeSet:
     folders = voc_folders(root)
     names = stems_of_xml(folders.annotations)
     if not names:
-        capitals = " (.XML is not read: rename them)" if in_capitals(folders.annotations) else ""
+        capitals = (
+            " (.XML files are not read: rename them to .xml)" if in_capitals(folders.annotations) else ""
+        )
         raise InputError(f"{folders.annotations} holds no .xml files{capitals}")
     lists = sorted(path.stem for path in folders.lists.glob("[!.]*.txt") if not _is_of_all(path, names))
     if lists:
         raise InputError(
-            f"{folders.lists} has lists already ({some_of(lists, 3)}): the set is divided; move them away to "
-            "divide it anew"
+            f"{folders.lists} already has lists ({some_of(lists, 3)}), so the set is divided; move them "
+            "away to divide it again"
         )
     say_what_is_in_capitals(folders)
     records = _read(
@@ -245,10 +249,10 @@ def _yolo(root: Path) -> WholeSet:
     content = read_index(index_file(root))
     index, base, places = content.file, content.root, content.splits
     if "train" not in places:
-        raise InputError(f"{index} has no train, the images that are to be divided")
+        raise InputError(f"{index} has no train, which names the images to be divided")
     if "val" in places and places["val"] != places["train"]:
         raise InputError(
-            f"{index} has a split val already ({', '.join(places['val'])}); to divide train, take val out"
+            f"{index} already has a split val ({', '.join(places['val'])}); to divide train, remove val"
         )
     records = _read(lambda faults: load_yolo(root, "train", faults=faults))
 
@@ -259,12 +263,12 @@ def _yolo(root: Path) -> WholeSet:
     def next_step(parts: Sequence[str], folds: int | None) -> str:
         entries = "".join(f"\n{part}: {part}.txt" for part in parts)
         commands = _commands("data.format=yolo", f"data.root={root}", parts=parts, folds=folds)
-        return f"put into {index}, in place of what it says of these:{entries}\n{commands}"
+        return f"write this into {index}, in place of its entries for these splits:{entries}\n{commands}"
 
     return WholeSet(
         records,
         tuple(base / place for place in places["train"]),
-        f"rename it, to all.txt, say, there and in {index}",
+        f"rename it, for example to all.txt, there and in {index}",
         lambda part: base / f"{part}.txt",
         text_of,
         next_step,

@@ -80,7 +80,8 @@ def test_boxes_in_parts_of_the_image_are_refused(tmp_path, number):
     for x, y in ((0.0, 0.0), (0.05, 0.1)):  # a centre may stand in the place of the corner
         moved = [[(x0 + x, y0 + y, x1 + x, y1 + y) for x0, y0, x1, y1 in parts[0]]]
         with pytest.raises(
-            InputError, match="the split: nearly all boxes lie within one pixel, as parts of width"
+            InputError,
+            match="the split: nearly all boxes lie within one pixel, as if they were fractions of width",
         ):
             make_set(tmp_path, moved)
 

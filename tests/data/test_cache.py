@@ -324,7 +324,7 @@ def test_stamps_that_come_before_their_pixels_are_noticed(tmp_path, monkeypatch)
 def test_a_cache_that_has_gone_is_named(tmp_path):
     cache = DiskCache(make_set(tmp_path), tmp_path / "cache")
     next((tmp_path / "cache").glob("*.npy")).unlink()
-    with pytest.raises(InputError, match=r"data\.cache=disk: .*\.npy was there .*No such file"):
+    with pytest.raises(InputError, match=r"data\.cache=disk: .*\.npy can no longer be opened .*No such file"):
         cache.read(0)
 
 

@@ -136,7 +136,7 @@ def test_a_class_that_a_file_does_not_list_has_no_box_there(tmp_path, content, c
     assert records.category_ids[1] == 3
     assert caplog.messages == [
         f"{tmp_path / 'set.json'} does not list 'horse', and so has no box of it; it has cat, dog",
-        f"{tmp_path / 'set.json'}: objects of classes that are not used left out: 2 of 'dog'",
+        f"{tmp_path / 'set.json'}: left out objects of classes that are not used: 2 of 'dog'",
     ]
 
 
@@ -276,7 +276,7 @@ def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, conten
     name = content["images"][0]["file_name"]
     content["images"][0]["file_name"] = name.upper()
     assert load(tmp_path, content).files[0] == str(tmp_path / "images" / name)
-    said = f"names of files are spelt in another way (1, such as '{name.upper()}' for {name})"
+    said = f"file names are spelt differently on disk (1, such as '{name.upper()}' for {name})"
     assert caplog.messages == [f"{tmp_path / 'set.json'}: {said}"]
     content["images"][0]["file_name"] = name.replace("png", "PnG")
     (tmp_path / "images" / name.upper()).write_bytes(b"another")
@@ -328,7 +328,10 @@ def test_of_a_path_that_leads_elsewhere_the_image_of_that_name_is_taken(tmp_path
     content["images"][0]["file_name"] = name
     assert load(tmp_path, content).files.tolist() == expected
     (message,) = caplog.messages
-    assert f"lead out of {tmp_path / 'images'}; images of these names in it are used (1, such as" in message
+    assert (
+        f"lead out of {tmp_path / 'images'}; the images of the same names in that folder are used (1, such as"
+        in message
+    )
     content["images"][1]["file_name"] = "/another/0.png"
     assert "both would be" in error_of(tmp_path, content)
     content["images"][1]["file_name"] = "/another/gone.png"
@@ -360,7 +363,7 @@ def test_of_a_path_elsewhere_as_much_is_taken_as_there_is(tmp_path, content, nam
 def test_an_image_that_is_only_at_its_address_has_to_be_downloaded(tmp_path, content):
     content["images"][0]["file_name"] = "s3://bucket/cam/gone.png"
     message = error_of(tmp_path, content)
-    assert f"an address; download it into {tmp_path / 'images'}" in message and "image id" in message
+    assert f"a URL; download it into {tmp_path / 'images'}" in message and "image id" in message
 
 
 @pytest.mark.parametrize("change", [{"height": 0, "width": 0}, {"height": None}, {}])
@@ -386,7 +389,7 @@ def test_without_a_box_that_of_the_polygons_is_taken(tmp_path, content, box):
         content["annotations"][1]["segmentation"] = none
         assert "bbox must be four numbers" in error_of(tmp_path, content)
     content["annotations"][1]["segmentation"] = {"counts": "abc", "size": [4, 4]}
-    assert error_of(tmp_path, content).endswith("has no 'bbox'; write it: masks in RLE are not decoded")
+    assert error_of(tmp_path, content).endswith("has no 'bbox'; add one, since RLE masks are not decoded")
 
 
 def test_the_layout_of_roboflow_is_told_with_all_its_settings(tmp_path, content):
@@ -457,7 +460,10 @@ def test_a_mark_that_counts_for_nothing_is_said_once(tmp_path, content, caplog):
     content["annotations"][1]["iscrowd"] = 1
     assert load(tmp_path, content).ignore.tolist() == [False, True, False]
     (message,) = caplog.messages
-    assert re.match(r"annotation 1 in .*set\.json has ignore: 1, which counts for nothing; iscrowd", message)
+    assert re.match(
+        r"annotation 1 in .*set\.json has ignore: 1, which has no effect; to leave a region out, use iscrowd",
+        message,
+    )
     faults = []
     load_coco(tmp_path / "set.json", tmp_path / "images", faults=faults)
     assert [fault.code for fault in faults] == ["ignore-unused"]
@@ -504,7 +510,7 @@ def test_images_in_folders_that_their_names_leave_out_are_found(tmp_path, conten
     assert found.files.tolist() == [str(images / "a/b/0.png"), str(images / "c/d/1.png")]
     assert found.sizes.tolist()[1] == [48, 64]
     (message,) = caplog.messages
-    assert "2 images are in folders below" in message and message.endswith("such as a/b/0.png")
+    assert "2 images were found in subfolders of" in message and message.endswith("such as a/b/0.png")
     write_image(images / "d" / "1.png")
     assert "0.png does not exist" in error_of(tmp_path, content)
 
@@ -520,7 +526,7 @@ def test_of_images_of_one_name_in_several_folders_none_is_taken(tmp_path, conten
     both = f"{images / 'cam0'} and in {images / 'cam1'}"
     message = error_of(tmp_path, content)
     assert f"but in {both}; set data.images to the right one (" in message
-    assert message.endswith("), or write the folders into the names")
+    assert message.endswith("), or include the folders in the names")
     (images / "cam1" / "1.png").unlink()
     assert f"but in {images / 'cam0'}; set data.images to that folder" in error_of(tmp_path, content)
     (images / "cam0").rename(images / "deep")
@@ -650,7 +656,7 @@ def test_a_category_without_a_name_and_a_file_one_folder_higher_are_told(tmp_pat
     with pytest.raises(InputError, match=r"a category in .* 'name'"):
         used_categories([{"id": 1}], None, "train.json", faults)
     (tmp_path / "train.json").write_text("{}")
-    with pytest.raises(InputError, match=r"train\.json does: set data\.annotations, .*\{split\}"):
+    with pytest.raises(InputError, match=r"train\.json does: set data\.annotations .*\{split\}"):
         load_coco(tmp_path / "annotations" / "train.json", tmp_path)
 
 

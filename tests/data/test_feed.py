@@ -90,7 +90,9 @@ def test_too_many_images_that_cannot_be_read_stop(records: DetectionSet) -> None
 def test_a_set_without_any_image_that_can_be_read_is_an_error(records: DetectionSet) -> None:
     for file in records.files:
         Path(file).write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"cannot be read.*; nor can the 7 that might stand in for it"):
+    with pytest.raises(
+        InputError, match=r"cannot be read.*; nor can the 7 images that could be used in its place"
+    ):
         epoch(records, 0, SkippedImages(records, 100))
 
 
@@ -115,7 +117,7 @@ def test_a_loading_process_that_dies_names_its_file(
         return read_image(path, size)
 
     monkeypatch.setattr("data.loader.read_image", deadly)
-    with pytest.raises(InputError, match=r"a loading process died while it read .*5\.png.*data\.workers=0"):
+    with pytest.raises(InputError, match=r"a loading process died while reading .*5\.png.*data\.workers=0"):
         epoch(records, 2)
 
 
@@ -142,7 +144,7 @@ def test_a_batch_of_a_loading_process_that_died_since_is_not_fetched_in_vain(
     assert next(feed).indices.tolist() == [0, 1]
     fetched.touch()
     wait_for(dying)
-    with pytest.raises(InputError, match=r"a loading process died while it read .*6\.png.*data\.workers=0"):
+    with pytest.raises(InputError, match=r"a loading process died while reading .*6\.png.*data\.workers=0"):
         list(feed)
 
 
@@ -156,7 +158,7 @@ def test_a_loading_process_that_died_between_two_epochs_is_one_line(records: Det
     (process,) = loader.dataset.readers()
     os.kill(process, signal.SIGKILL)
     feed = checked(loader)
-    with pytest.raises(InputError, match=r"^a loading process died: killed for its memory"):
+    with pytest.raises(InputError, match=r"^a loading process died: it ran out of memory"):
         next(feed)
 
 
@@ -224,7 +226,9 @@ def test_too_many_open_files_are_told_with_what_to_do(
         raise RuntimeError(said)
 
     monkeypatch.setattr("data.loader.read_image", fail)
-    with pytest.raises(InputError, match=r"^too many files are open .*ulimit -n 4096.* data\.workers"):
+    with pytest.raises(
+        InputError, match=r"^the loading processes have too many files open.*ulimit -n 4096.* data\.workers"
+    ):
         epoch(records, 0)
 
 

@@ -82,7 +82,7 @@ def test_of_several_pages_the_first_is_taken_and_the_others_are_named(tmp_path, 
     pages = [Image.fromarray(np.full((5, 7, 3), grey, np.uint8)) for grey in (10, 90, 200)]
     pages[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pages[1:])
     assert read_upright(tmp_path / f"a.{ending}", "a").mean() == pytest.approx(10, abs=2)
-    assert caplog.messages == ["image a has 3 pages or frames; the first is taken"]
+    assert caplog.messages == ["image a has 3 pages or frames; only the first is used"]
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])

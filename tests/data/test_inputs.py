@@ -77,7 +77,7 @@ def test_a_raw_picture_is_not_its_thumbnail(tmp_path: Path) -> None:
 def test_a_pattern_names_files_and_folders(place: Path) -> None:
     assert found("in/*.png") == [("image", "in/a.png")]
     assert found("in/**/*.t*") == [("image", "in/deep/c.tiff")]  # notes.txt may be labels
-    with pytest.raises(InputError, match=r"^in/\*\.txt matches .* \.txt files; name lists one by one"):
+    with pytest.raises(InputError, match=r"^in/\*\.txt matches .* \.txt files; name each list explicitly"):
         find_sources(["in/*.txt"])
     assert found("i?") == FOLDER
 
@@ -112,7 +112,7 @@ def test_a_pattern_does_not_match_what_predict_has_drawn(
     assert found("in/*") == [source for source in FOLDER if source[1] != "in/deep/c.tiff"] + [
         ("image", "in/deep/c.tiff"),
     ]
-    with pytest.raises(InputError, match=r"^in/pred\*/\*\*/\*\.jpg matches nothing but results of predict"):
+    with pytest.raises(InputError, match=r"^in/pred\*/\*\*/\*\.jpg matches only results of predict"):
         find_sources(["in/pred*/**/*.jpg"])
     assert found("in/predictions/pictures/*.jpg") == [("image", "in/predictions/pictures/a.jpg")]
     assert [str(source.place) for source in find_sources(["in/d*/*.tiff"])] == ["deep/c.tiff"]
@@ -134,7 +134,7 @@ def test_what_predict_has_drawn_is_no_input(place: Path, caplog: pytest.LogCaptu
         ("", "an input is empty"),
         ("gone.jpg", "gone.jpg does not exist"),
         ("gone/*.jpg", r"gone/\*.jpg matches nothing"),
-        ("empty", "empty holds no images and no videos"),
+        ("empty", "empty contains no images or videos"),
     ],
 )
 def test_a_word_that_names_nothing_is_refused(place: Path, word: str, problem: str) -> None:

@@ -109,7 +109,7 @@ def test_boxes_have_their_new_classes(
     ]
     assert named(records) == wanted
     assert records.classes == listed
-    assert ("not used left out" in caplog.text) == (None in expected)
+    assert ("left out objects of classes that are not used" in caplog.text) == (None in expected)
     if config["format"] != "voc":  # which has no ids
         ids = dict(zip(plain.classes, plain.category_ids, strict=True))
         assert records.category_ids == tuple(ids[of_it(name, merge)[0]] for name in listed)
@@ -131,7 +131,7 @@ def of_it(new: str, merge: dict[str, Any]) -> list[str]:
             r"data\.merge\.pet: split train has no class 'bird'; it has cat, cow",
         ),
         ({"pet": ["cat", "Dogs"]}, r"data\.merge\.pet: split train has no class 'Dogs', but 'dog'; it has"),
-        ({"cat": ["dog"]}, r"data\.merge\.cat: split train has a class 'cat' as well; add it"),
+        ({"cat": ["dog"]}, r"data\.merge\.cat: split train also has a class 'cat'; add it"),
     ],
 )
 @pytest.mark.parametrize("chosen", [False, True])

@@ -169,15 +169,15 @@ def test_an_image_that_cannot_be_read_among_the_others(tmp_path):
     ("parameters", "problem"),
     [
         ({"grid_yx": [2, 2]}, "no parameter 'grid_yx'; it takes center, epochs, p, scale"),
-        ({"p": 1.5}, "p: a probability from 0 to 1 is wanted, got 1.5"),
-        ({"p": True}, "p: a probability"),
-        ({"scale": [1.0, 0.5]}, "scale: numbers above 0 and up to 2 are wanted, in order"),
-        ({"scale": 0}, "scale: numbers above 0"),
+        ({"p": 1.5}, "p must be a probability from 0 to 1, got 1.5"),
+        ({"p": True}, "p must be a probability"),
+        ({"scale": [1.0, 0.5]}, "scale must be above 0 and at most 2, in ascending order"),
+        ({"scale": 0}, "scale must be above 0"),
         ({"scale": "big"}, "scale: a number or a pair"),
-        ({"center": [0.3, 0.5, 0.7]}, r"center: a number or a pair \[least, most\]"),
-        ({"center": [0.3, 1.2]}, "center: numbers above 0 and up to 1"),
-        ({"epochs": 2.5}, "epochs: a whole number of epochs is wanted, got 2.5"),
-        ({"epochs": -1}, "epochs: a whole number"),
+        ({"center": [0.3, 0.5, 0.7]}, r"center must be a number or a pair \[least, most\]"),
+        ({"center": [0.3, 1.2]}, "center must be above 0 and at most 1"),
+        ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
+        ({"epochs": -1}, "epochs must be a whole number"),
     ],
 )
 def test_wrong_parameters_are_named(parameters, problem):
@@ -188,7 +188,7 @@ def test_wrong_parameters_are_named(parameters, problem):
 def test_it_is_for_training_and_comes_first():
     with pytest.raises(InputError, match="Mosaic is for training"):
         Pipeline(["Mosaic"], 0.0, "data.transforms.eval").check_that_it_resizes_only()
-    with pytest.raises(InputError, match=r"OneOf\.transforms\[0\]: Mosaic has to be the first"):
+    with pytest.raises(InputError, match=r"OneOf\.transforms\[0\]: Mosaic must be the first"):
         Pipeline([{"OneOf": {"transforms": ["Mosaic"]}}], 0.0, KEY)
 
 

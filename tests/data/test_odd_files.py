@@ -155,7 +155,9 @@ def test_labels_of_another_case_are_found_and_said(
         (root / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
     assert len(load_yolo(root, "train").boxes) == 3
     (message,) = caplog.messages
-    assert "names of label files are spelt in another way (1, such as img_1.txt for IMG_1.png)" in message
+    assert (
+        "names of label files are spelt differently on disk (1, such as img_1.txt for IMG_1.png)" in message
+    )
 
 
 def test_labels_beside_some_images_are_said_not_to_be_looked_at(
@@ -165,7 +167,7 @@ def test_labels_beside_some_images_are_said_not_to_be_looked_at(
     (root / "images/train/b.txt").write_text(lines(BOXES[0]))
     assert len(load_yolo(root, "train").boxes) == 2
     (message,) = caplog.messages
-    assert "images/train/b.txt is not looked at" in message and "labels/train" in message
+    assert "images/train/b.txt is not used" in message and "labels/train" in message
     faults: list[DataFault] = []
     load_yolo(root, "train", faults=faults)
     assert [fault.code for fault in faults] == ["label-beside"]
@@ -265,7 +267,7 @@ def test_ids_in_quotes_are_those_that_the_lists_have_as_numbers(
     assert records.image_ids.tolist() == expected.image_ids.tolist() and not records.renumbered
     assert records.labels.tolist() == expected.labels.tolist()
     assert [message.partition(": ")[2] for message in caplog.messages] == [
-        f"{key} is a text in 2 annotations; '{first}' is taken for {first}"
+        f"{key} is a string in 2 annotations; '{first}' is read as {first}"
         for key, first in (("image_id", 10), ("category_id", 7))
     ]
 
@@ -273,7 +275,7 @@ def test_ids_in_quotes_are_those_that_the_lists_have_as_numbers(
 def test_a_text_among_ids_that_are_numbers_is_refused(tmp_path: Path) -> None:
     content = coco_dict([[BOX], [BOX]])
     content["images"][1]["id"] = "11"
-    with pytest.raises(InputError, match="'11', a text where a number is wanted"):
+    with pytest.raises(InputError, match="'11', a string where a number is expected"):
         load_coco(write(tmp_path, content), tmp_path / "images")
 
 
@@ -288,8 +290,8 @@ def test_a_text_among_ids_that_are_numbers_is_refused(tmp_path: Path) -> None:
 def test_files_of_other_tools_are_known(tmp_path: Path, content: dict[str, Any], tool: str) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert_refused(split, (".",), tmp_path, f"one.json is of {tool}'s own format", "as COCO")
-    assert_refused(split, ("one.json",), tmp_path, f"one.json is of {tool}'s own format", "as COCO")
+    assert_refused(split, (".",), tmp_path, f"one.json is in {tool}'s own format", "as COCO")
+    assert_refused(split, ("one.json",), tmp_path, f"one.json is in {tool}'s own format", "as COCO")
 
 
 def test_the_images_of_fiftyone_are_found(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_coco_is_divided_and_the_parts_are_the_whole(tmp_path: Path) -> None:
         assert 9 in {a["category_id"] for a in part["annotations"]}
     sides = [{"0.png", "1.png"} & {i["file_name"] for i in part["images"]} for part in parts.values()]
     assert sorted(map(len, sides)) == [0, 2]
-    assert "kept on one side: 1 image like another, or in its folder\n" in outcome.out
+    assert "kept together: 1 image with a similar one, or with one of the same folder\n" in outcome.out
     assert "val    4 images: " in outcome.out
     assert "\npython train.py configs/own.yaml data.root=set\n" in outcome.out
 
@@ -142,10 +142,12 @@ def test_a_voc_set_with_traces_of_another_format_is_voc(
     (tmp_path / "set/classes.txt").write_text("cat\n")
     (tmp_path / "set/Annotations/c.xml").rename(tmp_path / "set/Annotations/c.XML")
     assert call(main, "set", cwd=tmp_path).code == 0
-    assert "set/Annotations/c.XML left out: rename what ends in .XML, to .xml" in caplog.text
+    assert "left out set/Annotations/c.XML; rename files that end in .XML to .xml" in caplog.text
     write_voc(tmp_path / "all", {"a": voc_xml([("cat", (4, 5, 24, 23), 0)])}, {})
     (tmp_path / "all/Annotations/a.xml").rename(tmp_path / "all/Annotations/a.XML")
-    assert_refused(main, ("all",), tmp_path, "all/Annotations holds no .xml files (.XML is not read: rename")
+    assert_refused(
+        main, ("all",), tmp_path, "all/Annotations holds no .xml files (.XML files are not read: rename"
+    )
 
 
 def test_all_that_is_wrong_with_a_set_is_said_at_once(
@@ -167,7 +169,7 @@ def test_what_training_only_warns_of_is_no_hindrance(
     content["annotations"][3]["bbox"][2] = 0
     (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
     assert call(main, "set", "--fast", cwd=tmp_path).code == 0
-    assert "1 box without area inside the image dropped" in caplog.text
+    assert "dropped 1 box without area inside the image" in caplog.text
 
 
 def test_a_reversed_box_is_not_called_one_without_area_too(
@@ -177,7 +179,7 @@ def test_a_reversed_box_is_not_called_one_without_area_too(
     content["annotations"][3]["bbox"][2], content["annotations"][5]["bbox"][2] = -4, 0
     (tmp_path / "set/annotations/all.json").write_text(json.dumps(content))
     assert_refused(main, ("set", "--fast"), tmp_path, "negative width")
-    assert "1 box without area inside the image dropped" in caplog.text
+    assert "dropped 1 box without area inside the image" in caplog.text
 
 
 def test_voc_gets_its_lists(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
         (("windows.json",), ("first image", "C:", "outside")),
         (("unboxed.json", "--images", "set/images"), ("unboxed.json", "not one image has a box")),
         (("two",), ("two is no", "name the file: two/annotations/all.json")),
-        (("set/annotations/train.json",), ("train.json is itself", "rename it")),
+        (("set/annotations/train.json",), ("train.json would be overwritten", "rename it")),
         (("empty",), ("empty", "Annotations", "data.yaml")),
         (("set/annotations/all.json", "--val", "much"), ("--val", "'much'")),
         (("set/annotations/all.json", "--val", "0"), ("--val", "0.2")),
@@ -291,8 +293,8 @@ def test_lists_that_are_there_are_neither_replaced_nor_their_images_divided(tmp_
     write_yolo(root, 4)
     (root / "train.txt").write_text("images/0.jpg\nimages/1.jpg\n")
     for text, *named in (
-        ("train: train.txt\n", "yolo/train.txt is itself", "all.txt", "yolo/data.yaml"),
-        ("train: train.txt\nval: images\n", "a split val already"),
+        ("train: train.txt\n", "yolo/train.txt would be overwritten", "all.txt", "yolo/data.yaml"),
+        ("train: train.txt\nval: images\n", "already has a split val"),
         ("val: images\n", "has no train"),
     ):
         (root / "data.yaml").write_text(text + "names: [cat]\n")
@@ -333,7 +335,7 @@ def test_a_set_that_looks_all_alike_is_divided_where_likeness_does_not_count(
         (tmp_path / f"set/annotations/{name}.json").unlink()
     write_image(tmp_path / "set/images/9.png", seed=0)
     words = ("set/annotations/all.json",)
-    assert_refused(main, words, tmp_path, "nothing is left for", "10 images make 1 group", "--fast")
+    assert_refused(main, words, tmp_path, "nothing is left for", "10 images form 1 group", "--fast")
     assert call(main, *words, "--fast", cwd=tmp_path).code == 0
 
 
@@ -405,7 +407,7 @@ def test_rare_classes_that_stretch_a_share_are_the_reason_given(
     for image in content["images"]:
         write_image(tmp_path / "set/images" / image["file_name"], seed=image["id"])
     assert call(main, "set", *words, cwd=tmp_path).code == 0
-    assert "val has 50% of the images, not 20%: so each part has some of every class" in caplog.text
+    assert "val has 50% of the images, not 20%, so that each part has some of every class" in caplog.text
     assert "stay together" not in caplog.text
 
 
@@ -443,7 +445,9 @@ def test_xml_files_in_folders_of_their_own_are_told_what_to_do_with(tmp_path: Pa
     words = "folders in it have XML files (day 1): move these into"
     assert_refused(main, (str(tmp_path),), tmp_path, words, "Annotations")
     (tmp_path / "day 1" / "a.png").unlink()
-    assert_refused(main, (str(tmp_path),), tmp_path, "day 1 has XML files: call it Annotations", "JPEGImages")
+    assert_refused(
+        main, (str(tmp_path),), tmp_path, "day 1 has XML files: rename it to Annotations", "JPEGImages"
+    )
 
 
 def test_annotations_with_image_ids_in_quotes_are_divided_too(tmp_path: Path) -> None:
@@ -465,7 +469,7 @@ def test_a_class_that_a_part_has_none_of_is_told(tmp_path: Path, caplog: pytest.
     del whole["annotations"][-1]  # one of the two cows
     (tmp_path / "set/annotations/all.json").write_text(json.dumps(whole))
     assert call(main, "set/annotations/all.json", "--fast", cwd=tmp_path).code == 0
-    assert "has no cow: too few images have one, or they stay together" in caplog.text
+    assert "has no cow: too few images have any, or they must stay together" in caplog.text
 
 
 def test_all_damaged_images_are_told_of_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

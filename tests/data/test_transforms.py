@@ -190,12 +190,12 @@ def test_evaluation_takes_what_resizes(name):
 def test_what_the_model_does_itself_is_refused(transform):
     """Pictures would be cut to whole numbers, by a resizing behind it without a word: a training on noise."""
     for place in ([transform, {"ResizeWithin": {"long": 64}}], [{"OneOf": {"transforms": [transform]}}]):
-        with pytest.raises(InputError, match=rf"{KEY}.*leave out {transform}.*normalises by itself"):
+        with pytest.raises(InputError, match=rf"{KEY}.*leave out {transform}.*normalises them itself"):
             pipeline(*place)
 
 
 def test_pictures_that_are_no_longer_uint8_are_refused():
-    with pytest.raises(InputError, match=rf"{KEY}: the transforms give float.*is wanted"):
+    with pytest.raises(InputError, match=rf"{KEY}: the transforms return float.*must return"):
         pipeline("FromFloat")(painted(), BOXES, 0)
 
 
@@ -425,7 +425,7 @@ WRONG = {
     "misspelt, own": ("ResizeWithn", "'ResizeWithn'.*ResizeWithin"),
     "no transform": ("Compose", "no transform 'Compose'"),
     "a base class": ("DualTransform", "no transform 'DualTransform'"),
-    "a list for one": ([["HorizontalFlip"]], "one transform"),
+    "a list for one": ([["HorizontalFlip"]], "a single transform"),
     "one of none": ({"OneOf": {}}, "OneOf: .*transforms"),
     "a number for parameters": ({"OneOf": {"transforms": [{"Blur": 3}]}}, r"\[0\]: Blur: .*not 3"),
     "texts for transforms": (
@@ -435,11 +435,11 @@ WRONG = {
     "none that is likely": ({"OneOf": {"transforms": [{"Blur": {"p": 0}}]}}, "OneOf: ZeroDivisionError"),
     "one of a text": ({"OneOf": {"transforms": "Blur"}}, r"OneOf\.transforms: a list .*'Blur'"),
     "misspelt, below": ({"OneOf": {"transforms": ["Blr"]}}, r"OneOf\.transforms\[0\]: .*'Blr'; .*'Blur'"),
-    "not in the first place": ({"Mosaic": {}}, "Mosaic has to be the first transform"),
+    "not in the first place": ({"Mosaic": {}}, "Mosaic must be the first transform"),
     "a mask": ({"OneOf": {"transforms": ["MaskDropout"]}}, r"transforms\[0\]: MaskDropout wants mask beside"),
     "no transform at all": ("__name__", "'__name__'"),
-    "two in one": ({"HorizontalFlip": {}, "VerticalFlip": {}}, "one transform"),
-    "none": ({}, "one transform"),
+    "two in one": ({"HorizontalFlip": {}, "VerticalFlip": {}}, "a single transform"),
+    "none": ({}, "a single transform"),
     "unknown parameter": ({"HorizontalFlip": {"prob": 0.5}}, "HorizontalFlip: no parameter 'prob'.* p"),
     "unknown parameter, own": ({"IoUCrop": {"min_iou": 0.5}}, "IoUCrop: no parameter 'min_iou'.*min_ious"),
     "probability": ({"HorizontalFlip": {"p": 2}}, "HorizontalFlip: p: .* 1, got 2$"),

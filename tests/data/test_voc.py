@@ -256,7 +256,7 @@ def test_folders_of_splits_are_named_where_the_usual_ones_are_not_there(tmp_path
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "a.xml").touch()
     with pytest.raises(
-        InputError, match=r"Annotations does not exist.* named in data\.splits: here train, valid$"
+        InputError, match=r"Annotations does not exist.* name the folders in data\.splits: here train, valid$"
     ):
         load_voc(tmp_path, "trainval")
 
@@ -279,7 +279,7 @@ def test_annotations_in_folders_below_count_and_hidden_files_do_not(tmp_path):
 
 WRONG_XML = {  # old text, new text -> what the message says
     "torn": (("</annotation>", ""), "not valid XML"),
-    "namespace": (("<annotation>", '<annotation xmlns="http://a.b">'), "a.xml: its names are of an XML"),
+    "namespace": (("<annotation>", '<annotation xmlns="http://a.b">'), "a.xml: its elements are in an XML"),
     "no box": (("bndbox>", "box>"), "has no <bndbox/xmin>"),
     "side missing": (("<xmin>1</xmin>", ""), "has no <bndbox/xmin>"),
     "side empty": (("<xmin>1</xmin>", "<xmin/>"), "has no <bndbox/xmin>"),
@@ -408,7 +408,7 @@ def test_the_only_image_of_a_name_is_meant_wherever_it_is(
     (images / "cam1").mkdir()
     (images / "a.jpg").rename(images / "cam1" / "a.jpg")
     assert load_voc(root, "train").files.tolist() == [str(images / "cam1" / "a.jpg")]
-    assert "1 images are in other folders than their XML files" in caplog.text
+    assert "1 images are in different folders than their XML files" in caplog.text
     (images / "cam2").mkdir()
     write_image(images / "cam2" / "a.jpg")
     with pytest.raises(InputError, match=r"a\.jpg does not exist"):
@@ -453,6 +453,4 @@ def test_a_rotation_as_cvat_writes_it_is_told(tmp_path: Path, caplog: pytest.Log
     root = write_voc(tmp_path / "voc", {"0": xml.replace("</ object>", "</object>")}, {"train": ["0"]})
     assert len(load_voc(root, "train").boxes) == 3
     (message,) = caplog.messages
-    assert (
-        message.startswith("object 1 in ") and "0.xml has a rotation, and boxes are read upright" in message
-    )
+    assert message.startswith("object 1 in ") and "0.xml has a rotation, which is ignored" in message

@@ -127,7 +127,7 @@ def test_labels_that_are_not_where_they_are_looked_for_are_said_once(root: Path,
     caplog.clear()
     shutil.copy(root / "Labels" / "train" / "a.txt", root / "images" / "train")  # where labelImg leaves it
     load_yolo(root, "train")
-    assert f"{root / 'images' / 'train' / 'a.txt'} is not looked at, since a folder above" in caplog.text
+    assert f"{root / 'images' / 'train' / 'a.txt'} is not used, because a folder above" in caplog.text
 
 
 def test_images_that_share_a_label_file_are_said(root: Path, caplog) -> None:
@@ -233,7 +233,7 @@ def test_two_names_of_a_list_are_not_one_image(root: Path) -> None:
     [
         ("/gone/pictures", "'val: /gone/pictures' does not exist"),
         ("pictures", "'val: pictures' does not exist below "),
-        ("images/*.png", "; patterns are not read: name a folder, or a .txt list"),
+        ("images/*.png", "; patterns are not supported: name a folder, or a .txt list"),
     ],
 )
 def test_a_place_that_is_not_there_is_named(root: Path, place: str, said: str) -> None:
@@ -251,7 +251,7 @@ def test_a_detectors_score_is_known_by_its_place(root: Path) -> None:
 
 def test_keypoints_without_their_shape_are_known(root: Path) -> None:
     (root / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.2 " + "0.5 0.5 2 " * 17)
-    assert "56 numbers" in error_of(root) and "write 'kpt_shape: [17, 3]' into" in error_of(root)
+    assert "56 numbers" in error_of(root) and "add 'kpt_shape: [17, 3]' to" in error_of(root)
     (root / "data.yaml").write_text((root / "data.yaml").read_text() + "kpt_shape: [17, 3]\n")
     assert len(load_yolo(root, "train").boxes) == 1
 
@@ -276,7 +276,7 @@ def test_keypoints_that_are_read_as_polygons_are_told(
         square = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) @ rng.uniform(-0.03, 0.03, (2, 2))
         rotated.append((0, *(rng.uniform(0.1, 0.9, 2) + square).reshape(-1)))
     label = root / "labels" / "train" / "a.txt"
-    told = f"seems to be boxes with {points} keypoints; if so, write 'kpt_shape: [{points}, {numbers}]'"
+    told = f"looks like boxes with {points} keypoints; if so, add 'kpt_shape: [{points}, {numbers}]'"
     for shown, expected in ((rows, True), (rows[:29], False), (polygons, False), (rotated, False)):
         caplog.clear()
         label.write_text(lines(*shown))
@@ -304,7 +304,7 @@ def test_a_set_of_another_layout_is_known(root: Path, tmp_path: Path) -> None:
     (root / "data.yaml").unlink()
     (root / "annotations").mkdir()
     (root / "annotations" / "train.json").touch()
-    with pytest.raises(InputError, match=r"a YOLO set has one; it looks like data\.format=coco"):
+    with pytest.raises(InputError, match=r"a YOLO set must have one; it looks like data\.format=coco"):
         load_yolo(root, "train")
 
 
@@ -346,12 +346,12 @@ def test_boxes_of_classes_that_are_not_used_are_counted(root: Path, caplog: pyte
     dogs = int((everything.labels == everything.classes.index("dog")).sum())
     assert dogs > 0
     load_yolo(root, "train", ("cat",))
-    assert caplog.messages == [f"split train: objects of classes that are not used left out: {dogs} of 'dog'"]
+    assert caplog.messages == [f"split train: left out objects of classes that are not used: {dogs} of 'dog'"]
 
 
 def test_a_set_without_validation_is_told_how_to_be_divided(root: Path) -> None:
     write_yolo(root, {}, val=None)
-    assert f"or divide it: python -m data.split {root}" in error_of(root, "val")
+    assert f"or divide the set: python -m data.split {root}" in error_of(root, "val")
 
 
 def test_a_turned_photograph_has_the_size_that_reading_it_gives(root: Path) -> None:
@@ -528,7 +528,7 @@ WRONG_INDEX = {
     "no such split": ({"train": None}, "no split 'train'; there are: val"),
     "folder missing": ({"train": "images/gone"}, "'train: images/gone' does not exist"),
     "folder without images": ({"train": "labels/train"}, "'train' holds no images"),
-    "neither folder nor list": ({"train": "images/train/a.png"}, "is no folder and no .txt list"),
+    "neither folder nor list": ({"train": "images/train/a.png"}, "is neither a folder nor a .txt list"),
     "image of a list missing": ({"train": "bad.txt"}, "bad.txt:2: image images/gone.png does not exist"),
 }
 
@@ -552,7 +552,7 @@ def test_a_file_that_is_no_yaml_no_text_or_no_image_is_named(root: Path) -> None
     (root / "data.yaml").write_text("train: [")
     assert "data.yaml is not valid YAML" in error_of(root)
     (root / "data.yaml").write_text("- train")
-    assert "data.yaml: keys are wanted" in error_of(root)
+    assert "data.yaml must be a mapping" in error_of(root)
     (root / "data.yaml").unlink()
     assert "data.yaml does not exist" in error_of(root)
 
@@ -577,4 +577,4 @@ def test_a_folder_of_labels_by_another_name_is_told(root: Path, caplog: pytest.L
     """Which some systems take for the same."""
     (root / "labels").rename(root / "Labels")
     assert len(load_yolo(root, "train").boxes) == 0
-    assert f"{root / 'Labels'} is not looked at: rename it, to labels" in caplog.text
+    assert f"{root / 'Labels'} is not used: rename it to labels" in caplog.text

@@ -42,8 +42,8 @@ def test_pictures_that_have_to_be_converted_are_said(
         assert len(load_yolo(root, "train")) == 3
     (said,) = [r.message for r in caplog.records if "convert" in r.message]
     assert said == (
-        f"split train: {where / 'film.gif'} and 2 more of a kind that is not read left out; convert it to "
-        "JPEG or PNG"
+        f"split train: left out {where / 'film.gif'} and 2 more, which are not of a supported kind; "
+        "convert it to JPEG or PNG"
     )
     faults: list[DataFault] = []
     load_yolo(root, "train", None, faults)
@@ -79,8 +79,8 @@ def test_all_lost_images_of_a_list_are_counted(root: Path) -> None:
     (root / "train.txt").write_text("images/train/a.png\nimages/train/7.png\n\nimages/train/8.png\nx/9.png\n")
     write_yolo(root, {}, train="train.txt")
     assert error_of(root).endswith(
-        "train.txt:2: image images/train/7.png does not exist (and 2 more images); put it there, or remove "
-        "its line"
+        "train.txt:2: image images/train/7.png does not exist (and 2 more images); put the file there, or "
+        "remove its line"
     )
     faults: list[DataFault] = []
     assert len(load_yolo(root, "train", None, faults)) == 1

@@ -75,9 +75,7 @@ def test_a_video_that_breaks_off_is_told_with_what_there_is_of_it(
     count = len(list(VideoReader(tmp_path / "clip.avi")))
     assert 1 < count < 7
     (message,) = caplog.messages
-    assert (
-        message == f"video {tmp_path}/clip.avi breaks off after {count} of the 10 frames that it says it has"
-    )
+    assert message == f"video {tmp_path}/clip.avi ends after {count} of the 10 frames that it claims to have"
     (tmp_path / "clip.avi").write_bytes(whole[: len(whole) * 3 // 4])  # three frames are more than a miscount
     assert 6 <= len(list(VideoReader(tmp_path / "clip.avi"))) < 8
     assert len(caplog.messages) == 2

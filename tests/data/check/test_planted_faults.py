@@ -82,7 +82,7 @@ def test_of_an_image_of_another_size_no_box_is_judged(root: Path) -> None:
     path.write_text(json.dumps(content))
     (finding,) = examined(root).report.findings
     assert (finding.code, len(finding.spots)) == ("image-size-differs", 4)
-    assert "width and height seem to be in each other's place" in finding.spots[0].text
+    assert "width and height seem to be swapped" in finding.spots[0].text
 
 
 def test_an_image_of_validation_in_the_test_split_is_told_unless_one_holds_the_other(root: Path) -> None:

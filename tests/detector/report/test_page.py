@@ -189,7 +189,7 @@ def test_images_are_found_in_folders_that_their_names_leave_out(
         for file in files:
             file.rename(images / place / file.name)
     done = call(evaluate.main, *words, cwd=tmp_path)
-    assert done.code == 0 and "in folders below set/images that their names leave out" in caplog.text
+    assert done.code == 0 and "found in subfolders of set/images that their names leave out" in caplog.text
     assert Page((tmp_path / "out" / "index.html").read_text()).sources
     (images / "a" / first.name).rename(images / "b" / first.name)
     assert_refused(evaluate.main, words, tmp_path, "set/images/b", "give that folder as --images")
