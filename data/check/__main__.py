@@ -13,20 +13,30 @@ _EARLIER = {"--json": r'\{\s*"configuration"', "--html": r"[^\n]*\n[^\n]*aploss-
 def main() -> None:
     parser = OptionParser(
         prog="python -m data.check",
-        description="Find all that is wrong with the data of a configuration, and how its anchors fit.",
-        epilog="Ends with code 0 where nothing hurts training, 1 where something does, 2 for bad input. "
-        "Example: python -m data.check configs/own.yaml data.root=my_set --html check.html",
+        description="Find everything that is wrong with the data of a configuration, and check how well "
+        "its anchors fit.",
+        epilog="Exit codes: 0 if nothing hurts training, 1 if something does, 2 for bad input. Example: "
+        "python -m data.check configs/own.yaml data.root=my_set --html check.html",
     )
     parser.add_argument(
-        "words", nargs="+", metavar="CONFIG|KEY=VALUE", help="a YAML file; dotted configuration keys, if any"
+        "words",
+        nargs="+",
+        metavar="CONFIG|KEY=VALUE",
+        help="a YAML configuration file, and settings as dotted keys",
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write every place of every finding")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with charts and samples")
-    parser.add_argument("--fast", action="store_true", help="the annotations only: decode no image")
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write all findings with all their places as JSON"
+    )
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="write an HTML page with charts and samples"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="check the annotations only, without decoding images"
+    )
     a = parser.parse_intermixed_args()
     config, overrides = config_and_overrides(a.words)
     if config is None:
-        parser.error("CONFIG is missing, the YAML file that train.py is given")
+        parser.error("CONFIG is missing: give the YAML file that train.py is given")
     check(config, overrides, a.json, a.html, a.fast)
 
 
@@ -43,7 +53,7 @@ def check(config_name: str, overrides: list[str], json: Path | None, html: Path 
         if path is not None:
             check_output(option, path, _EARLIER[option])
     if json is not None and html is not None and json.resolve() == html.resolve():
-        raise InputError(f"--json and --html: both are {json}; name two files")
+        raise InputError(f"--json and --html are both {json}; name two different files")
     config = load_config(Path(config_name), overrides)
     done = examine(config, " ".join([config_name, *overrides]), decode=not fast)
     if json is not None:

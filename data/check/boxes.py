@@ -56,7 +56,7 @@ def box_spots(
     yield from spots(
         code or "box-partly-outside",
         (over > _EDGE_PX) if code else share < _LEAST_INSIDE,
-        f"lies inside by {{2:.0%}} only, {size}",
+        f"lies only {{2:.0%}} inside, {size}",
         width,
         height,
         share,
@@ -64,7 +64,7 @@ def box_spots(
     yield from spots(
         "box-over-edge",
         (share >= _LEAST_INSIDE) & (over > _EDGE_PX) & (code is None),
-        f"reaches over the edge {size} by {{2:.1f}} px",
+        f"extends {{2:.1f}} px beyond the edge {size}",
         width,
         height,
         over,
@@ -73,7 +73,7 @@ def box_spots(
     yield from spots(
         "box-normalised" if parts else "box-tiny",
         objects & (seen.min(axis=1) < _TINY_PX),
-        "is {0:.1f} x {1:.1f} px after the resizing of evaluation",
+        "is {0:.1f} x {1:.1f} px after the resizing for evaluation",
         seen[:, 0],
         seen[:, 1],
     )
@@ -93,8 +93,8 @@ def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np
         label, number = records.labels[first], int(records.annotation_ids[first])
         same_class = label == records.labels[second]
         code = "box-duplicated" if same_class else "box-in-two-classes"
-        other = "once more" if same_class else f"a {records.classes[label]}"
-        problem = f"is that of {numbered(noun, number)}, {_literal(other)}"
+        other = "of the same class" if same_class else f"a {records.classes[label]}"
+        problem = f"equals that of {numbered(noun, number)}, {_literal(other)}"
         yield BoxSpot(code, problem, (), split, records, noun, second)
 
 

@@ -49,7 +49,7 @@ def class_bars(per_split: Mapping[str, Mapping[str, int]]) -> str:
     if rarer:
         height += bar + gap
         parts.append(_text(left, height - gap, f"and {rarer} classes with fewer boxes"))
-    return _svg(height, parts, "part of each class in the boxes of each split")
+    return _svg(height, parts, "share of each class among the boxes of each split")
 
 
 def histogram(values: NDArray[np.float64], marks: Sequence[float], per_doubling: int = 4) -> str:

@@ -47,7 +47,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         if split == "train":
             continue
         if not counts(records).sum():
-            yield Spot("no-boxes-to-find", f"{split} holds no boxes", split)
+            yield Spot("no-boxes-to-find", f"{split} has no boxes", split)
             continue
         here = dict(zip(records.classes, counts(records).tolist(), strict=True))
         alike = {plain_name(name): name for name in here if name not in known}
@@ -58,7 +58,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
                 yield Spot("class-left-out", text, split)
         for name, count in zip(train.classes, counts(train).tolist(), strict=True):
             if not here.get(name) and (other := alike.get(plain_name(name))):
-                text = f"{split} calls it '{other}', and train '{name}'"
+                text = f"the class is '{other}' in {split}, but '{name}' in train"
                 yield Spot("category-alike", text, split)
             elif name not in here:
                 yield Spot("category-missing", f"{split} does not list the class '{name}' of train", split)
@@ -89,7 +89,7 @@ def _unannotated(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     enough = min(len(bare), len(bare_val)) >= _SOME_IMAGES
     if enough and bare.mean() > _MANY_EMPTY and bare_val.mean() < _HARDLY_ANY:
         text = (
-            f"{bare.sum()} of the {len(bare)} images of train have no box, and {bare_val.sum()} of the "
+            f"{bare.sum()} of the {len(bare)} images of train have no box, but only {bare_val.sum()} of the "
             f"{len(bare_val)} of val"
         )
         yield Spot("mostly-unannotated", text, "train")
@@ -124,7 +124,7 @@ def _slips(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         records = sets[split]
         box = int(np.flatnonzero(records.labels == records.classes.index(name))[0])
         boxes = f"{total[name]} box{'es' * (total[name] > 1)} in all"
-        problem = f"has class '{name}' ({boxes}), which '{other}' ({total[other]}) may be"
+        problem = f"has class '{name}' ({boxes}), which may be meant as '{other}' ({total[other]})"
         yield spot_of_image("names-alike", problem, split, records, records.row_of(box))
 
 

@@ -34,73 +34,87 @@ KINDS: dict[str, Kind] = {
     "split-unreadable": Kind(
         _E,
         "a split cannot be read at all",
-        "mend the file or the key that is named, or set data.splits",
+        "fix the file or setting that is named, or set data.splits",
     ),
     "no-images": Kind(_E, "a split has no images", "correct data.splits"),
     "no-boxes": Kind(
         _E,
         "the training split has no boxes",
-        "correct data.splits.train or data.classes, or see why labels are not found",
+        "correct data.splits.train or data.classes, or find out why labels are not found",
     ),
     "class-unseen": Kind(
         _E, "a class of data.classes has no box", "leave the class out, or correct its name"
     ),
     "image-missing": Kind(_E, "an image does not exist", "put the file there, or remove its annotation"),
-    "image-unreadable": Kind(_E, "a file is no image, or damaged", "replace it, or remove its annotation"),
+    "image-unreadable": Kind(_E, "a file is damaged or not an image", "replace it, or remove its annotation"),
     "image-not-read": Kind(
-        _W, "a picture is of a kind that is not read, and left out", "convert it to JPEG or PNG"
+        _W, "a picture is of a kind that is not supported, and is left out", "convert it to JPEG or PNG"
     ),
     "image-size-differs": Kind(
         _E,
-        "an image has another size than its annotation says",
-        "correct the annotation; where images were resized after it was made, the boxes too",
+        "the size of an image differs from its annotation",
+        "correct the annotation; if the images were resized after annotation, correct the boxes too",
     ),
-    "image-outside": Kind(_E, "a path leads out of the data set", "use a path below the folder"),
-    "image-name-taken": Kind(_E, "two names stand for one file", "write each name as its file has it"),
-    "annotation-unreadable": Kind(_E, "an annotation file is missing or malformed", "write it again"),
-    "record-malformed": Kind(_E, "a record lacks a field, or holds no number", "correct or remove it"),
-    "image-id-twice": Kind(_E, "an image id stands twice", "give each image an id of its own"),
-    "image-unlisted": Kind(_E, "a box belongs to an image that is not listed", "list it, or remove the box"),
+    "image-outside": Kind(_E, "a path leads out of the data set", "use a path inside the data set folder"),
+    "image-name-taken": Kind(
+        _E, "two names refer to the same file", "spell each name exactly as its file is named"
+    ),
+    "annotation-unreadable": Kind(_E, "an annotation file is missing or malformed", "recreate the file"),
+    "record-malformed": Kind(
+        _E, "a record lacks a field, or has something else in place of a number", "correct or remove it"
+    ),
+    "image-id-twice": Kind(_E, "an image id is listed twice", "give each image an id of its own"),
+    "image-unlisted": Kind(
+        _E, "a box belongs to an image that is not listed", "list the image, or remove the box"
+    ),
     "category-unlisted": Kind(
         _E,
         "a box has a class that is not listed",
-        "list it, or correct the box; if all are one too high, or low, the list counts from another number",
+        "list the class, or correct the box; if all are too high or too low by one, the list starts from "
+        "another number",
     ),
     "category-alike": Kind(
-        _E, "a class of training has nearly the same name in another split", "give it one name in both"
+        _E,
+        "a class of training has nearly the same name in another split",
+        "use the same name in both splits",
     ),
-    "category-twice": Kind(_E, "a class stands twice", "keep one name and one id for each"),
+    "category-twice": Kind(_E, "a class is listed twice", "keep one name and one id for each"),
     "box-not-finite": Kind(_E, "a box is NaN or infinite", "correct or remove it"),
     "box-reversed": Kind(
         _E,
         "a box has a negative width or height",
-        "swap its corners, or remove it; VOC: perhaps width, height for xmax, ymax",
+        "swap its corners, or remove it; in VOC, xmax, ymax may hold width, height",
     ),
     "box-not-relative": Kind(_E, "coordinates outside [0, 1]", "divide them by the image's width and height"),
     "image-in-both": Kind(
-        _W, "training and evaluation share an image", "remove it from one: the scores are too good"
+        _W,
+        "training and evaluation share an image",
+        "remove it from one of them: the scores are too good otherwise",
     ),
     "image-in-val-and-test": Kind(
         _W,
         "validation and test share an image",
-        "remove it from one: the best epoch and the thresholds are chosen on validation",
+        "remove it from one of them: the best epoch and the thresholds are chosen on validation",
     ),
     "near-duplicate-in-both": Kind(
-        _W, "training and evaluation hold nearly the same image", "look at both; keep them in one split"
+        _W,
+        "training and evaluation contain nearly the same image",
+        "look at both, and keep them in the same split",
     ),
     "versions-in-both": Kind(
         _W,
-        "training and evaluation seem to hold versions of the same photographs, by their names (.rf.)",
-        "look at some; if they are, divide anew with data.split, which keeps them on one side",
+        "training and evaluation seem to contain versions of the same photographs, judging by their names "
+        "(.rf.)",
+        "look at some; if so, divide the set again with data.split, which keeps them together",
     ),
     "image-twice-differing": Kind(
-        _W, "an image stands twice, with other boxes", "keep one of them, with all its boxes"
+        _W, "an image is listed twice, with different boxes", "keep one of the two, with all its boxes"
     ),
-    "box-without-area": Kind(_W, "a box has no width or no height; it is dropped", "draw it again"),
+    "box-without-area": Kind(_W, "a box has zero width or height; it is dropped", "draw it again"),
     "box-corners": Kind(
         _W,
         f"boxes reach outside {AS_IF['corners for sizes']}",
-        "write x, y, width, height: each box is too large now",
+        "write x, y, width, height: as it is, every box is too large",
     ),
     "box-corners-only": Kind(
         _W,
@@ -110,20 +124,24 @@ KINDS: dict[str, Kind] = {
     "box-centres": Kind(
         _W,
         f"boxes reach outside {AS_IF['centres']}",
-        "write the upper left corner: all boxes are off by half their size now",
+        "write the upper left corner: as it is, every box is off by half its size",
     ),
     "box-not-centred": Kind(
         _W,
         f"boxes reach outside {AS_IF['corners']}",
-        "write the centre: all boxes are off by half their size now",
+        "write the centre: as it is, every box is off by half its size",
     ),
     "box-y-first": Kind(_W, f"boxes reach outside {AS_IF['y before x']}", "write x, y, width, height"),
-    "box-normalised": Kind(_E, f"nearly all boxes {AS_PARTS}", "write pixels"),
+    "box-normalised": Kind(_E, f"nearly all boxes {AS_PARTS}", "write pixel coordinates"),
     "box-outside": Kind(_W, "a box lies outside its image; it is dropped", "draw it again, or remove it"),
     "box-partly-outside": Kind(
-        _W, "more than a tenth of a box lies outside its image", "clip it: found boxes are, and cannot match"
+        _W,
+        "more than a tenth of a box lies outside its image",
+        "clip it: detections are clipped, and cannot match it otherwise",
     ),
-    "box-duplicated": Kind(_W, "a box stands twice", "remove one: it counts as an object never found"),
+    "box-duplicated": Kind(
+        _W, "a box is annotated twice", "remove one of the two: it counts as an object that is never found"
+    ),
     "box-tiny": Kind(
         _W,
         "a box is under 2 px after resizing",
@@ -133,114 +151,127 @@ KINDS: dict[str, Kind] = {
         _W, "a class has no box to learn from", "leave it out of data.classes, or add examples"
     ),
     "class-left-out": Kind(
-        _W, "boxes of a class that training does not know", "add examples to training, or correct the name"
+        _W, "boxes have a class that training does not know", "add examples to training, or correct the name"
     ),
     "category-missing": Kind(
         _W,
         "a class of training is not listed in another split, and has no box there",
-        "see that it has no other name there",
+        "check that it does not have another name there",
     ),
     "no-boxes-to-find": Kind(
         _W,
         "a split for evaluation has no boxes, and so no AP",
-        "see that its annotations are where they belong",
+        "check that its annotations are where they belong",
     ),
     "much-ignored": Kind(
         _W,
-        "much of a class is iscrowd or difficult, so neither learned nor evaluated",
-        "nothing where it is meant; some tools mark every object drawn as a mask: iscrowd is 0 there",
+        "many boxes of a class are iscrowd or difficult, and so neither learned nor evaluated",
+        "nothing if this is intended; some tools mark every object drawn as a mask, which should have "
+        "iscrowd: 0",
     ),
     "label-without-image": Kind(
-        _W, "a label file has no image; its boxes are left out", "put the image there, or remove the file"
+        _W, "a label file has no image; its boxes are left out", "add the image, or remove the file"
     ),
     "label-beside": Kind(
-        _W, "a label file lies where it is not looked for", "move it: from images/... to labels/..."
+        _W, "a label file is not where it is looked for", "move it: from images/... to labels/..."
     ),
     "label-shared": Kind(
-        _W, "two images have one label file: its boxes are in both", "rename one, with labels of its own"
+        _W,
+        "two images share one label file: its boxes are in both",
+        "rename one of the images, and give it labels of its own",
     ),
     "ignore-unused": Kind(
         _W,
-        "annotations are marked ignore: 1, which COCO's metric overlooks, and so does a training",
-        "write iscrowd: 1 where nothing is to be learnt or counted, or remove them",
+        "annotations are marked ignore: 1, which has no effect in COCO's metric or in training",
+        "use iscrowd: 1 for regions that are neither to be learned nor counted, or remove them",
     ),
     "labels-missing": Kind(
-        _W, "a split has no label files, and so no boxes", "put them where they are looked for"
+        _W, "a split has no label files, and so no boxes", "put the label files where they are looked for"
     ),
     "keypoints-as-polygons": Kind(
-        _W, "what is read as polygons seems to be boxes with keypoints", "write kpt_shape into data.yaml"
+        _W, "what is read as polygons looks like boxes with keypoints", "add kpt_shape to data.yaml"
     ),
     "orientation-unclear": Kind(
         _W,
-        "EXIF says to turn an image, and others of its split were annotated as they are stored",
-        "see in the samples where its boxes are; if they are off, take away its orientation",
+        "an image is turned by EXIF, but others of its split were annotated as they are stored",
+        "check its boxes in the samples; if they are misplaced, remove its EXIF orientation",
     ),
     "image-unannotated": Kind(
         _W,
         "an image in the folder of a split has no annotation file, and is left out",
-        "write one; without <object> it is background",
+        "add one; without <object> the image is background",
     ),
-    "annotation-not-read": Kind(_W, "a file that ends in .XML is not read", "rename it, to .xml"),
+    "annotation-not-read": Kind(_W, "a file that ends in .XML is not read", "rename it to .xml"),
     "range-unused": Kind(
         _W,
-        "16-bit images that hold values of fewer bits, 12 say, and are nearly black",
-        "save them as 8 bit, or with their values multiplied: by 16 for 12 bit",
+        "16-bit images use only some of the bits, such as 12, and are nearly black",
+        "save them as 8 bit, or multiply their values (by 16 for 12 bit)",
     ),
     "names-alike": Kind(
         _W,
-        "class names that differ in case, spaces, an s or a letter only",
-        "make them one class, if they are: data.merge={NAME: [NAME, OTHER]}",
+        "class names differ only in case, spaces, an s or a single letter",
+        "if they are the same class, merge them: data.merge={NAME: [NAME, OTHER]}",
     ),
     "anchors-miss": Kind(
         _W,
         "many boxes have no anchor that fits",
-        "take the sizes and ratios that data.check and --dry-run print; where they find none, larger images",
+        "use the sizes and ratios that data.check and --dry-run print; if they find none, use larger images",
     ),
     "objects-lost": Kind(
         _W,
-        "augmentation leaves no object in most samples, so that there is little to learn from",
-        "a milder one; crops that keep an object are IoUCrop and, of large images, AtLeastOneBBoxRandomCrop",
+        "augmentation leaves no object in most samples, so there is little to learn from",
+        "use milder augmentation; crops that keep an object are IoUCrop and, for large images, "
+        "AtLeastOneBBoxRandomCrop",
     ),
     "size-not-learnt": Kind(
         _W,
-        "evaluation shows objects at another size than was learnt",
-        "set both lists of data.transforms, or data.image_size; after crops that are enlarged, images too",
+        "evaluation shows objects at a different size than training",
+        "set both lists of data.transforms, or data.image_size; if training enlarges crops, enlarge the "
+        "images of evaluation too",
     ),
     "box-rotated": Kind(
         _W,
-        "a box has a rotation, and is read as if it had none",
-        "draw it upright around the object: the tool writes the box before it was turned",
+        "a box has a rotation, which is ignored",
+        "draw it upright around the object: the tool writes the box as it was before it was rotated",
     ),
-    "box-over-edge": Kind(_N, "a box reaches a little over the edge; it is clipped", "nothing, or clip it"),
-    "box-whole-image": Kind(_N, "a box covers the whole image", "see that it is one object"),
-    "box-in-two-classes": Kind(_N, "the same box under two classes", "see which one is meant"),
+    "box-over-edge": Kind(_N, "a box extends slightly beyond the edge; it is clipped", "nothing, or clip it"),
+    "box-whole-image": Kind(_N, "a box covers the whole image", "check that it is a single object"),
+    "box-in-two-classes": Kind(_N, "the same box is annotated with two classes", "decide which one is meant"),
     "image-many-pages": Kind(
-        _N, "an image has several pages or frames", "save those that are meant as images of their own"
+        _N, "an image has several pages or frames", "save the ones that are needed as separate images"
     ),
-    "image-twice": Kind(_N, "an image stands twice in a split", "remove one, unless it is to count double"),
+    "image-twice": Kind(
+        _N,
+        "an image is listed twice in a split",
+        "remove one of the two, unless the image should count double",
+    ),
     "same-name-other-image": Kind(
-        _N, "files of one name hold different images", "see that none was overwritten or mixed up"
+        _N, "files with the same name contain different images", "check that none was overwritten or mixed up"
     ),
     "image-turned": Kind(
-        _N, "EXIF says to turn an image", "see in the samples that boxes fit; best save it upright"
+        _N,
+        "EXIF says to turn an image",
+        "check in the samples that its boxes fit; preferably save it upright",
     ),
     "image-as-stored": Kind(
         _N,
-        "EXIF says to turn an image whose boxes are for the pixels as they are stored",
-        "nothing; best take away its orientation",
+        "an image is turned by EXIF, but its boxes fit the pixels as stored",
+        "nothing; preferably remove its EXIF orientation",
     ),
     "image-not-rgb": Kind(
-        _N, "grey, 16-bit, palette or transparent images", "nothing: grey is repeated, alpha dropped"
+        _N,
+        "images are grey, 16-bit, palette or transparent",
+        "nothing: grey is repeated in all channels, alpha is dropped",
     ),
-    "sizes-vary": Kind(_N, "image sizes differ very much", "see that small ones are not blown up"),
+    "sizes-vary": Kind(_N, "image sizes differ very much", "check that small ones are not enlarged too much"),
     "mostly-unannotated": Kind(
         _W,
-        "many training images have no box, and hardly any of evaluation",
-        "annotate them to the end, or leave them out: an object without a box is learnt as background",
+        "many training images have no box, but hardly any of evaluation",
+        "finish annotating them, or leave them out: an object without a box is learned as background",
     ),
-    "mostly-empty": Kind(_N, "most images have no box", "nothing, if they are meant as background"),
-    "class-rare": Kind(_N, "a class has very few boxes", "add examples; data.repeat_rare helps"),
-    "class-not-evaluated": Kind(_N, "a class has no box to evaluate", "move some examples there"),
+    "mostly-empty": Kind(_N, "most images have no box", "nothing if they are meant as background"),
+    "class-rare": Kind(_N, "a class has very few boxes", "add examples, or set data.repeat_rare"),
+    "class-not-evaluated": Kind(_N, "a class has no box to evaluate", "move some examples to that split"),
 }
 
 

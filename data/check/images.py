@@ -54,12 +54,12 @@ def _one(split: str, records: DetectionSet, row: int, facts: ImageFacts) -> Iter
         )
         yield spot_of_image("image-size-differs", problem, split, records, row)
     elif header.turned:
-        code, used = "image-turned", "training takes it upright"
+        code, used = "image-turned", "training uses it upright"
         if (height, width) != header.upright:
-            code, used = "image-as-stored", "training takes it as it is stored, which its boxes fit"
+            code, used = "image-as-stored", "training uses it as stored, which its boxes fit"
         yield spot_of_image(code, f"is turned by EXIF; {used}", split, records, row)
     if header.pages > 1:
-        problem = f"has {header.pages} pages or frames; training takes the first"
+        problem = f"has {header.pages} pages or frames; training uses only the first"
         yield spot_of_image("image-many-pages", problem, split, records, row)
 
 
@@ -70,13 +70,13 @@ def _kinds(split: str, records: DetectionSet, facts: list[ImageFacts]) -> Iterat
             firsts.setdefault(of_image.header.mode, row)
     for mode, count in modes(facts).items():
         if mode != "RGB":
-            problem = f"is of Pillow's mode {mode}, as {count} of the {len(facts)} images of {split}"
+            problem = f"has Pillow's mode {mode}, like {count} of the {len(facts)} images of {split}"
             code = "image-not-rgb"
             bright = [f.brightest for f in facts if f.header and f.header.mode == mode]
             dark = [most for most in bright if most <= _DARK]
             if mode.startswith("I") and 2 * len(dark) >= len(bright):
                 code = "range-unused"
-                problem += f"; {len(dark)} of them come out no brighter than {max(dark)} of 255"
+                problem += f"; {len(dark)} of them are no brighter than {max(dark)} of 255 as read"
             yield spot_of_image(code, problem, split, records, firsts[mode])
 
 
@@ -90,7 +90,7 @@ def _same_names(sets: Mapping[str, DetectionSet], facts: Facts) -> Iterator[Spot
             path = str(records.files[row])
             other, digest = first.setdefault(Path(path).name.casefold(), (path, of_image.digest))
             if digest != of_image.digest:
-                problem = f"has the name, but not the pixels of {other}"
+                problem = f"has the same name as {other}, but different pixels"
                 yield spot_of_image("same-name-other-image", problem, split, records, row)
 
 

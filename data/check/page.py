@@ -112,7 +112,7 @@ def _splits(splits: dict[str, SplitSummary]) -> Iterator[str]:
         f'<span class="key" style="background:{series_colour(k)}"></span>{html.escape(name)}'
         for k, name in enumerate(splits)
     )
-    yield f"<p>Part of the boxes of a split, and their number:{keys}</p>"
+    yield f"<p>Share of the boxes of a split, and their number:{keys}</p>"
     yield class_bars({name: split.per_class for name, split in splits.items()})
 
 
@@ -144,14 +144,14 @@ def _anchors(anchors: AnchorReport) -> Iterator[str]:
             f"IoU {anchors.positive_iou:g}:</p><pre>{html.escape(anchors.suggestion)}</pre>"
         )
     else:
-        yield '<p class="small">A search for better sizes and ratios found none worth a change.</p>'
+        yield '<p class="small">A search for better sizes and ratios found none that are worth a change.</p>'
 
 
 def _samples(samples: Sequence[Picture]) -> Iterator[str]:
     if not samples:
         return
     yield "<h2>What the network sees</h2>"
-    yield "<p>Training images of the first epoch, augmented, with the boxes that are learnt from.</p>"
+    yield "<p>Training images of the first epoch, augmented, with the boxes used for training.</p>"
     yield _gallery(samples)
 
 

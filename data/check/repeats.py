@@ -87,7 +87,7 @@ def version_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
         pairs = [(row, made[source]) for row, name in enumerate(names) if (source := source_of(name)) in made]
         if len(pairs) > _BY_CHANCE * len(names):
             for row, near in pairs:
-                same = "is by its name a version of the same photograph as"
+                same = "is, judging by its name, a version of the same photograph as"
                 yield _spot("versions-in-both", sets, (split, row), ("train", near), same)
 
 
@@ -103,5 +103,5 @@ def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np
         if split != "train":
             for row, near in near_pairs(prints[split], prints["train"]):
                 yield _spot(
-                    "near-duplicate-in-both", sets, (split, row), ("train", near), "looks nearly like"
+                    "near-duplicate-in-both", sets, (split, row), ("train", near), "looks nearly the same as"
                 )

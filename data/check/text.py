@@ -66,7 +66,7 @@ def _anchors(anchors: AnchorReport) -> str:
     )
     return (
         f"{_percent(everything.positive)} of {everything.boxes} boxes, as augmented, reach IoU "
-        f"{anchors.positive_iou:g} with one, {_percent(everything.above_negative)} IoU "
+        f"{anchors.positive_iou:g} with an anchor, {_percent(everything.above_negative)} reach IoU "
         f"{anchors.negative_iou:g} ({of_levels})"
     )
 

@@ -138,7 +138,7 @@ def test_a_voc_class_that_validation_spells_otherwise_is_refused(spelt_otherwise
 def test_the_check_calls_it_an_error_too(spelt_otherwise: Path) -> None:
     done = call(check, "own.yaml", *TINY_MODEL, "--fast", cwd=spelt_otherwise.parent)
     assert done.code == 1
-    assert "val calls it 'Cat', and train 'cat'" in done.out and "1 error" in done.out
+    assert "the class is 'Cat' in val, but 'cat' in train" in done.out and "1 error" in done.out
 
 
 # ------------------------------------------------------------------------ YOLO

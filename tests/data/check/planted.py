@@ -218,7 +218,7 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "a turned image": (
         "image-turned",
         pixels(lambda i: i.transpose(Image.Transpose.ROTATE_90), exif=exif(6)),
-        ("takes it upright", *TWO),
+        ("uses it upright", *TWO),
     ),
     "a turned image, annotated as stored": (
         "image-as-stored", pixels(lambda i: i, exif=exif(6)), ("its boxes fit", *TWO),

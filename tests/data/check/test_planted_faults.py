@@ -55,7 +55,7 @@ def test_annotation_that_was_not_finished_is_told(root: Path) -> None:
     add_images(root, "train", range(100, 120), annotated_from=109)
     (finding,) = examined(root).report.findings
     assert finding.code == "mostly-unannotated"
-    assert finding.spots[0].text == "9 of the 24 images of train have no box, and 0 of the 22 of val"
+    assert finding.spots[0].text == "9 of the 24 images of train have no box, but only 0 of the 22 of val"
 
 
 def add_images(root: Path, split: str, numbers: range, annotated_from: int) -> None:
