@@ -327,7 +327,7 @@ def test_a_wrong_option_is_one_line(
         (
             predict.main,
             ["run", "photos", "--iou", "0.5"],
-            "eval.nms_threshold (of eval.nms=hard), written KEY=VALUE",
+            "eval.nms_threshold (for eval.nms=hard), written KEY=VALUE",
         ),
         (export.main, ["run", "--include", "onnx"], "--format"),
     ],

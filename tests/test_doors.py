@@ -145,4 +145,4 @@ def test_a_variable_that_is_not_set_is_not_the_current_folder(
 
 def test_an_option_of_another_trainer_is_known_by_what_it_does_there(tmp_path: Path) -> None:
     """--name is that of the run, although loss.name and others end so."""
-    assert_one_line(call(train.main, "own.yaml", "--name", "mine", cwd=tmp_path), "here it is run.dir,")
+    assert_one_line(call(train.main, "own.yaml", "--name", "mine", cwd=tmp_path), "; use run.dir,")

@@ -41,7 +41,7 @@ def build_set(
     names = getattr(config.splits, split)
     if names is None:
         raise InputError(
-            f"data.splits.{split} is not set; set data.splits.{split}=NAME, a split of the data set"
+            f"data.splits.{split} is not set; set data.splits.{split}=NAME to a split of the data set"
         )
     names = [names] if isinstance(names, str) else names
     if classes is None and config.classes is not None:
@@ -59,7 +59,7 @@ def build_set(
             raise InputError(f"data.splits.{split}: the generated set has train and val, not '{unknown}'")
         ensure_shapes(root, spec)
     if not (config.format == "yolo" and root.is_file()):
-        require_folder(root, "data.root", "set data.root=FOLDER, that of your data set")
+        require_folder(root, "data.root", "set data.root=FOLDER to the folder of your data set")
     to_read = None if config.merge else classes
     parts = [_load(config, root, name, names, to_read, faults) for name in names]
     if config.merge:  # only training must have all: others need not list what they have no box of
@@ -68,17 +68,17 @@ def build_set(
     if len(records) == 0 and faults and not lists_all(faults):
         raise faults[0]
     if len(records) == 0:
-        message = f"data.splits.{split} ({', '.join(names)}) of {root} holds no images"
+        message = f"data.splits.{split} ({', '.join(names)}) of {root} has no images"
         raise_or_collect(DataFault("no-images", message), faults)
     elif split == "train" and records.ignore.all():
         crowds = f": all {len(records.boxes)} are iscrowd or difficult" if len(records.boxes) else ""
-        message = f"data.splits.train ({', '.join(names)}) of {root} holds no boxes to learn from{crowds}"
+        message = f"data.splits.train ({', '.join(names)}) of {root} has no boxes to learn from{crowds}"
         raise_or_collect(DataFault("no-boxes", message), faults)
     if split == "train" and config.classes is not None:
         seen = set(records.labels[~records.ignore].tolist())
         unseen = [name for label, name in enumerate(records.classes) if label not in seen]
         for unseen_name in unseen:
-            message = f"data.classes: data.splits.train holds no box of class '{unseen_name}'"
+            message = f"data.classes: data.splits.train has no box of class '{unseen_name}'"
             raise_or_collect(DataFault("class-unseen", message), faults)
     return records
 

@@ -26,7 +26,7 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
     lacking = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
     if lacking.get(wanted.partition(":")[0]) is False:
         maker = "Apple" if wanted == "mps" else "NVIDIA or AMD"
-        raise InputError(f"{key}: '{wanted}' cannot be used: PyTorch sees no GPU of {maker} here; take cpu")
+        raise InputError(f"{key}: '{wanted}' cannot be used: PyTorch finds no {maker} GPU here; use cpu")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)

@@ -38,11 +38,11 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
     matcher, gamma = config.matcher, config.loss.focal_gamma
     if config.loss.name == "focal" and 0 < gamma < 1:  # (1 - p) ** gamma is infinitely steep where p is 1
         raise InputError(
-            f"loss.focal_gamma: 0 or at least 1 is wanted, got {gamma:g}: between, the gradient of a sure "
-            "negative is NaN"
+            f"loss.focal_gamma must be 0 or at least 1, got {gamma:g}: in between, the gradient of a "
+            "certain negative is NaN"
         )
     if matcher.name == "iou" and matcher.negative_iou == 0:
-        raise InputError("matcher.negative_iou: 0 leaves no anchor negative; a value above it is wanted")
+        raise InputError("matcher.negative_iou must be above 0: with 0 no anchor is negative")
     objective = build_objective(config.loss, box_std(config, device), exchange)
     share = None
     if config.loss.ranks:

@@ -14,14 +14,14 @@ def in_home(path: str | None) -> str | None:
 def _no_two(names: list[str]) -> list[str]:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"'{name}' stands twice")
+            raise ValueError(f"'{name}' is listed twice")
     return names
 
 
 def _no_bool(value: Any) -> Any:
     # pydantic takes `true` for 1; in a configuration that is a slip of the pen.
     if isinstance(value, bool):
-        raise ValueError(f"a number is wanted, not {str(value).lower()}")
+        raise ValueError(f"must be a number, got {str(value).lower()}")
     return value
 
 
@@ -40,8 +40,8 @@ def _a_class_or_more(value: Any) -> Any:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
-        got = "nothing; a space belongs behind the colon" if value is None else f"{value!r}"
-        raise ValueError(f"a class or a list of classes is wanted, got {got}")
+        got = "nothing; write a space after the colon" if value is None else f"{value!r}"
+        raise ValueError(f"must be a class or a list of classes, got {got}")
     return value
 
 
@@ -54,8 +54,8 @@ def _transform_shaped(value: Any) -> Any:
     )
     if not shaped:
         raise ValueError(
-            "NAME or NAME: {parameter: value} is wanted, the parameters indented below the name; "
-            f"got {value!r}"
+            "must be NAME or NAME: {parameter: value}, with the parameters indented below the name; got "
+            f"{value!r}"
         )
     return value
 

@@ -36,13 +36,13 @@ class _StrictLoader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError):  # 2026-13-45, !!int '', !!bool x, !!timestamp x
-            raise yaml.YAMLError(f"{node.value!r} is no value, line {node.start_mark.line + 1}") from None
+            raise yaml.YAMLError(f"{node.value!r} is not a value, line {node.start_mark.line + 1}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
-            raise yaml.YAMLError(f"'{twice}' stands twice in one mapping, line {node.start_mark.line + 1}")
+            raise yaml.YAMLError(f"'{twice}' appears twice in one mapping, line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
@@ -66,12 +66,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     values, own = _read_with_bases(path, ())
     if {"images", "annotations", "categories"} <= values.keys():
         raise InputError(
-            f"{path} is a COCO annotation file and no configuration; try configs/own.yaml data.root=FOLDER, "
+            f"{path} is a COCO annotation file, not a configuration; try configs/own.yaml data.root=FOLDER, "
             "which finds annotations/train.json and val.json in it"
         )
     if "names" in values and "train" in values:
         raise InputError(
-            f"{path} is the data.yaml of a YOLO set and no configuration; try configs/own.yaml "
+            f"{path} is the data.yaml of a YOLO set, not a configuration; try configs/own.yaml "
             f"data.format=yolo data.root={path}"
         )
     values = apply_overrides(values, overrides)
@@ -107,7 +107,7 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
         source = "on the command line"
         if "valid list" in text:
             some = "[[a, b], [c, d]]" if place != key else "[a, b]"
-            text += f'; a list is written so, with the quotes: "{key}={some}"'
+            text += f'; write a list like this, with the quotes: "{key}={some}"'
     raise InputError(f"{source}: {text}")
 
 
@@ -163,8 +163,8 @@ def _refuse_own_data_as_demo(path: Path, data: object) -> None:
         return
     if _is_not_the_demos(root := data.get("root")):
         raise InputError(
-            f"{path}: data.root={root} without data.format: coco, voc or yolo is wanted (shapes: the demo's "
-            "generated set, made in that folder)"
+            f"{path}: data.root={root} also needs data.format, which is coco, voc or yolo (or shapes, to "
+            "create the demo data set in that folder)"
         )
 
 
@@ -194,9 +194,9 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
     if "data.format" in given or not _is_not_the_demos(root):
         return
     raise InputError(
-        f"data.root={root}: without CONFIG it is the demo's generated set that is trained on; for a set of "
-        "your own give a CONFIG such as configs/own.yaml, or data.format=coco, voc or yolo (to make the "
-        "demo's in that folder: data.format=shapes)"
+        f"data.root={root}: without CONFIG the generated demo data set is trained on; for a data set of "
+        "your own give a CONFIG such as configs/own.yaml, or set data.format=coco, voc or yolo (to create "
+        "the demo data set in that folder: data.format=shapes)"
     )
 
 
@@ -211,7 +211,7 @@ def _loaded(text: str) -> Any:
 
 def _refuse_circles(value: Any, within: tuple[int, ...], done: set[int]) -> None:
     if id(value) in within:
-        raise yaml.YAMLError("an alias (*) leads back to what it stands in")
+        raise yaml.YAMLError("an alias (*) refers to a value that contains it")
     if isinstance(value, dict | list) and id(value) not in done:
         for one in value.values() if isinstance(value, dict) else value:
             _refuse_circles(one, (*within, id(value)), done)
@@ -222,9 +222,9 @@ def _yaml_value(key: str, text: str) -> Any:
     try:
         return _loaded(text)
     except _NOT_YAML:
-        hint = f'; the shell wants quotes: "{key}=[a, b]"' if text.startswith("[") else ""
+        hint = f'; the shell needs quotes: "{key}=[a, b]"' if text.startswith("[") else ""
         if text.startswith("{"):
-            hint = f"; written so, with the quotes: \"{key}={{a: [b, c], d: '*'}}\""
+            hint = f"; write it like this, with the quotes: \"{key}={{a: [b, c], d: '*'}}\""
         raise InputError(f"{key}: '{text}' is not a YAML value{hint}") from None
 
 
@@ -248,12 +248,12 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any]
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a mapping of sections is wanted, such as 'train: {{epochs: 12}}'")
+        raise InputError(f"{path} must be a mapping of sections, such as 'train: {{epochs: 12}}'")
     base = values.pop("base", None)
     if base is None:
         return values, values
     if not isinstance(base, str):
-        raise InputError(f"{path}: base must be the name of one file")
+        raise InputError(f"{path}: base must be the name of a single file")
     below, _ = _read_with_bases(path.parent / Path(base).expanduser(), (*seen, path))
     return _merge(below, values), values
 
@@ -329,14 +329,16 @@ def _explain(error: ValidationError) -> str:
         return f"{key}.{message}" if key else message  # the message of a section begins with the key
     if first["type"] == "model_type":
         got = f"got {first['input']!r}"
-        return f"{key}: settings are wanted, KEY: VALUE each, with a space behind the colon; {got}"
+        return f"{key}: must hold settings, each as KEY: VALUE with a space after the colon; {got}"
     if first["type"] == "invalid_key":
         place = _key_of(first["loc"][:-1])
         where = f"{place}: " if place else ""
-        return f"{where}{first['input']!r} is no setting (to YAML on, off, yes and no are true and false)"
+        return (
+            f"{where}{first['input']!r} is not a setting (YAML reads on, off, yes and no as true and false)"
+        )
     if first["type"] == "less_than":  # pydantic rounds large ones
         message = f"input should be less than {first['ctx']['lt']}"
     text = f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
-        text += """; in YAML no, yes and numbers are not text unless they are quoted: 'no', '1'"""
+        text += """; in YAML no, yes and numbers are strings only in quotes: 'no', '1'"""
     return text

@@ -9,12 +9,12 @@ from detector.config.fields import sub_section
 # What other trainers call it, and which key it is here.
 _NAMES_ELSEWHERE = {
     "batch": "train.batch_size",
-    "samples_per_gpu": "train.batch_size, of all processes together",
-    "ims_per_batch": "train.batch_size, of all processes together",
+    "samples_per_gpu": "train.batch_size, the total of all processes",
+    "ims_per_batch": "train.batch_size, the total of all processes",
     "lr0": "optimizer.lr",
     "base_lr": "optimizer.lr",
     "learning_rate": "optimizer.lr",
-    "cos_lr": "schedule.name, cosine",
+    "cos_lr": "schedule.name=cosine",
     "warmup_epochs": "schedule.warmup_steps",
     "warmup_iters": "schedule.warmup_steps",
     "max_iter": "train.epochs",
@@ -30,7 +30,7 @@ _NAMES_ELSEWHERE = {
     "project": "run.dir",
     "name": "run.dir",
     "freeze": "model.frozen_stages",
-    "iou": "eval.nms_threshold (of eval.nms=hard)",
+    "iou": "eval.nms_threshold (for eval.nms=hard)",
     "max_det": "eval.detections_per_img",
     "max_dets": "eval.detections_per_img",
     "data": "data.root",
@@ -56,36 +56,37 @@ _NAMES_ELSEWHERE = {
     "mixed_precision": "train.amp",
     "fp16": "train.amp",
     "bf16": "train.amp",
-    "save_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
-    "checkpoint_period": "train.save_every_steps or train.save_every_minutes, beside best.pt",
+    "save_period": "train.save_every_steps or train.save_every_minutes (best.pt is always saved)",
+    "checkpoint_period": "train.save_every_steps or train.save_every_minutes (best.pt is always saved)",
 }
-_MOSAIC = "data.transforms.train may begin with {Mosaic: {p: 0.5}}, which puts four images into one"
-_AUGMENTATIONS = "augmentations are listed in data.transforms.train, see docs/data.md"
-_CONTINUED = "a run is continued by train.py --resume RUN_DIR"
-_SCORED = "evaluate.py scores a run or a checkpoint"
-_KNOWN_CLASSES = "nothing has to be set: the classes are those of the annotations, or of data.classes"
-_LOGS = "runs are logged for TensorBoard, and in metrics.jsonl"
-_LAUNCHED = "several processes are started by torchrun --nproc-per-node N train.py ..."
+_MOSAIC = "to combine four images into one, begin data.transforms.train with {Mosaic: {p: 0.5}}"
+_AUGMENTATIONS = "list augmentations in data.transforms.train, see docs/data.md"
+_CONTINUED = "to continue a run, use train.py --resume RUN_DIR"
+_SCORED = "to score a run or a checkpoint, use evaluate.py"
+_KNOWN_CLASSES = "there is no need to set it: the classes are those of the annotations, or of data.classes"
+_LOGS = "runs are logged for TensorBoard and in metrics.jsonl"
+_LAUNCHED = "to start several processes, use torchrun --nproc-per-node N train.py ..."
 # What they have and here needs no key.
 _NO_KEY_HERE = {
-    "conf": "predict.py --threshold cuts scores (eval.score_threshold: raw ones, which costs AP)",
+    "conf": "to drop detections with low scores, use predict.py --threshold (eval.score_threshold applies "
+    "to raw scores, and costs AP)",
     "resume": _CONTINUED,
     "resume_from": _CONTINUED,
     "num_classes": _KNOWN_CLASSES,
     "nc": _KNOWN_CLASSES,
-    "single_cls": "set 'data.merge={object: \"*\"}', which makes one class of all",
+    "single_cls": "to merge all classes into one, set 'data.merge={object: \"*\"}'",
     "test_only": _SCORED,
     "eval_only": _SCORED,
-    "cfg_options": "settings are written KEY=VALUE behind the configuration",
-    "class_weights": "there are none; a ranking loss with loss.class_by_class=true lets all classes weigh "
-    "the same, and data.repeat_rare shows rare ones more often",
-    "agnostic_nms": "of boxes of several classes on one object predict.py --one-per-object leaves the best",
-    "label_smoothing": "there is none; a ranking loss has no labels to smooth",
-    "fraction": "python -m data.split SOURCE --val 0.9 puts nine tenths aside",
+    "cfg_options": "write settings as KEY=VALUE after the configuration",
+    "class_weights": "there are none; a ranking loss with loss.class_by_class=true gives all classes the "
+    "same weight, and data.repeat_rare shows rare ones more often",
+    "agnostic_nms": "to keep only the best of several classes on one object, use predict.py --one-per-object",
+    "label_smoothing": "not available: a ranking loss has no labels to smooth",
+    "fraction": "to set nine tenths aside, use python -m data.split SOURCE --val 0.9",
     "wandb": _LOGS,
     "report_to": _LOGS,
     "num_gpus": _LAUNCHED,
-    "type": "which kind it is its name says: loss.name, optimizer.name",
+    "type": "the kind is set by name: loss.name, optimizer.name",
     "gpus": _LAUNCHED,
     **dict.fromkeys(
         (
@@ -95,9 +96,9 @@ _NO_KEY_HERE = {
         _AUGMENTATIONS,
     ),
     "mosaic": _MOSAIC,
-    "close_mosaic": f"{_MOSAIC}; with epochs, it is left out after so many",
-    **dict.fromkeys(("mixup", "cutmix", "copy_paste"), f"images are not mixed so; {_MOSAIC}"),
-    "augment": f"{_AUGMENTATIONS}; eval.flip tests each image in a mirror as well",
+    "close_mosaic": f"{_MOSAIC}; its parameter epochs ends it after that many",
+    **dict.fromkeys(("mixup", "cutmix", "copy_paste"), f"images are not mixed like that; {_MOSAIC}"),
+    "augment": f"{_AUGMENTATIONS}; eval.flip also evaluates the mirror image of each image",
 }
 
 
@@ -114,7 +115,7 @@ def setting_called(name: str, how: str = "") -> str:
     """
     keys = [key for key in leaf_kinds(Config) if key.rpartition(".")[2] == name]
     key = _NAMES_ELSEWHERE.get(name) or " or ".join(keys)
-    return f"here it is {key}{how}" if key else _NO_KEY_HERE.get(name, "")
+    return f"use {key}{how}" if key else _NO_KEY_HERE.get(name, "")
 
 
 def leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
@@ -133,15 +134,15 @@ def nearest(key: str, value: str = "") -> str:
     """
     # As Ultralytics has them.
     if key == "data" and value.endswith((".yaml", ".yml")):
-        return f"; the YOLO set of a data.yaml is data.format=yolo data.root={value}"
+        return f"; for the YOLO set of a data.yaml, use data.format=yolo data.root={value}"
     if key == "model" and value.endswith((".pt", ".pth")):
-        return f"; weights to begin with are model.init={value}"
+        return f"; for initial weights, use model.init={value}"
     keys = list(leaf_kinds(Config))
     # The right name in the wrong section, else another's name, else a slip of the pen.
     leaf = key.split(".")[-1]
     if key in keys:  # in a file, where dots are levels
         inner = key.replace(".", ": {")
-        return f"; in a file it is written {inner}: ...{'}' * key.count('.')}"
+        return f"; in a file, write {inner}: ...{'}' * key.count('.')}"
     members = [one for one in keys if f".{key}." in f".{one}"]
     if members:
         return f"; it is a group of keys: {', '.join(members[:4])}, ..."
@@ -155,7 +156,7 @@ def nearest(key: str, value: str = "") -> str:
     if not found and named:
         begun = [one for one in keys if one.startswith(f"{key}_")]  # eval.batch, of eval.batch_size
         if not begun:
-            return f"; here it is {named}"
+            return f"; use {named}"
         found = begun[0]
     found = found or _with_its_words(key, keys) or _alike_elsewhere(key, keys)
     if found:

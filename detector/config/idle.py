@@ -23,7 +23,7 @@ def warn_of_idle_settings(config: Config, overrides: Iterable[str], of_file: Ite
         if key not in idle or values[key] == usual[key]:
             continue
         if key in overridden or idle[key].partition("=")[0] not in overridden:
-            log.warning("%s changes nothing with %s", key, idle[key])
+            log.warning("%s has no effect with %s", key, idle[key])
 
 
 def _idle(c: Config) -> Iterator[tuple[str, str]]:

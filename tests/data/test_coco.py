@@ -234,7 +234,7 @@ WRONG_IMAGES = {  # what is wrong with image 10 -> what the message says
     "id as text": ({"id": "10"}, "id must be an integer"),
     "id as list": ({"id": [10]}, "id must be an integer"),
     "id beyond 64 bits": ({"id": 2**70}, "id must fit 64 bits"),
-    "duplicate id": ({"id": 11}, "image id 11 stands twice"),
+    "duplicate id": ({"id": 11}, "image id 11 is listed twice"),
 }
 
 
@@ -605,7 +605,7 @@ def test_roboflows_heading_is_no_class(tmp_path, content):
     assert records.classes == ("cat", "dog")
     assert records.category_ids == (3, 7)
     content["annotations"][0]["category_id"] = 0
-    assert "'cat' (id 3) stands twice" in error_of(tmp_path, content)
+    assert "'cat' (id 3) is listed twice" in error_of(tmp_path, content)
     content["annotations"][0]["category_id"] = 3
     content["categories"][0]["name"] = "pets"
     for category in content["categories"][1:]:

@@ -170,9 +170,9 @@ def test_a_model_of_other_classes_is_not_evaluated(
     ("word", "said"),
     [
         ("data.merge={a: [cat], b: [cat]}", "'cat' is a part of two classes"),
-        ("data.merge={a: [cat, cat]}", "'cat' stands twice"),
+        ("data.merge={a: [cat, cat]}", "'cat' is listed twice"),
         ("data.merge={'': cat}", "a class has no name"),
-        ("data.merge={a: 3}", "data.merge.a: a class or a list of classes is wanted"),
+        ("data.merge={a: 3}", "data.merge.a: must be a class or a list of classes"),
         ("single_cls=true", "data.merge="),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_split_of_images_without_objects_has_no_classes(tmp_path: Path) -> Non
     records = build_set(data, "train")
     val = build_set(data, "val", records.classes)
     assert (len(val), len(val.boxes), val.classes) == (1, 0, ("o",))
-    with pytest.raises(InputError, match=r"data\.splits\.train \(valid\) of .* holds no boxes to learn from"):
+    with pytest.raises(InputError, match=r"data\.splits\.train \(valid\) of .* has no boxes to learn from"):
         build_set(data.model_copy(update={"splits": SplitsConfig(train="valid"), "merge": {}}), "train")
 
 

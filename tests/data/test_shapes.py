@@ -181,7 +181,7 @@ def test_folder_with_something_else_is_refused_untouched(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"precious")
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="photos holds something else"):
+    with pytest.raises(InputError, match="photos contains something other"):
         ensure_shapes(tmp_path / "photos", SMALL)
     with pytest.raises(InputError, match="is a file"):
         ensure_shapes(tmp_path / "photos" / "holiday.jpg", SMALL)

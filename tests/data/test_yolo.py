@@ -523,7 +523,7 @@ def test_what_rounding_does_is_no_error(root: Path) -> None:
 WRONG_INDEX = {
     "no names": ({"names": None}, "names must list"),
     "names with a gap": ({"names": {0: "cat", 2: "dog"}}, "names must list"),
-    "a name twice": ({"names": ["cat", "cat"]}, "'cat' stands twice"),
+    "a name twice": ({"names": ["cat", "cat"]}, "'cat' is listed twice"),
     "another count": ({"nc": 3}, "nc is 3, but names has 2"),
     "no such split": ({"train": None}, "no split 'train'; there are: val"),
     "folder missing": ({"train": "images/gone"}, "'train: images/gone' does not exist"),

@@ -58,15 +58,15 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
     ("word", "answer"),
     [
         ("data=coco", "it is a group of keys: data.format, data.root, "),
-        ("data=coco.yaml", "the YOLO set of a data.yaml is data.format=yolo data.root=coco.yaml"),
-        ("model=yolo.pt", "weights to begin with are model.init=yolo.pt"),
+        ("data=coco.yaml", "for the YOLO set of a data.yaml, use data.format=yolo data.root=coco.yaml"),
+        ("model=yolo.pt", "for initial weights, use model.init=yolo.pt"),
         ("loss=focal", "it is a group of keys: loss.name, "),
         ("model.anchors=[1]", "it is a group of keys: model.anchors.sizes, model.anchors.ratios, ..."),
-        ("optimizer.learning_rate=1", "here it is optimizer.lr"),
-        ("eval.max_dets=300", "here it is eval.detections_per_img"),
-        ("data.mosaic=1", "data.transforms.train may begin with {Mosaic: {p: 0.5}}"),
-        ("data.fliplr=0.5", "augmentations are listed in data.transforms.train"),
-        ("train.early_stopping=5", "here it is train.patience"),
+        ("optimizer.learning_rate=1", "; use optimizer.lr"),
+        ("eval.max_dets=300", "; use eval.detections_per_img"),
+        ("data.mosaic=1", "begin data.transforms.train with {Mosaic: {p: 0.5}}"),
+        ("data.fliplr=0.5", "list augmentations in data.transforms.train"),
+        ("train.early_stopping=5", "; use train.patience"),
         ("loss.class_weights=[1, 2]", "there are none; a ranking loss with loss.class_by_class=true"),
         ("optimizer.decay=1", "did you mean 'optimizer.weight_decay'?"),
         ("data.size=1", "did you mean 'data.image_size'?"),
@@ -82,15 +82,15 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("model.anchor=[1]", "did you mean 'model.anchors'?"),
         ("data.transform=[]", "did you mean 'data.transforms'?"),
         ("data.split=x", "did you mean 'data.splits'?"),
-        ("run.name=x", "here it is run.dir"),
-        ("model.name=x", "here it is model.backbone"),
-        ("data.type=x", "here it is data.format"),
-        ("train.max_steps=9", "here it is train.epochs"),
-        ("optimizer.batch=9", "here it is train.batch_size"),
+        ("run.name=x", "; use run.dir"),
+        ("model.name=x", "; use model.backbone"),
+        ("data.type=x", "; use data.format"),
+        ("train.max_steps=9", "; use train.epochs"),
+        ("optimizer.batch=9", "; use train.batch_size"),
         ("eval.batch=9", "did you mean 'eval.batch_size'?"),
         ("train.warmup=5", "did you mean 'schedule.warmup_steps'?"),
         ("data.batch_size=5", "did you mean 'train.batch_size'?"),
-        ("data.augmentations=[]", "augmentations are listed in data.transforms.train"),
+        ("data.augmentations=[]", "list augmentations in data.transforms.train"),
         ("optimizer.eps=1e-8", "optimizer has name, lr, lr_for_batch, "),
         # A section in common makes no name similar.
         ("train.something=1", "docs/configuration.md lists all keys"),
@@ -175,7 +175,7 @@ def test_what_is_no_section_is_refused_though_the_base_has_one(tmp_path: Path, v
     write(tmp_path, "b.yaml", "train: {epochs: 3}\n")
     path = write(tmp_path, "a.yaml", f"base: b.yaml\ntrain: {value}\n")
     for words in ([], ["train.batch_size=2"]):
-        with pytest.raises(InputError, match=r"a\.yaml: train: settings are wanted"):
+        with pytest.raises(InputError, match=r"a\.yaml: train: must hold settings"):
             load_config(path, words)
 
 
@@ -350,7 +350,9 @@ def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> N
 
 def test_a_file_of_ones_own_data_is_not_taken_for_the_demo(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", f"data: {{root: {tmp_path / 'sett'}}}\n")
-    with pytest.raises(InputError, match=r"a\.yaml: data\.root=.*sett without data\.format: coco, voc"):
+    with pytest.raises(
+        InputError, match=r"a\.yaml: data\.root=.*sett also needs data\.format, which is coco, voc"
+    ):
         load_config(path)
     assert load_config(path, ["data.format=yolo"]).data.format == "yolo"
     path = write(tmp_path, "a.yaml", "data: {root: ~nobody-of-this-name/x}\n")

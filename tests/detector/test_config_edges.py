@@ -30,9 +30,9 @@ def test_no_number_is_infinite(key: str) -> None:
         # 0 is the plain step; widths begin at 1e-6.
         (("loss.delta=0",), None),
         (("loss.delta=1e-6",), None),
-        (("loss.delta=9e-7",), r"loss\.delta: 0 \(the plain step\) or 1e-6 to 1e6"),
+        (("loss.delta=9e-7",), r"loss\.delta: must be 0 \(the plain step\) or from 1e-6 to 1e6"),
         (("loss.delta=1e6",), None),
-        (("loss.delta=1.1e6",), r"loss\.delta: 0 \(the plain step\) or 1e-6 to 1e6"),
+        (("loss.delta=1.1e6",), r"loss\.delta: must be 0 \(the plain step\) or from 1e-6 to 1e6"),
     ],
 )
 def test_a_bound_is_where_it_is_said_to_be(words: tuple[str, ...], refused: str | None) -> None:

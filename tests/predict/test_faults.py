@@ -188,7 +188,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--output", "images"): ("--output", "images", "holds something already"),
     ("images", "--output", "images/0.png"): ("--output", "images/0.png", "not a folder"),
     ("images", "--output", "images/0.png/new"): (
-        "images/0.png/new cannot be made",
+        "images/0.png/new cannot be created",
         "images/0.png is not a folder",
     ),
     ("/dev/null",): ("/dev/null is a pipe or a device", "give -"),
@@ -209,7 +209,7 @@ REFUSED = {  # words -> what the line says
     ("images", "classes=0"): ("classes=0: use --classes",),
     ("images", "--batch-size", "2"): ("--batch-size", "use --batch N"),
     ("images", "--workers", "2"): ("--workers", "four threads"),
-    ("images", "--device", "mps"): ("'mps' cannot be used: PyTorch sees no GPU of Apple here; take cpu",),
+    ("images", "--device", "mps"): ("'mps' cannot be used: PyTorch finds no Apple GPU here; use cpu",),
     ("-",): ("standard input", "cannot be read"),
 }
 
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr(Detector, "load", None)
     words = (str(trained / "run"), "images", "--output", "images/0.png/new", "--format", "csv")
-    assert_refused(predict.main, words, place, "images/0.png/new cannot be made")
+    assert_refused(predict.main, words, place, "images/0.png/new cannot be created")
 
 
 def test_an_image_that_only_its_link_tells_of_is_listed(place: Path, trained: Path) -> None:

@@ -24,14 +24,14 @@ def crowds(root: Path, *numbers: int) -> Path:
 def test_a_training_split_of_nothing_but_crowds_is_refused(tmp_path: Path) -> None:
     """As a tool that marks every mask so writes it."""
     data = DataConfig(format="coco", root=str(crowds(tmp_path / "set", 1, 2, 3, 4)))
-    with pytest.raises(InputError, match="holds no boxes to learn from: all 4 are iscrowd or difficult"):
+    with pytest.raises(InputError, match="has no boxes to learn from: all 4 are iscrowd or difficult"):
         build_set(data, "train", None)
     assert len(build_set(data, "val", None).boxes) == 4
 
 
 def test_a_class_that_was_asked_for_must_have_a_box_to_learn_from(tmp_path: Path) -> None:
     root = crowds(tmp_path / "set", 1, 3)
-    with pytest.raises(InputError, match=r"data\.classes: data\.splits\.train holds no box of class 'dog'"):
+    with pytest.raises(InputError, match=r"data\.classes: data\.splits\.train has no box of class 'dog'"):
         build_set(DataConfig(format="coco", root=str(root), classes=["cat", "dog"]), "train", None)
 
 

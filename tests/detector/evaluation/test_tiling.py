@@ -258,8 +258,8 @@ def test_tiles_that_do_not_suit_a_set_are_said(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval.tile=1000"], "tile: 1000 is no multiple of 32; 992 or 1024 is"),
-        (["eval.tile=20"], "tile: 20 is no multiple of 32; 32 is"),
+        (["eval.tile=1000"], "tile: 1000 is not a multiple of 32; use 992 or 1024"),
+        (["eval.tile=20"], "tile: 20 is not a multiple of 32; use 32"),
         (["eval.tile=128"], r"tile_overlap: 128 \(its default\) must be below tile, 128; set both"),
     ],
 )

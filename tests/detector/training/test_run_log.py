@@ -42,7 +42,7 @@ def test_all_that_was_said_is_kept_also_what_was_said_before_there_was_a_run(tmp
     )
     assert outcome.code == 0, outcome.err
     said = entries(run)
-    assert said[0] == "warning: schedule.gamma changes nothing with schedule.name=cosine"
+    assert said[0] == "warning: schedule.gamma has no effect with schedule.name=cosine"
     assert said[1].startswith(f"{run}: 8 training images")
     steps = [entry for entry in said if "step" in entry and "loss" in entry and "left" in entry]
     assert [entry.split("step")[1].split()[0] for entry in steps] == ["2/8", "4/8", "6/8", "8/8"]
