@@ -172,7 +172,8 @@ def pack_set(
         if dropped >= _MANY and 2 * dropped > len(items):
             raise InputError(
                 f"{source}: {dropped} of {len(items)} boxes lie outside their images or have no area; were "
-                "the images resized after they were annotated? (python -m data.check lists all of them)"
+                "the images made smaller after they were annotated? (python -m data.check lists all of "
+                "them)"
             )
         log.warning(
             "%s: dropped %d box%s without area inside the image (%s)",

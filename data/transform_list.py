@@ -83,7 +83,7 @@ def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
 def make_transforms(transforms: Any, where: str, after: int = 0) -> list[Any]:
     """What a list names, but for the first `after`."""
     if not isinstance(transforms, list | tuple):
-        raise InputError(f"{where} must be a list of transforms, got {transforms!r}")
+        raise InputError(f"{where}: must be a list of transforms, got {transforms!r}")
     return [_make(transform, f"{where}[{i}]") for i, transform in enumerate(transforms) if i >= after]
 
 
@@ -106,7 +106,7 @@ def _parts_of(transform: Any, where: str) -> tuple[str, dict[str, Any]]:
         transform = {transform: {}}
     if not isinstance(transform, dict) or len(transform) != 1:
         got = sorted(map(str, transform)) if isinstance(transform, dict) else repr(transform)
-        raise InputError(f"{where} must be a single transform, got {got}")
+        raise InputError(f"{where}: must be a single transform, got {got}")
     ((name, parameters),) = transform.items()
     if not isinstance(parameters, dict | None):
         raise InputError(f"{where}: {name}: parameters must be written {{NAME: VALUE}}, got {parameters!r}")

@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--resume", "run", "data.root=nowhere"), ("data.root", "nowhere")),
         (
             ("tiny.yaml", "run.dir=run", *TINY_MODEL),
-            ("run.dir", "run", "holds something already", "--resume run"),
+            ("run.dir", "run", "is not empty", "--resume run"),
         ),
     ],
 )

@@ -141,7 +141,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.classes=[cat, cow]": ("data.classes", "no box of class 'cow'"),
     "data.classes=[cow]": ("train.json", "'cow'", "it has cat, dog"),
     "run.dir=tiny.yaml/run": ("run.dir", "tiny.yaml/run"),
-    "run.dir=set": ("run.dir", "set", "holds something already"),
+    "run.dir=set": ("run.dir", "set", "is not empty"),
 } | ({"run.dir=locked/run": ("run.dir", "locked/run")} if os.geteuid() else {})
 
 
@@ -313,7 +313,7 @@ def test_a_truncated_image_ends_the_run_and_is_named(place: Path) -> None:
     path = place / "set" / "images" / "2.png"
     path.write_bytes(path.read_bytes()[:2000])
     outcome = call(train.main, *RUN, cwd=place)
-    assert_one_line(outcome, "set/images/2.png", "cannot be read", "is saved, --resume new goes on")
+    assert_one_line(outcome, "set/images/2.png", "cannot be read", "is saved, continue with --resume new")
 
 
 # ------------------------------------------------------------------------ as processes of their own

@@ -52,8 +52,8 @@ def refuse_different(
     for key, value in mine.items():
         if value != first.get(key):
             raise InputError(
-                f"{key} is {_shown(value)} on {platform.node()}, and {_shown(first.get(key))} in the first "
-                "process; start all with the same command, configuration and code"
+                f"{key} is {_shown(value)} on {platform.node()}, but {_shown(first.get(key))} in the first "
+                "process; start all processes with the same command, configuration and code"
             )
     processes.barrier()  # one that was refused will not come, and the others learn of it here
 
@@ -68,7 +68,7 @@ def _facts(config: Config, local_rank: int, resumes: bool, dry_run: bool) -> dic
         **{name: _release(version) for name, version in versions().items()},
         **values,
         "the kind of train.device": device.type,
-        "the precision that train.amp comes to": str(build_amp(config.train, device)),
+        "the precision chosen by train.amp": str(build_amp(config.train, device)),
         "the checksum of the program": _checksum(),
     }
 

@@ -122,7 +122,7 @@ def assemble(
         train_set, pipeline, batches, train.seed, stand_ins, data.workers, pin_memory, cache
     )
 
-    with memory_explained(device, "take another train.device, or a smaller model.backbone"):
+    with memory_explained(device, "use another train.device, or a smaller model.backbone"):
         # Pretrained weights are fetched once.
         model = processes.main_first(lambda: build_initial_model(config.model, train_set.classes, fresh))
         if train.sync_batch_norm and processes.size > 1:
@@ -240,14 +240,14 @@ def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool
     elif not config.pretrained and fresh and (config.norm == "frozen" or config.frozen_stages):
         what = "frozen batch norm" if config.norm == "frozen" else f"frozen_stages={config.frozen_stages}"
         log.warning(
-            "%s without pretrained weights hardly trains; from scratch set model.norm=batch "
+            "%s without pretrained weights will hardly train; to train from scratch set model.norm=batch "
             "model.frozen_stages=0",
             what,
         )
     elif config.pretrained and fresh and config.norm == "group" and config.frozen_stages:
         log.warning(
-            "model.norm=group normalises otherwise than the batch norm that ImageNet's weights were learnt "
-            "with, and the %d frozen stages cannot get used to it; set model.frozen_stages=0",
+            "model.norm=group normalises differently from the batch norm of the ImageNet weights, and the "
+            "%d frozen stages cannot adapt to it; set model.frozen_stages=0",
             config.frozen_stages,
         )
     return model
@@ -257,7 +257,8 @@ def _refuse_anchors_twice(anchors: AnchorConfig) -> None:
     for key, numbers in (*(("sizes", level) for level in anchors.sizes), ("ratios", anchors.ratios)):
         if len(set(numbers)) < len(numbers):
             raise InputError(
-                f"model.anchors.{key}: one of {numbers} is there twice, and its anchors would count double"
+                f"model.anchors.{key}: a number of {numbers} appears twice, and its anchors would count "
+                "double; remove one"
             )
 
 
@@ -268,7 +269,7 @@ def _initial_weights(source: str, backbone: str) -> tuple[Any, str]:
     if source in COCO and not (path.is_file() or (path / "checkpoints").is_dir()):
         if backbone != "resnet50":  # before 130 MB are fetched in vain
             raise InputError(
-                f"model.init={source} has a ResNet-50: take configs/torchvision_r50.yaml, or set "
+                f"model.init={source} has a ResNet-50: use configs/torchvision_r50.yaml, or set "
                 "model.backbone=resnet50 model.norm=frozen model.init_partial=true"
             )
         return coco_weights(source), f"torchvision's '{source}'"
@@ -287,7 +288,7 @@ def sets_in_words(train: DetectionSet, val: DetectionSet, per_epoch: int) -> str
     per_epoch: training images, those that are repeated as often as they come.
     """
     boxes, classes = int((~train.ignore).sum()), len(train.classes)
-    repeated = f" ({per_epoch} an epoch, with data.repeat_rare)" if per_epoch > len(train) else ""
+    repeated = f" ({per_epoch} per epoch, with data.repeat_rare)" if per_epoch > len(train) else ""
     return (
         f"{len(train)} training images{repeated} with {boxes} boxes of {classes} "
         f"class{'es' * (classes != 1)}, {len(val)} validation images"

@@ -41,19 +41,20 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
     lost = sorted(set(schedule.image_scales) - set(epoch_scales(schedule.image_scales, epochs)))
     if lost:
         log.warning(
-            "schedule.image_scales: %d epochs have no turn for %s; more train.epochs, or fewer scales",
+            "schedule.image_scales: %d epochs are too few to use %s; set more train.epochs, or fewer scales",
             epochs, " and ".join(f"{scale:g}" for scale in lost),
         )  # fmt: skip
     late = [milestone for milestone in schedule.milestones if milestone >= epochs]
     if schedule.name == "multistep" and late:
         log.warning(
-            "schedule.milestones: the training ends after %d epochs: the learning rate does not fall at %s; "
-            "set milestones to suit train.epochs",
+            "schedule.milestones: the training ends after %d epochs, before the learning rate falls at %s; "
+            "set milestones to fit train.epochs",
             epochs, " and ".join(f"{milestone:g}" for milestone in late),
         )  # fmt: skip
     if schedule.warmup_steps >= total_steps:  # the step of this number is the first with the whole rate
         log.warning(
-            "schedule.warmup_steps=%d: the training has %d steps and never reaches optimizer.lr; set %d, say",
+            "schedule.warmup_steps=%d: the training has only %d steps and never reaches optimizer.lr; set "
+                "it to %d, for example",
             schedule.warmup_steps, total_steps, total_steps // 10,
         )  # fmt: skip
 
@@ -62,8 +63,8 @@ def warn_of_score_threshold(config: Config) -> None:
     """One from another trainer, whose scores have a scale."""
     if config.loss.ranks and config.eval.score_threshold > _HIGH_SCORE:
         log.warning(
-            "eval.score_threshold=%g cuts raw scores, whose scale a ranking loss leaves free: AP may lose "
-            "much or all; leave it out (predict.py --threshold cuts what is shown)",
+            "eval.score_threshold=%g applies to raw scores, whose scale is arbitrary with a ranking loss: "
+            "AP may drop, even to 0; leave it out (to limit what is shown, use predict.py --threshold)",
             config.eval.score_threshold,
         )
 
@@ -74,8 +75,8 @@ def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:
     limit, most = config.eval.detections_per_img, int(counts.max(initial=0))
     if most > limit:
         log.warning(
-            "eval.detections_per_img=%d: %d validation images hold more objects, the fullest %d, and no more "
-            "than the limit can be found; set it to %d, say (COCO's AP counts 100 of a class)",
+            "eval.detections_per_img=%d: %d validation images have more objects, up to %d, and no more "
+            "than the limit can be found; set it to %d, for example (COCO's AP counts 100 per class)",
             limit, (counts > limit).sum(), most, 2 * most,
         )  # fmt: skip
 
@@ -91,14 +92,14 @@ def warn_of_batches(config: Config, images: int, processes: int = 1) -> None:
     if config.train.epochs == 0:  # only scored
         return
     if batch_size > images:
-        scaled = " while the learning rate is scaled for more" if config.optimizer.lr_for_batch else ""
+        scaled = ", while the learning rate is scaled for more" if config.optimizer.lr_for_batch else ""
         log.warning(
-            "train.batch_size=%d: an epoch has %d images, so that each step is of all of them%s; set "
+            "train.batch_size=%d: an epoch has only %d images, so each step uses all of them%s; set "
             "train.batch_size=%d", batch_size, images, scaled, images // parts * parts,
         )  # fmt: skip
     elif 10 * left >= images:
         log.warning(
-            "train.batch_size=%d: each epoch leaves out %d of its %d images, others every time",
+            "train.batch_size=%d: each epoch leaves out %d of its %d images, different ones each time",
             batch_size, left, images,
         )  # fmt: skip
 
@@ -115,9 +116,9 @@ def warn_of_no_repeats(data: DataConfig, records: DetectionSet, images: int) -> 
     if len(present):
         rarest = present.min()
         log.warning(
-            "data.repeat_rare=%g repeats nothing: the rarest class, %s, is in %.3g %% of the images%s",
+            "data.repeat_rare=%g has no effect: the rarest class, %s, is in %.3g %% of the images%s",
             data.repeat_rare, records.classes[list(frequencies).index(rarest)], 100 * rarest,
-            "; set more" if rarest < 1 else "",
+            "; set a higher value" if rarest < 1 else "",
         )  # fmt: skip
 
 
@@ -133,8 +134,8 @@ def refuse_another_set(records: DetectionSet, split: str, processes: Processes) 
     mine = records.digest()
     if processes.from_main(lambda: mine) != mine:
         raise InputError(
-            f"data.splits.{split}: process {processes.rank} finds other images or boxes in it than the first "
-            f"({len(records)} images); see that all machines have the same files"
+            f"data.splits.{split}: process {processes.rank} finds different images or boxes in it than the "
+            f"first process ({len(records)} images); make sure that all machines have the same files"
         )
 
 
@@ -180,7 +181,7 @@ def try_on_smallest(
     frozen = config.model.frozen_stages >= _ALL_STAGES  # which then looks at no batch
     if config.model.norm == "batch" and not frozen and alone and long_side <= SIZE_DIVISOR:
         raise InputError(
-            f"model.norm=batch has nothing to take a mean over: one image at a time, and of {width} x "
-            f"{height} px one value per channel is left; set model.norm=group, or make images larger in "
+            f"model.norm=batch has nothing to average over: with one image at a time, an image of {width} x "
+            f"{height} px leaves one value per channel; set model.norm=group, or make images larger in "
             "data.transforms.train or schedule.image_scales"
         )

@@ -32,10 +32,10 @@ def compilation_report(shapes: int) -> str:
     """
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     if not graphs:
-        return "train.compile: nothing was compiled; the network runs as it is"
+        return "train.compile: nothing was compiled; the network runs uncompiled"
     said = f"train.compile: {graphs} graphs compiled for {shapes} image shapes, {breaks} graph breaks"
     if counters["frames"]["total"] > counters["frames"]["ok"]:
-        said += "; some of it runs uncompiled: fewer image shapes may help"
+        said += "; parts of the network run uncompiled: fewer image shapes may help"
     return said
 
 
@@ -60,9 +60,9 @@ def compilation_explained(
         if stop:
             stop.served = True
             kind = Stopped if alone else InputError
-            raise kind(f"stopped by {stop.signal} while the network was compiled; {then}") from None
+            raise kind(f"stopped by {stop.signal} while the network was being compiled; {then}") from None
         reason = first_line(error)
         raise InputError(
             f"train.compile: torch.compile cannot compile the network here ({reason}); it needs a C++ "
-            "compiler, on a GPU Triton; set train.compile=false"
+            "compiler, and Triton on a GPU; set train.compile=false"
         ) from None

@@ -101,7 +101,7 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
         log.warning("data: %s: %s%s; %s", finding.kind.what, first, others, finding.kind.remedy)
     if len(found) > _LINES_BEFORE_TRAINING:
         rest = len(found) - _LINES_BEFORE_TRAINING
-        log.warning("data: %d more kinds of faults; python -m data.check lists all", rest)
+        log.warning("data: there are %d more kinds of faults; python -m data.check lists all of them", rest)
 
 
 def _try_test_split(config: Config, classes: tuple[str, ...]) -> None:
@@ -112,7 +112,7 @@ def _try_test_split(config: Config, classes: tuple[str, ...]) -> None:
     try:
         build_set(config.data, "test", classes, faults=UnreadableImages())
     except InputError as error:
-        log.warning("data.splits.test: %s; evaluate.py --split test will want it", error)
+        log.warning("data.splits.test: %s; evaluate.py --split test will need it", error)
 
 
 def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
@@ -178,8 +178,8 @@ def _emptied_spots(fit: AnchorFit) -> list[Spot]:
     if seen.emptied <= _MOSTLY * seen.samples:
         return []
     text = (
-        f"data.transforms.train leaves no object in {100 * seen.emptied / seen.samples:.0f} % of samples of "
-        f"images that have some ({seen.samples} drawn)"
+        f"data.transforms.train leaves no object in {100 * seen.emptied / seen.samples:.0f} % of samples "
+        f"from images that have objects ({seen.samples} drawn)"
     )
     return [Spot("objects-lost", text, "train")]
 
@@ -190,9 +190,9 @@ def _anchor_spots(fit: AnchorFit) -> list[Spot]:
     missed = fit.seen.boxes[fit.best < fit.positive_iou]
     width, height = (missed[:, 2:] - missed[:, :2]).median(dim=0).values.tolist()
     text = (
-        f"{len(missed)} of {len(fit.best)} boxes, as augmented, reach no IoU of {fit.positive_iou:g} with "
-        f"an anchor, {int((fit.best < fit.negative_iou).sum())} none of {fit.negative_iou:g}; half of them "
-        f"are wider than {width:.0f} px, half higher than {height:.0f} px (model.anchors)"
+        f"{len(missed)} of {len(fit.best)} boxes, as augmented, do not reach IoU {fit.positive_iou:g} with "
+        f"any anchor, and {int((fit.best < fit.negative_iou).sum())} not even {fit.negative_iou:g}; half of "
+        f"them are wider than {width:.0f} px, half are higher than {height:.0f} px (model.anchors)"
     )
     return [Spot("anchors-miss", text, "train")]
 
@@ -206,8 +206,8 @@ def _scale_spots(fit: AnchorFit, train: DetectionSet, config: Config, images: in
     if 1 / _OTHER_SIZE < shown / max(learnt, 1e-9) < _OTHER_SIZE:
         return []
     text = (
-        f"half of the objects of training are larger than {shown:.3g} px (the root of width x height) after "
-        f"data.transforms.eval, and than {learnt:.3g} px after data.transforms.train"
+        f"the median size of the training objects (the root of width x height) is {shown:.3g} px after "
+        f"data.transforms.eval, but {learnt:.3g} px after data.transforms.train"
     )
     return [Spot("size-not-learnt", text, "train")]
 

@@ -86,8 +86,8 @@ class Processes:
         lowest, highest = -self.largest(-step), self.largest(step)
         if lowest != highest:
             raise InputError(
-                f"process {self.rank} would begin at step {step} and others elsewhere; put the run folder on "
-                "a disk that all machines see"
+                f"process {self.rank} would start at step {step}, but others at another step; put the run "
+                "folder on a disk that all machines share"
             )
 
     def from_main(self, make: Callable[[], Value]) -> Value:
@@ -237,7 +237,8 @@ def join_processes(device: str) -> Processes:
     if cuda:
         if ":" in device:
             raise InputError(
-                f"train.device={device} names one GPU, but torchrun started several processes; use cuda"
+                f"train.device={device} names a single GPU, but torchrun started several processes; set "
+                "train.device=cuda"
             )
         if local_rank >= torch.cuda.device_count():
             raise InputError(
@@ -255,7 +256,8 @@ def join_processes(device: str) -> Processes:
         except (RuntimeError, ValueError) as error:
             reason = first_line(error)
             raise InputError(
-                f"the processes of the training cannot be joined ({reason}); start with torchrun"
+                f"the processes of the training cannot connect to each other ({reason}); start them with "
+                "torchrun"
             ) from None
     store = dist.distributed_c10d._get_default_store()
     store = dist.PrefixStore("training", store)
@@ -271,7 +273,8 @@ def _warn_of_tasks() -> None:
         count = os.environ.get(tasks, "1")
         if count != "1":
             log.warning(
-                "%s=%s: each of these processes trains by itself; start one torchrun on each machine instead",
+                "%s=%s: each of these processes trains separately; start a single torchrun on each machine "
+                    "instead",
                 tasks, count,
             )  # fmt: skip
 
@@ -302,7 +305,7 @@ def _asked(call: Callable[..., Value], *arguments: Any) -> Value:
     try:
         return call(*arguments)
     except RuntimeError as error:
-        log.error(f"the process that keeps the launch together is gone ({first_line(error)})")
+        log.error(f"the process that coordinates the launch is gone ({first_line(error)})")
         raise Bystander from None
 
 

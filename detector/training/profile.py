@@ -48,7 +48,7 @@ def phase_table(events: Any, cuda: bool) -> str:
     # A run that ends early has fewer than _ACTIVE.
     steps = max((event.count for event in events if event.key == "data"), default=0)
     if steps == 0:
-        return "train.profile: the run ended before the steps that are profiled"
+        return "train.profile: the run ended before the steps to be profiled"
     rows: list[list[Any]] = []
     for name in PHASES:
         # On a GPU there are two of a name: the CPU's, with the kernels that it launched, and the GPU's, from

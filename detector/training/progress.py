@@ -46,8 +46,8 @@ def out_of_patience(now: Progress, train: TrainConfig, steps_per_epoch: int) -> 
     if epoch - best < train.patience or now.best == 0:  # from scratch the first epochs find nothing
         return ""
     return (
-        f"train.patience={train.patience}: AP has not risen since epoch {best}, and the run ends after epoch "
-        f"{epoch} of {train.epochs} (--resume with a higher train.patience, or null, goes on)"
+        f"train.patience={train.patience}: AP has not risen since epoch {best}, so the run ends after epoch "
+        f"{epoch} of {train.epochs} (to continue, use --resume with a higher train.patience, or null)"
     )
 
 
@@ -172,8 +172,8 @@ class Checkpoints:
             if key.startswith("model.") or key in _OF_THE_OPTIMIZER:
                 partly = " and model.init_partial=true" if key.startswith("model.") else ""
                 raise InputError(
-                    f"{source}: {key} is {before} there and cannot be changed when resuming; begin a new run "
-                    f"with model.init={BEST} of this one{partly}"
+                    f"{source}: {key} is {before} in this run and cannot be changed when resuming; start a "
+                    f"new run with model.init={BEST} of this one{partly}"
                 )
         steps = training.get("steps_per_epoch", self._steps_per_epoch)
         if steps != self._steps_per_epoch:
@@ -181,14 +181,14 @@ class Checkpoints:
             changed = " and ".join(of_length) or "the training set"
             raise InputError(
                 f"{source}: an epoch had {steps} steps and would have {self._steps_per_epoch} now, because "
-                f"{changed} has changed; keep that (train.accumulate makes smaller parts of the same batch), "
-                f"or begin a new run with model.init={BEST} of this one"
+                f"{changed} has changed; change it back (train.accumulate divides the same batch into "
+                f"smaller parts), or start a new run with model.init={BEST} of this one"
             )
         images = training.get("images", len(self._train_set))
         if images != len(self._train_set):
             raise InputError(
                 f"{source}: the training set had {images} images and has {len(self._train_set)} now, so the "
-                f"run cannot go on where it was; begin a new one with model.init={BEST} of this one"
+                f"run cannot be continued; start a new one with model.init={BEST} of this one"
             )
         if state["step"] % self._steps_per_epoch:
             same_repeats = training.get("repeats", self._repeats) == self._repeats
@@ -199,8 +199,8 @@ class Checkpoints:
         now.step, now.metrics = state["step"], state["metrics"]
         if now.step > self.total_steps:
             raise InputError(
-                f"{source} has come to step {now.step}, and train.epochs={self._config.train.epochs} ends at "
-                f"{self.total_steps}; give at least as many epochs as are done"
+                f"{source} is already at step {now.step}, but train.epochs={self._config.train.epochs} ends "
+                f"at step {self.total_steps}; set train.epochs to at least the number of epochs already done"
             )
         now.best, now.evaluated = training["best"], training.get("evaluated", state["step"])
         now.best_step = training.get("best_step", now.step)
@@ -219,8 +219,8 @@ class Checkpoints:
             return
         if free < needed and not self._space_is_short:
             log.warning(
-                "%s: the disk has %.0f MB left, and a checkpoint takes %.0f MB; free some space, or the run "
-                "ends where it cannot write the next", folder, free / 1e6, needed / 1e6,
+                "%s: the disk has %.0f MB left, but a checkpoint takes %.0f MB; free some space, or the "
+                "run will end when it cannot write the next one", folder, free / 1e6, needed / 1e6,
             )  # fmt: skip
         self._space_is_short = free < needed
 
@@ -233,12 +233,12 @@ def _refuse_another_order(changes: list[tuple[str, Any, Any]], same_repeats: boo
     for key, before, after in changes:
         if key in _OF_THE_ORDER:
             raise InputError(
-                f"{source} is in mid-epoch, and {key} was {before} and is {after}: some "
-                "images would be left out or come twice; resume without the change"
+                f"{source} is in the middle of an epoch, and {key} has changed from {before} to {after}: "
+                "some images would be left out or used twice; resume without the change"
             )
     if not same_repeats:
         raise InputError(
-            f"{source} is in mid-epoch, and the images have other classes now, by which data.repeat_rare "
-            "repeats them: some images would be left out or come twice; resume without the change, or begin "
-            f"a new run with model.init={BEST} of this one"
+            f"{source} is in the middle of an epoch, and the classes of the images, which data.repeat_rare "
+            "depends on, have changed: some images would be left out or used twice; resume without the "
+            f"change, or start a new run with model.init={BEST} of this one"
         )

@@ -55,11 +55,11 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     images = min(config.train.batch_size, parts.batches.length)
     yield (
         f"step      {step_s:.2f} s for {images} images ({data_s:.2f} s of it waiting for data); evaluation "
-        f"{evaluation_s:.2f} s a batch"
+        f"{evaluation_s:.2f} s per batch"
     )
     yield f"memory    {_peak_memory(parts.device) / 2**30:.1f} GiB, on {parts.device}"
     times = f"{evaluations} evaluation{'s' * (evaluations != 1)}"
-    yield f"run       {steps} steps and {times}: about {_duration(total_s)}; no run was made"
+    yield f"run       {steps} steps and {times}: about {_duration(total_s)}; no run folder was written"
 
 
 def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
@@ -68,15 +68,15 @@ def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
         return
     recalls = [100 * recall(fit.best, iou) for iou in (fit.positive_iou, fit.negative_iou)]
     yield (
-        f"anchors   {recalls[0]:.1f} % of {len(fit.best)} gt boxes, as augmented, have one with IoU >= "
-        f"{fit.positive_iou:g}, {recalls[1]:.1f} % with IoU >= {fit.negative_iou:g}"
+        f"anchors   {recalls[0]:.1f} % of {len(fit.best)} gt boxes, as augmented, have an anchor with IoU "
+        f">= {fit.positive_iou:g}, {recalls[1]:.1f} % with IoU >= {fit.negative_iou:g}"
     )
     scale = min(config.schedule.image_scales)
     if scale < 1:
         share = 100 * recall(at_scale(fit, scale), fit.positive_iou)
         yield f"          {share:.1f} % at {scale:g} of the size (schedule.image_scales)"
     if fit.suggested is not None:
-        single = "the others have but their single best anchor to learn from; " if fit.by_iou else ""
+        single = "the others have only their single best anchor to learn from; " if fit.by_iou else ""
         yield f"          {single}these would fit better:"
         yield from (f"          {line}" for line in fit.suggested.yaml().splitlines())
 

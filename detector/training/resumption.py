@@ -50,13 +50,13 @@ class Resumption:
             self.changes += [change for change in changes if change[0] != "run.dir"]
         if any(key == "data.merge" for key, *_ in self.changes):
             raise InputError(
-                f"{folder}: data.merge cannot be changed when resuming; begin a new run with "
+                f"{folder}: data.merge cannot be changed when resuming; start a new run with "
                 f"model.init={BEST} of this one"
             )
         if self.classes is not None and config.data.classes not in (None, [*self.classes]):
             raise InputError(
-                f"{folder}: the run is of the classes {', '.join(self.classes)}, and data.classes cannot be "
-                f"changed when resuming; begin a new one with model.init={BEST} of this one"
+                f"{folder}: the run has the classes {', '.join(self.classes)}, and data.classes cannot be "
+                f"changed when resuming; start a new run with model.init={BEST} of this one"
             )
 
     def restore(self, checkpoints: Checkpoints, progress: Progress) -> None:
@@ -71,14 +71,16 @@ class Resumption:
         self._state = None  # as large as the model and its optimizer
         self.changed = [f"{key}={now} (was {then})" for key, then, now in self.changes]
         if checkpoints.trains_on_others:
-            self.changed.insert(0, "the training set has other images or boxes, or another order")
+            self.changed.insert(0, "the training set has different images or boxes, or a different order")
         if checkpoints.measures_otherwise or any(measures_otherwise(*change) for change in self.changes):
             if checkpoints.ended():
-                remedy = "evaluate.py scores it anew, evaluate.py --recalibrate fits its scores"
-                self.changed.insert(0, f"none of what is measured, as the run has ended; {remedy}")
+                remedy = "score it again with evaluate.py, and fit its scores with evaluate.py --recalibrate"
+                self.changed.insert(
+                    0, f"nothing that affects the metrics, because the run has ended; {remedy}"
+                )
                 return
             progress.best, progress.best_step = -math.inf, progress.step
-            self.changed.insert(0, f"{BEST} begins anew, as its AP cannot be compared")
+            self.changed.insert(0, f"{BEST} starts over, because its AP cannot be compared")
 
     def begin(self, progress: Progress) -> None:
         """The folder is this process's: forget what comes after the step to go on from.
@@ -88,7 +90,8 @@ class Resumption:
         """
         if checkpoint_mark(self.folder) != self._mark:
             raise InputError(
-                f"the run in {self.folder} has gone on in another process meanwhile; start --resume once more"
+                f"the run in {self.folder} has been continued by another process in the meantime; start "
+                "--resume again"
             )
         set_aside_damaged(self.folder)
         self.beside = forget_metrics_after(self.folder, progress.step, progress.evaluated)

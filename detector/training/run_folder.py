@@ -71,8 +71,8 @@ def refuse_taken(wanted: str | None) -> None:
     check_new_folder("run.dir", Path(wanted))
     if Path(wanted).is_dir() and not _is_bare(Path(wanted)):
         raise InputError(
-            f"run.dir: {wanted} holds something already; choose another, or continue that run with "
-            f"--resume {wanted}"
+            f"run.dir: {wanted} is not empty; choose another folder, or continue that run with --resume "
+            f"{wanted}"
         )
 
 
@@ -98,7 +98,7 @@ def repair(folder: Path) -> None:
     try:
         checkpoints.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"--resume: {checkpoints} cannot be made: {error.strerror}") from None
+        raise InputError(f"--resume: {checkpoints} cannot be created: {error.strerror}") from None
     for left in (*folder.glob(f".*{TEMPORARY}"), *checkpoints.glob(f".*{TEMPORARY}")):
         discard(left)
 
@@ -115,13 +115,13 @@ def in_use(folder: Path) -> Iterator[None]:
         lock.enter_context(locked(folder / _LOCK, "no other training uses the folder", timeout=0))
     except Timeout:
         raise InputError(
-            f"{folder} is in use by another training that is still running; stop that one first, or "
-            "start a new run with another run.dir"
+            f"{folder} is in use by another training that is still running; stop it first, or start a new "
+            "run with another run.dir"
         ) from None
     except OSError as error:
         raise InputError(
-            f"run.dir: {folder} cannot be written to ({error.strerror}); see to that, or choose another "
-            "(--resume: go on with a copy of the run)"
+            f"run.dir: {folder} cannot be written to ({error.strerror}); fix that, or choose another folder "
+            "(with --resume: continue a copy of the run)"
         ) from None
     with lock:
         yield
@@ -193,7 +193,7 @@ def _make(folder: Path, config: str, new: bool, kept: contextlib.ExitStack) -> P
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"run.dir: {folder} cannot be written to ({error.strerror}); choose another"
+            f"run.dir: {folder} cannot be written to ({error.strerror}); choose another folder"
         ) from None
     return folder
 
@@ -324,14 +324,14 @@ def resume_config(folder: Path) -> dict[str, Any]:
         config = load_newest(folder, say=False)["config"]  # who goes on from it says so
         if (changed := _edited(written, config)) is not None:
             log.warning(
-                "%s is a record and is not read: the run goes on as its checkpoint says (%s); give changes "
-                "on the command line",
+                "%s is only a record and is not read: the run continues with the settings of its "
+                "checkpoint (%s); give changes on the command line",
                 written, changed,
             )  # fmt: skip
         return config
     if not written.is_file():
-        raise InputError(f"--resume: {folder} holds no checkpoints/{LAST} to continue from")
-    log.warning(f"{folder} holds no checkpoint yet; the run begins at its first step")
+        raise InputError(f"--resume: {folder} has no checkpoints/{LAST} to continue from")
+    log.warning(f"{folder} has no checkpoint yet; the run starts from its first step")
     try:
         content = yaml.safe_load(written.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

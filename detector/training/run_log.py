@@ -67,7 +67,7 @@ class RunLog(logging.Handler):
             return
         if isinstance(error, Bystander):
             if self._speaks:
-                self.write("ended, because another process has failed")
+                self.write("ended because another process has failed")
         elif isinstance(error, InputError):
             self.write(f"error: {error}")
         elif isinstance(error, Stopped):

@@ -130,7 +130,7 @@ class StopRequest:
         name, now = signal.Signals(number).name, time.monotonic()
         if self._since is None:
             self.signal, self._since = self.signal or name, now
-            self._say(f"{name}: the state is saved after this step{self._if}; a second signal ends at once")
+            self._say(f"{name}: saving the state after this step{self._if}; a second signal ends at once")
         elif not self.served and now - self._since > _SAME_REQUEST_S:
             self._say(f"{name}: ended without saving; --resume continues from the last checkpoint")
             os._exit(128 + number)

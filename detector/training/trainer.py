@@ -141,7 +141,7 @@ class Trainer:
                     self.monitor.say(f"changed by this --resume: {some_of(changed, 10)}")
             self._checkpoints.begin(self.folder)
             self.profile_step = self._profiler(end)
-            then = f"--resume {self.folder} goes on from its last checkpoint"
+            then = f"--resume {self.folder} continues from its last checkpoint"
             explained = compilation_explained(self.stop, then, alone=self.processes.size == 1)
             with memory_explained(self.parts.device), explained:
                 while True:
@@ -197,7 +197,7 @@ class Trainer:
         self.parts.batches.start_at(epoch, first)
         scale = self.parts.batches.scale
         if self.monitor and scale != self._scale:
-            size = "full size" if scale == 1 else f"{scale:g} of their size"
+            size = "full size" if scale == 1 else f"{scale:g} of full size"
             self.monitor.say(f"from epoch {epoch}.00 on: images at {size}")
         self._scale = scale
         groups = in_groups(checked(self.parts.loader, self.parts.skipped), self.config.train.accumulate)
@@ -292,7 +292,7 @@ class Trainer:
                 self._save()
             except Bystander:  # what was to be told is why this one has failed
                 raise failure from None
-            raise InputError(f"{failure}; the state is saved, --resume {self.folder} goes on from it")
+            raise InputError(f"{failure}; the state is saved, continue with --resume {self.folder}")
         if need != Need.JUDGE:
             self._save()
         if need == Need.STOP:
@@ -331,7 +331,10 @@ class Trainer:
             if too_many:
                 more = f"; {self.watch.too_often}"
             elif policy == "rollback":
-                more = "; there is no checkpoint yet to go back to (train.save_every_steps makes one sooner)"
+                more = (
+                    "; there is no checkpoint yet to go back to (set train.save_every_steps to save one "
+                    "sooner)"
+                )
             raise self.failure(nonfinite[0], more)
         then = "left out"
         if policy == "rollback":
@@ -432,7 +435,8 @@ class Trainer:
             lr += f" / {config.optimizer.lr_for_batch}"
         if self.progress.evaluated == self.total_steps:
             ended = (
-                "; nothing is left to do: a higher train.epochs goes on, with lr and image sizes of so many"
+                "; nothing is left to do: to continue, set a higher train.epochs, with the lr and image "
+                "sizes of that many"
             )
         parts = self.parts.described(config.model.backbone, self.processes)
         begun = f" with the weights of {config.model.init}" if config.model.init and not step else ""

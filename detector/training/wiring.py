@@ -69,12 +69,11 @@ def _check_features(backbone: nn.Module, given: tuple[Tensor], features: Any) ->
     name, (height, width) = type(backbone).__name__, given[0].shape[-2:]
     channels = list(backbone.channels)  # type: ignore[arg-type]
     if len(channels) != len(_STRIDES):
-        raise InputError(
-            f"the backbone {name} declares channels={channels}; those of C3, C4 and C5 are wanted"
-        )
+        raise InputError(f"the backbone {name} declares channels={channels}; must be those of C3, C4 and C5")
     if not isinstance(features, list | tuple) or not all(isinstance(one, Tensor) for one in features):
         raise InputError(
-            f"the backbone {name} gives {type(features).__name__}; a list of the maps C3, C4 and C5 is wanted"
+            f"the backbone {name} returns {type(features).__name__}; must return a list of the maps C3, C4 "
+            "and C5"
         )
     wanted = [
         [1, count, -(-height // stride), -(-width // stride)]
@@ -83,7 +82,7 @@ def _check_features(backbone: nn.Module, given: tuple[Tensor], features: Any) ->
     found = [list(one.shape) for one in features]
     if found != wanted:
         raise InputError(
-            f"the backbone {name} gives maps of {found} for images of {width} x {height}; with "
+            f"the backbone {name} returns maps of {found} for images of {width} x {height}; with "
             f"channels={channels} and strides of 8, 16 and 32 they should be {wanted}"
         )
 
@@ -102,15 +101,14 @@ def _check_gradients(model: RetinaNet, processes: int) -> None:
         mine = {name for name in trained if name.startswith(head)}
         if mine and mine <= {*without}:
             raise InputError(
-                f"no gradient of the loss comes to {head[:-1]}: a part of the loss must depend on it "
-                "(no .detach())"
+                f"no gradient of the loss reaches {head[:-1]}: a part of the loss must depend on it (no "
+                ".detach())"
             )
     if without:
         message = (
-            f"no gradient of the loss comes to {len(without)} of {len(trained)} trained weights, the first "
-            f"{without[0]}: leave out of the network what it does not use, or freeze it "
-            "(requires_grad_(False))"
+            f"no gradient of the loss reaches {len(without)} of {len(trained)} trained weights, such as "
+            f"{without[0]}: remove unused parts from the network, or freeze them (requires_grad_(False))"
         )
         if processes > 1:
-            raise InputError(f"{message}; several processes would wait for it")
-        log.warning("%s; it learns nothing, and several processes cannot train with it", message)
+            raise InputError(f"{message}; several processes would wait for these gradients forever")
+        log.warning("%s; these weights learn nothing, and several processes cannot train with them", message)

@@ -51,7 +51,7 @@ def test_warning_counts_all_boxes_and_names_the_first_images(tmp_path, caplog):
     assert records.boxes.tolist() == [[1, 2, 4, 6]]
     assert records.labels.tolist() == [1]
     (warning,) = caplog.messages
-    assert "the split: 8 boxes" in warning
+    assert "the split: dropped 8 boxes" in warning
     assert "(0.png, 1.png, 2.png, 3.png, 4.png, ...)" in warning
 
 

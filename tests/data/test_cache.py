@@ -257,7 +257,7 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fcntl.flock", refuse)
     records = make_set(tmp_path)
     read_all(DiskCache(records, tmp_path / "cache"), range(6))
-    assert len(caplog.messages) == 1 and "has no locks" in caplog.text
+    assert len(caplog.messages) == 1 and "does not support locks" in caplog.text
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
 
 
@@ -284,7 +284,7 @@ def test_full_disk_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(InputError, match="No space left on device; make room") as raised:
+        with pytest.raises(InputError, match="No space left on device; free some space") as raised:
             DiskCache(records, tmp_path / "cache")
     assert "\n" not in str(raised.value)
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)

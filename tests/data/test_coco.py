@@ -135,7 +135,7 @@ def test_a_class_that_a_file_does_not_list_has_no_box_there(tmp_path, content, c
     assert [is_listed(i) for i in records.category_ids] == [False, True]
     assert records.category_ids[1] == 3
     assert caplog.messages == [
-        f"{tmp_path / 'set.json'} does not list 'horse', and so has no box of it; it has cat, dog",
+        f"{tmp_path / 'set.json'} does not list 'horse', and so has no boxes of it; its classes are cat, dog",
         f"{tmp_path / 'set.json'}: left out objects of classes that are not used: 2 of 'dog'",
     ]
 
@@ -143,9 +143,9 @@ def test_a_class_that_a_file_does_not_list_has_no_box_there(tmp_path, content, c
 @pytest.mark.parametrize(
     ("classes", "problem"),
     [
-        (("horse", "cow"), "no category 'horse'; it has"),
-        (("cat", "Dog "), "no category 'Dog ', but 'dog'; it has"),
-        (("cat", "d-o_g"), "no category 'd-o_g', but 'dog'; it has"),
+        (("horse", "cow"), "no category 'horse'; its classes are"),
+        (("cat", "Dog "), "no category 'Dog ', but 'dog'; its classes are"),
+        (("cat", "d-o_g"), "no category 'd-o_g', but 'dog'; its classes are"),
     ],
 )
 def test_classes_of_another_set_or_spelling_are_named_with_those_there_are(
@@ -595,7 +595,7 @@ WRONG_CATEGORIES = {
 
 
 def test_roboflows_heading_is_no_class(tmp_path, content):
-    """It may have the name of the only class; with boxes, or a parent, it is one that stands twice."""
+    """It may have the name of the only class; with boxes, or a parent, it is one that is listed twice."""
     content["categories"] = [
         {"id": 0, "name": "cat", "supercategory": "none"},
         {"id": 3, "name": "cat", "supercategory": "cat"},

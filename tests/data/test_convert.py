@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no test split": (("own.yaml", "--split", "test", "--output", "a.json"), ("data.splits.test",)),
     "its own gt": (
         ("own.yaml", "--split", "val", "--output", "set/annotations/val.json"),
-        ("--output", "something else"),
+        ("--output", "not an earlier output"),
     ),
     "no folder": (("own.yaml", "--split", "val", "--output", "none/a.json"), ("folder none",)),
     "no run": (("set", "--split", "val", "--output", "a.json"), ("set", "run folder")),

@@ -83,7 +83,7 @@ def test_no_image_stands_in_where_the_transforms_fail(records: DetectionSet, wor
 def test_too_many_images_that_cannot_be_read_stop(records: DetectionSet) -> None:
     for row in range(3):
         Path(records.files[row]).write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"data\.max_skipped=2 .*lastly .*\.png"):
+    with pytest.raises(InputError, match=r"data\.max_skipped=2 .*most recently .*\.png"):
         epoch(records, 0, SkippedImages(records, 2))
 
 
@@ -298,6 +298,6 @@ def test_no_room_in_shared_memory_is_said_and_not_waited_for(records: DetectionS
     loader = train_loader(records, Pipeline([], 0.3, "train"), batches, 3, 0, workers=1, pin_memory=False)
     with (
         no_file_larger_than(8000),
-        pytest.raises(InputError, match=r"processes share.*--shm-size"),
+        pytest.raises(InputError, match=r"in shared memory.*--shm-size"),
     ):
         next(checked(loader))

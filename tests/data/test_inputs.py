@@ -124,7 +124,7 @@ def test_what_predict_has_drawn_is_no_input(place: Path, caplog: pytest.LogCaptu
         (place / "in/predictions" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "in/predictions" / name).touch()
     assert found("in") == FOLDER
-    assert "in holds results of predict.py, which are left out: in/predictions" in caplog.text
+    assert "in contains results of predict.py, which are left out: in/predictions" in caplog.text
     assert ("image", "in/predictions/pictures/a.jpg") in found("in/predictions")
 
 

@@ -128,9 +128,12 @@ def of_it(new: str, merge: dict[str, Any]) -> list[str]:
     [
         (
             {"pet": ["cat", "bird"]},
-            r"data\.merge\.pet: split train has no class 'bird'; it has cat, cow",
+            r"data\.merge\.pet: split train has no class 'bird'; its classes are cat, cow",
         ),
-        ({"pet": ["cat", "Dogs"]}, r"data\.merge\.pet: split train has no class 'Dogs', but 'dog'; it has"),
+        (
+            {"pet": ["cat", "Dogs"]},
+            r"data\.merge\.pet: split train has no class 'Dogs', but 'dog'; its classes are",
+        ),
         ({"cat": ["dog"]}, r"data\.merge\.cat: split train also has a class 'cat'; add it"),
     ],
 )
@@ -152,11 +155,11 @@ def test_wrong_parts_are_named(
         (
             {"pet": ["cat", "dog"]},
             ("cat", "cow", "dog"),
-            r"merge\.pet takes the class 'cat', which",
+            r"merge\.pet merges the class 'cat', which",
         ),
-        ({"pet": "*"}, ("cow",), r"merge\.pet takes the class 'cow'"),
-        ({"pet": ["cat", "dog"]}, ("animal", "plant"), r"has no category 'animal'; it has pet, cow"),
-        ({"pets": "*"}, ("pet",), r"has no category 'pet', but 'pets'; it has pets"),
+        ({"pet": "*"}, ("cow",), r"merge\.pet merges the class 'cow'"),
+        ({"pet": ["cat", "dog"]}, ("animal", "plant"), r"has no category 'animal'; its classes are pet, cow"),
+        ({"pets": "*"}, ("pet",), r"has no category 'pet', but 'pets'; its classes are pets"),
     ],
 )
 def test_a_model_of_other_classes_is_not_evaluated(

@@ -173,7 +173,7 @@ def test_an_image_that_cannot_be_read_among_the_others(tmp_path):
         ({"p": True}, "p must be a probability"),
         ({"scale": [1.0, 0.5]}, "scale must be above 0 and at most 2, in ascending order"),
         ({"scale": 0}, "scale must be above 0"),
-        ({"scale": "big"}, "scale: a number or a pair"),
+        ({"scale": "big"}, "scale must be a number or a pair"),
         ({"center": [0.3, 0.5, 0.7]}, r"center must be a number or a pair \[least, most\]"),
         ({"center": [0.3, 1.2]}, "center must be above 0 and at most 1"),
         ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),

@@ -140,11 +140,11 @@ def test_a_training_repeats_what_is_rare_and_says_so(tmp_path: Path, caplog, cap
     trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
     assert trainer.parts.batches.repeats.tolist() == pytest.approx([sqrt(8), *7 * [sqrt(8 / 7)]])
     trainer.run()
-    assert "8 training images (10 an epoch, with data.repeat_rare) with 8 boxes" in capsys.readouterr().out
+    assert "8 training images (10 per epoch, with data.repeat_rare) with 8 boxes" in capsys.readouterr().out
     assert "repeats nothing" not in caplog.text
     for share in (0.125, 0.14):  # sqrt(0.14 * 8) = 1.06 for one image: rounded, no sample more
         Trainer(tiny_config(root, tmp_path / "other", f"data.repeat_rare={share}"), "test")
-        nothing = f"data.repeat_rare={share} repeats nothing: the rarest class, dog, is in 12.5 % of"
+        nothing = f"data.repeat_rare={share} has no effect: the rarest class, dog, is in 12.5 % of"
         assert f"{nothing} the images; set more" in caplog.text
 
 

@@ -350,7 +350,7 @@ def test_what_a_mac_leaves_beside_files_is_no_annotation(tmp_path):
 def test_empty_list_is_refused_by_name(root):
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n")
     config = DataConfig(format="voc", root=str(root))
-    with pytest.raises(InputError, match=r"data\.splits\.train.*holds no images"):
+    with pytest.raises(InputError, match=r"data\.splits\.train.*has no images"):
         build_set(config, "train")
     assert len(build_set(config, "val")) == 1
 

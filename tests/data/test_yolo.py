@@ -136,7 +136,9 @@ def test_images_that_share_a_label_file_are_said(root: Path, caplog) -> None:
         write_image(root / "images" / "train" / f"{name}.jpg", seed=9)
     assert len(load_yolo(root, "train").boxes) == 4
     (message,) = caplog.messages
-    assert "a.txt is the label file of" in message and "a.jpg and of a.png: the boxes are in both" in message
+    assert (
+        "a.txt is the label file of both" in message and "a.jpg and a.png: the boxes are in both" in message
+    )
     faults: list[DataFault] = []
     load_yolo(root, "train", faults=faults)
     assert [(fault.code, fault.image.name) for fault in faults] == [("label-shared", "a.png")]
@@ -162,7 +164,7 @@ def test_paths_of_another_machine_are_found_by_their_ends(root: Path, caplog) ->
     assert listed.files.tolist() == [str(root / "images" / "train" / name) for name in ("a.png", "b.png")]
     assert len(listed.boxes) == 2
     of_folder, of_list = caplog.messages
-    assert f"images/val' does not exist; {root / 'images' / 'val'} is taken" in of_folder
+    assert f"images/val' does not exist; {root / 'images' / 'val'} is used instead" in of_folder
     assert f"{root / 'list.txt'}: file names lead out of {root}" in of_list and "(2, such as" in of_list
 
 
@@ -196,7 +198,7 @@ def test_an_image_that_cannot_be_read_may_be_left_out(root: Path) -> None:
     with pytest.raises(InputError, match=r"a\.txt:1"):
         load_yolo(root, "train", faults=UnreadableImages())
     (root / "images" / "val" / "d.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"d\.png cannot be read"):  # rather than: holds no images
+    with pytest.raises(InputError, match=r"d\.png cannot be read"):  # rather than: contains no images
         build_set(DataConfig(format="yolo", root=str(root)), "val", faults=UnreadableImages())
 
 
@@ -223,7 +225,7 @@ def test_two_names_of_a_list_are_not_one_image(root: Path) -> None:
     (root / "images/train/a.png").rename(root / "a.png")
     (root / "list.txt").write_text("/home/cam1/a.png\n/home/cam2/a.png\n")
     (root / "data.yaml").write_text((root / "data.yaml").read_text() + "listed: list.txt\n")
-    assert f"'/home/cam2/a.png', and elsewhere '/home/cam1/a.png': both would be {root}" in error_of(
+    assert f"'/home/cam2/a.png', and another entry '/home/cam1/a.png', but both would be {root}" in error_of(
         root, "listed"
     )
 
@@ -325,7 +327,7 @@ def test_the_index_may_have_any_name(root: Path) -> None:
     expected = load_yolo(root, "train").files.tolist()
     (root / "data.yaml").rename(root / "birds.yaml")
     assert load_yolo(root / "birds.yaml", "train").files.tolist() == expected
-    assert error_of(root).endswith(f"; is it birds.yaml? then data.root={root / 'birds.yaml'}")
+    assert error_of(root).endswith(f"; if it is birds.yaml, set data.root={root / 'birds.yaml'}")
 
 
 @pytest.mark.parametrize(("listed", "folder"), [("classes.txt", "images"), ("obj.names", "obj_train_data")])
@@ -527,7 +529,7 @@ WRONG_INDEX = {
     "another count": ({"nc": 3}, "nc is 3, but names has 2"),
     "no such split": ({"train": None}, "no split 'train'; there are: val"),
     "folder missing": ({"train": "images/gone"}, "'train: images/gone' does not exist"),
-    "folder without images": ({"train": "labels/train"}, "'train' holds no images"),
+    "folder without images": ({"train": "labels/train"}, "'train' contains no images"),
     "neither folder nor list": ({"train": "images/train/a.png"}, "is neither a folder nor a .txt list"),
     "image of a list missing": ({"train": "bad.txt"}, "bad.txt:2: image images/gone.png does not exist"),
 }

@@ -92,7 +92,7 @@ def test_other_texts_in_data_yaml_are_no_splits(root: Path) -> None:
     """A licence is no place to train on, and no hindrance to dividing the set."""
     write_yolo(root, {}, val=None, license="MIT", nc="2", source="https://example.org/sets")
     message = error_of(root, "val")
-    assert "there are: train (" in message and "python -m data.split" in message
+    assert "its splits are: train (" in message and "python -m data.split" in message
 
 
 def test_a_yolo_set_that_is_read_as_coco_is_known(root: Path) -> None:

@@ -368,7 +368,7 @@ def test_a_file_of_ones_own_data_is_not_taken_for_the_demo(tmp_path: Path) -> No
 
 def test_names_that_yaml_takes_for_something_else_are_told_to_be_quoted() -> None:
     for value in ([False, True], [1, 2]):
-        assert "unless they are quoted: 'no', '1'" in refusal({"data": {"classes": value}})
+        assert "strings only in quotes: 'no', '1'" in refusal({"data": {"classes": value}})
 
 
 @pytest.mark.parametrize(

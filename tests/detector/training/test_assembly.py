@@ -116,7 +116,7 @@ def test_processes_that_have_read_different_sets_do_not_train(parts: Parts) -> N
     other = SimpleNamespace(from_main=lambda make: mains[0], rank=1)
     refuse_another_set(parts.train_set, "train", other)
     lacking = replace(parts.train_set, files=parts.train_set.files[1:])
-    with pytest.raises(InputError, match=r"data\.splits\.train: process 1 finds other images"):
+    with pytest.raises(InputError, match=r"data\.splits\.train: process 1 finds different images"):
         refuse_another_set(lacking, "train", other)
 
 
@@ -165,8 +165,7 @@ def test_more_objects_than_can_be_found_are_said(tmp_path: Path, caplog: pytest.
         said = [message for message in caplog.messages if "detections_per_img" in message]
         assert len(said) == (limit < max(objects))
     assert (
-        f"{objects.count(max(objects))} validation images hold more objects, the fullest {max(objects)}"
-        in said[0]
+        f"{objects.count(max(objects))} validation images have more objects, up to {max(objects)}" in said[0]
     )
 
 
@@ -274,10 +273,10 @@ def test_every_scale_has_its_part_of_the_epochs(
     [
         (
             ["schedule.name=multistep", "schedule.milestones=[1, 2, 3]", "train.epochs=2"],
-            ["does not fall at 2 and 3"],
+            ["before the learning rate falls at 2 and 3"],
         ),
         (["schedule.name=multistep", "schedule.milestones=[1]", "train.epochs=2"], []),
-        (["schedule.image_scales=[0.5,0.75,1]", "train.epochs=2"], ["2 epochs have no turn for 0.5"]),
+        (["schedule.image_scales=[0.5,0.75,1]", "train.epochs=2"], ["2 epochs are too few to use 0.5"]),
         (["schedule.image_scales=[0.5,0.5,1,1]", "train.epochs=2"], []),
         (["schedule.name=cosine", "schedule.milestones=[7]"], []),
         (
@@ -314,7 +313,7 @@ def test_a_schedule_longer_than_the_training_is_said(
         (
             6,
             "train.batch_size=8",
-            "batch_size=8: an epoch has 6 images, so that each step is of all of them; ",
+            "batch_size=8: an epoch has only 6 images, so each step uses all of them; ",
         ),
         (
             6,
@@ -370,4 +369,4 @@ def test_group_norm_on_frozen_imagenet_weights_is_warned_of(
     for norm, frozen, warned in (("group", 2, True), ("group", 0, False), ("frozen", 2, False)):
         caplog.clear()
         assembly.build_initial_model(ModelConfig(norm=norm, frozen_stages=frozen), ["cat"], fresh=True)
-        assert ("cannot get used to it" in caplog.text) == warned
+        assert ("cannot adapt to it" in caplog.text) == warned

@@ -313,7 +313,7 @@ def test_processes_that_would_begin_at_different_steps_are_refused(
     (tmp_path / "store").mkdir()
     said = run_processes(begin_apart, 2, tmp_path / "store")
     for rank, step in ((0, 2), (1, 0)):
-        assert f"process {rank} would begin at step {step} and others elsewhere" in said[rank]
+        assert f"process {rank} would start at step {step}, but others at another step" in said[rank]
 
 
 def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_the_best_ap_may_be_so_many_epochs_old(
     now.best = 0  # nothing has been found so far
     assert out_of_patience(now, TrainConfig(epochs=10, patience=patience), steps_per_epoch=10) == ""
     if ends:
-        assert "since epoch 3, and the run ends after epoch 5 of 10" in said
+        assert "since epoch 3, so the run ends after epoch 5 of 10" in said
 
 
 def test_a_run_ends_early_and_goes_on_where_it_is_told_to(
@@ -50,7 +50,7 @@ def test_a_run_ends_early_and_goes_on_where_it_is_told_to(
     )
     Trainer(tiny_config(root, run, *still, "train.patience=2"), "test").run()
     out = capsys.readouterr().out
-    assert "AP has not risen since epoch 1, and the run ends after epoch 3 of 5" in out
+    assert "AP has not risen since epoch 1, so the run ends after epoch 3 of 5" in out
     best = next(line["AP"] for line in read_metrics(run) if "AP" in line)
     assert out.splitlines()[-1] == f"best AP {best:.3f} after epoch 1: {run / 'checkpoints' / 'best.pt'}"
     evaluated = [line["epoch"] for line in read_metrics(run) if "AP" in line]
@@ -66,11 +66,11 @@ def test_a_run_ends_early_and_goes_on_where_it_is_told_to(
     best = (run / "checkpoints" / "best.pt").read_bytes()
     other = tiny_config(root, run, *still, "train.patience=2", "eval.topk_candidates=500")
     Trainer(other, "test", resume=run).run()
-    assert "none of what is measured, as the run has ended" in capsys.readouterr().out
+    assert "nothing that affects the metrics, because the run has ended" in capsys.readouterr().out
     assert last(run)["step"] == 6 and (run / "checkpoints" / "best.pt").read_bytes() == best
 
     Trainer(tiny_config(root, run, *still, "train.patience=3"), "test", resume=run).run()
-    assert "AP has not risen since epoch 1, and the run ends after epoch 4 of 5" in capsys.readouterr().out
+    assert "AP has not risen since epoch 1, so the run ends after epoch 4 of 5" in capsys.readouterr().out
     Trainer(tiny_config(root, run, *still), "test", resume=run).run()
     assert [line["epoch"] for line in read_metrics(run) if "AP" in line] == [1, 2, 3, 4, 5]
     out = capsys.readouterr().out

@@ -191,10 +191,10 @@ def _talk_and_count(rank: int, size: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("device", "local_rank", "named"),
     [
-        ("cuda:0", 0, r"train\.device=cuda:0 names one GPU, .* use cuda"),
+        ("cuda:0", 0, r"train\.device=cuda:0 names a single GPU, .* use cuda"),
         ("cuda", 1, r"process 1 of this machine has no GPU \(1 here\).*--nproc-per-node"),
         ("auto", 2, r"process 2 of this machine has no GPU"),
-        ("auto", 0, r"cannot be joined \(.*MASTER_ADDR.*\); start with torchrun"),
+        ("auto", 0, r"cannot connect to each other \(.*MASTER_ADDR.*\); start them with torchrun"),
         ("cpu", 1, r"cannot be joined"),
     ],
 )
@@ -238,7 +238,7 @@ def test_tasks_that_do_not_know_of_each_other_are_told(
         monkeypatch.setenv(name, count)
         assert join_processes("cpu").size == 1
         assert len(caplog.messages) == said
-    assert f"{name}=8: each of these processes trains by itself" in caplog.text
+    assert f"{name}=8: each of these processes trains separately" in caplog.text
 
 
 def test_one_process_needs_no_group() -> None:

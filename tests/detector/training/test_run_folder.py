@@ -200,7 +200,7 @@ def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None
     used.mkdir()
     (used / "notes.txt").write_text("mine")
     before = listing(tmp_path)
-    with pytest.raises(InputError, match=r"run\.dir: .*used holds something already"):
+    with pytest.raises(InputError, match=r"run\.dir: .*used is not empty"):
         begun(str(used), "x", "a: 1\n")
     assert listing(tmp_path) == before
 
@@ -212,7 +212,7 @@ def test_a_folder_that_only_looks_bare_is_refused(tmp_path: Path, left: str) -> 
     (used / left).parent.mkdir(parents=True)
     (used / left).write_text("mine")
     before = listing(tmp_path)
-    with pytest.raises(InputError, match=r"run\.dir: .*used holds something already"):
+    with pytest.raises(InputError, match=r"run\.dir: .*used is not empty"):
         begun(str(used), "x", "a: 1\n")
     assert listing(tmp_path) == before
 
@@ -244,7 +244,7 @@ def test_what_a_run_leaves_that_is_killed_before_its_first_line_is_written_is_no
         (folder / name).touch()
     assert begun(str(folder), "x", "a: 1\n") == folder
     assert (folder / "config.yaml").read_text() == "a: 1\n"
-    with pytest.raises(InputError, match="holds something already"):
+    with pytest.raises(InputError, match="is not empty"):
         begun(str(folder), "x", "a: 2\n")
 
 
@@ -259,7 +259,7 @@ def test_of_two_that_begin_in_one_folder_the_second_changes_nothing(tmp_path: Pa
     assert {path.name for path in folder.iterdir()} == {".lock"}
     with new_run_folder(str(folder), "x", "a: 1\n"):
         for _ in range(2):
-            with pytest.raises(InputError, match="holds something already"):
+            with pytest.raises(InputError, match="is not empty"):
                 begun(str(folder), "x", "b: 1\n")
     assert (folder / "config.yaml").read_text() == "a: 1\n"
 
@@ -334,7 +334,7 @@ def test_an_edited_record_of_the_configuration_is_not_taken_for_it(
     assert "epochs: 1," in text
     (run / "config.yaml").write_text(text.replace("epochs: 1,", "epochs: 3,"))
     assert resume_config(run)["train"]["epochs"] == 1
-    assert "config.yaml is a record and is not read" in caplog.text and "train.epochs=1" in caplog.text
+    assert "config.yaml is only a record and is not read" in caplog.text and "train.epochs=1" in caplog.text
 
 
 @pytest.mark.parametrize(

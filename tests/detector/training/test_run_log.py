@@ -63,7 +63,7 @@ def test_the_log_says_how_a_run_ended_and_goes_on_with_it(tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         signal_at_step(patch, 3)
         train()
-    assert entries(run)[-2] == "SIGTERM: the state is saved after this step; a second signal ends at once"
+    assert entries(run)[-2] == "SIGTERM: saving the state after this step; a second signal ends at once"
     assert entries(run)[-1] == f"stopped by SIGTERM at step 3 of 8; saved: continue with --resume {run}"
     image = root / "images" / "2.png"
     whole = image.read_bytes()
@@ -115,7 +115,7 @@ def test_of_several_processes_each_says_what_it_says_on_the_terminal(tmp_path: P
         "warning: early",
         "warning: an image is skipped",
         "error: image 2.png cannot be read",
-        "ended, because another process has failed",
+        "ended because another process has failed",
     ]
 
 

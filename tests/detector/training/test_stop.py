@@ -259,7 +259,7 @@ def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Pat
     more = ("train.epochs=3", "train.batch_size=4")
     with pytest.raises(InputError, match=r"an epoch had 4 steps and would have 2 now.*train\.batch_size"):
         Trainer(tiny_config(root, run, *more), "test", resume=run)
-    with pytest.raises(InputError, match=r"come to step 8, and train\.epochs=1 ends at 4"):
+    with pytest.raises(InputError, match=r"already at step 8, but train\.epochs=1 ends at 4"):
         Trainer(tiny_config(root, run, "train.epochs=1"), "test", resume=run)
     path = root / "annotations" / "train.json"  # one image more: as many steps of another order
     content = json.loads(path.read_text())
@@ -279,7 +279,9 @@ def test_what_moves_the_images_of_an_epoch_is_refused_in_the_middle_of_one(tmp_p
     before = listing(run)
     for changed in ("train.batch_size=9", "train.seed=5", "data.group_by_shape=true", "data.repeat_rare=0.1"):
         words = ("train.epochs=2", "train.batch_size=8", changed)
-        with pytest.raises(InputError, match=rf"mid-epoch, and {changed.partition('=')[0]} was"):
+        with pytest.raises(
+            InputError, match=rf"in the middle of an epoch, and {changed.partition('=')[0]} has changed"
+        ):
             Trainer(tiny_config(root, run, *words), "test", resume=run)
     assert listing(run) == before
     Trainer(tiny_config(root, run, "train.epochs=2", "train.batch_size=8"), "test", resume=run).run()
@@ -301,14 +303,14 @@ def test_other_repeats_are_refused_in_the_middle_of_an_epoch(tmp_path: Path) -> 
         path.write_text(json.dumps(content))
         resumed = Trainer(tiny_config(root, run, *words), "test", resume=run)
         assert resumed._resumption and resumed._resumption.changed == [
-            "the training set has other images or boxes, or another order"
+            "the training set has different images or boxes, or a different order"
         ]
         mine = content["annotations"][0]["image_id"]
         for annotation in content["annotations"]:
             annotation["category_id"] = content["categories"][annotation["image_id"] == mine]["id"]
         path.write_text(json.dumps(content))
         if words[0] == "data.repeat_rare=0.9":
-            with pytest.raises(InputError, match=r"mid-epoch, and the images have other classes now"):
+            with pytest.raises(InputError, match=r"in the middle of an epoch, and the classes of the images"):
                 Trainer(tiny_config(root, run, *words), "test", resume=run)
         else:
             Trainer(tiny_config(root, run, *words), "test", resume=run)
@@ -327,7 +329,7 @@ def test_another_validation_set_begins_best_anew(tmp_path: Path, capsys: pytest.
     best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     Trainer(tiny_config(root, run, "train.epochs=2"), "test", resume=run).run()
     said = capsys.readouterr().out
-    assert "begins anew" not in said and "evaluate.py scores it anew" in said
+    assert "begins anew" not in said and "score it again with evaluate.py" in said
     with boxes_lost_at(1):
         Trainer(tiny_config(root, run, "train.epochs=3"), "test", resume=run).run()
     assert "best.pt begins anew" in capsys.readouterr().out
@@ -362,7 +364,7 @@ def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:
     Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
     before = listing(run)
     for classes in ("[dog]", "[dog, cat]", "[bird]"):
-        with pytest.raises(InputError, match=r"the run is of the classes cat, dog, and data\.classes cannot"):
+        with pytest.raises(InputError, match=r"the run has the classes cat, dog, and data\.classes cannot"):
             Trainer(tiny_config(root, run, f"data.classes={classes}"), "test", resume=run)
     assert listing(run) == before
     Trainer(tiny_config(root, run, "train.epochs=1", "data.classes=[cat, dog]"), "test", resume=run)
@@ -387,7 +389,7 @@ def test_a_run_that_has_gone_on_since_it_was_read_is_refused(tmp_path: Path) -> 
     late = Trainer(tiny_config(root, run, "train.epochs=3"), "test", resume=run)
     Trainer(tiny_config(root, run, "train.epochs=2"), "test", resume=run).run()
     before = read_metrics(run)
-    with pytest.raises(InputError, match="has gone on"):
+    with pytest.raises(InputError, match="has been continued"):
         late.run()
     assert read_metrics(run) == before
 
@@ -418,7 +420,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path, caplog: pytest.L
     outcome = call(door.main, "--resume", "cut", cwd=tmp_path)
     assert not (tmp_path / "cut" / ".metrics.jsonl.77.tmp").exists()
     assert outcome.code == 0, outcome.err
-    assert "cut holds no checkpoint yet; the run begins at its first step" in caplog.text
+    assert "cut has no checkpoint yet; the run starts from its first step" in caplog.text
     assert torch.equal(*(last(tmp_path / name)["model"]["pyramid.p7.weight"] for name in ("whole", "cut")))
     assert [line["step"] for line in read_metrics(tmp_path / "cut") if "AP" in line] == [2]
 
@@ -536,7 +538,7 @@ def test_a_disk_without_locks_is_said_and_used(
     for _ in range(2):
         with in_use(tmp_path):
             pass
-    assert "has no locks" in caplog.text and len(caplog.messages) == 2
+    assert "does not support locks" in caplog.text and len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize("words", [(), ("run.dir=runs/mine",)])

@@ -140,7 +140,7 @@ def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
         said = process.stderr.read().decode()
-    assert "SIGINT: the state is saved after this step" in said
+    assert "SIGINT: saving the state after this step" in said
     assert "SIGTERM: ended without saving" in said
 
 

@@ -68,8 +68,8 @@ def declares(*channels: int) -> Callable[[RetinaNet], None]:
 @pytest.mark.parametrize(
     ("alter", "said"),
     [
-        (gives(lambda maps: maps[:2]), r"ResNet gives maps of .* they should be"),
-        (gives(lambda maps: [*maps, maps[-1]]), r"gives maps of"),
+        (gives(lambda maps: maps[:2]), r"ResNet returns maps of .* they should be"),
+        (gives(lambda maps: [*maps, maps[-1]]), r"returns maps of"),
         (gives(lambda maps: [map_[..., ::2, ::2] for map_ in maps]), r"\[1, 16, 4, 4\].* strides of 8, 16"),
         (gives(lambda maps: dict(enumerate(maps))), r"gives dict; a list of the maps C3, C4 and C5"),
         (gives(lambda maps: maps[2]), r"gives Tensor; a list"),
@@ -93,7 +93,7 @@ def test_a_weight_that_nothing_depends_on_is_told_and_ends_several_processes(
     """One process trains with it, and may have for long; two would wait for its gradient."""
     model, criterion = parts(tmp_path)
     model.backbone.classifier = nn.Linear(512, 10)
-    said = r"comes to 2 of \d+ trained weights, the first backbone\.classifier\.weight: leave out"
+    said = r"reaches 2 of \d+ trained weights, such as backbone\.classifier\.weight: remove"
     check_wiring(model, criterion)
     assert re.search(said, caplog.text)
     with pytest.raises(InputError, match=said):
@@ -142,7 +142,7 @@ def test_what_a_training_can_do_with_is_taken(tmp_path: Path, alter: Callable[[R
 @pytest.mark.parametrize(
     ("altered", "said"),
     [
-        (lambda loss: loss.detach(), r"no gradient of the loss comes to class_head: a part of the loss must"),
+        (lambda loss: loss.detach(), r"no gradient of the loss reaches class_head: a part of the loss must"),
         (lambda loss: loss.expand(4, 3), r"part 'classification' of the loss .* got \[4, 3\]"),
         (float, r"part 'classification' of the loss .* got float"),
     ],
@@ -168,6 +168,6 @@ def test_a_training_is_refused_before_it_leaves_anything(
     forward = ResNet.forward
     monkeypatch.setattr(ResNet, "forward", lambda self, x: forward(self, x)[:2])
     root = small_coco(tmp_path / "set")
-    with pytest.raises(InputError, match="the backbone ResNet gives maps of"):
+    with pytest.raises(InputError, match="the backbone ResNet returns maps of"):
         Trainer(tiny_config(root, tmp_path / "run"), "test")
     assert not (tmp_path / "run").exists()
