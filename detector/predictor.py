@@ -65,7 +65,8 @@ class ImageDetections:
             unknown = [name for name in threshold if self.thresholds and name not in self.thresholds]
             if unknown:
                 raise InputError(
-                    f"thresholds: there is no class '{unknown[0]}'; there are {', '.join(self.thresholds)}"
+                    f"thresholds: there is no class '{unknown[0]}'; the classes are "
+                    f"{', '.join(self.thresholds)}"
                 )
             given = _numbers([*threshold.values()])
             usual = {**self.thresholds, **dict(zip(threshold, given.tolist(), strict=True))}
@@ -75,7 +76,7 @@ class ImageDetections:
             if wanted.ndim:
                 classes = len(self.thresholds) or max(len(wanted), self.labels.max(initial=-1) + 1)
                 if len(wanted) != classes:
-                    raise InputError(f"thresholds: {len(wanted)} are given, and there are {classes} classes")
+                    raise InputError(f"thresholds: {len(wanted)} are given, but there are {classes} classes")
             wanted = wanted[self.labels] if wanted.ndim else wanted
         return self._at((self.scores >= wanted).nonzero()[0])
 
@@ -113,10 +114,10 @@ class ImageDetections:
         pixels = _pixels(image, "the image")
         if self.size is not None and pixels.shape[:2] != self.size:
             turned = pixels.shape[:2] == self.size[::-1]
-            how = "; PIL's ImageOps.exif_transpose turns it as files are turned" if turned else ""
+            how = "; PIL's ImageOps.exif_transpose turns it upright, as is done with files" if turned else ""
             raise InputError(
-                f"the image is {pixels.shape[1]} x {pixels.shape[0]} px, and these were found in one of "
-                f"{self.size[1]} x {self.size[0]}{how}"
+                f"the image is {pixels.shape[1]} x {pixels.shape[0]} px, but these detections are of an "
+                f"image of {self.size[1]} x {self.size[0]} px{how}"
             )
         return Image.fromarray(draw_boxes(pixels, self.boxes, self.labels, texts, enlarge=enlarge))
 
@@ -160,7 +161,7 @@ class Detector:
     @batch_size.setter
     def batch_size(self, images: int) -> None:
         if isinstance(images, bool) or not isinstance(images, int | np.integer) or images < 1:
-            raise InputError(f"batch_size: a whole number of at least 1 is wanted, got {images!r:.80}")
+            raise InputError(f"batch_size must be a whole number of at least 1, got {images!r:.80}")
         self._batch_size = int(images)
 
     @property
@@ -170,11 +171,11 @@ class Detector:
     @thresholds.setter
     def thresholds(self, scores: Sequence[float] | NDArray[np.float64]) -> None:
         if np.asarray(scores).dtype.kind not in "fiu":
-            raise InputError("thresholds: a list of numbers is wanted, one for each class in their order")
+            raise InputError("thresholds must be a list of numbers, one for each class in order")
         numbers = _numbers(scores).copy()
         if numbers.shape != (len(self.classes),):
             got = "a single number" if numbers.ndim == 0 else len(numbers)
-            raise InputError(f"thresholds: one for each of {len(self.classes)} classes is wanted, got {got}")
+            raise InputError(f"thresholds: expected one for each of {len(self.classes)} classes, got {got}")
         self._thresholds = numbers
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,10 +194,10 @@ class Detector:
             InputError: the checkpoint or an override is wrong, one names the device, or this is not there.
         """
         if isinstance(overrides, str):
-            raise InputError(f"overrides: a list is wanted, [{overrides!r}], got a text")
+            raise InputError(f"overrides must be a list, [{overrides!r}], got a string")
         if any(word.startswith("train.device=") for word in overrides):
             raise InputError(
-                "train.device: the device is no setting here; give it as device (predict.py: --device)"
+                "train.device: the device is not a setting here; give it as device (predict.py: --device)"
             )
         return cls(open_checkpoint(Path(path), [*overrides, f"train.device={device}"], "device"))
 
@@ -219,7 +220,7 @@ class Detector:
         if isinstance(images, str | Path | bytes | np.ndarray | Image.Image | Tensor):
             return self._detect([images], ["the image"])[0]
         if not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase):
-            raise InputError(f"images: {_KINDS}, or several of these are wanted, got {type(images).__name__}")
+            raise InputError(f"images must be {_KINDS}, or several of these, got {type(images).__name__}")
         return self._list(list(images))
 
     def _list(self, images: list[ImageLike], first: int = 0) -> list[ImageDetections]:
@@ -239,7 +240,7 @@ class Detector:
         Args, raises: as for a list of images, which is held whole.
         """
         if isinstance(images, str | Path | bytes | np.ndarray | Image.Image | Tensor):
-            raise InputError(f"stream: several images are wanted, got one ({type(images).__name__})")
+            raise InputError(f"stream: expected several images, got one ({type(images).__name__})")
         every, first = iter(images), 0
         while some := list(islice(every, self.batch_size)):
             yield from self._list(some, first)
@@ -270,8 +271,9 @@ class Detector:
         """Detections in images that make one batch."""
         if os.getpid() != self._process and torch.get_num_threads() > 1:
             raise InputError(
-                "the detector was loaded before this process was forked, and PyTorch's threads did not come "
-                "along: it would wait for ever. Load it in each process, or call torch.set_num_threads(1)"
+                "the detector was loaded before this process was forked, and PyTorch's threads do not "
+                "survive a fork: it would wait forever. Load it in each process, or call "
+                "torch.set_num_threads(1)"
             )
         samples = [self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))]
         predictions = self._checkpoint.detect(collate(samples))
@@ -301,14 +303,14 @@ def _numbers(values: Any) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         numbers = np.full((), np.nan)
     if np.isnan(numbers).any() or numbers.ndim > 1:
-        raise InputError("thresholds: numbers are wanted, and one is none")
+        raise InputError("thresholds must be numbers, but one is not")
     return numbers
 
 
 def _remedy(image: NDArray[np.uint8] | Tensor, shape: list[int]) -> str:
     """What to do with an array or tensor of another kind, as the end of a sentence."""
     if len(shape) == 4:
-        return "; several go in a list"
+        return "; give several images as a list"
     if len(shape) == 3 and 4 in (shape[0], shape[2]):
         return "; leave out the fourth channel"
     if len(shape) == 3 and isinstance(image, np.ndarray) and shape[0] in (1, 3):
@@ -316,7 +318,7 @@ def _remedy(image: NDArray[np.uint8] | Tensor, shape: list[int]) -> str:
     if len(shape) == 3 and isinstance(image, Tensor) and shape[2] in (1, 3):
         return "; permute it: .permute(2, 0, 1)"
     if "float" in str(image.dtype):
-        return "; of values from 0 to 1 take 255 times as much, as uint8"
+        return "; multiply values from 0 to 1 by 255 and convert them to uint8"
     return ""
 
 
@@ -336,7 +338,7 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
         path = Path(image)
         if (is_there(path) and path.is_dir()) or path.suffix.lower() in VIDEO_SUFFIXES:
             raise InputError(
-                f"{image} is no image; predict.py takes folders and videos, here give their images"
+                f"{image} is not an image; predict.py accepts folders and videos, but here give their images"
             )
         return read_upright(path, str(image))
     if isinstance(image, bytes):
@@ -353,7 +355,7 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
             raise InputError(f"{name}: a tensor must be {wanted}, got {kind}{_remedy(image, sides)}")
         image = (image if image.ndim == 2 else image.permute(1, 2, 0)).cpu().numpy()
     elif not isinstance(image, np.ndarray):
-        raise InputError(f"{name}: {_KINDS} is wanted, got {type(image).__name__}")
+        raise InputError(f"{name} must be {_KINDS}, got {type(image).__name__}")
     shape = image.shape
     if image.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
         wanted, kind = "uint8 [H, W, 3] RGB, or grey [H, W]", f"{image.dtype} {list(shape)}"

@@ -43,7 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_several_processes_do_not_all_evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert_refused(
-        evaluate.main, ("run",), workplace, "evaluate.py works in one process", "not with torchrun"
+        evaluate.main, ("run",), workplace, "evaluate.py runs in a single process", "not with torchrun"
     )
     monkeypatch.setenv("WORLD_SIZE", "")  # as a script leaves it
     assert_refused(evaluate.main, ("gone",), workplace, "gone")
@@ -192,7 +192,7 @@ def test_a_threshold_that_soft_nms_has_not_is_said(workplace: Path, caplog: pyte
     for words, said in ((["eval.nms=soft"], 1), (["eval.nms=hard"], 0)):
         caplog.clear()
         call(evaluate.main, "run", "eval.nms_threshold=0.6", *words, cwd=workplace)
-        assert sum("nms_threshold changes nothing" in message for message in caplog.messages) == said
+        assert sum("nms_threshold has no effect" in message for message in caplog.messages) == said
 
 
 def test_evaluate_needs_nothing_but_the_checkpoint_file(workplace: Path, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_the_best_of_evaluations_without_objects_is_the_newest(
     assert (best["step"], best["metrics"]["AP"], best["calibration"]) == (STEPS, -1, None)
     with caplog.at_level(logging.WARNING):
         assert call(evaluate.main, str(tmp_path / "run"), cwd=workplace).code == 0
-    assert "there is no gt box to measure by" in caplog.text
+    assert "there are no gt boxes to score against" in caplog.text
 
 
 def test_perfect_predictions_score_one(tmp_path: Path) -> None:
@@ -303,9 +303,9 @@ def test_perfect_predictions_score_one(tmp_path: Path) -> None:
         (evaluate.main, ["run", "--split", "trian"], "'trian'"),
         (evaluate.main, ["--predictions", "a", "--annotations", "b", "--split", "val"], "--split"),
         (evaluate.main, ["--predictions", "a", "--annotations", "b", "--results", "c"], "--results"),
-        (evaluate.main, ["a", "--output", "c", "--results", "c"], "both are c"),
-        (evaluate.main, ["a", "--report", "r", "--output", "r/c.json"], "--output: r/c.json lies in"),
-        (evaluate.main, ["a", "--report", "r", "--results", "r/c.json"], "--results: r/c.json lies in"),
+        (evaluate.main, ["a", "--output", "c", "--results", "c"], "are both c"),
+        (evaluate.main, ["a", "--report", "r", "--output", "r/c.json"], "--output: r/c.json is in"),
+        (evaluate.main, ["a", "--report", "r", "--results", "r/c.json"], "--results: r/c.json is in"),
     ],
 )
 def test_a_wrong_option_is_one_line(

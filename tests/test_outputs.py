@@ -114,7 +114,7 @@ def test_results_of_a_part_of_the_images_are_told(place: Path, caplog: pytest.Lo
     (place / "res.json").write_text(json.dumps(some))
     assert call(door.main, *SCORE, "out.json", cwd=place).code == 0
     images = len({str(one["image_id"]) for one in gt["annotations"]})
-    assert "annotations left out" not in caplog.text
+    assert "left out" not in caplog.text
     assert f"no detection in {images - 1} of the {images} images that have gt boxes" in caplog.text
 
 
@@ -127,7 +127,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(place: Path)
 
 
 def test_a_table_is_not_what_output_writes(place: Path) -> None:
-    assert_refused(door.main, (*SCORE, "out.csv"), place, "--output: out.csv would hold JSON", "--report")
+    assert_refused(door.main, (*SCORE, "out.csv"), place, "--output: out.csv would contain JSON", "--report")
 
 
 def test_the_folder_of_a_report_is_for_it_alone(place: Path) -> None:
@@ -136,10 +136,10 @@ def test_the_folder_of_a_report_is_for_it_alone(place: Path) -> None:
             door.main, (*SCORE, output, "--report", "page"), place, f"--output: {output}", "--report"
         )
     words = ("run", "--recalibrate", "page/new.pt", "--report", "page")
-    assert_refused(door.main, words, place, "--recalibrate: page/new.pt lies in the folder of --report")
+    assert_refused(door.main, words, place, "--recalibrate: page/new.pt is in the folder of --report")
     for other in ("page", "folder/../page"):
         assert_refused(
-            door.main, (*SCORE, other, "--report", "page"), place, "--output and --report: both are"
+            door.main, (*SCORE, other, "--report", "page"), place, "--output and --report are both"
         )
 
 

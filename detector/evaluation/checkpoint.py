@@ -135,17 +135,18 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
         worth = [float(one(np.array(cut))) for one in calibration.maps]
         low, high = f"{min(worth):.2g}", f"{max(worth):.2g}"
         log.warning(
-            "eval.score_threshold=%g cuts raw scores: what is calibrated to %s and less%s is lost; to cut "
-            "calibrated ones: predict.py --threshold, or found.above()",
-            cut, low, f" (of some classes {high})" if high != low else "",
+            "eval.score_threshold=%g applies to raw scores: detections with calibrated scores up to %s%s "
+            "are lost; for a threshold on calibrated scores use predict.py --threshold, or found.above()",
+            cut, low, f" (for some classes {high})" if high != low else "",
         )  # fmt: skip
     if calibration is not None and config.eval.calibrate:
         _say_what_it_was_fitted_to(config, trained)
         step = content["step"]
         if (evaluated := content.get("evaluated", step)) != step:
             log.warning(
-                "%s: its weights are of step %d, its calibration and thresholds of an evaluation at step %d; "
-                "evaluate.py --recalibrate FILE.pt fits them anew", file, step, evaluated,
+                "%s: its weights are from step %d, but its calibration and thresholds are from an "
+                "evaluation at step %d; to fit them again, use evaluate.py --recalibrate FILE.pt",
+                file, step, evaluated,
             )  # fmt: skip
     # The metrics are of calibrated scores where the training was told to calibrate.
     thresholds = _best_thresholds(content.get("metrics") or {})
@@ -155,7 +156,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
             name: float((maps[name] if config.eval.calibrate else maps[name].inverse)(np.array(threshold)))
             for name, threshold in thresholds.items()
         }
-    with memory_explained(device, f"let it run elsewhere: {device_key}=cpu"):
+    with memory_explained(device, f"run it elsewhere: {device_key}=cpu"):
         model = place(model, config.train, device)
     return OpenCheckpoint(
         file,
@@ -175,9 +176,9 @@ def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
     """changed: the keys of the overrides."""
     idle = [key for key in changed if _is_of_training(key)]
     if idle:
-        log.warning("%s: of the training, and changes nothing in what it has made", ", ".join(idle))
+        log.warning("%s: used only in training, without effect on a trained checkpoint", ", ".join(idle))
     if "eval.nms_threshold" in changed and not config.eval.nms_threshold_counts:
-        log.warning("eval.nms_threshold changes nothing with eval.nms=soft; set eval.nms=hard as well")
+        log.warning("eval.nms_threshold has no effect with eval.nms=soft; set eval.nms=hard as well")
 
 
 def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
@@ -188,8 +189,8 @@ def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
     changed = [key for key in now if now[key] != then[key]]
     if changed:
         log.warning(
-            "%s: scores and thresholds are calibrated for %s, and promise too much or too little here; "
-            "evaluate.py --recalibrate FILE.pt fits them anew",
+            "%s: scores and thresholds are calibrated for %s, and are too high or too low here; to fit "
+            "them again, use evaluate.py --recalibrate FILE.pt",
             *(", ".join(f"{key}={one[key]}" for key in changed) for one in (now, then)),
         )
 
@@ -209,7 +210,9 @@ def _say_what_is_slow(config: Config, device: torch.device, changed: Sequence[st
     amp = config.train.amp
     slow = amp == "fp16" or (amp == "bf16" and not cpu_is_fast_in_bf16())
     if device.type == "cpu" and slow and "train.amp" not in changed:
-        log.warning("train.amp=%s of the training takes many times as long on this CPU as train.amp=off", amp)
+        log.warning(
+            "train.amp=%s, as in the training, takes many times as long on this CPU as train.amp=off", amp
+        )
 
 
 def _is_of_training(key: str) -> bool:
@@ -222,8 +225,8 @@ def _is_of_training(key: str) -> bool:
 def _refuse_other_classes(config: Config, trained: Config, classes: Sequence[str], file: Path) -> None:
     if config.data.classes not in (None, trained.data.classes, [*classes]):
         raise InputError(
-            f"data.classes: {file} finds {', '.join(classes)}, always all of them; leave the key out "
-            "(metrics and results tell the classes apart)"
+            f"data.classes: {file} always finds all its classes, {', '.join(classes)}; leave the setting "
+            "out (metrics and results are given per class)"
         )
 
 
@@ -233,7 +236,7 @@ def _refuse_other_model(config: Config, trained: Config, file: Path) -> None:
     changed = [key for key in now if now[key] != before[key] and key not in OF_TRAINING]
     if changed:
         raise InputError(
-            f"model.{changed[0]}: the weights of {file} go with {before[changed[0]]!r} alone; leave the key "
+            f"model.{changed[0]}: the weights of {file} only fit {before[changed[0]]!r}; leave the setting "
             "out"
         )
 

@@ -212,7 +212,7 @@ def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Fl
     """The 12 numbers, and the precision [10, 101, C] at all areas."""
     if backend == "faster_coco_eval" and not has_faster_coco_eval():
         raise InputError(
-            "eval.backend: faster_coco_eval is not installed; pip install faster-coco-eval, or take "
+            "eval.backend: faster_coco_eval is not installed; pip install faster-coco-eval, or set "
             "eval.backend=pycocotools"
         )
     with contextlib.redirect_stdout(io.StringIO()):

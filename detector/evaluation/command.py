@@ -64,7 +64,7 @@ def evaluate(wanted: Wanted) -> None:
         return
     one = _score(wanted)
     if not any(of_class.gt_boxes for of_class in one.result.per_class.values()):
-        log.warning("there is no gt box to measure by, so all metrics are -1")
+        log.warning("there are no gt boxes to score against, so all metrics are -1")
     _write_metrics(wanted, {**one.result.as_json(), **one.extra}, one.table(), one)
 
 
@@ -72,54 +72,56 @@ def _check(wanted: Wanted) -> None:
     """Before the work. Raises InputError: words contradict each other, or a file cannot be written."""
     w = wanted
     if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
-        raise InputError("evaluate.py works in one process; start it with python, not with torchrun")
+        raise InputError("evaluate.py runs in a single process; start it with python, not with torchrun")
     _check_that_outputs_differ(w)
     for option, file, earlier in (("--output", w.output, _EARLIER), ("--results", w.results, BEGINNING)):
         if file is None:
             continue
         check_output(option, file, earlier)
     if w.output is not None and w.output.suffix.lower() == ".csv":
-        raise InputError(f"--output: {w.output} would hold JSON; name it .json (--report DIR writes tables)")
+        raise InputError(
+            f"--output: {w.output} would contain JSON; name it .json (for tables use --report DIR)"
+        )
     if w.predictions or w.annotations is not None:
         if not w.predictions or w.annotations is None or w.models:
-            raise InputError("--predictions and --annotations go together, and without a model")
+            raise InputError("--predictions and --annotations must be given together, and without a model")
         if w.overrides:
             raise InputError(
-                f"{w.overrides[0]}: settings are of a model; results that are there are scored as they are"
+                f"{w.overrides[0]}: settings apply only to a model; existing results are scored as they are"
             )
         if w.split is not None:
-            raise InputError("--split is of a checkpoint's data set; --annotations names the gt itself")
+            raise InputError(
+                "--split selects a split of a checkpoint's data set; with --annotations leave it out"
+            )
     elif not w.models:
         raise InputError("give a run folder or a checkpoint, or --predictions with --annotations")
     if w.exported is not None:
         if len(w.models) != 1:
-            raise InputError(
-                f"{EXPORTED} FILE goes with the checkpoint that it was made of: give that one too"
-            )
+            raise InputError(f"{EXPORTED} FILE needs the checkpoint that it was exported from: give that too")
         if w.recalibrated is not None:
-            raise InputError(f"{OPTION} is for checkpoints; calibrate one, and export it anew")
+            raise InputError(f"{OPTION} is for checkpoints; recalibrate the checkpoint, and export it again")
     if w.threshold is not None:
         parse_thresholds(w.threshold)
         if w.several:
-            raise InputError("--threshold is for one run or results file: give one alone")
+            raise InputError("--threshold is for a single run or results file: give only one")
         if w.recalibrated is not None:
-            raise InputError(f"--threshold: {OPTION} fits the thresholds anew; leave it out")
+            raise InputError(f"--threshold: {OPTION} fits the thresholds again; leave --threshold out")
     if w.mean and not w.several:
-        raise InputError("--mean is of several runs or results files: give two or more")
+        raise InputError("--mean needs several runs or results files: give at least two")
     if w.images is not None and (w.report is None or not w.predictions):
         raise InputError("--images is for the pictures of --predictions with --report")
     if w.results is not None:
         if len(w.models) != 1:
-            raise InputError("--results writes what one checkpoint finds: give one")
+            raise InputError("--results writes the detections of a single checkpoint: give one")
     if w.recalibrated is not None:
         if len(w.models) != 1:
-            raise InputError(f"{OPTION} is for one checkpoint: give one")
+            raise InputError(f"{OPTION} is for a single checkpoint: give one")
         if w.recalibrated.suffix != ".pt":
             raise InputError(f"{OPTION}: {w.recalibrated} does not end in .pt, as checkpoints do")
         check_recalibrated(w.recalibrated, w.models[0])
     if w.report is not None:
         if w.several:
-            raise InputError("--report explains one run: give one alone")
+            raise InputError("--report is for a single run: give only one")
         check_report_folder(w.report)
 
 
@@ -128,10 +130,11 @@ def _check_that_outputs_differ(w: Wanted) -> None:
     outputs = {option: path.resolve() for option, path in named.items() if path is not None}
     for (one, file), (other, same) in combinations(outputs.items(), 2):
         if file == same:
-            raise InputError(f"{one} and {other}: both are {named[other]}; name two")
+            raise InputError(f"{one} and {other} are both {named[other]}; name two different files")
         if other == "--report" and same in file.parents:
             raise InputError(
-                f"{one}: {named[one]} lies in the folder of --report, which is for the report alone"
+                f"{one}: {named[one]} is in the folder of --report, which is only for the report; choose "
+                "another place"
             )
 
 
@@ -188,8 +191,9 @@ def _score(wanted: Wanted) -> Scored:
     if wanted.results is not None and (done.records.renumbered or done.config.data.merge):
         data = [word for word in wanted.overrides if word.startswith("data.")]
         log.warning(
-            "--results: images and classes have other ids there than in the annotations, if those have any; "
-            "python -m data.convert %s --split %s --output FILE writes the gt with the same ids",
+            "--results: the ids of images and classes in that file differ from those of the annotations, "
+            "if those have any; to write the ground truth with the same ids, use python -m data.convert %s "
+            "--split %s --output FILE",
             shlex.join([str(model), *data]), split,
         )  # fmt: skip
     of_split = f"{split} of {done.config.data.root}"

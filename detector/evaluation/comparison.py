@@ -105,8 +105,8 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
         difference = _difference(sets[0], records)
         if difference:
             raise InputError(
-                f"{path} cannot be compared with {paths[0]}: {difference}; compare runs of one data set, or "
-                "set data.root and data.splits for all (folds: --mean)"
+                f"{path} cannot be compared with {paths[0]}: {difference}; compare runs of the same data "
+                "set, or set data.root and data.splits for all of them (for folds use --mean)"
             )
     scored = (score_checkpoint(c, records).scores for c, records in zip(opened, sets, strict=True))
     tallies = [tally_of(scores.coco.material) for scores in scored]
@@ -143,7 +143,7 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
     first = tallies[0]
     images = len(first.image_ids)
     if first.gt_counts.sum() == 0:
-        raise InputError("there are no gt boxes to compare by")
+        raise InputError("there are no gt boxes to compare with")
     counts = draws(images)
     there = first.gt_counts > 0  # [I, K]
     few = [int(there.any(1).sum()) < _FEW] * 3 + (there.sum(0) < _FEW).tolist()
@@ -181,9 +181,9 @@ def comparison_table(comparison: Comparison, title: str) -> str:
             f"{title}: {comparison.images} images, {100 * CONFIDENCE:g} % intervals of {RESAMPLES} resamples",
             *(f"{letter}  {run.name}{_told(run)}" for letter, run in zip(columns, runs, strict=True)),
             *aligned(rows),
-            *([f"and the AP of {more} more classes, which --output FILE.json has"] if more > 0 else []),
-            "* the interval of the difference excludes 0, as one in twenty does by luck "
-            f"(not said of what is in fewer than {_FEW} images)",
+            *([f"and the AP of {more} more classes (use --output FILE.json for all)"] if more > 0 else []),
+            "** the interval of the difference excludes 0, as one in twenty does by chance (not marked for "
+            f"classes in fewer than {_FEW} images)",
         ]
     )
 
@@ -287,9 +287,12 @@ def _plain(intervals: dict[str, Interval], of_differences: bool = False) -> dict
 def _difference(first: DetectionSet, other: DetectionSet) -> str | None:
     """In what two sets differ, in words; None where they are the same images with the same gt boxes."""
     if set(first.classes) != set(other.classes):
-        return f"its classes are {', '.join(other.classes)}, there {', '.join(first.classes)}"
+        return (
+            f"its classes are {', '.join(other.classes)}, but those of the first are "
+            f"{', '.join(first.classes)}"
+        )
     if len(first) != len(other):
-        return f"it has {len(other)} images, there {len(first)}"
+        return f"it has {len(other)} images, but the first has {len(first)}"
     for mine, theirs in zip(other.files, first.files, strict=True):
         if Path(mine).name != Path(theirs).name:
             return f"its images differ, e.g. {mine} and {theirs}"

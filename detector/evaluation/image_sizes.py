@@ -25,9 +25,9 @@ def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
         return False
     height, width = resized[resized.prod(axis=1).argmax()].tolist()
     log.warning(
-        "eval.tile=%d cuts nothing: the largest image is %d x %d px after data.transforms.eval "
-        "('data.transforms.eval=[]' data.image_size=null keeps images as large as they are, for a detector "
-        "that learnt them so)",
+        "eval.tile=%d has no effect: the largest image is %d x %d px after data.transforms.eval (for a "
+        "detector trained on full-size images, keep their size with 'data.transforms.eval=[]' "
+        "data.image_size=null)",
         tile, width, height,
     )  # fmt: skip
     return True
@@ -45,8 +45,9 @@ def warn_of_scale(trained: DataConfig, now: DataConfig, sizes: NDArray[np.int64]
     factor = float(np.median(here / then))
     if not 1 / OTHER_SIZE < factor < OTHER_SIZE:
         log.warning(
-            "images are %.2g times as large as the training's data.transforms.eval makes them (the median), "
-            "and objects of a size that was not learnt are hardly found; leave it as it was, unless "
-            "data.transforms.train shows them so, as crops do",
+            "images are %.2g times as large (the median) as with the data.transforms.eval of the training, "
+            "and objects of a size that was not learned are hardly found; leave data.transforms.eval and "
+            "data.image_size as they were, unless data.transforms.train shows objects at this size, as "
+            "crops do",
             factor,
         )  # fmt: skip

@@ -94,8 +94,8 @@ def predict_batches(
         extremes = torch.stack((outputs.logits.amax(), *outputs.deltas.aminmax()))
         if not extremes.isfinite().all():
             raise InputError(
-                "the network gives NaN or infinite numbers: its weights are damaged, have grown too large "
-                "(train with a lower optimizer.lr), or are too large for fp16 (train.amp=off tells)"
+                "the network returns NaN or infinite numbers: its weights are damaged, have grown too "
+                "large (train with a lower optimizer.lr), or are too large for fp16 (try train.amp=off)"
             )
         return postprocess(outputs, sizes)
 

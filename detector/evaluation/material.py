@@ -93,7 +93,8 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
             texts = [one for one in ids if isinstance(one, str)]
             if 0 < len(texts) < len(ids):
                 raise InputError(
-                    f"{annotations_path}: some {what} ids are texts, such as '{texts[0]}', others not"
+                    f"{annotations_path}: some {what} ids are strings, such as '{texts[0]}', but others are "
+                    "not; use one kind"
                 )
         image_ids, category_ids = sorted(image_records), sorted(names)
         places = {image: place for place, image in enumerate(image_ids)}
@@ -104,7 +105,9 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
             box, area, crowd = _box(record), record.get("area"), record.get("iscrowd")
             area = float(-1 if area is None else area)
             if len(box) != 4 or not all(map(math.isfinite, (*box, area))) or min(box[2:]) < 0:
-                raise ValueError("bbox and area must be finite numbers, and no side of the four negative")
+                raise ValueError(
+                    "bbox must be four finite numbers without a negative side, and area a finite number"
+                )
             if crowd not in (0, 1, None):  # "0" is true in Python
                 raise ValueError(f"iscrowd must be 0 or 1, got {crowd!r}")
             image, category = record["image_id"], record["category_id"]
@@ -153,16 +156,17 @@ def _refuse_ids_of_prediction(path: Path, annotations_path: Path, image_records:
         name = None if meant is None else meant.get("file_name")
         if name is not None and PureWindowsPath(name).name != PureWindowsPath(record["file_name"]).name:
             raise InputError(
-                f"{path}: image id {record['id']} is {record['file_name']} ({listing.name} beside it), and "
-                f"{name} in {annotations_path}; evaluate.py RUN_DIR --results FILE writes the set's own ids"
+                f"{path}: image id {record['id']} is {record['file_name']} (in {listing.name} beside it), "
+                f"but {name} in {annotations_path}; to write results with the ids of the data set, use "
+                "evaluate.py RUN_DIR --results FILE"
             )
 
 
 def _say_what_is_left_out(path: Path, used: int, given: int) -> None:
     listed = "of an image and a category that the file lists"
     if used == 0:
-        raise InputError(f"{path}: none of the {given} annotations is {listed}; compare the ids")
-    log.warning("%s: %d of %d annotations left out: they are not %s", path, given - used, given, listed)
+        raise InputError(f"{path}: none of the {given} annotations is {listed}; check the ids")
+    log.warning("%s: left out %d of %d annotations, which are not %s", path, given - used, given, listed)
 
 
 def _read_results(
@@ -170,7 +174,7 @@ def _read_results(
 ) -> FoundBoxes:
     results = read_json(path, "results file")
     if not isinstance(results, list):
-        raise InputError(f"{path} is not a COCO results file: a list of detections is wanted")
+        raise InputError(f"{path} is not a COCO results file, which must be a list of detections")
     # Ids in quotes are those that the annotations list as numbers.
     images, categories = ({str(number): number for number in listed} for listed in (places, labels))
     # As arrays from the start: five million detections take gigabytes as Python's objects.
@@ -193,7 +197,7 @@ def _read_results(
                     f"{at} has category id {category!r:.80}, which {annotations_path} does not list"
                 )
             if len(box) != 4 or not all(map(math.isfinite, [*box, score])):
-                raise InputError(f"{at}: four finite numbers and a finite score are wanted")
+                raise InputError(f"{at}: bbox must be four finite numbers, and score a finite number")
             boxes.extend(box)
             scores.append(score)
             labels_of.append(labels[category])
@@ -212,7 +216,8 @@ def _warn_of_a_part(path: Path, with_gt: Ints, with_found: Ints) -> None:
     empty = len(images) - int(np.isin(images, with_found).sum())
     if len(with_found) and 2 * empty > len(images):
         log.warning(
-            "%s: no detection in %d of the %d images that have gt boxes; is it all, and of this split?",
+            "%s: no detection in %d of the %d images that have gt boxes; are the results complete, and of "
+                "this split?",
             path, empty, len(images),
         )  # fmt: skip
 
@@ -239,7 +244,7 @@ def _box(record: Any) -> list[float]:
 def _files(
     records: dict[Any, Any], ids: list[Any], folder: Path, source: Path, at: list[str]
 ) -> tuple[Path, ...]:
-    require_folder(folder, "--images", "name the folder of the images")
+    require_folder(folder, "--images", "give the folder of the images")
     files, finder = [], ImageFinder(folder)
     for image in ids:
         at[0] = f"image id {image}"
@@ -256,7 +261,7 @@ def _no_two(path: Path, what: str, values: list[Any]) -> None:
     seen: set[Any] = set()
     for value in values:
         if value in seen:
-            raise InputError(f"{path}: the {what} {value!r} stands twice; each must have its own")
+            raise InputError(f"{path}: the {what} {value!r} is listed twice; each must be unique")
         seen.add(value)
 
 

@@ -21,7 +21,9 @@ def check_recalibrated(file: Path, model: Path) -> None:
     """Before the work. Raises InputError: the file cannot be written, or is no earlier output of this."""
     check_output(OPTION, file, inputs=[find_checkpoint(model)])
     if file.exists() and not (zipfile.is_zipfile(file) and load_checkpoint(file).get(_MARK)):
-        raise InputError(f"{OPTION}: {file} is no earlier output of this option; name another file")
+        raise InputError(
+            f"{OPTION}: {file} exists and is not an earlier output of this option; name another file"
+        )
 
 
 def recalibrate(model: Path, overrides: Sequence[str], split: str) -> tuple[CheckpointScores, dict[str, Any]]:
@@ -40,13 +42,16 @@ def recalibrate(model: Path, overrides: Sequence[str], split: str) -> tuple[Chec
             found.
     """
     if not apply_overrides({}, [*overrides]).get("eval", {}).get("calibrate", True):
-        raise InputError(f"eval.calibrate=false: {OPTION} fits what that leaves out; leave it out")
+        raise InputError(
+            f"eval.calibrate=false: {OPTION} fits the calibration, which this setting turns "
+            "off; leave the setting out"
+        )
     raw = evaluate_checkpoint(model, [*overrides, "eval.calibrate=false"], split)
     known = raw.scores.coco.material.gt_totals() > 0
     calibration = fit_calibration(raw.scores.coco.matched, known) if known.any() else None
     if calibration is None:
-        lacks = "holds no gt boxes" if not known.any() else "has nothing found in it"
-        raise InputError(f"{OPTION}: the split {split} {lacks}, so there is nothing to calibrate by")
+        lacks = "has no gt boxes" if not known.any() else "has no detections"
+        raise InputError(f"{OPTION}: the split {split} {lacks}, so there is nothing to calibrate with")
     scores = raw.scores.calibrated(calibration)
     content = load_checkpoint(raw.file)
     content.pop("training", None)  # the state of the optimizer: this one is for use

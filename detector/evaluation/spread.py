@@ -80,8 +80,8 @@ def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split
     for path, one in zip(paths, opened, strict=True):
         if set(one.classes) != set(opened[0].classes):
             raise InputError(
-                f"{path} and {paths[0]} make no mean: its classes are {some_of(one.classes, 9)}, there "
-                f"{some_of(opened[0].classes, 9)}"
+                f"{path} and {paths[0]} cannot be averaged: the classes of the former are "
+                f"{some_of(one.classes, 9)}, of the latter {some_of(opened[0].classes, 9)}"
             )
     _warn_of_other_recipes(opened)
     sets = [set_to_score(one, overrides, split) for one in opened]
@@ -91,7 +91,7 @@ def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split
 
 def _warn_of_twins(files: Sequence[Path]) -> None:
     if len({file.resolve() for file in files}) < len(files):
-        log.warning("--mean: a run is given twice, and counts twice")
+        log.warning("--mean: a run is given twice and counts twice")
 
 
 def _warn_of_other_recipes(opened: Sequence[OpenCheckpoint]) -> None:

@@ -30,14 +30,14 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
             f"{one.best_f1:7.3f}  {one.best_precision:6.3f}  {one.best_recall:6.3f}  {at}"
         )
     if rest := len(there) - len(shown):
-        rows.append(f"... and {rest} more, with fewer gt boxes: evaluate.py shows all")
+        rows.append(f"... and {rest} more, with fewer gt boxes (evaluate.py shows all)")
     if without := len(result.per_class) - len(there):
         rows.append(f"{without} class{'es' * (without > 1)} without gt boxes")
     if result.chosen:
         rows.append(f"at the thresholds {result.chosen.of}:")
         rows += _at_chosen(result, [*shown], width)
     costs = result.errors.costs()
-    rows.append("AP50 to be gained without errors of a kind, and how many there are:")
+    rows.append("AP50 that could be gained without each kind of error, and the number of errors:")
     rows.append("      " + "  ".join(f"{SHORT_NAMES[name]:>11}" for name in costs))
     rows.append("AP50  " + "  ".join(f"{cost.ap50:11.3f}" for cost in costs.values()))
     rows.append("count " + "  ".join(f"{cost.count:11d}" for cost in costs.values()))

@@ -192,7 +192,7 @@ def warn_of_tiles(config: Config, records: DetectionSet) -> None:
     beyond = (sides > limits[~records.ignore]).any(axis=1)
     if beyond.sum() > _MANY * len(sides):
         log.warning(
-            "eval.tile_overlap=%d: %d of %d objects are larger than what tiles share, the largest %.0f px, "
-            "and may be found in parts; set a larger overlap, or larger tiles",
+            "eval.tile_overlap=%d: %d of %d objects are larger than the overlap of the tiles, the largest "
+            "%.0f px, and may be found in parts; set a larger overlap, or larger tiles",
             tiling.overlap, beyond.sum(), len(sides), sides.max(),
         )  # fmt: skip

@@ -51,11 +51,13 @@ def predict(wanted: Wanted) -> None:
         raise InputError("--frames is for annotations: give --format instances, voc or yolo as well")
     least = {} if w.threshold is None else parse_thresholds(w.threshold)
     if w.model.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        raise InputError(f"{w.model} is no checkpoint; the run folder comes first, then what to detect in")
+        raise InputError(
+            f"{w.model} is not a checkpoint; give the run folder or checkpoint first, then the inputs"
+        )
     if not w.inputs:
-        raise InputError("give an image, a folder or a video beside the settings")
+        raise InputError("give an image, a folder or a video in addition to the settings")
     if w.resume is not None and w.output is not None:
-        raise InputError("--resume goes on in a folder that is there; leave out --output")
+        raise InputError("--resume continues in an existing folder; leave out --output")
     checkpoint = find_checkpoint(w.model)  # before the inputs: they may have changed places
     sources, folder = find_sources(w.inputs), ResultsFolder(w.output, w.resume)
     detector = Detector.load(w.model, w.device, w.overrides)
@@ -91,7 +93,7 @@ def _count(option: str, text: str | None) -> int | None:
         return None
     count = number_of(option, text)
     if not (1 <= count <= _MOST and count.is_integer()):
-        raise InputError(f"{option}: a whole number from 1 to {_MOST} is wanted, not {text}")
+        raise InputError(f"{option} must be a whole number from 1 to {_MOST}, got {text}")
     return int(count)
 
 
@@ -99,7 +101,7 @@ def _among(text: str, classes: Sequence[str]) -> list[str]:
     """The classes whose names stand between commas; a name may hold some itself."""
     found = [part.strip() for part in parts_of(text, lambda part: part.strip() in classes)] or [""]
     if found[-1] not in classes:
-        raise InputError(f"--classes: there is no class '{found[-1]}'; there are {', '.join(classes)}")
+        raise InputError(f"--classes: there is no class '{found[-1]}'; the classes are {', '.join(classes)}")
     return found
 
 
@@ -108,8 +110,8 @@ def _warn_of_low(scores: Mapping[str, float]) -> None:
     low = [f"{name} {score:.2g}" for name, score in scores.items() if score < _NEARLY_ALL]
     if low:
         log.warning(
-            "thresholds near 0, as these classes were hardly found in validation: %s; nearly all of them are "
-            "written, unless --threshold 0.5, or one by name, says otherwise",
+            "the thresholds of these classes are near 0, because they were hardly found in validation: %s; "
+            "nearly all their detections are written, unless you give --threshold 0.5, or one by class",
             some_of(low, 5),
         )
 

@@ -65,7 +65,7 @@ class Journal:
                 "stop it first"
             ) from None
         except OSError as error:
-            raise InputError(f"cannot write into {self._folder.path}: {error.strerror}") from None
+            raise InputError(f"cannot write in {self._folder.path}: {error.strerror}") from None
 
     def before(self) -> Iterator[dict[str, Any]]:
         """What `add` and `end_video` have written before; up to a line that was cut off."""
@@ -90,14 +90,14 @@ class Journal:
     def _refuse_others(self, head: dict[str, Any] | None) -> None:
         if head is None:
             raise InputError(
-                f"--resume: {self._folder.path} holds nothing to go on with: it is done, or no folder of "
-                "predict.py"
+                f"--resume: {self._folder.path} has nothing to continue: it is complete, or not a results "
+                "folder of predict.py"
             )
         for name, value in self._head.items():
             if head.get(name) != value:
                 raise InputError(
-                    f"--resume: {self._folder.path} was begun with another {name}; give that, or begin anew "
-                    "with another --output"
+                    f"--resume: {self._folder.path} was started with another {name}; give the same one, or "
+                    "start again with another --output"
                 )
 
     def add(self, results: Sequence[Result]) -> None:

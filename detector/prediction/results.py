@@ -161,11 +161,11 @@ class ResultsFolder:
                     return folder
         except FileExistsError:
             raise InputError(
-                f"--output: another run has begun to write into {self._wanted}; choose another"
+                f"--output: another run has started to write in {self._wanted}; choose another folder"
             ) from None
         except OSError as error:
             raise InputError(
-                f"--output: {self._wanted or DEFAULT_FOLDER} cannot be made: {error.strerror}"
+                f"--output: {self._wanted or DEFAULT_FOLDER} cannot be created: {error.strerror}"
             ) from None
         raise AssertionError("unreachable")
 
@@ -210,7 +210,7 @@ class ResultsFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make {path.parent}: {error.strerror}") from None
+            raise InputError(f"{path.parent} cannot be created: {error.strerror}") from None
         return path
 
     def write_coco(
@@ -303,7 +303,7 @@ class ResultsFolder:
         path = self._place(kind, place, ending)
         if path.stem != place.stem:
             cut = not path.stem.startswith(place.stem)
-            why = "the name is too long" if cut else "another image has the name too"
+            why = "the name is too long" if cut else "another image has the same name"
             renamed.append(f"{result.source.path}: {why}; its labels are {path}")
         return path
 
@@ -347,18 +347,18 @@ def _say_renamed(lines: Sequence[str]) -> None:
     for line in lines[:_LINES]:
         log.warning("%s", line)
     if len(lines) > _LINES:
-        log.warning("and %d more images whose labels have other names than they", len(lines) - _LINES)
+        log.warning("and %d more images whose labels have different names", len(lines) - _LINES)
 
 
 def _say_what_is_left_out(form: str, results: Sequence[Result]) -> None:
     frames = sum(result.frame is not None for result in results)
     if frames and all(result.kept is None for result in results):
         log.warning(
-            "--format %s: annotations are of image files; %d frames of videos have none (--frames 25 makes "
-            "images of each 25th)", form, frames,
+            "--format %s: annotations need image files, which %d video frames do not have (--frames 25 "
+            "saves every 25th frame as an image)", form, frames,
         )  # fmt: skip
 
 
 def _refuse_full(folder: Path) -> None:
     if any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"--output: {folder} holds something already; choose another")
+        raise InputError(f"--output: {folder} is not empty; choose another folder")

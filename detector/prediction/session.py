@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 _MORE_MEMORY = (
-    "needs more memory than there is; let data.transforms.eval of the training make images smaller, set a "
-    "lower eval.tile_batch_size where there are tiles, or try --device cpu"
+    "needs more memory than is available; make images smaller in data.transforms.eval of the training, "
+    "lower eval.tile_batch_size if tiles are used, or try --device cpu"
 )
 _READERS = 4  # threads that decode a batch while the network works on the one before
 _TOGETHER = 2048  # images among which those of like shape are looked for
@@ -90,15 +90,17 @@ def predict(
         except BaseException:
             termination.hold_back()
             if session.results or session.noted:
-                held = f"{folder.path} holds what was found before"
+                held = f"{folder.path} contains what has been found so far"
                 if not {*TO_CORRECT}.isdisjoint(formats):
                     held += ", but no annotations to correct yet"
                 try:
                     if session.results:
                         session.write_tables([f for f in formats if f not in TO_CORRECT])
                 except InputError as error:  # why it breaks off is told behind
-                    held = f"{error}; what was found before is in {folder.path} all the same"
-                log.warning("broken off; %s: the same command with --resume %s goes on", held, folder.path)
+                    held = f"{error}; what has been found so far is still in {folder.path}"
+                log.warning(
+                    "interrupted; %s; to continue, run the same command with --resume %s", held, folder.path
+                )
             raise
         termination.hold_back()
         if not session.results:
@@ -107,18 +109,18 @@ def predict(
             if not session.noted:
                 journal.done()
             else:
-                some += f"; the same command with --resume {folder.path} keeps the frames before"
+                some += f"; to keep the frames done so far, run the same command with --resume {folder.path}"
             raise InputError(some)
         try:
             session.write_tables(formats)
         except InputError as error:
-            then = f"the same command with --resume {folder.path} writes what is lacking"
+            then = f"to write what is missing, run the same command with --resume {folder.path}"
             raise InputError(f"{error}; {then}") from None
         journal.done()
     if full := sum(result.full for result in session.results):
         log.warning(
             "%d of %d images and frames have as many detections as eval.detections_per_img allows, and may "
-            "hold more; set it higher", full, len(session.results),
+            "contain more objects; set it higher", full, len(session.results),
         )  # fmt: skip
     detector.warn_of_sizes(np.array([result.size for result in session.results], dtype=np.int64))
     found = sum(len(result.found) for result in session.results)
@@ -187,21 +189,21 @@ class _Session:
                     self._frames_before.pop(source, None)
         if gone and not any(source in whole or source in self._frames_before for source in sources):
             raise InputError(
-                f"--resume: {self._folder.path} holds results of {next(iter(gone))}, which is none of the "
-                "inputs; give those that it was begun with"
+                f"--resume: {self._folder.path} has results of {next(iter(gone))}, which is not among the "
+                "inputs; give the inputs that it was started with"
             )
         for source in gone.values():
             self._frames_before.pop(source, None)  # what is not whole cannot become so
         if kept := [name for name, source in gone.items() if source in whole]:
             log.warning(
-                "--resume: %d inputs of before are none now, such as %s; what was found in them stays",
+                "--resume: %d earlier inputs are not given now, such as %s; their results are kept",
                 len(kept), kept[0],
             )  # fmt: skip
         if self._folder.resumed:
             frames_before = sum(map(len, self._frames_before.values()))
             self.noted = frames_before > 0
             more = f", and {frames_before} frames of others" if frames_before else ""
-            print(f"{len(whole) - len(kept)} of {len(sources)} inputs are done already{more}", flush=True)
+            print(f"{len(whole) - len(kept)} of {len(sources)} inputs are already done{more}", flush=True)
         self._order = [*gone.values(), *sources]
         self.results += [result for results in whole.values() for result in results]
         return [source for source in sources if source not in whole]
@@ -259,7 +261,7 @@ class _Session:
         except InputError as error:
             return error
         except MemoryError:
-            return InputError(f"image {source.path} needs more memory than there is")
+            return InputError(f"image {source.path} needs more memory than is available")
 
     def video(self, source: Source) -> None:
         """Detect in every frame of a video."""
@@ -306,7 +308,10 @@ class _Session:
         before = self._frames_before.pop(source, [])
         for known, pixels in zip(before, frames, strict=False):
             if pixels.shape[:2] != known.size:
-                raise _Undetectable(f"{source.path} has frames of another size than before; begin anew")
+                raise _Undetectable(
+                    f"{source.path} has frames of a different size than before; start again "
+                    "with another --output"
+                )
             yield self._kept(known, pixels), self._drawn(known.found, pixels)
         first = len(before)
         while batch := list(islice(frames, self._detector.batch_size)):

@@ -118,7 +118,10 @@ def test_it_is_the_gt_of_the_results_of_a_run(
     caplog.clear()
     files = ("--results", "found.json", "--output", "metrics.json")
     assert call(evaluate.main, "run", *files, cwd=place).code == 0
-    command = "python -m data.convert run --split val --output FILE writes the gt with the same ids"
+    command = (
+        "to write the ground truth with the same ids, use python -m data.convert run --split val --output "
+        "FILE"
+    )
     assert (command in caplog.text) == (not as_annotated)
     assert call(convert.main, "run", "--split", "val", "--output", "gt.json", cwd=place).code == 0
     metrics = json.loads((place / "metrics.json").read_text())

@@ -78,7 +78,7 @@ def test_images_may_come_from_anything_that_gives_them_one_by_one(detector, eval
     assert all(map(same, detector(path for path in files), once))
     assert detector(iter(())) == []
     for wrong in (None, 3, bytearray(b"JPEG"), io.BytesIO(b"JPEG")):
-        with pytest.raises(InputError, match=f"or several of these are wanted, got {type(wrong).__name__}"):
+        with pytest.raises(InputError, match=f"or several of these, got {type(wrong).__name__}"):
             detector(wrong)
 
 
@@ -122,7 +122,7 @@ def test_thresholds_may_be_given_for_all_or_by_name(detector, evaluated) -> None
     assert 0 < kept.sum() < len(found)
     assert same(cats, found.above([middle, 0.0]))
     np.testing.assert_array_equal(cats.scores, found.scores[kept])
-    with pytest.raises(InputError, match="1 are given, and there are 2 classes"):
+    with pytest.raises(InputError, match="1 are given, but there are 2 classes"):
         found.above([0.5])
 
 
@@ -219,7 +219,7 @@ def test_settings_of_the_training_change_nothing_and_are_told_so(run, caplog) ->
     ]
     open_checkpoint(run, words)
     (message,) = caplog.messages
-    assert message.startswith("train.epochs, loss.name: of the training, and changes nothing")
+    assert message.startswith("train.epochs, loss.name: used only in training, without effect")
 
 
 def test_another_nms_than_that_of_the_calibration_is_said(run, caplog) -> None:
@@ -230,7 +230,7 @@ def test_another_nms_than_that_of_the_calibration_is_said(run, caplog) -> None:
         open_checkpoint(run, words)
     assert not caplog.text
     open_checkpoint(run, [f"eval.nms_threshold={other}"])
-    then = f"calibrated for eval.nms_threshold={trained.nms_threshold}, and promise"
+    then = f"calibrated for eval.nms_threshold={trained.nms_threshold}, and are too high"
     assert f"eval.nms_threshold={other}: scores and thresholds are {then}" in caplog.text
     caplog.clear()
     open_checkpoint(run, ["eval.nms=soft"])
@@ -246,7 +246,7 @@ def test_images_of_another_size_than_those_of_the_calibration_are_said(run, capl
     caplog.clear()
     open_checkpoint(run, ["data.transforms.eval=[{ResizeWithin: {long: 60}}]"])
     assert '{"long": 60}}]: scores and thresholds are calibrated for' in caplog.text
-    assert '{"long": 50}}], and promise too much or too little' in caplog.text
+    assert '{"long": 50}}], and are too high or too low' in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_precision_of_a_gpu_that_a_cpu_is_slow_in_is_said(
     open_checkpoint(tmp_path / "other.pt", [f"train.amp={amp}"])
     assert not caplog.text
     open_checkpoint(tmp_path / "other.pt", [])
-    assert (f"train.amp={amp} of the training takes many times as long" in caplog.text) == slow
+    assert (f"train.amp={amp}, as in the training, takes many times as long" in caplog.text) == slow
 
 
 def test_the_thresholds_that_detections_carry_are_kept_once(detector, evaluated) -> None:
@@ -288,8 +288,8 @@ def test_a_cut_by_raw_scores_says_what_it_means_in_calibrated_ones(run, caplog) 
     assert not caplog.text
     open_checkpoint(run, ["eval.score_threshold=0.25"])
     low, high = (f"{worth:.2g}" for worth in sorted(float(one(np.array(0.25))) for one in calibration.maps))
-    cut = "eval.score_threshold=0.25 cuts raw scores: what is calibrated to"
-    assert f"{cut} {low} and less{f' (of some classes {high})' if low != high else ''} is lost" in caplog.text
+    cut = "eval.score_threshold=0.25 applies to raw scores: detections with calibrated scores up to"
+    assert f"{cut} {low}{f' (for some classes {high})' if low != high else ''} are lost" in caplog.text
 
 
 def test_thresholds_of_a_training_without_calibration_are_brought_to_its_scale(run, evaluated) -> None:
@@ -322,14 +322,14 @@ def test_above_takes_one_threshold_or_one_for_each_class() -> None:
     named = replace(found, thresholds={"cat": 0.5, "dog": 0.5, "yak": 0.5})
     assert named.above([0.3, 0.6, 1]).boxes.tolist() == boxes[[0, 2]].tolist()
     for wrong, problem in (
-        ([0.3, 0.6], "2 are given, and there are 3 classes"),
-        ([0.3] * 4, "4 are given, and there are 3 classes"),
-        (None, "numbers are wanted"),
-        ([0.3, 0.6, float("nan")], "numbers are wanted"),
-        ({"cat": float("nan")}, "numbers are wanted"),
-        ({"cat": "x"}, "numbers are wanted"),
-        ("x", "numbers are wanted"),
-        (np.zeros((3, 1)), "numbers are wanted"),
+        ([0.3, 0.6], "2 are given, but there are 3 classes"),
+        ([0.3] * 4, "4 are given, but there are 3 classes"),
+        (None, "must be numbers"),
+        ([0.3, 0.6, float("nan")], "must be numbers"),
+        ({"cat": float("nan")}, "must be numbers"),
+        ({"cat": "x"}, "must be numbers"),
+        ("x", "must be numbers"),
+        (np.zeros((3, 1)), "must be numbers"),
     ):
         with pytest.raises(InputError, match=problem):
             named.above(wrong)
@@ -394,7 +394,9 @@ def test_what_was_found_is_drawn_on_the_image_whatever_it_comes_as(detector, tmp
     assert np.array_equal(found.above(1.1).draw(upright), upright)
     with pytest.raises(InputError, match=r"600 x 400 px, and .* in one of 400 x 600; .*exif_transpose"):
         found.draw(Image.open(tmp_path / "turned.png"))
-    with pytest.raises(InputError, match=r"64 x 48 px, and these were found in one of 400 x 600$"):
+    with pytest.raises(
+        InputError, match=r"64 x 48 px, but these detections are of an image of 400 x 600 px$"
+    ):
         found.draw(np.zeros((48, 64, 3), np.uint8))
 
 
@@ -415,7 +417,7 @@ def test_any_number_of_images_is_looked_at_as_they_come(detector, monkeypatch: p
     found = [first, *stream]
     with pytest.raises(InputError, match="image 3: an array must be"):
         list(detector.stream([*images[:3], np.zeros((4, 4)), images[3]]))
-    with pytest.raises(InputError, match="several images are wanted, got one"):
+    with pytest.raises(InputError, match="expected several images, got one"):
         list(detector.stream(images[0]))
     for one, other in zip(found, detector(images), strict=True):
         np.testing.assert_array_equal(one.boxes, other.boxes)
@@ -485,23 +487,23 @@ def test_of_boxes_of_several_classes_on_an_object_the_best_is_left() -> None:
 def test_a_batch_has_an_image(detector: Detector) -> None:
     """Of none a stream would give nothing, without a word."""
     for images in (0, 1.5, "4", True):
-        with pytest.raises(InputError, match=f"batch_size: a whole number of .* got {images!r}"):
+        with pytest.raises(InputError, match=f"batch_size must be a whole number of .* got {images!r}"):
             detector.batch_size = images
 
 
 def test_what_is_set_otherwise_than_it_should_be_is_refused(detector: Detector, run: Path) -> None:
-    wanted = f"one for each of {len(detector.classes)} classes is wanted, got"
+    wanted = f"expected one for each of {len(detector.classes)} classes, got"
     with pytest.raises(InputError, match=f"{wanted} {len(detector.classes) + 1}"):
         detector.thresholds = [0.5] * (len(detector.classes) + 1)
     with pytest.raises(InputError, match=f"{wanted} a single number"):
         detector.thresholds = 0.5
     for scores in ({"cat": 0.5}, ["0.5", "0.2"], [True, False]):
-        with pytest.raises(InputError, match="thresholds: a list of numbers is wanted"):
+        with pytest.raises(InputError, match="thresholds must be a list of numbers"):
             detector.thresholds = scores
     other = Detector.load(run, device="cpu")
     other.thresholds = [0.25] * len(other.classes)
     assert other.thresholds.tolist() == [0.25] * len(other.classes)
-    with pytest.raises(InputError, match="overrides: a list is wanted"):
+    with pytest.raises(InputError, match="overrides must be a list"):
         Detector.load(run, overrides="eval.nms_threshold=0.6")
 
 

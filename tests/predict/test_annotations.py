@@ -90,7 +90,7 @@ def test_files_of_one_name_are_told_apart(place: Path, trained: Path, caplog) ->
     words = ("images/0.png", "images/deep/0.png", *ALL, "--format", "instances,yolo,csv", "--output", "out")
     outcome = run(place, trained, *words)
     assert outcome.code == 0
-    (said,) = [line for line in caplog.messages if "has the name too" in line]
+    (said,) = [line for line in caplog.messages if "has the same name" in line]
     assert said.startswith("images/deep/0.png: another image") and said.endswith("labels/0-2.txt")
     names = [image["file_name"] for image in read(place / "out/instances.json")["images"]]
     assert names == ["images/0.png", "images/deep/0.png"]
@@ -109,7 +109,7 @@ def test_frames_are_left_out_and_counted(
         for value in (0, 90):
             video.write(np.full((48, 64, 3), value, np.uint8))
     assert run(place, trained, "clip.mp4", "images/0.png", "--format", kind, "--output", "out").code == 0
-    assert f"--format {kind}: annotations are of image files; 2 frames" in caplog.text
+    assert f"--format {kind}: annotations need image files, which 2 video frames" in caplog.text
     if kind == "yolo":
         assert files(place / "out") == {"data.yaml", "labels/0.txt"}
     elif kind == "voc":

@@ -42,7 +42,7 @@ def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
     assert outcome.code == 0, outcome.err
     assert max(asked) == 4
     (failed,) = (place / "predictions/failed.txt").read_text().splitlines()
-    assert "large.png (64 x 49 px): needs more memory than there is" in failed
+    assert "large.png (64 x 49 px): needs more memory than is available" in failed
     assert len(read(place / "predictions/images.json")["images"]) == 7
     assert len(files(place / "predictions/pictures")) == 7
 
@@ -90,10 +90,10 @@ def test_of_two_runs_into_one_folder_the_later_is_refused(tmp_path: Path) -> Non
     """Both are started before either has results; a folder that was emptied since its run may be used."""
     one, other = ResultsFolder(tmp_path / "out"), ResultsFolder(tmp_path / "out")
     one.write_failed([])
-    with pytest.raises(InputError, match=r"--output: .*out holds something already"):
+    with pytest.raises(InputError, match=r"--output: .*out is not empty"):
         other.write_failed([])
     (tmp_path / "out" / "failed.txt").unlink()
-    with pytest.raises(InputError, match=r"--output: another run has begun to write into .*out; choose"):
+    with pytest.raises(InputError, match=r"--output: another run has started to write in .*out; choose"):
         other.write_failed([])
     ResultsFolder(tmp_path / "out").write_failed([])
     assert (tmp_path / "out" / "failed.txt").exists()
@@ -185,7 +185,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--batch", "1.5"): ("--batch", "1.5"),
     ("images", "--batch", "inf"): ("--batch", "inf"),
     ("images", "--batch", "1e30"): ("--batch", "1e30"),
-    ("images", "--output", "images"): ("--output", "images", "holds something already"),
+    ("images", "--output", "images"): ("--output", "images", "is not empty"),
     ("images", "--output", "images/0.png"): ("--output", "images/0.png", "not a folder"),
     ("images", "--output", "images/0.png/new"): (
         "images/0.png/new cannot be created",
@@ -196,7 +196,7 @@ REFUSED = {  # words -> what the line says
     ("eval.nms=hard",): ("give an image",),
     ("images", "a=1.jpg"): ("a=1.jpg", "neither a file nor a setting"),
     ("images", "train.device=cpu"): ("train.device", "--device"),
-    ("images", "data.classes=[bird]"): ("data.classes", "leave the key out"),
+    ("images", "data.classes=[bird]"): ("data.classes", "leave the setting out"),
     ("images", "nowhere.jpg"): ("nowhere.jpg", "does not exist"),
     ("nowhere/*.jpg",): ("nowhere/*.jpg", "matches nothing"),
     ("empty",): ("empty", "no images"),
@@ -322,14 +322,14 @@ def test_what_was_broken_off_is_gone_on_with_to_the_same_results(
     outcome = run(place, trained, *words, "--resume", "out")
     assert outcome.code == 0, outcome.err
     assert sum(asked) == (5 if kill else 3)
-    assert outcome.out.startswith(f"{2 if kill else 4} of 7 inputs are done already\n")
+    assert outcome.out.startswith(f"{2 if kill else 4} of 7 inputs are already done\n")
     assert outcome.out.endswith("in 7 images: out\n")
     names = files(place / "whole")
     assert files(place / "out") == names
     for name in names:
         assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
     assert not (place / "out" / ".found.jsonl").exists()
-    again = ("--resume: out holds nothing to go on with",)
+    again = ("--resume: out has nothing to continue",)
     assert_refused(predict.main, (str(trained / "run"), *words, "--resume", "out"), place, *again)
 
 
@@ -365,7 +365,7 @@ def test_a_folder_that_another_process_writes_into_is_not_gone_on_with(
         (("images", *ALL, "eval.nms=soft"), "another setting"),
         (("images", *ALL, "--one-per-object"), "another --one-per-object"),
         (("images", *ALL, "--format", "csv"), "another --format (pictures)"),
-        (("images/deep", *ALL), "results of images/0.png, which is none of the inputs"),
+        (("images/deep", *ALL), "results of images/0.png, which is not among the inputs"),
         (("images", *ALL, "--output", "new"), "leave out --output"),
     ],
 )
@@ -396,8 +396,8 @@ def test_where_there_is_no_room_for_tables_what_was_found_is_told_of(
         interrupting(patch, 2, signal.SIGINT)
         assert run(place, trained, "images", *ALL, "--batch", "2", "--output", "out").code == 130
     (message,) = caplog.messages
-    assert "No space left on device; what was found before is in out all the same" in message
-    assert "--resume out goes on" in message
+    assert "No space left on device; what has been found so far is still in out" in message
+    assert "run the same command with --resume out" in message
     assert run(place, trained, "images", *ALL, "--batch", "2", "--resume", "out").code == 0
     assert len(read(place / "out/images.json")["images"]) == 7
 
@@ -434,7 +434,7 @@ def test_a_video_is_gone_on_with_at_the_frame_where_it_broke_off(
         Detector, "__call__", lambda d, images: asked.append(len(images)) or detect(d, images)
     )
     outcome = run(place, trained, *words, "--resume", "out")
-    assert outcome.out.startswith(f"0 of 1 inputs are done already, and {known} frames of others\n")
+    assert outcome.out.startswith(f"0 of 1 inputs are already done, and {known} frames of others\n")
     assert sum(asked) == 5 - known
     assert files(out) == files(place / "whole")
     assert len(list(VideoReader(out / "videos/clip.mp4"))) == 5
@@ -474,10 +474,14 @@ def test_what_was_noted_of_a_video_stays_where_it_cannot_be_read_for_once(
     content = (place / "clip.mp4").read_bytes()
     (place / "clip.mp4").write_bytes(b"away")
     outcome = run(place, trained, *words, "--resume", "out")
-    assert_one_line(outcome, "clip.mp4 cannot be read", "--resume out keeps the frames before")
+    assert_one_line(
+        outcome,
+        "clip.mp4 cannot be read",
+        "to keep the frames done so far, run the same command with --resume out",
+    )
     (place / "clip.mp4").write_bytes(content)
     outcome = run(place, trained, *words, "--resume", "out")
-    assert outcome.out.startswith("0 of 1 inputs are done already, and 2 frames of others")
+    assert outcome.out.startswith("0 of 1 inputs are already done, and 2 frames of others")
 
 
 def test_what_was_found_stays_where_all_but_a_video_in_work_are_gone(
@@ -489,8 +493,8 @@ def test_what_was_found_stays_where_all_but_a_video_in_work_are_gone(
         interrupting(patch, 3, signal.SIGINT)
         assert run(place, trained, *words, "--output", "out").code == 130
     outcome = run(place, trained, *words[1:], "--resume", "out")
-    assert outcome.out.startswith("0 of 1 inputs are done already, and 2 frames of others"), outcome.err
-    assert "1 inputs of before are none now, such as images/0.png" in caplog.text
+    assert outcome.out.startswith("0 of 1 inputs are already done, and 2 frames of others"), outcome.err
+    assert "1 earlier inputs are not given now, such as images/0.png" in caplog.text
     assert {row["file"] for row in rows(place / "out")} == {"images/0.png", "clip.mp4"}
 
 
@@ -504,7 +508,7 @@ def test_a_video_that_is_done_is_not_looked_at_again(
         assert run(place, trained, "clip.mp4", *ALL, "--output", "out").code == 7
     monkeypatch.setattr(Detector, "__call__", lambda _, images: pytest.fail("again") if images else [])
     outcome = run(place, trained, "clip.mp4", *ALL, "--resume", "out")
-    assert outcome.out.startswith("1 of 1 inputs are done already\n") and outcome.code == 0
+    assert outcome.out.startswith("1 of 1 inputs are already done\n") and outcome.code == 0
     assert "videos/clip.mp4" in files(place / "out")
 
 
@@ -521,7 +525,7 @@ def test_inputs_that_are_gone_keep_what_was_found_in_them(
     (place / done[0]).unlink()
     outcome = run(place, trained, *words, "--resume", "out")
     assert outcome.code == 0, outcome.err
-    assert f"1 inputs of before are none now, such as {done[0]}; what was found in them stays" in caplog.text
+    assert f"1 earlier inputs are not given now, such as {done[0]}; their results are kept" in caplog.text
     by_file = [
         {k: [r for r in rows(place / f) if r["file"] == k] for k in (*done, "")} for f in ("whole", "out")
     ]
@@ -539,10 +543,12 @@ def test_a_disk_that_fills_at_the_end_costs_one_table_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(ResultsFolder, "write_coco", full)
         outcome = run(place, trained, *words)
-    assert_one_line(outcome, "out/coco.json", "--resume out writes what is lacking")
+    assert_one_line(
+        outcome, "out/coco.json", "to write what is missing, run the same command with --resume out"
+    )
     assert (place / "out/detections.csv").exists()
     outcome = run(place, trained, "images", *ALL, "--resume", "out")
-    assert outcome.code == 0 and outcome.out.startswith("7 of 7 inputs are done already")
+    assert outcome.code == 0 and outcome.out.startswith("7 of 7 inputs are already done")
     assert len(read(place / "out/images.json")["images"]) == 7
 
 
@@ -577,5 +583,5 @@ def test_a_picture_that_was_deleted_to_make_room_is_drawn_again(
         assert run(place, trained, "images", *ALL, "--batch", "2", "--output", "out").code == 130
     shutil.rmtree(place / "out/pictures")
     outcome = run(place, trained, "images", *ALL, "--resume", "out")
-    assert outcome.out.startswith("0 of 7 inputs are done already")
+    assert outcome.out.startswith("0 of 7 inputs are already done")
     assert len(files(place / "out/pictures")) == 7

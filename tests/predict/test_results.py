@@ -133,7 +133,10 @@ def test_a_threshold_that_lets_all_through_is_said(
     assert low  # after one epoch
     words = ("images/?.png", "--format", "csv", "--output")
     assert run(place, trained, *words, "usual").code == 0
-    assert f"thresholds near 0, as these classes were hardly found in validation: {low[0]} 0.0" in caplog.text
+    assert (
+        "the thresholds of these classes are near 0, because they were hardly found in validation: "
+        f"{low[0]} 0.0" in caplog.text
+    )
     caplog.clear()
     for k, least in enumerate(("0.01", ",".join(f"{name}=0.01" for name in low))):
         assert run(place, trained, *words, str(k), "--threshold", least).code == 0
@@ -151,12 +154,12 @@ def test_settings_that_do_not_suit_the_images_are_said(
     assert run(place, trained, *words, "plain").code == 0
     assert caplog.text == ""
     assert run(place, trained, *words, "tiles", "eval.tile=64", "eval.tile_overlap=16").code == 0
-    assert "eval.tile=64 cuts nothing: the largest image is 64 x 48 px" in caplog.text
+    assert "eval.tile=64 has no effect: the largest image is 64 x 48 px" in caplog.text
     assert "times as large" not in caplog.text
     assert (
         run(place, trained, *words, "large", "data.transforms.eval=[{ResizeWithin: {long: 128}}]").code == 0
     )
-    assert "images are 2 times as large as the training's" in caplog.text
+    assert "images are 2 times as large (the median) as with the data.transforms.eval" in caplog.text
 
 
 def test_images_in_which_nothing_is_found_are_done_as_well(place: Path, trained: Path) -> None:

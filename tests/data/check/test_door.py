@@ -90,7 +90,7 @@ def test_a_class_that_a_split_spells_in_its_own_way_is_told(place: Path) -> None
     dog["name"] = "doog"
     path.write_text(json.dumps(content))
     outcome = check(place, "tiny.yaml", "--fast", "--json", "check.json")
-    assert "has class 'doog' (" in outcome.out and "which 'dog' (" in outcome.out
+    assert "has class 'doog' (" in outcome.out and "which may be meant as 'dog' (" in outcome.out
     codes = {finding["code"] for finding in json.loads((place / "check.json").read_text())["findings"]}
     assert {"names-alike", "class-left-out", "category-missing"} <= codes
 

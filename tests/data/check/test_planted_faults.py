@@ -108,7 +108,7 @@ def test_a_class_that_another_split_spells_otherwise_is_an_error(root: Path) -> 
     found = {finding.code: finding for finding in examined(root).report.findings}
     assert found["category-alike"].kind.level == Level.ERROR
     (spot,) = found["category-alike"].spots
-    assert "val calls it 'Cat ', and train 'cat'" in spot.text
+    assert "the class is 'Cat ' in val, but 'cat' in train" in spot.text
     assert "category-missing" not in found
 
 

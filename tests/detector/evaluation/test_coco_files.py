@@ -83,7 +83,7 @@ def test_boxes_of_another_kind_are_told(
         ({"categories": [{"id": 4}]}, "name"),
         (
             {"images": [{"id": 7, "file_name": "7"}, {"id": "two", "file_name": "2"}]},
-            "some image ids are texts, such as 'two', others not",
+            "some image ids are strings, such as 'two', but others are not",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_annotations_that_are_left_out_are_counted(tmp_path: Path, caplog: pytes
         content["annotations"].append(extra)
     assert evaluate(content, results, tmp_path).summary == expected
     (message,) = caplog.messages
-    assert f"3 of {len(content['annotations'])} annotations left out" in message
+    assert f"left out 3 of {len(content['annotations'])} annotations" in message
     assert "gt.json" in message
 
 

@@ -74,12 +74,12 @@ def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> N
     files = sorted(path for path in place.rglob("*") if path.is_file())
     for words, *said in (
         (("run", "--recalibrate", "run/checkpoints/best.pt"), "best.pt is also an input of this command"),
-        (("run", "--recalibrate", "run/checkpoints/last.pt"), "last.pt is no earlier output"),
-        (("run", "--recalibrate", "notes.pt"), "notes.pt is no earlier output"),
-        (("run", "--recalibrate", "x.pt", "--output", "x.pt"), "--output", "both are x.pt"),
+        (("run", "--recalibrate", "run/checkpoints/last.pt"), "last.pt exists and is not an earlier output"),
+        (("run", "--recalibrate", "notes.pt"), "notes.pt exists and is not an earlier output"),
+        (("run", "--recalibrate", "x.pt", "--output", "x.pt"), "--output", "are both x.pt"),
         (("run", "--recalibrate", "soft.onnx"), "soft.onnx does not end in .pt"),
         (("run", "--recalibrate", "nowhere/soft.pt"), "the folder nowhere does not exist"),
-        (("run", "run", "--recalibrate", "soft.pt"), "one checkpoint"),
+        (("run", "run", "--recalibrate", "soft.pt"), "single checkpoint"),
         (("run", "eval.calibrate=no", "--recalibrate", "soft.pt"), "eval.calibrate=false"),
     ):
         assert_refused(evaluate.main, words, place, "--recalibrate", *said)
@@ -87,7 +87,7 @@ def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> N
         path = place / "set" / "annotations" / f"{split}.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     words = ("run", "--recalibrate", "soft.pt")
-    assert_refused(evaluate.main, words, place, "--recalibrate: the split val holds no gt boxes")
+    assert_refused(evaluate.main, words, place, "--recalibrate: the split val has no gt boxes")
     assert sorted(path for path in place.rglob("*") if path.is_file()) == files
 
 
@@ -98,7 +98,10 @@ def test_a_calibration_that_is_older_than_the_weights_is_told(place: Path, caplo
     assert call(evaluate.main, "run", cwd=place).code == 0
     assert caplog.text == ""
     assert call(evaluate.main, str(last), cwd=place).code == 0
-    assert "weights are of step 5, its calibration and thresholds of an evaluation at step 3" in caplog.text
+    assert (
+        "weights are from step 5, but its calibration and thresholds are from an evaluation at step 3"
+        in caplog.text
+    )
     caplog.clear()
     assert call(evaluate.main, str(last), "--recalibrate", "new.pt", cwd=place).code == 0
     assert call(evaluate.main, "new.pt", cwd=place).code == 0

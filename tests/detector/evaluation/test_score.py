@@ -60,7 +60,7 @@ def test_boxes_are_in_pixels_of_the_file() -> None:
 def test_a_network_that_gives_nan_is_one_line(logit: float, dy: float, words: tuple[str, ...]) -> None:
     model = Says([[8.0, 4, 24, 12], [0, 0, 4, 16]], [logit, 0.0], [dy, 0.0])
     config = tiny_config(Path(), Path(), *words)
-    with pytest.raises(InputError, match="the network gives NaN or infinite"):
+    with pytest.raises(InputError, match="the network returns NaN or infinite"):
         list(predict(config, model, [empty((16, 32), (48, 64))], CPU))  # type: ignore[arg-type]
 
 

@@ -75,12 +75,12 @@ def test_runs_are_each_scored_on_the_images_of_their_own(tmp_path: Path) -> None
 def test_what_makes_no_mean_is_one_line(tmp_path: Path) -> None:
     root = small_coco(tmp_path / "set")
     Trainer(tiny_config(root, tmp_path / "run", "train.epochs=0"), "test").run()
-    assert_one_line(call(door.main, "run", "--mean", cwd=tmp_path), "--mean", "two or more")
+    assert_one_line(call(door.main, "run", "--mean", cwd=tmp_path), "--mean", "at least two")
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=False)
     checkpoint["classes"] = [f"other {name}" for name in checkpoint["classes"]]
     torch.save(checkpoint, tmp_path / "other.pt")
     outcome = call(door.main, "run", "other.pt", "--mean", cwd=tmp_path)
-    assert_one_line(outcome, "other.pt and run make no mean", "other ")
+    assert_one_line(outcome, "other.pt and run cannot be averaged", "other ")
 
 
 def test_a_mean_of_different_recipes_and_of_one_run_twice_is_said(

@@ -28,7 +28,7 @@ def test_of_many_classes_the_most_common_have_a_line(tmp_path: Path) -> None:
     def shown(most: int | None) -> list[str]:
         lines = metrics_table(result, {}, "title", most).splitlines()
         return [
-            line.split("  ")[0] for line in lines[4 : lines.index(next(x for x in lines if "AP50 to" in x))]
+            line.split("  ")[0] for line in lines[4 : lines.index(next(x for x in lines if "AP50 that" in x))]
         ]
 
     without = replace(result.per_class["cat"], gt_boxes=0)
@@ -45,5 +45,5 @@ def test_of_many_classes_the_most_common_have_a_line(tmp_path: Path) -> None:
     assert [name.strip() for name in shown(2)] == [
         "dog",
         "a bird",
-        "... and 1 more, with fewer gt boxes: evaluate.py shows all",
+        "... and 1 more, with fewer gt boxes (evaluate.py shows all)",
     ]

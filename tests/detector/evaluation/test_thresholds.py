@@ -141,4 +141,4 @@ def test_what_cannot_be_is_one_line(tmp_path: Path) -> None:
     assert_one_line(call(door.main, *of, "--threshold", "yeti=0.5", cwd=tmp_path), "yeti", "car")
     assert_one_line(call(door.main, *of, "--threshold", "0,5", cwd=tmp_path), "0.5")
     assert_one_line(call(door.main, *of, "--threshold", "2", cwd=tmp_path), "0 to 1")
-    assert_one_line(call(door.main, *of, "found.json", "--threshold", "0.5", cwd=tmp_path), "one alone")
+    assert_one_line(call(door.main, *of, "found.json", "--threshold", "0.5", cwd=tmp_path), "only one")

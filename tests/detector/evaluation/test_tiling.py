@@ -240,18 +240,18 @@ def test_tiles_that_do_not_suit_a_set_are_said(tmp_path: Path, caplog: pytest.Lo
     assert said("eval.tile=96", "eval.tile_overlap=92", "data.transforms.eval=[]") == []
     (line,) = said("eval.tile=96", "eval.tile_overlap=32", "data.transforms.eval=[]")
     assert line.startswith(
-        "eval.tile_overlap=32: 1 of 3 objects are larger than what tiles share, the largest 90 px"
+        "eval.tile_overlap=32: 1 of 3 objects are larger than the overlap of the tiles, the largest 90 px"
     )
     (line,) = said(
         "eval.tile=64", "eval.tile_overlap=32", "data.transforms.eval=[{ResizeWithin: {long: 64}}]"
     )
-    assert line.startswith("eval.tile=64 cuts nothing: the largest image is 64 x 48 px")
+    assert line.startswith("eval.tile=64 has no effect: the largest image is 64 x 48 px")
     # At half the size objects are half as large.
     (line,) = said(
         "eval.tile=32", "eval.tile_overlap=16", "data.transforms.eval=[{ResizeWithin: {long: 64}}]"
     )
     assert line.startswith(
-        "eval.tile_overlap=16: 2 of 3 objects are larger than what tiles share, the largest 45 px"
+        "eval.tile_overlap=16: 2 of 3 objects are larger than the overlap of the tiles, the largest 45 px"
     )
 
 

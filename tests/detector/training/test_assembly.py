@@ -347,7 +347,7 @@ def test_a_high_score_threshold_is_warned_of_where_scores_have_no_scale(
     ):
         caplog.clear()
         Trainer(tiny_config(root, tmp_path / "run", *words), "test")
-        assert ("eval.score_threshold=0.5 cuts raw scores" in caplog.text) == said
+        assert ("eval.score_threshold=0.5 applies to raw scores" in caplog.text) == said
 
 
 @pytest.mark.parametrize(
