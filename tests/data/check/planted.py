@@ -299,7 +299,7 @@ FAULTS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "a rare class": ("class-rare", many_cats, ("'dog'", "4 of the 88")),
     "mostly crowds": ("much-ignored", many_crowds, ("12 of the 16", "'cat'", "train")),
     "no objects to find": (
-        "no-boxes-to-find", edited(lambda c: c.update(annotations=[]), "val"), ("val holds no boxes",),
+        "no-boxes-to-find", edited(lambda c: c.update(annotations=[]), "val"), ("val has no boxes",),
     ),
     "no objects": (
         "mostly-empty", edited(lambda c: c.update(annotations=c["annotations"][:2])), ("3 of the 4", "train"),

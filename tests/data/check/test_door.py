@@ -108,7 +108,7 @@ def test_the_few_of_a_class_that_a_letter_tells_from_many_are_told() -> None:
         return [spot.text for spot in class_spots({"train": one, "val": one}) if spot.code == "names-alike"]
 
     assert spots(queen=400, quen=1)[0].endswith(
-        "has class 'quen' (2 boxes in all), which 'queen' (800) may be"
+        "has class 'quen' (2 boxes in all), which may be meant as 'queen' (800)"
     )
     assert spots(car=5000, cart=80) == []
     assert spots(boat=100, goat=90) == []
