@@ -55,7 +55,7 @@ FILES: dict[str, Case] = {
     ),
     "merged nothing": (
         "data: {merge: {a: [b], c: }}",
-        ("bad.yaml: data.merge.c: a class or a list", "nothing;"),
+        ("bad.yaml: data.merge.c: must be a class or a list", "nothing;"),
     ),
     "dotted key": ("train.epochs: 3", ("'train.epochs'", "in a file, write train: {epochs: ...}")),
     "misspelt section": ("modell: {norm: group}", ("'modell'", "did you mean 'model'?")),
@@ -85,7 +85,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "model.init=retinanet_resnet50_fpn_coco-eeacb38b.pth": ("https://", "/retinanet_resnet50_fpn_coco-"),
     "train=3": ("'train'",),
     "": ("an argument is empty",),
-    "data.merge={pet: 1}": ("on the command line: data.merge.pet: a class or a list", "got 1"),
+    "data.merge={pet: 1}": ("on the command line: data.merge.pet: must be a class or a list", "got 1"),
     "data.merge={pet:cat}": (
         "on the command line: data.merge.pet:cat: a class",
         "write a space after the colon",
@@ -113,7 +113,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.transforms.train=[Normalize]": ("data.transforms.train", "normalises them itself"),
     "data.transforms.eval=[VerticalFlip]": ("data.transforms.eval", "only resizing"),
     "data.transforms.eval=[{ResizeWithin: {long: 1}}]": ("data.transforms.eval", "shrunk to 1 x 1"),
-    "data.transforms.eval=[{Resize: {height: 2, width: 64}}]": ("data.transforms.eval", "one of 64 x 2"),
+    "data.transforms.eval=[{Resize: {height: 2, width: 64}}]": ("data.transforms.eval", "shrunk to 64 x 2"),
     "train.epochs=": ("train.epochs",),
     "train.epochs=many": ("error: on the command line: train.epochs", "'many'"),
     "train.epochs =3": ("did you mean 'train.epochs'?",),

@@ -62,11 +62,11 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("model=yolo.pt", "for initial weights, use model.init=yolo.pt"),
         ("loss=focal", "it is a group of keys: loss.name, "),
         ("model.anchors=[1]", "it is a group of keys: model.anchors.sizes, model.anchors.ratios, ..."),
-        ("optimizer.learning_rate=1", "; use optimizer.lr"),
-        ("eval.max_dets=300", "; use eval.detections_per_img"),
-        ("data.mosaic=1", "begin data.transforms.train with {Mosaic: {p: 0.5}}"),
+        ("optimizer.learning_rate=1", "use optimizer.lr"),
+        ("eval.max_dets=300", "use eval.detections_per_img"),
+        ("data.mosaic=1", "to combine four images into one, begin data.transforms.train with {Mosaic: {p: 0.5}}"),
         ("data.fliplr=0.5", "list augmentations in data.transforms.train"),
-        ("train.early_stopping=5", "; use train.patience"),
+        ("train.early_stopping=5", "use train.patience"),
         ("loss.class_weights=[1, 2]", "there are none; a ranking loss with loss.class_by_class=true"),
         ("optimizer.decay=1", "did you mean 'optimizer.weight_decay'?"),
         ("data.size=1", "did you mean 'data.image_size'?"),
@@ -82,11 +82,11 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("model.anchor=[1]", "did you mean 'model.anchors'?"),
         ("data.transform=[]", "did you mean 'data.transforms'?"),
         ("data.split=x", "did you mean 'data.splits'?"),
-        ("run.name=x", "; use run.dir"),
-        ("model.name=x", "; use model.backbone"),
-        ("data.type=x", "; use data.format"),
-        ("train.max_steps=9", "; use train.epochs"),
-        ("optimizer.batch=9", "; use train.batch_size"),
+        ("run.name=x", "use run.dir"),
+        ("model.name=x", "use model.backbone"),
+        ("data.type=x", "use data.format"),
+        ("train.max_steps=9", "use train.epochs"),
+        ("optimizer.batch=9", "use train.batch_size"),
         ("eval.batch=9", "did you mean 'eval.batch_size'?"),
         ("train.warmup=5", "did you mean 'schedule.warmup_steps'?"),
         ("data.batch_size=5", "did you mean 'train.batch_size'?"),
@@ -356,7 +356,7 @@ def test_a_file_of_ones_own_data_is_not_taken_for_the_demo(tmp_path: Path) -> No
         load_config(path)
     assert load_config(path, ["data.format=yolo"]).data.format == "yolo"
     path = write(tmp_path, "a.yaml", "data: {root: ~nobody-of-this-name/x}\n")
-    with pytest.raises(InputError, match=r"without data\.format"):
+    with pytest.raises(InputError, match=r"also needs data\.format"):
         load_config(path)
     for data in ("root: datasets/shapes", "root: new, shapes_size_px: 96"):
         assert load_config(write(tmp_path, "a.yaml", f"data: {{{data}}}\n")).data.format == "shapes"

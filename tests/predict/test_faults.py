@@ -204,7 +204,7 @@ REFUSED = {  # words -> what the line says
     ("images/notes.dat",): ("images/notes.dat", "cannot be read"),
     ("images/notes.dat", "bad.mp4"): ("none of the 2 inputs", "images/notes.dat"),
     ("empty.txt",): ("empty.txt is empty",),
-    ("images", "0"): ("0 does not exist", "cameras are not read", "--classes car,bus"),
+    ("images", "0"): ("0 does not exist", "cameras are not supported", "--classes car,bus"),
     ("images", "device=cpu"): ("device=cpu: use --device",),
     ("images", "classes=0"): ("classes=0: use --classes",),
     ("images", "--batch-size", "2"): ("--batch-size", "use --batch N"),
