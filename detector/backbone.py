@@ -44,7 +44,7 @@ def load_imagenet(body: nn.Module, name: str) -> None:
         # Group norm has no statistics to take.
         missing, _ = body.load_state_dict(state_dict_of(weights), strict=False)
         if missing:
-            raise RuntimeError(f"it has nothing for '{missing[0]}'")
+            raise RuntimeError(f"it has no weights for '{missing[0]}'")
 
 
 def make_body(name: str, norm: Norm, base_channels: int) -> torchvision.models.ResNet:

@@ -67,12 +67,12 @@ def save_checkpoint(
         temporary.replace(path)
     except OSError as error:
         there = path.exists() or (previous is not None and previous.exists())
-        kept = "the checkpoint before it is kept: " if there else ""
+        kept = "the previous checkpoint is kept: " if there else ""
         reason = error.strerror or first_line(error)
         if not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: its folder is gone; put it back, then {then}") from None
+            raise InputError(f"cannot write {path}: its folder is gone; restore it, then {then}") from None
         if previous is not None and not there:
-            then += ", which begins again: there is no checkpoint yet"
+            then += ", which starts over, as there is no checkpoint yet"
         raise InputError(f"cannot write {path} ({reason}); {kept}free some space, then {then}") from None
     finally:
         discard(temporary)
@@ -131,7 +131,7 @@ def load_newest(run: Path, *, say: bool = True) -> dict[str, Any]:
     folder = run / "checkpoints"
     found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
     if not found:
-        raise InputError(f"--resume: {run} holds no checkpoints/{LAST} to continue from")
+        raise InputError(f"--resume: {run} has no checkpoints/{LAST} to continue from")
     for path, other in zip(found, [*found[1:], None], strict=True):
         try:
             content = load_checkpoint(path)
@@ -139,15 +139,16 @@ def load_newest(run: Path, *, say: bool = True) -> dict[str, Any]:
             if other is None:
                 raise InputError(
                     f"{error.path} is damaged or incomplete, and there is no older checkpoint to continue "
-                    f"from; start a new run (model.init={folder / BEST} takes the best weights)"
+                    f"from; start a new run (with the best weights: model.init={folder / BEST})"
                 ) from None
             if say:
                 log.warning(
-                    f"{path} is damaged or incomplete; the run goes on from {other.name}, the one before"
+                    f"{path} is damaged or incomplete; the run continues from {other.name}, the checkpoint "
+                    "before it"
                 )
             continue
         if say and path.name != LAST:
-            log.warning(f"{path} is used: it is the newest whole checkpoint, of step {content['step']}")
+            log.warning(f"using {path}, the newest complete checkpoint, of step {content['step']}")
         return content
     raise AssertionError("unreachable")
 
@@ -169,7 +170,7 @@ def set_aside_damaged(run: Path) -> None:
             load_tensors(path)
     except DamagedCheckpoint:
         path.replace(path.with_name(DAMAGED))
-        log.warning(f"{path} is kept as {DAMAGED}")
+        log.warning(f"{path} has been renamed to {DAMAGED}")
 
 
 class DamagedCheckpoint(InputError):
@@ -177,12 +178,18 @@ class DamagedCheckpoint(InputError):
 
     def __init__(self, path: Path) -> None:
         if path.suffix in _EXPORTED:
-            text = f"{path} is an exported model, which docs/export.md says how to use; give the run folder"
+            text = (
+                f"{path} is an exported model (docs/export.md explains how to use it); give the run folder "
+                "instead"
+            )
         elif path.suffix.lower() in _OTHERS:
-            text = f"{path} is no checkpoint; give a run folder, or a file such as {BEST} in its checkpoints"
+            text = (
+                f"{path} is not a checkpoint; give a run folder, or a file such as {BEST} in its "
+                "checkpoints folder"
+            )
         else:
-            others = f"{LAST}, {PREVIOUS} and {BEST} stand side by side"
-            text = f"checkpoint {path} is damaged or incomplete, or is none; use another one ({others})"
+            others = f"{LAST}, {PREVIOUS} and {BEST} are in the same folder"
+            text = f"{path} is damaged, incomplete or not a checkpoint; use another one ({others})"
         super().__init__(text)
         self.path = path
 
@@ -200,15 +207,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         plain = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
         remedy = "give a run folder or its best.pt"
         if plain:
-            remedy = f"a plain state dict can be loaded with model.init={path} of train.py"
+            remedy = f"to start from a plain state dict, use train.py with model.init={path}"
         raise InputError(f"{path} is not a checkpoint of this project; {remedy}")
     if content.get("format", FORMAT) != FORMAT:
         raise InputError(
-            f"{path} is of format {content['format']!r}, and this version reads {FORMAT}; use the version "
-            "that has made it"
+            f"{path} has format {content['format']!r}, but this version reads {FORMAT}; use the version "
+            "that wrote it"
         )
     if (problem := _what_is_wrong(content)) is not None:
-        raise InputError(f"{path} is a checkpoint that something has altered ({problem}); use another one")
+        raise InputError(f"{path} is a checkpoint that has been altered ({problem}); use another one")
     return content
 
 
@@ -216,24 +223,24 @@ def _what_is_wrong(content: dict[str, Any]) -> str | None:
     """In values that a user may have edited; the rest is found where it is used."""
     classes = content["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
-        return "its classes are not names, each once"
+        return "its classes are not distinct names"
     ids, metrics, fitted = content["category_ids"], content.get("metrics"), content.get("calibration")
     if len(ids) != len(classes):
-        return f"{len(classes)} classes and {len(ids)} category_ids"
+        return f"{len(classes)} classes but {len(ids)} category_ids"
     if not all(type(one) is int for one in ids) or len(set(ids)) != len(ids):
-        return "its category_ids are not whole numbers, each once"
+        return "its category_ids are not distinct whole numbers"
     if not all(isinstance(value, Tensor) for value in content["model"].values()):
-        return "its model holds more than tensors"
+        return "its model contains more than tensors"
     if not isinstance(metrics, dict | None):
         return f"its metrics are a {type(metrics).__name__}"
     per_class = (metrics or {}).get("per_class", {})
     if not isinstance(per_class, dict) or not all(isinstance(one, dict) for one in per_class.values()):
         return "its metrics have no per_class"
     if not isinstance(content.get("evaluated"), int | None):
-        return "evaluated is no step"
+        return "evaluated is not a step"
     maps = [fitted] if isinstance(fitted, dict) else fitted or []
     if not isinstance(maps, list) or not all(isinstance(one, dict) and _MAP <= one.keys() for one in maps):
-        return "its calibration is none"
+        return "its calibration is malformed"
     return None
 
 
@@ -257,7 +264,7 @@ def load_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if _CODE.search(str(error)):
             raise InputError(
-                f"{path} holds Python objects beside tensors, which could run code; it is not loaded"
+                f"{path} contains Python objects besides tensors, which could run code; it is not loaded"
             ) from None
         raise DamagedCheckpoint(path) from None
     except DamagedCheckpoint:
@@ -284,20 +291,20 @@ def find_checkpoint(path: Path, key: str = "") -> Path:
     """
     if not path.is_dir():
         if not path.exists():
-            fetch = f" (fetch {url})" if (url := _torchvisions(path.name)) else ""
+            fetch = f" (download {url})" if (url := _torchvisions(path.name)) else ""
             raise InputError(f"{key}{path} does not exist; give a run folder or a checkpoint file{fetch}")
         return path
     found = path / "checkpoints" / BEST
     if not found.is_file() and (path / "checkpoints" / LAST).is_file():
         raise InputError(
-            f"{key}{path} has not been evaluated yet and so holds no checkpoints/{BEST}; give "
+            f"{key}{path} has not been evaluated yet and so has no checkpoints/{BEST}; give "
             f"{path / 'checkpoints' / LAST}, or continue the run with train.py --resume {path}"
         )
     if not found.is_file():
         runs = sorted(str(one.parents[1]) for one in path.glob(f"*/checkpoints/{BEST}"))
         there = f"; there are {some_of(runs, 5)}" if runs else ""
         raise InputError(
-            f"{key}{path} holds no checkpoints/{BEST}; give a run folder or a checkpoint file{there}"
+            f"{key}{path} has no checkpoints/{BEST}; give a run folder or a checkpoint file{there}"
         )
     return found
 
@@ -320,15 +327,15 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     own = model.state_dict()
     for name, tensor in own.items():
         if name not in state:
-            raise InputError(f"{source} has no '{name}'; it is of another architecture")
+            raise InputError(f"{source} has no '{name}'; it has another architecture")
         if state[name].shape != tensor.shape:
             raise InputError(
-                f"{source}: '{name}' has shape {tuple(state[name].shape)}, this model wants "
-                f"{tuple(tensor.shape)}; it is of another architecture or number of classes"
+                f"{source}: '{name}' has shape {tuple(state[name].shape)}, but this model needs "
+                f"{tuple(tensor.shape)}; it has another architecture or number of classes"
             )
     extra = [name for name in state if name not in own]
     if extra:
         raise InputError(
-            f"{source} has '{extra[0]}', which this model does not; it is of another architecture"
+            f"{source} has '{extra[0]}', which this model does not have; it has another architecture"
         )
     model.load_state_dict(state)

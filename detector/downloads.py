@@ -56,7 +56,7 @@ def state_dict_of(weights: WeightsEnum) -> dict[str, Any]:
     """
     state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(one, torch.Tensor) for one in state.values()):
-        raise TypeError("it is no state dict")
+        raise TypeError("it is not a state dict")
     return state
 
 
@@ -84,14 +84,14 @@ def fetching(weights: WeightsEnum, key: str, whose: str, otherwise: str) -> Iter
         if isinstance(error, OSError) and not isinstance(error, URLError) and (there or error.filename):
             raise InputError(
                 f"{key}: {error.filename or kept} cannot be read or written ({error.strerror or reason}); "
-                f"mend that, let TORCH_HOME name another folder, or {otherwise}"
+                f"fix that, set TORCH_HOME to another folder, or {otherwise}"
             ) from None
         if there:
             raise InputError(
-                f"{key}: {kept} does not hold {whose} ({reason}); delete it or put {weights.url} there, "
+                f"{key}: {kept} does not contain {whose} ({reason}); delete it or put {weights.url} there, "
                 f"or {otherwise}"
             ) from None
         raise InputError(
-            f"{key}: {whose} could not be fetched ({reason}); connect to the internet once, put "
+            f"{key}: {whose} could not be downloaded ({reason}); connect to the internet once, put "
             f"{weights.url} into {kept.parent}, or {otherwise}"
         ) from None

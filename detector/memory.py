@@ -10,9 +10,9 @@ import torch
 from errors import InputError, first_line
 
 _FOR_TRAINING = (
-    "raise train.accumulate (the same batch in smaller parts), lower eval.batch_size (tiles: "
-    "eval.tile_batch_size) or the image size in data.transforms, and continue with --resume; or begin a new "
-    "run with a lower train.batch_size"
+    "raise train.accumulate (the same batch in smaller parts), lower eval.batch_size (with tiles: "
+    "eval.tile_batch_size) or the image size in data.transforms, and continue with --resume; or start a "
+    "new run with a lower train.batch_size"
 )
 # Of the CPU's allocator, of Windows', of MPS, and of CUDA outside of torch's own; then of cuBLAS and cuDNN.
 _WORDS = (

@@ -18,11 +18,11 @@ def parse_thresholds(text: str) -> dict[str, float]:
     for part in parts_of(text, _is_whole):
         name, _, number = part.rpartition("=")
         if name.strip() in found:
-            twice = name.strip() or "that of all classes"
+            twice = name.strip() or "the threshold of all classes"
             raise InputError(f"--threshold: {twice} is given twice{_with_a_point(text)}")
         found[name.strip()] = value = number_of("--threshold", number)
         if not 0 <= value <= 1:
-            raise InputError(f"--threshold: a score from 0 to 1 is wanted, not {part}{_with_a_point(text)}")
+            raise InputError(f"--threshold must be a score from 0 to 1, got {part}{_with_a_point(text)}")
     return found
 
 
@@ -54,11 +54,11 @@ def chosen_thresholds(least: Mapping[str, float], usual: Mapping[str, float]) ->
     """
     unknown = [name for name in least if name not in ("", *usual)]
     if unknown:
-        raise InputError(f"--threshold: there is no class '{unknown[0]}'; there are {', '.join(usual)}")
+        raise InputError(f"--threshold: there is no class '{unknown[0]}'; the classes are {', '.join(usual)}")
     return {name: least.get(name, least.get("", value)) for name, value in usual.items()}
 
 
 def _with_a_point(text: str) -> str:
     """What to say of a number that is written 0,5."""
     number = re.search(r"(?<![\d.])[01],\d+(?=,|$)", text)
-    return f"; numbers have a point: {number[0].replace(',', '.')}" if number else ""
+    return f"; write decimals with a point: {number[0].replace(',', '.')}" if number else ""

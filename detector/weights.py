@@ -73,7 +73,7 @@ def _our_name(name: str, state: Mapping[str, Tensor], source: str) -> str:
     for pattern, ours in _RENAMED:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, ours, name)
-    raise InputError(f"model.init: {source} has '{name}', which is no weight of torchvision's RetinaNet")
+    raise InputError(f"model.init: {source} has '{name}', which is not a weight of torchvision's RetinaNet")
 
 
 def initialise(
@@ -118,8 +118,8 @@ def initialise(
         state = _with_own_parts(state, own, source, moved, other_p6)
     elif moved:
         log.warning(
-            "%s has learnt with other anchors (%s): what it says of sizes is wrong at first; "
-            "model.init_partial=true starts it afresh", source, _in_short(theirs),
+            "%s was trained with other anchors (%s), so its box sizes are wrong at first; to start those "
+            "outputs afresh, set model.init_partial=true", source, _in_short(theirs),
         )  # fmt: skip
     left_out = [n for n in _CLASS_OUTPUT if n in state and state[n].shape != own[n].shape]
     wanted = [n for n in own if n not in left_out and not n.endswith("num_batches_tracked")]
@@ -127,26 +127,28 @@ def initialise(
         "set model.* to the architecture of the file (configs/torchvision_r50.yaml: torchvision's RetinaNet, "
         "with model.p6_from=c5 model.head_norm=group its version 2)"
     )
-    afresh_instead = ", or start what does not fit afresh with model.init_partial=true"
+    afresh_instead = ", or set model.init_partial=true to start what does not fit afresh"
     if partial:
         remedy = (
-            "of model.init_partial the backbone must fit: set model.backbone, model.base_channels and "
-            "model.norm to the file's"
+            "with model.init_partial the backbone must still fit: set model.backbone, model.base_channels "
+            "and model.norm to those of the file"
         )
     elif "conv1.weight" in state:
-        remedy = "these are the weights of a backbone alone; take them with model.init_partial=true"
+        remedy = "these are the weights of a backbone alone; to use them, set model.init_partial=true"
     else:
         remedy = architecture + (afresh_instead if _backbones_agree(state, own) else "")
     _check_architecture(state, own, wanted, source, remedy)
     if other_p6 and not partial:
-        raise InputError(f"model.init: {source} has learnt P6 from {p6_from}; {architecture}{afresh_instead}")
+        raise InputError(
+            f"model.init: {source} was trained with model.p6_from={p6_from}; {architecture}{afresh_instead}"
+        )
     afresh = [name for name in classes if name not in known] if known else []
     if left_out:
-        log.warning("%s has another number of classes: the class head's output starts afresh", source)
+        log.warning("%s has another number of classes, so the output of the class head starts afresh", source)
     elif afresh:
         few = ", ".join(afresh[:5]) + f" and {len(afresh) - 5} more" * (len(afresh) > 5)
         which = "any of the" if len(afresh) == len(classes) else "the"
-        log.warning("%s does not know %s classes %s: their outputs start afresh", source, which, few)
+        log.warning("%s does not know %s classes %s, so their outputs start afresh", source, which, few)
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(state[name])
@@ -248,7 +250,7 @@ def _with_own_parts(
                 mixed = {n: t for n, t in mixed.items() if n not in theirs} | ours
                 afresh.append(part)
     if afresh:
-        log.warning("%s does not fit %s: these start afresh", source, ", ".join(afresh))
+        log.warning("%s does not fit %s, which start afresh", source, ", ".join(afresh))
     return mixed
 
 
@@ -270,14 +272,14 @@ def _check_architecture(
             has = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
             wants = tuple(own[name].shape)
             raise InputError(
-                f"model.init: {source} has {has} for '{name}', this model wants {wants}; {remedy}"
+                f"model.init: {source} has {has} for '{name}', but this model needs {wants}; {remedy}"
             )
         if own[name].is_floating_point() and not state[name].is_floating_point():
             kind = str(state[name].dtype).removeprefix("torch.")
-            raise InputError(f"model.init: {source} has {kind} numbers for '{name}'; floats are wanted")
+            raise InputError(f"model.init: {source} has {kind} numbers for '{name}'; they must be floats")
     extra = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if extra:
-        raise InputError(f"model.init: {source} has '{extra[0]}', which this model does not; {remedy}")
+        raise InputError(f"model.init: {source} has '{extra[0]}', which this model does not have; {remedy}")
 
 
 def _backbones_agree(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:

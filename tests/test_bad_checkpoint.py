@@ -118,7 +118,7 @@ def test_of_a_folder_of_runs_these_are_named(finished: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("text", ["data: {root: set}\n", "# Title\n", "", "a,b\n1,2\n", "(", "}"])
 def test_a_text_file_is_no_checkpoint(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    assert_refused(evaluate.main, ("run.yaml",), tmp_path, "run.yaml is no checkpoint; give a run folder")
+    assert_refused(evaluate.main, ("run.yaml",), tmp_path, "run.yaml is not a checkpoint; give a run folder")
 
 
 CHECKPOINT = "run/checkpoints/best.pt"
@@ -170,20 +170,20 @@ def third_class(content: dict[str, Any]) -> None:
         (add, ("'extra.weight'", "another architecture")),
         (third_class, ("'class_head.output.weight'", "number of classes")),
         (lambda content: content.pop("config"), ("not a checkpoint of this project",)),
-        (lambda content: content.update(format=2), ("of format 2, and this version reads 1",)),
+        (lambda content: content.update(format=2), ("has format 2, but this version reads 1",)),
         (lambda content: content["classes"].append("cow"), ("altered", "3 classes and 2 category_ids")),
-        (lambda content: content.update(classes=["cat", "cat"]), ("altered", "names, each once")),
+        (lambda content: content.update(classes=["cat", "cat"]), ("altered", "not distinct names")),
         (lambda content: content["model"].update(x=1), ("altered", "more than tensors")),
         (lambda content: content.update(metrics=[1]), ("altered", "metrics are a list")),
         (lambda content: content.update(metrics={"per_class": 3}), ("altered", "no per_class")),
-        (lambda content: content.update(evaluated="x"), ("altered", "evaluated is no step")),
-        (lambda content: content.update(calibration=3), ("altered", "its calibration is none")),
+        (lambda content: content.update(evaluated="x"), ("altered", "evaluated is not a step")),
+        (lambda content: content.update(calibration=3), ("altered", "its calibration is malformed")),
         (
             lambda content: content.update(calibration=[{"logits": []}]),
-            ("altered", "its calibration is none"),
+            ("altered", "its calibration is malformed"),
         ),
-        (lambda content: content.update(category_ids=[1, 1]), ("altered", "whole numbers, each once")),
-        (lambda content: content.update(format="1"), ("of format '1', and this version reads 1",)),
+        (lambda content: content.update(category_ids=[1, 1]), ("altered", "not distinct whole numbers")),
+        (lambda content: content.update(format="1"), ("has format '1', but this version reads 1",)),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(

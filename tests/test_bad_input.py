@@ -87,7 +87,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "": ("an argument is empty",),
     "data.merge={pet: 1}": ("on the command line: data.merge.pet: must be a class or a list", "got 1"),
     "data.merge={pet:cat}": (
-        "on the command line: data.merge.pet:cat: a class",
+        "on the command line: data.merge.pet:cat: must be a class",
         "write a space after the colon",
     ),
     "model.anchors.sizes=[20, 40, 80, 160, 320]": ('quotes: "model.anchors.sizes=[[a, b], [c, d]]"',),

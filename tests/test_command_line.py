@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_told_of_once(
     path.write_bytes(path.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
         assert call(train.main, "--resume", str(tmp_path / "run"), cwd=workplace).code == 0
-    assert caplog.text.count("damaged or incomplete; the run goes on from previous.pt") == 1
+    assert caplog.text.count("damaged or incomplete; the run continues from previous.pt") == 1
 
 
 def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_a_check_that_finds_nothing_says_so(
 ) -> None:
     words = ["eval.score_threshold=1", "--format", "torchscript", "--output", str(tmp_path / "a")]
     assert call(export.main, "best.pt", *words, cwd=place).code == 0
-    assert "nothing was found" in caplog.text
+    assert "nothing was detected" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -471,10 +471,13 @@ def keep_everything(
         (("best.pt", "--output", "best.pt"), ("--output", "is also an input of this command")),
         (
             ("best.pt", "--output", "m.onnx"),
-            ("m.onnx ends as --format onnx does, and --format is torchscript",),
+            ("m.onnx has the ending of --format onnx, but --format is torchscript",),
         ),
-        (("best.pt", "--output", "picture.png"), ("--output", "picture.png is there", "in .torchscript")),
-        (("best.pt", "--output", "other.torchscript"), ("other.torchscript holds something else",)),
+        (("best.pt", "--output", "picture.png"), ("--output", "picture.png exists", "in .torchscript")),
+        (
+            ("best.pt", "--output", "other.torchscript"),
+            ("other.torchscript exists and is not an earlier export",),
+        ),
         (("best.pt", "train.amp=bf16"), ("train.amp=bf16", "float32")),
         (("best.pt", "train.device=cuda"), ("train.device=cuda", "CPU")),
         (("best.pt", "--output", "nowhere/m.torchscript"), ("--output", "the folder nowhere does not exist")),

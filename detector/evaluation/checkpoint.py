@@ -293,7 +293,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
     warn_of_tiles(c.config, records)
     batches = batches_to_score(c, records, c.file)
     with memory_explained(
-        c.device, "set a lower eval.batch_size (tiles: eval.tile_batch_size), or train.device=cpu"
+        c.device, "lower eval.batch_size (with tiles: eval.tile_batch_size), or set train.device=cpu"
     ):
         found = join_predictions(list(predict(c.config, c.ready, batches, c.device)))
     scores = score(c.config, records, found).calibrated(c.calibration)

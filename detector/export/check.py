@@ -53,7 +53,7 @@ def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
     if words:
         sources = [source for source in find_sources(words) if source.kind == "image"]
         if not sources:
-            raise InputError(f"--check: {words[0]} holds no images")
+            raise InputError(f"--check: {words[0]} contains no images")
         for source in sources:
             read_size(source.path)
         return [Picture(str(source.path), source.path) for source in sources]
@@ -65,8 +65,8 @@ def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
         return [Picture(str(file), read_upright(Path(file), str(file))) for file in files]
     except InputError as error:
         log.warning(
-            "checked on a generated picture only, since the validation set is not at hand (%s); "
-            "give it data.root=... or photographs with --check",
+            "checked on a generated picture only, because the validation set is not available (%s); set "
+            "data.root=..., or give photographs with --check",
             error,
         )
         rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Pictu
         total += part
     if total.detections == 0:
         log.warning(
-            "nothing was found in the pictures of the check, which so proves little; name others with --check"
+            "nothing was detected in the pictures of the check, so it proves little; give others with --check"
         )
     return total
 

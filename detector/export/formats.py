@@ -64,8 +64,8 @@ def require_packages(name: str) -> None:
     """Raises InputError where a format's packages are not installed, or PyTorch is too old for it."""
     if not torch_serves(name):
         raise InputError(
-            f"--format {name} needs PyTorch {FORMATS[name].least_torch} or newer, and here is "
-            f"{torch.__version__}; --format torchscript does with any"
+            f"--format {name} needs PyTorch {FORMATS[name].least_torch} or newer, but {torch.__version__} "
+            "is installed; --format torchscript works with any version"
         )
     missing = [package for package in FORMATS[name].needs if find_spec(package) is None]
     if missing:

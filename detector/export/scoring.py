@@ -47,8 +47,8 @@ def score_exported(file: Path, model: Path, overrides: Sequence[str], split: str
     """
     fixed = [key for key in keys_of(overrides) if key.startswith("eval.") and key not in _FREE]
     if fixed:
-        raise InputError(f"{fixed[0]}: {OPTION} {file} has its own; give it to export.py")
-    refuse_elsewhere(overrides, f"{OPTION} {file} is run on the CPU, in the precision that is in it")
+        raise InputError(f"{fixed[0]}: {OPTION} {file} has its own value; set it in export.py")
+    refuse_elsewhere(overrides, f"{OPTION} {file} is run on the CPU, in its own precision")
     c = open_checkpoint(model, [*overrides, "train.device=cpu", "train.amp=off"])
     exported = open_exported(file, c)
     records = set_to_score(c, overrides, split)
@@ -75,13 +75,17 @@ def open_exported(file: Path, c: OpenCheckpoint) -> ExportedFile:
         raise InputError(f"{OPTION}: {file} cannot be run here: {first_line(error)}") from None
     told = exported.told
     if told.get("outputs", "detections") != "detections":
-        raise InputError(f"{OPTION}: {file} was written with --raw; its detections would be this program's")
+        raise InputError(
+            f"{OPTION}: {file} was written with --raw and returns no detections; export it without --raw"
+        )
     if told.get("classes", [*c.classes]) != [*c.classes]:
         others = ", ".join(told["classes"])
-        raise InputError(f"{OPTION}: {file} finds {others}, and {c.file} {', '.join(c.classes)}")
+        raise InputError(
+            f"{OPTION}: {file} finds the classes {others}, but {c.file} finds {', '.join(c.classes)}"
+        )
     if told.get("resize", advice := resize_advice(c.config)) != advice:
         log.warning(
-            "data.transforms.eval: %s was made for images resized as %s, and gets them as %s",
+            "data.transforms.eval: %s was made for images resized with %s, but gets them resized with %s",
             file, json.dumps(told["resize"]), json.dumps(advice),
         )  # fmt: skip
     return exported
@@ -127,7 +131,7 @@ def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: Detec
     if mine == done.thresholds:
         return done
     log.warning(
-        "%s has a calibration or thresholds of its own, not those of %s; it is judged at its own",
+        "%s has its own calibration or thresholds, not those of %s; it is scored with its own",
         file,
         c.file,
     )

@@ -59,31 +59,33 @@ def export(
     check_output("--output", file, None, [source, *source.parent.glob("*.pt"), *pictures_given])
     if file.exists() and file.suffix != FORMATS[form].suffix:
         raise InputError(
-            f"--output: {file} is there and does not end in {FORMATS[form].suffix}, so it may be something "
+            f"--output: {file} exists and does not end in {FORMATS[form].suffix}, so it may be something "
             "else; name a file that ends so, or a new one"
         )
     if file.exists() and PROJECT.encode() not in file.read_bytes():  # neither format packs its metadata
-        raise InputError(f"--output: {file} holds something else than an earlier export; name another file")
+        raise InputError(f"--output: {file} exists and is not an earlier export; name another file")
     probe = temporary_of(file)
     try:
         probe.touch()  # before the work, which takes minutes
         probe.unlink()
     except OSError as error:
         raise InputError(f"--output: cannot write {file}: {error.strerror}") from None
-    refuse_elsewhere(overrides, "a file is written in float32, on the CPU")
+    refuse_elsewhere(overrides, "the file is written in float32, on the CPU")
     # As the graph is written.
     checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
     if checkpoint.config.eval.flip:
         raise InputError(
-            "eval.flip: the file looks at each image once; export with eval.flip=false, and average the two "
-            "looks of --raw outputs yourself as detector/mirror.py does"
+            "eval.flip: the file processes each image once; export with eval.flip=false, and average the "
+            "--raw outputs for the image and its mirror image yourself, as detector/mirror.py does"
         )
     if (tile := checkpoint.config.eval.tile) is not None:
-        log.warning("eval.tile=%d: the file cuts no images; give it tiles, and join what is found", tile)
+        log.warning(
+            "eval.tile=%d: the file does not cut images; give it tiles, and merge the detections", tile
+        )
     given = pictures(checkpoint, check)
     if form == "onnx" and not raw and checkpoint.config.eval.nms == "soft":
         count = checkpoint.config.eval.detections_per_img
-        log.warning("Soft-NMS is written out for %d detections: minutes; eval.nms=hard is quick", count)
+        log.warning("exporting Soft-NMS for %d detections takes minutes; eval.nms=hard is fast", count)
     graph = _graph(checkpoint, form, raw)
     kind = "raw" if raw else "detections"
     content = FORMATS[form].make(graph, kind, metadata(checkpoint, raw))
@@ -104,9 +106,9 @@ def _form_of(output: Path | None, form: str | None) -> str:
     named = format_of(output)
     found = form or named
     if found is None:
-        raise InputError(f"--output: {output} does not end in {endings()}; name the format with --format")
+        raise InputError(f"--output: {output} does not end in {endings()}; give the format with --format")
     if named not in (None, found):
-        raise InputError(f"--output: {output} ends as --format {named} does, and --format is {form}")
+        raise InputError(f"--output: {output} has the ending of --format {named}, but --format is {form}")
     return found
 
 

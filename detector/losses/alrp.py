@@ -80,8 +80,8 @@ def _errors_and_gradients(
     ranking = BatchRanking(logits.reshape(-1), targets.reshape(-1), delta, exchange)
     if own_errors.shape != ranking.positives.shape:
         raise ValueError(
-            f"regression_losses must be one per positive, [{len(ranking.positives)}], "
-            f"got {list(own_errors.shape)}"
+            f"regression_losses must have one value per positive, [{len(ranking.positives)}], got "
+            f"{list(own_errors.shape)}"
         )
     if not bool(((own_errors >= 0) & (own_errors <= 1)).all()):
         raise ValueError("regression_losses must lie in [0, 1]")

@@ -185,8 +185,8 @@ def _triton_works(device: torch.device) -> bool:
             raise
         reason = first_line(error)
         log.warning(
-            "Triton is installed but does not work here (%s): losses rank without it, slower; it needs a C "
-            "compiler and Python's headers (python3-dev)",
+            "Triton is installed but does not work here (%s), so losses are computed without it, more "
+            "slowly; it needs a C compiler and Python's headers (python3-dev)",
             reason,
         )
         return False

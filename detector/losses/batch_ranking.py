@@ -154,12 +154,12 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
     if logits.shape != targets.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape: each logit "
-            "wants a target, 0 or 1 for each class (torch.nn.functional.one_hot)"
+            "needs a target, 0 or 1 for each class (torch.nn.functional.one_hot)"
         )
     if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"logits must be floating point of 16, 32 or 64 bits, got {logits.dtype}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(
-            f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}; targets.long() makes such of "
-            "zeros and ones"
+            f"targets must be integers in {{-1, 0, 1}}, got {targets.dtype}; convert zeros and ones with "
+            "targets.long()"
         )

@@ -100,7 +100,7 @@ def _mean(
         every = every[0].cpu(), every[1].cpu()
     places, _ = checked(*every, delta, exchange)
     if per_positive is not None and len(per_positive) != len(places):
-        raise ValueError(f"one value per positive is wanted, [{len(places)}], got {list(per_positive.shape)}")
+        raise ValueError(f"expected one value per positive, [{len(places)}], got {list(per_positive.shape)}")
     count = targets.shape[-1]
     classes = places.long().remainder_(max(count, 1))
     present = exchange.sum(torch.bincount(classes, minlength=count)).nonzero().squeeze(1).tolist()

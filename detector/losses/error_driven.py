@@ -81,6 +81,6 @@ def _refuse_a_graph() -> None:
     """The gradient would be a constant in it, and a part of a gradient penalty missing, without a word."""
     if torch.is_grad_enabled():  # while gradients are computed, that is create_graph=True
         raise RuntimeError(
-            "create_graph=True: this loss's gradient is computed with its value and has none itself: it "
-            "has no second derivative"
+            "create_graph=True: this loss has no second derivative: its gradient is computed together with "
+            "its value"
         )

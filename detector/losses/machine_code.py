@@ -39,7 +39,10 @@ def numba_works() -> bool:
         import numba  # noqa: F401  takes a second, which only training should pay
     except (ImportError, OSError) as error:  # of another NumPy, say
         reason = first_line(error)
-        log.warning("numba is installed but does not work here (%s): losses rank without it, slower", reason)
+        log.warning(
+            "numba is installed but does not work here (%s), so losses are computed without it, more slowly",
+            reason,
+        )
         return False
     return True
 

@@ -86,7 +86,9 @@ def rank_sort_loss_of(
 
     def of_positives(places: Tensor) -> Tensor:
         if quality.shape != places.shape:
-            raise ValueError(f"quality must be one per positive, [{len(places)}], got {list(quality.shape)}")
+            raise ValueError(
+                f"quality must have one value per positive, [{len(places)}], got {list(quality.shape)}"
+            )
         return quality
 
     return _rank_sort(logits, targets, of_positives, delta, exchange)

@@ -30,7 +30,7 @@ _WHAT = {
     Kind.CLASSIFICATION: "class wrong, gt is {gt} (IoU {iou:.2f})",
     Kind.LOCALISATION: "box wrong (IoU {iou:.2f})",
     Kind.BOTH: "class and box wrong, gt is {gt} (IoU {iou:.2f})",
-    Kind.DUPLICATE: "second one on the same object (IoU {iou:.2f})",
+    Kind.DUPLICATE: "second detection of the same object (IoU {iou:.2f})",
     Kind.BACKGROUND: "no gt box there",
 }
 
@@ -105,9 +105,9 @@ def _nearest(result: CocoResult, row: int) -> str:
         torch.from_numpy(xyxy(m.gt.xywh[row : row + 1])), torch.from_numpy(xyxy(m.found.xywh[there]))
     ).numpy()[0]
     if ious.max(initial=0) < BACKGROUND_IOU:
-        return "nothing near it at any score"
+        return "nothing was detected near it at any score"
     best = int(there[ious.argmax()])
-    others = ", which counts for another object" if matching.gt[best] not in (-1, row) else ""
+    others = ", which is matched to another object" if matching.gt[best] not in (-1, row) else ""
     name, score = m.classes[m.found.labels[best]], m.found.scores[best]
     return f"nearest is {name} at IoU {ious.max():.2f}, score {score:.2f}{others}"
 

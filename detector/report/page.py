@@ -66,7 +66,7 @@ def check_report_folder(folder: Path) -> None:
     held = [path for path in held if not path.name.startswith(".")]  # Finder's and others' own
     tables_held = all(is_table(path) for path in held if path.name != PAGE)
     if held and not (_is_report(folder / PAGE) and tables_held):
-        raise InputError(f"--report: {folder} holds something else than a report; choose another folder")
+        raise InputError(f"--report: {folder} contains something other than a report; choose another folder")
 
 
 def write_report(

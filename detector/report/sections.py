@@ -26,13 +26,13 @@ _NONE = "\N{EN DASH}"
 _AT = ((0, "IoU 0.5", svg.BLUE), (5, "0.75", svg.VERMILION), (8, "0.9", svg.GREEN))
 
 _ERRORS = {
-    "classification": ("class wrong", "on an object of another class, IoU from 0.5 on"),
+    "classification": ("class wrong", "on an object of another class, IoU at least 0.5"),
     "localisation": ("box wrong", "on an object of its class, IoU from 0.1 to 0.5"),
     "both": ("class and box wrong", "near an object of another class, IoU from 0.1 to 0.5"),
     "duplicate": ("duplicate", "on an object that a better detection has found"),
     "background": ("background", "on nothing, IoU up to 0.1"),
-    "missed": ("missed", "gt boxes with no detection of which only class or box is wrong"),
-    "false_positives": ("all false detections", "every right one ranked above every wrong one"),
+    "missed": ("missed", "gt boxes without even a detection of which only the class or the box is wrong"),
+    "false_positives": ("all false detections", "if every right detection ranked above every wrong one"),
     "false_negatives": ("all gt boxes not found", "not counted"),
 }
 
@@ -59,9 +59,9 @@ def errors(result: CocoResult) -> str:
     ]
     table = _table(("kind", "detections (or gt boxes) that are", "count", "AP50"), rows, words=2)
     text = (
-        f"AP50 is {_value(result.errors.ap50)}. Each bar is what it would gain if there were no errors of "
-        "that kind and all others stayed (TIDE, Bolya et al. 2020). The bars do not add up: errors hide one "
-        "another. Counted are detections of all scores."
+        f"AP50 is {_value(result.errors.ap50)}. Each bar shows how much it would gain without errors of "
+        "that kind, with all others unchanged (TIDE, Bolya et al. 2020). The bars do not add up, because "
+        "errors hide one another. Detections of all scores are counted."
     )
     return _section("What holds AP50 back", f"<p>{text}</p>{_figure(chart)}{table}")
 
@@ -78,7 +78,8 @@ def classes(result: CocoResult) -> str:
         for name, one in result.per_class.items()
     ]  # fmt: skip
     text = (
-        "The threshold is the score with the best F1 at IoU 0.5; precision and recall are those from it on."
+        "The threshold is the score with the best F1 at IoU 0.5; precision and recall are for detections "
+        "with at least that score."
     )
     return _section("Classes", f"<p>{text}</p>{_table(head, rows)}{_at_chosen(result)}")
 
@@ -92,7 +93,10 @@ def _at_chosen(result: CocoResult) -> str:
          f"{one.right:,}", f"{one.wrong:,}", f"{one.missed:,}"]
         for name, one in result.at_chosen().items()
     ]  # fmt: skip
-    text = f"At the thresholds {result.chosen.of}, as are confusion, calibration, sizes and pictures below."
+    text = (
+        f"At the thresholds {result.chosen.of}, which confusion, calibration, sizes and pictures below use "
+        "too."
+    )
     return f"<p>{text}</p>{_table(head, rows)}"
 
 
@@ -115,8 +119,8 @@ def curves(result: CocoResult) -> str:
         chart.points(*best, svg.Style("#000000"), "best F1")
         figures.append(_figure(chart.svg(), f"{names[k]}, AP {_value(one.ap)}"))
     text = (
-        "Interpolated as COCO does. Curves that end early lack recall; a wide gap between 0.5 and 0.75 says "
-        "that boxes are found but loosely."
+        "Interpolated as COCO does. Curves that end early lack recall; a wide gap between 0.5 and 0.75 "
+        "means that objects are found, but with loose boxes."
     )
     return _section("Precision and recall", f"<p>{text}</p>{_grid(figures)}")
 
@@ -144,8 +148,8 @@ def thresholds(result: CocoResult) -> str:
             chart.points(np.array([threshold]), np.array([f1]), svg.Style("#000000"), "threshold")
         figures.append(_figure(chart.svg(), f"{one.name}, threshold {_value(threshold)}"))
     text = (
-        "What the detections from each score on are worth at IoU 0.5. A flat top of F1 says that the "
-        "threshold matters little; a higher one buys precision with recall."
+        "Precision, recall and F1 at IoU 0.5 of the detections with at least each score. A flat top of F1 "
+        "means that the threshold matters little; a higher threshold trades recall for precision."
     )
     return _section("Choosing a threshold", f"<p>{text}</p>{_grid(figures)}")
 
@@ -154,9 +158,9 @@ def matrix(result: CocoResult, table: Ints) -> str:
     """Which class is taken for which. table: of `confusion`."""
     names, sums = list(result.per_class), table.sum(axis=1)
     text = (
-        "Detections from each class's threshold on, at IoU 0.5; shades are parts of the row. Row 'nothing': "
-        "detections on nothing, or on an object that has a detection already, of its own or of another "
-        "class. Column 'nothing': gt boxes not found."
+        "Detections with at least the threshold of their class, at IoU 0.5; shades show the share of the "
+        "row. Row 'nothing': detections on nothing, or on an object that already has a detection, of its "
+        "own or of another class. Column 'nothing': gt boxes not found."
     )
     if len(names) > _MATRIX:
         off = table.copy()
@@ -165,7 +169,7 @@ def matrix(result: CocoResult, table: Ints) -> str:
         often = np.sort(np.argsort(-(off.sum(axis=0) + off.sum(axis=1))[:-1], kind="stable")[:_MATRIX])
         picked = [*often.tolist(), len(names)]
         table, sums, names = table[np.ix_(picked, picked)], sums[picked], [names[k] for k in often]
-        text += f" Shown are the {_MATRIX} classes that are taken for others, or others for them, most often."
+        text += f" The {_MATRIX} classes that are confused most often are shown."
     labels = [*names, "nothing"]
     chart = svg.heat_map(labels, labels, table, sums, "confusion matrix: gt in rows, detections in columns")
     return _section("Confusion", f"<p>{text}</p>{_figure(chart)}")
@@ -184,12 +188,13 @@ def scores(result: CocoResult, at: Shown) -> str:
     chart.steps(edges, np.maximum(wrong, 0.5), svg.VERMILION, "wrong")
     figures = [_figure(chart.svg(), "scores of right and wrong detections")]
     text = (
-        "Right means matched at IoU 0.5. The further the two are apart, the better one threshold parts them."
+        "Right means matched at IoU 0.5. The further apart the two are, the better a single threshold "
+        "separates them."
     )
     if len(matched.scores) and matched.scores.min() >= 0 and matched.scores.max() <= 1:
         score, share, counts = calibration_curve(matched)
         chart = svg.Chart(
-            svg.Axis("score"), svg.Axis("part that is right"), "part that is right, over the score"
+            svg.Axis("score"), svg.Axis("share that is right"), "share that is right, over the score"
         )
         chart.line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), svg.GREY, "score = probability")
         chart.line(score, share, svg.BLUE)
@@ -198,33 +203,37 @@ def scores(result: CocoResult, at: Shown) -> str:
         mine = matched.scores >= at.thresholds[matched.labels]
         errors = calibration_error(matched.scores[mine], matched.correct[mine])
         of_all = calibration_error(matched.scores, matched.correct)
-        caption = f"calibration, error {errors:.3f} from the thresholds on, {of_all:.3f} of all detections"
+        caption = (
+            f"calibration, error {errors:.3f} at or above the thresholds, {of_all:.3f} for all detections"
+        )
         figures.append(_figure(chart.svg(), caption))
-        text += " On the dashed line a score is the probability to be right; below it, it promises too much."
+        text += (
+            " On the dashed line a score is the probability of being right; below it, scores are too high."
+        )
     return _section("Scores", f"<p>{text}</p>{_grid(figures)}")
 
 
 def sizes(result: CocoResult, at: Shown) -> str:
     """COCO's three sizes."""
     rows = []
-    bounds = {"small": "up to 32²", "medium": "32² to 96²", "large": "from 96² on"}
+    bounds = {"small": "up to 32²", "medium": "32² to 96²", "large": "96² and more"}
     for name, (total, found) in size_counts(result, at).items():
         part = f"{found:,} ({found / total:.0%})" if total else _NONE
         ap, ar = result.summary[f"AP{name[0]}"], result.summary[f"AR{name[0]}"]
         rows.append([name, bounds[name], f"{total:,}", part, _value(ap), _value(ar)])
     head = ("size", "area in px", "gt", "found at the threshold", "AP", "AR")
-    text = "By the area in pixels of the image file, as annotated. AP and AR are means over IoU 0.5 to 0.95."
+    text = "By the annotated area, in pixels of the image file. AP and AR are means over IoU 0.5 to 0.95."
     return _section("Sizes", f"<p>{text}</p>{_table(head, rows, words=2)}")
 
 
 def pictures(shown: Galleries | None) -> str:
     """The galleries, or why there are none."""
     if shown is None:
-        text = "No pictures: the images were not at hand (--images DIR names their folder)."
+        text = "No pictures: the images were not available (give their folder with --images DIR)."
         return _section("Pictures", f"<p>{text}</p>")
     legend = (
-        "<p>Dashed: gt. Full lines: detections with their scores. Each class has its "
-        "colour. Only boxes that overlap the one in question are shown.</p>"
+        "<p>Dashed lines: gt. Solid lines: detections with their scores. Each class has its own colour. "
+        "Only boxes that overlap the one in question are shown.</p>"
     )
     return (
         _section("Worst false detections", legend + _gallery(shown.false, "crops"))
@@ -235,7 +244,10 @@ def pictures(shown: Galleries | None) -> str:
 
 
 def _pairs() -> str:
-    return "<p>Left gt, dashed; right what was detected from the thresholds on. By F1 of the image.</p>"
+    return (
+        "<p>Left: gt, dashed; right: detections at or above the thresholds. Sorted by the F1 of the "
+        "image.</p>"
+    )
 
 
 def _gallery(entries: Sequence[Picture], kind: str) -> str:

@@ -138,7 +138,7 @@ def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
         file.write_bytes(b"\x80\x02cbuiltins\nprint\nX\x05\x00\x00\x00helloq\x00\x85q\x01Rq\x02.")
     elif content != "other names":
         file.write_text("<html>log in</html>" if content == "a page" else "")
-    with pytest.raises(InputError, match="does not hold the ImageNet weights of resnet18") as caught:
+    with pytest.raises(InputError, match="does not contain the ImageNet weights of resnet18") as caught:
         ResNet("resnet18", "frozen", pretrained=True, frozen_stages=2)
     assert capsys.readouterr().out == ""
     message = str(caught.value)

@@ -89,7 +89,7 @@ def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
     path, marker = tmp_path / "evil.pt", tmp_path / "marker"
     torch.save({**content(), "extra": MakesFile(marker)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(InputError, match=r"evil\.pt holds Python objects .* not loaded"):
+    with pytest.raises(InputError, match=r"evil\.pt contains Python objects .* not loaded"):
         load_checkpoint(path)
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the case is real: a reader less careful runs it

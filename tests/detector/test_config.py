@@ -64,7 +64,10 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("model.anchors=[1]", "it is a group of keys: model.anchors.sizes, model.anchors.ratios, ..."),
         ("optimizer.learning_rate=1", "use optimizer.lr"),
         ("eval.max_dets=300", "use eval.detections_per_img"),
-        ("data.mosaic=1", "to combine four images into one, begin data.transforms.train with {Mosaic: {p: 0.5}}"),
+        (
+            "data.mosaic=1",
+            "to combine four images into one, begin data.transforms.train with {Mosaic: {p: 0.5}}",
+        ),
         ("data.fliplr=0.5", "list augmentations in data.transforms.train"),
         ("train.early_stopping=5", "use train.patience"),
         ("loss.class_weights=[1, 2]", "there are none; a ranking loss with loss.class_by_class=true"),

@@ -152,9 +152,7 @@ def test_coco_weights_that_cannot_be_fetched_are_one_line(
     with pytest.raises(InputError, match=r"^model\.init=coco has a ResNet-50: .*model\.backbone=resnet50"):
         build_initial_model(config, ["cat"], fresh=True)
     large = ModelConfig(**{**TINY, "backbone": "resnet50"}, init="coco")
-    message = (
-        rf"^model\.init: .*'coco' could not be fetched .*coco-\w+\.pth into {tmp_path}.*model\.init .*null$"
-    )
+    message = rf"^model\.init: .*'coco' could not be downloaded .*coco-\w+\.pth into {tmp_path}.*model\.init .*null$"
     with pytest.raises(InputError, match=message):
         build_initial_model(large, ["cat"], fresh=True)
     monkeypatch.chdir(tmp_path)
@@ -331,7 +329,7 @@ def test_torchvision_weights_of_another_depth_are_refused() -> None:
 
 def test_weights_of_a_backbone_alone_are_known_for_what_they_are(tmp_path: Path) -> None:
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "start.pt")
-    with pytest.raises(InputError, match=r"of a backbone alone; take them with model\.init_partial=true"):
+    with pytest.raises(InputError, match=r"of a backbone alone; to use them, set model\.init_partial=true"):
         trainer(tmp_path, tmp_path / "start.pt")
 
 
@@ -428,11 +426,11 @@ def test_as_many_anchors_of_other_sizes_are_told(partial: bool, caplog: pytest.L
         if factor == 2 and partial:
             assert {n.rpartition(".")[0] for n in kept} == {"class_head.output", "box_head.output"}
             assert all(weights(model)[n].equal(before[n]) for n in kept)
-            assert "does not fit class_head.output, box_head.output: these start afresh" in caplog.text
+            assert "does not fit class_head.output, box_head.output, which start afresh" in caplog.text
         else:
             assert kept == []
         model = tiny(1)
-    assert partial or "has learnt with other anchors" in caplog.text
+    assert partial or "was trained with other anchors" in caplog.text
     for strange in ({"ratios": [1]}, {"sizes": [[1], [2, 3]], "ratios": [1]}):
         content = {"model": source.state_dict(), "config": {"model": now | {"anchors": strange}}}
         initialise(tiny(1), content, "source.pt", STD, settings=now, partial=partial)
@@ -451,7 +449,7 @@ def test_torchvision_has_learnt_with_its_own_anchors(factor: float, caplog: pyte
         initialise(model, state, "coco.pth", STD, settings=config.model_dump(), partial=partial)
         taken = model.class_head.output.weight.equal(state["head.classification_head.cls_logits.weight"])
         assert taken == (factor == 1 or not partial)
-        said = "these start afresh" if partial else "has learnt with other anchors"
+        said = "which start afresh" if partial else "was trained with other anchors"
         assert (said in caplog.text) == (factor != 1)
 
 
@@ -462,7 +460,8 @@ def test_p6_from_elsewhere_is_told_where_no_shape_tells_it() -> None:
     content = {"model": source.state_dict(), "config": {"model": {**settings, "p6_from": "c5"}}}
     before = weights(model)
     with pytest.raises(
-        InputError, match=r"source\.pt has learnt P6 from c5; that run has 'model\.p6_from=\"c5\"'"
+        InputError,
+        match=r"source\.pt was trained with model\.p6_from=c5; that run has 'model\.p6_from=\"c5\"'",
     ):
         initialise(model, content, "source.pt", STD, settings=settings)
     initialise(model, content, "source.pt", STD, settings=settings, partial=True)
@@ -508,6 +507,8 @@ def test_another_backbone_is_refused_all_the_same(changes: dict[str, object]) ->
     model = tiny(1, base_channels=64, **changes)
     before = weights(model)
     for content in (tiny(0, base_channels=64).state_dict(), resnet18(weights=None).state_dict()):
-        with pytest.raises(InputError, match=r"backbone.* of model\.init_partial the backbone must fit"):
+        with pytest.raises(
+            InputError, match=r"backbone.* with model\.init_partial the backbone must still fit"
+        ):
             initialise(model, content, "source.pt", STD, partial=True)
     assert all(tensor.equal(before[name]) for name, tensor in weights(model).items())

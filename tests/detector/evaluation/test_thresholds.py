@@ -68,7 +68,7 @@ def test_the_best_ones_chosen_are_the_best_ones(tmp_path: Path) -> None:
     for name, one in result.per_class.items():
         best = (one.best_f1, one.best_precision, one.best_recall)
         assert [written[name][key] for key in ("f1", "precision", "recall")] == pytest.approx(best)
-    assert "At the thresholds given, as are confusion" in (tmp_path / "page/index.html").read_text()
+    assert "At the thresholds given, which confusion" in (tmp_path / "page/index.html").read_text()
 
 
 def test_the_report_counts_at_the_chosen_ones(tmp_path: Path) -> None:

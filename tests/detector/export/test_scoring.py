@@ -147,7 +147,8 @@ def test_a_file_for_images_of_another_size_is_said(place: Path, caplog: pytest.L
     words = ("run", "--exported", "model.torchscript", "data.transforms.eval=[{ResizeWithin: {long: 96}}]")
     assert call(evaluate.main, *words, cwd=place).code == 0
     assert (
-        '[{"ResizeWithin": {"long": 80}}], and gets them as [{"ResizeWithin": {"long": 96}}]' in caplog.text
+        '[{"ResizeWithin": {"long": 80}}], but gets them resized with [{"ResizeWithin": {"long": 96}}]'
+        in caplog.text
     )
 
 

@@ -200,14 +200,14 @@ def test_without_positives_the_losses_are_zero_and_backpropagate(targets: list[i
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda x: alrp_loss(x, torch.tensor([1, 0, 0]), torch.zeros(2)), "one per positive"),
+        (lambda x: alrp_loss(x, torch.tensor([1, 0, 0]), torch.zeros(2)), "one value per positive"),
         (lambda x: alrp_loss(x, torch.tensor([1, 0, 0]), torch.tensor([1.5])), r"\[0, 1\]"),
         (lambda x: alrp_loss(x, torch.tensor([1, 0, 0]), torch.tensor([math.nan])), r"\[0, 1\]"),
         (lambda x: rank_sort_loss(x, torch.tensor([0.5, -0.5, 0])), "-1 or in"),
         (lambda x: rank_sort_loss(x, torch.tensor([0.5, math.nan, 0])), "-1 or in"),
         (lambda x: rank_sort_loss(x, torch.tensor([1, 0, 0])), "floating point"),
         (lambda x: rank_sort_loss(x, torch.tensor([0.5, 0])), "differ in shape"),
-        (lambda x: rank_sort_loss_of(x, torch.tensor([1, 0, 0]), torch.ones(2)), "one per positive"),
+        (lambda x: rank_sort_loss_of(x, torch.tensor([1, 0, 0]), torch.ones(2)), "one value per positive"),
         (lambda x: rank_sort_loss_of(x, torch.tensor([1, 0, 0]), torch.zeros(1)), r"in \(0, 1\]"),
         (lambda x: rank_sort_loss_of(x, torch.tensor([1, 0, 0]), torch.tensor([math.nan])), r"in \(0, 1\]"),
     ],

@@ -142,7 +142,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
             class_ap_loss(logits[index], targets[index])
     for loss in (class_alrp_loss, class_rank_sort_loss_of):
         with pytest.raises(
-            ValueError, match=rf"one value per positive is wanted, \[{len(values)}\], got \[3\]"
+            ValueError, match=rf"expected one value per positive, \[{len(values)}\], got \[3\]"
         ):
             loss(logits, targets, values[:3])
         with pytest.raises(ValueError, match=r"must lie in .0, 1\]"):

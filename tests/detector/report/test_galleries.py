@@ -74,5 +74,5 @@ def test_what_is_near_a_missed_object_is_said() -> None:
     result = result_of(gt, [(0, 1, (0, 20, 40, 40)), (0, 0, (200, 206, 40, 40))], [0.9, 0.95])
     assert result.matching.missed.tolist() == [True, True, False, True]
     assert _nearest(result, 0) == "nearest is dog at IoU 0.33, score 0.90"
-    assert _nearest(result, 1) == "nearest is cat at IoU 0.74, score 0.95, which counts for another object"
-    assert _nearest(result, 3) == "nothing near it at any score"
+    assert _nearest(result, 1) == "nearest is cat at IoU 0.74, score 0.95, which is matched to another object"
+    assert _nearest(result, 3) == "nothing was detected near it at any score"

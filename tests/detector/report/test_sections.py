@@ -154,7 +154,7 @@ def assert_histogram(chart: Drawn, result: CocoResult) -> None:
 def test_scores_are_shown_by_what_is_right_and_as_probabilities(best: CocoResult) -> None:
     drawn = charts(scores(best, shown(best)), log=True)
     assert_histogram(drawn["scores, right and wrong"], best)
-    chart = drawn["part that is right, over the score"]
+    chart = drawn["share that is right, over the score"]
     score, share, _ = calibration_curve(best.matched)
     assert np.abs(score - share).max() > 0.1
     label = "detections (more: larger)"

@@ -356,7 +356,7 @@ def test_a_high_score_threshold_is_warned_of_where_scores_have_no_scale(
 def test_anchors_that_are_there_twice_are_refused_to_new_runs_alone(anchors: Any, key: str) -> None:
     small = {"backbone": "resnet18", "pyramid_channels": 8, "head_width": 8, "head_depth": 1}
     config = ModelConfig(**small, anchors=anchors, pretrained=False, norm="batch", frozen_stages=0)
-    with pytest.raises(InputError, match=rf"^model\.anchors\.{key}: one of .* is there twice"):
+    with pytest.raises(InputError, match=rf"^model\.anchors\.{key}: a number of .* appears twice"):
         assembly.build_initial_model(config, ["cat"], fresh=True)
     assembly.build_initial_model(config, ["cat"], fresh=False)
 
