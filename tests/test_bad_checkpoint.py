@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--resume", "run", "train.epoch=3"), ("'train.epoch'", "'train.epochs'")),
         (("--resume", "run", "model.backbone=resnet34"), ("run", "model.backbone is resnet18 there")),
         (("--resume", "run", "model.head_width=32"), ("run", "model.head_width is 16 there")),
-        (("--resume", "run", "model.frozen_stages=1"), ("run", "model.frozen_stages is 0 there")),
+        (("--resume", "run", "model.frozen_stages=1"), ("run", "model.frozen_stages is 0 in this run")),
         (("--resume", "run", "model.init=best.pt"), ("run", "model.init is None there", "a new run")),
         (("--resume", "run", "model.anchors.ratios=[1, 2, 3]"), ("run", "model.anchors", "model.init")),
         (("--resume", "run", "model.box_std=[1, 1, 1, 1]"), ("run", "model.box_std", "model.init")),

@@ -171,7 +171,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "cat=0.5,cat=0.6"): ("--threshold", "cat is given twice"),
     ("images", "--threshold", "0,5"): ("--threshold", "write decimals with a point: 0.5"),
     ("images", "--threshold", "cat=0.3,dog=0,5"): ("--threshold", "write decimals with a point: 0.5"),
-    ("images", "--threshold", "0.5,0.6"): ("--threshold", "that of all classes is given twice"),
+    ("images", "--threshold", "0.5,0.6"): ("--threshold", "the threshold of all classes is given twice"),
     ("images", "--threshold", "cow, red=0.5,cat=0.2"): ("--threshold", "no class 'cow, red'"),
     ("images", "--threshold", "cat=0.5,"): ("--threshold", "''"),
     ("images", "--threshold", "cat=abc,dog=0.3"): ("--threshold", "'abc'"),
