@@ -142,7 +142,7 @@ def _no_labels(
     if any(file.is_file() for file in label_files):
         _labels_beside(split, paths, label_files, faults)
         return
-    message = f"split {split} has no labels; those of {paths[0]} would be in {label_files[0]}"
+    message = f"split {split} has no labels; the labels of {paths[0]} are expected in {label_files[0]}"
     beside = next((file for path in paths if (file := path.with_suffix(".txt")).is_file()), None)
     if beside is not None:
         message += f" ({beside} is not used, because a folder above it is called images)"
@@ -241,7 +241,9 @@ def _labels_without_images(
         found = [DataFault("label-without-image", f"{path} has no image ({kinds})", path) for path in alone]
         files = "1 label file has" if len(alone) == 1 else f"{len(alone)} label files have"
         more = ", ..." if len(alone) > 1 else ""
-        list_or_warn(found, faults, f"split {split}: {files} no image and are left out ({alone[0]}{more})")
+        list_or_warn(
+            found, faults, f"split {split}: {files} no image; these boxes are left out ({alone[0]}{more})"
+        )
 
 
 def _plain(path: Path) -> str:

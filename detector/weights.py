@@ -160,7 +160,7 @@ def _translated(
     """The weights of a file under our names and for our box_std and eps; its classes, where it tells them."""
     state = _state_dict(content)
     if state is None:
-        raise InputError(f"model.init: {source} holds no state dict (names with dense tensors)")
+        raise InputError(f"model.init: {source} contains no state dict (names with dense tensors)")
     learned_for = _box_std_of(content)
     theirs = _is_torchvisions(state)
     if theirs:

@@ -250,7 +250,7 @@ KINDS: dict[str, Kind] = {
     ),
     "image-turned": Kind(
         _N,
-        "EXIF says to turn an image",
+        "an image is turned by EXIF",
         "check in the samples that its boxes fit; preferably save it upright",
     ),
     "image-as-stored": Kind(

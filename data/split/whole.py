@@ -211,7 +211,7 @@ def _voc(root: Path) -> WholeSet:
         capitals = (
             " (.XML files are not read: rename them to .xml)" if in_capitals(folders.annotations) else ""
         )
-        raise InputError(f"{folders.annotations} holds no .xml files{capitals}")
+        raise InputError(f"{folders.annotations} contains no .xml files{capitals}")
     lists = sorted(path.stem for path in folders.lists.glob("[!.]*.txt") if not _is_of_all(path, names))
     if lists:
         raise InputError(

@@ -232,7 +232,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any]
     """What a file and those below it say together, and what it says itself."""
     path = path.resolve() if path.is_file() else path  # a pipe has no other name
     if path in seen:
-        raise InputError(f"{path}: base leads back to the file itself")
+        raise InputError(f"{path}: its base refers back to the file itself")
     try:
         values = _loaded(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -98,7 +98,7 @@ class MatcherConfig(Section):
         description="iou: two fixed thresholds; atss: one threshold per gt box, computed from its "
         "own anchors",
     )
-    positive_iou: Fraction = Field(0.5, description="iou: anchors from this IoU on are positive")
+    positive_iou: Fraction = Field(0.5, description="iou: anchors with at least this IoU are positive")
     negative_iou: Fraction = Field(0.4, description="iou: anchors below this IoU are negative")
     candidates: Count = Field(
         9,

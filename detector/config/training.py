@@ -89,7 +89,9 @@ class TrainConfig(Section):
         "auto", description="precision of the network; auto takes bf16 or fp16 where the device is fast in it"
     )
     channels_last: bool | Literal["auto"] = Field(
-        "auto", description="memory format of the network; auto: not in float32 on a CPU, where it is slower"
+        "auto",
+        description="use the channels-last memory format for the network; auto: except in float32 "
+        "on a CPU, where it is slower",
     )
     checkpoint_activations: bool = Field(
         False,

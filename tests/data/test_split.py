@@ -146,7 +146,7 @@ def test_a_voc_set_with_traces_of_another_format_is_voc(
     write_voc(tmp_path / "all", {"a": voc_xml([("cat", (4, 5, 24, 23), 0)])}, {})
     (tmp_path / "all/Annotations/a.xml").rename(tmp_path / "all/Annotations/a.XML")
     assert_refused(
-        main, ("all",), tmp_path, "all/Annotations holds no .xml files (.XML files are not read: rename"
+        main, ("all",), tmp_path, "all/Annotations contains no .xml files (.XML files are not read: rename"
     )
 
 

@@ -427,7 +427,7 @@ def test_labels_whose_image_is_not_there_are_told(root: Path, caplog: pytest.Log
         (root / "labels" / f"{name}.txt").write_text(lines(BOXES[0]))
     (root / "labels" / "train" / "classes.txt").write_text("cat\ndog\n")
     assert len(load_yolo(root, "train", None)) == 3
-    assert "split train: 2 label files have no image and are left out" in caplog.text
+    assert "split train: 2 label files have no image; these boxes are left out" in caplog.text
     assert "lost.txt, ..." in caplog.text
     faults: list[DataFault] = []
     load_yolo(root, "train", None, faults)
