@@ -255,7 +255,7 @@ def _reserve(path: Path, nbytes: int) -> None:
             return
         free = shutil.disk_usage(path.parent).free
         if free < nbytes:
-            raise OSError(f"only {free / 1e9:.1f} GB are free")
+            raise OSError(f"only {free / 1e9:.1f} GB are available")
         np.lib.format.open_memmap(partial, "w+", np.uint8, (nbytes,))
         # The file has holes: to fill them on a full disk would be fatal.
         size = partial.stat().st_size

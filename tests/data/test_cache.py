@@ -290,7 +290,9 @@ def test_full_disk_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypat
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(InputError, match=r"data\.cache=disk: 6 decoded images need .* 0\.0 GB free"):
+        with pytest.raises(
+            InputError, match=r"data\.cache=disk: 6 decoded images need .* 0\.0 GB are available"
+        ):
             DiskCache(records, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.partial"))
     np.testing.assert_array_equal(DiskCache(records, tmp_path / "cache").read(0), decoded(records, 0))

@@ -172,7 +172,7 @@ def test_a_model_of_other_classes_is_not_evaluated(
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("data.merge={a: [cat], b: [cat]}", "'cat' is a part of two classes"),
+        ("data.merge={a: [cat], b: [cat]}", "'cat' is merged into two classes"),
         ("data.merge={a: [cat, cat]}", "'cat' is listed twice"),
         ("data.merge={'': cat}", "a class has no name"),
         ("data.merge={a: 3}", "data.merge.a: must be a class or a list of classes"),

@@ -145,7 +145,7 @@ def test_a_training_repeats_what_is_rare_and_says_so(tmp_path: Path, caplog, cap
     for share in (0.125, 0.14):  # sqrt(0.14 * 8) = 1.06 for one image: rounded, no sample more
         Trainer(tiny_config(root, tmp_path / "other", f"data.repeat_rare={share}"), "test")
         nothing = f"data.repeat_rare={share} has no effect: the rarest class, dog, is in 12.5 % of"
-        assert f"{nothing} the images; set more" in caplog.text
+        assert f"{nothing} the images; set a higher value" in caplog.text
 
 
 def test_an_image_comes_as_often_as_its_rarest_class_asks_whatever_stands_last_in_it() -> None:

@@ -527,7 +527,7 @@ WRONG_INDEX = {
     "names with a gap": ({"names": {0: "cat", 2: "dog"}}, "names must list"),
     "a name twice": ({"names": ["cat", "cat"]}, "'cat' is listed twice"),
     "another count": ({"nc": 3}, "nc is 3, but names has 2"),
-    "no such split": ({"train": None}, "no split 'train'; there are: val"),
+    "no such split": ({"train": None}, "no split 'train'; its splits are: val"),
     "folder missing": ({"train": "images/gone"}, "'train: images/gone' does not exist"),
     "folder without images": ({"train": "labels/train"}, "'train' contains no images"),
     "neither folder nor list": ({"train": "images/train/a.png"}, "is neither a folder nor a .txt list"),
