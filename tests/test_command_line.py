@@ -230,7 +230,7 @@ def test_the_best_begins_anew_where_ap_is_measured_otherwise(
     with boxes_lost_at(1):  # so that its AP is 0, below the best
         outcome = call(train.main, "--resume", str(tmp_path / "run"), "train.epochs=3", word, cwd=workplace)
     assert outcome.code == 0
-    assert ("best.pt begins anew" in outcome.err + outcome.out) == anew
+    assert ("best.pt starts over" in outcome.err + outcome.out) == anew
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
     assert best["step"] == (STEPS + STEPS // 2 if anew else STEPS // 2)
 

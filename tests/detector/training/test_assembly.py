@@ -281,16 +281,16 @@ def test_every_scale_has_its_part_of_the_epochs(
         (["schedule.name=cosine", "schedule.milestones=[7]"], []),
         (
             ["schedule.warmup_steps=5", "train.epochs=2"],
-            ["schedule.warmup_steps=5: the training has 4 steps"],
+            ["schedule.warmup_steps=5: the training has only 4 steps"],
         ),
         (
             ["schedule.warmup_steps=4", "train.epochs=2"],
-            ["schedule.warmup_steps=4: the training has 4 steps"],
+            ["schedule.warmup_steps=4: the training has only 4 steps"],
         ),
         (["schedule.warmup_steps=3", "train.epochs=2"], []),
         (  # steps of the optimizer, not of the micro-batches
             ["schedule.warmup_steps=4", "train.epochs=2", "train.accumulate=2"],
-            ["schedule.warmup_steps=4: the training has 4 steps"],
+            ["schedule.warmup_steps=4: the training has only 4 steps"],
         ),
         (["schedule.warmup_steps=4", "schedule.milestones=[1]", "train.epochs=0"], []),
     ],
@@ -318,7 +318,7 @@ def test_a_schedule_longer_than_the_training_is_said(
         (
             6,
             "train.batch_size=8 optimizer.lr_for_batch=2",
-            "of them while the learning rate is scaled for more; set",
+            "of them, while the learning rate is scaled for more; set",
         ),
         (6, "train.batch_size=4", "batch_size=4: each epoch leaves out 2 of its 6 images"),
         (7, "train.batch_size=8 train.accumulate=2", "set train.batch_size=6"),

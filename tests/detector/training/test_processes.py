@@ -191,11 +191,11 @@ def _talk_and_count(rank: int, size: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("device", "local_rank", "named"),
     [
-        ("cuda:0", 0, r"train\.device=cuda:0 names a single GPU, .* use cuda"),
+        ("cuda:0", 0, r"train\.device=cuda:0 names a single GPU, .* set train\.device=cuda"),
         ("cuda", 1, r"process 1 of this machine has no GPU \(1 here\).*--nproc-per-node"),
         ("auto", 2, r"process 2 of this machine has no GPU"),
         ("auto", 0, r"cannot connect to each other \(.*MASTER_ADDR.*\); start them with torchrun"),
-        ("cpu", 1, r"cannot be joined"),
+        ("cpu", 1, r"cannot connect to each other"),
     ],
 )
 def test_a_launch_that_cannot_be_joined_is_refused(
@@ -307,7 +307,7 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
         InputError, match=r"batch_size=16 .* 3 processes x train\.accumulate=2; .* a multiple of 6"
     ):
         EpochBatches(70, 16, 0, micro_batches=2, processes=3)
-    with pytest.raises(InputError, match=r"holds 3 images, too few for the 4 parts .* \(4 processes x "):
+    with pytest.raises(InputError, match=r"has 3 images, too few for the 4 parts .* \(4 processes x "):
         EpochBatches(3, 8, 0, micro_batches=1, processes=4)
 
 

@@ -259,7 +259,7 @@ def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Pat
     more = ("train.epochs=3", "train.batch_size=4")
     with pytest.raises(InputError, match=r"an epoch had 4 steps and would have 2 now.*train\.batch_size"):
         Trainer(tiny_config(root, run, *more), "test", resume=run)
-    with pytest.raises(InputError, match=r"already at step 8, but train\.epochs=1 ends at 4"):
+    with pytest.raises(InputError, match=r"already at step 8, but train\.epochs=1 ends at step 4"):
         Trainer(tiny_config(root, run, "train.epochs=1"), "test", resume=run)
     path = root / "annotations" / "train.json"  # one image more: as many steps of another order
     content = json.loads(path.read_text())
@@ -332,7 +332,7 @@ def test_another_validation_set_begins_best_anew(tmp_path: Path, capsys: pytest.
     assert "begins anew" not in said and "score it again with evaluate.py" in said
     with boxes_lost_at(1):
         Trainer(tiny_config(root, run, "train.epochs=3"), "test", resume=run).run()
-    assert "best.pt begins anew" in capsys.readouterr().out
+    assert "best.pt starts over" in capsys.readouterr().out
     newer = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     assert newer["step"] == 12 and newer["metrics"]["AP"] == 0 < best["metrics"]["AP"]
 
@@ -355,7 +355,7 @@ def test_what_is_measured_otherwise_is_so_in_an_evaluation_that_is_still_to_come
     resumption = Resumption(tmp_path / "moved", tiny_config(tmp_path, tmp_path / "moved"))
     resumption.restore(checkpoints, progress)
     (said,) = resumption.changed
-    assert ("best.pt begins anew" in said) == anew and progress.best == (-math.inf if anew else 0.5)
+    assert ("best.pt starts over" in said) == anew and progress.best == (-math.inf if anew else 0.5)
 
 
 def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_batch_norm_of_a_single_value_is_refused(tmp_path: Path) -> None:
         write_image(path, 30, 32)
     for words in (("train.batch_size=1",), ("train.batch_size=2", "train.accumulate=2")):
         with pytest.raises(
-            InputError, match=r"of 32 x 30 px leaves one value per channel .* model\.norm=group"
+            InputError, match=r"of 32 x 30 px leaves one value per channel.* model\.norm=group"
         ):
             Trainer(tiny_config(root, tmp_path / "run", *words), "test")
     train(root, tmp_path / "run", "train.batch_size=1", "model.norm=group", "train.epochs=1")

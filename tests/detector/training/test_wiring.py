@@ -71,10 +71,16 @@ def declares(*channels: int) -> Callable[[RetinaNet], None]:
         (gives(lambda maps: maps[:2]), r"ResNet returns maps of .* they should be"),
         (gives(lambda maps: [*maps, maps[-1]]), r"returns maps of"),
         (gives(lambda maps: [map_[..., ::2, ::2] for map_ in maps]), r"\[1, 16, 4, 4\].* strides of 8, 16"),
-        (gives(lambda maps: dict(enumerate(maps))), r"gives dict; a list of the maps C3, C4 and C5"),
-        (gives(lambda maps: maps[2]), r"gives Tensor; a list"),
+        (
+            gives(lambda maps: dict(enumerate(maps))),
+            r"returns dict; must return a list of the maps C3, C4 and C5",
+        ),
+        (gives(lambda maps: maps[2]), r"returns Tensor; must return a list"),
         (declares(64, 128, 256), r"channels=\[64, 128, 256\]"),
-        (declares(64, 128, 256, 512), r"declares channels=\[64, 128, 256, 512\]; those of C3, C4 and C5"),
+        (
+            declares(64, 128, 256, 512),
+            r"declares channels=\[64, 128, 256, 512\]; must be those of C3, C4 and C5",
+        ),
     ],
 )
 def test_a_backbone_that_is_not_what_it_says_is_named(
