@@ -189,7 +189,7 @@ class DamagedCheckpoint(InputError):
             )
         else:
             others = f"{LAST}, {PREVIOUS} and {BEST} are in the same folder"
-            text = f"{path} is damaged, incomplete or not a checkpoint; use another one ({others})"
+            text = f"{path} is damaged or incomplete, or not a checkpoint; use another one ({others})"
         super().__init__(text)
         self.path = path
 

@@ -42,21 +42,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--resume", "run", "train.batch_size=4"), ("run", "an epoch had 2 steps", "train.batch_size")),
         (("tiny.yaml", "--resume", "run"), ("--resume", "CONFIG")),
         (("--resume", "run", "train.epoch=3"), ("'train.epoch'", "'train.epochs'")),
-        (("--resume", "run", "model.backbone=resnet34"), ("run", "model.backbone is resnet18 there")),
-        (("--resume", "run", "model.head_width=32"), ("run", "model.head_width is 16 there")),
+        (("--resume", "run", "model.backbone=resnet34"), ("run", "model.backbone is resnet18 in this run")),
+        (("--resume", "run", "model.head_width=32"), ("run", "model.head_width is 16 in this run")),
         (("--resume", "run", "model.frozen_stages=1"), ("run", "model.frozen_stages is 0 in this run")),
-        (("--resume", "run", "model.init=best.pt"), ("run", "model.init is None there", "a new run")),
+        (("--resume", "run", "model.init=best.pt"), ("run", "model.init is None in this run", "a new run")),
         (("--resume", "run", "model.anchors.ratios=[1, 2, 3]"), ("run", "model.anchors", "model.init")),
         (("--resume", "run", "model.box_std=[1, 1, 1, 1]"), ("run", "model.box_std", "model.init")),
         (("--resume", "run", "train.ema_decay=0.9"), ("run", "train.ema_decay")),
         (("--resume", "run", "optimizer.name=adamw", "train.epochs=2"), ("run", "optimizer")),
         (
             ("--resume", "run", "optimizer.decay_norm_and_bias=false", "train.epochs=2"),
-            ("optimizer.decay_norm_and_bias is True there",),
+            ("optimizer.decay_norm_and_bias is True in this run",),
         ),
         (
             ("--resume", "run", "optimizer.backbone_lr_factor=0.5", "train.epochs=2"),
-            ("optimizer.backbone_lr_factor is 1.0 there",),
+            ("optimizer.backbone_lr_factor is 1.0 in this run",),
         ),
         (("--resume", "run", "data.root=nowhere"), ("data.root", "nowhere")),
         (
@@ -112,7 +112,7 @@ def test_a_run_without_an_evaluation_names_what_it_has(finished: Path, tmp_path:
 
 def test_of_a_folder_of_runs_these_are_named(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "run", tmp_path / "runs" / "mine")
-    assert_refused(evaluate.main, ("runs",), tmp_path, "runs holds no checkpoints", "there are runs/mine")
+    assert_refused(evaluate.main, ("runs",), tmp_path, "runs has no checkpoints", "there are runs/mine")
 
 
 @pytest.mark.parametrize("text", ["data: {root: set}\n", "# Title\n", "", "a,b\n1,2\n", "(", "}"])
@@ -136,7 +136,7 @@ DETECTION = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.
         (("run", "--split", "test"), ("data.splits.test",)),
         (("nowhere",), ("nowhere", "does not exist")),
         (("set",), ("set", "checkpoints/best.pt")),
-        (("tiny.yaml",), ("tiny.yaml", "is no checkpoint")),
+        (("tiny.yaml",), ("tiny.yaml", "is not a checkpoint")),
         (("run", "model.backbone=resnet34"), (CHECKPOINT, "model.backbone", "'resnet18'")),
         (("run", "model.anchors.ratios=[1, 2, 3]"), (CHECKPOINT, "model.anchors", "[0.5, 1.0, 2.0]")),
         (("run", "model.box_std=[1, 1, 1, 1]"), (CHECKPOINT, "model.box_std")),
@@ -171,7 +171,7 @@ def third_class(content: dict[str, Any]) -> None:
         (third_class, ("'class_head.output.weight'", "number of classes")),
         (lambda content: content.pop("config"), ("not a checkpoint of this project",)),
         (lambda content: content.update(format=2), ("has format 2, but this version reads 1",)),
-        (lambda content: content["classes"].append("cow"), ("altered", "3 classes and 2 category_ids")),
+        (lambda content: content["classes"].append("cow"), ("altered", "3 classes but 2 category_ids")),
         (lambda content: content.update(classes=["cat", "cat"]), ("altered", "not distinct names")),
         (lambda content: content["model"].update(x=1), ("altered", "more than tensors")),
         (lambda content: content.update(metrics=[1]), ("altered", "metrics are a list")),

@@ -126,7 +126,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "matcher.negative_iou=0.9": ("matcher.negative_iou", "positive_iou"),
     "train.device=abacus": ("train.device", "'abacus'"),
     "model.init=nowhere.pt": ("model.init", "nowhere.pt", "does not exist"),
-    "model.init=set": ("model.init", "set holds no checkpoints/best.pt"),
+    "model.init=set": ("model.init", "set has no checkpoints/best.pt"),
     "model.init=set/images/0.png": ("0.png",),
     "model.init=list.pt": ("list.pt",),
     "data.root=tiny.yaml": ("data.root: tiny.yaml is a file, but must be a folder",),
@@ -139,7 +139,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     "data.format=shapes": ("set contains something other", "data.format=coco, voc or yolo"),
     "data.format=voc": ("set/Annotations", "it looks like data.format=coco"),
     "data.classes=[cat, cow]": ("data.classes", "no box of class 'cow'"),
-    "data.classes=[cow]": ("train.json", "'cow'", "it has cat, dog"),
+    "data.classes=[cow]": ("train.json", "'cow'", "its classes are cat, dog"),
     "run.dir=tiny.yaml/run": ("run.dir", "tiny.yaml/run"),
     "run.dir=set": ("run.dir", "set", "is not empty"),
 } | ({"run.dir=locked/run": ("run.dir", "locked/run")} if os.geteuid() else {})

@@ -466,7 +466,7 @@ def keep_everything(
     ("words", "named"),
     [
         (("nowhere.pt",), ("nowhere.pt", "does not exist")),
-        (("picture.png",), ("picture.png", "is no checkpoint")),
+        (("picture.png",), ("picture.png", "is not a checkpoint")),
         (("best.pt", "--output", "set"), ("--output", "set is a folder")),
         (("best.pt", "--output", "best.pt"), ("--output", "is also an input of this command")),
         (

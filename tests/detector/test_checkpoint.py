@@ -341,7 +341,7 @@ def test_find_checkpoint_takes_a_run_folder_or_a_file(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "run") == best
     assert find_checkpoint(best) == best
     best.unlink()
-    with pytest.raises(InputError, match=r"run holds no checkpoints/best\.pt"):
+    with pytest.raises(InputError, match=r"run has no checkpoints/best\.pt"):
         find_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="nowhere does not exist"):
         find_checkpoint(tmp_path / "nowhere")

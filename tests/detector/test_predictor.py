@@ -344,7 +344,7 @@ def test_above_takes_some_by_name_and_the_detectors_own_for_the_others(detector:
     assert (chosen.labels == 0).sum() == (cats >= np.median(cats)).sum()
     assert (chosen.labels == 1).sum() == (dogs >= detector.thresholds[1]).sum()
     assert len(chosen.above({"dog": 0.0, "cat": 0.0})) == len(chosen)
-    with pytest.raises(InputError, match="there is no class 'cta'; there are cat, dog"):
+    with pytest.raises(InputError, match="there is no class 'cta'; the classes are cat, dog"):
         found.above({"cta": 0.5})
 
 
@@ -392,7 +392,9 @@ def test_what_was_found_is_drawn_on_the_image_whatever_it_comes_as(detector, tmp
     for image in (upright, Image.fromarray(upright), torch.from_numpy(upright.copy()).permute(2, 0, 1)):
         assert np.array_equal(found.draw(image), drawn)
     assert np.array_equal(found.above(1.1).draw(upright), upright)
-    with pytest.raises(InputError, match=r"600 x 400 px, and .* in one of 400 x 600; .*exif_transpose"):
+    with pytest.raises(
+        InputError, match=r"600 x 400 px, but .* of an image of 400 x 600 px; .*exif_transpose"
+    ):
         found.draw(Image.open(tmp_path / "turned.png"))
     with pytest.raises(
         InputError, match=r"64 x 48 px, but these detections are of an image of 400 x 600 px$"
@@ -435,7 +437,7 @@ WRONG = {
     "grey floats": (torch.zeros(4, 4), "got float32 [4, 4]"),
     "a batch": (
         torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
-        "uint8 [3, H, W], or grey [H, W], got uint8 [2, 3, 8, 8]; several",
+        "uint8 [3, H, W], or grey [H, W], got uint8 [2, 3, 8, 8]; give several images",
     ),
     "channels last": (torch.zeros(8, 8, 3, dtype=torch.uint8), "got uint8 [8, 8, 3]"),
     "no pixels": (np.zeros((0, 4, 3), np.uint8), "no pixels: 4 x 0"),

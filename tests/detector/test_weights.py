@@ -279,7 +279,7 @@ def test_of_a_run_of_another_architecture_the_settings_are_told() -> None:
     other = {"init": None, "pretrained": False, "box_std": [0.1, 0.1, 0.2, 0.2]}
     config = {"model": {"head_width": 24, "norm": "batch", **other, "older": 1}}
     content = {"model": tiny(0, head_width=24).state_dict(), "config": config}
-    with pytest.raises(InputError, match=r"class_head.*; that run has 'model\.head_width=24', or start"):
+    with pytest.raises(InputError, match=r"class_head.*; that run has 'model\.head_width=24', or set"):
         initialise(tiny(1), content, "source.pt", STD, (), settings)
 
 

@@ -122,7 +122,7 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     assert call(evaluate.main, *words, cwd=tmp_path).code == 0
     for name in ("notes.txt", "images.csv"):
         (tmp_path / "out" / name).write_text("mine")
-        assert_refused(evaluate.main, tuple(words), tmp_path, "--report", "out", "something else")
+        assert_refused(evaluate.main, tuple(words), tmp_path, "--report", "out", "something other")
         (tmp_path / "out" / name).unlink()
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("<html>mine</html>")
