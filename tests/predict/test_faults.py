@@ -166,7 +166,7 @@ REFUSED = {  # words -> what the line says
     ("images", "--threshold", "1.5"): ("--threshold", "1.5"),
     ("images", "--threshold", "nan"): ("--threshold", "nan"),
     ("images", "--threshold", "high"): ("--threshold", "'high'"),
-    ("images", "--threshold", "cat=2"): ("--threshold", "not cat=2"),
+    ("images", "--threshold", "cat=2"): ("--threshold", "got cat=2"),
     ("images", "--threshold", "cow=0.5"): ("--threshold", "no class 'cow'", "cat, dog"),
     ("images", "--threshold", "cat=0.5,cat=0.6"): ("--threshold", "cat is given twice"),
     ("images", "--threshold", "0,5"): ("--threshold", "write decimals with a point: 0.5"),

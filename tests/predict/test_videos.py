@@ -200,7 +200,7 @@ def test_frames_become_images_with_annotations(place: Path, trained: Path, monke
     ("words", "named"),
     [
         (("--frames", "2"), "--frames is for annotations: give --format instances, voc or yolo"),
-        (("--frames", "0", "--format", "yolo"), "--frames: a whole number from 1"),
+        (("--frames", "0", "--format", "yolo"), "--frames must be a whole number from 1"),
     ],
 )
 def test_frames_that_nothing_is_written_of_are_refused(
@@ -239,7 +239,7 @@ def test_names_that_opencv_does_not_take_for_files_are_no_hindrance(place: Path,
     outcome = run(place, trained, "12:30.mp4", "caf\udce9.mp4", *ALL, "--output", "out")
     assert outcome.code == 0
     assert len(read(place / "out/images.json")["images"]) == 1
-    assert "its name is not UTF-8" in (place / "out/failed.txt").read_text(errors="surrogateescape")
+    assert "its name is not valid UTF-8" in (place / "out/failed.txt").read_text(errors="surrogateescape")
 
 
 def test_a_disk_too_full_for_a_video_costs_one_line(place: Path, trained: Path) -> None:

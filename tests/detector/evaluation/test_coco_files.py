@@ -45,7 +45,7 @@ def test_malformed_detection_is_named_in_one_line(entry: Any, named: str, tmp_pa
     [
         (lambda x, y, w, h: (x, y, w, h), ""),
         (lambda x, y, w, h: (x, y, x + w, y + h), "as if x1, y1 were written as width, height"),
-        (lambda x, y, w, h: (x + w / 2, y + h / 2, w, h), "as if their centres were written"),
+        (lambda x, y, w, h: (x + w / 2, y + h / 2, w, h), "as if their centres were given"),
         (lambda x, y, w, h: (x / 1e4, y / 1e4, w / 1e4, h / 1e4), "within one pixel"),
     ],
 )

@@ -365,7 +365,7 @@ def test_runs_of_other_data_are_refused_with_what_differs(run: Path, tmp_path: P
     checkpoint = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     for name, other, classes, said in (
         ("fewer", content, ["cat", "dog"], "2 images, but the first has 6"),
-        ("one", moved, ["dog"], "classes are dog, there cat, dog"),
+        ("one", moved, ["dog"], "classes are dog, but those of the first are cat, dog"),
         ("moved", moved, ["cat", "dog"], "gt boxes"),
         ("relabelled", relabelled, ["cat", "dog"], "gt boxes"),
         ("crowd", crowd, ["cat", "dog"], "gt boxes"),
