@@ -1,4 +1,4 @@
-"""What the command-line programs share: how they take memory, and how they end."""
+"""What the command-line programs share: argument parsing, memory settings, exit codes."""
 
 import argparse
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 BAD_INPUT = 2
 
-if sys.version_info < (3, 10):  # noqa: UP036  who forgot to activate the environment has the system's
+if sys.version_info < (3, 10):  # noqa: UP036  the system's Python, if the environment is not activated
     sys.stderr.write(
         f"error: Python 3.10 or newer is required, but {sys.executable} is {sys.version.split()[0]}; "
         "activate the project's environment (source .venv/bin/activate) or create it (make setup)\n"
@@ -26,7 +26,7 @@ from data import lookup  # noqa: E402
 from detector.output import close_output, print_last  # noqa: E402
 from errors import Bystander, InputError, Stopped, in_one_line  # noqa: E402
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run it again
 INTERRUPTED = 130
 
 _HERE = Path(__file__).resolve().parent
@@ -36,10 +36,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class OptionParser(argparse.ArgumentParser):
-    """argparse's, with a wrong command line in one line as all bad input.
+    """An argparse parser that reports a wrong command line in one line, like all bad input.
 
     Args:
-        elsewhere: options of other trainers, as in `NAMES_OF_THE_RUN`, and what to do here.
+        elsewhere: options of other trainers, such as `NAMES_OF_THE_RUN`, and what to use instead.
     """
 
     def __init__(self, *, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
@@ -47,7 +47,7 @@ class OptionParser(argparse.ArgumentParser):
         self._elsewhere = elsewhere or {}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, of words; an empty one, or --output= without more, would be the current folder."""
+        """Like argparse's, but refuses empty arguments (also --output=), which mean the current folder."""
         words = sys.argv[1:] if args is None else list(args)
         if any(re.fullmatch(r"(--[\w-]+=)?", word) for word in words):
             raise InputError(
@@ -82,17 +82,17 @@ def _silent_where_raised_again(arguments: threading.ExceptHookArgs) -> None:
 
 
 def is_there(word: str) -> bool:
-    """Whether a word of the command line is a file or folder, and no KEY=VALUE."""
+    """Whether a command-line word is an existing file or folder, not KEY=VALUE."""
     return lookup.is_there(Path(word))
 
 
 def is_file(word: str) -> bool:
-    """Whether a word of the command line is a file, or a pipe."""
+    """Whether a command-line word is a file or a pipe."""
     return is_there(word) and not Path(word).is_dir()
 
 
 def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """CONFIG, wherever it stands among the words of a command line, and the others, KEY=VALUE."""
+    """Split words of a command line into CONFIG, at any position, and the KEY=VALUE overrides."""
     names = [word for word in words if "=" not in word or is_file(word)]
     config = next((name for name in names if is_file(name)), names[0] if names else None)
     overrides = list(words)
@@ -102,7 +102,7 @@ def config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def this_python() -> str:
-    """How the running Python is called on a command line."""
+    """The command that starts the running Python."""
     on_path = shutil.which("python")
     if on_path is not None and Path(on_path).absolute() == Path(sys.executable):
         return "python"
@@ -110,15 +110,15 @@ def this_python() -> str:
 
 
 def seen_from_here(path: Path) -> str:
-    """An absolute path as a command line needs it: without the current folder, if it is below that."""
+    """A path for use on a command line: relative if it is below the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc hold on to freed blocks: the next step asks for the very same ones.
+    """Make glibc's malloc keep freed blocks, because the next step requests the same ones.
 
-    By default it gives large blocks back, and gets them again as fresh pages that the system clears one
-    by one: some 20,000 page faults in a step of a small network, a tenth of its time.
+    By default large blocks are returned to the system and come back as fresh pages that it clears one by one:
+    some 20,000 page faults per step of a small network, a tenth of its time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -129,21 +129,21 @@ def keep_freed_memory() -> None:
 
 
 def open_missing_streams() -> None:
-    """Stand in for streams that whoever started the program has closed (2>&-)."""
+    """Replace standard streams that the caller has closed (2>&-)."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))
 
 
 def print_any_name() -> None:
-    """Let names of files that are in no encoding be printed, with escapes."""
+    """Print undecodable file names with escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def print_line(text: str) -> None:
-    """Print a line at once; a reader that has gone (| head) is no failure, and what is under way goes on."""
+    """Print a line immediately; a reader that has gone (| head) is no error, and the work continues."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -151,8 +151,11 @@ def print_line(text: str) -> None:
 
 
 def run_door(main: Callable[[], None]) -> None:
-    """Run a program: bad input ends in one line and exit code 2, a training that was stopped and has
-    saved its state in 75, Ctrl-C elsewhere in 130."""
+    """Run a program and set its exit code.
+
+    Bad input ends in one line and code 2, a training that was stopped and has saved its state in 75, Ctrl-C
+    elsewhere in 130.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -162,13 +165,13 @@ def run_door(main: Callable[[], None]) -> None:
     print_any_name()
     try:
         main()
-        sys.stdout.flush()  # here, where a reader that has gone is no failure
+        sys.stdout.flush()  # here, where a closed pipe is handled
     except InputError as error:
         _refuse(str(error))
     except Bystander:
         sys.exit(BAD_INPUT)
     except Stopped as reason:
-        from detector.training.stop import deaf_at_the_end  # there already: it is what was stopped
+        from detector.training.stop import deaf_at_the_end  # imported already by what was stopped
 
         deaf_at_the_end()
         if str(reason):
@@ -176,7 +179,7 @@ def run_door(main: Callable[[], None]) -> None:
         sys.exit(STOPPED)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        if (_HERE / name).exists() or (_HERE / f"{name}.py").exists():  # our own: not for the user to mend
+        if (_HERE / name).exists() or (_HERE / f"{name}.py").exists():  # one of our own modules: a bug
             raise
         _refuse(_not_installed(name))
     except RuntimeError as error:
@@ -185,7 +188,7 @@ def run_door(main: Callable[[], None]) -> None:
         _refuse("the installed torch and torchvision do not match; delete .venv and run make setup")
     except BrokenPipeError:  # | head
         close_output()
-    except OSError as error:  # a path that is too long, a disk that does not answer: wherever it was met
+    except OSError as error:  # wherever it occurs: a path that is too long, a disk that does not respond
         where = f"{error.filename}: " if error.filename is not None else ""
         _refuse(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:

@@ -1,25 +1,25 @@
-"""The exceptions that the command line turns into one line and an exit code, and that line."""
+"""The exceptions that end a program with one line and an exit code, and helpers for that line."""
 
 from collections.abc import Sequence
 
 
 class InputError(Exception):
-    """Something the user gave is wrong: what, where, and what to do, in one line."""
+    """Invalid input of the user. The message says what, where, and what to do, in one line."""
 
 
 class Stopped(Exception):
-    """The work was asked to stop and has saved what it had; the message says how to continue.
+    """A requested stop; the state is saved, and the message says how to continue.
 
-    It is empty where another process says it.
+    The message is empty if another process prints it.
     """
 
 
 class Bystander(Exception):
-    """Another process of the training has failed and says why."""
+    """Another process of the training has failed and reports why."""
 
 
 def number_of(option: str, text: str) -> float:
-    """The number that an option was given. Raises InputError: it is none."""
+    """The value of an option as a number. Raises InputError if it is not one."""
     try:
         return float(text)
     except ValueError:
@@ -27,20 +27,20 @@ def number_of(option: str, text: str) -> float:
 
 
 def some_of(names: Sequence[str], most: int) -> str:
-    """The first of the names, in one line, and dots for the rest."""
+    """The first `most` names in one line, with dots for the rest."""
     return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def reason_of(error: BaseException) -> str:
-    """Why, without the place where it is that of a file: that has been named."""
+    """The reason of an error, without the file name of an OSError, which messages give themselves."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
+    """The first line of an error's message; its type if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def in_one_line(text: str) -> str:
-    """With escapes for what begins a line, which names of files may hold."""
+    """Escape line breaks, which file names may contain."""
     return text.replace("\n", "\\n").replace("\r", "\\r")

@@ -88,7 +88,7 @@ def main() -> None:
             raise InputError("--device: scoring existing results needs no device; leave it out")
         overrides.append(f"train.device={a.device}")
 
-    from detector.evaluation.command import Wanted, evaluate  # they take seconds, which --help does not need
+    from detector.evaluation.command import Wanted, evaluate  # imported late: it takes seconds
 
     evaluate(
         Wanted(

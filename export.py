@@ -56,7 +56,7 @@ def main() -> None:
 def export(
     model: str, overrides: list[str], form: str | None, raw: bool, output: Path | None, check: list[str]
 ) -> None:
-    """Export what the command line names, check it, say where it is."""
+    """Export the model named on the command line, check it, print where it is."""
     from detector.export.session import export as run
 
     report = run(Path(model), overrides, form, raw, output, check)

@@ -40,7 +40,7 @@ _ELSEWHERE = {
     ),
     "save_json": "coco.json is written by default; see --format for the other formats",
 }
-_KEY = re.compile(r"[a-z]+(\.\w+)+=")  # a file may have a name with =
+_KEY = re.compile(r"[a-z]+(\.\w+)+=")  # file names may contain "="
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def main() -> None:
     a = parser.parse_intermixed_args()
     overrides = [word for word in a.inputs if _KEY.match(word) and not _names_inputs(word)]
     inputs = [word for word in a.inputs if word not in overrides]
-    from detector.prediction.command import Wanted, predict  # they take seconds, which --help does not need
+    from detector.prediction.command import Wanted, predict  # imported late: it takes seconds
 
     _refuse_options_of_others(inputs)
     predict(
@@ -120,7 +120,7 @@ def _names_inputs(word: str) -> bool:
 
 
 def _refuse_options_of_others(inputs: list[str]) -> None:
-    """conf=0.5, as another program takes it, is no name of a file."""
+    """Refuse words such as conf=0.5, an option of other programs rather than a file name."""
     from detector.config.hints import setting_called
     from errors import InputError
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from detector.training.processes import Processes
     from detector.training.run_log import RunLog
 
-_LET_SPEAK_S = 3.0  # then the launcher has seen that process end, and ends the others
+_LET_SPEAK_S = 3.0  # by then the launcher has seen the first process end, and ends the others
 
 
 def main() -> None:
@@ -47,25 +47,25 @@ def main() -> None:
 def train(
     config_name: str | None, overrides: list[str], resume: Path | None, dry_run: bool, log: "RunLog"
 ) -> None:
-    """Build the run that the command line describes, and run it."""
+    """Build and run the training that the command line describes."""
     from detector.training.agreement import refuse_different
     from detector.training.processes import join_processes
     from detector.training.run_folder import run_to_resume
     from errors import Bystander, InputError, Stopped
 
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of this machine's processes, under torchrun
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes on this machine
     if not first:
         logging.getLogger().setLevel(logging.ERROR)
     try:
         resume = None if resume is None else run_to_resume(resume)
         config, name = _configuration(config_name, overrides, resume)
     except InputError:
-        if not first:  # which the first has found as well, if all were told the same, and says
+        if not first:  # the first process has probably found the same error and reports it
             time.sleep(_LET_SPEAK_S)
         raise
     processes = join_processes(config.train.device)
     if not processes.main:
-        logging.getLogger().setLevel(logging.ERROR)  # one of them speaks for all
+        logging.getLogger().setLevel(logging.ERROR)  # the main process speaks for all
     try:
         with processes.lost_peers_explained():
             refuse_different(processes, config, resume is not None, dry_run)
@@ -74,11 +74,11 @@ def train(
                 _rehearse(config, resume, processes)
             else:
                 folder = _run(config, name, resume, processes, log)
-    except Stopped:  # all together
+    except Stopped:  # in all processes
         processes.leave()
         raise
     except BaseException as error:
-        # Not leave: NCCL would wait for the others, who may be waiting for this one.
+        # Not `leave`: NCCL would wait for the others, who may be waiting for this one.
         said = processes.announce_failure(str(error))
         if said and isinstance(error, InputError):
             raise Bystander from error
@@ -98,7 +98,7 @@ def _run(
     from detector.training.trainer import Trainer
 
     if resume is None:
-        # torchrun may have restarted after one was lost: what they had is in their folder.
+        # torchrun may have restarted after the loss of a process: continue in the folder made before.
         launch = processes.launch
         resume = processes.from_main(lambda: run_of_launch(config.run.dir, name, launch) if launch else None)
     trainer = Trainer(config, name, resume, processes, log)
@@ -117,7 +117,7 @@ def _rehearse(config: "Config", resume: Path | None, processes: "Processes") -> 
 def _configuration(
     config_name: str | None, overrides: list[str], resume: Path | None
 ) -> tuple["Config", str]:
-    """What the command line describes, and the name of the run."""
+    """The configuration that the command line describes, and the name of the run."""
     from detector.config.file import (
         apply_overrides,
         keys_of,

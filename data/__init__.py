@@ -1,5 +1,5 @@
-"""Data sets: read, checked, divided, augmented, loaded."""
+"""Data sets: reading, checking, splitting, augmenting, loading."""
 
 import os
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations would ask the network at import
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations checks online for updates on import

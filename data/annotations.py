@@ -1,4 +1,4 @@
-"""What every source does with its annotations: check them, and pack them into a DetectionSet."""
+"""What all formats share: checks of the annotations, and packing them into a DetectionSet."""
 
 import errno
 import logging
@@ -16,18 +16,19 @@ from data.units import AS_PARTS, parts_for_pixels
 from errors import InputError, first_line, some_of
 
 log = logging.getLogger(__name__)
-# Headers are read up front for sets that allow it in seconds; larger ones are checked on decoding.
+# Up to this many images all headers are read up front, which takes seconds; in larger sets an image is
+# checked when it is decoded.
 _HEADERS_CHECKED = 20_000
 _NAMES_SHOWN = 5
-_MANY = 10  # boxes that may be dropped, however many there are
+_MANY = 10  # fewer dropped boxes than this never raise
 _CLASSES_SHOWN = 10
 
 
 @dataclass(slots=True)
 class Annotation:
-    """One object as a source found it."""
+    """One object as read from the source."""
 
-    where: str  # names it in messages: "annotation 17 in annotations/train.json"
+    where: str  # for messages: "annotation 17 in annotations/train.json"
     box: tuple[float, float, float, float]  # xyxy pixels
     label: int
     ignore: bool = False
@@ -35,9 +36,9 @@ class Annotation:
     number: int = -1  # see DetectionSet.annotation_ids
 
 
-_IF_MISSING = "put the file there, or remove its annotation"  # of an image
+_IF_MISSING = "put the file there, or remove its annotation"  # remedy for a missing image
 
-# What a set of a format has below its folder, and no other.
+# Files that identify a format, as globs below the folder of a set.
 _SIGNS = {
     "yolo": ("data.yaml",),
     "voc": ("Annotations/*.xml", "*.xml"),
@@ -47,7 +48,7 @@ _SIGNS = {
 
 @dataclass(slots=True)
 class AnnotatedImage:
-    """One image as a source found it."""
+    """One image as read from the source."""
 
     id: int
     path: Path
@@ -56,7 +57,7 @@ class AnnotatedImage:
 
 
 def require_folder(folder: Path, key: str, remedy: str) -> None:
-    """Raises InputError unless the folder exists; `key` is where the user set it."""
+    """Raises InputError unless the folder exists; `key` is the setting that names it."""
     if not folder.is_dir():
         if folder.exists():
             raise InputError(f"{key}: {folder} is a file, but must be a folder; {remedy}")
@@ -65,12 +66,12 @@ def require_folder(folder: Path, key: str, remedy: str) -> None:
 
 
 def format_of(root: Path) -> str | None:
-    """The data.format that a folder seems to be of."""
+    """The data.format that a folder appears to have; None if unknown."""
     return next((kind for kind, signs in _SIGNS.items() if any(any(root.glob(sign)) for sign in signs)), None)
 
 
 def of_cvat(root: Path) -> str:
-    """What to do with a folder as CVAT exports it in a format of its own; "" for others."""
+    """What to do with a folder exported in CVAT's own format; "" for other folders."""
     try:
         with (root / "annotations.xml").open("rb") as file:
             is_cvats = b"<annotations" in file.read(1000)
@@ -80,7 +81,7 @@ def of_cvat(root: Path) -> str:
 
 
 def looks_like(root: Path) -> str:
-    """The end of a sentence about a folder that is no set of the data.format set: of which it seems to be."""
+    """End of an error message about a folder not of data.format: which format it appears to have."""
     if hint := of_cvat(root):
         return f"; {hint}"
     kind = format_of(root)
@@ -88,10 +89,10 @@ def looks_like(root: Path) -> str:
 
 
 def size_of_file(path: Path) -> tuple[int, int]:
-    """Height and width of an image, upright, where its annotation does not tell.
+    """Upright height and width of an image, for annotations that do not give its size.
 
     Raises:
-        DataFault: it is missing, or no image.
+        DataFault: the file is missing or not an image.
     """
     try:
         return read_size(path)
@@ -102,12 +103,17 @@ def size_of_file(path: Path) -> tuple[int, int]:
 
 
 def first_of(places: Sequence[str]) -> str:
-    """The first, and how many more there are."""
+    """The first place, followed by how many more there are."""
     return places[0] + (f", and {len(places) - 1} more," if len(places) > 1 else "")
 
 
 def say_rotated(places: Sequence[str], faults: list[DataFault] | None) -> None:
-    """Of CVAT's boxes, which it writes as they were before they were turned; faults: as of the readers."""
+    """Report rotated CVAT boxes: CVAT stores the box as it was before the rotation.
+
+    Args:
+        places: the rotated boxes, for messages.
+        faults: see `list_or_warn`.
+    """
     if places:
         has = "has" if len(places) == 1 else "have"
         message = (
@@ -118,7 +124,7 @@ def say_rotated(places: Sequence[str], faults: list[DataFault] | None) -> None:
 
 
 def say_left_out(counts: Mapping[str, int], source: str) -> None:
-    """Warn of objects of classes that are not used, if there are any."""
+    """Warn about objects left out because their class is not used; `counts` is by class name."""
     if counts:
         named = [f"{count} of '{name}'" for name, count in sorted(counts.items())]
         log.warning(
@@ -135,22 +141,25 @@ def pack_set(
     faults: list[DataFault] | None = None,
     renumbered: bool = False,
 ) -> DetectionSet:
-    """Check all images and boxes, drop the boxes without area, pack the rest.
+    """Check all images and boxes, drop boxes without area inside the image, and pack the rest.
 
     Args:
-        source: names the split in messages.
-        sizes_checked: the sizes have just been read from the files themselves.
-        faults: where faults are collected, if all then each box without area as well; images stay, boxes go.
-        renumbered: as of the set.
+        source: name of the split in messages.
+        sizes_checked: the sizes were just read from the files themselves.
+        faults: collects faults instead of raising them: the image stays, the box is dropped. If faults of
+            every kind are collected, boxes without area are listed as well.
+        renumbered: see `DetectionSet.renumbered`.
 
     Raises:
-        DataFault: an image is missing, unreadable or of another size; a box is NaN or reversed.
-        InputError: the boxes are not in pixels.
+        DataFault: an image is missing, unreadable or of another size; a box is reversed or has a NaN or
+            infinite number.
+        InputError: the boxes are not in pixels, or at least ten and more than half have no area inside their
+            images.
     """
     images = list(images)
     if not sizes_checked:
         _check_files(images, source, faults)
-    # In arrays from here on: there may be a million boxes.
+    # Arrays from here on: there may be a million boxes.
     items = [item for image in images for item in image.objects]
     sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
     of_image = np.repeat(np.arange(len(images)), [len(image.objects) for image in images])  # [M]
@@ -182,7 +191,7 @@ def pack_set(
     if not lists_all(faults) and parts_for_pixels(boxes[kept]):
         raise InputError(f"{source}: nearly all boxes {AS_PARTS}; write them in pixels")
     areas = np.array([np.nan if item.area is None else item.area for item in items], dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # a box may be as large as floats go
+    with np.errstate(over="ignore", invalid="ignore"):  # box coordinates may be huge floats
         areas = np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas)
     counts = np.bincount(of_image[kept], minlength=len(images))
     return DetectionSet(
@@ -202,10 +211,10 @@ def pack_set(
 
 
 def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
-    """Several splits as one. Images are renumbered where their ids meet.
+    """Join several splits into one. Images are renumbered if ids occur in more than one split.
 
     Raises:
-        InputError: the splits do not have the same classes.
+        InputError: the splits have different classes.
     """
     first = sets[0]
     if len(sets) == 1:
@@ -242,7 +251,7 @@ def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:
 
 
 def _joined_ids(each: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The id of each class in the first set that lists it; from 1 on where these are not distinct."""
+    """Id of each class in the first set that lists it; 1, 2, ... if these ids are not distinct."""
     ids = tuple(next(filter(is_listed, of_class), of_class[0]) for of_class in zip(*each, strict=True))
     return ids if len(set(ids)) == len(ids) else tuple(range(1, len(ids) + 1))
 
@@ -259,7 +268,7 @@ def _check_files(images: list[AnnotatedImage], source: str, faults: list[DataFau
     if len(images) > _HEADERS_CHECKED:
         return
     lost = {image.path for image in missing}
-    as_stored: list[AnnotatedImage] = []  # those that EXIF turns, and whose size was annotated without it
+    as_stored: list[AnnotatedImage] = []  # turned by EXIF, annotated with the size before turning
     upright: list[AnnotatedImage] = []
     either: list[AnnotatedImage] = []
     for image in images:
@@ -281,7 +290,11 @@ def _check_files(images: list[AnnotatedImage], source: str, faults: list[DataFau
 
 
 def _say_unclear(images: list[AnnotatedImage], source: str, faults: list[DataFault] | None) -> None:
-    """Whether an image was annotated as stored shows where turning it changes its sides; there it was."""
+    """Report images for which it is unclear whether the boxes refer to the stored or the upright pixels.
+
+    Called if all images whose size reveals it were annotated as stored. The size of `images` does not reveal
+    it: EXIF turns them by 180 degrees or mirrors them, or they are square.
+    """
     problem = (
         "by half a turn, or mirrors it, or it is square; the boxes of other images fit the pixels as stored"
     )
@@ -299,10 +312,10 @@ def _say_unclear(images: list[AnnotatedImage], source: str, faults: list[DataFau
 
 
 def _away(path: Path) -> str:
-    """Why nobody can say whether a file is there, as on a disk that does not answer; "" if it is not."""
+    """Why it is unknown whether a file exists (e.g. its disk is away); "" if it is known to be missing."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no system has such a name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: invalid name on any system
         return ""
     except OSError as error:
         return "" if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else error.strerror or first_line(error)
@@ -310,7 +323,7 @@ def _away(path: Path) -> str:
 
 
 def _what_is_wrong(item: Annotation, image: AnnotatedImage, reversed_too: int) -> DataFault:
-    """`reversed_too`: how many others have a negative width or height."""
+    """The fault of a non-finite or reversed box; `reversed_too` is the number of other reversed boxes."""
     code = "box-reversed"
     if not np.isfinite(item.box).all():
         code, problem = "box-not-finite", "has a NaN or infinite number"

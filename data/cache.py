@@ -1,7 +1,7 @@
-"""Decoded images, kept: in memory that the loading processes share, or in a file.
+"""Cache of decoded images, in memory shared by the loading processes or in a file.
 
-Only what `read_image` gives is kept, to the byte; augmentation comes after. A file that has changed since
-is decoded again.
+It holds exactly what `read_image` returns; augmentation comes later. A file that has changed since is decoded
+again.
 """
 
 import hashlib
@@ -24,21 +24,21 @@ from data.sample import DetectionSet
 from errors import InputError
 
 _SHARED_MEMORY = Path("/dev/shm")
-_CONTROL_GROUP = Path("/sys/fs/cgroup")  # where a container finds its own
+_CONTROL_GROUP = Path("/sys/fs/cgroup")  # where a container finds its own limits
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _BLOCK = 1 << 24
 _STORES_IN_ORDER = platform.machine() in ("x86_64", "AMD64", "i686")
-_LEFT_FREE = 0.2  # of the memory that is available, for the training itself
+_LEFT_FREE = 0.2  # fraction of the available memory left to the training itself
 
 
 class ImageCache:
-    """The images of a set, each decoded when it is first asked for.
+    """The images of a set, each decoded when first requested.
 
-    Subclasses say where `_arrays` lie. All processes that use the cache write into the same ones; two
-    that decode the same image at a time write the same bytes.
+    Subclasses provide the storage, `_arrays`. All processes that use the cache write to the same arrays; two
+    that decode the same image at once write the same bytes.
 
     Args:
-        records: whose images are kept.
+        records: the set whose images are cached.
     """
 
     def __init__(self, records: DetectionSet) -> None:
@@ -48,14 +48,14 @@ class ImageCache:
 
     @property
     def nbytes(self) -> int:
-        """Of all images, decoded."""
+        """Total size of all decoded images."""
         return int(self._starts[-1])
 
     def read(self, row: int) -> NDArray[np.uint8]:
-        """The pixels of the image in this row of the set, uint8 [H, W, 3] RGB; the caller's own.
+        """The image in this row of the set, uint8 [H, W, 3] RGB; a copy that the caller owns.
 
         Raises:
-            InputError: as `read_image`.
+            InputError: see `read_image`.
         """
         path, (height, width) = Path(self._files[row]), self._sizes[row].tolist()
         pixels, stamps = self._arrays()
@@ -67,7 +67,7 @@ class ImageCache:
                 return image
         image = read_image(path, (height, width))
         if stamp is not None:
-            stamps[row] = 0  # a process that is killed in the middle leaves a place that counts as empty
+            stamps[row] = 0  # if the process is killed while writing, the slot counts as empty
             place[:] = image
             stamps[row] = (*stamp, self._sum(image))
         return image
@@ -75,23 +75,23 @@ class ImageCache:
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Pixels and stamps.
 
-        Pixels: uint8 [nbytes], one image after the other. Stamps, int64 [I, 3]: of the files, and the sums of
-        the pixels.
+        Pixels: uint8 [nbytes], all images one after another. Stamps: int64 [I, 3], two numbers that identify
+        the state of the file (see `_stamp`) and the checksum of the pixels.
         """
         raise NotImplementedError
 
     def _sum(self, image: NDArray[np.uint8]) -> int:
-        """What tells whether pixels are those that were kept, where they may be lost."""
+        """Checksum of an image, for storage that may lose pixels; 0 where it cannot."""
         return 0
 
 
 class RamCache(ImageCache):
     """A cache in memory, shared by the loading processes of one training process.
 
-    All of its memory is taken at once, so that none can be missing later.
+    All memory is allocated at once, so that it cannot run out later.
 
     Raises:
-        InputError: the images need more memory than there is.
+        InputError: the images need more memory than is available.
     """
 
     def __init__(self, records: DetectionSet) -> None:
@@ -105,9 +105,10 @@ class RamCache(ImageCache):
         if self.nbytes > available * (1 - _LEFT_FREE):
             raise InputError(too_much)
         try:
-            # Tensors, since DataLoader hands these to its processes without copying, however it starts them.
+            # Tensors, because DataLoader passes them to its processes without copying, whatever the start
+            # method.
             self._pixels = torch.empty(self.nbytes, dtype=torch.uint8).share_memory_()
-        except RuntimeError:  # another process was quicker
+        except RuntimeError:  # another process took the memory first
             raise InputError(too_much) from None
         self._stamps = torch.zeros(len(records), 3, dtype=torch.int64).share_memory_()
 
@@ -115,33 +116,34 @@ class RamCache(ImageCache):
         return self._pixels.numpy(), self._stamps.numpy()
 
     def _sum(self, image: NDArray[np.uint8]) -> int:
-        # Elsewhere (ARM) another core may see a stamp before the pixels that were written first.
+        # On other CPUs (ARM) another core may see the stamp before the pixels, although they were written
+        # first.
         return 0 if _STORES_IN_ORDER else zlib.crc32(image.data)
 
 
 class DiskCache(ImageCache):
-    """A cache in a file, shared by all processes and later trainings on the same set.
+    """A cache in a file, shared by all processes and by later trainings on the same set.
 
-    Its space on the disk is taken at once, so that a disk that fills up later does no harm. The name of
-    the file is made of the paths and sizes of the images and Pillow's version. Every image has a CRC-32:
-    after a power failure stamps may have come to the disk without their pixels, and two machines that
-    write to one page over a network undo each other's edges.
+    The disk space is allocated at once, so that a disk that fills up later does no harm. The file name is a
+    hash of the image paths and sizes and Pillow's version. Every image has a CRC-32: after a power failure a
+    stamp may be on disk without its pixels, and two machines that write to one page over a network can
+    overwrite each other's bytes at its edges.
 
     Args:
-        folder: of the cache; made where it does not exist.
+        folder: folder of the cache; created if missing.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk is too full.
+        InputError: the folder is not writable, or the disk is too full.
     """
 
     def __init__(self, records: DetectionSet, folder: Path) -> None:
         super().__init__(records)
         paths = "\0".join(str(Path(file).absolute()) for file in records.files)
         key = hashlib.sha256(paths.encode("utf-8", "surrogateescape") + records.sizes.tobytes())
-        key.update(f"{PIL.__version__} crc32".encode())  # another decoder may round otherwise
+        key.update(f"{PIL.__version__} crc32".encode())  # another decoder version may round differently
         self._file = folder / f"{key.hexdigest()[:16]}.npy"
         self._open: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
-        # One file for both: stamps without their pixels would pass zeros for images.
+        # One file for both: with stamps but without the pixel file, zeros would pass for images.
         self._stamp_bytes = 24 * len(records)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +165,7 @@ class DiskCache(ImageCache):
         return {
             **self.__dict__,
             "_open": None,
-        }  # a process opens them by itself; pickled they would be copied
+        }  # each process opens the file itself; pickled arrays would be copied
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         if self._open is None:
@@ -186,7 +188,7 @@ class DiskCache(ImageCache):
 
 
 def available_memory() -> int:
-    """The bytes of shared memory that can be taken without swapping, as far as the system tells."""
+    """Bytes of shared memory that can be allocated without swapping, as far as the system reports."""
     limits = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -201,17 +203,18 @@ def available_memory() -> int:
 
 
 def _left_in_container() -> list[int]:
-    """What each limit leaves: of the process's own group (Slurm, systemd), of those above it, and of the
-    container. Files that are kept in memory make room.
+    """Memory left by each cgroup limit, from the process's own group (Slurm, systemd) to the container.
+
+    Inactive file pages count as free, because the kernel reclaims them.
     """
     root, limit, used, files = _CONTROL_GROUP, "memory.max", "memory.current", "inactive_file"
-    first = (root / "memory").is_dir()  # version 1
+    first = (root / "memory").is_dir()  # cgroup version 1
     if first:
         root, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         files = "total_inactive_file"
     left = []
     for group in (own := root / _own_group(first), *own.parents):
-        with suppress(OSError):  # no such group, seen from this container, or no limit at the root
+        with suppress(OSError):  # group not visible from this container, or no limit at the root
             most = (group / limit).read_text().strip()
             taken = int((group / used).read_text())
             parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -223,9 +226,10 @@ def _left_in_container() -> list[int]:
 
 
 def _own_group(first: bool) -> str:
-    """The group that rules this process's memory, below the root; "" where there is none.
+    """Path of the memory cgroup of this process, relative to the root; "" if there is none.
 
-    first: control groups are of version 1, which names what each rules.
+    Args:
+        first: cgroup version 1, which has one hierarchy per controller.
     """
     with suppress(OSError):
         for line in _OWN_GROUPS.read_text().splitlines():
@@ -236,7 +240,7 @@ def _own_group(first: bool) -> str:
 
 
 def _stamp(path: Path) -> NDArray[np.int64] | None:
-    """What changes when a file does, never 0: time in ns and size. None if it is gone."""
+    """Modification time in ns and size + 1: never 0, and change with the file. None if it is gone."""
     try:
         status = path.stat()
     except OSError:
@@ -245,7 +249,11 @@ def _stamp(path: Path) -> NDArray[np.int64] | None:
 
 
 def _reserve(path: Path, nbytes: int) -> None:
-    """Make a file with zeros, uint8 [nbytes], unless there is one; it appears whole or not at all."""
+    """Create an .npy file of zeros, uint8 [nbytes], unless it exists; it appears complete or not at all.
+
+    Raises:
+        OSError: there is too little space, or an existing file is damaged.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         if path.exists():
@@ -257,7 +265,7 @@ def _reserve(path: Path, nbytes: int) -> None:
         if free < nbytes:
             raise OSError(f"only {free / 1e9:.1f} GB are available")
         np.lib.format.open_memmap(partial, "w+", np.uint8, (nbytes,))
-        # The file has holes: to fill them on a full disk would be fatal.
+        # The file is sparse: running out of disk space while writing to a memory map would kill the process.
         size = partial.stat().st_size
         with partial.open("r+b") as file:
             if hasattr(os, "posix_fallocate"):

@@ -20,26 +20,26 @@ BY_NAME = (
 
 
 class Categories(NamedTuple):
-    """Those of a file, by their ids."""
+    """The categories of a file, by id."""
 
-    known: set[Any]  # all of them, those refused too
-    labels: dict[int, int]  # of those that are used, in this order
-    classes: tuple[str, ...]  # the names of these
-    others: dict[int, str]  # the names of those that are not
+    known: set[Any]  # all ids, including those of refused records
+    labels: dict[int, int]  # category id -> label of the used ones, in label order
+    classes: tuple[str, ...]  # names of the used ones
+    others: dict[int, str]  # names of the unused ones
 
 
 def named_categories(content: dict[str, Any]) -> list[Any]:
-    """The categories of a COCO file, but for Roboflow's heading.
+    """The categories of a COCO file, without the heading that Roboflow adds.
 
-    Its lists begin with the name of the project, as a category without boxes that is the supercategory of
-    all others. In a set of one class that is often the very name of the class.
+    Roboflow's list begins with the project name, as a category without boxes that is the supercategory of all
+    others. In a set with one class it often has the same name as that class.
     """
     heading, *rest = content["categories"] or [None]
     if not isinstance(heading, dict) or heading.get("supercategory") != "none":
         return content["categories"]
     name, others = heading.get("name"), [record for record in rest if isinstance(record, dict)]
     above_all = bool(others) and all(other.get("supercategory") == name for other in others)
-    # Elsewhere a class above others may be one by itself, if without boxes in this file.
+    # In other files a supercategory may be a class of its own, even if this file has no boxes of it.
     if above_all and (any(other.get("name") == name for other in others) or _is_roboflows(content)):
         used = (record.get("category_id") for record in content["annotations"] if isinstance(record, dict))
         if heading.get("id") not in used:
@@ -54,7 +54,7 @@ def _is_roboflows(content: dict[str, Any]) -> bool:
 def used_categories(
     records: list[Any], classes: tuple[str, ...] | None, source: Path, faults: list[DataFault] | None
 ) -> Categories:
-    """What the records say, and which of it is used: the classes, or all by ascending id."""
+    """Parse the category records and select the used ones: `classes`, or all by ascending id."""
     ids: dict[str, int] = {}
     known: set[Any] = set()
     for record in records:
@@ -76,7 +76,7 @@ def used_categories(
     if classes is None:
         classes = tuple(sorted(ids, key=lambda name: ids[name]))
     if not classes:
-        if faults:  # each of those that there are
+        if faults:  # every record was refused
             raise InputError(str(faults[-1]))
         raise InputError(f"{source} lists no categories")
     say_what_is_missing(classes, ids, source)
@@ -87,15 +87,16 @@ def used_categories(
 
 
 def plain_name(name: str) -> str:
-    """What "Traffic Light", "traffic_light" and "traffic-lights " have in common."""
+    """Normalized name: the same for "Traffic Light", "traffic_light" and "traffic-lights "."""
     plain = re.sub(r"[\s_-]+", "", name).casefold()
-    return plain.removesuffix("s") if len(plain) > 3 else plain  # O and Os are elements
+    return plain.removesuffix("s") if len(plain) > 3 else plain  # O and Os are two elements
 
 
 def a_slip_apart(one: str, other: str) -> bool:
-    """Whether two names differ in one letter: too much, too little, another, or two in the wrong order.
+    """Whether two names differ by one typo: a letter added, dropped or replaced, or two neighbours swapped.
 
-    Not in a number or a letter that stands for one: lane 1 and lane 2, type a and type b are two classes.
+    Numbers and single letters used as numbers do not count: lane 1 and lane 2, type a and type b are two
+    classes.
     """
     a, b = plain_name(one), plain_name(other)
     if abs(len(a) - len(b)) > 1 or min(len(a), len(b)) < 3 or max(len(a), len(b)) < 4:
@@ -113,7 +114,7 @@ def _without_numbers(name: str) -> str:
 
 
 def slips_among(names: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The pairs of names that are a slip apart, each once; without comparing each with each."""
+    """Pairs of names that differ by one typo, each once, without comparing all pairs."""
     near: dict[str, list[str]] = {}
     for name in names:
         plain = plain_name(name)
@@ -124,7 +125,7 @@ def slips_among(names: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def refuse_nearly_the_same(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:
-    """Raises InputError: one of the classes is not there, but another of nearly the same name is."""
+    """Raises InputError if a class is not listed but another with nearly the same name is."""
     alike = {plain_name(name): name for name in there if name not in classes}
     for name in classes:
         if name not in there and plain_name(name) in alike:
@@ -139,10 +140,10 @@ def _lacking(name: str, hint: str, there: Collection[str], source: Path | str) -
 
 
 def say_what_is_missing(classes: tuple[str, ...], there: Collection[str], source: Path | str) -> None:
-    """A file may list the classes that it has boxes of, and no others.
+    """Warn about classes that a file does not list: it may list only the classes that it has boxes of.
 
     Raises:
-        InputError: it has none of those that are wanted, or one of them by nearly the same name.
+        InputError: it lists none of the classes, or one of them under nearly the same name.
     """
     refuse_nearly_the_same(classes, there, source)
     missing = [name for name in classes if name not in there]

@@ -35,9 +35,9 @@ from errors import InputError, some_of
 
 _ROBOFLOWS = "_annotations.coco.json"
 _NAMES_SHOWN = 5
-# By what their files have, and COCO's have not.
+# Keys that files of these tools have and COCO files do not.
 _TOOLS = {"LabelMe": {"shapes"}, "Supervisely": {"objects", "size"}, "V7": {"item", "annotations"}}
-_NUMBERS = frozenset((int, float))  # what JSON's become; bool is another
+_NUMBERS = frozenset((int, float))  # types of JSON numbers in Python; bool is not among them
 
 
 def load_coco(
@@ -51,15 +51,15 @@ def load_coco(
     Args:
         annotations: the JSON file.
         images: the folder that `file_name` is relative to.
-        classes: names of the categories to use, in this order; by default all, by ascending id.
-            Objects of other categories are left out.
-        faults: where all faults are collected; without it the first is raised.
+        classes: names of the categories to use, in this order; by default all, by ascending id. Objects of
+            other categories are left out.
+        faults: collects all faults; if None, the first one is raised.
 
     Raises:
-        InputError: whatever is wrong with the file, its images or boxes.
+        InputError: anything is wrong with the file, its images or boxes.
     """
     if not images.is_dir() and annotations.is_file():
-        root = annotations.parent.parent  # unless data.annotations is set, and then there is no advice
+        root = annotations.parent.parent  # data.root, unless data.annotations is set; then no hint
         remedy = _other_layout(root) or "set data.images to the folder of the images, relative to data.root"
         require_folder(images, "data.images", remedy)
     with _no_garbage_collection():
@@ -68,13 +68,13 @@ def load_coco(
 
 
 def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
-    """The content of an instances file, whose three lists are there.
+    """The content of an instances file; its three lists are guaranteed to exist.
 
     Args:
-        hint: what to do where the file does not exist.
+        hint: gives the remedy for the message if the file does not exist.
 
     Raises:
-        InputError: it is missing, unreadable, no JSON, or lacks a list.
+        InputError: the file is missing, unreadable, not JSON, or lacks a list.
     """
     content = read_json(path, hint=hint)
     if (tool := _of_a_tool(content)) is not None:
@@ -84,12 +84,12 @@ def read_instances(path: Path, hint: Callable[[], str] = str) -> dict[str, Any]:
             raise InputError(f"{path} has no list '{section}', which a COCO instances file must have")
     for image in content["images"]:
         if isinstance(image, dict) and "file_name" not in image and "coco_url" in image:
-            image["file_name"] = image["coco_url"]  # LVIS: addresses that end in the names
+            image["file_name"] = image["coco_url"]  # LVIS: URLs that end in the file name
     return content
 
 
 def tool_of(path: Path) -> str | None:
-    """The annotation tool whose own format a file is of, if it is of one."""
+    """The annotation tool whose own format a file has; None for other files."""
     try:
         return _of_a_tool(read_json(path))
     except InputError:
@@ -97,7 +97,7 @@ def tool_of(path: Path) -> str | None:
 
 
 def _of_a_tool(content: Any) -> str | None:
-    """The annotation tool whose own format this is, an image a file in most of them."""
+    """The annotation tool whose own format this is (most have one file per image); None otherwise."""
     if isinstance(content, list):
         return "Label Studio" if content and isinstance(content[0], dict) and "data" in content[0] else None
     for tool, keys in _TOOLS.items():
@@ -113,12 +113,12 @@ def load_instances(
     classes: tuple[str, ...] | None = None,
     faults: list[DataFault] | None = None,
 ) -> DetectionSet:
-    """As `load_coco`, of what `read_instances` has read, which stays as it is."""
+    """Like `load_coco`, for content from `read_instances`, which is not changed."""
     content, renumbered = with_numbers(content, annotations)
     known, labels, names, others = used_categories(named_categories(content), classes, annotations, faults)
     left_out: Counter[str] = Counter()
-    unused: list[str] = []  # marks
-    rotated: list[str] = []  # boxes
+    unused: list[str] = []  # annotations with ignore: 1
+    rotated: list[str] = []  # places of rotated boxes
     found, refused = _images(content["images"], images, annotations, faults)
     source = str(annotations)
     for record in reading(content["annotations"], "annotation", source):
@@ -161,7 +161,7 @@ def load_instances(
 
 
 def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> None:
-    """pycocotools takes iscrowd alone, and the metrics here are its."""
+    """Report annotations with `ignore`: pycocotools uses only iscrowd, and so do the metrics here."""
     if not places:
         return
     message = f"{first_of(places)} has ignore: 1, which has no effect; to leave a region out, use iscrowd: 1"
@@ -169,14 +169,14 @@ def _say_ignore_is_unused(places: list[str], faults: list[DataFault] | None) -> 
 
 
 def _is_rotated(record: dict[str, Any]) -> bool:
-    """As CVAT writes it: the box before it was turned, and degrees."""
+    """Whether CVAT marks the box as rotated: it writes the box before rotation, and the angle in degrees."""
     attributes = record.get("attributes")
     turn = attributes.get("rotation") if isinstance(attributes, dict) else None
     return isinstance(turn, int | float) and turn % 180 != 0
 
 
 def _others_than(annotations: Path) -> str:
-    """What to do where the file is not there."""
+    """What to do if the annotation file does not exist."""
     there = sorted(path.name for path in annotations.parent.glob("[!.]*.json"))
     if not there:
         beside = sorted(path.name for path in annotations.parent.parent.glob("[!.]*.json"))
@@ -195,13 +195,13 @@ def _others_than(annotations: Path) -> str:
 
 
 def _other_layout(root: Path) -> str:
-    """What to set for a folder that is laid out as data.annotations and data.images do not expect; or ""."""
+    """What to set for a folder whose layout data.annotations and data.images do not match; "" if unknown."""
     kind = format_of(root)
     return of_roboflow(root) or (f"it looks like data.format={kind}" if kind not in (None, "coco") else "")
 
 
 def of_roboflow(root: Path) -> str:
-    """The settings for a set with a folder for each split, images and annotations together; "" for others."""
+    """The settings for Roboflow's layout, a folder per split with images and annotations; "" for others."""
     there = {path.parent.name for path in root.glob(f"*/{_ROBOFLOWS}")}
     if "train" not in there:
         return ""
@@ -217,8 +217,8 @@ def of_roboflow(root: Path) -> str:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    # Millions of dicts and lists without a circle among them: to search these over and over for one takes a
-    # quarter of the time.
+    # Parsing makes millions of dicts and lists without reference cycles; searching them for cycles again and
+    # again would take a quarter of the time.
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -229,8 +229,15 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def read_json(path: Path, kind: str = "annotation file", hint: Callable[[], str] = str) -> Any:
-    """The content of a JSON file. Raises InputError, calling it `kind`: missing (`hint` says what to do),
-    unreadable or not JSON."""
+    """The content of a JSON file.
+
+    Args:
+        kind: what messages call the file.
+        hint: gives the remedy for the message if the file does not exist.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -242,7 +249,7 @@ def read_json(path: Path, kind: str = "annotation file", hint: Callable[[], str]
 
 
 def _how_it_begins(path: Path) -> str:
-    """What else it may be: CSV, a page of HTML, nothing at all."""
+    """Hint at what the file is instead: its first line (CSV, an HTML page), or that it is empty."""
     with path.open("rb") as file:
         start = file.read(200).decode("utf-8", "replace").strip()
     if not start:
@@ -253,7 +260,7 @@ def _how_it_begins(path: Path) -> str:
 def _images(
     records: list[Any], folder: Path, source: Path, faults: list[DataFault] | None
 ) -> tuple[dict[int, AnnotatedImage], set[Any]]:
-    """The images by their ids, and the ids of those that were refused."""
+    """The images by id, and the ids of refused image records."""
     named: dict[int, tuple[dict[str, Any], Path]] = {}
     refused: set[Any] = set()
     finder = ImageFinder(folder)
@@ -286,7 +293,7 @@ def _where(number: Any, source: Path) -> str:
 
 
 def _named(record: Any, finder: ImageFinder, source: Path) -> tuple[int, Path]:
-    """The id of an image, and its file."""
+    """Id and file of an image."""
     number = whole_of(record, "id", f"an image in {source}")
     where = _where(number, source)
     path = finder.find(text_of(record, "file_name", where), where)
@@ -297,7 +304,7 @@ def _named(record: Any, finder: ImageFinder, source: Path) -> tuple[int, Path]:
 
 
 def _size(record: dict[str, Any], path: Path, where: str) -> tuple[int, int]:
-    """Height and width as they are written; where they are missing or 0, those of the file."""
+    """Height and width as annotated; if missing or 0, read from the file."""
     if not all(record.get(side) for side in ("height", "width")):
         return size_of_file(path)
     height, width = (whole_of(record, side, where) for side in ("height", "width"))
@@ -309,7 +316,7 @@ def _size(record: dict[str, Any], path: Path, where: str) -> tuple[int, int]:
 
 
 def _box(record: dict[str, Any], where: str) -> Any:
-    """x, y, width, height as they are written; without them, those of the polygons."""
+    """The box as written (x, y, width, height); if there is none, the box around the polygons."""
     box, polygons = record.get("bbox"), record.get("segmentation")
     if not box and isinstance(polygons, dict):
         raise DataFault(
@@ -334,10 +341,10 @@ def _annotation(record: dict[str, Any], where: str, label: int, image: Annotated
         )
     x, y, width, height = map(_float, box)
     area, crowd = record.get("area"), record.get("iscrowd")
-    if crowd not in (0, 1, None):  # "0" and NaN are true in Python
+    if crowd not in (0, 1, None):  # "0" and NaN are truthy in Python
         message = f"{where}: iscrowd must be 0 or 1, got {crowd!r} (image '{image.path.name}')"
         raise DataFault("record-malformed", message)
-    given = _float(area) if isinstance(area, int | float) and not area < 0 else None  # -1 stands for none
+    given = _float(area) if isinstance(area, int | float) and not area < 0 else None  # -1 means "not given"
     if given is not None and not math.isfinite(given):
         message = f"{where}: area {area} is not a finite number (image '{image.path.name}')"
         raise DataFault("record-malformed", message)
@@ -352,5 +359,5 @@ def _number(record: dict[str, Any]) -> int:
 def _float(number: float) -> float:
     try:
         return float(number)
-    except OverflowError:  # JSON's integers know no bounds
+    except OverflowError:  # JSON integers are unbounded
         return math.inf if number > 0 else -math.inf

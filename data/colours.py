@@ -1,4 +1,4 @@
-"""Colours that colour-blind people tell apart too: Okabe & Ito, "Color universal design" (2008)."""
+"""Colours that colour-blind people can tell apart: Okabe & Ito, "Color Universal Design" (2008)."""
 
 Colour = tuple[int, int, int]  # RGB
 
@@ -15,7 +15,7 @@ PALETTE: tuple[Colour, ...] = (
 
 
 def colour(label: int) -> Colour:
-    """The colour of a class; from the eighth on lighter, then darker ones of the same."""
+    """The colour of a class; from the eighth class on lighter, then darker shades of the same colours."""
     red, green, blue = PALETTE[label % len(PALETTE)]
     turn = label // len(PALETTE) % 3
     if turn == 0:

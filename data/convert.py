@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def convert(source: Path, overrides: list[str], split: str, output: Path) -> None:
-    """Read what the command line names, write it, say what it holds and how a training reads it."""
+    """Read the split named on the command line and write it; print what it holds and how to train on it."""
     from detector.evaluation.coco_instances import BEGINNING, instances_pieces
     from detector.output import check_output, write_pieces
 
@@ -54,7 +54,7 @@ def convert(source: Path, overrides: list[str], split: str, output: Path) -> Non
 
 
 def _read(source: Path, overrides: list[str], split: str) -> tuple["Config", "DetectionSet"]:
-    """The split with the classes of the run, or those that a training would have."""
+    """Read the split, with the classes of the run, or those that a training would have."""
     from detector.builders.data import build_set
     from detector.config.file import load_config
     from detector.evaluation.checkpoint import read_checkpoint
@@ -63,22 +63,22 @@ def _read(source: Path, overrides: list[str], split: str) -> tuple["Config", "De
         of_run = read_checkpoint(source, overrides)
         return of_run.config, build_set(of_run.config.data, split, tuple(of_run.content["classes"]))
     config = load_config(source, overrides)
-    # Other splits need not list the same classes, or list them in the same order.
+    # Other splits may list other classes, or in another order.
     train = build_set(config.data, "train")
     return config, train if split == "train" else build_set(config.data, split, train.classes)
 
 
 def _folder_of_all(root: Path, files: list[str]) -> Path:
-    """data.root, or the nearest folder above that has all images: those of YOLO may be elsewhere.
+    """data.root, or its nearest ancestor that contains all images: those of a YOLO set may be elsewhere.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, because the images are on several drives.
     """
     from errors import InputError
 
-    root = root.parent if root.is_file() else root  # the index of a YOLO set
+    root = root.parent if root.is_file() else root  # data.yaml of a YOLO set
     try:
-        # Not resolved: links lead wherever the user wants.
+        # Not resolved: symbolic links may lead anywhere the user wants.
         common = os.path.commonpath(map(os.path.abspath, [str(root), *files]))
     except ValueError:
         raise InputError(f"--output: {root} and the images are on different drives") from None

@@ -1,4 +1,4 @@
-"""Images that are not by the names that annotations give them: in folders below, or in another folder."""
+"""Images that are not where the annotations say, but in subfolders or in another folder."""
 
 import logging
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from data.lookup import entries_of, is_file, without_case
 from errors import InputError
 
 log = logging.getLogger(__name__)
-_SAMPLED = 20  # images that are looked for in other folders
+_SAMPLED = 20  # how many images are looked for in other folders
 
 
 def look_elsewhere(paths: Sequence[Path], folder: Path, source: str, remedy: str) -> list[Path]:
-    """The files of the images of a set; unless none is by its name, these are the very paths.
+    """The files of the images of a set. If at least one path exists, all paths are returned unchanged.
 
-    Else they may be in folders below that the names leave out, where they are found, if none may be two. All
-    in one other folder is what a setting is for.
+    Otherwise images are looked up in subfolders that their names omit, provided that no name is ambiguous. If
+    all are in a single other folder, the user is asked to set it.
 
     Args:
-        paths: in the folder.
-        source: what names them.
-        remedy: what to do where they are in another folder; {} stands for which.
+        paths: expected paths, all below `folder`.
+        source: name of the set in messages.
+        remedy: what to do if the images are in another folder; {} is replaced by that folder.
 
     Raises:
-        InputError: they are in another folder, or in several that may be meant.
+        InputError: the images are in another folder, or in several candidates.
     """
     some = paths[:: max(1, len(paths) // _SAMPLED)]
     if not some or any(map(is_file, some)) or any(map(is_file, paths)):
         return [*paths]
     below = _below(folder, paths)
     meant = {k: files[0] for k, files in enumerate(below) if len(files) == 1}
-    # The folders from which the names of these are seen.
+    # The folders that the names would have to be relative to.
     places = {file.parents[len(paths[k].relative_to(folder).parts) - 1] for k, file in meant.items()}
-    # With two of a name one would be trained on with the boxes of the other.
+    # With two files of one name, one could be trained on with the boxes of the other.
     if max(map(len, below)) == 1 and len(places) > 1 and 2 * len(meant) > len(paths):
         log.warning(
             "%s: %d images were found in subfolders of %s that their names leave out, such as %s",
@@ -46,10 +46,10 @@ def look_elsewhere(paths: Sequence[Path], folder: Path, source: str, remedy: str
 
 
 def _refuse_another(some: Sequence[Path], folder: Path, below: set[Path], source: str, remedy: str) -> None:
-    """Of these images, if most are in a folder near by."""
+    """Raises InputError if most of these images are in a folder near by."""
     names = [path.relative_to(folder) for path in some]
     near = sorted(path for place in (folder, folder.parent) for path in entries_of(place) if path.is_dir())
-    fitting: dict[Path, tuple[Path, Path]] = {}  # by what it is: where they are, and one of them
+    fitting: dict[Path, tuple[Path, Path]] = {}  # resolved folder -> (folder as found, an image in it)
     for other in (*folder.parents[:2], Path(source).parent, *near, *sorted(below)):
         there = [name for name in names if is_file(other / name)]
         if 2 * len(there) > len(names):
@@ -65,9 +65,9 @@ def _refuse_another(some: Sequence[Path], folder: Path, below: set[Path], source
 
 
 def _below(folder: Path, paths: Sequence[Path]) -> list[list[Path]]:
-    """For each path in the folder all files in it and below whose paths end so, whatever their case."""
+    """For each path: all files in the folder tree whose path ends like it, ignoring case."""
     below: dict[str, list[Path]] = {}
-    with suppress(InputError, OSError):  # what may not be looked into, or is away
+    with suppress(InputError, OSError):  # folders without permission, or a disk that is away
         for file in files_below(folder):
             below.setdefault(without_case(file.name), []).append(file)
 

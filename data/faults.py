@@ -1,4 +1,4 @@
-"""What a reader finds wrong at one place of a data set: raised at once, or collected to be listed whole."""
+"""Faults at one place of a data set: raised at once, or collected to be listed together."""
 
 import logging
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ class DataFault(InputError):
     """A fault of one image or annotation, with its place.
 
     Args:
-        code: its kind, a key of the catalogue in data/check/findings.py.
-        message: what, where, and what to do, in one line.
-        image: the image file that it concerns.
-        image_id: of that image, as in the annotations.
-        annotation: the number of the annotation, as in `DetectionSet.annotation_ids`.
+        code: kind of fault, a key of the catalogue in data/check/findings.py.
+        message: what is wrong, where, and what to do about it, in one line.
+        image: file of the image concerned.
+        image_id: id of that image, as in the annotations.
+        annotation: number of the annotation, see `DetectionSet.annotation_ids`.
     """
 
     def __init__(
@@ -37,22 +37,22 @@ class DataFault(InputError):
 
 
 class Raised(list[DataFault]):
-    """Collects what would be raised: what is a warning elsewhere is one here."""
+    """Collects only the faults that would otherwise be raised; warnings remain warnings."""
 
 
 class UnreadableImages(Raised):
-    """Collects the images that are missing or cannot be read; every other fault is raised."""
+    """Collects the images that are missing or cannot be read; all other faults are raised."""
 
     CODES = ("image-missing", "image-unreadable")
 
 
 def lists_all(faults: list[DataFault] | None) -> TypeGuard[list[DataFault]]:
-    """Whether faults of every kind are collected, to be listed whole."""
+    """Whether faults of every kind are collected, to be listed in full."""
     return faults is not None and not isinstance(faults, Raised)
 
 
 def list_or_warn(found: Sequence[DataFault], faults: list[DataFault] | None, warning: str) -> None:
-    """Note the faults found, if any: each where all are listed, else all of them in one warning."""
+    """Report faults, if any: each one if faults of every kind are collected, else all in a single warning."""
     if lists_all(faults):
         faults += found
     elif found:
@@ -60,10 +60,10 @@ def list_or_warn(found: Sequence[DataFault], faults: list[DataFault] | None, war
 
 
 def raise_or_collect(fault: DataFault, faults: list[DataFault] | None) -> None:
-    """Raise the fault; where its like are collected, note it: the reader goes on without what it concerns.
+    """Raise the fault, or append it if its kind is collected; the reader then skips what is faulty.
 
     Raises:
-        DataFault: `faults` is None, or is of `UnreadableImages` and this is none.
+        DataFault: `faults` is None, or is `UnreadableImages` and the fault is of another kind.
     """
     if faults is None or (isinstance(faults, UnreadableImages) and fault.code not in faults.CODES):
         raise fault

@@ -1,4 +1,4 @@
-"""From a DataLoader to batches that can be used: images that cannot be read, loading processes that die."""
+"""From a DataLoader to usable batches: unreadable images, loading processes that die."""
 
 import atexit
 import logging
@@ -19,24 +19,25 @@ from data.sample import Batch, DetectionSet
 from errors import InputError
 
 log = logging.getLogger(__name__)
-# Beside the main process only errors are logged; but each process has images of its own.
+# Elsewhere only the main process logs warnings; but here each process has images of its own to report.
 log.setLevel(logging.WARNING)
 
-# What the system and Python say where files are handed over: the memory of batches is such.
+# Messages of the system and of Python when file descriptors cannot be passed between processes; the shared
+# memory of batches needs one each.
 _TOO_MANY_FILES = ("Too many open files", "ancdata")
-_GONE_WITHIN_S = 5.0  # a process whose connections are closed; much memory takes its time to be given back
-# What DataLoader says of a loading process that is no more.
+_GONE_WITHIN_S = 5.0  # until a process with closed connections has exited; freeing memory takes time
+# DataLoader's message about a dead worker.
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-# And of an error that one which lives has handed on.
+# DataLoader's message about an exception in a worker that is still alive.
 _LIVING_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 
 
 class SkippedImages:
-    """The images that could not be read and that another stood in for.
+    """The images that could not be read and were replaced by others.
 
     Args:
-        records: the set that they are of.
-        limit: how many different ones there may be.
+        records: the set that the images belong to.
+        limit: how many different images may be skipped.
     """
 
     def __init__(self, records: DetectionSet, limit: int) -> None:
@@ -48,10 +49,10 @@ class SkippedImages:
         return len(self._rows)
 
     def note(self, batch: Batch) -> None:
-        """Say of each that is new which it is.
+        """Log each newly skipped image of a batch.
 
         Raises:
-            InputError: they are too many.
+            InputError: there are more than `limit`.
         """
         for row in batch.wanted[batch.wanted != batch.indices].tolist():
             if row in self._rows:
@@ -66,7 +67,7 @@ class SkippedImages:
             log.warning(f"{self._what_is_wrong(row)}; the next image of the set is used in its place")
 
     def _what_is_wrong(self, row: int) -> str:
-        """Asked once more, as a batch has no room for texts."""
+        """The error of reading the image, which is read again because a batch cannot carry texts."""
         file, size = self._records.files[row], self._records.sizes[row].tolist()
         try:
             read_image(Path(file), (size[0], size[1]))
@@ -76,18 +77,17 @@ class SkippedImages:
 
 
 def checked(loader: DataLoader, skipped: SkippedImages | None = None) -> Iterator[Batch]:
-    """The loader's batches; its loading processes are started at once, where they are not there yet.
+    """The loader's batches. Its loading processes are started immediately, unless they already run.
 
     Args:
-        skipped: told of the images that others stand in for.
+        skipped: records the images that were replaced by others.
 
     Raises:
-        InputError: an image of the batch could not be used, too many could not be read, or a loading
-            process died.
+        InputError: an image of the batch cannot be used, too many cannot be read, or a loading process died.
     """
-    # Not when the first batch is asked for: whoever breaks off the waiting for it must not meet the start of
-    # the loading processes, which nobody would end then. Those of an epoch before are waited for, each to
-    # begin anew, and may have died meanwhile: that is for whoever asks.
+    # Not when the first batch is requested: an interrupt while waiting for it could hit the start of the
+    # loading processes, and nothing would end them. Processes of an earlier epoch are waited for while each
+    # starts over, and may have died meanwhile; that is reported when a batch is requested.
     started = getattr(loader, "_iterator", None) is not None
     return _checked(None if started else _begun(loader), loader, skipped)
 
@@ -109,12 +109,12 @@ def _checked(
                         "or lower data.workers"
                     ) from None
                 raise
-            raise InputError(_death(loader.dataset, dead if batches else [])) from None  # or it read nothing
+            raise InputError(_death(loader.dataset, dead if batches else [])) from None  # no file was read
         if batch is None:
             return
         if isinstance(batch, InputError):
-            # Not itself: a frame that holds the error that it raises is only freed when the garbage is
-            # collected, and the loading processes, which it holds as well, would then take 10 s each to end.
+            # Raise a copy: a frame that holds the exception it raises is freed only by the garbage collector.
+            # It also holds the loading processes, which would then take 10 s each to end.
             raise InputError(*batch.args)
         if skipped is not None:
             skipped.note(batch)
@@ -122,24 +122,24 @@ def _checked(
 
 
 def in_groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of `size` batches, those of one step."""
+    """Lists of `size` batches, one list per optimizer step."""
     while group := list(islice(batches, size)):
         yield group
 
 
 def next_group(groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError | None]:
-    """The batches of the next step, or why there are none: all processes must hear of it first."""
+    """The batches of the next step, or the error: all processes must agree on it before it is raised."""
     try:
         return next(groups), None
     except InputError as error:
-        return [], error.with_traceback(None)  # the frames in it hold the loading processes
+        return [], error.with_traceback(None)  # its frames hold the loading processes
 
 
 def _begun(loader: DataLoader) -> Iterator[Batch | InputError]:
-    """An iterator whose dead workers are found out when it next waits for them.
+    """An iterator that notices dead workers only when it next waits for them.
 
-    DataLoader has a signal handler that would raise in the middle of whatever the training does;
-    between two steps nothing is lost.
+    DataLoader installs a signal handler that would raise in the middle of a training step; between two steps
+    nothing is lost.
     """
     dataset = loader.dataset
     assert isinstance(dataset, DetectionDataset)
@@ -148,20 +148,20 @@ def _begun(loader: DataLoader) -> Iterator[Batch | InputError]:
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
     signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
-    # Registered after DataLoader's own, and so called before it waits for the workers.
+    # Registered after DataLoader's own handler, and thus called before that waits for the workers.
     atexit.unregister(dataset.let_workers_go)
     atexit.register(dataset.let_workers_go)
     return batches
 
 
 def _dead_workers(loader: DataLoader, error: Exception) -> list[int]:
-    """The process ids of the loading processes that the error comes from, empty where they all live."""
+    """The process ids of the workers that caused the error by dying; empty if all are alive."""
     if named := _DEAD_WORKER.search(str(error)):
         return [int(process) for process in named[1].split(",")]
     if _LIVING_WORKER.match(str(error)):
         return []
-    # A batch is fetched from the memory of the worker that made it, which may have died of the next
-    # one: then it is a connection that fails. A process closes those before it is gone itself.
+    # A batch is fetched from the memory of the worker that made it. If the worker has died on a later batch,
+    # the connection fails; connections are closed before the process is gone.
     assert isinstance(loader.dataset, DetectionDataset)
     deadline = time.monotonic() + (_GONE_WITHIN_S if loader.num_workers else 0)
     while True:

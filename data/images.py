@@ -1,4 +1,4 @@
-"""Image files -> uint8 RGB, whatever the file holds: rotation in EXIF, grey, palette, alpha, 16 bit."""
+"""Image files -> uint8 RGB, whatever they contain: EXIF rotation, grey, palette, alpha, 16 bit."""
 
 import contextlib
 import logging
@@ -19,30 +19,30 @@ from PIL.TiffImagePlugin import TiffImageFile
 from errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
-# Pillow's advice on palettes, and what it has to say of EXIF that is cut off, without the name of the file.
+# Pillow's advice on palettes and its complaints about truncated EXIF do not name the file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
-# What a folder is searched for; a file that is named is opened whatever its ending.
+_PNG_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # text that may hold an orientation
+# What folders are searched for; a file named explicitly is opened whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 )
-# Pillow finds no more than a thumbnail in most of a camera's raw pictures.
+# In most camera raw files Pillow finds only a thumbnail.
 _RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
 _TO_CONVERT = _RAW_SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}
-# Pictures that may not be of use, but are not to be passed over.
+# Picture formats that may be unreadable, but must not be ignored silently.
 OTHER_SUFFIXES = _TO_CONVERT | {".gif"}
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | OTHER_SUFFIXES
-MOST_PIXELS = 10**6  # of a side: what is larger is no image but a fault
-_MOST_IN_ALL = 500 * 10**6  # of an image, 1.5 GB decoded: in a megabyte there may be a bomb
+MOST_PIXELS = 10**6  # per side: anything larger is a fault, not an image
+_MOST_IN_ALL = 500 * 10**6  # per image, 1.5 GB decoded; a 1 MB file may be a decompression bomb
 Image.MAX_IMAGE_PIXELS = _MOST_IN_ALL  # Pillow's own is 89 megapixels
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # they are refused below
-PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # what editors write beside the pixels may be more than Pillow's 1
-_OF_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # not MPO, a camera's JPEG beside its preview
-# At the root of a disk, and nobody's to read; of Synology's: thumbnails, and what was deleted.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused below
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # editors may write more metadata than Pillow's limit of 1 MB
+_OF_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # not MPO: a camera's JPEG and its preview
+# lost+found is at the root of a disk and unreadable; Synology's folders hold thumbnails and deleted files.
 _NOT_SEARCHED = ("lost+found", "@eaDir", "#recycle")
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
-_TURNS = {  # what makes each orientation that is not upright so
+_TURNS = {  # EXIF orientation -> operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -60,15 +60,15 @@ _DECODE_ERRORS = (
     ValueError,
     TypeError,
     struct.error,
-    KeyError,  # of a TIFF without its own size
+    KeyError,  # TIFF without size tags
     Image.DecompressionBombError,
-    RuntimeError,  # of AVIF
-    MemoryError,  # of a JPEG 2000 with a wrong length as well
+    RuntimeError,  # AVIF
+    MemoryError,  # also raised for a JPEG 2000 with a wrong length
 )
 
 
 def one_for_each_file(paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Of each path what is the same however it leads to a file's name in its folder: by links or by ..."""
+    """A key for each path, equal for paths that reach the same name in the same folder, by links or ".."."""
     real: dict[Path, str] = {}
     keys = []
     for path in paths:
@@ -80,10 +80,9 @@ def one_for_each_file(paths: Iterable[Path]) -> list[tuple[str, str]]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and in those below, linked ones too, sorted; and links to nothing, which are
-    files that are lacking (what git-annex and DVC have not fetched).
+    """All files in a folder tree, following links, sorted; hidden ones, such as thumbnails, are left out.
 
-    Without hidden ones: these are thumbnails and what other systems leave behind.
+    Broken links are included: they are missing files (not fetched by git-annex or DVC).
 
     Raises:
         InputError: a folder cannot be read.
@@ -96,10 +95,10 @@ def files_below(folder: Path) -> list[Path]:
     found: list[Path] = []
     seen: set[str] = set()
     starts = [folder]
-    for start in starts:  # links come last: of two ways to a folder the same one is taken everywhere
+    for start in starts:  # links come last, so of two ways to a folder the choice is always the same
         for place, folders, names in os.walk(start, onerror=refuse):
             real = os.path.realpath(place)
-            if real in seen:  # a link may lead back
+            if real in seen:  # visited before; links may form loops
                 folders.clear()
                 continue
             seen.add(real)
@@ -113,20 +112,20 @@ def files_below(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image says of itself before its pixels."""
+    """What is known about an image without decoding its pixels."""
 
-    upright: tuple[int, int]  # height, width as a viewer shows it
+    upright: tuple[int, int]  # height, width as displayed
     stored: tuple[int, int]
-    mode: str  # Pillow's: RGB, L, P, I;16, RGBA, CMYK ...
+    mode: str  # Pillow's mode: RGB, L, P, I;16, RGBA, CMYK ...
     turned: bool  # EXIF says to rotate or mirror it
-    pages: int  # or frames, of which the first is used
+    pages: int  # pages or frames; only the first is used
 
 
 def read_header(path: Path) -> ImageHeader:
     """The header of an image file.
 
     Raises:
-        InputError: the file is missing or no image.
+        InputError: the file is missing or not an image.
     """
     with _explained(f"image {path}"), _opened(path) as image:
         stored = _as_stored(image)
@@ -135,10 +134,10 @@ def read_header(path: Path) -> ImageHeader:
 
 
 class Stored(NamedTuple):
-    """How the pixels lie in the file."""
+    """How the pixels are stored in the file."""
 
     size: tuple[int, int]  # height, width
-    orientation: int  # as EXIF counts them; upright is 1
+    orientation: int  # EXIF orientation; 1 is upright
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -147,36 +146,36 @@ class Stored(NamedTuple):
 
     @property
     def turned(self) -> bool:
-        """Whether it is to be rotated or mirrored."""
+        """Whether EXIF says to rotate or mirror the image."""
         return self.orientation in _TURNS
 
 
 def read_stored(path: Path) -> Stored:
-    """How the pixels of an image lie in its file; reads only the header.
+    """How the pixels of an image are stored; reads only the header.
 
     Raises:
-        InputError: the file is missing or no image.
+        InputError: the file is missing or not an image.
     """
     with _explained(f"image {path}"), _opened(path) as image:
         return _as_stored(image)
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image, upright; raises as `read_stored`."""
+    """Height and width of an image, upright; raises like `read_stored`."""
     return read_stored(path).upright_size
 
 
 def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
     """The pixels of an image, uint8 [H, W, 3] RGB.
 
-    EXIF rotation is applied, unless the annotations were made on the stored pixels: that is when
-    `expected_size` (height, width) fits the stored image and not the upright one. 16-bit images
-    are scaled to 8 bits by their full range; alpha is dropped.
+    EXIF rotation is applied, unless the image was annotated as stored: that is, `expected_size` (height,
+    width) matches the stored image and not the upright one. 16-bit images are scaled to 8 bits by their full
+    range; alpha is dropped.
 
     Raises:
         InputError: the file is missing, damaged, of an unsupported kind, or of another size.
     """
-    # OpenCV decodes to the same pixels in less time, but passes many a damaged file that Pillow refuses.
+    # OpenCV decodes the same pixels faster, but accepts many damaged files that Pillow refuses.
     with _explained(f"image {path}"), _opened(path) as image:
         stored = _as_stored(image)
         on_stored = expected_size != stored.upright_size and expected_size == stored.size
@@ -187,33 +186,33 @@ def read_image(path: Path, expected_size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def read_upright(file: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
-    """The pixels of an image as a viewer shows it, uint8 [H, W, 3] RGB; `name` is for messages.
+    """The pixels of an image as displayed, uint8 [H, W, 3] RGB; `name` is for messages.
 
-    Of a file with several pages or frames the first, with a warning.
+    Of several pages or frames the first is used, with a warning.
 
     Raises:
         InputError: the file is missing, damaged or of an unsupported kind.
     """
     with _explained(f"image {name}"), _opened(file) as image:
         pixels = _pixels(image, _as_stored(image), upright=True)
-        count = _pages(image)  # last, since it leaves the image at another
+        count = _pages(image)  # last, because it changes the current page
         if count > 1:
             log.warning("image %s has %d pages or frames; only the first is used", name, count)
         return pixels
 
 
 def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    """The pixels of an opened image as they are stored, uint8 [H, W, 3] RGB.
+    """The pixels of an opened image as stored, uint8 [H, W, 3] RGB.
 
     Raises:
-        InputError: it is damaged or of an unsupported kind.
+        InputError: the image is damaged or of an unsupported kind.
     """
     with _explained(name):
         return _to_rgb(image)
 
 
 def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]) -> str:
-    """The error text for an image whose size is not what its annotation says."""
+    """Error text for an image whose size differs from its annotation; sizes are height, width."""
     why = "its boxes would be in the wrong place. Correct the annotation."
     if annotated == found[1::-1]:
         why = "width and height seem to be swapped there. Correct the annotation."
@@ -227,7 +226,7 @@ def size_mismatch(path: Path, annotated: tuple[int, int], found: tuple[int, ...]
 def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
     ending = file.suffix.lower() if isinstance(file, Path) else ""
     with contextlib.ExitStack() as end:
-        # Given a path, Pillow maps some TIFFs into memory, with the sides that they will have once turned.
+        # Given a path, Pillow memory-maps some TIFFs with the sides that they have after turning.
         stream = end.enter_context(file.open("rb")) if isinstance(file, Path) else file
         if not stream.read(1):
             raise ValueError("it is empty")
@@ -250,14 +249,14 @@ def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
 
 def _pages(image: Image.Image) -> int:
     if image.format in _OF_FRAMES:
-        with contextlib.suppress(*_DECODE_ERRORS):  # a page that is damaged is none
+        with contextlib.suppress(*_DECODE_ERRORS):  # damaged pages do not count
             return getattr(image, "n_frames", 1)
     return 1
 
 
 def _as_stored(image: Image.Image) -> Stored:
-    """Of an image just opened."""
-    if isinstance(image, TiffImageFile):  # its own width and height may be those of the upright image
+    """How the pixels of a just opened image are stored."""
+    if isinstance(image, TiffImageFile):  # Pillow's width and height may be those of the upright image
         size = image.tag_v2[_TIFF_HEIGHT], image.tag_v2[_TIFF_WIDTH]
     else:
         size = image.height, image.width
@@ -266,14 +265,14 @@ def _as_stored(image: Image.Image) -> Stored:
 
 def _exif(image: Image.Image) -> Image.Exif:
     if isinstance(image, PngImageFile) and not _speaks_after_its_pixels(image):
-        return Image.Image.getexif(image)  # PngImageFile's decodes all pixels first, for what may follow
+        return Image.Image.getexif(image)  # PngImageFile.getexif decodes all pixels first
     return image.getexif()
 
 
 def _speaks_after_its_pixels(image: PngImageFile) -> bool:
-    """Whether an orientation may follow them in the file."""
+    """Whether an orientation may follow the pixels in the file."""
     file = image.fp
-    if file is None:  # they are decoded already
+    if file is None:  # already decoded
         return True
     before, found, pixels = file.tell(), False, False
     file.seek(8)
@@ -299,9 +298,9 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _pixels(image: Image.Image, stored: Stored, upright: bool) -> NDArray[np.uint8]:
-    # exif_transpose would write the EXIF anew, and fail at an entry of a wrong type that has no part in it.
+    # ImageOps.exif_transpose would rewrite the EXIF, and fail on unrelated entries of a wrong type.
     turns = _TURNS if upright else {}
-    if isinstance(image, TiffImageFile):  # Pillow turns it while loading
+    if isinstance(image, TiffImageFile):  # Pillow turns TIFFs while loading
         turns = {} if upright else _TURNS_BACK
     turn = turns.get(stored.orientation)
     return _to_rgb(image if turn is None else image.transpose(turn))

@@ -1,4 +1,4 @@
-"""What a user points at -> the images and videos in it: files, folders, patterns, standard input."""
+"""What a user names -> the images and videos in it: files, folders, patterns, standard input."""
 
 import glob
 import itertools
@@ -24,7 +24,7 @@ VIDEO_SUFFIXES = frozenset(
 )  # fmt: skip
 STDIN = "-"
 LIST_SUFFIX = ".txt"
-RESULTS_MARK = ".predictions"  # a file in each folder of results of predict.py
+RESULTS_MARK = ".predictions"  # marker file in each results folder of predict.py
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class Source:
     """One image or video."""
 
     kind: Literal["image", "video", "stdin"]
-    path: Path  # as the user can open it; "stdin" for what has no file
-    place: Path  # below the folder that the user named: where its results go below theirs
+    path: Path  # path to open; "stdin" for standard input
+    place: Path  # relative to the folder that the user named; results use the same relative path
 
 
 def find_sources(words: Sequence[str]) -> list[Source]:
     """The images and videos that the words name, in their order, each once.
 
     Args:
-        words: files, taken whatever their ending; .txt lists of files and folders; folders, searched with
-            those below them for images and videos, and for pictures that may have to be converted first;
-            patterns with * ? [ or **; "-", an image on standard input.
+        words: files, with any suffix; .txt lists of files and folders; folders, searched recursively for
+            images, videos, and pictures that may have to be converted first; patterns with * ? [ or **; "-"
+            for an image on standard input.
 
     Raises:
-        InputError: a word names nothing, or there is nothing of use in it.
+        InputError: a word matches nothing, or nothing usable.
     """
-    found: dict[tuple[str, str], Source] = {}  # by the folder, however it is reached, and the name there
+    found: dict[tuple[str, str], Source] = {}  # by (real folder, name)
     for word in words:
         if not word:
             raise InputError(
@@ -66,7 +66,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if not path.exists():
             above = _above_pattern(path)
             matched = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
-            # Labels, or lists, which are to be named themselves.
+            # No .txt files: they may be labels; lists must be named explicitly.
             places = [p for p in _without_results(above, matched) if p.suffix.lower() != LIST_SUFFIX]
             if not places:
                 missing = "matches nothing" if glob.has_magic(word) else "does not exist"
@@ -89,7 +89,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
 
 
 def _listed(file: Path) -> list[Path]:
-    """The files that a list names, one in a line, as seen from the current folder or from its own."""
+    """The paths in a list, one per line, relative to the current folder or to that of the list."""
     try:
         lines = lines_of(file)
     except (OSError, UnicodeDecodeError) as error:
@@ -106,14 +106,14 @@ def _listed(file: Path) -> list[Path]:
 
 
 def _above_pattern(pattern: Path) -> Path:
-    """The folder that all matches of a pattern lie in."""
+    """The folder that contains all matches of a pattern."""
     plain = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1])
     return Path(*plain)
 
 
 def _without_results(folder: Path, files: list[Path]) -> list[Path]:
-    """What lies in a folder without results of predict.py: their inputs are there too."""
-    folders = {file if file.is_dir() else file.parent for file in files}  # a pattern matches folders too
+    """The files that are not results of predict.py, which may be in the same folder as its inputs."""
+    folders = {file if file.is_dir() else file.parent for file in files}  # patterns also match folders
     places = {place for one in folders for place in (one, *one.parents)}
     below = {place for place in places if place.is_relative_to(folder)} - {folder}
     results = {place for place in below if (place / RESULTS_MARK).exists()}
@@ -125,11 +125,11 @@ def _without_results(folder: Path, files: list[Path]) -> list[Path]:
 
 
 def _sources(path: Path, above: Path) -> Iterable[Source]:
-    """`above`: the folder of all that was named together with it."""
+    """The images and videos at a path; `above` is the common folder of everything named together with it."""
     if not path.is_dir():
         kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
-        # Of a pattern with .. in it the rest would lead out of the folder of results.
-        relative = path if path.is_relative_to(above) else path.absolute()  # of a list
+        # Without "..", which a pattern may contain: results would leave their folder.
+        relative = path if path.is_relative_to(above) else path.absolute()  # a list may name files elsewhere
         below = [part for part in relative.relative_to(above).parts if part != ".."]
         yield Source(kind, path, Path(*below))
         return
@@ -142,7 +142,7 @@ def _sources(path: Path, above: Path) -> Iterable[Source]:
 
 
 def _is_code(file: Path) -> bool:
-    """Whether a .ts or .mts is TypeScript, and no MPEG transport stream: packets that begin with a 0x47."""
+    """Whether a .ts or .mts file is TypeScript, not an MPEG transport stream (packets start with 0x47)."""
     if file.suffix.lower() not in (".ts", ".mts"):
         return False
     try:

@@ -1,28 +1,28 @@
-"""YOLO lines that are read as polygons, and seem to be boxes with keypoints."""
+"""Detects YOLO lines that are read as polygons but appear to be boxes with keypoints."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 _LEAST_LINES = 30
-_BEYOND = 0.1  # of its sides a point may lie outside a box
-_SAME = 0.002  # by which the corners of a box may be off
-_ROUNDING = 0.01  # by which a box may reach out of the image
+_BEYOND = 0.1  # part of its side by which a point may lie outside the box
+_SAME = 0.002  # rounding error of box corners, in parts of the image
+_ROUNDING = 0.01  # part of the image by which a box may exceed it
 
 
 class KeypointsSuspected:
-    """Looks at the polygons of a split, one line after another, until one can be nothing else.
+    """Examines the polygons of a split line by line, until keypoints are ruled out.
 
-    A line of a pose set is class, cx, cy, w, h, and x, y of each point, or x, y and how well it is seen: 0, 1
-    or 2. All have as many points, and those that are seen lie in the box, which lies in the image.
+    A line of a pose set is: class, cx, cy, w, h, then for each point x, y or x, y, visibility (0, 1 or 2).
+    All lines have the same number of points; visible points lie in the box, and the box in the image.
     """
 
     def __init__(self) -> None:
         self._lines = self._boxes = 0
-        self._shapes: set[tuple[int, int]] | None = None  # that all lines may be of; None before the first
+        self._shapes: set[tuple[int, int]] | None = None  # (points, numbers each) that fit all lines
 
     def look(self, coordinates: Sequence[float]) -> None:
-        """Of one line, without its class."""
+        """Examine the numbers of one line, without its class."""
         self._lines += 1
         self._boxes += _is_parallelogram(coordinates)
         if self._shapes is None:
@@ -32,13 +32,13 @@ class KeypointsSuspected:
 
     @property
     def ruled_out(self) -> bool:
-        """Whether a line was seen that has no keypoints, or most are the corners of boxes, turned or not."""
+        """Whether a line cannot be keypoints, or most lines are the four corners of boxes, rotated or not."""
         boxes = self._lines >= _LEAST_LINES and 2 * self._boxes > self._lines
         return boxes or (self._shapes is not None and not self._shapes)
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """How many points, and numbers for each, there seem to be; None where they are polygons."""
+        """(points, numbers per point) that the lines appear to have; None if they are polygons or too few."""
         if self._lines < _LEAST_LINES or self.ruled_out or not self._shapes:
             return None
         return max(self._shapes, key=lambda shape: shape[1])

@@ -1,8 +1,7 @@
-"""From a DetectionSet to batches: reading, augmenting, collating, in loading processes.
+"""From a DetectionSet to batches: reading, augmentation and collation in loading processes.
 
-Everything random is a function of (seed, epoch, index), and the orientation of a batch one of (seed, epoch,
-step): the number of workers, a restart in the middle of an epoch or the number of processes changes nothing
-about what a sample looks like.
+All randomness is a function of (seed, epoch, index), and the orientation of a batch of (seed, epoch, step). A
+sample therefore does not depend on the number of workers or processes, nor on a restart in mid-epoch.
 """
 
 import os
@@ -30,8 +29,8 @@ from errors import InputError, first_line
 class DetectionDataset(Dataset):
     """Reads and augments the images of a set.
 
-    A bad image comes back as the InputError itself: raised in a worker it would arrive wrapped in
-    the worker's traceback.
+    An unreadable image is returned as an InputError: raised in a worker, it would arrive wrapped in the
+    worker's traceback.
     """
 
     def __init__(
@@ -45,19 +44,19 @@ class DetectionDataset(Dataset):
     ) -> None:
         """
         Args:
-            stand_ins: of how many that follow in the set the first that can be read stands in for an image
-                that cannot.
-            workers: how many processes will share the dataset.
-            cache: of the images of these records.
+            stand_ins: an unreadable image is replaced by the first readable one among this many that follow
+                it in the set.
+            workers: number of processes that will share the dataset.
+            cache: cache of the images of these records.
         """
         self.records = records
         self.pipeline = pipeline
         self.seed = seed
         self.stand_ins = min(stand_ins, max(0, len(records) - 1))
         self.cache = cache
-        # What each worker is at, its process id and row, for the case that it dies of it.
+        # (process id, row) that each worker is reading, in case it dies of it.
         self.reading = torch.full((workers, 2), -1).share_memory_()
-        self.closing = torch.zeros(1, dtype=torch.bool).share_memory_()  # the workers may go
+        self.closing = torch.zeros(1, dtype=torch.bool).share_memory_()  # whether the workers may exit
 
     def __len__(self) -> int:
         return len(self.records)
@@ -70,7 +69,7 @@ class DetectionDataset(Dataset):
             return error
 
     def _first_readable(self, wanted: int) -> tuple[int, NDArray[np.uint8]]:
-        """The image of a row, or the first that may stand in for it, and the row that it is of."""
+        """Row and image of the wanted row, or of the first readable one that may replace it."""
         failure: InputError | None = None
         for row in ((wanted + k) % len(self.records) for k in range(1 + self.stand_ins)):
             self._mark(row)
@@ -89,20 +88,20 @@ class DetectionDataset(Dataset):
             self.reading[worker.id] = torch.tensor([os.getpid(), row])
 
     def readers(self) -> list[int]:
-        """The process ids of the workers that have begun to read."""
+        """The process ids of the workers that have started to read."""
         return [pid for pid, _ in self.reading.tolist() if pid != -1]
 
     def file_read_by(self, process: int) -> str | None:
-        """The file that a loading process was at, where that is known."""
+        """The file that a loading process was reading, if known."""
         rows = [row for pid, row in self.reading.tolist() if pid == process]
         return str(self.records.files[rows[0]]) if rows else None
 
     def let_workers_go(self) -> None:
-        """Let the loading processes end when they are told to; before, they ignore it."""
+        """From now on loading processes exit on SIGTERM, which they ignore until then."""
         self.closing.fill_(True)
 
     def sample(self, epoch: int, index: int) -> Sample:
-        """The sample of this epoch and row, in whichever orientation, at full size.
+        """The augmented sample of this epoch and row, with its own orientation and at full scale.
 
         Raises:
             InputError: the image is missing, damaged or of another size than annotated.
@@ -124,7 +123,7 @@ class DetectionDataset(Dataset):
         image, boxes = scaled(image, boxes, scale)
         height_now, width_now = image.shape[:2]
         if upright is not None and (width_now > height_now if upright else height_now > width_now):
-            # Mirrored at the diagonal: the side that is to be the shorter one is the longer one.
+            # Transpose: swaps the long and the short side.
             image, boxes = image.swapaxes(0, 1), boxes[:, [1, 0, 3, 2]]
         return Sample(
             index=index,
@@ -137,7 +136,7 @@ class DetectionDataset(Dataset):
         )
 
     def _others(self, seed: int, epoch: int) -> list[tuple[int, Picture]]:
-        """The other images that the transforms want for a sample, drawn from the set, and their rows."""
+        """Extra images for the transforms of a sample (Mosaic), drawn from the set, with their rows."""
         wanted = self.pipeline.others(seed, epoch)
         drawn = np.random.default_rng([seed, 3]).integers(len(self.records), size=wanted).tolist()
         read = [self._first_readable(row) for row in drawn]
@@ -150,7 +149,7 @@ class DetectionDataset(Dataset):
         return Picture(image, boxes.astype(np.float32), self.records.ignore[annotations])
 
     def _annotations(self, row: int) -> NDArray[np.int64]:
-        """Where the annotations of an image are in the set."""
+        """Rows of an image's annotations in the set."""
         mine = self.records.boxes_of(row)
         return np.arange(mine.start, mine.stop)
 
@@ -165,11 +164,11 @@ def train_loader(
     pin_memory: bool,
     cache: ImageCache | None = None,
 ) -> DataLoader:
-    """Shuffled, augmented batches.
+    """Loader of shuffled, augmented batches.
 
     Args:
         stand_ins: see `DetectionDataset`.
-        workers: loading processes; None for one per spare core, 4 at most.
+        workers: number of loading processes; None: one per spare core, at most 4.
         cache: see `DetectionDataset`.
     """
     workers = _worker_count(workers)
@@ -187,10 +186,10 @@ def eval_loader(
     processes: int = 1,
     cache: ImageCache | None = None,
 ) -> DataLoader:
-    """Every image once, those together that are padded to one shape.
+    """Loader of every image once; images that are padded to the same shape share batches.
 
-    Process `rank` of several has batches rank, rank + processes, rank + 2 processes and so on. What is in a
-    batch does not depend on them.
+    Process `rank` gets the batches rank, rank + processes, rank + 2 * processes and so on. The content of a
+    batch does not depend on the number of processes.
     """
     sizes = pipeline.sizes_of(records.sizes)
     batches = [[Key(0, row) for row in rows] for rows in like_batches(sizes, batch_size)]
@@ -204,10 +203,10 @@ def eval_loader(
 
 
 def load_batch(dataset: DetectionDataset, keys: list[Key]) -> Batch:
-    """One batch, read here and now.
+    """Read one batch in this process.
 
     Raises:
-        InputError: an image of it cannot be used.
+        InputError: one of its images cannot be used.
     """
     batch = _collate([dataset[key] for key in keys])
     if isinstance(batch, InputError):
@@ -220,12 +219,13 @@ def _worker_count(wanted: int | None) -> int:
         return wanted
     if not hasattr(os, "sched_getaffinity"):
         return 2
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the training, on this machine
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # training processes on this machine
     return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))
 
 
-# Its children start at once and share the annotations. Python 3.14's default would load all libraries once
-# more, copy the annotations into each, and have a server between that dies of a signal to all processes.
+# Forked workers start at once and share the annotations. Python 3.14's default (forkserver) would load all
+# libraries again, copy the annotations into each worker, and add a server process that dies of a signal sent
+# to all processes.
 _START = "fork" if sys.platform == "linux" else None
 
 
@@ -254,7 +254,8 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
     if get_worker_info() is None:
         return batch
     try:
-        # DataLoader would do so in a thread, whose failure nobody hears of: the batch would be waited for.
+        # DataLoader would do this in a thread, whose failure goes unnoticed: the training would wait for the
+        # batch forever.
         return batch.share_memory()
     except RuntimeError as error:
         remedy = (
@@ -271,8 +272,8 @@ def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # The training answers to a signal that asks it to stop, and needs its workers until it has. What they
-    # hear themselves is not its business.
+    # A signal that asks the training to stop reaches the workers too. They ignore it, because the training
+    # needs them until it has stopped, and do not write it to the wakeup fd that they inherited.
     signal.set_wakeup_fd(-1)
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
@@ -281,7 +282,7 @@ def _start_worker(_: int) -> None:
 
 
 def _leave_if_closing(number: int, frame: FrameType | None) -> None:
-    # The end of the program terminates what is left of its workers by this signal.
+    # At exit the program terminates the remaining workers with this signal.
     worker = get_worker_info()
     if worker is None or (isinstance(worker.dataset, DetectionDataset) and worker.dataset.closing):
         os._exit(0)

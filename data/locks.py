@@ -1,4 +1,4 @@
-"""Locks of files, which the system frees however a process ends."""
+"""File locks, which the system releases however a process ends."""
 
 import errno
 import logging
@@ -9,22 +9,22 @@ from pathlib import Path
 from filelock import FileLock
 
 log = logging.getLogger(__name__)
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # what a disk without flock says
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # errors of file systems without flock
 
 
 @contextmanager
 def locked(path: Path, see_that: str, timeout: float = -1) -> Iterator[None]:
-    """Keep a lock; on a disk without locks go on without one, with a warning.
+    """Hold a lock; on a file system without locks continue without one, with a warning.
 
     Args:
-        see_that: what the user has to see to then.
-        timeout: seconds to wait for another process; for ever by default.
+        see_that: what the user must ensure without locks, for the warning.
+        timeout: seconds to wait for another process; negative: forever.
 
     Raises:
-        filelock.Timeout: another process has it.
-        OSError: the file cannot be made.
+        filelock.Timeout: another process holds the lock.
+        OSError: the lock file cannot be created.
     """
-    # Not a file in place of a lock: it would outlive a lost machine, and no other machine could tell.
+    # No fallback to a marker file: it would outlive a crashed machine, and no other machine could tell.
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=timeout)

@@ -1,4 +1,4 @@
-"""Files by the names that annotations give them, which other systems may have written."""
+"""Finds files by the names in annotations, which may have been written on other systems."""
 
 import logging
 import re
@@ -9,16 +9,17 @@ from urllib.parse import unquote
 from data.faults import DataFault
 
 log = logging.getLogger(__name__)
-# A name that begins at a root or drive or has a part '..', on any system. Path objects take 20 times longer.
+# A name that begins at a root or drive or has a part "..", on any system. Path objects are 20 times slower.
 _LEADS_OUT = re.compile(r"[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL)
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
     """folder / name, refused if it leads out of the folder.
 
+    Symbolic links are the user's choice and may lead anywhere.
+
     Raises:
-        DataFault: the name is absolute or climbs out with '..'. Symbolic links are the user's own
-            arrangement and may lead anywhere.
+        DataFault: the name is absolute or has a part "..".
     """
     if not name or _LEADS_OUT.match(name):
         raise _outside(folder, name, where)
@@ -30,7 +31,7 @@ def _outside(folder: Path, name: str, where: str) -> DataFault:
 
 
 def as_spelt(folder: Path, name: str) -> str:
-    """The name below the folder as it is there: with slashes for Windows' backslashes, or macOS' accents."""
+    """The name as it exists below the folder: slashes for Windows backslashes, its Unicode form."""
     if "\\" not in name and name.isascii():
         return name
     slashed = name.replace("\\", "/")
@@ -39,7 +40,7 @@ def as_spelt(folder: Path, name: str) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or folder exists; a name that is too long for one is that of none."""
+    """Whether a file or folder exists; False for names that are too long."""
     try:
         return path.exists()
     except OSError:
@@ -47,7 +48,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file exists; as `is_there`."""
+    """Whether a file exists; False for names that are too long."""
     try:
         return path.is_file()
     except OSError:
@@ -55,7 +56,7 @@ def is_file(path: Path) -> bool:
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """What is in a folder; nothing if it is none."""
+    """The entries of a folder; none if it is not a readable folder."""
     try:
         return [*folder.iterdir()]
     except OSError:
@@ -63,12 +64,12 @@ def entries_of(folder: Path) -> list[Path]:
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name begins at a root or drive, climbs out with '..', or is an address."""
+    """Whether a name begins at a root or drive, has a part "..", or is a URL."""
     return "://" in name or _LEADS_OUT.match(name) is not None
 
 
 def ends_of(name: str) -> list[list[str]]:
-    """The ends of a path of any system, or of an address, in parts: the longest first."""
+    """All ends of a path of any system, or of a URL, as lists of parts, longest first."""
     ends = []
     for spelling in dict.fromkeys((name, unquote(name))):
         told = spelling.rpartition("?d=")[2]  # Label Studio's /data/local-files/?d=cam/1.jpg
@@ -78,17 +79,17 @@ def ends_of(name: str) -> list[list[str]]:
 
 
 class NameTaken(DataFault):
-    """The image that a name would stand for has been taken for another name already."""
+    """The image that a name refers to was already found under another name."""
 
 
 class Listing:
-    """What folders hold, each looked at once: by what the spellings of a name have in common."""
+    """Folder contents, each read once, indexed by names without case and Unicode form."""
 
     def __init__(self) -> None:
         self._there: dict[Path, dict[str, list[Path]]] = {}
 
     def alike(self, path: Path) -> list[Path]:
-        """All in the folder of the path that has its name, whatever the case and the writing of accents."""
+        """All entries in the folder of the path with its name, ignoring case and Unicode form."""
         folder = path.parent
         if folder not in self._there:
             self._there[folder] = {}
@@ -98,25 +99,25 @@ class Listing:
 
 
 class ImageFinder:
-    """The images of a set, in a folder and those below it.
+    """The images of a set, in a folder tree.
 
-    Windows writes backslashes and sees no difference of case, macOS writes a letter and its accent apart, and
-    annotation tools write where an image was on their own disk.
+    Names may differ from the files: Windows writes backslashes and ignores case, macOS decomposes accented
+    letters, and annotation tools write the path on their own disk.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._listing = Listing()
-        self._given: dict[Path, tuple[str, bool]] = {}  # by what name; whether its own
+        self._given: dict[Path, tuple[str, bool]] = {}  # path -> (name used, whether it is exact)
         self._respelt: dict[Path, str] = {}
         self._elsewhere: dict[Path, str] = {}
 
     def find(self, name: str, where: str) -> Path:
-        """The file that is meant, or the one of the very name where there is none.
+        """The file that a name refers to; if there is none, the path of that exact name.
 
         Raises:
-            DataFault: the name leads out of the folder, and no image in it has its last parts for a name.
-            NameTaken: one has, and is taken for another already.
+            DataFault: the name leads out of the folder, and no end of it matches an image in the folder.
+            NameTaken: the image was already found under another name.
         """
         if leads_out(name):
             return self._of_another_place(name, where)
@@ -131,7 +132,7 @@ class ImageFinder:
         return self._only_of(alike, name, where, exact=False)
 
     def _only_of(self, path: Path, name: str, where: str, exact: bool) -> Path:
-        """The path, if no other name stands for it; two that are exact may, as ./a.jpg and a.jpg."""
+        """The path, unless another name was used for it. Two exact names may be: ./a.jpg and a.jpg."""
         other, was_exact = self._given.setdefault(path, (name, exact))
         if other != name and not (exact and was_exact):
             message = f"{where} names '{name}', and another entry '{other}', but both would be {path}"
@@ -139,7 +140,7 @@ class ImageFinder:
         return path
 
     def _of_another_place(self, name: str, where: str) -> Path:
-        """The image of a path of another disk, or of an address: as much of its end as the folder has."""
+        """The image for a path of another disk or a URL: the longest end of it that exists in the folder."""
         path = next(filter(None, map(self._alike, ends_of(name))), None)
         if path is None:
             if "://" in name:
@@ -150,7 +151,7 @@ class ImageFinder:
         return self._only_of(path, name, where, exact=False)
 
     def _alike(self, parts: list[str]) -> Path | None:
-        """The one file of this path in the folder, whatever its case and however its accents are written."""
+        """The unique file at this path in the folder, ignoring case and Unicode form."""
         path = self._folder
         for part in parts:
             found = self._listing.alike(path / part)
@@ -161,7 +162,7 @@ class ImageFinder:
         return path if is_file(path) else None
 
     def warn(self, source: str) -> None:
-        """Say what was taken for what."""
+        """Warn about names that were resolved to other files."""
         outside = (
             f"file names lead out of {self._folder}; the images of the same names in that folder are used"
         )
@@ -175,11 +176,11 @@ class ImageFinder:
 
 
 def _parts(name: str) -> list[str]:
-    """Of a path in any system, from where it no longer leads out."""
+    """The parts of a path of any system, after the last ".."."""
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
     return parts[max((k for k, part in enumerate(parts, 1) if part == ".."), default=0) :]
 
 
 def without_case(name: str) -> str:
-    """What spellings of a name have in common that macOS or Windows take for one."""
+    """A form that is equal for all spellings that macOS or Windows treat as the same name."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,4 +1,4 @@
-"""Classes that are made of several classes of the annotations, or of one by another name."""
+"""Classes merged from several classes of the annotations, or renamed."""
 
 import logging
 from collections import Counter
@@ -15,7 +15,7 @@ from errors import InputError, some_of
 log = logging.getLogger(__name__)
 
 ALL_OTHERS = "*"
-Merge = Mapping[str, Sequence[str]]  # of each new class those it is made of
+Merge = Mapping[str, Sequence[str]]  # new class -> the classes it is made of
 
 
 def merged(
@@ -25,17 +25,17 @@ def merged(
     source: str,
     strict: bool,
 ) -> list[DetectionSet]:
-    """The same images with the new classes: those wanted, or all in the order in which they come up.
+    """The same images with the new classes: `classes`, or all in order of appearance.
 
-    A new class has the category id of the first in its list. Boxes of classes that are not wanted go.
+    A new class has the category id of the first class in its list. Boxes of other classes are dropped.
 
     Args:
-        parts: that will be joined, with all classes of their annotations.
-        source: names the parts in messages.
-        strict: the parts have all classes that the list of a new class names, as those of a training.
+        parts: sets that will be joined, with all classes of their annotations.
+        source: name of the parts in messages.
+        strict: every class in the lists of `merge` must exist in the parts, as for the training set.
 
     Raises:
-        InputError: the merging fits neither the annotations nor the classes that are wanted.
+        InputError: the merging does not fit the annotations or the wanted classes.
     """
     there = {name for part in parts for name in part.classes}
     takers = {old: new for new, olds in merge.items() for old in olds}
@@ -49,14 +49,14 @@ def merged(
         taken = name in takers or name in there
         if taken and name not in merge and (taker := new_name(name)) != name:
             remedy = f"remove it from the list of data.merge.{taker}"
-            if name not in takers:  # but by *
+            if name not in takers:  # taken by *
                 remedy = f"to keep it as a class of its own add '{name}: [{name}]' to data.merge"
             raise InputError(
                 f"data.merge.{taker} merges the class '{name}', which data.classes or the model lists; "
                 f"{remedy}, or leave it out of data.classes"
             )
     if classes is not None:
-        for names in filter(None, new_names):  # a VOC folder without objects has none
+        for names in filter(None, new_names):  # a VOC folder without objects has no classes
             say_what_is_missing(classes, dict.fromkeys(names), source)
     elif all({*names} == {*new_names[0]} for names in new_names):
         classes = tuple(dict.fromkeys(new_names[0]))
@@ -84,7 +84,7 @@ def _with_classes(
 def _refuse_wrong_parts(
     merge: Merge, takers: Collection[str], there: Collection[str], source: str, strict: bool
 ) -> None:
-    """takers: all that stands in the lists."""
+    """Raises InputError for classes that do not exist; `takers` has all classes in the lists of `merge`."""
     alike = {plain_name(name): name for name in there if name not in takers}
     for name, olds in merge.items():
         for old in olds:
@@ -107,7 +107,7 @@ def _refuse_wrong_parts(
 
 
 def _id_of(name: str, k: int, records: DetectionSet, new_names: Sequence[str], merge: Merge) -> int:
-    """The category id of the k-th of the new classes."""
+    """The category id of the k-th new class."""
     ids = zip(records.classes, records.category_ids, new_names, strict=True)
     found = {old: number for old, number, new in ids if new == name and is_listed(number)}
     in_order = [old for old in merge.get(name, ()) if old in found]

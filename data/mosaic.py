@@ -1,7 +1,7 @@
-"""`Mosaic`: four images of the set in one picture, after YOLOv4 (Bochkovskiy et al., 2020).
+"""`Mosaic`: four images of the set in one picture, as in YOLOv4 (Bochkovskiy et al., 2020).
 
-albumentations has one of that name, which keeps whatever is left of an object at the edge of its part; here
-`data.transforms.min_visibility` holds there as for any crop.
+albumentations has a transform of that name, but it keeps whatever is left of an object at the edge of its
+part; here `data.transforms.min_visibility` applies as for any crop.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data.own_transforms import MEAN_COLOUR, resize
 
-_LEAST = 0.5  # pixels of a side of what is left of an object
+_LEAST = 0.5  # pixels; smaller remainders of an object are dropped
 
 
 class Picture(NamedTuple):
@@ -20,23 +20,23 @@ class Picture(NamedTuple):
 
     image: NDArray[np.uint8]  # [H, W, 3]
     boxes: NDArray[np.float32]  # [M, 4] xyxy pixels
-    ignored: NDArray[np.bool_]  # [M], the boxes in which nothing is background
+    ignored: NDArray[np.bool_]  # [M] boxes in which nothing counts as background
 
 
 class Mosaic:
-    """Puts an image and three others around a point, on a canvas of the image's own size.
+    """Puts an image and three others around a point, on a canvas of the first image's size.
 
-    Each is scaled so that its long side is `scale` times that of the canvas, drawn anew for each, and shows a
-    part of itself, drawn at random, where it is larger than its quarter of the canvas.
+    Each image is scaled so that its long side is `scale` times that of the canvas, with a scale drawn for
+    each. If it is larger than its quarter of the canvas, a random part of it is shown.
 
     Args:
-        scale: the least and the most, of 1.
-        center: the least and the most, of width and height, of where the four meet.
-        epochs: the first so many of a training have mosaics; None: all.
-        p: how likely an image becomes one.
+        scale: range of the scale, within (0, 2].
+        center: range of the point where the four images meet, as a fraction of width and height.
+        epochs: number of epochs, from the first, that have mosaics; None: all.
+        p: probability of a mosaic.
 
     Raises:
-        ValueError: a value is not what it should be.
+        ValueError: a value has the wrong type or is out of range.
     """
 
     OTHERS = 3
@@ -56,7 +56,7 @@ class Mosaic:
         self._epochs, self._p = epochs, p
 
     def drawn(self, seed: int, epoch: int) -> bool:
-        """Whether the sample of this seed becomes a mosaic."""
+        """Whether the sample with this seed becomes a mosaic."""
         if self._epochs is not None and epoch >= self._epochs:
             return False
         return bool(np.random.default_rng([seed, 1]).random() < self._p)
@@ -64,18 +64,18 @@ class Mosaic:
     def __call__(
         self, pictures: Sequence[Picture], min_visibility: float, seed: int
     ) -> tuple[Picture, NDArray[np.int64]]:
-        """One picture of four, and which of all their boxes it has, as rows of their concatenation.
+        """The mosaic, and the boxes it contains, as rows of all boxes concatenated.
 
         Args:
-            pictures: the first one gives the size.
-            min_visibility: boxes with a smaller part of their area left are dropped, unless they are ignored.
+            pictures: four; the first one determines the size.
+            min_visibility: boxes with a smaller fraction of their area left are dropped, unless ignored.
         """
         draw = np.random.default_rng([seed, 2])
         height, width = pictures[0].image.shape[:2]
         canvas = np.empty((height, width, 3), dtype=np.uint8)
         canvas[0] = MEAN_COLOUR
         canvas[1:] = canvas[0]
-        # Whole pixels: the boxes have to go where the picture goes.
+        # Whole pixels, so that boxes and pixels move alike.
         x, y = (round(side * draw.uniform(*self._center)) for side in (width, height))
         quarters = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
         boxes, rows, first = [], [], 0
@@ -99,19 +99,20 @@ def _put(
     min_visibility: float,
     draw: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Paint what there is room for of a picture, next to the point where the four meet.
+    """Paint as much of a picture as fits into its quarter, adjacent to the meeting point.
 
-    Returns the boxes that are left, float32 [K, 4], and their rows [K].
+    Returns:
+        The boxes that are left, float32 [K, 4] xyxy pixels of the canvas, and their rows [K].
     """
     x0, y0, x1, y1 = quarter
     image, boxes = picture.image, picture.boxes
     across = _window(image.shape[1], factor, x1 - x0, draw)
     down = _window(image.shape[0], factor, y1 - y0, draw)
-    if across is None or down is None:  # the point lies at the edge
+    if across is None or down is None:  # empty quarter: the point is at the edge
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     (left, right, w), (top, bottom, h) = across, down
     x, y = x0 if corner % 2 else x1 - w, y0 if corner > 1 else y1 - h
-    # The window first: what does not show need not be resized.
+    # Crop first: no need to resize what is not shown.
     canvas[y : y + h, x : x + w] = resize(np.ascontiguousarray(image[top:bottom, left:right]), h, w)
     scale = np.array([w / (right - left), h / (bottom - top)] * 2)
     moved = (boxes - [left, top, left, top]) * scale + [x, y, x, y]
@@ -123,7 +124,7 @@ def _put(
 
 
 def _window(side: int, factor: float, room: int, draw: np.random.Generator) -> tuple[int, int, int] | None:
-    """Of a side of an image what is shown, from and to, and how many pixels that becomes; None: nothing."""
+    """The shown range of one side of an image (from, to), and its length on the canvas; None: nothing."""
     if room < 1:
         return None
     scaled = max(1, round(side * factor))
@@ -135,7 +136,7 @@ def _window(side: int, factor: float, room: int, draw: np.random.Generator) -> t
 
 
 def _pair(name: str, value: Any, most: float) -> tuple[float, float]:
-    """A least and a most, above 0 and up to the given one; of a single number, that number."""
+    """The pair (least, most), both above 0 and at most `most`; a single number counts for both."""
     numbers = list(value) if isinstance(value, list | tuple) else [value, value]
     if len(numbers) != 2 or not all(type(number) in (int, float) for number in numbers):
         raise ValueError(f"{name} must be a number or a pair [least, most], got {value!r}")

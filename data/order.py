@@ -1,4 +1,4 @@
-"""Which images make a batch, and in which order they come: a function of seed and epoch."""
+"""Which images form a batch, and the order of batches: a function of seed and epoch."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,45 +11,45 @@ from data.repeats import draw_counts, samples_of
 from data.sample import SIZE_DIVISOR
 from errors import InputError
 
-_BATCHES_SORTED = 16  # about so many together, by the proportions of their images
+_BATCHES_SORTED = 16  # about this many batches are sorted together by aspect ratio
 
 
 class Key(NamedTuple):
-    """What a sample is made from, as it travels into the workers."""
+    """What defines a sample; sent to the workers."""
 
     epoch: int
     row: int  # in the DetectionSet
-    upright: bool | None = None  # the orientation that the image is to have, None: whichever
-    scale: float = 1.0  # of the sides, after augmentation
-    again: int = 0  # how often the row came before in this epoch
+    upright: bool | None = None  # wanted orientation; None: as it is
+    scale: float = 1.0  # scale of the sides, applied after augmentation
+    again: int = 0  # how often the row has occurred before in this epoch
 
 
 def seed_of(*parts: int) -> int:
-    """One seed from several numbers, as different as they are."""
+    """One seed derived from several numbers; in practice distinct for distinct numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class EpochBatches(Sampler[list[Key]]):
     """The rows of each step, reshuffled every epoch; a set smaller than a batch gives one batch.
 
-    The last, incomplete batch of an epoch is left out: the loss of a step is that of a ranking of so many
-    images, and another shuffle leaves out other ones. A batch is that of one optimizer step. It is dealt
-    out in equal parts, first to the micro-batches, then to the processes, so that neither the order of
-    the samples nor which of them meet in a micro-batch depends on how many processes there are (but for
-    a set smaller than a batch, whose parts are uneven).
+    The incomplete last batch of an epoch is dropped: the loss of a step is a ranking over a fixed number of
+    images, and each shuffle drops other images. A batch belongs to one optimizer step. It is split into equal
+    parts, first by micro-batch, then by process, so that neither the order of samples nor the content of a
+    micro-batch depends on the number of processes (except for a set smaller than a batch, whose parts are
+    uneven).
 
     Args:
-        images: of the set.
+        images: number of images in the set.
         batch_size: images per step.
-        micro_batches: of a step.
-        rank, processes: this one, and how many.
-        proportions: height / width of each image, to put like ones into one batch.
-        one_orientation: draw for each step whether all its images are to be upright or all on their side.
-        scales: of the images in each epoch; the last one's holds for all that follow.
-        repeats: how often each image comes in an epoch, on average: at least 1, as by default.
+        micro_batches: micro-batches per step.
+        rank, processes: rank of this process, and number of processes.
+        proportions: height / width of each image, to batch images of similar shape.
+        one_orientation: draw for each step whether all its images are upright or all lie on their side.
+        scales: image scale of each epoch; the last one applies to all later epochs.
+        repeats: average number of occurrences of each image per epoch, at least 1; by default 1.
 
     Raises:
-        InputError: a batch cannot be dealt out.
+        InputError: a batch cannot be split evenly.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class EpochBatches(Sampler[list[Key]]):
                 f"({processes} processes x train.accumulate={micro_batches}); use fewer parts"
             )
         self.repeats = np.ones(images) if repeats is None else repeats
-        self.length = samples_of(self.repeats)  # of an epoch
+        self.length = samples_of(self.repeats)  # samples per epoch
         self.batch_size = batch_size
         self.seed = seed
         self.micro_batches = micro_batches
@@ -91,19 +91,19 @@ class EpochBatches(Sampler[list[Key]]):
 
     @property
     def steps(self) -> int:
-        """In an epoch."""
+        """Steps per epoch."""
         return max(1, self.length // self.batch_size)
 
     @property
     def scale(self) -> float:
-        """Of this epoch's images."""
+        """Image scale in this epoch."""
         return self.scales[min(self.epoch, len(self.scales) - 1)]
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
 
     def start_at(self, epoch: int, step: int = 0) -> None:
-        """Go to a step of an epoch; the steps before it cost nothing."""
+        """Go to a step of an epoch; skipped steps cost nothing."""
         self.epoch = epoch
         self.first = step
 
@@ -112,50 +112,53 @@ class EpochBatches(Sampler[list[Key]]):
         samples = samples[self._order(samples[:, 0])]
         for step in range(self.first, self.steps):
             some = samples[step * self.batch_size : (step + 1) * self.batch_size]
-            # Only a set smaller than a batch makes the parts uneven.
+            # Parts are uneven only if the set is smaller than a batch.
             parts = np.array_split(some, self.micro_batches * self.processes)
             for part in parts[self.rank :: self.processes]:
                 yield [Key(self.epoch, row, upright[step], self.scale, again) for row, again in part.tolist()]
 
     def _samples(self) -> NDArray[np.int64]:
-        """The samples of this epoch, [length, 2]: a row, and how often it stands before. Copies follow on
-        each other."""
-        # Drawn apart from the order, as below.
+        """The samples of this epoch, int64 [length, 2]: row, number of earlier copies (adjacent)."""
+        # A random stream of its own, independent of the order; see `_upright`.
         counts = draw_counts(self.repeats, np.random.default_rng((self.seed, self.epoch, 2)))
         rows = np.repeat(np.arange(len(counts)), counts)
-        first_copies = np.repeat(np.cumsum(counts) - counts, counts)  # where each row begins
+        first_copies = np.repeat(np.cumsum(counts) - counts, counts)  # index of each row's first copy
         return np.stack((rows, np.arange(len(rows)) - first_copies), axis=1)
 
     def _order(self, row_of: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of the samples in this epoch; row_of: the row of each."""
+        """The order of the samples in this epoch; `row_of` is the row of each sample."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.length)
         if self.proportions is None or self.length < self.batch_size:
             return order
         proportions = self.proportions[row_of]
-        # Sorted within stretches of some batches, whose order is then drawn: each epoch has other
-        # batches, and the images of a stretch are as random as before.
-        batches = order[: self.steps * self.batch_size].reshape(-1, self.batch_size)  # in the same memory
+        # Sorted within stretches of several batches, whose order is then shuffled: batches differ in every
+        # epoch, and the images of a stretch are as random as before.
+        batches = order[: self.steps * self.batch_size].reshape(-1, self.batch_size)  # a view of `order`
         for stretch in np.array_split(batches, max(1, round(self.steps / _BATCHES_SORTED))):
             some = stretch.reshape(-1)
             some = some[np.argsort(proportions[some], kind="stable")]
-            if self.length > len(self.proportions):  # copies are of the very same proportions
+            if self.length > len(self.proportions):  # copies have equal aspect ratios
                 some = some[_copies_apart(row_of[some], self.batch_size)]
             stretch[:] = rng.permutation(some.reshape(-1, self.batch_size))
         return order
 
     def _upright(self) -> list[bool] | list[None]:
-        """For every step of this epoch."""
+        """The orientation of every step of this epoch."""
         if not self.one_orientation:
             return [None] * self.steps
-        # The seed of the order with one number more: drawn apart from it, so that it stays what it was.
+        # A random stream of its own, so that it does not change the order.
         draws = np.random.default_rng((self.seed, self.epoch, 1)).integers(2, size=self.steps) > 0
         return [bool(draw) for draw in draws]
 
 
 def _copies_apart(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """Sorted samples, of whole batches, in an order in which no row is twice in a batch, where that can be: a
-    copy changes places with another image in the nearest batch that has none. int64 [S], positions.
+    """Reorder sorted samples of whole batches so that no row occurs twice in a batch, where possible.
+
+    A copy swaps places with another image in the nearest batch without that row.
+
+    Returns:
+        int64 [S], positions.
     """
     batches = np.arange(len(rows)).reshape(-1, batch_size)
     for number, batch in enumerate(batches):
@@ -166,17 +169,19 @@ def _copies_apart(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]
                 theirs = rows[batches[other]]
                 free = np.flatnonzero(~np.isin(theirs, rows[batch]))
                 if rows[batch[slot]] not in theirs and len(free):
-                    place = free[0 if other > number else -1]  # the most alike
+                    place = free[0 if other > number else -1]  # the most similar aspect ratio
                     batch[slot], batches[other, place] = batches[other, place], batch[slot]
                     break
     return batches.reshape(-1)
 
 
 def like_batches(sizes: NDArray[np.int64], batch_size: int) -> list[list[int]]:
-    """The rows of batches of images that are padded to one shape: what is found in an image does not depend
-    on the others.
+    """Rows of batches of images that are padded to the same shape.
 
-    sizes: [I, 2], height and width as the network gets them.
+    Detections in an image therefore do not depend on the other images.
+
+    Args:
+        sizes: [I, 2], height and width as the network receives them.
     """
     shapes = -(-sizes // SIZE_DIVISOR)
     order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0], shapes[:, 1], shapes[:, 0]))

@@ -1,6 +1,6 @@
-"""Transforms of our own, by albumentations' rules: `ResizeWithin`, `ZoomOut` and `IoUCrop`.
+"""Our own transforms in albumentations' interface: `ResizeWithin`, `ZoomOut` and `IoUCrop`.
 
-The last two are after SSD (Liu et al., ECCV 2016).
+The last two follow SSD (Liu et al., ECCV 2016).
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,19 +12,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# The loader's processes are the parallelism; OpenCV's own threads would fight with them.
+# The loading processes already run in parallel; OpenCV's threads would compete with them.
 cv2.setNumThreads(0)
 
-_LARGEST_RATIO = 100  # beyond that nothing is left of a picture
+_LARGEST_RATIO = 100  # beyond this nothing of the picture is visible
 
-MEAN_COLOUR = (124, 116, 104)  # ImageNet's: 0 after normalisation
+MEAN_COLOUR = (124, 116, 104)  # ImageNet mean: 0 after normalisation
 
 
 class ResizeWithin(A.DualTransform):
-    """Scale, keeping the ratio, so that the short side is `short` px but the long one at most `long`.
+    """Scale, keeping the aspect ratio, so that the short side is `short` px but the long side at most `long`.
 
-    Without `short` the long side becomes `long` px. With `long` a pair of numbers it is drawn anew,
-    uniformly, for every image. Areas are averaged when shrinking.
+    Without `short` the long side becomes `long` px. If `long` is a pair [least, most], it is drawn uniformly
+    for every image. Shrinking averages areas.
     """
 
     def __init__(self, long: int | Sequence[int], short: int | None = None) -> None:
@@ -48,7 +48,7 @@ class ResizeWithin(A.DualTransform):
         return resize(img, *self.size(height, width, long))
 
     def size(self, height: int, width: int, long: int) -> tuple[int, int]:
-        """What an image becomes, height and width, where its long side may have `long` px."""
+        """Resulting height and width of an image if its long side may be `long` px."""
         scale = long / max(height, width)
         if self.short is not None:
             scale = min(scale, self.short / min(height, width))
@@ -59,10 +59,10 @@ class ResizeWithin(A.DualTransform):
 
 
 class ZoomOut(A.DualTransform):
-    """Put the image somewhere on a mean-coloured canvas 1 to `ratio` times its size, then shrink it.
+    """Place the image at random on a mean-coloured canvas 1 to `ratio` times as large, and shrink that.
 
-    SSD's "expand" augmentation: makes small objects. The result has the size of the input, so that
-    no canvas of 16 times the pixels is made.
+    SSD's "expand" augmentation, which makes objects small. The result has the size of the image, which is
+    shrunk directly, so that no canvas with 16 times the pixels is allocated.
     """
 
     def __init__(self, ratio: float = 4.0, p: float = 0.5) -> None:
@@ -75,7 +75,7 @@ class ZoomOut(A.DualTransform):
         height, width = params["shape"][:2]
         scale = 1 / self.py_random.uniform(1, self.ratio)
         left, top = (self.py_random.uniform(0, 1 - scale) for _ in range(2))
-        # Whole pixels: the boxes have to go where the picture goes.
+        # Whole pixels, so that boxes and pixels move alike.
         h, w = max(1, round(height * scale)), max(1, round(width * scale))
         y, x = min(round(top * height), height - h), min(round(left * width), width - w)
         return {"place": (x, y, x + w, y + h)}
@@ -84,7 +84,7 @@ class ZoomOut(A.DualTransform):
         x0, y0, x1, y1 = place
         canvas = np.empty_like(img)
         canvas[0] = MEAN_COLOUR
-        canvas[1:] = canvas[0]  # whole rows: pixel by pixel takes a hundred times as long
+        canvas[1:] = canvas[0]  # whole rows: pixel by pixel is a hundred times slower
         canvas[y0:y1, x0:x1] = resize(img, y1 - y0, x1 - x0)
         return canvas
 
@@ -100,10 +100,10 @@ class ZoomOut(A.DualTransform):
 
 
 class IoUCrop(A.DualTransform):
-    """SSD's random crop: its overlap with some object is at least one of `min_ious`, drawn at random.
+    """SSD's random crop: its IoU with some object is at least a value drawn from `min_ious`.
 
-    A crop has `min_scale` to 1 of each side, a ratio between 1:2 and 2:1 or up to the image's own, and the
-    centre of at least one object. One of the draws is "leave the image as it is".
+    A crop has `min_scale` to 1 of each side, an aspect ratio between 1:2 and 2:1 or up to the image's own,
+    and contains the centre of at least one object. One of the draws leaves the image as it is.
     """
 
     def __init__(
@@ -138,10 +138,11 @@ class IoUCrop(A.DualTransform):
             return whole
         boxes = np.asarray(data["bboxes"], dtype=np.float64)  # [K, 4 + rows], relative
         boxes = boxes.reshape(len(boxes), -1) if len(boxes) else np.zeros((0, 4))
-        ignored = (boxes[:, 4:] < 0).any(axis=1)  # there is nothing in them to be kept: data/transforms.py
+        ignored = (boxes[:, 4:] < 0).any(axis=1)  # ignored regions need not be kept; see data/transforms.py
         boxes = boxes[~ignored, :4]
         height, width = params["shape"][:2]
-        # As SSD has it; but a crop of a long image may be as long as that, or hardly one would be taken.
+        # SSD's range, extended to the ratio of a long image; otherwise hardly any crop of it would be
+        # accepted.
         least, most = min(0.5, height / width), max(2.0, height / width)
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         for _ in range(self.trials):
@@ -173,7 +174,7 @@ class IoUCrop(A.DualTransform):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)  # nor the text that YAML makes of 1e1
+    return isinstance(value, Real) and not isinstance(value, bool)  # YAML reads 1e1 as a string
 
 
 def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -188,7 +189,7 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
 def scaled(
     image: NDArray[np.uint8], boxes: NDArray[np.float32], scale: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """An image [H, W, 3] with sides of `scale` times theirs, and its boxes [M, 4] xyxy."""
+    """Scale an image [H, W, 3] and its boxes [M, 4] xyxy."""
     height, width = image.shape[:2]
     done = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
     factor = np.array([done.shape[1] / width, done.shape[0] / height], dtype=np.float32)

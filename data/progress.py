@@ -1,6 +1,6 @@
-"""How far long work has come: a bar on a terminal, a line a minute in the log of a job that has none.
+"""Progress of long work: a bar on a terminal, a line per minute in a log.
 
-The first line comes after ten seconds: who waits wants to know for what.
+The first line comes after ten seconds: someone who waits wants to know what for.
 """
 
 import contextlib
@@ -15,20 +15,20 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-_SELDOM_LONG = 3.0  # seconds before there is a bar of what takes less, as a rule
-_FIRST, _EVERY = 10.0, 60.0  # seconds before the first line, and between two
-_AT_ONCE = 100  # items between two looks at the clock
+_SELDOM_LONG = 3.0  # seconds before a bar is shown for work that is usually short
+_FIRST, _EVERY = 10.0, 60.0  # seconds before the first line, and between lines
+_AT_ONCE = 100  # items per progress update
 
 
 class Progress:
-    """Counts what is done of `total`, which may grow; a context that takes the bar away at its end.
+    """Counts progress towards `total`, which may grow; a context manager that closes the bar.
 
     Args:
-        total: how many there are, as far as is known.
-        unit: what is counted, such as image.
-        title: stands before the figures.
-        leave: let the bar stand when all is done.
-        delay: seconds before there is a bar: what is seldom long is not worth one.
+        total: number of items, as far as known.
+        unit: what is counted, e.g. "image".
+        title: shown before the numbers.
+        leave: keep the bar on screen when done.
+        delay: seconds before the bar is shown, for work that is usually short.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Progress:
         self.total, self.count = total, 0
         self._unit, self._title = unit, title
         self._bar: tqdm[Any] | None = None
-        if has_room_for_a_bar():  # or a log would pay for a lock among processes that nobody needs
+        if has_room_for_a_bar():  # without a terminal, tqdm would only cost a multiprocessing lock
             self._bar = tqdm(
                 total=total, desc=title or None, unit=unit, leave=leave, dynamic_ncols=True, delay=delay
             )
@@ -54,7 +54,7 @@ class Progress:
             self._bar.close()
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count more items as done."""
         self.count += count
         if self._bar is not None:
             self._bar.total = self.total
@@ -63,11 +63,11 @@ class Progress:
         now = time.monotonic()
         if now >= self._due:
             self._due = now + _EVERY
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # stderr is closed
                 print(self._line(now - self._began), file=sys.stderr, flush=True)
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, each of which is done when the next is asked for."""
+        """Yield the items; each counts as done when the next is requested."""
         with self:
             for item in items:
                 yield item
@@ -82,14 +82,14 @@ class Progress:
 
 
 def told_if_long(items: Iterable[Item], total: int, unit: str, title: str) -> Iterator[Item]:
-    """The items of work that is seldom long; arguments as for `Progress`."""
+    """Yield the items of work that is usually short; arguments as for `Progress`."""
     return Progress(total, unit, title, leave=False, delay=_SELDOM_LONG).over(items)
 
 
 def reading(items: Sequence[Item], unit: str, what: str) -> Iterator[Item]:
-    """The items of annotations, of which a large set has a million: all begins with them, and seldom waits.
+    """Yield annotation records with progress: large sets have a million, read at the start of every program.
 
-    Of torchrun's processes the first speaks.
+    Only the first process of torchrun reports.
     """
     if os.environ.get("RANK", "0") not in ("", "0"):
         yield from items
@@ -102,7 +102,7 @@ def reading(items: Sequence[Item], unit: str, what: str) -> Iterator[Item]:
 
 
 def has_room_for_a_bar() -> bool:
-    """Whether stderr is a terminal with a width, which that of docker -t and script has not."""
+    """Whether stderr is a terminal with a known width; those of docker -t and script have none."""
     try:
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):

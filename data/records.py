@@ -1,4 +1,4 @@
-"""The fields of COCO's records, or the fault that names the record which has none."""
+"""Access to the fields of COCO records; a missing one raises a fault that names the record."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -21,16 +21,16 @@ def text_of(record: Any, key: str, where: str) -> str:
 
 def whole_of(record: Any, key: str, where: str) -> Any:
     value = field_of(record, key, where)
-    # pandas writes 10.0.
+    # pandas writes integers as 10.0
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def shown(number: Any) -> str:
-    """An id as it is written; one that is a text looks like the number that it is not."""
+    """An id for messages; says so if it is a text that looks like a number."""
     return f"{number!r}, a string where a number is expected" if isinstance(number, str) else str(number)
 
 
 def id_of_refused(record: Any) -> set[Any]:
-    """What its annotations call it: they are not to be refused as well, for the same fault."""
+    """The id of a refused record, so that its annotations are not refused for the same fault."""
     number = record.get("id") if isinstance(record, dict) else None
     return {number} if number is not None and isinstance(number, Hashable) else set()

@@ -1,9 +1,9 @@
 """The generated demo set: pictures of rotated shapes on busy backgrounds, in COCO format on disk.
 
-It stands in for photographs where none are at hand, and keeps what makes them hard: textured
-backgrounds, clutter that is no object, small and half-hidden objects, pictures without any object,
-and classes of very unequal frequency. Colour and texture say nothing about the class. Every picture
-depends on (seed, split, number) alone, so a larger set begins with the pictures of a smaller one.
+It replaces photographs where none are available, and has what makes them hard: textured backgrounds, clutter,
+small and half-hidden objects, pictures without objects, and classes of very unequal frequency. Colour and
+texture carry no information about the class. Every picture depends on (seed, split, number) alone, so a
+larger set begins with the pictures of a smaller one.
 """
 
 import json
@@ -27,13 +27,14 @@ _SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What the set is made from; two equal specs give the same set.
+    """Parameters of the set; equal specs give equal sets.
 
-    train_images, val_images: pictures per split.
-    size_px: width of a picture. The height is 0.8 of it for all, so that no batch is padded.
-    seed: chooses the pictures.
-    imbalance: 0 makes all classes equally frequent, 1 the first 20 times as frequent as the last,
-        2 already 400 times: class frequencies are raised to this power.
+    Attributes:
+        train_images, val_images: pictures per split.
+        size_px: width of a picture. The height is always 0.8 of it, so that batches need no padding.
+        seed: selects the pictures.
+        imbalance: class frequencies are raised to this power. 0 makes all classes equally frequent; 1 makes
+            the first class 20 times as frequent as the last, 2 makes it 400 times.
     """
 
     train_images: int = 1300
@@ -44,17 +45,18 @@ class ShapesSpec:
 
 
 def ensure_shapes(root: Path, spec: ShapesSpec) -> None:
-    """Write the set under `root` unless the same one is already there.
+    """Write the set under `root`, unless the same set is already there.
 
     root/shapes.json holds the spec, root/annotations/{train,val}.json COCO instances and
-    root/images/{train,val}/*.jpg the pictures, named there relative to their split's folder. An
-    annotation's `area` is that of its box, so COCO's size ranges mean the same for all classes.
+    root/images/{train,val}/*.jpg the pictures; file names are relative to the folder of the split. An
+    annotation's `area` is that of its box, so that COCO's size ranges mean the same for all classes.
 
-    The set appears under `root` complete or not at all. Files are the same byte for byte for the
-    same spec, given the same versions of NumPy and OpenCV.
+    The set appears under `root` complete or not at all. The same spec gives the same files byte for byte,
+    given the same versions of NumPy and OpenCV.
 
-    Raises InputError where the spec makes no sense, where `root` holds anything else (which is left
-    untouched), and where it cannot be written.
+    Raises:
+        InputError: the spec is invalid, `root` holds anything else (which is left untouched), or it cannot be
+            written.
     """
     _check_spec(spec)
     try:
@@ -93,7 +95,7 @@ def _check_spec(spec: ShapesSpec) -> None:
 
 
 def _is_there(root: Path, spec: ShapesSpec) -> bool:
-    """Whether the wanted set is at `root`; raises InputError where something else is."""
+    """Whether the wanted set is at `root`; raises InputError if something else is."""
     if not root.exists():
         return False
     if not root.is_dir():
@@ -134,7 +136,7 @@ def _write_set(root: Path, spec: ShapesSpec) -> None:
             height, width = picture.image.shape[:2]
             name = f"{split}_{number:05d}.jpg"
             _, jpeg = cv2.imencode(".jpg", picture.image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-            # Not cv2.imwrite, which says nothing of why it could not write.
+            # Not cv2.imwrite, which does not say why it failed.
             (folder / name).write_bytes(jpeg.tobytes())
             images.append({"id": number, "file_name": name, "width": width, "height": height})
             for (x1, y1, x2, y2), label in zip(picture.boxes, picture.labels, strict=True):

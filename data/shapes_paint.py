@@ -1,6 +1,6 @@
-"""How the demo set is painted: stencils with antialiased edges, colours that stand out, noise, a camera.
+"""Painting of the demo set: antialiased stencils, contrasting colours, noise, a simulated camera.
 
-A canvas is [H, W, 3] float32 BGR in 0..255 and is drawn on in place. A colour is [3] of the same.
+A canvas is [H, W, 3] float32 BGR in 0..255 and is drawn on in place. A colour is [3], likewise.
 """
 
 import math
@@ -17,11 +17,12 @@ _SUBPIXELS = 4  # per pixel and side: antialiasing, and boxes to a quarter of a 
 class Stencil:
     """Where a figure covers a picture.
 
-    window: rows and columns of the picture.
-    alpha: coverage of each of its pixels, 0..1, [h, w] float32.
-    rim: the outline's part of it, [h, w].
-    box: [4] xyxy, clipped to the picture.
-    inside: the fraction of the figure that lies in the picture.
+    Attributes:
+        window: slices of the picture's rows and columns.
+        alpha: coverage of each pixel of the window, 0..1, [h, w] float32.
+        rim: coverage by the outline alone, [h, w].
+        box: [4] xyxy pixels, clipped to the picture.
+        inside: fraction of the figure that lies in the picture.
     """
 
     window: tuple[slice, slice]
@@ -36,7 +37,7 @@ def make_stencil(curves: list[np.ndarray], outline_px: float, width: int, height
     points = np.concatenate(curves)
     corner = np.floor(points.min(axis=0) - outline_px).astype(int) - 1
     size = np.ceil(points.max(axis=0) + outline_px).astype(int) + 1 - corner
-    # OpenCV counts from the centre of a pixel, boxes from its edge.
+    # OpenCV's coordinates start at pixel centres, those of boxes at pixel edges.
     fine = [np.rint((curve - corner) * _SUBPIXELS - 0.5).astype(np.int32) for curve in curves]
     rim = np.zeros(tuple(size[::-1] * _SUBPIXELS), np.uint8)
     if outline_px:
@@ -44,7 +45,7 @@ def make_stencil(curves: list[np.ndarray], outline_px: float, width: int, height
     whole = cv2.fillPoly(rim.copy(), fine, 255)
     x, y = np.flatnonzero(whole.any(axis=0)), np.flatnonzero(whole.any(axis=1))
     box = np.array([x[0], y[0], x[-1] + 1, y[-1] + 1]) / _SUBPIXELS + np.tile(corner, 2)
-    # From here on only what lies in the picture.
+    # From here on only the part inside the picture.
     (x1, y1), (x2, y2) = np.clip([corner, corner + size], 0, (width, height))
     inner = (slice(y1 - corner[1], y2 - corner[1]), slice(x1 - corner[0], x2 - corner[0]))
     alpha, rim = (
@@ -67,11 +68,11 @@ def paint(
     shadow_px: np.ndarray = np.zeros(2),
     shadow_strength: float = 0.0,
 ) -> None:
-    """Paint a figure in colours that stand out from what lies below; its shadow falls first."""
+    """Paint a figure in colours that contrast with the canvas below; its shadow is drawn first."""
     height, width = stencil.alpha.shape
     below = canvas[stencil.window][stencil.alpha > 0.25]
     if not len(below):
-        return  # clutter that fell outside
+        return  # clutter outside the picture
     first, second = _contrasting_colours(rng, below)
     if shadow_strength:
         shade = np.zeros(canvas.shape[:2], np.float32)
@@ -136,7 +137,7 @@ def noise(rng: np.random.Generator, height: int, width: int, coarsest_px: int) -
 
 
 def photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a modest camera makes of the scene: uneven light, blur, noise; uint8."""
+    """Simulate a modest camera: uneven light, blur, noise; returns uint8."""
     height, width = canvas.shape[:2]
     light = noise(rng, height, width, coarsest_px=max(height, width))
     image = canvas * (1 - np.float32(rng.uniform(0, 0.35)) * light)[..., None]

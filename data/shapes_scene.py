@@ -1,6 +1,6 @@
-"""The scenes of the generated demo set: shapes on busy backgrounds, and the clutter between them.
+"""The scenes of the generated demo set: shapes on busy backgrounds with clutter.
 
-A canvas is [H, W, 3] float32 BGR in 0..255 and is drawn on in place. A colour is [3] of the same.
+A canvas is [H, W, 3] float32 BGR in 0..255 and is drawn on in place. A colour is [3], likewise.
 """
 
 import math
@@ -14,8 +14,8 @@ _EMPTY_FRACTION = 0.08
 _MAX_OBJECTS = 8
 _MIN_OBJECT_PX = 24
 _MAX_OBJECT_FRACTION = 0.4  # of the long side
-_MIN_VISIBLE = 0.65  # of its pixels in the picture, whatever later objects hide
-_MIN_INSIDE = 0.8  # of an object's pixels when it is placed
+_MIN_VISIBLE = 0.65  # fraction of an object's pixels that later objects must leave visible
+_MIN_INSIDE = 0.8  # fraction of an object that must lie inside the picture
 _SHADOW_STRENGTH = 0.35
 
 
@@ -23,10 +23,11 @@ _SHADOW_STRENGTH = 0.35
 class Picture:
     """One drawn picture with its objects.
 
-    image: [H, W, 3] uint8, BGR as OpenCV writes it.
-    boxes: [K, 4] float64, xyxy pixels, tight around all that is drawn of an object (outline
-        included, parts that a later object hides as well), clipped to the image.
-    labels: [K] int64, index into CLASSES.
+    Attributes:
+        image: [H, W, 3] uint8, BGR as OpenCV writes it.
+        boxes: [K, 4] float64, xyxy pixels, tight around everything drawn of an object (outline included, as
+            well as parts hidden by later objects), clipped to the image.
+        labels: [K] int64, index into CLASSES.
     """
 
     image: np.ndarray
@@ -59,8 +60,8 @@ def class_frequencies(imbalance: float) -> np.ndarray:
 
 
 def draw_scene(rng: np.random.Generator, size_px: int, imbalance: float) -> Picture:
-    """A picture `size_px` wide; see `ShapesSpec`."""
-    # Streams of their own: what lies on a picture changes neither its background nor its noise.
+    """Draw a picture `size_px` wide; see `ShapesSpec`."""
+    # Separate random streams: the objects do not affect the background or the noise.
     scenery, things, camera = rng.spawn(3)
     canvas = _draw_background(scenery, size_px)
     boxes, labels = _draw_objects(canvas, things, imbalance)
@@ -68,7 +69,7 @@ def draw_scene(rng: np.random.Generator, size_px: int, imbalance: float) -> Pict
 
 
 def _draw_background(rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """A new canvas with texture and with clutter that is no object."""
+    """A new canvas with texture and clutter."""
     width, height = size_px, round(0.8 * size_px)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * math.pi)
@@ -85,7 +86,7 @@ def _draw_background(rng: np.random.Generator, size_px: int) -> np.ndarray:
     else:
         mix = np.clip((texture - rng.uniform(0.4, 0.6)) * rng.uniform(4, 14) + 0.5, 0, 1)
     ground = colours(rng, 1, most_saturated=0.65)[0]
-    # Two colours not too far apart, or nothing could stand out from both.
+    # Two similar colours; otherwise no object could stand out from both.
     other = np.clip(ground + rng.normal(0, 28, 3), 8, 247).astype(np.float32)
     canvas = blend(ground, other, mix)
     grain = noise(rng, height, width, coarsest_px=6) - 0.5
@@ -121,9 +122,9 @@ def _draw_objects(
     shadow = (shadow_px, _SHADOW_STRENGTH if rng.random() < 0.6 else 0.0)
     boxes, labels = [], []
     visible: list[np.ndarray] = []  # per object: its visible pixels [H, W] bool
-    least: list[float] = []  # and how many of them must stay so
+    least: list[float] = []  # per object: number of pixels that must stay visible
     for label in rng.choice(len(CLASSES), size=wanted, p=class_frequencies(imbalance)):
-        # The size is drawn once, or crowded pictures would favour small objects.
+        # The size is drawn only once; redrawing would favour small objects in crowded pictures.
         largest = _MAX_OBJECT_FRACTION * width
         size = math.exp(rng.uniform(math.log(_MIN_OBJECT_PX), math.log(largest)))
         for _ in range(40):
@@ -146,13 +147,13 @@ def _draw_objects(
 
 
 def _place(rng: np.random.Generator, name: str, size: float, width: int, height: int) -> Stencil:
-    """A shape about `size` pixels across, turned and stretched, somewhere in the picture."""
+    """A shape about `size` pixels across, rotated and stretched, at a random place in the picture."""
     first, second = rng.uniform(0, 2 * math.pi, 2)
     stretch = np.diag([1.0, rng.uniform(0.78, 1.0)])
     transform = 0.5 * size * _rotation(first) @ stretch @ _rotation(second)
     margin = 0.3 * size
     centre = rng.uniform((margin, margin), (width - margin, height - margin))
-    # Thin enough that an outlined circle is no ring.
+    # Thin, so that an outlined circle does not look like a ring.
     outline_px = max(1.0, rng.uniform(0.02, 0.05) * size) if rng.random() < 0.35 else 0.0
     curves = [curve @ transform.T + centre for curve in _CURVES[name]]
     return make_stencil(curves, outline_px, width, height)

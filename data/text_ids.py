@@ -1,4 +1,4 @@
-"""Ids that are texts in a COCO file, as some conversions write them: numbered, as everything here counts."""
+"""Text ids in COCO files, as written by some converters: replaced by integers."""
 
 import logging
 from functools import cache
@@ -10,9 +10,9 @@ _KEYS = (("images", "image_id"), ("categories", "category_id"))
 
 
 def numbers_of(records: list[Any]) -> dict[str, int]:
-    """The number of each id of a section, by its value if all are decimal, else in their order.
+    """Integer for each text id of a section: its value if all are decimal, else its position from 1.
 
-    Only where all are texts and no two alike, else {}: they are refused one by one, as what they are.
+    {} unless all ids are distinct texts; other mixtures are refused record by record.
     """
     ids = [record.get("id") if isinstance(record, dict) else None for record in records]
     texts = [number for number in ids if isinstance(number, str)]
@@ -26,7 +26,7 @@ def numbers_of(records: list[Any]) -> dict[str, int]:
 
 
 def with_numbers(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], bool]:
-    """The content of an instances file with numbers for ids that are texts; and whether it lists such."""
+    """Replace text ids in the content of an instances file; also returns whether there were any."""
     renumbered = False
     for section, key in _KEYS:
         numbers = numbers_of(content[section])
@@ -48,14 +48,14 @@ def with_numbers(content: dict[str, Any], source: Path) -> tuple[dict[str, Any],
 
 
 def as_listed(content: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The content of an instances file, with numbers where its annotations have listed ones in quotes."""
+    """Replace quoted integer ids in annotations by the listed integers."""
     for section, key in _KEYS:
         content = _as_listed(content, section, key, source)
     return content
 
 
 def _as_listed(content: dict[str, Any], section: str, key: str, source: Path) -> dict[str, Any]:
-    """Where the lists have numbers, and annotations have them in quotes."""
+    """Replace quoted ids in annotations where the section lists integers."""
     ids = (record.get("id") for record in content[section] if isinstance(record, dict))
     numbers = {str(number): number for number in ids if isinstance(number, int)}
     texts = [
@@ -71,7 +71,7 @@ def _as_listed(content: dict[str, Any], section: str, key: str, source: Path) ->
 
 @cache
 def _say(message: str) -> None:
-    """Once: training, validation and evaluation read the same file."""
+    """Warn once: training, validation and evaluation read the same file."""
     log.warning("%s", message)
 
 

@@ -1,4 +1,4 @@
-"""What the transforms that a configuration lists stand for: albumentations' own, or ours."""
+"""Maps the transforms listed in a configuration to albumentations' classes or our own."""
 
 import difflib
 import inspect
@@ -14,7 +14,7 @@ from data.own_transforms import IoUCrop, ResizeWithin, ZoomOut
 from errors import InputError
 
 _OWN = {"ResizeWithin": ResizeWithin, "ZoomOut": ZoomOut, "IoUCrop": IoUCrop}
-# Before a resizing, whose result is uint8 again, nothing else would show what they do.
+# The model does these itself. A later resize returns uint8 again, so their effect would be lost unnoticed.
 _OF_THE_MODEL = ("Normalize", "ToFloat", "ToTensorV2", "ToTensor3D")
 
 # The parameters of resizing transforms, in pixels.
@@ -27,14 +27,15 @@ _SIDES = {
 
 
 def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) -> list[Any]:
-    """Transforms whose every resizing is scaled as that of evaluation, for images of `size` px there.
+    """Rescale the parameters of all resizing transforms so that evaluation resizes images to `size` px.
 
     Args:
-        size: the long side, or the most that it may have.
-        transforms, evaluation: as for `Pipeline`; those to be changed, and those of evaluation.
+        size: the long side in evaluation, or its maximum.
+        transforms: list to change, as for `Pipeline`.
+        evaluation: list of evaluation, as for `Pipeline`; its ResizeWithin is the reference.
 
     Raises:
-        InputError: one of the two has no ResizeWithin or the like.
+        InputError: `evaluation` has no ResizeWithin, or `transforms` no resizing transform.
     """
     longs = [
         transform["ResizeWithin"].get("long")
@@ -66,7 +67,7 @@ def resized_to(size: int, transforms: Sequence[Any], evaluation: Sequence[Any]) 
 
 
 def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
-    """A transform, and those that it holds (OneOf and its like), with other sides for what they resize to."""
+    """A copy of a transform, and of those it contains (OneOf etc.), with `change` applied to its sizes."""
     if not isinstance(transform, dict):
         return transform
     made = {}
@@ -81,14 +82,14 @@ def _with_sides(transform: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def make_transforms(transforms: Any, where: str, after: int = 0) -> list[Any]:
-    """What a list names, but for the first `after`."""
+    """The transforms that a list names, without the first `after`."""
     if not isinstance(transforms, list | tuple):
         raise InputError(f"{where}: must be a list of transforms, got {transforms!r}")
     return [_make(transform, f"{where}[{i}]") for i, transform in enumerate(transforms) if i >= after]
 
 
 def mosaic_of(transforms: Any, where: str) -> Mosaic | None:
-    """What the list of transforms begins with, if that is a Mosaic."""
+    """The Mosaic, if the list begins with one; else None."""
     if not isinstance(transforms, list | tuple) or not transforms:
         return None
     name, parameters = _parts_of(transforms[0], f"{where}[0]")
@@ -101,7 +102,7 @@ def mosaic_of(transforms: Any, where: str) -> Mosaic | None:
 
 
 def _parts_of(transform: Any, where: str) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of an entry of a list."""
+    """Name and parameters of a list entry."""
     if isinstance(transform, str):
         transform = {transform: {}}
     if not isinstance(transform, dict) or len(transform) != 1:
@@ -129,9 +130,9 @@ def _make(transform: Any, where: str) -> Any:
     if issubclass(kinds[name], A.BaseCompose) and "transforms" in parameters:
         parameters["transforms"] = make_transforms(parameters["transforms"], f"{where}.{name}.transforms")
     try:
-        # Not an error but a warning in albumentations: a misspelt parameter would be lost.
+        # albumentations only warns of unknown parameters: a misspelt one would be lost.
         made = _strict(kinds[name], parameters)
-    except Exception as error:  # there is no end to what others' transforms make of a wrong parameter
+    except Exception as error:  # third-party transforms may raise anything on a wrong parameter
         raise InputError(f"{where}: {name}: {_reason(error)}") from None
     wanted = set(getattr(made, "targets_as_params", ())) - {"image", "bboxes"}
     if wanted:
@@ -142,14 +143,14 @@ def _make(transform: Any, where: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error.__cause__, ValidationError):  # which albumentations gives on with a link and more
+    if isinstance(error.__cause__, ValidationError):  # albumentations passes it on with a link and more
         return "; ".join(map(_said_of, error.__cause__.errors(include_url=False)))
     reason = " ".join(str(error).split())
     return reason if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {reason}"
 
 
 def _said_of(fault: Any) -> str:
-    """What pydantic finds wrong: with one parameter, or with several together."""
+    """Pydantic's message about one parameter, or about several together."""
     message = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:
         return message
@@ -159,7 +160,7 @@ def _said_of(fault: Any) -> str:
 
 @cache
 def _kinds() -> dict[str, type]:
-    """All that may be named: transforms, and what chooses among or groups them."""
+    """All classes that may be named: transforms and compositions such as OneOf."""
     bases = A.BasicTransform, A.BaseCompose
     theirs = {name: kind for name, kind in vars(A).items() if isinstance(kind, type)}
     unfit = *bases, A.DualTransform, A.ImageOnlyTransform, A.Compose, A.ReplayCompose

@@ -1,4 +1,4 @@
-"""Augmentation: the transforms of a configuration's list, run by a seed."""
+"""Augmentation: the transforms of a configuration, run from a seed."""
 
 import random
 import warnings
@@ -17,25 +17,25 @@ from data.transform_list import make_transforms, mosaic_of
 from errors import InputError
 
 _WHOLE = 0.999
-_LEAST_SIDE = 4  # pixels of an image, resized for evaluation
+_LEAST_SIDE = 4  # minimum side in pixels after the resizing of evaluation
 _ODD_SIZES = ((61, 97), (400, 100), (100, 400), (1200, 1600))  # height, width
 
 
 class Pipeline:
-    """An augmentation pipeline whose result depends on its seed alone.
+    """An augmentation pipeline whose result depends only on its input and the seed.
 
     Args:
         transforms: names, or {name: {parameter: value}}, in the order of application.
-        min_visibility: boxes with a smaller part of their area left by a crop are dropped, unless they are
+        min_visibility: boxes with a smaller fraction of their area left after a crop are dropped, unless
             ignored.
-        key: where the list stands in the configuration, for errors.
-        geometry: leave out what changes pixels alone: only the boxes are wanted, and these in less time.
+        key: configuration key of the list, for messages.
+        geometry: skip transforms that change only pixel values; faster where only boxes are needed.
 
     Attributes:
-        has_no_side_up: whether an image is as likely to come out as its mirror image at the diagonal.
+        has_no_side_up: whether an image and its transpose are equally likely results.
 
     Raises:
-        InputError: a transform or a parameter does not exist, or a value does not fit.
+        InputError: a transform or parameter does not exist, or a value is invalid.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Pipeline:
         geometry: bool = False,
     ) -> None:
         self._mosaic = mosaic_of(transforms, key)
-        # Of a box that is left whole albumentations finds a little less than 1.
+        # For an uncropped box albumentations may compute slightly less than 1.
         min_visibility = self._min_visibility = min(min_visibility, _WHOLE)
         steps = make_transforms(transforms, key, after=1 if self._mosaic else 0)
         if geometry:
             steps = [step for step in steps if not isinstance(step, A.ImageOnlyTransform)]
-        # Both filters are needed: without them albumentations raises on boxes that rounding put
-        # outside the image or left without area.
+        # Both filters are needed: without them albumentations raises on boxes that rounding has moved outside
+        # the image or left without area.
         boxes = A.BboxParams(
             format="pascal_voc",
             label_fields=["row"],
@@ -62,14 +62,14 @@ class Pipeline:
             min_width=0.5,
             min_height=0.5,
         )
-        with warnings.catch_warnings():  # a pipeline that moves no boxes is nothing to warn of
+        with warnings.catch_warnings():  # a pipeline without spatial transforms is fine
             warnings.filterwarnings("ignore", "Got processor for bboxes")
             self._compose = A.Compose(steps, bbox_params=boxes)
         processor = self._compose.processors["bboxes"]
         processor.filter = partial(_filter, processor)
         self._key = key
-        # All eight ways to turn and mirror an image are equally likely: one more mirroring changes nothing.
-        # Unless something comes behind that knows height from width, as a crop of 200 x 300 does.
+        # With D4, all eight rotations and reflections are equally likely, so another transposition changes
+        # nothing, unless a later step treats height and width differently, such as a crop of 200 x 300.
         turned = [i for i, step in enumerate(steps) if isinstance(step, A.D4) and step.p == 1]
         self.has_no_side_up = bool(turned) and all(
             isinstance(step, _COMMUTE_WITH_TRANSPOSE) and getattr(step, "max_size_hw", None) is None
@@ -77,7 +77,7 @@ class Pipeline:
         )
 
     def others(self, seed: int, epoch: int) -> int:
-        """How many other images the sample of this seed wants beside its own."""
+        """Number of extra images that the sample with this seed needs."""
         return Mosaic.OTHERS if self._mosaic is not None and self._mosaic.drawn(seed, epoch) else 0
 
     def __call__(
@@ -88,11 +88,11 @@ class Pipeline:
         ignored: NDArray[np.bool_] | None = None,
         others: Sequence[Picture] = (),
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
-        """image [H, W, 3], boxes [M, 4] xyxy pixels -> image, the boxes left, and their rows.
+        """image [H, W, 3], boxes [M, 4] xyxy pixels -> image, remaining boxes, and their rows.
 
         Args:
-            ignored: [M], the boxes in which nothing is background.
-            others: as many as `others` says. The rows go on through their boxes.
+            ignored: [M], boxes in which nothing counts as background.
+            others: as many as `others()` returns. Row numbers continue through their boxes.
         """
         rows_of_picture: NDArray[np.int64] | None = None
         if self._mosaic is not None and others:
@@ -100,17 +100,17 @@ class Pipeline:
             (image, boxes, ignored), rows_of_picture = self._mosaic(
                 [mine, *others], self._min_visibility, seed
             )
-        # albumentations repeats itself in every worker and epoch unless seeded by hand; and its own way to do
-        # so gives every transform the same seed, and all draw the same: flipped one way is flipped both. Here
-        # they share one source.
+        # Without seeding, albumentations repeats its draws in every worker and epoch. Its own seeding gives
+        # every transform the same seed, so that draws coincide: an image flipped one way is flipped both
+        # ways. Here all transforms share one random stream.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         rows = np.arange(len(boxes))
         if ignored is not None:
-            # Below 0, which `_filter` sees: a second label would take its time.
+            # Negative rows mark ignored boxes for `_filter`; a second label field would be slower.
             rows[ignored] = ~rows[ignored]
         try:
             done = self._compose(image=image, bboxes=boxes, row=rows)
-        except Exception as error:  # there is no end to what the transforms of others raise
+        except Exception as error:  # third-party transforms may raise anything
             height, width = image.shape[:2]
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise InputError(
@@ -122,28 +122,28 @@ class Pipeline:
                 f"{self._key}: the transforms return {got}, but must return uint8 [H, W, 3]; leave out "
                 "those that return floats or other channels: the model normalises images itself"
             )
-        # Without boxes albumentations gives float64 and shape (0,).
+        # Without boxes albumentations returns float64 of shape (0,).
         left = np.asarray(done["bboxes"], dtype=np.float32).reshape(-1, 4)
         rows = np.asarray(done["row"], dtype=np.int64)
         rows = np.maximum(rows, ~rows)
         return done["image"], left, rows if rows_of_picture is None else rows_of_picture[rows]
 
     def sizes_of(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What images of these sizes become, [I, 2], height and width; of random resizing an example."""
+        """Resulting height and width, [I, 2], of images of these sizes; for random resizing, one example."""
         distinct, which = np.unique(sizes, axis=0, return_inverse=True)
         made = [self._size_of(height, width) for height, width in distinct.tolist()]
         return np.array(made, dtype=np.int64).reshape(-1, 2)[which.reshape(-1)]
 
     def check_that_it_resizes_only(self) -> None:
-        """See that boxes can be scaled back by the size before and after alone, and nothing is random.
+        """Check that boxes can be scaled back using the sizes alone, and that nothing is random.
 
         Raises:
-            InputError: they cannot.
+            InputError: they cannot, or something is random.
         """
         if self._mosaic is not None:
             raise InputError(f"{self._key}: Mosaic is for training only; leave it out here")
-        self._check_that_it_resizes(96, 64, seeds=32)  # a move that is made at random has to come up
-        for height, width in _ODD_SIZES:  # what is padded to a multiple, or if smaller
+        self._check_that_it_resizes(96, 64, seeds=32)  # many seeds, so that a random move occurs
+        for height, width in _ODD_SIZES:  # padding to a multiple, or only of small images
             self._check_that_it_resizes(height, width, seeds=2)
 
     def _check_that_it_resizes(self, height: int, width: int, seeds: int) -> None:
@@ -176,7 +176,7 @@ class Pipeline:
     def _size_of(self, height: int, width: int) -> tuple[int, int]:
         steps = self._compose.transforms
         if all(isinstance(step, ResizeWithin) and step.long[0] == step.long[1] for step in steps):
-            for step in steps:  # in no time, as there may be many sizes
+            for step in steps:  # without pixels: there may be many sizes
                 height, width = step.size(height, width, step.long[0])
             return height, width
         image = np.zeros((height, width, 3), dtype=np.uint8)
@@ -184,7 +184,7 @@ class Pipeline:
         return done.shape[0], done.shape[1]
 
 
-# Transforms that commute with mirroring an image at its diagonal (transposing it), as a rule.
+# Transforms that commute with transposing the image, in general.
 _COMMUTE_WITH_TRANSPOSE = (
     A.ImageOnlyTransform,
     ResizeWithin,
@@ -203,9 +203,9 @@ _COMMUTE_WITH_TRANSPOSE = (
 
 
 def _filter(processor: BboxProcessor, boxes: NDArray[Any], shape: Any) -> NDArray[Any]:
-    """The boxes that a step leaves, [M, 5] with their rows; of ignored ones, as little as is left of them.
+    """The boxes left after a step, [M, 5] with their rows; ignored ones whatever fraction of them is left.
 
-    A crop within a crowd has but a small part of the crowd's box, and is no background for all that.
+    A crop within a crowd contains only a small part of the crowd's box, but still is not background.
     """
     ignored, limits = (boxes[:, 4:] < 0).any(axis=1), processor.params
     if not ignored.any():

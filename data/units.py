@@ -1,12 +1,12 @@
-"""Boxes whose numbers mean something else than what they are read as."""
+"""Detects boxes written in another convention than the one they are read in."""
 
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-# What may have been written: corners where sizes are read, centres where corners are, corners where centres
-# are, two corners where centre and size are, or y before x.
+# What was written: corners instead of sizes, centres instead of corners, corners instead of centres, two
+# corners instead of centre and size, or y before x.
 Written = Literal["corners for sizes", "centres", "corners", "corners for centre and size", "y before x"]
 AS_IF: dict[Written, str] = {
     "corners for sizes": "as if x1, y1 were written as width, height",
@@ -18,27 +18,27 @@ AS_IF: dict[Written, str] = {
 AS_PARTS = "lie within one pixel, as if they were fractions of width and height"
 
 _LEAST_BOXES = 10
-_FAR_OUT = 1.1  # of the image's sides
-_OUT, _ROUNDED = 0.2, 1.0  # a part of a box's sides; pixels
-_FEW, _SOME, _NEARLY_ALL, _MOST = 0.02, 0.1, 0.99, 0.9  # parts of the boxes
+_FAR_OUT = 1.1  # multiple of the image's sides
+_OUT, _ROUNDED = 0.2, 1.0  # fraction of a box's sides; pixels
+_FEW, _SOME, _NEARLY_ALL, _MOST = 0.02, 0.1, 0.99, 0.9  # fractions of the boxes
 
 
 def parts_for_pixels(boxes: NDArray[np.float64]) -> bool:
-    """Whether parts of width and height seem to have been written where pixels are read; [M, 4], xyxy.
+    """Whether the boxes, [M, 4] xyxy, appear to be relative to the image size instead of in pixels.
 
-    Corner and sides are looked at, since a centre, or the other corner, may stand in the place of either.
+    Looks at corner and size, since a centre or the other corner may have been written in place of either.
     """
     written = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     return len(boxes) >= _LEAST_BOXES and bool((written <= 1).all(axis=1).mean() > _MOST)
 
 
 def written_as(boxes: NDArray[np.float64], sizes: NDArray[np.int64], centred: bool = False) -> Written | None:
-    """What seems to have been written, if it is not what was read.
+    """The convention in which the boxes appear to be written, if it differs from that of reading; else None.
 
     Args:
-        boxes: [M, 4], xyxy.
+        boxes: [M, 4], xyxy pixels.
         sizes: [M, 2], height and width of each box's image.
-        centred: centres are read, as of YOLO, and not corners.
+        centred: the format has centres (YOLO), not corners.
     """
     if len(boxes) < _LEAST_BOXES:
         return None
@@ -50,10 +50,10 @@ def written_as(boxes: NDArray[np.float64], sizes: NDArray[np.int64], centred: bo
 
 
 def _corners_for_sizes(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> bool:
-    """Whether x1 and y1 seem to have been written where width and height are read.
+    """Whether x1 and y1 appear to be written instead of width and height.
 
-    Then every box is at least as wide as it lies far from the left, as large objects are by themselves, and
-    those of the right half reach far out of the image, as objects do not.
+    If so, every box is at least as wide as its distance from the left edge, and boxes in the right half reach
+    far beyond the image. Large objects have the former, but not the latter.
     """
     x0, y0, x1, y1 = boxes.T
     height, width = sizes.T
@@ -65,8 +65,8 @@ def _corners_for_sizes(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> 
 
 
 def _otherwise_inside(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Written | None:
-    """As what the boxes would all lie inside their images, of which they reach out as they are."""
-    sides = np.tile(sizes[:, ::-1], 2).astype(np.float64)  # of the image: width, height, width, height
+    """The only convention in which all boxes lie inside their images; None if they do as they are."""
+    sides = np.tile(sizes[:, ::-1], 2).astype(np.float64)  # image: width, height, width, height
     half = np.tile((boxes[:, 2:] - boxes[:, :2]) / 2, 2)
     centres = boxes[:, :2] + half[:, :2]
     if not _beyond(boxes, sides, 2 * _OUT * half + _ROUNDED).mean() > _FEW:
@@ -82,12 +82,12 @@ def _otherwise_inside(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> W
 
 
 def _no_box(boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which have no area, or reach out of their images: [M]."""
+    """Which boxes have no area or reach beyond their images: [M]."""
     return np.asarray(_beyond(boxes, sides, _ROUNDED) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
 
 
 def _beyond(
     boxes: NDArray[np.float64], sides: NDArray[np.float64], by: NDArray[np.float64] | float
 ) -> NDArray[np.bool_]:
-    """Which boxes reach out of their images by more than that: [M]."""
+    """Which boxes reach beyond their images by more than `by` pixels: [M]."""
     return np.asarray(((boxes < -by) | (boxes > sides + by)).any(axis=1))

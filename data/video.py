@@ -1,4 +1,4 @@
-"""Videos as frames, by OpenCV."""
+"""Reading and writing videos with OpenCV."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-# What FFmpeg and OpenCV have to say of a file, in lines of their own, is said here in one.
+# Silences the messages of FFmpeg and OpenCV about a file; errors are reported here, in one line.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2
@@ -18,10 +18,10 @@ from errors import InputError
 log = logging.getLogger(__name__)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-_MOST_OF_MPEG4 = 8190  # pixels of a side
+_MOST_OF_MPEG4 = 8190  # maximum side in pixels
 _FRAMES_MISCOUNTED = 2
-_USUAL_RATE = 25.0  # frames per second of a file that does not say
-_LEAST_RATE = 0.01  # that MPEG-4 takes for certain; recordings of plants and of weather are slower
+_USUAL_RATE = 25.0  # frames per second, for files that do not say
+_LEAST_RATE = 0.01  # minimum that MPEG-4 supports reliably; time lapses may be slower
 
 
 class VideoReader:
@@ -29,10 +29,10 @@ class VideoReader:
 
     Attributes:
         rate: frames per second.
-        frames: how many there are, by the file's own account; 0 where it does not say.
+        frames: number of frames according to the file; 0 if unknown.
 
     Raises:
-        InputError: the file is no video that can be read.
+        InputError: the file is not a readable video.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,11 +45,11 @@ class VideoReader:
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         told = 0 < rate < 1000
         self.rate = float(rate) if told else _USUAL_RATE
-        # Made of the rate where the file has no count: recordings of screens say 1000 frames per second.
+        # If the file has no count, OpenCV computes it from the rate, which screen recordings give as 1000.
         self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if told else 0
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """uint8 [H, W, 3] RGB each. Raises InputError if there is not a single one."""
+        """Yields frames, uint8 [H, W, 3] RGB. Raises InputError if there is none."""
         count = 0
         while True:
             read, frame = self._capture.read()
@@ -68,10 +68,10 @@ class VideoReader:
 
 
 class VideoWriter:
-    """An MP4 file without sound, there once it is whole.
+    """Writes an MP4 file without sound; it appears when complete.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
@@ -80,12 +80,12 @@ class VideoWriter:
             rate: frames per second.
             size: height and width of a frame in pixels.
         """
-        # MPEG-4 knows no larger frames, as of panoramas, no smaller ones and no odd sides; `write` scales.
+        # MPEG-4 limits the frame size (panoramas exceed it), and sides must be even; `write` scales.
         shrink = min(1.0, _MOST_OF_MPEG4 / max(size))
         height, width = (max(2, 2 * round(side * shrink / 2)) for side in size)
         self._path = path
-        self._part = path.with_name(f".part{path.suffix}")  # no longer than the name itself
-        # Nor more than 65535 ticks in a second, and OpenCV takes as many as the digits ask for.
+        self._part = path.with_name(f".part{path.suffix}")  # short: long names may exceed the limit
+        # MPEG-4 allows at most 65535 ticks per second, and OpenCV needs more ticks for more decimals.
         rate = max(rate, _LEAST_RATE)
         rate = round(rate, max(digits for digits in (0, 1, 2, 3) if rate * 10**digits < 65535))
         code = cv2.VideoWriter.fourcc(*"mp4v")
@@ -99,7 +99,7 @@ class VideoWriter:
         self._count = 0
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """Add a frame, uint8 [H, W, 3] RGB; one of another size is scaled."""
+        """Add a frame, uint8 [H, W, 3] RGB; scaled if its size differs."""
         if frame.shape[:2] != self._size:
             frame = np.asarray(cv2.resize(frame, self._size[::-1]), dtype=np.uint8)
         self._count += 1
@@ -115,7 +115,7 @@ class VideoWriter:
         if kind is not None:
             self._part.unlink(missing_ok=True)
             return
-        # OpenCV does not say when the disk is full.
+        # OpenCV does not report a full disk.
         check = cv2.VideoCapture(_for_opencv(self._part))
         whole = check.isOpened() and int(check.get(cv2.CAP_PROP_FRAME_COUNT)) == self._count
         check.release()
@@ -130,10 +130,10 @@ class VideoWriter:
 
 
 def _for_opencv(path: Path) -> str:
-    """A name that it takes for a file's: "12:30.mp4" could be that of a protocol.
+    """A path that OpenCV takes for a file: "12:30.mp4" could be a URL with a protocol.
 
     Raises:
-        InputError: the name is not UTF-8, which ends the process.
+        InputError: the name is not UTF-8, which would kill the process.
     """
     try:
         str(path).encode()

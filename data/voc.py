@@ -32,7 +32,7 @@ _DIFFICULT = ("1", "true", "yes")
 
 @dataclass(frozen=True)
 class VocFolders:
-    """Where a VOC set has its parts."""
+    """The folders of a VOC set."""
 
     root: Path
     annotations: Path
@@ -44,8 +44,10 @@ class VocFolders:
 
 
 def voc_folders(root: Path) -> VocFolders:
-    """The folders of a set: Annotations and JPEGImages, or images as Label Studio calls it; or all files of
-    both kinds in one, as labelImg and Roboflow leave them.
+    """The folders of a set.
+
+    These are Annotations, and JPEGImages or images (Label Studio); or one folder with all XML files and
+    images, as labelImg and Roboflow write them.
 
     Raises:
         InputError: there are no such folders.
@@ -54,7 +56,7 @@ def voc_folders(root: Path) -> VocFolders:
     annotations = root / "Annotations"
     if any(root.glob("[!.]*.xml")) and not any(annotations.glob("**/*.xml")):
         annotations = root
-    if not annotations.is_dir():  # only then is it worth a look at all that is there
+    if not annotations.is_dir():  # the search below is slow
         folders = {path.parent for path in root.glob("[!.]*/[!.]*.xml")}
         parts = sorted(folder for folder in folders if has_images(folder))
         named = some_of([part.name for part in parts], 3)
@@ -77,7 +79,7 @@ def has_images(folder: Path) -> bool:
 
 
 def folders_of_split(root: Path, split: str) -> tuple[VocFolders, str | None]:
-    """The folders of a split and its list in them, None where all they hold is the split, as Roboflow's."""
+    """The folders of a split, and the name of its list; None if they hold only this split (Roboflow)."""
     alone = root / split
     if alone.is_dir() and any(alone.glob("[!.]*.xml")):
         return VocFolders(alone, alone, alone), None
@@ -98,23 +100,23 @@ def load_voc(
 ) -> DetectionSet:
     """Read one split. Boxes are taken as (xmin, ymin, xmax, ymax), without a one-pixel offset.
 
-    Args:
-        root: folder with the lists in ImageSets/Main, and what `voc_folders` finds.
-        split: name of a list in ImageSets/Main; "VOC2007/trainval" is the list trainval below
-            root/VOC2007. Or a folder with the images and XML files of a split, as Roboflow's.
-        classes: names to use, in this order; objects of other classes are left out. By default all
-            names found in root/Annotations, sorted.
-        faults: where all faults are collected; without it the first is raised.
-
     Difficult objects are marked `ignore`. Images are numbered from 1 in the order of the list.
 
+    Args:
+        root: folder with the lists in ImageSets/Main, and what `voc_folders` finds.
+        split: name of a list in ImageSets/Main; "VOC2007/trainval" is the list trainval below root/VOC2007.
+            Or a folder with the images and XML files of a split, as written by Roboflow.
+        classes: names to use, in this order; objects of other classes are left out. By default all names
+            found in root/Annotations, sorted.
+        faults: collects all faults; if None, the first one is raised.
+
     Raises:
-        InputError: whatever is wrong with the folder, its files or boxes.
+        InputError: anything is wrong with the folder, its files or boxes.
     """
     folders, name = folders_of_split(root, split)
     if name is None:
         names = stems_of_xml(folders.annotations)
-        if folders.root == root:  # "." may hold the folders of other splits
+        if folders.root == root:  # "." may contain the folders of other splits
             names = [name for name in names if "/" not in name]
         say_what_is_in_capitals(folders, faults)
     else:
@@ -135,20 +137,21 @@ def load_voc_images(
     faults: list[DataFault] | None = None,
     whole: bool = False,
 ) -> DetectionSet:
-    """As `load_voc`, of the images of these names: those of their XML files without the ending.
+    """Like `load_voc`, for images given by the names of their XML files without the suffix.
 
     Args:
-        source: names them in messages.
-        whole: the names are all that there are, and other images are said to have no XML file.
+        source: what messages call these images.
+        whole: `names` lists all XML files; images without one are reported.
     """
     pictures, finder = Pictures(folders.images, folders.annotations, names), ImageFinder(folders.images)
     annotations = ImageFinder(folders.annotations)
-    # Numbered as they are met, until all names are known. The trees of a large set would not fit in memory.
+    # Labels in order of occurrence until all names are known. The XML trees of a large set would not fit in
+    # memory.
     labels = {name: label for label, name in enumerate(classes or ())}
     left_out: Counter[str] = Counter()
     images, parsed = [], set()
-    met: set[str] = set()  # names of classes
-    rotated: list[str] = []  # boxes
+    met: set[str] = set()  # class names found
+    rotated: list[str] = []  # places of rotated boxes
     for number, stem in enumerate(reading(names, "image", source), start=1):
         try:
             inside(folders.annotations, f"{stem}.xml", source)
@@ -205,7 +208,8 @@ def voc_classes(
 
     Args:
         faults: as for `load_voc`.
-        known: those of the files that were parsed already.
+        known: class names in the files of `parsed`.
+        parsed: files to skip.
     """
     found = set(known)
     for path in xml_files(annotations):
@@ -221,22 +225,22 @@ def voc_classes(
 
 
 def xml_files(annotations: Path) -> list[Path]:
-    """Those in a folder and in the folders below it."""
+    """The .xml files in a folder tree."""
     return [path for path in files_below(annotations) if path.suffix == ".xml" and path.is_file()]
 
 
 def stems_of_xml(annotations: Path) -> list[str]:
-    """The names of all XML files without the ending: "a", "cam1/b"."""
+    """The names of all XML files without the suffix: "a", "cam1/b"."""
     return [path.relative_to(annotations).with_suffix("").as_posix() for path in xml_files(annotations)]
 
 
 def in_capitals(annotations: Path) -> list[Path]:
-    """The files that end in .XML, .Xml and the like."""
+    """The files with suffix .XML, .Xml and the like."""
     return [p for p in files_below(annotations) if p.suffix != ".xml" and p.suffix.lower() == ".xml"]
 
 
 def say_what_is_in_capitals(folders: VocFolders, faults: list[DataFault] | None = None) -> None:
-    """Of XML files; faults: as for `load_voc`."""
+    """Report XML files with an upper-case suffix; faults: as for `load_voc`."""
     if capitals := in_capitals(folders.annotations):
         found = [
             DataFault(
@@ -263,19 +267,19 @@ def _read_list(path: Path, annotations: Path) -> list[str]:
 
 
 def _stem(line: str, annotations: Path) -> str:
-    """The name of a line: all of it, but for the second column of lists like aeroplane_train.txt."""
+    """The image name in a line, without the second column of lists like aeroplane_train.txt."""
     name, *rest = line.rsplit(maxsplit=1)
     flag = rest in (["1"], ["0"], ["-1"]) and not (annotations / f"{line}.xml").is_file()
     name = as_spelt(annotations, f"{name if flag else line}.xml").removesuffix(".xml")
     if not _has_ending(name):
         return name
-    # Some tools write the image files instead, with or without their folder.
+    # Some tools write image file names instead, with or without their folder.
     tries = [name, *(str(path.with_suffix("")) for path in (Path(name), Path(Path(name).name)))]
     return next((n for n in tries if is_there(annotations / f"{n}.xml")), name)
 
 
 def _has_ending(name: str) -> bool:
-    """Whether it is that of an image file, or of an XML file."""
+    """Whether the name has the suffix of an image or XML file."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES | {".xml"}
 
 
@@ -284,7 +288,7 @@ def _of_ending(stem: str) -> str:
 
 
 def _read_xml(path: Path, hint: str = "") -> ET.Element:
-    """`hint`: what to do where it does not exist."""
+    """The root of an XML file; `hint` is the remedy if the file does not exist."""
     try:
         root = ET.parse(path).getroot()
     except FileNotFoundError:
@@ -292,11 +296,11 @@ def _read_xml(path: Path, hint: str = "") -> ET.Element:
         raise DataFault("annotation-unreadable", message) from None
     except OSError as error:
         raise DataFault("annotation-unreadable", f"{path} cannot be read: {error.strerror}") from None
-    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: of its encoding
+    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: unknown encoding
         empty = path.is_file() and path.stat().st_size == 0
         message = f"{path} is empty" if empty else f"{path} is not valid XML: {error}"
         raise DataFault("annotation-unreadable", f"{message}; recreate the file, or remove it") from None
-    if root.tag.startswith("{"):  # it would be read as an image without objects
+    if root.tag.startswith("{"):  # otherwise it would be read as an image without objects
         raise DataFault(
             "annotation-unreadable",
             f"{path}: its elements are in an XML namespace; remove xmlns from <annotation>",
@@ -311,7 +315,7 @@ def _object(node: ET.Element, where: str, label: int, position: int) -> Annotati
 
 
 def _is_rotated(node: ET.Element) -> bool:
-    """As CVAT writes it: the box before it was turned, and degrees."""
+    """Whether CVAT marks the box as rotated: it writes the box before rotation, and the angle in degrees."""
     for attribute in node.iter("attribute"):
         if (attribute.findtext("name") or "").strip() == "rotation":
             with suppress(ValueError):
@@ -320,7 +324,7 @@ def _is_rotated(node: ET.Element) -> bool:
 
 
 def _size(tree: ET.Element, xml: Path, image: Path) -> tuple[int, int]:
-    """Height and width as the XML says, or the image where it says nothing, 0 or None, as some tools do."""
+    """Height and width from the XML; from the image if missing, 0 or None, as some tools write."""
     said = [(tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
     if any(text in ("", "None") or not text.strip("0.") for text in said):
         return size_of_file(image)

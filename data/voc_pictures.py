@@ -1,4 +1,4 @@
-"""Which image an XML file of a Pascal VOC set is of, and which images have none."""
+"""Matches the XML files of a Pascal VOC set with its images."""
 
 import logging
 import xml.etree.ElementTree as ET
@@ -14,11 +14,12 @@ log = logging.getLogger(__name__)
 
 
 class Pictures:
-    """The images below a folder by their stems, names without the ending: "a", "cam1/b".
+    """The images in a folder tree by stem, the path without the suffix: "a", "cam1/b".
 
     Args:
+        folder: the folder of the images.
         annotations: the folder of the XML files.
-        names: of those that images are wanted of, as stems.
+        names: stems of the XML files.
     """
 
     def __init__(self, folder: Path, annotations: Path, names: Sequence[str]) -> None:
@@ -29,13 +30,13 @@ class Pictures:
                 stem = path.relative_to(folder).with_suffix("").as_posix()
                 self._by_stem.setdefault(stem, []).append(path)
         self._by_last_part = self._apart(names)
-        self._elsewhere: dict[Path, Path] = {}  # XML files by images that are in other folders
+        self._elsewhere: dict[Path, Path] = {}  # image in another folder -> its XML file
 
     def _apart(self, names: Sequence[str]) -> dict[str, Path]:
-        """Where no image is of such a stem: by the last parts of names the only image of each.
+        """If no image matches a full stem: images by file name without suffix, where it is unique.
 
-        Where one is, another that is missing is not to become a mask or a thumbnail; nor is one image to be
-        that of two names, or what belongs to an XML file of its own.
+        If any image matches, {}: a missing image must not be replaced by a mask or thumbnail. An image is not
+        matched with two names, nor if it has an XML file of its own.
         """
         if any(name in self._by_stem for name in names):
             return {}
@@ -51,15 +52,16 @@ class Pictures:
         return (self._annotations / f"{stem}.xml").is_file()
 
     def of(self, xml: Path, stem: str, tree: ET.Element, finder: ImageFinder) -> Path:
-        """The image of an XML file: that of its own stem, else the one that the XML names; where no image is
-        of such a stem, the only one of its name in any folder.
+        """The image of an XML file.
 
-        Tools write all sorts of paths for the name in it, which is only looked at where there is a choice.
+        Tried in order: the image with the same stem, the image named in the XML, and, if no image matches any
+        full stem, the only one with the same file name in any folder. Tools write arbitrary paths into the
+        XML, so its name is used only where needed.
         """
         name = (tree.findtext("filename") or "").strip()
         if own := self._by_stem.get(stem):
             return next((path for path in own if path.name == name), own[0])
-        if name in self._by_stem:  # without its ending
+        if name in self._by_stem:  # name without suffix
             return self._by_stem[name][0]
         path = finder.find(name or f"{stem}.jpg", str(xml))
         other = None if is_file(path) else self._by_last_part.get(Path(stem).name)
@@ -69,7 +71,7 @@ class Pictures:
         return other
 
     def warn(self, source: str) -> None:
-        """Say which were taken for which."""
+        """Warn about images that were found in other folders."""
         if self._elsewhere:
             path, xml = next(iter(self._elsewhere.items()))
             log.warning(
@@ -78,7 +80,9 @@ class Pictures:
             )  # fmt: skip
 
     def say_what_has_no_xml(self, used: Container[Path], faults: list[DataFault] | None) -> None:
-        """Annotation tools write none for an image without objects, which is background all the same.
+        """Report images without XML file.
+
+        Annotation tools write none for images without objects, yet these would be useful background.
 
         Args:
             used: the images of all XML files.
@@ -87,7 +91,7 @@ class Pictures:
         lost = {
             stem: paths[0] for stem, paths in self._by_stem.items() if not any(path in used for path in paths)
         }
-        # Of an XML file that could not be read it is the image that is told.
+        # The fault of an unreadable XML file was reported with its image.
         lost = {stem: path for stem, path in lost.items() if not self._has_xml(stem)}
         if lost:
             found = [

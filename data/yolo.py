@@ -18,7 +18,7 @@ from data.texts import read_text
 from data.yolo_index import Index, LabelFiles, images_of, index_file, label_path, place_of, read_index
 from errors import InputError, reason_of
 
-_TOLERANCE = 0.01  # beyond [0, 1], as Ultralytics grants it; further out the numbers are pixels
+_TOLERANCE = 0.01  # beyond [0, 1], as in Ultralytics; larger values must be pixels
 
 
 def load_yolo(
@@ -27,18 +27,18 @@ def load_yolo(
     classes: tuple[str, ...] | None = None,
     faults: list[DataFault] | None = None,
 ) -> DetectionSet:
-    """Read one split. Class indices become the category ids; images are numbered from 1, by their paths.
+    """Read one split. Class indices become category ids; images are numbered from 1, sorted by path.
 
     Args:
-        root: the folder with data.yaml, or a file of another name that is one.
-        split: a key of data.yaml whose value is a folder of images (with those below it), a .txt list of
-            images, or several of these. The labels of .../images/a.jpg are in .../labels/a.txt; an image
-            without has no boxes.
+        root: the folder with data.yaml, or such a file under another name.
+        split: a key of data.yaml whose value is a folder of images (searched recursively), a .txt list of
+            images, or a list of these. The labels of .../images/a.jpg are in .../labels/a.txt; an image
+            without label file has no boxes.
         classes: names to use, in this order; objects of other classes are left out. By default all.
-        faults: where all faults are collected; without it the first is raised.
+        faults: collects all faults; if None, the first one is raised.
 
     Raises:
-        InputError: whatever is wrong with the folder, its files or boxes.
+        InputError: anything is wrong with the folder, its files or boxes.
     """
     index = read_index(index_file(root))
     if split not in index.splits:
@@ -77,22 +77,22 @@ def load_yolo(
 
 
 class _Labels:
-    """What the lines of label files say, and what is to be said of all of them in the end.
+    """Reads label files, and collects what is reported at the end for all of them.
 
     Args:
-        index: of the set.
-        labels: by category, of the classes that are used.
+        index: the data.yaml of the set.
+        labels: category -> label of the used classes.
         faults: as for `load_yolo`.
     """
 
     def __init__(self, index: Index, labels: Mapping[int, int], faults: list[DataFault] | None) -> None:
         self._index, self._labels, self._faults = index, labels, faults
-        self.left_out: Counter[str] = Counter()  # objects, by class
+        self.left_out: Counter[str] = Counter()  # number of objects by class
         self.twice: list[DataFault] = []
         self.keypoints = KeypointsSuspected()
 
     def read(self, file: Path, image: AnnotatedImage) -> None:
-        """Give an image the objects of its file."""
+        """Add the objects of a label file to its image."""
         height, width = image.size
         seen = set()
         for line, fields in _label_lines(file, image, self._faults):
@@ -118,7 +118,7 @@ class _Labels:
 
 
 def _no_split(index: Index, split: str, root: Path) -> InputError:
-    # Other keys have texts as well: a licence, say.
+    # Other keys have string values too, such as a licence.
     there = [
         name
         for name, places in index.splits.items()
@@ -152,7 +152,7 @@ def _no_labels(
 
 
 def _labels_by_another_name(label_file: Path) -> Path | None:
-    """A folder called Labels or label where labels is looked for."""
+    """A folder named Labels or label instead of labels; None if there is none."""
     above = next((folder.parent for folder in label_file.parents if folder.name == "labels"), None)
     others = [] if above is None else sorted(entries_of(above))
     return next((path for path in others if path.name.lower() in ("labels", "label") and path.is_dir()), None)
@@ -161,7 +161,7 @@ def _labels_by_another_name(label_file: Path) -> Path | None:
 def _labels_beside(
     split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
-    """Say which images have their labels where they are not looked for, and so none."""
+    """Report images whose label file is beside the image, where it is not looked for."""
     lost = [
         (path, path.with_suffix(".txt"))
         for path, file in zip(paths, label_files, strict=True)
@@ -197,7 +197,7 @@ def _say_keypoints(
 def _labels_of_several(
     split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
-    """Say where images share a label file, as a.jpg and a.png do: the boxes of one are in both."""
+    """Report images that share a label file, as a.jpg and a.png do: all get the same boxes."""
     first: dict[Path, Path] = {}
     shared = []
     for path, label_file in zip(paths, label_files, strict=True):
@@ -214,9 +214,9 @@ def _labels_of_several(
 def _labels_without_images(
     index: Index, split: str, paths: list[Path], label_files: list[Path], faults: list[DataFault] | None
 ) -> None:
-    """Say which label files of the split's folders have no image: lost, or of a kind that is not read.
+    """Report label files in the split's folders without image: it is lost, or its format is not read.
 
-    The folders of a list are those of its images, and the other images in them may be of other lists.
+    For a list, the folders are those of its images; other images there may belong to other lists.
     """
     known = {_plain(path) for path in label_files}
     places = [place_of(index, place) for place in index.splits[split]]
@@ -231,7 +231,7 @@ def _labels_without_images(
     there: dict[str, Path] = {}
     for where in folders:
         folder = label_path(where / "any.jpg").parent
-        if folder != where and folder.is_dir():  # beside images there may be texts of all kinds
+        if folder != where and folder.is_dir():  # beside images there may be any kind of text file
             inside = files_below(folder) if where in places else entries_of(folder)
             texts = [path for path in inside if path.suffix.lower() == ".txt" and path.name != "classes.txt"]
             there |= {_plain(path): path for path in texts}
@@ -253,7 +253,7 @@ def _plain(path: Path) -> str:
 def _label_lines(
     file: Path, image: AnnotatedImage, faults: list[DataFault] | None
 ) -> Iterator[tuple[int, list[str]]]:
-    """Number and words of each line that is not blank."""
+    """Line number and fields of each non-blank line."""
     try:
         text = read_text(file)
     except FileNotFoundError:
@@ -268,7 +268,7 @@ def _label_lines(
 
 
 def _why(count: int, index: Index) -> str:
-    """What a line of so many numbers seems to be, as the end of a sentence."""
+    """Likely cause of a wrong number of fields, as the end of a sentence; "" if unknown."""
     if count == 6 and not index.keypoints:
         return "; the sixth looks like a detection score: leave it out"
     if count > 6 and count % 3 == 2 and not index.keypoints:
@@ -278,7 +278,7 @@ def _why(count: int, index: Index) -> str:
 
 
 def _why_no_number(field: str, index: Index) -> str:
-    """What a word seems to be, as the end of a sentence."""
+    """Likely cause of a field that is not a number, as the end of a sentence; "" if unknown."""
     if "," in field:
         return "; separate numbers with spaces, and write decimals with a point"
     number = next((number for number, name in enumerate(index.names) if name == field), None)
@@ -286,7 +286,7 @@ def _why_no_number(field: str, index: Index) -> str:
 
 
 def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[float, float, float, float]]:
-    """Class index and xyxy box, in parts of the image's sides."""
+    """Class index and xyxy box, relative to the image size."""
     numbers = []
     for field in fields:
         try:
@@ -306,13 +306,13 @@ def _parse(fields: list[str], index: Index, where: str) -> tuple[int, tuple[floa
             "record-malformed", f"{where}: {count} numbers; expected {wanted}{_why(count, index)}"
         )
     category, coordinates = numbers[0], numbers[1:] if polygon else numbers[1:5]
-    if not (0 <= category < classes and category.is_integer()):  # nor is NaN
+    if not (0 <= category < classes and category.is_integer()):  # also refuses NaN
         raise DataFault(
             "category-unlisted",
             f"{where}: class {fields[0]} is not one of 0 to {classes - 1}, the classes of {index.file}",
         )
     for field, value in zip(fields[1:], coordinates, strict=False):
-        if not -_TOLERANCE <= value <= 1 + _TOLERANCE:  # nor is NaN
+        if not -_TOLERANCE <= value <= 1 + _TOLERANCE:  # also refuses NaN
             raise DataFault(
                 "box-not-relative" if math.isfinite(value) else "box-not-finite",
                 f"{where}: {field} lies outside [0, 1]; coordinates are fractions of the image's width and "

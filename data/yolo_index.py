@@ -1,4 +1,4 @@
-"""data.yaml of a YOLO set: its classes, and the images of each split, wherever it was written."""
+"""data.yaml of a YOLO set: its classes, and the images of each split, on whichever machine it was written."""
 
 import json
 import logging
@@ -28,27 +28,27 @@ from errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
 
-_DARKNETS = "data/"  # its lists begin so, as seen from its own folder; the set lies in that one
+_DARKNETS = "data/"  # Darknet's lists begin so, relative to its own folder; the set is in that folder
 
 
 @dataclass(frozen=True)
 class Index:
-    """What data.yaml says."""
+    """The content of data.yaml."""
 
     file: Path
-    root: Path  # what the splits are relative to
+    root: Path  # folder that the splits are relative to
     splits: dict[str, list[str]]
     names: tuple[str, ...]
-    keypoints: int  # numbers that follow each box, for pose sets
+    keypoints: int  # numbers after each box, in pose sets
 
 
 def index_file(root: Path) -> Path:
-    """data.yaml in a folder; a file is itself one, whatever its name."""
+    """data.yaml in a folder; a file is returned as it is, whatever its name."""
     return root if root.is_file() else root / "data.yaml"
 
 
 def read_index(file: Path) -> Index:
-    """What an index says. Raises InputError: it is missing or malformed."""
+    """Parse an index. Raises InputError if it is missing or malformed."""
     try:
         text = read_text(file)
         content = yaml.safe_load(text)
@@ -63,7 +63,7 @@ def read_index(file: Path) -> Index:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} must be a mapping (with train, val, names), not a {type(content).__name__}")
-    # As text: "no" is a name here, and so is 08.
+    # All values as text: the class names "no" and 08 would not be.
     names = _names(yaml.load(text, yaml.BaseLoader).get("names"), file)
     if "nc" in content and not _is_number(content["nc"], len(names)):
         raise InputError(f"{file}: nc is {content['nc']!r}, but names has {len(names)}; correct one of them")
@@ -77,7 +77,7 @@ def read_index(file: Path) -> Index:
     if shape is not None and not (isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)):
         raise InputError(f"{file}: kpt_shape must be a list of whole numbers, got {shape!r}")
     base = file.parent / str(content.get("path") or "")
-    # `path` often is that of another machine, or relative to a folder of Ultralytics' settings.
+    # `path` is often that of another machine, or relative to a folder in Ultralytics' settings.
     return Index(
         file, base if base.is_dir() else file.parent, splits, names, math.prod(shape) if shape else 0
     )
@@ -91,7 +91,7 @@ def _is_number(value: Any, number: int) -> bool:
 
 
 def _how_to_make(file: Path) -> str:
-    """What is there in its place: an index of another name, or the list of classes of an annotation tool."""
+    """How to get a data.yaml from an index of another name, or from the class list of an annotation tool."""
     root = file.parent
     others = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     if len(others) == 1:
@@ -119,10 +119,10 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
 def images_of(
     index: Index, split: str, labels: "LabelFiles", faults: list[DataFault] | None
 ) -> tuple[list[Path], list[Path]]:
-    """The images of a split, sorted, each once; and pictures in its folders of kinds that are not read.
+    """The images of a split, sorted, each once; and the pictures in its folders whose format is not read.
 
     Raises:
-        InputError: a place is missing, or none holds any.
+        InputError: a place is missing, or there is no image.
     """
     found: list[Path] = []
     others: list[Path] = []
@@ -155,21 +155,21 @@ def images_of(
         raise InputError(f"{index.file}: '{split}' contains no images ({', '.join(index.splits[split])})")
     chosen: dict[tuple[str, str], Path] = {}
     for key, path in zip(one_for_each_file(found), found, strict=True):
-        # Labels are looked for beside what a link is called: of two spellings one may have none.
+        # Labels are looked up by the path as written: of two paths to an image, only one may have labels.
         if key not in chosen or (not labels.of(chosen[key]).is_file() and labels.of(path).is_file()):
             chosen[key] = path
     return sorted(chosen.values()), others
 
 
 class LabelFiles:
-    """The label files of a set's images: of the same name but for its case, .TXT too, and its accents."""
+    """Finds the label files of images, ignoring case (.TXT too) and Unicode form of the name."""
 
     def __init__(self) -> None:
         self._listing = Listing()
         self._respelt: dict[Path, Path] = {}
 
     def of(self, image: Path) -> Path:
-        """Where the labels of an image are or would be."""
+        """The label file of an image, or where it would be."""
         path = label_path(image)
         if path.is_file():
             return path
@@ -181,7 +181,7 @@ class LabelFiles:
         return alike[0]
 
     def warn(self, source: str) -> None:
-        """Say what was taken for what."""
+        """Warn about names that were resolved to other files."""
         if self._respelt:
             image, file = next(iter(self._respelt.items()))
             log.warning(
@@ -191,12 +191,12 @@ class LabelFiles:
 
 
 def label_path(image: Path) -> Path:
-    """The last folder `images` of the path becomes `labels`; without one the labels are beside the image."""
+    """Replace the last folder `images` of the path by `labels`; without one, labels are beside the image."""
     parts = list(image.absolute().parts)
     at = next((i for i in range(len(parts) - 2, 0, -1) if parts[i] == "images"), None)
     if at is None:
         return image.with_suffix(".txt")
-    # Only the tail is replaced, so that messages keep the path as the user gave it.
+    # Only the tail is replaced, so that messages show the path as the user wrote it.
     tail = len(parts) - at
     if tail > len(image.parts):
         return Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
@@ -204,7 +204,7 @@ def label_path(image: Path) -> Path:
 
 
 def _say_what_is_not_read(pictures: list[Path], split: str, faults: list[DataFault] | None) -> None:
-    """Of pictures in a folder of images that are of other kinds."""
+    """Report pictures in a folder of images whose format is not read."""
     if not pictures:
         return
     how = "convert it to JPEG or PNG"
@@ -222,10 +222,10 @@ def _say_what_is_not_read(pictures: list[Path], split: str, faults: list[DataFau
 
 
 def place_of(index: Index, place: str) -> Path | None:
-    """The folder or list that a value of a split stands for; None without one.
+    """The folder or list that an entry of a split refers to; None if there is none.
 
-    Of a path of another machine it is as much of its end as there is here, unless another place would be the
-    same then.
+    For a path of another machine: its longest end that exists here, unless another entry resolves to the
+    same.
     """
     there = _place_as_written(index, place)
     if there is not None or not leads_out(place):
@@ -253,7 +253,7 @@ def _listed(file: Path, index: Index, faults: list[DataFault] | None) -> Iterato
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"list of images {file} cannot be read: {reason_of(error)}") from None
     finder = ImageFinder(index.root)
-    missing: list[tuple[str, Path]] = []  # what is wrong, and where it was looked for
+    missing: list[tuple[str, Path]] = []  # (what is wrong, expected path)
     for number, line in lines:
         darknets = line.startswith(_DARKNETS) and not is_there(index.root / _DARKNETS)
         name = line.removeprefix(_DARKNETS) if darknets else line

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, all of it in one pass: python -m data.check CONFIG."""
+"""Finds all faults of a data set in one pass: python -m data.check CONFIG."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from doors import OptionParser, config_and_overrides, run_door
 
 _FOUND = 1
-# How the files begin that --json and --html have written.
+# The beginnings of files written by --json and --html, which may be overwritten.
 _EARLIER = {"--json": r'\{\s*"configuration"', "--html": r"[^\n]*\n[^\n]*aploss-detector data check"}
 
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def check(config_name: str, overrides: list[str], json: Path | None, html: Path | None, fast: bool) -> None:
-    """Examine what the command line names, print the report, write the files."""
+    """Examine the configuration named on the command line, print the report, write the files."""
     from data.check.report import as_json
     from data.check.text import lines
     from detector.config.file import load_config

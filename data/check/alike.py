@@ -1,9 +1,9 @@
-"""Fingerprints that are nearly the same, found without comparing all of them with all.
+"""Finds nearly equal fingerprints without comparing all pairs.
 
-Two of 256 bits that differ in fewer than sixteen have at least one of their sixteen bands of sixteen bits in
-common, and only those with a band in common are compared. Pictures of one layout, such as documents or
-objects before a white wall, have many bands in common that say nothing: where that takes more comparisons
-than all with all, these are made, as products of matrices.
+Two fingerprints of 256 bits that differ in fewer than sixteen bits agree in at least one of their sixteen
+bands of sixteen bits, so only those with a common band are compared. Pictures of one layout, such as
+documents or objects in front of a white wall, have many common bands that mean little; where that would take
+more comparisons than all pairs, all pairs are compared, as matrix products.
 """
 
 import re
@@ -14,31 +14,31 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# Of 256 that may differ. Copies in another size or quality differ in 10 or less, other photographs in 70 or
-# more.
+# Maximum number of differing bits of 256. Copies in another size or quality differ in 10 or fewer, other
+# photographs in 70 or more.
 _BITS = 15
 _BANDS = 16
-_FEW = 64  # with a band in common: of more a matrix is made
+_FEW = 64  # rows with a common band; for more of them a matrix is computed
 _BLOCK = 128  # rows of such a matrix
-_LIKE = 256 - 2 * _BITS  # the least product of signs that are nearly the same
+_LIKE = 256 - 2 * _BITS  # least product of the signs of nearly equal fingerprints
 
-Prints = NDArray[np.uint64]  # [I, 4], as `data.check.scan.fingerprint` makes them; zeros are like no other
+Prints = NDArray[np.uint64]  # [I, 4], from `data.check.scan.fingerprint`; zero rows match nothing
 Rows = NDArray[np.int64]
-Pairs = tuple[Rows, Rows]  # [L] rows of one, and of the other
+Pairs = tuple[Rows, Rows]  # [L] rows of one set, and of the other
 
 
-# Roboflow's exports call the versions that it makes of dog.jpg, turned or mirrored, dog_jpg.rf.HASH.jpg.
+# Roboflow exports the versions that it makes of dog.jpg, rotated or mirrored, as dog_jpg.rf.HASH.jpg.
 _VERSION = re.compile(r"(.+)\.rf\.[0-9A-Za-z_-]{8,}(\.[^.]*)?")
 
 
 def source_of(name: str) -> str | None:
-    """What the versions of one photograph have in common in the names of their files; None for others."""
+    """The common part of the file names of a photograph's Roboflow versions; None for other names."""
     version = _VERSION.fullmatch(name)
     return version[1] if version else None
 
 
 def near_groups(prints: Prints) -> Rows:
-    """The group of each row, int64 [I]: those that are nearly the same, through others too, are in one."""
+    """Group of each row, int64 [I]: nearly equal fingerprints share a group, also by way of others."""
     groups = np.arange(len(prints))
     rows = np.flatnonzero(prints.any(axis=1))
     if _all_is_less(prints, rows, prints, rows):
@@ -46,7 +46,7 @@ def near_groups(prints: Prints) -> Rows:
     for band in range(_BANDS):
         common = _InCommon(prints, rows, prints, rows, band)
         links = []
-        # The frames of one camera have most bands in common: they are linked at the first.
+        # Frames of one camera have most bands in common: they are linked by the first.
         for one, other in common.few():
             wanted = (one < other) & (groups[one] != groups[other])
             links.append(_near(prints, prints, (one[wanted], other[wanted])))
@@ -57,13 +57,13 @@ def near_groups(prints: Prints) -> Rows:
 
 
 def near_pairs(one: Prints, other: Prints) -> list[tuple[int, int]]:
-    """(row of one, a row of other that is nearly the same) for each row of one that has such."""
+    """(row of `one`, a nearly equal row of `other`) for each row of `one` that has any."""
     mine, theirs = (np.flatnonzero(prints.any(axis=1)) for prints in (one, other))
     found, left = [], mine
     for band in range(_BANDS):
         common = _InCommon(one, left, other, theirs, band)
         near = [_near(one, other, pairs) for pairs in common.few(of_many=True)]
-        # What is found is compared no more: of a still scene's frames none is left for the next band.
+        # Matched rows are not compared again: of the frames of a still scene none is left for the next band.
         left = np.setdiff1d(left, np.concatenate([rows for rows, _ in near]))
         found += near
     if _all_is_less(one, left, other, theirs):
@@ -79,7 +79,7 @@ def near_pairs(one: Prints, other: Prints) -> list[tuple[int, int]]:
 
 
 class _InCommon:
-    """Rows of one set and of another that have a band in common."""
+    """Pairs of rows of two sets that agree in one band."""
 
     def __init__(self, one: Prints, mine: Rows, other: Prints, theirs: Rows, band: int) -> None:
         my_bits, bits = _bits_of(one[mine], band), _bits_of(other[theirs], band)
@@ -95,9 +95,9 @@ class _InCommon:
         return int(self._sizes.sum())
 
     def few(self, of_many: bool = False) -> Iterator[Pairs]:
-        """The pairs of rows that have it in common with a few; and, if wanted, with a few of many.
+        """Pairs of rows that agree with at most _FEW others; with `of_many` also _FEW pairs per other row.
 
-        Each row with one other at a time: all pairs of a large set take a gigabyte.
+        Yields one pair per row at a time: all pairs of a large set would take a gigabyte.
         """
         at = np.flatnonzero((self._sizes <= _FEW) | of_many)
         for further in range(_FEW):
@@ -105,26 +105,26 @@ class _InCommon:
             yield self._mine[at], self._theirs[self._starts[at] + further]
 
     def many(self) -> Iterator[Pairs]:
-        """Rows that have it in common with more than a few, and these."""
+        """For rows that agree with more than _FEW others: the rows with equal bands, and these others."""
         at = np.flatnonzero(self._sizes > _FEW)
         for alike in np.split(at, np.flatnonzero(np.diff(self._starts[at])) + 1) if len(at) else ():
             yield self._mine[alike], self._theirs[self._starts[alike[0]] : self._ends[alike[0]]]
 
 
 def _all_is_less(one: Prints, mine: Rows, other: Prints, theirs: Rows) -> bool:
-    """Whether to compare all with all makes fewer comparisons."""
+    """Whether comparing all pairs takes fewer comparisons than the bands."""
     pairs = sum(len(_InCommon(one, mine, other, theirs, band)) for band in range(_BANDS))
     return pairs > len(mine) * len(theirs)
 
 
 def _links(prints: Prints, rows: Rows, groups: Rows) -> Iterator[Pairs]:
-    """Links that connect the rows which are nearly the same, and not of one group yet."""
+    """Links that connect nearly equal rows which are not in one group yet."""
     if (groups[rows] == groups[rows[0]]).all():
         return
     signs, left = _signs(prints[rows]), np.arange(len(rows))
     groups = np.unique(groups[rows], return_inverse=True)[1]
     while len(left):
-        # The largest group first: of a still scene's frames none is left to be compared with the next.
+        # The largest group first: of the frames of a still scene none is left to compare with the next.
         group, sizes = np.unique(groups[left], return_inverse=True, return_counts=True)[1:]
         if len(sizes) == 1:
             return
@@ -135,8 +135,8 @@ def _links(prints: Prints, rows: Rows, groups: Rows) -> Iterator[Pairs]:
         near = signs[heads] @ signs[others].T >= _LIKE
         found = near.any(axis=0)
         near = near[:, found]
-        links = [(heads[near.argmax(axis=0)], others[found])]  # each with the first that it is near to
-        if not one_group:  # those that are near to the same
+        links = [(heads[near.argmax(axis=0)], others[found])]  # each with the first head that it is near to
+        if not one_group:  # heads that are near to the same row
             label = connected_components(near.astype(np.float32) @ near.T.astype(np.float32))[1]
             links.append((heads[np.unique(label, return_index=True)[1][label]], heads))
         for one, other in links:
@@ -145,7 +145,7 @@ def _links(prints: Prints, rows: Rows, groups: Rows) -> Iterator[Pairs]:
 
 
 def _nearest(one: Prints, mine: Rows, other: Prints, theirs: Rows) -> Iterator[Pairs]:
-    """Each of mine with the nearest of theirs."""
+    """Pairs each of `mine` with the nearest of `theirs`."""
     signs = _signs(other[theirs])
     for first in range(0, len(mine), _BLOCK):
         rows = mine[first : first + _BLOCK]
@@ -153,13 +153,13 @@ def _nearest(one: Prints, mine: Rows, other: Prints, theirs: Rows) -> Iterator[P
 
 
 def _near(one: Prints, other: Prints, pairs: Pairs) -> Pairs:
-    """Those that are nearly the same."""
+    """The pairs that are nearly equal."""
     near = _distances(one[pairs[0]], other[pairs[1]]) <= _BITS
     return pairs[0][near], pairs[1][near]
 
 
 def groups_linked(groups: Rows, links: Iterable[Pairs]) -> Rows:
-    """Groups, each a number below I, of which those of linked rows become one: int64 [I]."""
+    """Groups, each a number below I, after merging those of linked rows: int64 [I]."""
     one, other = (np.concatenate(side) for side in zip((groups[:0],) * 2, *links, strict=True))
     count = len(groups)
     graph = coo_array((np.ones(len(one), dtype=np.bool_), (groups[one], groups[other])), shape=(count, count))
@@ -171,11 +171,11 @@ def _bits_of(prints: Prints, band: int) -> NDArray[np.uint16]:
 
 
 def _signs(prints: Prints) -> NDArray[np.float32]:
-    """1 or -1 for each bit, [I, 256]: the product of two is 256, less 2 for each bit in which they differ."""
+    """1 or -1 for each bit, [I, 256]; a dot product is 256 - 2 * (number of differing bits)."""
     bits = np.unpackbits(np.ascontiguousarray(prints).view(np.uint8).reshape(-1, 32), axis=1)
     return bits.astype(np.float32) * 2 - 1
 
 
 def _distances(one: Prints, other: Prints) -> NDArray[np.int64]:
-    """In how many bits each of [L, 4] differs from its other."""
+    """Number of differing bits of each pair of rows of [L, 4]: int64 [L]."""
     return np.bitwise_count(one ^ other).sum(axis=1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The part of the check that looks at annotations alone: quick enough to be made before every training."""
+"""The checks that need annotations only: fast enough to run before every training."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,14 +13,14 @@ from data.transforms import Pipeline
 def annotation_spots(
     sets: Mapping[str, DetectionSet], noun: str, pipeline: Pipeline, paths: bool, centred: bool
 ) -> Iterator[AnySpot]:
-    """What is wrong with annotations that could be read.
+    """Faults of annotations that could be read.
 
     Args:
-        sets: the splits by their roles, "train", "val" and "test".
+        sets: the splits by role, "train", "val" and "test".
         noun: what `annotation_ids` number: annotation, object, line.
         pipeline: the resizing of evaluation.
-        centred: boxes are written with their centres, not corners.
-        paths: look for files that are named twice; needless where pixels are compared.
+        paths: look for files that are listed twice; unnecessary where pixels are compared.
+        centred: the format has centres (YOLO), not corners.
     """
     yield from class_spots(sets)
     yield from version_spots(sets)

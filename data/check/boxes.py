@@ -1,4 +1,4 @@
-"""Checks of boxes: where they lie, how large they are, whether they stand twice."""
+"""Checks of boxes: position, size, duplicates."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ from data.sample import DetectionSet
 from data.units import Written, parts_for_pixels, written_as
 
 _TINY_PX = 2.0
-_EDGE_PX = 1.0  # rounding, and the pixel between counting from 0 and from 1
+_EDGE_PX = 1.0  # allows for rounding, and for coordinates that count from 1
 _LEAST_INSIDE = 0.9
-# The finding, by what seems to have been written.
+# The finding for each suspected convention.
 _FINDINGS: dict[Written, str] = {
     "corners for sizes": "box-corners",
     "centres": "box-centres",
@@ -25,7 +25,7 @@ _FINDINGS: dict[Written, str] = {
 def box_spots(
     split: str, records: DetectionSet, noun: str, evaluated_sizes: NDArray[np.int64], centred: bool
 ) -> Iterator[BoxSpot]:
-    """What is wrong with the boxes that reading has kept.
+    """Faults of the boxes that were not dropped while reading.
 
     Args:
         noun: see `BoxSpot`.
@@ -42,7 +42,7 @@ def box_spots(
     with np.errstate(over="ignore"):
         share = sides.prod(axis=1) / ((x1 - x0) * (y1 - y0))
     over = np.stack((-x0, -y0, x1 - width, y1 - height), axis=1).max(axis=1)
-    scale = evaluated_sizes / records.sizes  # [I, 2] of height and width
+    scale = evaluated_sizes / records.sizes  # [I, 2] height, width
     seen = sides * scale[of_image][:, ::-1]  # [M, 2] width, height
     objects = ~records.ignore
 
@@ -83,7 +83,7 @@ def box_spots(
 
 
 def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np.int64]) -> Iterator[BoxSpot]:
-    """Boxes of an image with the same coordinates."""
+    """Boxes of an image with equal coordinates."""
     keys = np.column_stack((of_image, records.boxes, records.labels))
     order = np.lexsort(keys.T[::-1])
     same_place = (keys[order][1:, :5] == keys[order][:-1, :5]).all(axis=1)
@@ -99,5 +99,5 @@ def _repeated(split: str, records: DetectionSet, noun: str, of_image: NDArray[np
 
 
 def _literal(text: str) -> str:
-    """As a part of a format: a class may have braces in its name."""
+    """Escape braces for use in a format string: class names may contain them."""
     return text.replace("{", "{{").replace("}", "}}")

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: bars of classes, histograms on a scale of doublings."""
+"""Charts as inline SVG: bars of classes, histograms on a log2 scale."""
 
 import html
 import math
@@ -11,7 +11,7 @@ from data.colours import PALETTE
 
 _INK = "#222222"
 _WIDTH = 640
-_SERIES = (4, 0, 2)  # rows of the palette: blue, orange, green, apart in grey print too
+_SERIES = (4, 0, 2)  # rows of the palette: blue, orange, green; also distinct in greyscale print
 _MOST_CLASSES = 40
 
 
@@ -21,7 +21,7 @@ def series_colour(number: int) -> str:
 
 
 def class_bars(per_split: Mapping[str, Mapping[str, int]]) -> str:
-    """The part of each class in the boxes of each split, with the counts written beside the bars."""
+    """Share of each class in the boxes of each split, with the counts beside the bars."""
     totals = {name: 0 for counts in per_split.values() for name in counts}
     for counts in per_split.values():
         for name, count in counts.items():
@@ -53,11 +53,12 @@ def class_bars(per_split: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def histogram(values: NDArray[np.float64], marks: Sequence[float], per_doubling: int = 4) -> str:
-    """How often values occur, on a scale of doublings, above a row of marks.
+    """Histogram on a log2 axis, with a row of marks below it.
 
     Args:
         values: [G], above 0.
         marks: values of anchors, drawn as triangles below the axis.
+        per_doubling: bins per doubling.
     """
     reach = np.concatenate((values, np.asarray(marks, dtype=np.float64)))
     low, high = math.floor(math.log2(reach.min())), math.ceil(math.log2(reach.max() * 1.0001))

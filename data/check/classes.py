@@ -1,4 +1,4 @@
-"""Checks of classes and of whole splits: names, counts, sizes of images."""
+"""Checks of classes and whole splits: names, counts, image sizes."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from data.categories import plain_name, slips_among
 from data.check.findings import Spot, spot_of_image
 from data.sample import DetectionSet
 
-_TYPED_RIGHT = 50  # so many times for each slip
+_TYPED_RIGHT = 50  # a name must occur this many times for each occurrence of its misspelling
 _FEW_BOXES, _FEWER_THAN_THE_MOST = 10, 20
 _MOSTLY, _MUCH_IGNORED = 0.5, 1 / 3
 _SIDES_VARY = 6.0
@@ -18,7 +18,7 @@ _SOME_IMAGES, _MANY_EMPTY, _HARDLY_ANY = 20, 1 / 3, 0.05
 
 
 def counts(records: DetectionSet) -> NDArray[np.int64]:
-    """Objects of each class, without those that are ignored: [C]."""
+    """Number of objects of each class, without ignored ones: [C]."""
     return np.bincount(records.labels[~records.ignore], minlength=len(records.classes))
 
 
@@ -26,7 +26,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
     """Classes that are alike, missing, or rare.
 
     Args:
-        sets: the splits, each with the classes that its own annotations list; "train" may be among them.
+        sets: the splits, each with the classes listed in its own annotations; "train" may be among them.
     """
     yield from _alike(sets)
     yield from _slips(sets)
@@ -67,7 +67,7 @@ def class_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
 
 
 def split_spots(split: str, records: DetectionSet) -> Iterator[Spot]:
-    """Splits of mostly empty images, or of images of very different sizes."""
+    """Splits with mostly empty images, or with very different image sizes."""
     if not len(records):
         return
     empty = int((records.boxes_in_images == 0).sum())
@@ -82,7 +82,7 @@ def split_spots(split: str, records: DetectionSet) -> Iterator[Spot]:
 
 
 def _unannotated(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
-    """Of annotation that was not brought to its end: background that is meant is in all splits, mostly."""
+    """Unfinished annotation: intended background usually occurs in all splits, not only in train."""
     if not {"train", "val"} <= sets.keys():
         return
     bare, bare_val = (sets[split].boxes_in_images == 0 for split in ("train", "val"))
@@ -105,8 +105,9 @@ def _much_ignored(split: str, records: DetectionSet) -> Iterator[Spot]:
 
 
 def _slips(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
-    """Classes a letter away from another one that there is far more of, or that is in their place in other
-    splits, each at the first of its images.
+    """Class names one typo away from a far more frequent one, or from one that replaces them elsewhere.
+
+    The latter means: no split has both names. Each is reported at its first image.
     """
     total: Counter[str] = Counter()
     splits: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""What a data set can have wrong, how bad it is, and what to do: the catalogue, and what was found."""
+"""The catalogue of faults in data sets (severity, description, remedy), and the records of those found."""
 
 import enum
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from data.units import AS_IF, AS_PARTS
 
 
 class Level(enum.IntEnum):
-    """How bad a finding is."""
+    """Severity of a finding."""
 
-    ERROR = 0  # training refuses it, or stops at it
-    WARNING = 1  # training goes on and suffers
+    ERROR = 0  # training refuses to start, or stops
+    WARNING = 1  # training runs, with worse results
     NOTE = 2  # worth knowing
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A line of the catalogue."""
+    """An entry of the catalogue."""
 
     level: Level
     what: str
@@ -275,7 +275,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# Of boxes, by the size that their image is said to have.
+# Findings about box positions, which depend on the annotated image size.
 OF_PLACES = frozenset(
     {
         "box-centres",
@@ -301,20 +301,20 @@ class Spot:
     split: str | None = None
     image: str | None = None  # path
     image_id: int | None = None
-    annotation: int | None = None  # as in DetectionSet.annotation_ids
-    other: tuple[str, int] | None = None  # the split and the row of an image that it is like
+    annotation: int | None = None  # see DetectionSet.annotation_ids
+    other: tuple[str, int] | None = None  # split and row of a similar image
 
 
 @dataclass(frozen=True, slots=True)
 class BoxSpot:
-    """A box where something was found, with what `Spot` has. Its line is made when it is asked for.
+    """A box where something was found; has the fields of `Spot`. Its text is formatted on demand.
 
-    There may be a million of them, and hardly more than the first is shown.
+    There may be a million of them, of which only the first few are shown.
 
     Args:
-        problem: a format of `values`, each of which has an entry for each box.
+        problem: a format string for `values`, each of which has an entry per box.
         noun: what `annotation_ids` number: annotation, object, line.
-        box: its row in `records.boxes`.
+        box: row in `records.boxes`.
     """
 
     code: str
@@ -369,9 +369,9 @@ class Finding:
 
 
 def gather(spots: Iterable[AnySpot]) -> list[Finding]:
-    """One finding for each kind, the most severe first; of like severity the one with most places.
+    """One finding per kind, sorted by severity, then by number of places, descending.
 
-    A place that several readers name in the same words counts once.
+    A place that several readers report in the same words counts once.
     """
     places: dict[str, list[AnySpot]] = {}
     said: set[tuple[str, str]] = set()
@@ -387,12 +387,12 @@ def gather(spots: Iterable[AnySpot]) -> list[Finding]:
 
 
 def hurts(findings: Iterable[Finding]) -> bool:
-    """Whether any of them is worse than a note."""
+    """Whether any finding is worse than a note."""
     return any(finding.kind.level < Level.NOTE for finding in findings)
 
 
 def spot_of_fault(fault: DataFault, split: str) -> Spot:
-    """A reader's fault as a place."""
+    """The place of a fault that a reader reported."""
     image = None if fault.image is None else str(fault.image)
     return Spot(fault.code, str(fault), split, image, fault.image_id, fault.annotation)
 
@@ -405,11 +405,11 @@ def spot_of_image(
     row: int,
     other: tuple[str, int] | None = None,
 ) -> Spot:
-    """A place that is an image: "image PATH (id 7, train) PROBLEM"."""
+    """A place that is a whole image: "image PATH (id 7, train) PROBLEM"."""
     path, number = str(records.files[row]), int(records.image_ids[row])
     return Spot(code, f"image {path} (id {number}, {split}) {problem}", split, path, number, other=other)
 
 
 def numbered(noun: str, number: int) -> str:
-    """ "annotation 3", by a number of `annotation_ids`."""
+    """ "annotation 3", or "annotation without id"; `number` is one of `annotation_ids`."""
     return f"{noun} without id" if number == -1 else f"{noun} {number}"

@@ -1,4 +1,4 @@
-"""Checks of decoded images: damage, kinds of pixels, EXIF, and what stands twice."""
+"""Checks of decoded images: damage, pixel formats, EXIF, duplicates."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +11,16 @@ from data.check.repeats import near_spots, repeat_spots
 from data.check.scan import ImageFacts
 from data.sample import DetectionSet
 
-_DARK = 64  # of 255: 14-bit values in files of 16 bit, and fewer bits
+_DARK = 64  # of 255: values of at most 14 bits in 16-bit files
 
-Facts = Mapping[str, list[ImageFacts]]  # of each split, in the order of its rows
+Facts = Mapping[str, list[ImageFacts]]  # split -> facts in the order of its rows
 
 
 def image_spots(sets: Mapping[str, DetectionSet], facts: Facts, known: frozenset[str]) -> Iterator[Spot]:
-    """What is wrong with the images themselves.
+    """Faults of the images themselves.
 
     Args:
-        known: paths of images whose fault has been said already.
+        known: paths of images whose fault was reported already.
     """
     for split, records in sets.items():
         for row, of_image in enumerate(facts[split]):
@@ -34,7 +34,7 @@ def image_spots(sets: Mapping[str, DetectionSet], facts: Facts, known: frozenset
 
 
 def modes(facts: Sequence[ImageFacts]) -> dict[str, int]:
-    """How many images there are of each kind of pixels, the most frequent first."""
+    """Number of images of each Pillow mode, the most frequent first."""
     return dict(Counter(f.header.mode for f in facts if f.header).most_common())
 
 
@@ -81,7 +81,7 @@ def _kinds(split: str, records: DetectionSet, facts: list[ImageFacts]) -> Iterat
 
 
 def _same_names(sets: Mapping[str, DetectionSet], facts: Facts) -> Iterator[Spot]:
-    """Files of one name in different folders, with different pixels."""
+    """Files of the same name in different folders, with different pixels."""
     first: dict[str, tuple[str, bytes]] = {}
     for split, records in sets.items():
         for row, of_image in enumerate(facts[split]):
@@ -95,7 +95,7 @@ def _same_names(sets: Mapping[str, DetectionSet], facts: Facts) -> Iterator[Spot
 
 
 def _prints_without_copies(facts: Facts) -> dict[str, np.ndarray]:
-    """Fingerprints; 0 for images of evaluation whose very pixels training has, which was said already."""
+    """Fingerprints; 0 for exact copies of training images in evaluation, which are reported elsewhere."""
     trained = {of_image.digest for of_image in facts.get("train", ())}
     blank = np.zeros(4, dtype=np.uint64)
     return {

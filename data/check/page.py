@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, nothing fetched, fit to be printed."""
+"""The report as one printable HTML file, without scripts or external resources."""
 
 import base64
 import html
@@ -47,8 +47,8 @@ def page(report: Report, samples: Sequence[Picture], places: Mapping[str, Sequen
     """The whole file.
 
     Args:
-        samples: of the training images.
-        places: of the findings, by their codes.
+        samples: pictures of training images.
+        places: pictures of the findings, by code.
     """
     title = f"Data check: {report.title}"
     body = "\n".join(

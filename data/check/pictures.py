@@ -19,19 +19,19 @@ from data.sample import DetectionSet
 from data.transforms import Pipeline
 from errors import InputError
 
-_SAMPLES, _SAMPLE_SIDE = 12, 560  # the number of pictures, and the pixels of a picture's long side
-_PLACES, _PLACE_SIDE = 4, 400  # for each kind of finding
-_TRIED = 100  # of a million places
-_LEAST_VIEW = 64  # pixels of the image, around a box
-_SURROUNDINGS = 2.0  # of a box's longer side
-_NAMED = 12  # boxes; the names of more would hide the picture
+_SAMPLES, _SAMPLE_SIDE = 12, 560  # number of pictures, and their long side in pixels
+_PLACES, _PLACE_SIDE = 4, 400  # likewise, for each kind of finding
+_TRIED = 100  # there may be a million places
+_LEAST_VIEW = 64  # pixels of the image shown around a box
+_SURROUNDINGS = 2.0  # view, in multiples of the box's longer side
+_NAMED = 12  # at most so many boxes are labelled; more labels would hide the picture
 _GREY: Colour = (128, 128, 128)
-_OUTSIDE: Colour = (225, 225, 225)  # what is no part of the image
+_OUTSIDE: Colour = (225, 225, 225)  # beyond the image
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Something drawn, one or several side by side."""
+    """One drawing, or several side by side."""
 
     jpegs: tuple[bytes, ...]
     caption: str
@@ -39,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A box to be drawn."""
+    """A box to draw."""
 
     box: NDArray[np.float64]  # [4] xyxy pixels
     ink: Colour
@@ -48,7 +48,7 @@ class Drawn:
 
 
 def sample_pictures(records: DetectionSet, pipeline: Pipeline, seed: int) -> list[Picture]:
-    """Some images of the first epoch, drawn at random; those that cannot be read are passed over."""
+    """Some images of the first epoch, drawn at random; unreadable ones are skipped."""
     dataset = DetectionDataset(records, pipeline, seed)
     pictures: list[Picture] = []
     for row in np.random.default_rng(0).permutation(len(records)).tolist():
@@ -69,9 +69,9 @@ def sample_pictures(records: DetectionSet, pipeline: Pipeline, seed: int) -> lis
 
 
 def place_pictures(findings: Sequence[Finding], sets: Mapping[str, DetectionSet]) -> dict[str, list[Picture]]:
-    """By the codes of the findings some of their places, of different images as far as there are.
+    """Pictures of some places of each finding, by code, of different images as far as possible.
 
-    None of what is not in the sets, as boxes that reading has refused, or cannot be read.
+    Places that are not in the sets, such as boxes refused while reading, and unreadable images are skipped.
     """
     rows = {split: {str(file): k for k, file in enumerate(records.files)} for split, records in sets.items()}
     pictures = {one.code: list(islice(_pictures(one.spots, sets, rows), _PLACES)) for one in findings}
@@ -96,14 +96,14 @@ def _pictures(
 
 
 def _around_a_box(spot: BoxSpot, row: int) -> Picture:
-    """The box, named, and its surroundings, with what lies outside the image; other boxes without names."""
+    """The box with its label and surroundings, also beyond the image; other boxes have no labels."""
     records = spot.records
     pixels = _read(records, row)
     size = np.array(pixels.shape[1::-1], dtype=np.float64)  # width, height
     box = records.boxes[spot.box]
     side = max(_LEAST_VIEW, _SURROUNDINGS * float((box[2:] - box[:2]).max()))
     centre = (box[:2] + box[2:]) / 2
-    # No farther out than the image is large.
+    # At most one image size beyond the image.
     low = np.maximum(centre - side / 2, np.minimum(0, box[:2])).clip(-size, size - 1)
     high = np.minimum(centre + side / 2, np.maximum(size, box[2:])).clip(low + 1, 2 * size)
     (x0, y0), (width, height) = low.tolist(), (high - low).tolist()
@@ -127,7 +127,7 @@ def _around_a_box(spot: BoxSpot, row: int) -> Picture:
 
 
 def _whole(spot: Spot, sets: Mapping[str, DetectionSet], row: int) -> Picture:
-    """An image with its boxes; beside it the one that it is like, if there is one."""
+    """An image with its boxes, beside the similar image, if there is one."""
     assert spot.split is not None
     places = [(spot.split, row), *([spot.other] if spot.other is not None else [])]
     jpegs = []
@@ -161,12 +161,12 @@ def _name(records: DetectionSet, row: int) -> str:
 
 
 def draw(pixels: NDArray[np.uint8], boxes: Sequence[Drawn], longest: int) -> bytes:
-    """uint8 [H, W, 3] RGB -> a JPEG of so many pixels on its long side, with boxes, the last on top."""
+    """uint8 [H, W, 3] RGB -> a JPEG with a long side of `longest` px, with boxes, the last on top."""
     image = Image.fromarray(pixels)
     scale = longest / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    far = np.array(image.size * 2, dtype=np.float64)  # what reaches farther takes for ever to draw
+    far = np.array(image.size * 2, dtype=np.float64)  # clip: huge boxes take forever to draw
     for one in boxes:
         x0, y0, x1, y1 = (round(float(v)) for v in (one.box * scale).clip(-far, 2 * far))
         corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))

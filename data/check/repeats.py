@@ -1,4 +1,4 @@
-"""Images that stand twice: in training and evaluation, or within a split."""
+"""Duplicate images: in training and evaluation, or within a split."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from data.check.findings import Spot, spot_of_image
 from data.images import one_for_each_file
 from data.sample import DetectionSet
 
-_BY_CHANCE = 0.1  # of the images of a split
+_BY_CHANCE = 0.1  # fraction of a split's images
 Place = tuple[str, int]  # split, row
 
 
 def path_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
-    """The same file named twice."""
+    """Files that are listed twice."""
     keys = {split: one_for_each_file(map(Path, records.files)) for split, records in sets.items()}
     yield from repeat_spots(sets, keys, "is the same file as")
 
@@ -24,17 +24,18 @@ def path_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
 def repeat_spots(
     sets: Mapping[str, DetectionSet], keys: Mapping[str, Sequence[Hashable]], same: str
 ) -> Iterator[Spot]:
-    """Images with equal keys, one for each image of a split; None is like no other.
+    """Images with equal keys.
 
     Args:
-        same: how to say it, "has the same pixels as".
+        keys: for each split, a key per image; None equals nothing.
+        same: how messages say it, e.g. "has the same pixels as".
     """
     places: dict[Hashable, list[Place]] = {}
     for split, of_split in keys.items():
         for row, key in enumerate(of_split):
             if key is not None:
                 places.setdefault(key, []).append((split, row))
-    # One that holds all of the other was made so.
+    # If one contains all of the other, that is deliberate.
     val, test = ({key for key in keys.get(split, ()) if key is not None} for split in ("val", "test"))
     apart = not (val <= test or test <= val)
     for alike in places.values():
@@ -43,7 +44,7 @@ def repeat_spots(
 
 
 def _repeated(sets: Mapping[str, DetectionSet], alike: list[Place], same: str, apart: bool) -> Iterator[Spot]:
-    """apart: whether validation and test are to have no image in common."""
+    """The duplicates among images with equal keys; `apart`: validation and test should share no image."""
     trained, validated = ([place for place in alike if place[0] == split] for split in ("train", "val"))
     for split in dict.fromkeys(split for split, _ in alike):
         mine = [place for place in alike if place[0] == split]
@@ -74,9 +75,9 @@ def _same_boxes(records: DetectionSet, one: int, other: int) -> bool:
 
 
 def version_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
-    """Images of evaluation that seem to be made of photographs of training, by their names.
+    """Evaluation images that by their names are versions of training photographs (Roboflow).
 
-    Of a few it is chance: photographs of two origins may both be called image1.
+    A few are coincidence: photographs of different origin may both be called image1.
     """
     made: dict[str, int] = {}
     for row, file in enumerate(sets["train"].files.tolist() if "train" in sets else ()):
@@ -92,10 +93,10 @@ def version_spots(sets: Mapping[str, DetectionSet]) -> Iterator[Spot]:
 
 
 def near_spots(sets: Mapping[str, DetectionSet], prints: Mapping[str, NDArray[np.uint64]]) -> Iterator[Spot]:
-    """Images of evaluation whose fingerprint is nearly that of a training image.
+    """Evaluation images whose fingerprint is nearly that of a training image.
 
     Args:
-        prints: of each split, uint64 [I, W]; rows of zeros are like no other. See data/check/scan.py.
+        prints: for each split, uint64 [I, 4]; zero rows match nothing. See data/check/scan.py.
     """
     if "train" not in sets:
         return

@@ -1,4 +1,4 @@
-"""What the data check has to say, as records and as JSON."""
+"""The result of the data check, as records and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -19,46 +19,46 @@ _PLACE = ("text", "split", "image", "image_id", "annotation")
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """A split in numbers."""
+    """Statistics of a split."""
 
     images: int
     without_boxes: int
-    boxes: int  # those that are not ignored
+    boxes: int  # without ignored ones
     ignored: int  # crowd regions, difficult objects
     per_class: dict[str, int]
     smallest: tuple[int, int]  # width, height of the image with the fewest pixels
     largest: tuple[int, int]
-    modes: dict[str, int]  # images of each kind of pixels; empty where none was decoded
+    modes: dict[str, int]  # number of images of each Pillow mode; empty if none was decoded
 
 
 @dataclass(frozen=True)
 class LevelFit:
-    """The boxes whose best anchor is on one level, or all."""
+    """The boxes whose best anchor is on one level, or on any."""
 
     name: str
     boxes: int
-    positive: float  # the part of them with an anchor that is positive
-    above_negative: float  # with one that is not negative
+    positive: float  # fraction of them with a positive anchor
+    above_negative: float  # fraction with an anchor that is not negative
 
 
 @dataclass(frozen=True)
 class AnchorReport:
-    """The anchors beside the boxes as training sees them."""
+    """The anchors compared with the boxes as training sees them."""
 
     positive_iou: float
     negative_iou: float
-    sizes: tuple[float, ...]  # of all levels
+    sizes: tuple[float, ...]  # sizes of all levels
     ratios: tuple[float, ...]
-    levels: tuple[LevelFit, ...]  # all first
+    levels: tuple[LevelFit, ...]  # first all levels together, then each
     box_sizes: NDArray[np.float64]  # [G] square root of the area, pixels
     box_ratios: NDArray[np.float64]  # [G] height / width
-    suggestion: str | None  # YAML, where other anchors gain something
+    suggestion: str | None  # YAML, if other anchors fit better
     suggested_positive: float | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything, for the terminal, for machines and for the page."""
+    """The complete result, for terminal, JSON and HTML."""
 
     title: str
     seconds: float
@@ -69,12 +69,12 @@ class Report:
 
     @property
     def hurts(self) -> bool:
-        """Whether something would stop training or harm it."""
+        """Whether something would stop or harm training."""
         return hurts(self.findings)
 
 
 def summarise(records: DetectionSet, facts: Sequence[ImageFacts]) -> SplitSummary:
-    """Count a split."""
+    """Statistics of a split."""
     pixels = records.sizes.prod(axis=1)
     extremes = [records.sizes[k].tolist() for k in (pixels.argmin(), pixels.argmax())] if len(records) else []
     smallest, largest = [(width, height) for height, width in extremes] or [(0, 0)] * 2
@@ -91,7 +91,7 @@ def summarise(records: DetectionSet, facts: Sequence[ImageFacts]) -> SplitSummar
 
 
 def as_json(report: Report) -> str:
-    """The report for machines: every place of every finding."""
+    """The report as JSON, with every place of every finding."""
     anchors: dict[str, Any] | None = None
     if report.anchors is not None:
         anchors = asdict(report.anchors)

@@ -1,4 +1,4 @@
-"""Every image of a split decoded once: whether it can be read, what kind it is, and its fingerprints."""
+"""Decodes every image of a split once: is it readable, which pixel format, its fingerprints."""
 
 import hashlib
 import os
@@ -18,25 +18,25 @@ from data.progress import Progress
 from data.sample import DetectionSet
 from errors import InputError
 
-_AHEAD = 64  # images handed to the threads at a time: what is decoded does not pile up
+_AHEAD = 64  # images submitted to the threads at a time, so that results do not pile up
 _FLAT = 6.0  # standard deviation of the grey levels below which all pictures look alike
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is known of an image after it was decoded. Its pixels are not kept."""
+    """What is known about an image after decoding. Its pixels are not kept."""
 
     header: ImageHeader | None
-    problem: str | None  # why it cannot be read
-    brightest: int  # of the pixels as training sees them, 0 to 255
-    digest: bytes | None  # of the pixels as training sees them, 16 bytes
-    fingerprint: NDArray[np.uint64]  # [4] nearly the same for images that look the same; 0 for flat ones
+    problem: str | None  # why it is unreadable
+    brightest: int  # maximum of the pixels as training sees them, 0 to 255
+    digest: bytes | None  # hash of the pixels as training sees them, 16 bytes
+    fingerprint: NDArray[np.uint64]  # [4] nearly equal for images that look the same; 0 for flat ones
 
 
 def scan(records: DetectionSet, title: str) -> list[ImageFacts]:
-    """Decode all images, on all cores; shows its progress.
+    """Decode all images on all cores, showing progress.
 
-    OpenCV, Pillow and hashlib let go of Python's lock while they work, so threads suffice.
+    OpenCV, Pillow and hashlib release the GIL while they work, so threads suffice.
     """
     work = zip(records.files.tolist(), records.sizes.tolist(), strict=True)
     with Progress(len(records), "image", title) as bar, ThreadPoolExecutor(_cores()) as pool:
@@ -57,7 +57,7 @@ def _look(job: tuple[str, list[int]]) -> ImageFacts:
     header: ImageHeader | None = None
     try:
         header = read_header(path)
-        # Its own size where the annotation is wrong about it: that was said already.
+        # The image's own size if the annotated one is wrong, which is reported elsewhere.
         known = (height, width) in (header.upright, header.stored)
         pixels = read_image(path, (height, width) if known else header.upright)
     except InputError as error:
@@ -68,9 +68,9 @@ def _look(job: tuple[str, list[int]]) -> ImageFacts:
 
 
 def fingerprint(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """256 bits that change little with the size and the compression of a picture: uint64 [4].
+    """256 bits that change little with the size and compression of a picture: uint64 [4].
 
-    The signs of the lowest frequencies of the cosine transform about their median, after "pHash" (Zauner,
+    Each bit says whether one of the lowest DCT frequencies is above their median, after "pHash" (Zauner,
     "Implementation and benchmarking of perceptual image hash functions", 2010).
 
     Args:
@@ -80,7 +80,7 @@ def fingerprint(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
     small = cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
     if small.std() < _FLAT:
         return np.zeros(4, dtype=np.uint64)
-    low = dctn(small, norm="ortho")[:17, :17].flatten()[1:257]  # without the mean
+    low = dctn(small, norm="ortho")[:17, :17].flatten()[1:257]  # without the mean (DC)
     return np.packbits(low > np.median(low)).view(np.uint64)
 
 

@@ -1,4 +1,4 @@
-"""The report on the terminal."""
+"""The report for the terminal."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ _CLASSES_SHOWN = 8
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The splits, the anchors, then what was found, the most severe first."""
+    """The splits, the anchors, then the findings, the most severe first."""
     for name, split in report.splits.items():
         yield f"{name:<8}  {_split(split)}"
     if report.anchors is not None and report.anchors.levels[0].boxes:
@@ -32,7 +32,7 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def verdict(report: Report) -> str:
-    """The end of the report, in one line."""
+    """The last line of the report."""
     what = "annotations" if not report.decoded else "annotations and images"
     if not report.findings:
         return f"Nothing found in {what} ({report.seconds:.1f} s)."
@@ -48,7 +48,7 @@ def verdict(report: Report) -> str:
 def _split(split: SplitSummary) -> str:
     share = {name: n / max(1, split.boxes) for name, n in split.per_class.items()}
     most = sorted(share, key=lambda name: -share[name])
-    # The rarest too: they are what is looked at.
+    # The rarest classes too, as they are of most interest.
     told = [f"{name} {_percent(share[name])}" for name in most]
     if (left_out := len(most) - _CLASSES_SHOWN) > 0:
         told[_CLASSES_SHOWN - 2 : -2] = [f"{left_out} more"]

@@ -1,1 +1,1 @@
-"""python -m data.split: a data set divided into training, validation and test."""
+"""python -m data.split: divides a data set into training, validation and test."""

@@ -1,4 +1,4 @@
-"""Put images aside for validation: python -m data.split INSTANCES.json | VOC_FOLDER | YOLO_FOLDER."""
+"""Set images aside for validation: python -m data.split INSTANCES.json | VOC_FOLDER | YOLO_FOLDER."""
 
 import logging
 from collections.abc import Callable
@@ -71,14 +71,14 @@ def split(
     keep_folders: bool,
     fast: bool,
 ) -> None:
-    """Read what the command line names, divide it, write the parts, say what they hold."""
+    """Read the set named on the command line, divide it, write the parts, print what they contain."""
     from data.split.division import divide
     from data.split.whole import open_whole
 
     count, number = _folds(folds, val), _whole("--seed", seed)
     shares = _shares(val or _VAL, test) if count is None else _shares_of_folds(count, test)
     whole = open_whole(path, images)
-    held = {name: [name] for name in shares}  # the parts whose images each file names
+    held = {name: [name] for name in shares}  # for each file, the parts whose images it lists
     for k in range(1, 1 + (count or 0)):
         held[f"train{k}"] = [name for name in shares if name not in (f"val{k}", "test")]
     outputs = {name: whole.file_of(name) for name in held}
@@ -109,14 +109,14 @@ def _folds(folds: str | None, val: str | None) -> int | None:
 
 
 def _shares_of_folds(count: int, test: str) -> dict[str, float]:
-    """The same where each image outside the test set is in one of `count` validation sets."""
+    """The fraction of images in each fold (and the test set); the folds are the validation sets."""
     of_test = _share("--test", test)
     folds = {f"val{k}": (1 - of_test) / count for k in range(1, 1 + count)}
     return folds | ({"test": of_test} if of_test else {})
 
 
 def _shares(val: str, test: str) -> dict[str, float]:
-    """The part of the images that goes to each split."""
+    """The fraction of images in each split."""
     from errors import InputError
 
     of_val, of_test = _share("--val", val), _share("--test", test)
@@ -145,7 +145,7 @@ def _whole(option: str, text: str) -> int:
 
 
 def _check_output(file: Path, whole: "WholeSet") -> None:
-    """Raises InputError: a part cannot be written there, or something is there."""
+    """Raises InputError if a part cannot be written there, or the file exists."""
     from detector.output import check_output
     from errors import InputError
 
@@ -158,7 +158,7 @@ def _check_output(file: Path, whole: "WholeSet") -> None:
 
 
 def _write_all(texts: dict[Path, Callable[[], str]]) -> None:
-    """All files, or none of them; each text is made when it is its turn, as all of them may be large."""
+    """Write all files or none; each text is generated just before writing, as all together may be large."""
     from detector.output import write_text
 
     done: list[Path] = []

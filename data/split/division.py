@@ -1,4 +1,4 @@
-"""Images divided into parts: what stays together, what each part gets, and what is to be said of it."""
+"""Divides images into parts: what stays together, what each part gets, and how it is reported."""
 
 import logging
 from collections import Counter
@@ -24,15 +24,16 @@ _APART = "--fast separates images that look alike; without --keep-folders, folde
 
 @dataclass(frozen=True)
 class Division:
-    """The part of each image.
+    """The assignment of images to parts.
 
     Attributes:
-        shares: of each part, what it should have of all images.
-        part: int64 [I], a position among the shares.
+        shares: wanted fraction of the images for each part.
+        part: int64 [I], part of each image, as a position in `shares`.
         counts: int64 [I, C], boxes of each class.
         groups: int64 [I], equal for images that stay together.
-        versions: how many stay with another because of what data.check.alike.source_of tells of their names.
-        apart: int64 [I], the part of each if nothing had to stay together.
+        apart: int64 [I], the part of each image if nothing had to stay together.
+        versions: number of images kept together with another because of their names, see
+            `data.check.alike.source_of`.
     """
 
     shares: dict[str, float]
@@ -44,12 +45,12 @@ class Division:
     classes: tuple[str, ...]
 
     def rows(self, *names: str) -> list[int]:
-        """The images of these parts."""
+        """The rows of the images of these parts."""
         parts = list(self.shares)
         return np.flatnonzero(np.isin(self.part, [parts.index(name) for name in names])).tolist()
 
     def lines(self) -> Iterator[str]:
-        """What each part holds, and how many images stay with others."""
+        """What each part contains, and how many images stay with others."""
         width = max(map(len, self.shares))
         for k, name in enumerate(self.shares):
             mine = self.counts[self.part == k].sum(axis=0).tolist()
@@ -99,16 +100,16 @@ def _is_far_off(mine: NDArray[np.bool_], share: float) -> bool:
 def divide(
     records: DetectionSet, shares: dict[str, float], seed: int, keep_folders: bool, fast: bool
 ) -> Division:
-    """Share out the images of a set.
+    """Divide the images of a set.
 
     Args:
-        shares: of each part; they add up to 1.
-        seed: decides between equals.
+        shares: fraction for each part; they sum to 1.
+        seed: breaks ties.
         keep_folders: keep the images of a folder together.
-        fast: decode no image, and so see no likeness.
+        fast: decode no image, and so detect no similar images.
 
     Raises:
-        InputError: an image cannot be read, or nothing is left for a part.
+        InputError: an image cannot be read, or a part would be empty.
     """
     counts = np.zeros((len(records), len(records.classes)), dtype=np.int64)
     np.add.at(counts, (records.image_of_box[~records.ignore], records.labels[~records.ignore]), 1)
@@ -122,7 +123,7 @@ def divide(
     if not fast:
         facts = _facts(records)
         prints = np.stack([one.fingerprint for one in facts])
-        keys.append([one.digest for one in facts])  # flat pictures have no fingerprint
+        keys.append([one.digest for one in facts])  # because flat pictures have no fingerprint
     groups = groups_of(prints, *keys)
     part = apart = partition(counts, groups, list(shares.values()), seed)
     alone = np.arange(len(records))

@@ -1,4 +1,4 @@
-"""One set of images in parts, such as training and validation: balanced, and alike images kept together."""
+"""Partitions a set of images: balanced, with similar images kept together."""
 
 from collections.abc import Hashable, Sequence
 
@@ -9,11 +9,11 @@ from data.check.alike import groups_linked, near_groups
 
 
 def groups_of(prints: NDArray[np.uint64], *keys: Sequence[Hashable]) -> NDArray[np.int64]:
-    """The group of each image: those that look nearly alike, or share a key, are in one.
+    """The group of each image: images that look nearly alike or share a key are in one group.
 
     Args:
-        prints: uint64 [I, 4], as `data.check.scan.fingerprint` makes them; rows of zeros are like no other.
-        keys: of each kind, one for each image; None is like no other.
+        prints: uint64 [I, 4], from `data.check.scan.fingerprint`; zero rows match nothing.
+        keys: one or more kinds of keys, each with one per image; None equals nothing.
 
     Returns:
         int64 [I], the lowest row of each image's group.
@@ -36,13 +36,13 @@ def partition(
     """Assign groups of images to parts so that each part has its share of every class, and of the images.
 
     Iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data", ECML 2011): the
-    class with the fewest boxes left is shared out first, each time to the part that wants it most.
+    class with the fewest boxes left is assigned first, each group to the part that lacks most of it.
 
     Args:
         counts: int64 [I, C], boxes of each class in each image.
         groups: int64 [I], equal for images that must stay together.
-        shares: of the parts; they add up to 1.
-        seed: decides between equals.
+        shares: fraction for each part; they sum to 1.
+        seed: breaks ties.
 
     Returns:
         int64 [I], the part of each image.
@@ -51,18 +51,18 @@ def partition(
     images = np.bincount(group_of_image)  # [G]
     boxes = np.zeros((len(names), counts.shape[1]), dtype=np.int64)  # [G, C]
     np.add.at(boxes, group_of_image, counts)
-    # Large groups first: small ones can still make up for them.
+    # Large groups first: small ones can still compensate for them.
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-images[order], kind="stable")]
     share = np.asarray(shares, dtype=np.float64)
     wanted_images = share * images.sum()  # [S]
     wanted_boxes = np.outer(boxes.sum(axis=0), share)  # [C, S]
-    # A class that can be in every part should be, however small its share.
+    # A class with enough groups should be in every part, however small its share.
     for_all = (boxes > 0).sum(axis=0) >= len(share)
     wanted_boxes[for_all] = wanted_boxes[for_all].clip(min=1)
     part = np.full(len(names), -1, dtype=np.int64)
-    left = boxes.sum(axis=0)  # of each class, in groups that have no part yet
-    lacking = np.ones((len(left), len(share)), dtype=np.bool_)  # [C, S], parts that have none of a class
+    left = boxes.sum(axis=0)  # boxes of each class in unassigned groups
+    lacking = np.ones((len(left), len(share)), dtype=np.bool_)  # [C, S], whether a part has none of a class
 
     def assign(group: int, wanted: NDArray[np.float64]) -> None:
         best = np.lexsort((wanted_images, wanted))[-1]
@@ -77,8 +77,8 @@ def partition(
         having = order[(part[order] < 0) & (boxes[order, rarest] > 0)].tolist()
         for k, group in enumerate(having):
             wanted = wanted_boxes[rarest]
-            # One group of many boxes may be all that a part wants: the last ones are for those without, if
-            # they are no larger than the part.
+            # A single group with many boxes may fill a part's share. The last groups are reserved for parts
+            # without the class, provided that they fit.
             fits = lacking[rarest] & (images[group] <= wanted_images.clip(min=1))
             if for_all[rarest] and len(having) - k <= lacking[rarest].sum() and fits.any():
                 wanted = np.where(fits, wanted, -np.inf)

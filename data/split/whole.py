@@ -1,4 +1,4 @@
-"""A data set that is in one piece, and the files that name the parts of it: COCO, Pascal VOC, YOLO."""
+"""An undivided data set, and the files that list its parts: COCO, Pascal VOC, YOLO."""
 
 import json
 import logging
@@ -34,14 +34,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WholeSet:
-    """What was read, and how its parts are named.
+    """An undivided set, and how its parts are written.
 
     Attributes:
-        sources: the files that say what is in the set, which no part may replace.
-        rename: how to get them out of the way of the parts.
-        file_of: the file that names the images of a part.
-        text_of: its content, for rows of `records`.
-        next_step: what to do with these files, for the names of the parts and the number of folds, if any.
+        records: the annotations of the set.
+        sources: the files that define the set, which no part may overwrite.
+        rename: how to move them out of the way.
+        file_of: part -> the file that lists its images.
+        text_of: rows of `records` -> content of that file.
+        next_step: names of the parts, number of folds if any -> what to do with the files.
     """
 
     records: DetectionSet
@@ -56,7 +57,7 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
     """Read a set: a COCO instances file, a folder with Annotations/*.xml, or one with data.yaml.
 
     Args:
-        images: COCO: the folder that file names are relative to; by default it is looked for.
+        images: COCO: the folder that file names are relative to; by default it is searched for.
 
     Raises:
         InputError: it is none of these, or anything in it is wrong.
@@ -69,7 +70,7 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
         raise InputError(f"{path}: {hint}")
     files = sorted(path.glob("[!.]*.json")) + sorted(path.glob("annotations/[!.]*.json"))
     is_voc = (path / "Annotations").is_dir() or (path.is_dir() and any(path.glob("[!.]*.xml")))
-    # labelImg leaves a classes.txt beside its XML files too.
+    # labelImg writes a classes.txt beside its XML files too.
     signs = ("data.yaml",) if is_voc else ("data.yaml", "classes.txt", "obj.names")
     is_yolo = path.suffix in (".yaml", ".yml") or any((path / name).is_file() for name in signs)
     if len(files) == 1 and not is_voc and not is_yolo:
@@ -97,7 +98,7 @@ def open_whole(path: Path, images: Path | None = None) -> WholeSet:
 
 
 def _beside(path: Path, files: Sequence[Path]) -> str:
-    """What there is instead, and what can be done about it; or ""."""
+    """What is there instead and what to do about it; "" if unknown."""
     if files:
         if tool := tool_of(files[0]):
             return f"; {files[0].name} is in {tool}'s own format; export the project as COCO, or convert it"
@@ -117,16 +118,17 @@ def _beside(path: Path, files: Sequence[Path]) -> str:
 
 
 def _read(read: Callable[[Raised], DetectionSet]) -> DetectionSet:
-    """What is read, nothing being wrong with it.
+    """Run a reader that must find no fault.
 
     Raises:
-        InputError: something is. All of it is said: python -m data.check looks at sets that are divided.
+        InputError: there are faults. All of them are logged, because python -m data.check examines only
+            divided sets.
     """
     faults = Raised()
     records = read(faults)
     if not faults:
         return records
-    first, *others = dict.fromkeys(map(str, faults))  # some are met twice
+    first, *others = dict.fromkeys(map(str, faults))  # without repetitions
     for fault in others[:FAULTS_SHOWN]:
         log.warning("%s", fault)
     more = f" (and {len(others)} more fault{'s' * (len(others) > 1)}, see above)" if others else ""
@@ -179,7 +181,7 @@ def _coco(path: Path, images: Path | None) -> WholeSet:
 
 
 def _images_of(path: Path, records: list[Any]) -> Path:
-    """The folder of the images of a COCO file, near it."""
+    """The folder of the images of a COCO file, in or near its folder."""
     here, above = path.parent, path.absolute().parent.parent
     above = Path(os.path.relpath(above)) if not path.is_absolute() else above
     if not records:
@@ -187,14 +189,17 @@ def _images_of(path: Path, records: list[Any]) -> Path:
     name = records[0].get("file_name") if isinstance(records[0], dict) else None
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: the first of its images has no 'file_name'")
-    tries, outside = [here / "images", above / "images", here, above, here / "data"], None  # FiftyOne's
-    part = path.stem.removeprefix("instances_")  # as CVAT: images/default
+    tries, outside = (
+        [here / "images", above / "images", here, above, here / "data"],
+        None,
+    )  # FiftyOne
+    part = path.stem.removeprefix("instances_")  # CVAT's layout: images/default
     tries += [folder / "images" / part for folder in (here, above)]
     for folder in tries:
         try:
             if folder.is_dir() and is_file(ImageFinder(folder).find(name, f"the first image of {path}")):
                 return folder
-        except DataFault as fault:  # on a disk of its own
+        except DataFault as fault:  # the name is a path on another disk
             outside = fault
     if outside is not None:
         raise outside
@@ -237,7 +242,7 @@ def _voc(root: Path) -> WholeSet:
 
 
 def _is_of_all(file: Path, names: Sequence[str]) -> bool:
-    """Whether a list names all XML files, as CVAT's default.txt does; a class's has 1 or -1 behind each."""
+    """Whether a list names all XML files, like CVAT's default.txt; in lists of a class 1 or -1 follows."""
     try:
         listed = {line for _, line in lines_of(file)}
     except (OSError, UnicodeDecodeError):
@@ -276,8 +281,8 @@ def _yolo(root: Path) -> WholeSet:
 
 
 def _commands(*keys: str, parts: Sequence[str], folds: int | None) -> str:
-    """What trains on the parts: a line, or one for each fold, and what these come to."""
-    test = ["data.splits.test=test"] * ("test" in parts)  # beside train and val, which the file names
+    """The commands that train on the parts: one, or one for each fold and one for their mean."""
+    test = ["data.splits.test=test"] * ("test" in parts)  # train and val have their default names
     words = ["configs/own.yaml", *keys, *test]
     if folds is None:
         return _line("train.py", *words)

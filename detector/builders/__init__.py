@@ -1,1 +1,1 @@
-"""From the configuration to the parts: model, losses and data take plain arguments."""
+"""Builds the parts from the configuration; model, losses and data take plain arguments."""

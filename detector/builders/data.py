@@ -1,4 +1,4 @@
-"""From the configuration to the data: sets, pipelines, caches, the loader of evaluation."""
+"""Builds data sets, pipelines, caches and the evaluation loader from the configuration."""
 
 from pathlib import Path
 
@@ -31,9 +31,9 @@ def build_set(
     """The annotations of one split: "train", "val" or "test".
 
     Args:
-        classes: the classes of the model, where there is one; they come before `data.classes`.
-        faults: where faults of the split are collected, all or those of `UnreadableImages`; without it the
-            first is raised.
+        classes: the classes of the model, if there is one; they take precedence over `data.classes`.
+        faults: collects the faults of the split, all or those of `UnreadableImages`; if None, the first one
+            is raised.
 
     Raises:
         InputError: the split is not configured or empty, or anything in it is wrong.
@@ -62,7 +62,7 @@ def build_set(
         require_folder(root, "data.root", "set data.root=FOLDER to the folder of your data set")
     to_read = None if config.merge else classes
     parts = [_load(config, root, name, names, to_read, faults) for name in names]
-    if config.merge:  # only training must have all: others need not list what they have no box of
+    if config.merge:  # only train must have all of them; other splits need not list classes without boxes
         parts = merged(parts, config.merge, classes, f"split {' + '.join(names)}", strict=split == "train")
     records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0 and faults and not lists_all(faults):
@@ -117,7 +117,7 @@ def build_pipeline(config: DataConfig, training: bool, geometry: bool = False) -
 
 
 def transforms_of(config: DataConfig, training: bool) -> list[Transform]:
-    """Those of training or of evaluation, at data.image_size where it is set."""
+    """The transforms of training or evaluation, rescaled to data.image_size if it is set."""
     transforms = config.transforms.train if training else config.transforms.eval
     if config.image_size is None:
         return transforms
@@ -125,10 +125,10 @@ def transforms_of(config: DataConfig, training: bool) -> list[Transform]:
 
 
 def build_cache(config: DataConfig, records: DetectionSet) -> ImageCache | None:
-    """Where the decoded images of a set are kept, if they are.
+    """The cache of a set's decoded images, if configured.
 
     Raises:
-        InputError: there is not enough memory, or space on the disk.
+        InputError: there is too little memory or disk space.
     """
     if config.cache == "ram":
         return RamCache(records)
@@ -147,7 +147,7 @@ def build_eval_loader(
     processes: int = 1,
     cache: ImageCache | None = None,
 ) -> DataLoader:
-    """Batches for evaluation: every image once, a share of the batches for each process."""
+    """Batches for evaluation: every image once, with a share of the batches for each process."""
     pipeline = build_pipeline(config.data, training=False)
     pin_memory = device.type == "cuda"
     workers = config.data.workers

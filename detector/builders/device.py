@@ -1,4 +1,4 @@
-"""From the configuration to the device, and what it computes in."""
+"""Selects the device and its precision from the configuration."""
 
 import platform
 
@@ -9,11 +9,11 @@ from errors import InputError, first_line
 
 
 def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> torch.device:
-    """The device of that name; "auto" takes a GPU where there is one.
+    """The device of this name; "auto" selects a GPU if there is one.
 
     Args:
-        local_rank: of several processes on this machine, each takes the GPU of its number.
-        key: where the user set it, for the error.
+        local_rank: rank of this process on its machine, which selects its GPU.
+        key: configuration key, for messages.
 
     Raises:
         InputError: there is no such device.
@@ -30,7 +30,7 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
-        torch.ones(1, device=device).item()  # which "meta" cannot
+        torch.ones(1, device=device).item()  # fails on "meta"
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason, other = (
             first_line(error).partition(". ")[0],
@@ -41,7 +41,7 @@ def build_device(name: str, local_rank: int = 0, key: str = "train.device") -> t
 
 
 def build_amp(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast; None is off."""
+    """The dtype of autocast; None: off."""
     if config.amp != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[config.amp]
     if device.type == "cuda":
@@ -51,9 +51,9 @@ def build_amp(config: TrainConfig, device: torch.device) -> torch.dtype | None:
 
 
 def cpu_is_fast_in_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware; without, it is 40 times slower than in float32."""
+    """Whether the CPU multiplies bfloat16 in hardware; otherwise it is 40 times slower than float32."""
     if platform.machine().lower() in ("x86_64", "amd64"):
-        # oneDNN calls every CPU with AVX-512 fit for bf16; many of these only emulate it.
+        # oneDNN reports bf16 for every CPU with AVX-512, but many of these only emulate it.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    # Not every PyTorch has oneDNN: that of macOS has not.
+    # Not every PyTorch build has oneDNN, e.g. not on macOS.
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

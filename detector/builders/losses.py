@@ -1,4 +1,4 @@
-"""From the configuration to the losses: what is matched with what, and what is made of it."""
+"""Builds matching and losses from the configuration."""
 
 from functools import partial
 
@@ -30,13 +30,13 @@ from errors import InputError
 
 
 def build_criterion(config: Config, device: torch.device, exchange: Exchange) -> Criterion:
-    """The losses of training, taken together with the processes of the exchange.
+    """The losses of training, computed over the processes of the exchange.
 
     Raises:
-        InputError: the loss cannot be trained with.
+        InputError: the loss cannot be used for training.
     """
     matcher, gamma = config.matcher, config.loss.focal_gamma
-    if config.loss.name == "focal" and 0 < gamma < 1:  # (1 - p) ** gamma is infinitely steep where p is 1
+    if config.loss.name == "focal" and 0 < gamma < 1:  # (1 - p) ** gamma has infinite slope at p = 1
         raise InputError(
             f"loss.focal_gamma must be 0 or at least 1, got {gamma:g}: in between, the gradient of a "
             "certain negative is NaN"
@@ -56,7 +56,7 @@ def build_criterion(config: Config, device: torch.device, exchange: Exchange) ->
 
 
 def build_matching(config: Config) -> Matching:
-    """Which anchors of a batch are to learn which gt box."""
+    """The assignment of anchors to gt boxes."""
     matcher, shapes = config.matcher, config.model.anchors
     per_location = AnchorGenerator(shapes.sizes, shapes.ratios).per_location
 
@@ -73,19 +73,19 @@ def build_matching(config: Config) -> Matching:
 
 
 def build_exchange(config: LossConfig) -> Exchange:
-    """All processes of the training where there are several and loss.global_ranking is on."""
+    """All processes of the training if there are several and loss.global_ranking is on."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return Exchange(torch.distributed.group.WORLD if several and config.global_ranking else None)
 
 
 def ranking_delta(config: LossConfig) -> float:
-    """Half-width of the soft step: as set, else as published."""
+    """Half-width of the soft step: as configured, else as published."""
     published = 0.5 if config.name == "rank_sort" else 1.0
     return published if config.delta is None else config.delta
 
 
 def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Objective:
-    """The losses that the configuration names."""
+    """The losses selected by the configuration."""
     box_errors: BoxErrors = (
         partial(giou_errors, std=std)
         if config.box == "giou"
@@ -134,5 +134,5 @@ def build_objective(config: LossConfig, std: Tensor, exchange: Exchange) -> Obje
 
 
 def box_std(config: Config, device: torch.device) -> Tensor:
-    """The spread of the four deltas, float32 [4]."""
+    """The standard deviations of the four box deltas, float32 [4]."""
     return torch.tensor(config.model.box_std, device=device)

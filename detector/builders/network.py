@@ -1,4 +1,4 @@
-"""From the configuration to the network, and where it stands in memory."""
+"""Builds the network from the configuration, and places it in memory."""
 
 from functools import partial
 
@@ -13,10 +13,10 @@ from detector.retinanet import RetinaNet
 
 
 def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNet:
-    """A RetinaNet with fresh weights, or ImageNet's in the backbone where `pretrained`.
+    """A RetinaNet with fresh weights, or ImageNet weights in the backbone if `pretrained`.
 
     Raises:
-        InputError: the ImageNet weights cannot be fetched.
+        InputError: the ImageNet weights cannot be downloaded.
     """
     backbone = ResNet(config.backbone, config.norm, pretrained, config.frozen_stages, config.base_channels)
     anchors = AnchorGenerator(config.anchors.sizes, config.anchors.ratios)
@@ -38,12 +38,12 @@ def build_model(config: ModelConfig, classes: int, pretrained: bool) -> RetinaNe
 
 
 def place(model: RetinaNet, config: TrainConfig, device: torch.device) -> RetinaNet:
-    """Move a model to its device and memory format; the layout of the weights decides the features'."""
+    """Move a model to its device and memory format; features follow the layout of the weights."""
     return model.to(device).to(memory_format=memory_format(config, device))
 
 
 def memory_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
-    """The layout of weights and features."""
+    """The memory layout of weights and features."""
     last = config.channels_last
     if last == "auto":
         last = device.type != "cpu" or build_amp(config, device) is not None

@@ -1,6 +1,6 @@
 """The configuration: one frozen record per section, with the type and the meaning of every key.
 
-docs/configuration.md is generated from it by `python -m detector.config.reference`.
+`python -m detector.config.reference` generates docs/configuration.md from it.
 """
 
 from detector.config.data import DataConfig, SplitsConfig, TransformsConfig

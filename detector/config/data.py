@@ -1,4 +1,4 @@
-"""The configuration: the data set."""
+"""The configuration of the data set."""
 
 from typing import Annotated, Any, Literal
 

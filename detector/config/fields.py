@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of: kinds of values, and the record that a section is."""
+"""Building blocks of the configuration: value types, and the base class of its sections."""
 
 import os
 from typing import Annotated, Any
@@ -7,8 +7,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 def in_home(path: str | None) -> str | None:
-    """A path with ~ for the user's folder, which a shell expands at the beginning of a word alone."""
-    return path and os.path.expanduser(path)  # noqa: PTH111  a path stays as it was written otherwise
+    """Expand ~ at the start of a path; a shell does so only at the start of a word, not in KEY=~/data."""
+    return path and os.path.expanduser(path)  # noqa: PTH111  pathlib would change the spelling
 
 
 def _no_two(names: list[str]) -> list[str]:
@@ -19,7 +19,7 @@ def _no_two(names: list[str]) -> list[str]:
 
 
 def _no_bool(value: Any) -> Any:
-    # pydantic takes `true` for 1; in a configuration that is a slip of the pen.
+    # pydantic accepts `true` as 1; in a configuration that is a typo.
     if isinstance(value, bool):
         raise ValueError(f"must be a number, got {str(value).lower()}")
     return value
@@ -64,13 +64,13 @@ Transform = Annotated[str | dict[str, dict[str, Any] | None], BeforeValidator(_t
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values do not change."""
+    """A part of the configuration: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def sub_section(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, if it holds one."""
+    """The section class that a field holds, or None."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 

@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML files with inheritance, KEY=VALUE overrides, and errors that name the key."""
+"""Reads a configuration: YAML files with inheritance, KEY=VALUE overrides, and errors that name the key."""
 
 import difflib
 import os
@@ -18,7 +18,7 @@ from errors import InputError
 
 _TEXTS = (str, str | None)
 _TEXT_OR_LIST = (str | Names, str | Names | None)
-_NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's
+_NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's nulls
 
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]")
 
@@ -28,8 +28,8 @@ _OURS = Path(__file__).resolve().parents[2] / "configs"
 class _StrictLoader(yaml.SafeLoader):
     """YAML without two of its surprises.
 
-    It takes the last of several sections of one name, and loses the others without a word; and 016 is 14 to
-    it, 12:30 is 750. Here these are text, of which the schema makes 16, and nothing.
+    It silently uses the last of several sections of the same name. And it reads 016 as 14 and 12:30 as 750;
+    here both are text, which the schema converts to 16 and refuses, respectively.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -60,7 +60,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file with its bases, apply KEY=VALUE overrides, check everything.
 
     Raises:
-        InputError: the file is missing or malformed, a key is unknown, a value does not fit.
+        InputError: the file is missing or malformed, a key is unknown, or a value is invalid.
     """
     overrides = overrides or []
     values, own = _read_with_bases(path, ())
@@ -77,7 +77,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     values = apply_overrides(values, overrides)
     _refuse_own_data_as_demo(path, values.get("data"))
     config = parse_config(values, str(path), overrides)
-    # What a base says of another optimizer, say, is there to be overridden.
+    # A base may have settings of another optimizer, say, in order to be overridden.
     warn_of_idle_settings(config, keys_of(overrides), _leaf_keys(own))
     return config
 
@@ -86,11 +86,11 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
     """Check plain values against the schema.
 
     Args:
-        source: names them in errors.
-        overrides: those that are applied already; errors in these name the command line.
+        source: name of the values in messages.
+        overrides: those applied already; errors in these name the command line.
 
     Raises:
-        InputError: a key is unknown, a value does not fit.
+        InputError: a key is unknown, or a value is invalid.
     """
     try:
         return Config.model_validate(_with_empty_sections(Config, values))
@@ -101,7 +101,7 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
     given = keys_of(overrides)
     place = text.partition(":")[0]
     key = _leaf_of(place) or place
-    # What a section says of its keys together was not wrong in the file.
+    # An error about several keys of a section is not the file's if an override has caused it.
     leaves = (one.rpartition(".")[2] for one in given if one.rpartition(".")[0] == key.rpartition(".")[0])
     if key in given or (of_section and any(re.search(rf"\b{leaf}\b", text) for leaf in leaves)):
         source = "on the command line"
@@ -112,7 +112,7 @@ def parse_config(values: dict[str, Any], source: str, overrides: Sequence[str] =
 
 
 def _with_empty_sections(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
-    """`train:` with nothing below it is an empty section."""
+    """Treat `train:` with nothing below it as an empty section."""
     filled = dict(values)
     for name, field in section.model_fields.items():
         inner = sub_section(field.annotation)
@@ -140,8 +140,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise InputError(_not_an_override(override))
         if key not in kinds:
             raise InputError(f"unknown configuration key '{key}'{nearest(key, text)}")
-        # run.dir=2026 and data.images={split} are text, whatever YAML would make of them.
-        # So is data.splits.train=2007, unless it is a list.
+        # run.dir=2026 and data.images={split} are text, whatever YAML would read. So is
+        # data.splits.train=2007, unless it is a list.
         texts = _TEXTS if text.startswith("[") else (*_TEXTS, *_TEXT_OR_LIST)
         is_text = kinds[key] in texts and text not in _NOTHING
         value: Any = text if is_text else _yaml_value(key, text)
@@ -153,12 +153,12 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 
 
 def keys_of(overrides: Sequence[str]) -> list[str]:
-    """The dotted keys that are set."""
+    """The dotted keys of overrides."""
     return [override.partition("=")[0] for override in overrides]
 
 
 def _refuse_own_data_as_demo(path: Path, data: object) -> None:
-    """Of a file that does not say what its data set is, so that it would be the demo's."""
+    """Raises InputError for a file with a data.root but no data.format, unless the root is the demo's."""
     if not isinstance(data, dict) or "format" in data or any(str(key).startswith("shapes_") for key in data):
         return
     if _is_not_the_demos(root := data.get("root")):
@@ -175,7 +175,7 @@ def _is_not_the_demos(root: object) -> bool:
 
 
 def _leaf_keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all that a file says itself."""
+    """The dotted names of all keys in a file."""
     for name, value in values.items():
         yield f"{prefix}{name}"
         if isinstance(value, dict):
@@ -183,11 +183,12 @@ def _leaf_keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def refuse_own_data_as_demo(overrides: list[str]) -> None:
-    """Of a training without a configuration file, whose data set would be the demo's.
+    """Refuse data.root without data.format where no configuration file is given.
+
+    Otherwise the demo set would be generated in that folder, or in one with a misspelt name, and trained on.
 
     Raises:
-        InputError: data.root is given, and is not the demo's set; that would be made in a folder whose
-            name has a slip, and be trained on.
+        InputError: data.root is given and does not hold the demo set.
     """
     given = dict(word.partition("=")[::2] for word in overrides)
     root = given.get("data.root")
@@ -200,7 +201,7 @@ def refuse_own_data_as_demo(overrides: list[str]) -> None:
     )
 
 
-_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # the last of letters that there are none of
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # ValueError: invalid characters
 
 
 def _loaded(text: str) -> Any:
@@ -229,8 +230,8 @@ def _yaml_value(key: str, text: str) -> Any:
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a file and those below it say together, and what it says itself."""
-    path = path.resolve() if path.is_file() else path  # a pipe has no other name
+    """The values of a file merged with its bases, and its own values."""
+    path = path.resolve() if path.is_file() else path  # a pipe cannot be resolved
     if path in seen:
         raise InputError(f"{path}: its base refers back to the file itself")
     try:
@@ -259,7 +260,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any]
 
 
 def _nearest_file(path: Path, seen_from: Path) -> str:
-    """The configuration that is likely meant: its ending, its folder or a letter is wrong."""
+    """Hint at the configuration that was probably meant: its suffix, folder or a letter is wrong."""
     there = [
         file for folder in (path.parent, Path("configs"), _OURS) for file in sorted(folder.glob("*.y*ml"))
     ]
@@ -276,9 +277,9 @@ def _not_an_override(word: str) -> str:
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any], section: type[Section] = Config) -> dict[str, Any]:
-    """Sections are merged, everything else replaced. An empty section changes nothing.
+    """Merge sections recursively, replace everything else. An empty section changes nothing.
 
-    What is no section, and should be, stays: to be refused.
+    A value in place of a section is kept, to be refused later.
     """
     merged = dict(base)
     for key, value in change.items():
@@ -293,7 +294,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any], section: type[Section] 
 
 
 def _key_of(loc: tuple[int | str, ...]) -> str:
-    """The dotted key of pydantic's path, which ends in the tried member of a union (str, list[...])."""
+    """The dotted key of pydantic's location, which ends in the tried member of a union (str, list[...])."""
     parts: list[str] = []
     section: type[Section] | None = Config
     for part in loc:
@@ -303,22 +304,22 @@ def _key_of(loc: tuple[int | str, ...]) -> str:
             parts.append(part)
             field = section.model_fields.get(part)
             section = sub_section(field.annotation) if field else None
-            if field is not None and get_origin(field.annotation) is dict:  # a class of data.merge
+            if field is not None and get_origin(field.annotation) is dict:  # e.g. a class of data.merge
                 return ".".join([*parts, *(str(one) for one in loc[len(parts) : len(parts) + 1])])
     return ".".join(parts)
 
 
 def _leaf_of(place: str) -> str | None:
-    """The key that a place is, or lies in: data.merge of data.merge.cell[0]."""
+    """The key that contains a place: data.merge for data.merge.cell[0]."""
     return next((key for key in leaf_kinds(Config) if re.match(rf"{re.escape(key)}(\W|$)", place)), None)
 
 
 def _explain(error: ValidationError) -> str:
     keys = [_key_of(one["loc"]) for one in error.errors()]
-    # Of the members of a union (text, or a list of texts) the one that went furthest is what was meant.
+    # Of the members of a union (text, or list of texts) the one that validated furthest was meant.
     key = next((key for key in keys if key.startswith(f"{keys[0]}[")), keys[0])
     of_key = [one for one, its in zip(error.errors(), keys, strict=True) if its == key]
-    # Nor is it the member of another type.
+    # Likewise skip members that failed because of their type.
     first = next((one for one in of_key if not one["type"].endswith("_type")), of_key[0])
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key '{key}'{nearest(key)}"
@@ -326,7 +327,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         if _leaf_of(key):
             return f"{key}: {message}"
-        return f"{key}.{message}" if key else message  # the message of a section begins with the key
+        return f"{key}.{message}" if key else message  # messages of sections begin with the key
     if first["type"] == "model_type":
         got = f"got {first['input']!r}"
         return f"{key}: must hold settings, each as KEY: VALUE with a space after the colon; {got}"
@@ -336,7 +337,7 @@ def _explain(error: ValidationError) -> str:
         return (
             f"{where}{first['input']!r} is not a setting (YAML reads on, off, yes and no as true and false)"
         )
-    if first["type"] == "less_than":  # pydantic rounds large ones
+    if first["type"] == "less_than":  # pydantic rounds large limits
         message = f"input should be less than {first['ctx']['lt']}"
     text = f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):

@@ -1,4 +1,4 @@
-"""What a user may have meant by a key that there is not: a slip, another section, another trainer's word."""
+"""Suggestions for unknown keys: a typo, another section, or another trainer's name."""
 
 import difflib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from detector.config import Config, Section
 from detector.config.fields import sub_section
 
-# What other trainers call it, and which key it is here.
+# Names in other trainers, and the keys here.
 _NAMES_ELSEWHERE = {
     "batch": "train.batch_size",
     "samples_per_gpu": "train.batch_size, the total of all processes",
@@ -66,7 +66,7 @@ _SCORED = "to score a run or a checkpoint, use evaluate.py"
 _KNOWN_CLASSES = "there is no need to set it: the classes are those of the annotations, or of data.classes"
 _LOGS = "runs are logged for TensorBoard and in metrics.jsonl"
 _LAUNCHED = "to start several processes, use torchrun --nproc-per-node N train.py ..."
-# What they have and here needs no key.
+# Options of other trainers that need no key here.
 _NO_KEY_HERE = {
     "conf": "to drop detections with low scores, use predict.py --threshold (eval.score_threshold applies "
     "to raw scores, and costs AP)",
@@ -102,16 +102,17 @@ _NO_KEY_HERE = {
 }
 
 
-_ALIKE, _NEARLY_THE_SAME = 0.75, 0.85  # of difflib's ratio
-_FEW = 8  # keys that are listed
-_SURE = 2  # keys with a word in common, of which one may be named
-_COMMON_WORDS = {"max", "min", "num", "use", "per"}  # that say nothing of what a key is about
+_ALIKE, _NEARLY_THE_SAME = 0.75, 0.85  # thresholds of difflib's ratio
+_FEW = 8  # maximum number of keys to list
+_SURE = 2  # maximum number of keys with common words from which one is suggested
+_COMMON_WORDS = {"max", "min", "num", "use", "per"}  # words that say nothing about a key
 
 
 def setting_called(name: str, how: str = "") -> str:
-    """What the configuration has in the place of an option that other trainers have; empty if nothing.
+    """The key that corresponds to an option of other trainers; "" if there is none.
 
-    how: to write a key, behind it.
+    Args:
+        how: appended to the key: how to write it.
     """
     keys = [key for key in leaf_kinds(Config) if key.rpartition(".")[2] == name]
     key = _NAMES_ELSEWHERE.get(name) or " or ".join(keys)
@@ -119,7 +120,7 @@ def setting_called(name: str, how: str = "") -> str:
 
 
 def leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
-    """The dotted name of every value, with its type."""
+    """The type of every value, by dotted key."""
     kinds: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         inner = sub_section(field.annotation)
@@ -128,19 +129,20 @@ def leaf_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(key: str, value: str = "") -> str:
-    """The end of a sentence about an unknown key: what was meant, or where all keys are.
+    """End of a message about an unknown key: what was probably meant, or where all keys are listed.
 
-    value: what it was to be, which may tell.
+    Args:
+        value: the value given for the key, which may be a clue.
     """
-    # As Ultralytics has them.
+    # As in Ultralytics.
     if key == "data" and value.endswith((".yaml", ".yml")):
         return f"; for the YOLO set of a data.yaml, use data.format=yolo data.root={value}"
     if key == "model" and value.endswith((".pt", ".pth")):
         return f"; for initial weights, use model.init={value}"
     keys = list(leaf_kinds(Config))
-    # The right name in the wrong section, else another's name, else a slip of the pen.
+    # Tried in order: the right name in the wrong section, another trainer's name, a typo.
     leaf = key.split(".")[-1]
-    if key in keys:  # in a file, where dots are levels
+    if key in keys:  # it was used in a file, where dots are levels
         inner = key.replace(".", ": {")
         return f"; in a file, write {inner}: ...{'}' * key.count('.')}"
     members = [one for one in keys if f".{key}." in f".{one}"]
@@ -154,7 +156,7 @@ def nearest(key: str, value: str = "") -> str:
     named = _NAMES_ELSEWHERE.get(key) or _NAMES_ELSEWHERE.get(leaf.lower())
     found = _alike_in_section(key, keys, _NEARLY_THE_SAME if named else _ALIKE)
     if not found and named:
-        begun = [one for one in keys if one.startswith(f"{key}_")]  # eval.batch, of eval.batch_size
+        begun = [one for one in keys if one.startswith(f"{key}_")]  # eval.batch for eval.batch_size
         if not begun:
             return f"; use {named}"
         found = begun[0]
@@ -169,20 +171,20 @@ def nearest(key: str, value: str = "") -> str:
 
 
 def _alike_in_section(key: str, keys: list[str], least: float) -> str | None:
-    """What its own section has that is called nearly so; groups of keys too. least: a ratio."""
+    """The key or group of the same section with the most similar name, of at least ratio `least`."""
     section, _, rest = key.partition(".")
     groups = [one.rpartition(".")[0] for one in keys if one.count(".") > 1]
     own = [one for one in dict.fromkeys([*keys, *groups]) if one.startswith(f"{section}.")]
     alike = {one: _ratio(rest.replace(".", "_"), one.partition(".")[2].replace(".", "_")) for one in own}
     group, _, leaf = key.rpartition(".")
-    for one in own:  # in a group of its own, such as model.anchors, the last word tells
+    for one in own:  # within a group, such as model.anchors, compare the last part
         if one.rpartition(".")[0] == group:
             alike[one] = max(alike[one], _ratio(leaf, one.rpartition(".")[2]))
     return max((one for one in own if alike[one] >= least), key=lambda one: alike[one], default=None)
 
 
 def _with_its_words(key: str, keys: list[str]) -> str | None:
-    """What its own section has with all its words."""
+    """The key of the same section that contains all words of this one."""
     section, _, rest = key.partition(".")
     own = [
         one for one in keys if one.startswith(f"{section}.") and _has_words_of(rest.replace(".", "_"), one)
@@ -191,7 +193,7 @@ def _with_its_words(key: str, keys: list[str]) -> str | None:
 
 
 def _alike_elsewhere(key: str, keys: list[str]) -> str | None:
-    """What any section has that is called so, has all its words, or is a slip away; its own, that has one."""
+    """A key of any section with the same name, all its words or a typo; else one here with a common word."""
     section, dot, leaf = key.rpartition(".")
     section += dot or "no section"
     named = {one: one.rpartition(".")[2] for one in keys}

@@ -1,4 +1,4 @@
-"""Settings that change nothing beside others: whoever writes them believes that they do."""
+"""Settings that have no effect in combination with others, which the user may not expect."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -10,12 +10,12 @@ log = logging.getLogger(__name__)
 
 
 def warn_of_idle_settings(config: Config, overrides: Iterable[str], of_file: Iterable[str] = ()) -> None:
-    """Warn of each key that changes nothing with the others, unless it is as by default.
+    """Warn about each key without effect, unless it has its default value.
 
     Args:
-        overrides: the keys of the command line.
-        of_file: those of the configuration file itself. What makes one idle may be an override: then it is
-            there to be overridden.
+        overrides: keys on the command line.
+        of_file: keys in the configuration file itself. If an override makes one of them idle, that is
+            intended.
     """
     values, usual = leaf_values(config), leaf_values(Config())
     idle, overridden = dict(_idle(config)), set(overrides)
@@ -27,7 +27,7 @@ def warn_of_idle_settings(config: Config, overrides: Iterable[str], of_file: Ite
 
 
 def _idle(c: Config) -> Iterator[tuple[str, str]]:
-    """Keys that nothing reads, and what makes them so."""
+    """Keys without effect, and the setting that is the reason."""
     if c.schedule.name == "cosine":
         yield from _with("schedule.name=cosine", "schedule.milestones", "schedule.gamma")
     else:
@@ -50,13 +50,13 @@ def _idle(c: Config) -> Iterator[tuple[str, str]]:
         yield from _with("train.accumulate=1", "train.rank_accumulated")
     if c.loss.box_weight == 0:
         yield from _with("loss.box_weight=0", "loss.box", "loss.self_balance", "loss.smooth_l1_beta")
-    # From the first evaluation to the last before the end.
+    # Epochs from the first evaluation to the last one before the end.
     longest = (c.train.epochs - 1) // c.train.eval_every * c.train.eval_every - c.train.eval_every
     if c.train.patience is not None and c.train.patience > longest:
         yield from _with(f"train.epochs={c.train.epochs}", "train.patience")
     if c.train.on_nonfinite == "raise":
         yield from _with("train.on_nonfinite=raise", "train.max_nonfinite")
-    if c.matcher.name == "iou":  # with atss its thresholds still say how anchors are judged
+    if c.matcher.name == "iou":  # with atss the IoU thresholds are still used to judge anchors
         yield from _with("matcher.name=iou", "matcher.candidates")
     loss = f"loss.name={c.loss.name}"
     if not c.loss.ranks:

@@ -1,4 +1,4 @@
-"""The configuration: the network, its anchors, what they are matched with, and the loss."""
+"""The configuration of the network, its anchors, matching and loss."""
 
 from itertools import product
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ class AnchorConfig(Section):
         if len(self.sizes) != 5 or len({len(level) for level in self.sizes}) != 1 or not self.sizes[0]:
             raise ValueError("sizes: must be five lists (P3 to P7) of the same length")
         for size, ratio in product({size for level in self.sizes for size in level}, self.ratios):
-            if size * min(ratio, 1 / ratio) ** 0.5 <= 1:  # a half on each side of the middle rounds to 0
+            if size * min(ratio, 1 / ratio) ** 0.5 <= 1:  # half of it on each side of the centre rounds to 0
                 raise ValueError(
                     f"sizes: {size:g} px with the ratio {ratio:g} gives an anchor at most 1 px wide or "
                     "high, which rounds to 0"
@@ -150,7 +150,7 @@ class LossConfig(Section):
 
     @property
     def ranks(self) -> bool:
-        """Whether it leaves the scale of the scores free."""
+        """Whether the loss is a ranking loss, which leaves the scale of scores undetermined."""
         return self.name in ("ap", "alrp", "rank_sort")
 
     @field_validator("delta")

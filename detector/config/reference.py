@@ -1,4 +1,4 @@
-"""docs/configuration.md, written from the schema: python -m detector.config.reference."""
+"""Writes docs/configuration.md from the schema: python -m detector.config.reference."""
 
 import types
 import typing
@@ -12,7 +12,7 @@ from detector.config.fields import Transform, sub_section
 
 
 def reference() -> str:
-    """The configuration reference, as Markdown: every key, its type, default and meaning."""
+    """The configuration reference in Markdown: every key, its type, default and meaning."""
     lines = [
         "# Configuration reference",
         "",

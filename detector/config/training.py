@@ -1,4 +1,4 @@
-"""The configuration: the run, its steps and its evaluation."""
+"""The configuration of the run, its steps and its evaluation."""
 
 from typing import Annotated, Any, Literal
 
@@ -196,7 +196,7 @@ class EvalConfig(Section):
 
     @property
     def nms_threshold_counts(self) -> bool:
-        """Whether anything reads it: hard NMS, or the joining of tiles."""
+        """Whether nms_threshold is used: by hard NMS, or to merge tiles."""
         return self.nms == "hard" or self.tile is not None
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""What all processes of a training must have alike, compared before anything is made of it.
+"""What must be the same in all processes of a training, compared before anything is built.
 
-Processes with other settings would make other collective calls, and wait for each other for ever; or average
-gradients of different weights, and nobody would know.
+Processes with different settings would make different collective calls and wait for each other forever, or
+silently average gradients of different weights.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from detector.training.run_folder import versions
 from errors import InputError
 
 _ROOT = Path(__file__).parents[2]
-# What may be each machine's own: where its files are, and how they are read.
+# Settings that may differ by machine: where its files are, and how they are read.
 _OWN = frozenset(
     {
         "run.dir",
@@ -33,17 +33,17 @@ _OWN = frozenset(
         "train.profile",
     }
 )
-_SHOWN = 60  # characters of a value
+_SHOWN = 60  # characters shown of a value
 
 
 def refuse_different(
     processes: Processes, config: Config, resumes: bool = False, dry_run: bool = False
 ) -> None:
-    """All processes must call this, with what each was told.
+    """Compare the settings and environment of all processes; every process must call this.
 
     Raises:
-        InputError: this process was told something else than the main one.
-        Bystander: another process was.
+        InputError: this process differs from the main one.
+        Bystander: another process does.
     """
     if processes.size == 1:
         return
@@ -55,11 +55,11 @@ def refuse_different(
                 f"{key} is {_shown(value)} on {platform.node()}, but {_shown(first.get(key))} in the first "
                 "process; start all processes with the same command, configuration and code"
             )
-    processes.barrier()  # one that was refused will not come, and the others learn of it here
+    processes.barrier()  # a refused process does not arrive, and the others learn of it here
 
 
 def _facts(config: Config, local_rank: int, resumes: bool, dry_run: bool) -> dict[str, Any]:
-    """By the name that is shown to the user."""
+    """What is compared, by the name that messages show."""
     device = build_device(config.train.device, local_rank)
     values = {key: value for key, value in leaf_values(config).items() if key not in _OWN}
     return {
@@ -74,9 +74,9 @@ def _facts(config: Config, local_rank: int, resumes: bool, dry_run: bool) -> dic
 
 
 def _checksum() -> str:
-    """Of all modules of the program."""
+    """Hash of all modules of the program."""
     digest = hashlib.blake2b(digest_size=8)
-    # Not all below data: users put their sets there.
+    # Not all of data/: users put their data sets there.
     patterns = (
         "train.py",
         "doors.py",
@@ -87,13 +87,13 @@ def _checksum() -> str:
         "data/split/*.py",
     )
     for path in sorted(path for pattern in patterns for path in _ROOT.glob(pattern)):
-        if path.is_file() and not path.name.startswith("."):  # an editor's
+        if path.is_file() and not path.name.startswith("."):  # temporary files of editors
             digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
 def _release(version: str) -> str:
-    """Without the build (+cu128), and the part that mends faults alone."""
+    """Major and minor version, without the patch level and the build (+cu128)."""
     return ".".join(version.partition("+")[0].split(".")[:2])
 
 

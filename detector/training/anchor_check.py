@@ -1,4 +1,4 @@
-"""The anchors of a configuration beside the gt boxes as its training sees them."""
+"""How well the configured anchors fit the gt boxes as training sees them."""
 
 from dataclasses import dataclass
 
@@ -14,23 +14,26 @@ from detector.anchor_fit import AnchorShapes, SeenBoxes, level_ious, suggest
 from detector.builders.data import build_pipeline
 from detector.config import Config
 
-IMAGES = 200  # that are looked at
-_ENOUGH, _DRAWS = 200, 10  # boxes; draws of the augmentation, where crops leave fewer than there are
+IMAGES = 200  # number of images examined
+_ENOUGH, _DRAWS = (
+    200,
+    10,
+)  # boxes; maximum draws of the augmentation, where crops leave fewer
 _LITTLE_RECALL = 0.9
-_WORTH_SAYING = 0.01  # recall that other anchors would gain
+_WORTH_SAYING = 0.01  # gain in recall that makes other anchors worth suggesting
 
 
 @dataclass(frozen=True)
 class AnchorFit:
-    """How well the anchors of a configuration fit, and what would fit better."""
+    """How well the configured anchors fit, and which would fit better."""
 
     seen: SeenBoxes
     shapes: AnchorShapes
-    ious: Tensor  # [G, 5] the best of each box on each level
+    ious: Tensor  # [G, 5] best IoU of each box on each level
     positive_iou: float
     negative_iou: float
-    by_iou: bool  # whether these two decide what is positive; else it is each box's own threshold
-    suggested: AnchorShapes | None  # where it gains something
+    by_iou: bool  # whether these thresholds decide what is positive (else each box has its own)
+    suggested: AnchorShapes | None  # None if they would gain too little
 
     @property
     def best(self) -> Tensor:
@@ -44,22 +47,22 @@ class AnchorFit:
 
 
 def at_scale(fit: AnchorFit, scale: float) -> Tensor:
-    """The best IoU of each box, [G], where images are shrunk: see schedule.image_scales."""
+    """The best IoU of each box, [G], for images scaled as by schedule.image_scales."""
     sizes = (fit.seen.image_sizes * scale / SIZE_DIVISOR).ceil().clamp(min=1).long() * SIZE_DIVISOR
     return level_ious(SeenBoxes(fit.seen.boxes * scale, sizes), fit.shapes).amax(1)
 
 
 def recall(best: Tensor, iou: float) -> float:
-    """The part of the boxes [G] whose best anchor reaches an IoU."""
+    """Fraction of the boxes [G] whose best anchor reaches an IoU."""
     return float((best >= iou).double().mean())
 
 
 def seen_boxes(
     records: DetectionSet, config: Config, epoch: int = 0, images: int = IMAGES, training: bool = True
 ) -> SeenBoxes:
-    """The gt boxes of some images as training sees them in an epoch, or evaluation. No image is decoded.
+    """The gt boxes of some images, as training sees them in an epoch, or as evaluation does.
 
-    Where crops leave few boxes of many, every second epoch from the given one on is looked at too.
+    No image is decoded. If crops leave few boxes, further draws are added: epoch + 2, epoch + 4 and so on.
     """
     pipeline = build_pipeline(config.data, training=training, geometry=True)
     dataset = DetectionDataset(records, pipeline, config.train.seed, cache=_Blank(records))
@@ -84,9 +87,9 @@ def seen_boxes(
 def measure_anchors(
     records: DetectionSet, config: Config, images: int = IMAGES, search: bool = True
 ) -> AnchorFit:
-    """Measure the anchors; with `search` also look for better ones.
+    """Measure how well the anchors fit; with `search` also look for better ones.
 
-    Better ones are searched on other draws of the augmentation than they are judged on.
+    The search uses other draws of the augmentation than the measurement.
     """
     seen = seen_boxes(records, config, epoch=0, images=images)
     shapes = AnchorShapes(
@@ -95,7 +98,7 @@ def measure_anchors(
     positive = config.matcher.positive_iou
     ious, suggested = level_ious(seen, shapes), None
     others = seen_boxes(records, config, epoch=1, images=images) if search else seen
-    if search and len(seen.boxes) and len(others.boxes):  # a crop may have left none
+    if search and len(seen.boxes) and len(others.boxes):  # crops may leave no box
         other = suggest(others, shapes, positive)
         gain = recall(level_ious(seen, other).amax(1), positive) - recall(ious.amax(1), positive)
         suggested = other if gain >= _WORTH_SAYING else None
@@ -104,7 +107,7 @@ def measure_anchors(
 
 
 class _Blank(ImageCache):
-    """Stands in for the pixels of a set's images where only the boxes are looked at."""
+    """Replaces the images of a set by zeros where only the boxes matter."""
 
     def read(self, row: int) -> NDArray[np.uint8]:
         return np.zeros((*self._sizes[row], 3), dtype=np.uint8)

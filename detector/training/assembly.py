@@ -1,4 +1,4 @@
-"""From the configuration to the parts of a training."""
+"""Builds the parts of a training from the configuration."""
 
 import logging
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training is made of."""
+    """The parts of a training."""
 
     device: torch.device
     amp: torch.dtype | None
@@ -65,7 +65,7 @@ class Parts:
     train_set: DetectionSet
     batches: EpochBatches
     loader: DataLoader
-    skipped: SkippedImages | None  # where images that cannot be read are passed over
+    skipped: SkippedImages | None  # None unless unreadable images are skipped
     validation: Validation
     learner: Learner
     gradients: Gradients
@@ -85,12 +85,12 @@ class Parts:
 def assemble(
     config: Config, processes: Processes, classes: tuple[str, ...] | None, fresh: bool, warn: bool
 ) -> Parts:
-    """Build everything; no run is written, but the demo set and the file of data.cache=disk may be.
+    """Build everything. No run folder is written, but the demo set and the file of data.cache=disk may be.
 
     Args:
-        classes: of the checkpoint that is continued.
-        fresh: take the initial weights; False if those of a checkpoint will follow.
-        warn: say which settings do not go with each other, or with the data.
+        classes: classes of the checkpoint to resume from, if any.
+        fresh: load the initial weights; False if those of a checkpoint will follow.
+        warn: warn about settings that do not fit each other or the data.
 
     Raises:
         InputError: something in the configuration or the data is wrong.
@@ -99,7 +99,7 @@ def assemble(
     torch.manual_seed(train.seed)
     device = build_device(train.device, processes.local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton's kernels, events and pinned memory go by it
+        torch.cuda.set_device(device)  # Triton kernels, events and pinned memory use the current device
     amp = build_amp(train, device)
     warn_of_slow_amp(train, device)
 
@@ -113,9 +113,9 @@ def assemble(
         warn_of_crowds(config, val_set)
         warn_of_score_threshold(config)
         warn_of_tiles(config, val_set)
-    cache = processes.main_first(lambda: build_cache(data, train_set))  # on a disk without locks too
+    cache = processes.main_first(lambda: build_cache(data, train_set))  # main first: no locks needed
     skip = data.on_error == "skip"
-    # More in a row are too many in any case; all of a set on a lost disk would take hours.
+    # More in a row are too many anyway; trying a whole set on a lost disk would take hours.
     stand_ins = data.max_skipped + 1 if skip else 0
     pin_memory = device.type == "cuda"
     loader = train_loader(
@@ -123,7 +123,7 @@ def assemble(
     )
 
     with memory_explained(device, "use another train.device, or a smaller model.backbone"):
-        # Pretrained weights are fetched once.
+        # The main process first, so that pretrained weights are downloaded once.
         model = processes.main_first(lambda: build_initial_model(config.model, train_set.classes, fresh))
         if train.sync_batch_norm and processes.size > 1:
             synchronise_norms(model, device)
@@ -176,10 +176,10 @@ def assemble(
 def _build_sets(
     config: Config, processes: Processes, classes: tuple[str, ...] | None
 ) -> tuple[DetectionSet, DetectionSet]:
-    """For training and for validation, the same in all processes."""
+    """The training and validation sets, the same in all processes."""
     data = config.data
     unreadable = UnreadableImages() if data.on_error == "skip" else None
-    # Which may generate it.
+    # The main process first, as this may generate the set.
     train_set = processes.main_first(lambda: build_set(data, "train", classes, unreadable))
     if unreadable:
         say_what_is_skipped(unreadable, data, processes)
@@ -194,7 +194,7 @@ def _build_sets(
 def _build_batches(
     config: Config, train_set: DetectionSet, pipeline: Pipeline, processes: Processes
 ) -> EpochBatches:
-    """Which images go together, epoch by epoch."""
+    """Which images form a batch, epoch by epoch."""
     train, data = config.train, config.data
     scales = epoch_scales(config.schedule.image_scales, train.epochs)
     try_on_smallest(pipeline, min(scales), train_set, config, processes)
@@ -219,14 +219,14 @@ def scaled_lr(config: Config) -> float:
 
 
 def build_initial_model(config: ModelConfig, classes: Sequence[str], fresh: bool) -> RetinaNet:
-    """The network with the weights that a training begins with, or with any where not `fresh`.
+    """The network with the initial weights of a training, or with arbitrary ones unless `fresh`.
 
     Raises:
-        InputError: weights cannot be fetched or read, or are of another architecture.
+        InputError: weights cannot be downloaded or read, or are of another architecture.
     """
-    if fresh:  # runs of before may have some
+    if fresh:  # older runs may have duplicates
         _refuse_anchors_twice(config.anchors)
-    # What model.init brings takes the place of all that ImageNet's weights would be.
+    # model.init overwrites all that the ImageNet weights would provide.
     model = build_model(config, len(classes), config.pretrained and fresh and config.init is None)
     if config.init is not None and fresh:
         initialise(
@@ -263,11 +263,11 @@ def _refuse_anchors_twice(anchors: AnchorConfig) -> None:
 
 
 def _initial_weights(source: str, backbone: str) -> tuple[Any, str]:
-    """What model.init names, and what to call it."""
+    """The weights that model.init names, and their name for messages."""
     path = Path(source)
-    # A folder called coco is a data set, more often than not.
+    # A folder named coco is more likely a data set than a run.
     if source in COCO and not (path.is_file() or (path / "checkpoints").is_dir()):
-        if backbone != "resnet50":  # before 130 MB are fetched in vain
+        if backbone != "resnet50":  # before 130 MB are downloaded in vain
             raise InputError(
                 f"model.init={source} has a ResNet-50: use configs/torchvision_r50.yaml, or set "
                 "model.backbone=resnet50 model.norm=frozen model.init_partial=true"
@@ -283,9 +283,10 @@ def _initial_weights(source: str, backbone: str) -> tuple[Any, str]:
 
 
 def sets_in_words(train: DetectionSet, val: DetectionSet, per_epoch: int) -> str:
-    """How much there is to learn from; regions that are ignored are none of it.
+    """The sizes of the sets in words; ignored regions are not counted.
 
-    per_epoch: training images, those that are repeated as often as they come.
+    Args:
+        per_epoch: training images per epoch, repeated ones counted each time.
     """
     boxes, classes = int((~train.ignore).sum()), len(train.classes)
     repeated = f" ({per_epoch} per epoch, with data.repeat_rare)" if per_epoch > len(train) else ""
@@ -296,13 +297,13 @@ def sets_in_words(train: DetectionSet, val: DetectionSet, per_epoch: int) -> str
 
 
 def _shared(model: RetinaNet, device: torch.device, processes: Processes) -> nn.Module:
-    """The model as it is called: its gradients are the mean over all processes."""
+    """The model to call in training: its gradients are averaged over all processes."""
     if processes.size == 1:
         return model
-    processes.barrier()  # one that failed would leave the others waiting for its weights
+    processes.barrier()  # a failed process would leave the others waiting for its weights
     ids = [device.index] if device.type == "cuda" else None
     shared = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    # Each process keeps its own statistics until `share_state`; to send all buffers in every step holds all
-    # GPUs up and is two launches for each.
+    # Each process keeps its own statistics until `share_state`. Broadcasting all buffers in every step would
+    # stall all GPUs and cost two launches per buffer.
     shared.broadcast_buffers = False
     return shared

@@ -1,4 +1,4 @@
-"""What is looked at while a training is put together: settings and data that do not go with each other."""
+"""Checks while a training is assembled: settings and data that do not fit each other."""
 
 import logging
 
@@ -18,8 +18,8 @@ from errors import InputError, some_of
 log = logging.getLogger(__name__)
 
 _HIGH_SCORE = 0.2
-_ALL_STAGES = 5  # of a ResNet, the stem among them
-_TRIES = 8  # what is applied to every second image has come up by then
+_ALL_STAGES = 5  # of a ResNet, including the stem
+_TRIES = 8  # enough for transforms with p=0.5 to be applied at least once
 
 
 def warn_of_slow_amp(train: TrainConfig, device: torch.device) -> None:
@@ -36,7 +36,7 @@ def warn_of_slow_amp(train: TrainConfig, device: torch.device) -> None:
 
 def warn_of_schedule(config: Config, total_steps: int) -> None:
     schedule, epochs = config.schedule, config.train.epochs
-    if total_steps == 0:  # only scored
+    if total_steps == 0:  # evaluation only
         return
     lost = sorted(set(schedule.image_scales) - set(epoch_scales(schedule.image_scales, epochs)))
     if lost:
@@ -51,7 +51,7 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
             "set milestones to fit train.epochs",
             epochs, " and ".join(f"{milestone:g}" for milestone in late),
         )  # fmt: skip
-    if schedule.warmup_steps >= total_steps:  # the step of this number is the first with the whole rate
+    if schedule.warmup_steps >= total_steps:  # step warmup_steps is the first with the full rate
         log.warning(
             "schedule.warmup_steps=%d: the training has only %d steps and never reaches optimizer.lr; set "
                 "it to %d, for example",
@@ -60,7 +60,7 @@ def warn_of_schedule(config: Config, total_steps: int) -> None:
 
 
 def warn_of_score_threshold(config: Config) -> None:
-    """One from another trainer, whose scores have a scale."""
+    """Warn about a threshold as in other trainers, whose scores have a fixed scale."""
     if config.loss.ranks and config.eval.score_threshold > _HIGH_SCORE:
         log.warning(
             "eval.score_threshold=%g applies to raw scores, whose scale is arbitrary with a ranking loss: "
@@ -70,7 +70,7 @@ def warn_of_score_threshold(config: Config) -> None:
 
 
 def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:
-    """More objects in an image than may be found in it."""
+    """Warn if images contain more objects than may be detected in one."""
     counts = np.bincount(val_set.image_of_box[~val_set.ignore], minlength=len(val_set))
     limit, most = config.eval.detections_per_img, int(counts.max(initial=0))
     if most > limit:
@@ -82,14 +82,16 @@ def warn_of_crowds(config: Config, val_set: DetectionSet) -> None:
 
 
 def warn_of_batches(config: Config, images: int, processes: int = 1) -> None:
-    """An epoch has whole batches alone: each step is of as many images.
+    """Warn about images that are left out because an epoch consists of whole batches only.
 
-    images: of an epoch, those that are repeated as often as they come.
+    Args:
+        images: images per epoch, repeated ones counted each time.
+        processes: number of processes.
     """
     parts = processes * config.train.accumulate
     batch_size = config.train.batch_size
     left = images % batch_size
-    if config.train.epochs == 0:  # only scored
+    if config.train.epochs == 0:  # evaluation only
         return
     if batch_size > images:
         scaled = ", while the learning rate is scaled for more" if config.optimizer.lr_for_batch else ""
@@ -105,9 +107,10 @@ def warn_of_batches(config: Config, images: int, processes: int = 1) -> None:
 
 
 def warn_of_no_repeats(data: DataConfig, records: DetectionSet, images: int) -> None:
-    """A data.repeat_rare that no class is below, or so little that nothing is repeated.
+    """Warn if data.repeat_rare repeats nothing: no class is rare enough, or rounding removes the repeats.
 
-    images: of an epoch.
+    Args:
+        images: images per epoch.
     """
     if data.repeat_rare is None or images > len(records):
         return
@@ -123,10 +126,10 @@ def warn_of_no_repeats(data: DataConfig, records: DetectionSet, images: int) -> 
 
 
 def refuse_another_set(records: DetectionSet, split: str, processes: Processes) -> None:
-    """All processes divide one order of the samples: what one of them cannot read must be so for all.
+    """All processes share one order of samples, so all must have read the same set.
 
     Args:
-        split: names the set in errors.
+        split: name of the set in messages.
 
     Raises:
         InputError: this process has read another set than the main one.
@@ -140,10 +143,10 @@ def refuse_another_set(records: DetectionSet, split: str, processes: Processes) 
 
 
 def say_what_is_skipped(unreadable: UnreadableImages, data: DataConfig, processes: Processes) -> None:
-    """Of data.on_error=skip, where it is known before the training.
+    """Report images that data.on_error=skip leaves out, as far as known before the training.
 
     Raises:
-        InputError: they are more than data.max_skipped.
+        InputError: there are more than data.max_skipped.
     """
     if len(unreadable) > data.max_skipped:
         more = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
@@ -164,7 +167,7 @@ def try_on_smallest(
     """Augment the lowest, narrowest and smallest image before anything is written: a crop may not fit.
 
     Raises:
-        InputError: a transform cannot be used on it, or batch norm on what is left of it.
+        InputError: a transform fails on it, or batch norm would on the result.
     """
     sizes, train = train_set.sizes, config.train
     smallest = {tuple(sizes[values.argmin()].tolist()) for values in (sizes.prod(axis=1), *sizes.T)}
@@ -178,7 +181,7 @@ def try_on_smallest(
     at_once = min(train.batch_size, len(train_set)) // (train.accumulate * processes.size)
     alone = at_once <= 1 and not (train.sync_batch_norm and processes.size > 1)
     long_side = round(scale * max(augmented[height, width].shape[:2]))
-    frozen = config.model.frozen_stages >= _ALL_STAGES  # which then looks at no batch
+    frozen = config.model.frozen_stages >= _ALL_STAGES  # then no statistics of a batch are used
     if config.model.norm == "batch" and not frozen and alone and long_side <= SIZE_DIVISOR:
         raise InputError(
             f"model.norm=batch has nothing to average over: with one image at a time, an image of {width} x "

@@ -1,4 +1,4 @@
-"""TensorBoard: what a run writes for each of its tabs."""
+"""What a run writes to each tab of TensorBoard."""
 
 import contextlib
 import io
@@ -19,10 +19,10 @@ from detector.evaluation.coco import CocoResult
 from detector.evaluation.curves import curves
 from errors import InputError
 
-_THRESHOLDS = np.linspace(0, 1, 101)  # of the PR curves; TensorBoard takes 127 at most
-_CLASSES = 100  # that have one: each takes 2.5 kB, at every evaluation
+_THRESHOLDS = np.linspace(0, 1, 101)  # of the PR curves; TensorBoard allows at most 127
+_CLASSES = 100  # maximum number of PR curves; each takes 2.5 kB per evaluation
 
-# The tag of each number of metrics.jsonl; TensorBoard makes a section of what stands before the slash.
+# The tag of each value in metrics.jsonl; TensorBoard groups tags by the part before the slash.
 _STEP_SECTIONS = {
     "loss": "loss/total",
     "lr": "train/lr",
@@ -44,11 +44,11 @@ _EVALUATION_SECTIONS = {
     "calibration_error_raw": "val_calibration/error_raw",
     "calibration_error_held_out": "val_calibration/error_held_out",
 }
-# In the HParams tab.
+# Metrics in the HParams tab.
 _COMPARED = ("val/AP", "val/AP50", "val/AP75")
 _FIRST_COLUMNS = ("loss.name", "model.backbone", "optimizer.lr", "train.batch_size", "train.epochs")
 
-# Several curves in one chart, in the Custom Scalars tab.
+# Charts with several curves, in the Custom Scalars tab.
 _LAYOUT = {
     "Validation": {
         "AP": ["Multiline", ["val/AP", "val/AP50", "val/AP75"]],
@@ -65,7 +65,7 @@ class Board:
 
     Args:
         folder: the run folder.
-        purge_step: events from this step on, which an earlier part of the run has left, are hidden.
+        purge_step: hide events from this step on that an earlier part of the run has left.
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
@@ -75,35 +75,35 @@ class Board:
             self._writer.add_custom_scalars(_LAYOUT)
 
     def config(self, text: str, step: int) -> None:
-        """Text: the resolved configuration, as it is from this step on."""
+        """Text: the resolved configuration from this step on."""
         with self._writing():
             self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()), step)
 
     def begin(self, values: dict[str, bool | float | str]) -> None:
-        """HParams: the settings of this run; its metrics there are the newest of its scalars.
+        """HParams: the settings of this run; TensorBoard takes its metrics from the newest scalars.
 
-        SummaryWriter.add_hparams would make a run of its own of it, in a folder below.
+        SummaryWriter.add_hparams would create a separate run in a subfolder.
         """
         experiment, session, self._end_of_session = hparams(values, dict.fromkeys(_COMPARED, 0.0))
         data = experiment.value[0].metadata.plugin_data
         content = HParamsPluginData.FromString(data.content)
         for info in content.experiment.hparam_infos:
-            info.differs = info.name in _FIRST_COLUMNS  # it shows five, these before the others
+            info.differs = info.name in _FIRST_COLUMNS  # five are shown, these first
         data.content = content.SerializeToString()
         self._summaries(experiment, session)
 
     def end(self) -> None:
-        """HParams: the run has come to its end."""
+        """HParams: the run has ended."""
         self._summaries(self._end_of_session)
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        """Scalars of a training step, by their names in metrics.jsonl."""
+        """Scalars of a training step, named as in metrics.jsonl."""
         self._scalars(
             {_STEP_SECTIONS.get(k, f"loss/{k.removeprefix('loss_')}"): v for k, v in values.items()}, step
         )
 
     def evaluation(self, step: int, result: CocoResult, extra: dict[str, float]) -> None:
-        """Scalars and PR curves. What is -1, for want of gt boxes, is left out."""
+        """Scalars and PR curves. Values of -1, i.e. without gt boxes, are left out."""
         values = {_EVALUATION_SECTIONS[name]: value for name, value in {**result.summary, **extra}.items()}
         values |= {f"val_class_AP/{name}": one.ap for name, one in result.per_class.items()}
         kinds = list(result.errors.costs().items())[:6]  # without the two sums
@@ -114,7 +114,7 @@ class Board:
     def images(self, step: int, pictures: dict[str, NDArray[np.uint8]]) -> None:
         """Images: uint8 [H, W, 3] each, by name.
 
-        As JPEG; SummaryWriter.add_image would write PNG, larger and slower by far.
+        Written as JPEG; SummaryWriter.add_image would write PNG, which is much larger and slower.
         """
         for name, picture in pictures.items():
             encoded = io.BytesIO()
@@ -127,7 +127,7 @@ class Board:
             self._summaries(Summary(value=[value]), step=step)
 
     def close(self) -> None:
-        """Write what is left.
+        """Write what is pending, and close the file.
 
         Raises:
             InputError: no permission or no space.
@@ -136,14 +136,14 @@ class Board:
             self._writer.close()
 
     def _pr_curves(self, step: int, result: CocoResult) -> None:
-        """At IoU 0.5. SummaryWriter.add_pr_curve would know nothing of gt boxes that were not found."""
+        """PR curves at IoU 0.5. SummaryWriter.add_pr_curve would ignore gt boxes that were not found."""
         with self._writing():
             for one in curves(result, _THRESHOLDS, _CLASSES):
                 self._writer.add_pr_curve_raw(
                     _text(f"val_PR/{one.name}"),
                     one.right,
                     one.wrong,
-                    np.zeros_like(one.right),  # background has no number
+                    np.zeros_like(one.right),  # true negatives are not defined
                     one.gt_boxes - one.right,
                     one.precision,
                     one.recall,
@@ -153,7 +153,7 @@ class Board:
 
     def _summaries(self, *summaries: Summary, step: int | None = None) -> None:
         writer = self._writer.file_writer
-        assert writer is not None  # until it is closed
+        assert writer is not None  # None only after closing
         with self._writing():
             for summary in summaries:
                 writer.add_summary(summary, step)
@@ -165,7 +165,7 @@ class Board:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        # TensorBoard writes in a thread of its own and raises here, later, what went wrong there.
+        # TensorBoard writes in its own thread; errors there are raised here later.
         try:
             yield
         except OSError as error:
@@ -175,14 +175,15 @@ class Board:
 
 
 def _text(name: str) -> str:
-    """Without what is not UTF-8, from JSON or names of files, which TensorBoard does not take."""
+    """Replace what is not UTF-8 (from JSON or file names), which TensorBoard refuses."""
     return name.encode(errors="replace").decode()
 
 
 def hyperparameters(config: Config, lr: float) -> dict[str, bool | float | str]:
-    """What runs are most often compared by; all of the configuration is in the Text tab.
+    """The settings by which runs are most often compared; the Text tab has the whole configuration.
 
-    lr: after scaling to the batch.
+    Args:
+        lr: learning rate after scaling to the batch.
     """
     model, loss, optimizer, train = config.model, config.loss, config.optimizer, config.train
     return {

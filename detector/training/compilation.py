@@ -1,4 +1,4 @@
-"""torch.compile as an option: which parts, whether it took effect, and what is said when it cannot."""
+"""torch.compile as an option: which parts, whether it took effect, and errors in one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from detector.retinanet import RetinaNet
 from detector.training.stop import StopRequest
 from errors import InputError, Stopped, first_line
 
-_MOST_GRAPHS = 64  # of a function, where dynamo's own limit is 8
+_MOST_GRAPHS = 64  # graphs per function; dynamo's default is 8
 
 
 def compile_parts(model: RetinaNet, backend: str = "inductor") -> None:
-    """Compile backbone, pyramid and heads in place; anchors and normalising stay as they are."""
-    # Each shape of images may want a graph of its own, and so may a pass without gradients.
-    for name in ("recompile_limit", "cache_size_limit"):  # the latter up to torch 2.6
+    """Compile backbone, pyramid and heads in place; anchors and normalisation stay uncompiled."""
+    # Each image shape may need its own graph, and so may passes without gradients.
+    for name in ("recompile_limit", "cache_size_limit"):  # the latter: name up to torch 2.6
         if hasattr(torch._dynamo.config, name):
             setattr(torch._dynamo.config, name, _MOST_GRAPHS)
     for part in (model.backbone, model.pyramid, model.class_head, model.box_head):
@@ -28,7 +28,7 @@ def compilation_report(shapes: int) -> str:
     """What has been compiled so far, in one line.
 
     Args:
-        shapes: how many different image shapes there were.
+        shapes: number of different image shapes.
     """
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     if not graphs:
@@ -43,15 +43,16 @@ def compilation_report(shapes: int) -> str:
 def compilation_explained(
     stop: StopRequest | None = None, then: str = "", alone: bool = True
 ) -> Iterator[None]:
-    """Turn a failure to compile into one line.
+    """Turn a compilation failure into one line.
 
     Args:
-        stop: what asks for the end of it; the compiler's own processes may have heard it too, and failed.
-        then: what to do after that.
-        alone: no other process has to hear of it, as those may be waiting for this one.
+        stop: a stop signal also reaches the compiler's processes, so their failure may be a consequence of
+            it.
+        then: what to do after being stopped, for the message.
+        alone: there is only one process. Others may be waiting for this one and have to learn of its failure.
 
     Raises:
-        InputError: it failed, or was stopped and this process is not alone.
+        InputError: compilation failed, or was stopped and there are several processes.
         Stopped: it was stopped.
     """
     try:

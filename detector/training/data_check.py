@@ -1,4 +1,4 @@
-"""The data check on what a configuration names: all of it, or the quick part before a training."""
+"""The data check for a configuration: all of it, or the fast part before a training."""
 
 import logging
 import time
@@ -25,26 +25,26 @@ from errors import InputError
 log = logging.getLogger(__name__)
 _NOUNS = {"voc": "object", "yolo": "line"}
 _LINES_BEFORE_TRAINING = 5
-_PIXELS_BEFORE_TRAINING = 2e7  # of blank images that are augmented: a fraction of a second
+_PIXELS_BEFORE_TRAINING = 2e7  # pixels of blank images to augment: a fraction of a second
 _LEAST_IMAGES, _MOST_IMAGES = 8, 64
-_MOSTLY = 0.5  # of the samples
-_OTHER_SIZE = 2.0  # objects so many times as large were hardly learnt; augmentation spreads their sizes
+_MOSTLY = 0.5  # fraction of the samples
+_OTHER_SIZE = 2.0  # objects this many times as large were hardly learnt; augmentation varies the size
 
 
 @dataclass(frozen=True)
 class Examination:
-    """The report, and the records that could be read, for pictures of them."""
+    """The report, and the sets that could be read, for pictures of them."""
 
     report: Report
     sets: dict[str, DetectionSet]
 
 
 def examine(config: Config, title: str, decode: bool) -> Examination:
-    """Look at all splits of a configuration.
+    """Check all splits of a configuration.
 
     Args:
-        title: names the configuration in the report.
-        decode: read the images as well, not only the annotations.
+        title: name of the configuration in the report.
+        decode: check the images as well, not only the annotations.
 
     Raises:
         InputError: no split can be read at all.
@@ -76,7 +76,7 @@ def _annotation_spots(config: Config, sets: Mapping[str, DetectionSet], paths: b
 
 
 def _without_places(spots: list[AnySpot]) -> list[AnySpot]:
-    """What is said of where boxes lie in images whose size is not known is left out: they may be right."""
+    """Drop findings about box positions in images of unknown size: the boxes may be right."""
     unknown = {spot.image for spot in spots if spot.code == "image-size-differs"}
     if not unknown:
         return spots
@@ -84,9 +84,9 @@ def _without_places(spots: list[AnySpot]) -> list[AnySpot]:
 
 
 def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet) -> None:
-    """Say in a few warnings what the annotations have that hurts training.
+    """Warn, briefly, about annotations that hurt training.
 
-    Takes a second at most, and what reading a `data.splits.test` takes, if there is one.
+    Takes at most a second, plus the time to read `data.splits.test`, if there is one.
     """
     _try_test_split(config, train.classes)
     spots = list(_annotation_spots(config, {"train": train, "val": val}, paths=True))
@@ -105,7 +105,7 @@ def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet)
 
 
 def _try_test_split(config: Config, classes: tuple[str, ...]) -> None:
-    """It is needed when the training is over: a slip in its name is better known before."""
+    """Read the test split, which is needed after the training: better to learn of a typo before."""
     splits = config.data.splits
     if splits.test in (None, splits.val, splits.train):
         return
@@ -116,7 +116,7 @@ def _try_test_split(config: Config, classes: tuple[str, ...]) -> None:
 
 
 def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
-    """The splits that can be read, each with the classes of its own, and what the readers refused."""
+    """The readable splits, each with its own classes, and the faults that the readers found."""
     sets: dict[str, DetectionSet] = {}
     spots: list[Spot] = []
     failure: InputError | None = None
@@ -132,7 +132,7 @@ def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
             spots.append(Spot("split-unreadable", f"{split}: {error}", split))
         spots += [spot_of_fault(fault, split) for fault in faults]
         if config.data.format == "voc" and split != "train" and {"train", split} <= sets.keys():
-            # Its classes are those that happen to occur, which says nothing of what is listed.
+            # A VOC split has only the classes that happen to occur, so a missing one is no fault.
             sets[split] = _with_classes(sets[split], sets["train"].classes)
     if failure is not None and not sets:
         raise failure
@@ -142,7 +142,7 @@ def _read(config: Config) -> tuple[dict[str, DetectionSet], list[Spot]]:
 def _read_split(
     config: Config, split: str, train: DetectionSet | None, faults: list[DataFault]
 ) -> DetectionSet:
-    """With the classes of its own, or as a training reads it: parts of a list need not list the same ones."""
+    """Read a split with its own classes, or with those of training if joined parts list different ones."""
     try:
         return build_set(config.data, split, faults=faults)
     except InputError:
@@ -156,13 +156,13 @@ def _read_split(
 
 
 def _with_classes(records: DetectionSet, classes: tuple[str, ...]) -> DetectionSet:
-    """With those that it lacks behind its own."""
+    """The set with the missing ones of `classes` appended to its own."""
     names = tuple(dict.fromkeys((*records.classes, *classes)))
     return replace(records, classes=names, category_ids=tuple(range(1, len(names) + 1)))
 
 
 def _without(records: DetectionSet, faulty: frozenset[str]) -> DetectionSet:
-    """Without the images of these files, and their boxes."""
+    """The set without the images of these files and their boxes."""
     kept = np.array([str(file) not in faulty for file in records.files], dtype=np.bool_)
     left = records.with_boxes(kept[records.image_of_box])
     of_images = {name: getattr(left, name)[kept] for name in ("files", "image_ids", "sizes")}
@@ -198,7 +198,7 @@ def _anchor_spots(fit: AnchorFit) -> list[Spot]:
 
 
 def _scale_spots(fit: AnchorFit, train: DetectionSet, config: Config, images: int = IMAGES) -> list[Spot]:
-    """How large the same objects are in training and in evaluation: crops do not show it, nor do sides."""
+    """Compare the size of objects in training and in evaluation; crops and image sizes do not reveal it."""
     evaluated = seen_boxes(train, config, images=images, training=False)
     if not len(fit.seen.boxes) or not len(evaluated.boxes):
         return []

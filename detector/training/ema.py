@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: steadier in evaluation than the weights themselves."""
+"""An exponential moving average of the weights, more stable in evaluation than the weights themselves."""
 
 import copy
 from typing import Generic, TypeVar
@@ -10,10 +10,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class WeightAverage(Generic[Model]):
-    """A copy of the model that follows it.
+    """A copy of the model with averaged weights.
 
-    The decay rises from 1/11 at the first update towards `decay`, so that the random start is forgotten.
-    Buffers (batch norm's statistics) are averaged like weights.
+    The decay rises from 1/11 at the first update towards `decay`, so that the random initialisation is
+    forgotten. Buffers (batch norm's statistics) are averaged like weights.
     """
 
     def __init__(self, model: Model, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""From the micro-batches of one optimizer step to gradients in the weights."""
+"""From the micro-batches of one optimizer step to gradients of the weights."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -17,20 +17,20 @@ from detector.training.profile import phase
 
 
 class Gradients:
-    """Takes the losses of micro-batches and backpropagates them.
+    """Computes the losses of micro-batches and backpropagates them.
 
-    A loss that is not finite gives gradients that are not finite, in all processes: none of them can
-    go on while the others wait.
+    A non-finite loss gives non-finite gradients in all processes, so that no process continues while the
+    others wait.
 
     Args:
-        model: what is trained.
-        network: the model as it is called: itself, or within DistributedDataParallel.
-        criterion: on what.
-        scaler: of the loss, in fp16; switched off otherwise.
+        model: the trained model.
+        network: the module to call: the model itself, or wrapped in DistributedDataParallel.
+        criterion: the losses.
+        scaler: loss scaler for fp16, otherwise disabled.
         amp: dtype of autocast, or None.
-        device: where the model is.
-        processes: that share each loss, every one with its part of the gradient.
-        rank_together: take the losses over all micro-batches as over one batch.
+        device: device of the model.
+        processes: number of processes that share each loss; each computes its part of the gradient.
+        rank_together: compute the losses over all micro-batches as over one batch.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Gradients:
         self.rank_together = rank_together
 
     def __call__(self, group: Sequence[Batch], measure: bool = False) -> Losses:
-        """Add the gradients of the micro-batches to those in the weights.
+        """Add the gradients of the micro-batches to those of the weights.
 
         Args:
             measure: see `Criterion`; the same in all processes.
@@ -66,7 +66,7 @@ class Gradients:
         return _mean([self._alone(batch, len(group), i == last, measure) for i, batch in enumerate(group)])
 
     def _alone(self, batch: Batch, parts: int, last: bool, measure: bool) -> Losses:
-        """One of `parts` micro-batches."""
+        """The losses and gradients of one of `parts` micro-batches."""
         with self._exchanging(last):
             matched = self._matched(self.network, batch)
             with phase("loss"):
@@ -76,17 +76,18 @@ class Gradients:
         return losses.detach()
 
     def _together(self, group: Sequence[Batch], measure: bool) -> Losses:
-        """All micro-batches as one batch, which memory would not hold.
+        """Treat all micro-batches as one batch, without needing the memory for it.
 
-        The first pass keeps of each micro-batch only its logits and the positives' deltas; the losses over
-        all of them give these their gradients; the second pass carries each one's share into the network.
+        The first pass keeps only the logits and the positives' deltas of each micro-batch. The losses over
+        all of them give the gradients of these, and the second pass backpropagates them through the network,
+        one micro-batch at a time.
         """
         with torch.no_grad():
             statistics = running_statistics(self.model)
             before = [torch.empty_like(one) for one in statistics]
             _copy_all(before, statistics)
             firsts = [self._matched(self.model, batch) for batch in group]
-            _copy_all(statistics, before)  # batch norm is to see every image once
+            _copy_all(statistics, before)  # batch norm must see every image once
         for first in firsts:
             first.logits.requires_grad_()
             first.positives.deltas.requires_grad_()
@@ -104,7 +105,7 @@ class Gradients:
         return losses.detach()
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients travel between the processes once, with the last micro-batch."""
+        """Average gradients over the processes only once, with the last micro-batch."""
         if last or not isinstance(self.network, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.network.no_sync()
@@ -112,19 +113,19 @@ class Gradients:
     def _matched(self, network: nn.Module, batch: Batch) -> Matched:
         cast = torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
         with phase("forward"), cast:
-            # The matching knows which boxes the network need not compute.
+            # Matching decides which boxes the network has to compute.
             outputs = network(batch.images, batch.sizes, boxes_later=True)
             gt = GroundTruth(batch.boxes, batch.labels, batch.valid, batch.ignore)
             return self.criterion.match(outputs, gt)
 
     def _scaled(self, loss: Tensor) -> Tensor:
-        # Each process has its part of a shared loss's gradient, and the average over the processes
-        # that follows must be the sum of the parts.
+        # Each process has only its part of the gradient of a shared loss. DDP averages over the processes,
+        # but the parts must be summed.
         return self.scaler.scale(loss * self.processes)
 
 
 def _copy_all(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """In a launch or two on a GPU, which one dtype at a time allows."""
+    """Copy all tensors in one or two launches on a GPU, one per dtype."""
     for dtype in {one.dtype for one in to}:
         torch._foreach_copy_(
             [one for one in to if one.dtype == dtype], [one for one in values if one.dtype == dtype]
@@ -132,22 +133,21 @@ def _copy_all(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _checked(take: Callable[[], Losses], batches: Sequence[Matched]) -> tuple[Losses, Tensor]:
-    """The losses, and their total to backpropagate: NaN with a gradient of NaN if it is not finite."""
+    """The losses, and the total to backpropagate: NaN with a NaN gradient if it is not finite."""
     try:
         losses = take()
     except NonFiniteLogits:
         every = torch.stack([one.logits.sum() + one.positives.deltas.sum() for one in batches]).sum()
         total = every * torch.nan
         return Losses({"ranked_logits": total}, torch.zeros((), device=total.device)), total
-    # inf has a gradient of its own, which may well be finite. No value is looked at here: the device
-    # would have to be waited for.
+    # The gradient of inf may well be finite. No value is read here, which would wait for the device.
     total = losses.total
     return losses, total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan)
 
 
 def _mean(losses: Sequence[Losses]) -> Losses:
-    """The mean of the parts, over the positives of all."""
-    names = {name: None for one in losses for name in one.parts}  # a set in order
+    """The mean of each part; positives are summed."""
+    names = {name: None for one in losses for name in one.parts}  # an ordered set
     parts = {
         name: torch.stack([one.parts[name] for one in losses if name in one.parts]).mean() for name in names
     }

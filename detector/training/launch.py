@@ -1,4 +1,4 @@
-"""A launch of torchrun: what outlives its processes, and so tells a restart from another start."""
+"""A launch of torchrun: what survives its processes, to tell a restart from another launch."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch, as it is now.
+    """The state of one launch.
 
     Args:
-        name: of torchrun's --rdzv-id; "none" without.
-        agents: the launchers, one for each machine.
-        restarted: whether one of them says that it has started its processes anew.
+        name: torchrun's --rdzv-id; "none" if not given.
+        agents: the launchers, one per machine.
+        restarted: whether any of them reports that it has restarted its processes.
     """
 
     name: str
@@ -23,15 +23,15 @@ class Launch:
 
     @property
     def mark(self) -> str:
-        """What `has_made` knows it by."""
+        """The text that identifies the launch for `has_made`."""
         return "\n".join((self.name, *sorted(self.agents)))
 
     def has_made(self, mark: str) -> bool:
-        """Whether the mark is of this launch, before its processes were started anew.
+        """Whether the mark is of this launch, before its processes were restarted.
 
-        Agents count their own processes' restarts only, and not those because a machine has come or gone.
-        But as long as one agent is left, and others are not, it is the same launch. The name alone may have
-        been given twice, and one program may begin several launches.
+        Agents count only restarts after failures of their own processes, not those because a machine has
+        joined or left. But as long as one agent stays and others change, it is the same launch. The name
+        alone may have been used twice, and one program may start several launches.
         """
         name, *agents = mark.splitlines() or [""]
         if self.agents.isdisjoint(agents):
@@ -40,7 +40,7 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """What this process knows: the agent of its own machine; None where no torchrun started it."""
+    """The launch as this process sees it, with the agent of its own machine; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None:
         return None
@@ -49,7 +49,7 @@ def launched() -> Launch | None:
 
 
 def launch_of(processes: Sequence[Launch | None]) -> Launch | None:
-    """What they know together."""
+    """The launch as all processes together see it; None without torchrun."""
     known = [launch for launch in processes if launch is not None]
     if not known:
         return None
@@ -58,7 +58,7 @@ def launch_of(processes: Sequence[Launch | None]) -> Launch | None:
 
 
 def _parent() -> str:
-    """The number of the parent process, and when it was started: numbers come again."""
+    """Process id and start time of the parent; ids are reused."""
     number = os.getppid()
     status = Path(f"/proc/{number}/stat")
     if not status.is_file():

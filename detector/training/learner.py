@@ -1,4 +1,4 @@
-"""The model and what moves it: optimizer, loss scaler, moving average."""
+"""The model and what updates it: optimizer, loss scaler, moving average."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from errors import InputError
 
 
 class Learner:
-    """What a step changes, and so what a checkpoint brings back.
+    """Everything that a step changes, and that a checkpoint therefore restores.
 
     Args:
-        model: what is trained.
-        optimizer: over its trained parameters, one of torch's fused ones.
-        scaler: of the loss, in fp16; switched off otherwise.
-        clip_norm: largest norm of the gradient, or None.
-        ema_decay: of the moving average; 0 for none.
+        model: the trained model.
+        optimizer: one of torch's fused ones, over the trained parameters.
+        scaler: loss scaler for fp16, otherwise disabled.
+        clip_norm: maximum norm of the gradient, or None.
+        ema_decay: decay of the moving average; 0 for none.
     """
 
     def __init__(
@@ -43,23 +43,24 @@ class Learner:
 
     @property
     def evaluated(self) -> RetinaNet:
-        """The model that is worth evaluating: the average where there is one."""
+        """The model to evaluate: the average if there is one."""
         return self.average.model if self.average else self.model
 
     def begin(self, lr: float) -> None:
-        """Make ready for the forward pass of a step."""
+        """Prepare the forward pass of a step."""
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        # Freed as late as possible: the next gradients then find their memory warm.
+        # Freed as late as possible, so that the next gradients reuse warm memory.
         self.optimizer.zero_grad(set_to_none=True)
         self._statistics.keep()
 
     def update(self, losses: Losses) -> tuple[Tensor, Tensor]:
-        """Clip, step, average; the weights stay where loss or gradient is not finite.
+        """Clip, step, average; the weights stay unchanged if loss or gradient is not finite.
 
-        Returns the norm of the gradient before clipping, and whether it was such a step, bool. Both
-        are left on the device: to look at them would be to wait for it.
+        Returns:
+            The norm of the gradient before clipping, and whether the step was not finite, bool []. Both stay
+                on the device: reading them would wait for it.
         """
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -69,17 +70,17 @@ class Learner:
             torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
         left_out = ~torch.isfinite(norm)
         if self.scaler.is_enabled():
-            # fp16 overflows now and then; the scaler then leaves the step out and lowers its factor.
+            # fp16 overflows occasionally; the scaler then skips the step and lowers its factor.
             nonfinite = ~torch.isfinite(losses.total) | self._scaled_away(left_out)
-            if dist.is_initialized():  # its loss may be each process's own
+            if dist.is_initialized():  # the loss may be local to each process
                 anywhere = nonfinite.float()
                 dist.all_reduce(anywhere, dist.ReduceOp.MAX)
                 nonfinite = anywhere > 0
-            # A gradient that only overflowed is no fault, but its batch had no part in the weights either.
+            # A mere overflow is no fault, but its batch did not change the weights either.
             left_out = left_out | nonfinite
         else:
             nonfinite = left_out
-            # How the fused optimizers are told to leave a step out, by the device itself.
+            # Makes a fused optimizer skip the step, decided on the device.
             self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -89,10 +90,10 @@ class Learner:
         return norm, nonfinite
 
     def _lay_out_state(self) -> None:
-        """Let the optimizer's state lie in memory as the weights do.
+        """Give the optimizer's state the memory layout of the weights.
 
-        It may come from a run in another memory format (train.channels_last), and the fused optimizers walk
-        through memory without a look at strides.
+        It may come from a run with another memory format (train.channels_last), and fused optimizers ignore
+        strides.
         """
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
@@ -100,12 +101,12 @@ class Learner:
                     kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def _scaled_away(self, left_out: Tensor) -> Tensor:
-        """Whether the gradient is not finite although the scaler has given up all of its factor."""
+        """Whether the gradient is not finite although the scaler's factor is below 1 already."""
         scale = self.scaler._scale
         return left_out & (scale < 1) if scale is not None else torch.zeros_like(left_out)
 
     def state(self) -> dict[str, Any]:
-        """All of it, beside the weights that are evaluated."""
+        """All state except the weights that are evaluated."""
         return {
             "model": self.model.state_dict() if self.average else None,
             "average_updates": self.average.updates if self.average else 0,
@@ -114,14 +115,14 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any], evaluated: dict[str, Tensor], source: str) -> None:
-        """Go back to what `state` gave; settings of the optimizer stay as they are.
+        """Restore what `state` returned; the optimizer keeps its current settings.
 
         Args:
-            evaluated: the weights of the model that was evaluated.
-            source: names the checkpoint in errors.
+            evaluated: the weights of the evaluated model.
+            source: name of the checkpoint in messages.
 
         Raises:
-            InputError: it is of another model or optimizer.
+            InputError: the state is of another model or optimizer.
         """
         if (state["model"] is not None) != (self.average is not None):
             raise InputError(f"{source}: train.ema_decay cannot be switched on or off when resuming")
@@ -138,5 +139,5 @@ class Learner:
             group.update(wanted)
         fill_momentum(self.optimizer)
         self._lay_out_state()
-        if state["scaler"]:  # empty where the run was not in fp16 so far
+        if state["scaler"]:  # empty if the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""What a run shows: progress on the terminal and in log.txt, metrics.jsonl, TensorBoard."""
+"""The output of a run: progress on the terminal and in log.txt, metrics.jsonl, TensorBoard."""
 
 import errno
 import resource
@@ -26,22 +26,22 @@ from detector.training.board import Board, hyperparameters
 from detector.training.run_folder import append_metrics
 from detector.training.run_log import RunLog
 
-_CLASSES = 100  # of which the table after an epoch has a line
-# On a terminal a line has no room for more.
+_CLASSES = 100  # maximum number of classes in the table after an epoch
+# Left out on the terminal, where lines are short.
 _NOT_ON_THE_TERMINAL = ("ranked_negatives", "step_s", "data_wait", "memory_gib")
 
 
 @dataclass
 class StepTimer:
-    """What has happened since a step was last logged."""
+    """Timing since the last logged step."""
 
     steps: int = 0
     images: int = 0
-    waited_s: float = 0.0  # for data
+    waited_s: float = 0.0  # waiting for data
     started: float = field(default_factory=time.perf_counter)
 
     def speed(self) -> dict[str, float]:
-        """Of all steps of the interval; waiting as a part of the time."""
+        """Averages over the interval; `data_wait` is the fraction of time spent waiting for data."""
         seconds = time.perf_counter() - self.started
         return {
             "images_per_s": self.images / seconds,
@@ -51,14 +51,14 @@ class StepTimer:
 
 
 class Monitor:
-    """Writes everything that is worth knowing while a run goes on.
+    """Writes everything worth knowing during a run.
 
     Args:
         folder: the run folder.
-        total_steps: of the whole run.
-        first_step: where a resumed run continues.
+        total_steps: steps of the whole run.
+        first_step: step at which a resumed run continues.
         purge_step: see `Board`.
-        log: of the run.
+        log: log file of the run.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class Monitor:
         )
 
     def config(self, config: Config, lr: float) -> None:
-        """Show the resolved configuration. lr: after scaling to the batch."""
+        """Write the resolved configuration; `lr` is the learning rate after scaling to the batch."""
         self._board.config(dump_config(config), self._first_step)
         self._board.begin(hyperparameters(config, lr))
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count a step on the progress bar."""
         self._bar.update()
 
     def evaluating(self) -> None:
-        """What follows takes a while in which there are no steps."""
+        """Show that an evaluation is running, during which no step is counted."""
         self._bar.set_description("evaluating")
 
     def step(self, step: int, epoch: float, values: dict[str, float]) -> None:
@@ -96,7 +96,7 @@ class Monitor:
         self._board.step(step, values)
         shown = {name: value for name, value in values.items() if name not in _NOT_ON_THE_TERMINAL}
         short = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        done = (step - self._first_step) / (time.perf_counter() - self._began)  # evaluations included
+        done = (step - self._first_step) / (time.perf_counter() - self._began)  # steps/s, with evaluations
         left = tqdm.format_interval((self._bar.total - step) / done)
         line = f"epoch {epoch:7.2f}  step {step:6d}/{self._bar.total}  {short}  left {left}"
         if self._bar.disable:
@@ -106,7 +106,7 @@ class Monitor:
             self._bar.set_postfix_str(f"loss {values['loss']:.3f}")
 
     def repeat(self, record: dict[str, Any]) -> None:
-        """Show what metrics.jsonl holds of a training step, and TensorBoard no longer."""
+        """Write a training step to TensorBoard again that only metrics.jsonl still has."""
         values = {k: v for k, v in record.items() if k not in ("step", "epoch") and v is not None}
         self._board.step(record["step"], values)
 
@@ -130,7 +130,7 @@ class Monitor:
         self.say(metrics_table(result, extra, f"epoch {epoch}", _CLASSES))
 
     def finish(self, early: str = "") -> None:
-        """The run has come to its end; early: why before its last epoch, if it is so."""
+        """Mark the run as ended; `early` says why if it ended before its last epoch."""
         self._board.end()
         if early:
             self.say(early)
@@ -142,12 +142,13 @@ class Monitor:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
         except OSError as error:
-            # A reader that has gone (| head), a terminal that is closed; a full disk may have room again.
+            # The reader has gone (| head) or the terminal is closed. A full disk is ignored; it may get space
+            # again.
             if error.errno in (errno.EPIPE, errno.EIO):
                 close_output()
 
     def close(self) -> None:
-        """Write what is left.
+        """Write what is pending, and close progress bar and event file.
 
         Raises:
             InputError: no permission or no space.
@@ -157,9 +158,10 @@ class Monitor:
 
 
 def summary_values(losses: Losses, gradient_norm: Tensor, images: int) -> dict[str, float]:
-    """What the device knows of a training step, from tensors to plain numbers at once.
+    """The values of a training step as plain numbers, copied from the device at once.
 
-    images: of this process.
+    Args:
+        images: number of images in this process.
     """
     values = {"loss": losses.total, **{f"loss_{name}": value for name, value in losses.parts.items()}}
     values |= {"positives_per_image": losses.positives / images, "gradient_norm": gradient_norm}
@@ -170,10 +172,10 @@ def summary_values(losses: Losses, gradient_norm: Tensor, images: int) -> dict[s
 
 
 def memory_gib(device: torch.device) -> float:
-    """GiB: the most that tensors have held of the GPU, or what this process holds of the machine."""
+    """GiB: the peak of tensors on the GPU, or the memory that this process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     statistics = Path("/proc/self/statm")
     if statistics.exists():
         return int(statistics.read_text().split()[1]) * resource.getpagesize() / 2**30
-    return peak_bytes() / 2**30  # where the present is not told
+    return peak_bytes() / 2**30  # the peak, where the current value is unavailable

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: kept from the weights at once, and noticed without waiting."""
+"""Steps with non-finite loss or gradient: the weights are protected at once, and reporting never waits."""
 
 import math
 from collections import deque
@@ -17,14 +17,14 @@ from detector.folding import running_statistics
 
 @dataclass(frozen=True)
 class NonFiniteStep:
-    """A step that did not count."""
+    """A step that was discarded."""
 
     step: int
     losses: Losses
-    rows: list[int]  # of this process's images, in their DetectionSet
+    rows: list[int]  # this process's images, as rows of their DetectionSet
 
     def __str__(self) -> str:
-        """Which parts of the loss were not finite; the gradient alone if all of them were."""
+        """The parts of the loss that were not finite; "the gradient" if all were finite."""
         values = {name: float(value) for name, value in self.losses.parts.items()}
         bad = [f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value)]
         return ", ".join(bad) or "the gradient"
@@ -33,7 +33,7 @@ class NonFiniteStep:
 def not_finite(
     step: NonFiniteStep, train_set: DetectionSet, processes: int, config: Config, amp: torch.dtype | None
 ) -> str:
-    """Which images it was, and what to do about it that is not done already."""
+    """The message: which images, and which remedies the configuration does not apply yet."""
     remedies = ["lower optimizer.lr"]
     if config.optimizer.clip_norm is None:
         remedies.append("set optimizer.clip_norm=10")
@@ -48,16 +48,16 @@ def not_finite(
 
 
 class NonFiniteWatch:
-    """Collects what the device says of each step, and looks at it when it is there.
+    """Collects each step's flag from the device, and reads it once it has arrived.
 
     Args:
-        device: where the steps run. On the CPU each is looked at at once.
-        limit: how many there may be within one epoch.
-        steps_per_epoch: how long that is.
+        device: where the steps run. On the CPU flags can be read immediately.
+        limit: how many such steps are allowed within one epoch.
+        steps_per_epoch: length of an epoch.
 
     Attributes:
-        count: of these steps, so far.
-        recent: those of the last epoch's length, or of as many steps as it takes to be too many.
+        count: number of non-finite steps so far.
+        recent: numbers of the non-finite steps in the current window, see `window_of`.
     """
 
     def __init__(self, device: torch.device, limit: int, steps_per_epoch: int) -> None:
@@ -69,7 +69,7 @@ class NonFiniteWatch:
         self._open: deque[tuple[NonFiniteStep, Tensor, torch.cuda.Event | None]] = deque()
 
     def note(self, nonfinite: Tensor, step: int, losses: Losses, rows: Sequence[int]) -> None:
-        """One step: `nonfinite`, bool [], says on the device whether it was one."""
+        """Record a step; `nonfinite`, bool [] on the device, says whether it was not finite."""
         event = None
         if self._device.type == "cuda":
             nonfinite = nonfinite.to("cpu", non_blocking=True)
@@ -78,10 +78,10 @@ class NonFiniteWatch:
         self._open.append((NonFiniteStep(step, losses, list(rows)), nonfinite, event))
 
     def found(self, wait: bool) -> list[NonFiniteStep]:
-        """Those that have come to light since the last call.
+        """The non-finite steps that have become known since the last call.
 
         Args:
-            wait: for the device to have done all steps.
+            wait: wait until the device has finished all steps.
         """
         found = []
         while self._open:
@@ -96,7 +96,7 @@ class NonFiniteWatch:
         return found
 
     def too_many(self, found: list[NonFiniteStep], step: int) -> bool:
-        """Count those that were found before `step`; whether that is more than there may be."""
+        """Count the steps that were found before `step`; returns whether there are more than allowed."""
         self.count += len(found)
         self.recent += [one.step for one in found]
         self.recent = [at for at in self.recent if at > step - self._window]
@@ -104,12 +104,12 @@ class NonFiniteWatch:
 
     @property
     def too_often(self) -> str:
-        """What `too_many` found, in words."""
+        """The reason why `too_many` returned True, in words."""
         return f"more than train.max_nonfinite={self._limit} within {self._window} steps"
 
 
 def window_of(steps_per_epoch: int, limit: int) -> int:
-    """The steps among which more than `limit` are too many: an epoch, unless that has fewer."""
+    """Number of steps within which more than `limit` are too many: an epoch, or limit + 1 if longer."""
     return max(steps_per_epoch, limit + 1)
 
 
@@ -122,13 +122,13 @@ class RunningStatistics:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Remember them as they are."""
+        """Save the current values."""
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 
     @torch.no_grad()
     def restore_where(self, nonfinite: Tensor) -> None:
-        """Go back to what was kept if `nonfinite`, bool [], is true, which only the device knows."""
+        """Restore the saved values if `nonfinite`, bool [], is true; this is decided on the device."""
         if nonfinite.device.type == "cpu":
             if nonfinite and self._buffers:
                 torch._foreach_copy_(self._buffers, self._kept)

@@ -20,15 +20,16 @@ def build_optimizer(
     slowed: nn.Module | None = None,
     slowed_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trained parameters; a group's `lr_factor` is its part of the learning rate.
+    """SGD or AdamW over the trained parameters; `lr_factor` of a group multiplies the learning rate.
 
     Args:
-        decay_norm_and_bias: if False, parameters of one dimension are not decayed.
-        slowed: a part of the model whose learning rate is multiplied by the factor.
+        decay_norm_and_bias: if False, one-dimensional parameters have no weight decay.
+        slowed: a part of the model with another learning rate.
+        slowed_lr_factor: its factor.
     """
     slow = set() if slowed is None or slowed_lr_factor == 1 else set(slowed.parameters())
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    # Groups of either kind in this order, which saved states go by.
+    # The order is fixed, as saved optimizer states depend on it.
     for decays, is_slow in ((True, False), (True, True), (False, False), (False, True)):
         factor = slowed_lr_factor if is_slow else 1.0
         decay = weight_decay if decays else 0.0
@@ -50,9 +51,9 @@ def build_optimizer(
 
 
 def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Zeros for the momentum of SGD where there is none yet.
+    """Initialise missing momentum buffers of SGD with zeros.
 
-    The fused kernel takes memory as it comes for it; where it leaves the first step out, so it stays.
+    The fused kernel allocates them uninitialised, and they stay so if it skips the first step.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
@@ -61,7 +62,7 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """What the learning rate of a step is multiplied by."""
+    """The factor by which a step's learning rate is multiplied."""
     factor = warmup_factor(step, schedule.warmup_steps, schedule.warmup_factor)
     if schedule.name == "cosine":
         return factor * cosine_factor(step / total_steps, schedule.final_factor)
@@ -84,6 +85,6 @@ def cosine_factor(progress: float, final: float) -> float:
 
 
 def epoch_scales(image_scales: Sequence[float], epochs: int) -> list[float]:
-    """The scale of each epoch's images: an equal part of the epochs for each, the last not the least."""
+    """The image scale of each epoch: nearly equal shares of the epochs, the last one never the smallest."""
     count = len(image_scales)
     return [image_scales[-(-done * count // epochs) - 1] for done in range(1, epochs + 1)] or [1.0]

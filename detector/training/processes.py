@@ -1,7 +1,7 @@
-"""The processes of one training, as torchrun starts them, and what they tell each other beside gradients.
+"""The processes of one training, as started by torchrun, and what they exchange besides gradients.
 
-What may take long (an evaluation, the metric on one process while the others wait) goes over the key
-store of the launch, which never times out. What happens at every step is one small reduction.
+Exchanges that may take long (an evaluation, the metric on one process while the others wait) use the
+key-value store of the launch, which never times out. What happens at every step is one small reduction.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 _POLL_S = 0.05
 _LAST_BREATH_S = 2.0
-_FAREWELL_S = 10.0  # for those that are late; one that was lost will not come
+_FAREWELL_S = 10.0  # waiting time for late processes; a lost one never comes
 
 
 class Processes:
-    """This process among those of the training; the only one where there is no launcher.
+    """This process among those of the training; the only one if there is no launcher.
 
     Every process must make the same calls in the same order.
 
     Attributes:
-        rank: 0 is the main process, which alone writes and speaks.
-        size: how many there are.
-        local_rank: among those of this machine, which says its GPU.
-        launch: that of torchrun; None without, and beside the main process.
+        rank: 0 is the main process, the only one that writes and prints.
+        size: number of processes.
+        local_rank: rank on this machine, which selects the GPU.
+        launch: the launch of torchrun; None without torchrun, and in all but the main process.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, store: dist.Store | None = None):
@@ -57,18 +57,18 @@ class Processes:
 
     @property
     def orphaned(self) -> bool:
-        """Whether torchrun has gone: nobody would end this process if another were lost."""
+        """Whether torchrun is gone, so that nothing would end this process if another were lost."""
         return self._launcher is not None and os.getppid() != self._launcher
 
     def is_being_orphaned(self) -> bool:
-        """`orphaned` within a moment: a launcher that ends loses its connections before its children."""
+        """Like `orphaned`, but waits a moment: a dying launcher loses its connections before its children."""
         until = time.monotonic() + _LAST_BREATH_S
         while self._launcher is not None and not self.orphaned and time.monotonic() < until:
             time.sleep(_POLL_S)
         return self.orphaned
 
     def largest(self, value: int) -> int:
-        """The largest of the processes' values: one small reduction on the CPU."""
+        """The maximum over all processes: one small reduction on the CPU."""
         if self.size == 1:
             return value
         values = torch.tensor([value])
@@ -76,13 +76,13 @@ class Processes:
         return int(values)
 
     def refuse_different_steps(self, step: int) -> None:
-        """Of the checkpoint that each process has read by itself.
+        """Check that all processes have read a checkpoint of the same step.
 
         Raises:
-            InputError: it is of another step in another process.
+            InputError: another process has a checkpoint of another step.
             Bystander: another process failed.
         """
-        self.barrier()  # one that failed would leave the others waiting
+        self.barrier()  # a failed process would leave the others waiting
         lowest, highest = -self.largest(-step), self.largest(step)
         if lowest != highest:
             raise InputError(
@@ -91,70 +91,71 @@ class Processes:
             )
 
     def from_main(self, make: Callable[[], Value]) -> Value:
-        """What the main process makes while the others wait, for as long as it takes.
+        """The result of `make` in the main process; the others wait for as long as it takes.
 
         Raises:
-            Bystander: another process failed; there its own error is raised.
+            Bystander: another process failed; that one raises its own error.
         """
         if self._store is None:
             return make()
         key = f"from_main/{next(self._meetings)}"
         if not self.main:
             self._wait_for(key)
-            done, value = pickle.loads(_asked(self._store.get, key))  # our own bytes
+            done, value = pickle.loads(_asked(self._store.get, key))  # safe: written by this program
             if not done:
                 raise Bystander
             return value
         try:
             value = make()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # what has failed here is what is to be told
+            with contextlib.suppress(RuntimeError):  # the first error is the one to report
                 self._store.set(key, pickle.dumps((False, None)))  # type: ignore[arg-type] # takes bytes
             raise
         _asked(self._store.set, key, pickle.dumps((True, value)))
         return value
 
     def main_first(self, make: Callable[[], Value]) -> Value:
-        """What each process makes for itself, the main one before the others.
+        """The result of `make` in each process, called in the main process before the others.
 
         Raises:
-            Bystander: the main process failed; there its own error is raised.
+            Bystander: the main process failed; that one raises its own error.
         """
         made: list[Value] = []
         self.from_main(lambda: made.append(make()))
         return made[0] if made else make()
 
     def gather(self, value: Value) -> list[Value] | None:
-        """The values of all, in order of rank, at the main process; None elsewhere."""
+        """The values of all processes, by rank, in the main process; None elsewhere."""
         if self.size == 1:
             return [value]
-        self.barrier()  # the collective is entered by all at once, so that none waits in it
+        self.barrier()  # all enter the collective together, so that none times out in it
         values: list[Value | None] | None = [None] * self.size if self.main else None
         dist.gather_object(value, values)
         return values  # type: ignore[return-value]
 
     def announce_failure(self, reason: str) -> bool:
-        """Let the others know that this process will come to no further meeting.
+        """Tell the others that this process will not take part in any further exchange.
 
-        Returns whether one of them has announced the same reason before.
+        Returns:
+            Whether another process has announced the same reason before.
         """
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # whoever kept the store has gone as well
+            with contextlib.suppress(RuntimeError):  # the process that hosts the store may be gone as well
                 self._store.set("failed", "1")
                 return self._store.add(f"failed/{reason}", 1) > 1
         return False
 
     def announce_stop(self) -> None:
-        """Let the others know, between steps, that this process was asked to stop."""
+        """Tell the others, between steps, that this process was asked to stop."""
         if self._store is not None:
             _asked(self._store.set, "stop", "1")
 
     def stop_announced(self) -> bool:
-        """Whether any process has announced it."""
+        """Whether any process has announced a stop."""
         return self._store is not None and _asked(self._store.check, ["stop"])
 
     def barrier(self, stopping: bool = False) -> bool:
-        """Wait, for as long as it takes, until all have come here; whether any came because it is stopping.
+        """Wait for all processes, for as long as it takes; returns whether any of them is stopping.
 
         Raises:
             Bystander: one has failed and will not come.
@@ -171,17 +172,17 @@ class Processes:
 
     @contextlib.contextmanager
     def lost_peers_explained(self) -> Iterator[None]:
-        """One line where another process is lost in the middle of what all do together.
+        """Turn the loss of another process during a collective into one line.
 
         Raises:
-            Bystander: it, or its machine, is gone, or it has failed and says why itself.
+            Bystander: another process or its machine is gone, or it has failed and reports that itself.
         """
         try:
             yield
         except RuntimeError as error:
             if not _tells_of_a_lost_peer(error):
                 raise
-            with contextlib.suppress(RuntimeError):  # whoever kept the store may be the one
+            with contextlib.suppress(RuntimeError):  # the lost process may have hosted the store
                 if self._store is not None and self._store.check(["failed"]):
                     raise Bystander from None
             reason = first_line(error).split("] ", 1)[-1].split(". This is")[0]  # [file] what. advice
@@ -192,12 +193,12 @@ class Processes:
             raise Bystander from None
 
     def leave(self) -> None:
-        """End the membership of the launch, all having come to the end.
+        """Leave the launch after all work is done.
 
-        The main process goes last: it may keep the store, where others still look for what it said.
+        The main process goes last: it may host the store, which others still read.
         """
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # all has been done, whoever is lost now
+            with contextlib.suppress(RuntimeError):  # all work is done, so lost processes do not matter
                 self._store.add("left", 0 if self.main else 1)
                 until = time.monotonic() + _FAREWELL_S
                 while self.main and self._store.add("left", 0) < self.size - 1 and time.monotonic() < until:
@@ -206,7 +207,7 @@ class Processes:
             dist.destroy_process_group()
 
     def share_state(self, model: nn.Module) -> None:
-        """Give all processes the main one's weights and statistics, to the bit."""
+        """Copy weights and statistics of the main process to all others, bit for bit."""
         if self.size > 1:
             for tensor in _tensors(model):
                 dist.broadcast(tensor, src=0)
@@ -214,17 +215,17 @@ class Processes:
     def _wait_for(self, key: str) -> None:
         assert self._store is not None
         while not _asked(self._store.check, [key]):
-            # What the others wait for may have come between the two looks, and the failure after it.
+            # The key may have been set between these two checks, before the failure.
             if _asked(self._store.check, ["failed"]) and not _asked(self._store.check, [key]):
                 raise Bystander
             time.sleep(_POLL_S)
 
 
 def join_processes(device: str) -> Processes:
-    """Join the training that torchrun started this process for; alone if nothing did.
+    """Join the training that torchrun started this process for; a single process without torchrun.
 
     Args:
-        device: the configured device; decides how gradients travel.
+        device: the configured device; determines the backend for gradients.
 
     Raises:
         InputError: the launch cannot be joined, or there are fewer GPUs than processes.
@@ -268,7 +269,7 @@ def join_processes(device: str) -> Processes:
 
 
 def _warn_of_tasks() -> None:
-    """Of a scheduler's tasks each would train by itself, into a run of its own."""
+    """Warn if a scheduler has started several tasks, each of which would train on its own."""
     for tasks in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         count = os.environ.get(tasks, "1")
         if count != "1":
@@ -280,27 +281,27 @@ def _warn_of_tasks() -> None:
 
 
 def _attempt() -> str:
-    """What sets the keys of this start apart from those that processes before a restart have left.
+    """A prefix that separates the store keys of this start from those left by processes before a restart.
 
-    torchrun hands every start the same store; a stale address in it lets a restart fail. Agents of
-    several nodes count restarts each for themselves, so that their numbers may differ: these want
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, with which every start has a store of its own.
+    torchrun gives every start the same store, and a stale address in it makes a restart fail. Agents on
+    several nodes count restarts independently, so their numbers may differ: these need
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives every start its own store.
     """
     one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if one_node else 'any'}"
 
 
 def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
-    """By gloo, or by NCCL: other errors of theirs are faults of the program or of the machine."""
+    """Whether gloo or NCCL report a lost process; their other errors are faults of program or machine."""
     words = ("closed by peer", "reset by peer", "Timed out waiting", "remote process exited")
     return dist.is_initialized() and any(word in str(error) for word in words)
 
 
 def _asked(call: Callable[..., Value], *arguments: Any) -> Value:
-    """What the store says; whoever kept it may have failed and left.
+    """The store's answer.
 
     Raises:
-        Bystander: it has.
+        Bystander: the process that hosts the store has failed and left.
     """
     try:
         return call(*arguments)

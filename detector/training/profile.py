@@ -1,4 +1,4 @@
-"""Where the time of a step goes: named phases, and torch's profiler over some steps on request."""
+"""Where the time of a step goes: named phases, and optionally torch's profiler over some steps."""
 
 import contextlib
 import os
@@ -11,24 +11,24 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function, schedule, tensorboard_trace_handler
 
 PHASES = ("data", "agree", "forward", "loss", "backward", "update", "logging")
-_WAIT, _WARMUP, _ACTIVE = 2, 2, 6  # steps: the first ones are slower than all others
+_WAIT, _WARMUP, _ACTIVE = 2, 2, 6  # steps; the first ones are slower than the rest
 
-phase = record_function  # with phase("forward"): ...; costs a microsecond where nobody looks
+phase = record_function  # with phase("forward"): ...; costs a microsecond without profiler
 
 
 @contextlib.contextmanager
 def profiled(folder: Path, device: torch.device, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Profile some steps: a trace for TensorBoard (or chrome://tracing) and a table of the phases.
+    """Profile some steps: writes a trace for TensorBoard (or chrome://tracing), prints a table of the phases.
 
     Args:
-        folder: of the run; the trace is a *.pt.trace.json in it.
+        folder: the run folder; the trace is a *.pt.trace.json in it.
         device: where the steps run.
         say: prints the table.
 
     Yields:
-        what to call after each step.
+        The function to call after each step.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it speaks of errors where there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it logs errors if there is no GPU
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -44,15 +44,15 @@ def profiled(folder: Path, device: torch.device, say: Callable[[str], None]) -> 
 
 
 def phase_table(events: Any, cuda: bool) -> str:
-    """Milliseconds per step of each phase, as the CPU sees them and, on a GPU, as that does."""
-    # A run that ends early has fewer than _ACTIVE.
+    """Milliseconds per step for each phase, on the CPU and, if any, on the GPU."""
+    # Fewer than _ACTIVE if the run ends early.
     steps = max((event.count for event in events if event.key == "data"), default=0)
     if steps == 0:
         return "train.profile: the run ended before the steps to be profiled"
     rows: list[list[Any]] = []
     for name in PHASES:
-        # On a GPU there are two of a name: the CPU's, with the kernels that it launched, and the GPU's, from
-        # the first of these to the last, waiting included.
+        # With a GPU there are two events per name: the CPU's, which includes the kernels it launched, and the
+        # GPU's, from the first to the last of these, including idle time.
         mine = [event for event in events if event.key == name and event.cpu_time_total > 0]
         if mine:
             host = sum(event.cpu_time_total for event in mine) / 1000 / steps
@@ -70,7 +70,10 @@ def phase_table(events: Any, cuda: bool) -> str:
 
 
 def _give_the_rest_to_backward(rows: list[list[Any]], events: Any, steps: int) -> None:
-    """Autograd launches from a thread of its own, whose kernels the profiler gives to no phase."""
+    """Assign the remaining GPU time to backward.
+
+    Autograd launches kernels from its own thread, and the profiler assigns these to no phase.
+    """
     kernels = sum(
         event.self_device_time_total
         for event in events

@@ -1,4 +1,4 @@
-"""How far a run has come, and the checkpoints that keep it."""
+"""The progress of a run, and the checkpoints that store it."""
 
 import hashlib
 import logging
@@ -21,29 +21,29 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
-# What its state is about.
+# Settings on which the optimizer's state, or the order of samples, depends.
 _OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.decay_norm_and_bias", "optimizer.backbone_lr_factor")
 _OF_THE_ORDER = ("train.batch_size", "train.seed", "data.group_by_shape", "data.repeat_rare")
 
 
 @dataclass
 class Progress:
-    """What changes during a run, beside what the learner holds."""
+    """What changes during a run, besides the state of the learner."""
 
-    step: int = 0  # how many are done
+    step: int = 0  # number of completed steps
     evaluated: int = -1  # the step of the last evaluation
-    best: float = -math.inf  # AP so far
-    best_step: int = 0  # of that evaluation, or from where on it is looked for
-    metrics: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
+    best: float = -math.inf  # best AP so far
+    best_step: int = 0  # step of that evaluation, or the step where the search for the best begins
+    metrics: dict[str, Any] = field(default_factory=dict)  # metrics of the last evaluation
     calibration: Calibration | None = None
 
 
 def out_of_patience(now: Progress, train: TrainConfig, steps_per_epoch: int) -> str:
-    """Why a run ends before its last epoch; "" where it does not."""
+    """Why a run ends before its last epoch; "" if it continues."""
     epoch, best = now.step // steps_per_epoch, now.best_step // steps_per_epoch
     if train.patience is None or now.evaluated != now.step or epoch >= train.epochs:
         return ""
-    if epoch - best < train.patience or now.best == 0:  # from scratch the first epochs find nothing
+    if epoch - best < train.patience or now.best == 0:  # from scratch, the first epochs find nothing
         return ""
     return (
         f"train.patience={train.patience}: AP has not risen since epoch {best}, so the run ends after epoch "
@@ -52,14 +52,14 @@ def out_of_patience(now: Progress, train: TrainConfig, steps_per_epoch: int) -> 
 
 
 class Checkpoints:
-    """Those of one run: what they hold, and when the next is due.
+    """The checkpoints of a run: their content, and when the next is due.
 
     Args:
         config: the resolved configuration.
-        train_set: its classes are kept.
-        validation_set: what the AP of two checkpoints can be compared by.
-        learner, progress, watch: what is kept and brought back.
-        batches: what a step means depends on them.
+        train_set: its classes are stored.
+        validation_set: stored as a digest; AP can only be compared on the same set.
+        learner, progress, watch: the state that is stored and restored.
+        batches: determines which samples a step consists of.
     """
 
     def __init__(
@@ -83,39 +83,39 @@ class Checkpoints:
         self._steps_per_epoch = batches.steps
         self._folder: Path | None = None
         self._space_is_short = False
-        self.trains_on_others = False  # images or boxes than what was restored
-        self.measures_otherwise = False  # the validation set is not that of what was restored
+        self.trains_on_others = False  # the training set differs from that of the restored run
+        self.measures_otherwise = False  # the validation set differs from that of the restored run
 
     def begin(self, run_folder: Path) -> None:
-        """From now on they go there; the time to the next one runs."""
+        """Set the folder for checkpoints; the interval until the next one starts now."""
         self._folder = run_folder / "checkpoints"
         self._note()
 
     def ended(self) -> bool:
-        """Whether the run is at its end, as it is evaluated there."""
+        """Whether the run is complete, including its last evaluation."""
         now, train = self._progress, self._config.train
         at_last = now.step >= self.total_steps and now.evaluated == now.step
         return at_last or bool(out_of_patience(now, train, self._steps_per_epoch))
 
     def due(self) -> bool:
-        """Whether so many steps or minutes have passed that one should be written."""
+        """Whether train.save_every_steps or train.save_every_minutes requires a checkpoint now."""
         train, step = self._config.train, self._progress.step
         if step == self._saved_step:
             return False
         steps, minutes = train.save_every_steps, train.save_every_minutes
-        # Passed rather than met: at the step itself something else may have been more urgent.
+        # "Passed" rather than "reached": at that exact step something else may have been more urgent.
         if steps is not None and step // steps > self._saved_step // steps:
             return True
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     def save_if_new(self) -> None:
-        """LAST, unless that is of this step already; see `save`."""
+        """Write LAST, unless it is of this step already; see `save`."""
         assert self._folder is not None
         if self._progress.step != self._saved_step or not (self._folder / LAST).is_file():
             self.save(LAST)
 
     def save(self, name: str) -> None:
-        """Write LAST, which a run goes on from and whose predecessor is kept, or BEST: the weights alone.
+        """Write LAST (complete state; its predecessor is kept) or BEST (weights only).
 
         Raises:
             InputError: no permission or no space.
@@ -129,7 +129,7 @@ class Checkpoints:
             "category_ids": list(self._train_set.category_ids),
             "step": now.step,
             "epoch": now.step // self._steps_per_epoch,
-            "evaluated": now.evaluated if last else now.step,  # metrics and calibration are of this step
+            "evaluated": now.evaluated if last else now.step,  # step of metrics and calibration
             "metrics": now.metrics,
             "calibration": now.calibration.as_plain() if now.calibration else None,
             "fitted_on": self._validation,
@@ -155,15 +155,15 @@ class Checkpoints:
             self._warn_of_space(self._folder)
 
     def restore(self, state: dict[str, Any], source: str, changes: list[tuple[str, Any, Any]]) -> None:
-        """Go on from what LAST held.
+        """Restore the state in LAST.
 
         Args:
-            source: names it in errors.
-            changes: in the configuration, see `changed_keys`.
+            source: name of the checkpoint in messages.
+            changes: changes of the configuration, see `changed_keys`.
 
         Raises:
-            InputError: it is no such state, or of another model, optimizer, batch size or
-                training set, or of a longer run.
+            InputError: it has no such state, or is of another model, optimizer, batch size or training set,
+                or of a longer run.
         """
         training = state.get("training")
         if not training:
@@ -193,7 +193,7 @@ class Checkpoints:
         if state["step"] % self._steps_per_epoch:
             same_repeats = training.get("repeats", self._repeats) == self._repeats
             _refuse_another_order(changes, same_repeats, source)
-        # What was asked for with --resume stays, not what was saved.
+        # The settings given with --resume apply, not the saved ones.
         self._learner.restore(training, state["model"], source)
         now = self._progress
         now.step, now.metrics = state["step"], state["metrics"]
@@ -212,10 +212,10 @@ class Checkpoints:
         self._watch.recent = list(training.get("not_finite_lately", ()))
 
     def _warn_of_space(self, folder: Path) -> None:
-        """Each checkpoint is written beside the newest two: say early that the next will find no room."""
+        """Warn early if there is no room for the next checkpoint, which is written beside the newest two."""
         try:
             needed, free = (folder / LAST).stat().st_size, shutil.disk_usage(folder).free
-        except OSError:  # the next attempt to write will tell
+        except OSError:  # the next write will fail and report it
             return
         if free < needed and not self._space_is_short:
             log.warning(
@@ -229,7 +229,10 @@ class Checkpoints:
 
 
 def _refuse_another_order(changes: list[tuple[str, Any, Any]], same_repeats: bool, source: str) -> None:
-    """In the middle of an epoch, where the first of its images are known by their number alone."""
+    """Raises InputError if the order of samples has changed in mid-epoch.
+
+    Which images of an epoch were used is known only by the number of steps.
+    """
     for key, before, after in changes:
         if key in _OF_THE_ORDER:
             raise InputError(

@@ -1,4 +1,4 @@
-"""A dry run: everything is built and a few steps are made; there is no run folder."""
+"""A dry run: builds everything and runs a few steps, without a run folder."""
 
 import logging
 import time
@@ -20,16 +20,16 @@ from detector.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-_STEPS = 3  # that are timed, the last of those that are made
-_PATIENCE_S = 30.0  # in which what was loaded beforehand must have been used up
+_STEPS = 3  # number of timed steps, the last ones
+_PATIENCE_S = 30.0  # seconds within which the batches loaded ahead must be used up
 
 
 def rehearse(config: Config, resume: Path | None = None, processes: Processes | None = None) -> Iterator[str]:
-    """Say, a line at a time, what a training would need and how well its anchors fit.
+    """Yield lines about what a training would need, and how well its anchors fit.
 
     Args:
         resume: the run that would be continued.
-        processes: those that would train together; all of them rehearse.
+        processes: the processes that would train together; all of them take part.
 
     Raises:
         InputError: something in the configuration or the data is wrong, memory does not suffice, or a step is
@@ -48,7 +48,7 @@ def rehearse(config: Config, resume: Path | None = None, processes: Processes | 
     first = done + 1 if within or progress.evaluated == progress.step else done
     evaluations = sum(map(trainer.evaluates_after, range(first, config.train.epochs + 1)))
     steps = trainer.total_steps - progress.step
-    # What a step computes goes by its pixels; the data are augmented at full size in any case.
+    # Computing time is proportional to the pixels; data are augmented at full size in any case.
     pixels = [scale**2 for scale in parts.batches.scales[done:]] or [1.0]
     shrunk_s = data_s + (step_s - data_s) * sum(pixels) / len(pixels)
     total_s = steps * shrunk_s + evaluations * batches * evaluation_s
@@ -82,10 +82,10 @@ def _anchor_lines(records: DetectionSet, config: Config) -> Iterator[str]:
 
 
 def _time_steps(trainer: Trainer) -> tuple[float, float]:
-    """Seconds of a step, and of them those spent waiting for data."""
+    """Seconds per step, and how many of these are spent waiting for data."""
     parts, accumulate = trainer.parts, trainer.config.train.accumulate
     loader, batches = parts.loader, _endless(trainer)
-    # In the first step, slower than all others, the loading processes get ahead by so many steps.
+    # During the first step, which is the slowest, the loading processes get this many steps ahead.
     ahead = -(-loader.num_workers * (loader.prefetch_factor or 0) // accumulate)
     steps: list[tuple[float, float]] = []
     started = time.perf_counter()
@@ -93,12 +93,12 @@ def _time_steps(trainer: Trainer) -> tuple[float, float]:
         before = time.perf_counter()
         group = list(islice(batches, accumulate))
         waited = time.perf_counter() - before
-        # At the rate that the run begins with: these weights are evaluated.
+        # At the rate with which the run begins or continues: these weights are evaluated afterwards.
         trainer.step(group, trainer.progress.step + len(steps) + 1, parts.lr * trainer.lr_factor)
         _finish(parts.device)
         steps.append((time.perf_counter() - before, waited))
         patient = time.perf_counter() - started < _PATIENCE_S
-        # All processes must make as many.
+        # All processes must run the same number of steps.
         if not trainer.processes.largest(len(steps) <= _STEPS + (ahead if patient else 0)):
             break
     if found := trainer.watch.found(wait=True):
@@ -111,7 +111,7 @@ def _time_steps(trainer: Trainer) -> tuple[float, float]:
 
 
 def _endless(trainer: Trainer) -> Iterator[Batch]:
-    """Batches as in the last epochs, whose images are not scaled down."""
+    """Batches as in the last epochs, where images are not scaled down."""
     for epoch in count(max(trainer.config.train.epochs - 1, 0)):
         trainer.parts.batches.start_at(epoch)
         yield from checked(trainer.parts.loader)
@@ -123,7 +123,7 @@ def _finish(device: torch.device) -> None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of this process."""
+    """Peak memory in bytes, of the GPU or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return peak_bytes()

@@ -1,4 +1,4 @@
-"""Going on with a run: where it is, what has been changed since, what it has to forget."""
+"""Resuming a run: where it stands, what has changed since, and what it must forget."""
 
 import math
 from pathlib import Path
@@ -18,21 +18,21 @@ from errors import InputError
 
 
 class Resumption:
-    """The run in a folder, as it goes on.
+    """The run to resume.
 
     Args:
-        folder: of the run; without a checkpoint it goes on from its first step.
-        config: as it is now.
+        folder: the run folder; without a checkpoint the run starts at its first step.
+        config: the current configuration.
 
     Attributes:
-        classes: of the run; None without a checkpoint.
-        changes: the settings that are others now; see `changed_keys`.
-        changed: what is to be said of them.
-        beside: where the step to go on from was evaluated and that was lost, what was logged of the step
-            beside it; None where nothing was lost.
+        classes: classes of the run; None without a checkpoint.
+        changes: settings that differ from those of the run; see `changed_keys`.
+        changed: descriptions of these changes, for the log.
+        beside: if the last evaluation was logged but not saved, what else was logged at its step; None
+            otherwise.
 
     Raises:
-        InputError: none of its checkpoints can be read, or it is of other classes.
+        InputError: none of the checkpoints can be read, or the run has other classes.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -44,7 +44,7 @@ class Resumption:
         self.classes = tuple(self._state["classes"]) if self._state else None
         self.changes: list[tuple[str, Any, Any]] = []
         if self._state is not None:
-            # With the defaults of keys that an older version did not have.
+            # With defaults for keys that an older version did not have.
             before = parse_config(self._state["config"], str(folder))
             changes = changed_keys(*(one.model_dump(mode="json") for one in (before, config)))
             self.changes += [change for change in changes if change[0] != "run.dir"]
@@ -60,15 +60,15 @@ class Resumption:
             )
 
     def restore(self, checkpoints: Checkpoints, progress: Progress) -> None:
-        """Bring the state of the run back.
+        """Restore the state of the run.
 
         Raises:
-            InputError: it does not fit the configuration, or the data.
+            InputError: it does not fit the configuration or the data.
         """
         if self._state is None:
             return
         checkpoints.restore(self._state, str(self.folder), self.changes)
-        self._state = None  # as large as the model and its optimizer
+        self._state = None  # frees as much memory as model and optimizer take
         self.changed = [f"{key}={now} (was {then})" for key, then, now in self.changes]
         if checkpoints.trains_on_others:
             self.changed.insert(0, "the training set has different images or boxes, or a different order")
@@ -83,10 +83,10 @@ class Resumption:
             self.changed.insert(0, f"{BEST} starts over, because its AP cannot be compared")
 
     def begin(self, progress: Progress) -> None:
-        """The folder is this process's: forget what comes after the step to go on from.
+        """Forget what comes after the step to resume from; this process must hold the folder's lock.
 
         Raises:
-            InputError: the run has gone on since it was read.
+            InputError: the run has continued since its state was read.
         """
         if checkpoint_mark(self.folder) != self._mark:
             raise InputError(
@@ -97,5 +97,5 @@ class Resumption:
         self.beside = forget_metrics_after(self.folder, progress.step, progress.evaluated)
 
     def purge_step(self, step: int) -> int:
-        """What TensorBoard shows begins behind this step, or at it with an evaluation that is made again."""
+        """First step that TensorBoard hides: the next one, or this one if its evaluation will be repeated."""
         return step + (self.beside is None)

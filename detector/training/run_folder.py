@@ -39,14 +39,17 @@ _LOCK, _LAUNCH = ".lock", ".launch"
 
 @contextlib.contextmanager
 def new_run_folder(wanted: str | None, name: str, config: str) -> Iterator[Path]:
-    """A new folder, kept as by `in_use`: `wanted`, or runs/NAME, runs/NAME-2 and so on. A run never
-    overwrites another.
+    """Create and lock a new run folder: `wanted`, or runs/NAME, runs/NAME-2 and so on.
+
+    A run never overwrites another.
 
     Args:
+        wanted: run.dir, or None.
+        name: name of the run if `wanted` is None.
         config: the text of its config.yaml.
 
     Raises:
-        InputError: the wanted folder holds something already, or cannot be made; nothing is left then.
+        InputError: the wanted folder is not empty, or cannot be created; nothing is left behind then.
     """
     with contextlib.ExitStack() as kept:
         yield _begin(wanted, name, config, kept)
@@ -63,8 +66,11 @@ def _begin(wanted: str | None, name: str, config: str, kept: contextlib.ExitStac
 
 
 def refuse_taken(wanted: str | None) -> None:
-    """Raises InputError: the folder that run.dir names, if it names one, holds something already or cannot
-    be made; or the one for all runs is a link to nothing."""
+    """Check run.dir before the work begins.
+
+    Raises:
+        InputError: the folder is not empty or cannot be created; or, without run.dir, runs/ is a broken link.
+    """
     if wanted is None:
         refuse_dead_link("run.dir", Path(_RUNS))
         return
@@ -77,7 +83,7 @@ def refuse_taken(wanted: str | None) -> None:
 
 
 def _is_bare(folder: Path) -> bool:
-    """Whether a folder holds no more than a run leaves that is killed before its first file is written."""
+    """Whether a folder has nothing but what a run leaves if killed before writing its first file."""
     return all(
         path.name == _LOCK
         or (path.name.startswith(".") and path.name.endswith(TEMPORARY))
@@ -87,14 +93,13 @@ def _is_bare(folder: Path) -> bool:
 
 
 def repair(folder: Path) -> None:
-    """Of a run that is gone on with: make its folder of checkpoints, if it is away, and remove what was left
-    half-written.
+    """Prepare a run for resuming: create a missing checkpoint folder, remove half-written files.
 
     Raises:
-        InputError: it cannot be written to.
+        InputError: the folder is not writable.
     """
     checkpoints = folder / "checkpoints"
-    refuse_dead_link("--resume", checkpoints)  # a disk that is away
+    refuse_dead_link("--resume", checkpoints)  # its disk may not be mounted
     try:
         checkpoints.mkdir(exist_ok=True)
     except OSError as error:
@@ -105,10 +110,10 @@ def repair(folder: Path) -> None:
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keep a run folder for this process. The system frees it however the process ends.
+    """Lock a run folder for this process. The system releases the lock however the process ends.
 
     Raises:
-        InputError: another live process has it, or it cannot be written to.
+        InputError: another live process holds the lock, or the folder is not writable.
     """
     lock = contextlib.ExitStack()
     try:
@@ -128,32 +133,35 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 def made_with() -> str:
-    """A comment for config.yaml: what a run repeats itself to the bit with. A resumed run writes its own."""
+    """A comment for config.yaml: versions and threads, on which bit-identical repetition depends.
+
+    A resumed run writes its own.
+    """
     listed, threads = ", ".join(f"{name} {it}" for name, it in versions().items()), torch.get_num_threads()
     return f"# {listed}, {threads} thread{'s' * (threads != 1)}\n"
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Versions of the packages that affect results."""
     packages = ("torch", "torchvision", "numpy", "albumentations")
     return {name: metadata.version(name) for name in packages} | {"Python": platform.python_version()}
 
 
 def mark_launch(folder: Path, launch: Launch) -> None:
-    """Remember which launch of several processes a run belongs to."""
+    """Record which launch of torchrun a run belongs to."""
     write_text(folder / _LAUNCH, launch.mark)
 
 
 def run_of_launch(wanted: str | None, name: str, launch: Launch) -> Path | None:
-    """The run folder that a launch has made before it was restarted: the last, if its name was given twice.
+    """The run folder that a launch created before it was restarted; the latest, if its name was used twice.
 
     Args:
-        wanted, name: as for `new_run_folder`.
+        wanted, name: see `new_run_folder`.
     """
     folders = [Path(wanted)] if wanted is not None else _numbered_so_far(Path(_RUNS) / name)
     own: list[tuple[int, Path]] = []
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError):  # without a mark, or somebody else's
+        with contextlib.suppress(OSError, ValueError):  # no mark, or an unreadable one
             mark = folder / _LAUNCH
             if launch.has_made(mark.read_text(encoding="utf-8")):
                 own.append((mark.stat().st_mtime_ns, folder))
@@ -161,7 +169,7 @@ def run_of_launch(wanted: str | None, name: str, launch: Launch) -> Path | None:
 
 
 def _numbered_so_far(first: Path) -> list[Path]:
-    """Those of `numbered_folders` that are there; some between them may have been deleted."""
+    """The existing folders among `numbered_folders`; some in between may have been deleted."""
     if not first.parent.is_dir():
         return []
     name = re.compile(re.escape(first.name) + r"(-\d+)?")
@@ -169,24 +177,24 @@ def _numbered_so_far(first: Path) -> list[Path]:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is anything to continue from."""
+    """Whether there is a checkpoint to continue from."""
     return any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def _make(folder: Path, config: str, new: bool, kept: contextlib.ExitStack) -> Path:
-    """A folder with its config.yaml, which is written last: without it nothing was begun."""
+    """Create a folder with its config.yaml, which is written last and marks the run as begun."""
     checkpoints, lock = folder / "checkpoints", folder / _LOCK
     made = [path for path in (lock, checkpoints, folder, *folder.parents) if not path.exists()]
     own = False
     try:
         folder.mkdir(parents=True, exist_ok=not new)
         kept.enter_context(in_use(folder))
-        refuse_taken(str(folder))  # what another has begun in it meanwhile
+        refuse_taken(str(folder))  # another run may have begun in it meanwhile
         own = True
         checkpoints.mkdir(exist_ok=True)
         write_text(folder / "config.yaml", config, synced=True)
     except (OSError, InputError) as error:
-        if new and os.path.lexists(folder) and isinstance(error, FileExistsError):  # a moment ago, perhaps
+        if new and os.path.lexists(folder) and isinstance(error, FileExistsError):  # created meanwhile
             raise
         kept.close()
         _remove([path for path in made if own or path != lock])
@@ -200,12 +208,12 @@ def _make(folder: Path, config: str, new: bool, kept: contextlib.ExitStack) -> P
 
 def _remove(paths: list[Path]) -> None:
     for path in paths:
-        with contextlib.suppress(OSError):  # some were not made yet
+        with contextlib.suppress(OSError):  # some may not exist
             path.unlink() if path.name == _LOCK else path.rmdir()
 
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Add one line to metrics.jsonl; null for numbers that are not finite, which JSON does not have.
+    """Add a line to metrics.jsonl; non-finite numbers become null, as JSON does not have them.
 
     Raises:
         InputError: no permission or no space.
@@ -222,19 +230,20 @@ def append_metrics(folder: Path, record: dict[str, Any]) -> None:
 
 
 def sync_metrics(folder: Path) -> None:
-    """Let the lines so far outlive a power failure, as the checkpoint does that is written next."""
+    """Flush metrics.jsonl to disk, so that after a power failure it is as complete as the next checkpoint."""
     with contextlib.suppress(OSError):
         sync(folder / METRICS)
 
 
 def forget_metrics_after(folder: Path, step: int, evaluated: int) -> dict[str, Any] | None:
-    """Drop what was logged after the step that a resumed run continues from.
+    """Drop what was logged after the step from which a resumed run continues.
 
     Args:
-        evaluated: the step of the last evaluation that was saved; one of `step` itself that was logged
-            and not saved will be made again.
+        evaluated: the step of the last saved evaluation. One of `step` itself that was logged but not saved
+            is dropped as well, as it will be repeated.
 
-    Returns what was logged of `step` beside such an evaluation, maybe nothing; None without one.
+    Returns:
+        If such an evaluation was dropped, what else was logged of `step` (may be empty); None otherwise.
     """
     path = folder / METRICS
     if not path.exists():
@@ -253,15 +262,18 @@ def forget_metrics_after(folder: Path, step: int, evaluated: int) -> dict[str, A
                 beside = record
             kept.append(line)
         except (ValueError, KeyError, TypeError):
-            continue  # a line cut off when the run was stopped
+            continue  # a line truncated when the run was stopped
     after = "".join(line + "\n" for line in kept)
-    if after != before:  # that of a long run is large
+    if after != before:  # avoid rewriting: it is large for a long run
         write_text(path, after, synced=True)
     return beside if repeated else None
 
 
 def _edited(written: Path, config: dict[str, Any]) -> str | None:
-    """The first key in which the file is not what a checkpoint holds, and what that is; None without one."""
+    """The first key whose value in config.yaml differs from the checkpoint, as KEY=VALUE of the checkpoint.
+
+    None if there is no difference or the file cannot be read.
+    """
     try:
         content = yaml.safe_load(written.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -272,7 +284,7 @@ def _edited(written: Path, config: dict[str, Any]) -> str | None:
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The keys of two configurations, as plain values, that differ: section.key, and the value in each."""
+    """The keys in which two plain configurations differ: section.key, value before, value now."""
     for section, values in before.items():
         others = now.get(section)
         if isinstance(others, dict):
@@ -284,7 +296,7 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[
 
 
 def measures_otherwise(key: str, before: Any, now: Any) -> bool:
-    """Whether AP measured before and after such a change (see `changed_keys`) cannot be compared."""
+    """Whether AP before and after a change (see `changed_keys`) cannot be compared."""
     for mapping, part in (("data.splits", "val"), ("data.transforms", "eval")):
         if key == mapping:
             return before.get(part) != now.get(part)
@@ -298,13 +310,13 @@ def measures_otherwise(key: str, before: Any, now: Any) -> bool:
 
 
 def run_to_resume(path: Path) -> Path:
-    """The folder of the run that --resume names: itself, or by its newest checkpoint.
+    """The run folder that --resume names, directly or by its newest checkpoint.
 
     Raises:
-        InputError: it is another file.
+        InputError: it names another file.
     """
-    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100  resolve would follow links
-    if path.name == LAST and folder.name == "checkpoints":  # it may be lost, and another be there
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100  resolve() would follow links
+    if path.name == LAST and folder.name == "checkpoints":  # the file may be lost while PREVIOUS exists
         return path.parent.parent if path.parent.name == "checkpoints" else folder.parent
     if not path.is_file():
         return path
@@ -321,7 +333,7 @@ def resume_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"--resume: the run folder {folder} does not exist")
     written = folder / "config.yaml"
     if has_checkpoint(folder):
-        config = load_newest(folder, say=False)["config"]  # who goes on from it says so
+        config = load_newest(folder, say=False)["config"]  # reported when it is resumed
         if (changed := _edited(written, config)) is not None:
             log.warning(
                 "%s is only a record and is not read: the run continues with the settings of its "
@@ -336,6 +348,6 @@ def resume_config(folder: Path) -> dict[str, Any]:
         content = yaml.safe_load(written.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         content = None
-    if not isinstance(content, dict):  # empty, say, after a power failure
+    if not isinstance(content, dict):  # e.g. empty after a power failure
         raise InputError(f"--resume: {written} cannot be read, and there is no checkpoint")
     return content

@@ -1,4 +1,4 @@
-"""log.txt of a run: all that was said, with the time, whatever has become of the terminal."""
+"""log.txt of a run: all output with timestamps, whatever happens to the terminal."""
 
 import contextlib
 import logging
@@ -12,11 +12,11 @@ LOG = "log.txt"
 
 
 class RunLog(logging.Handler):
-    """While entered, warnings are written, and at last how the run ended.
+    """While entered, logs warnings, and at the end how the run ended.
 
-    What comes before there is a run folder is kept for it; without one all is forgotten. Each process of a
-    training has its own, and all of them write into one file. What cannot be written is left out:
-    metrics.jsonl and the checkpoints say that a disk is full.
+    Lines are kept in memory until there is a run folder; without one they are lost. Each process of a
+    training has its own instance, and all write to one file. Write errors are ignored: metrics.jsonl and the
+    checkpoints report a full disk.
     """
 
     def __init__(self) -> None:
@@ -26,9 +26,11 @@ class RunLog(logging.Handler):
         self._speaks = True
 
     def begin(self, folder: Path, speaks: bool = True) -> None:
-        """Write into this folder from now on.
+        """Write to this folder from now on.
 
-        speaks: of all processes the one that says what is known to all of them.
+        Args:
+            folder: the run folder.
+            speaks: whether this process logs what all processes know.
         """
         self._file, self._speaks = folder / LOG, speaks
         for line in self._early:
@@ -36,7 +38,7 @@ class RunLog(logging.Handler):
         self._early.clear()
 
     def write(self, text: str) -> None:
-        """Add a line, or several, behind the time."""
+        """Add a line, or several, with a timestamp."""
         line = f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {text}\n"
         if self._file is None:
             self._early.append(line)
@@ -48,7 +50,7 @@ class RunLog(logging.Handler):
         with contextlib.suppress(OSError), self._file.open("ab+", buffering=0) as file:
             if end := file.tell():
                 file.seek(end - 1)
-                if file.read(1) != b"\n":  # a disk was full, and half a line is there
+                if file.read(1) != b"\n":  # half a line, written while the disk was full
                     line = f"\n{line}"
             file.write(line.encode(errors="replace"))
 

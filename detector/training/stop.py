@@ -1,4 +1,4 @@
-"""Being asked to stop: by a scheduler (SIGTERM, SIGUSR1), Ctrl-C, or a terminal that closes (SIGHUP)."""
+"""Requests to stop: from a scheduler (SIGTERM, SIGUSR1), Ctrl-C, or a closed terminal (SIGHUP)."""
 
 import os
 import select
@@ -14,22 +14,22 @@ from typing import Any
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
-# Launchers pass a signal on that their processes have had already from the terminal or the
-# scheduler: only what comes later than this is a second request.
+# Launchers forward signals that their processes have already received from the terminal or the scheduler:
+# only a signal later than this counts as a second request.
 _SAME_REQUEST_S = 1.0
 _LONGEST_WRITE_S = 0.5
-_TO_END_S = 5.0  # from a saved state to the end of the process
+_TO_END_S = 5.0  # seconds from the saved state to the end of the process
 _NO_MORE = 0  # no signal has this number
 
 
 def deaf_at_the_end() -> None:
-    """Let no further signal change how a process ends whose state is saved."""
+    """Ignore all further signals while a process ends whose state is saved."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _deaf_for_a_while(handler: Any) -> Callable[[int, FrameType | None], None]:
-    """A handler for a process that is about to end; if it goes on all the same, this one has its turn."""
+    """A handler that ignores signals for _TO_END_S; if the process still runs then, restores `handler`."""
     until = time.monotonic() + _TO_END_S
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -41,39 +41,37 @@ def _deaf_for_a_while(handler: Any) -> Callable[[int, FrameType | None], None]:
 
 
 class CutShort(BaseException):
-    """What was waited for is not needed any more: see `StopRequest.cutting_short`."""
+    """What was waited for is no longer needed; see `StopRequest.cutting_short`."""
 
 
 class StopRequest:
-    """While entered, a first signal only sets a flag, and a second one ends the process at once.
+    """While entered, the first signal only sets a flag, and a second one ends the process at once.
 
-    A thread listens, as Python calls handlers in the main one alone, and not before that has its next turn:
-    which the other processes of a training, or a long operation of PyTorch, may keep from it for minutes.
-    Nothing is saved on a signal itself, as that could meet a save half done.
+    A thread listens, because Python runs handlers only in the main thread, when it next executes bytecode;
+    waiting for another process or a long PyTorch operation may delay that for minutes. Nothing is saved in a
+    handler, which might interrupt a save.
 
     Args:
-        speak: say what was understood; one process of a training does.
-        log: where it is written down as well.
-        processes: of the training; if one of several is lost, the others cannot end their step.
+        speak: print a line when a signal is received; for one process of a training.
+        log: function that logs that line as well.
+        processes: number of processes; if one of several is lost, the others cannot finish their step.
     """
 
     def __init__(self, speak: bool, log: Callable[[str], None] | None = None, processes: int = 1) -> None:
         self._speak = speak
         self._if = ", unless a process is lost" if processes > 1 else ""
         self._log = log
-        self.signal: str | None = None  # the name of the first
-        self.served = (
-            False  # the state is saved: the process is about to end, and more signals change nothing
-        )
+        self.signal: str | None = None  # name of the first signal
+        self.served = False  # the state is saved and the process about to end; further signals change nothing
         self._cutting_short = False
-        self._since: float | None = None  # when the thread has heard the first
+        self._since: float | None = None  # time at which the thread received the first
         self._handlers: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+        if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
             self._ear, self._mouth = socket.socketpair()
             self._mouth.setblocking(False)
             self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
@@ -92,17 +90,17 @@ class StopRequest:
                 signal.signal(number, _deaf_for_a_while(handler) if self.served else handler)
             signal.set_wakeup_fd(self._before)
             self._mouth.setblocking(True)
-            self._mouth.send(bytes([_NO_MORE]))  # closing says nothing while loading processes hold a copy
+            self._mouth.send(bytes([_NO_MORE]))  # closing would not wake it: loading processes hold a copy
             self._listener.join()
             self._mouth.close()
             self._ear.close()
 
     @contextmanager
     def cutting_short(self) -> Iterator[None]:
-        """Inside, the first signal ends what is done or waited for, a disk that does not answer say.
+        """Inside, the first signal interrupts any work or waiting, e.g. for a disk that does not respond.
 
         Raises:
-            CutShort: there is one, or was before.
+            CutShort: a signal arrives, or has arrived before.
         """
         self._cutting_short = True
         try:
@@ -123,7 +121,7 @@ class StopRequest:
             for number in self._ear.recv(64):
                 if number == _NO_MORE:
                     return
-                if number in SIGNALS:  # whatever has a handler is written down
+                if number in SIGNALS:  # other signals with a handler arrive here too
                     self._hear(number)
 
     def _hear(self, number: int) -> None:
@@ -136,11 +134,11 @@ class StopRequest:
             os._exit(128 + number)
 
     def _say(self, line: str) -> None:
-        """Where somebody reads: a pipe that is full, or a terminal that has gone, must not hold this up."""
+        """Print and log a line without blocking on a full pipe, a closed terminal or an unresponsive disk."""
         with suppress(OSError):
             if self._speak and select.select([], [2], [], 0)[1]:
                 os.write(2, f"\n{line}\n".encode())
-        if self._log is not None:  # nor a disk that does not answer
+        if self._log is not None:  # may block, too
             writer = threading.Thread(target=self._log, args=(line,), daemon=True)
             writer.start()
             writer.join(_LONGEST_WRITE_S)

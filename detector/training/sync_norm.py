@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all processes, on devices for which torch has none."""
+"""Batch norm over the batches of all processes, for devices on which torch has none."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from detector.folding import is_trained, unfold_norms
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> None:
-    """Let every batch norm of a model that will train on a device take its statistics over all processes.
+    """Make every batch norm of a model compute its statistics over all processes.
 
-    One whose weights are not trained looks at no batch, and stays. The state dict keeps its names and shapes.
+    Layers whose weights are not trained use no batch statistics and stay unchanged. The state dict keeps its
+    names and shapes.
     """
     unfold_norms(model, trained_only=True)
     kind = nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm
@@ -30,10 +31,10 @@ def synchronise_norms(model: nn.Module, device: torch.device) -> None:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """torch's layer of this name, which is for GPUs only, in terms of plain operations and reductions.
+    """Like torch's layer of this name, which is for GPUs only, built from plain operations and reductions.
 
-    In training, x [B, C, H, W] is normalised with mean and variance of each channel over the batches of
-    all processes, whose sizes may differ; the running variance is the unbiased one, as torch keeps it.
+    In training, x [B, C, H, W] is normalised with mean and variance of each channel over the batches of all
+    processes, whose sizes may differ; the running variance is the unbiased one, as in torch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         values = x.float()
         count = _SumOverProcesses.apply(values.new_tensor(x.numel() / x.shape[1]))
         mean = _SumOverProcesses.apply(values.sum((0, 2, 3))) / count
-        # From the mean, since the difference of large squares would keep few digits.
+        # Deviations from the mean: the difference of large squares would lose precision.
         deviations = values - mean[:, None, None]
         var = _SumOverProcesses.apply(deviations.square().sum((0, 2, 3))) / count
         self._follow(mean.detach(), (var * count / (count - 1).clamp_min(1)).detach())
@@ -58,7 +59,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over the processes; its gradient is the sum of theirs."""
+    """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

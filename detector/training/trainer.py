@@ -1,4 +1,4 @@
-"""The training loop: one step after another, in the order things happen."""
+"""The training loop: what happens in a run, in order."""
 
 import enum
 import time
@@ -44,26 +44,26 @@ from errors import Bystander, InputError, Stopped, some_of
 
 
 class Need(enum.IntEnum):
-    """What a process needs between two steps; the worst of all is what happens to all."""
+    """What a process needs between two steps; the largest value of all processes applies to all."""
 
     NOTHING = 0
     SAVE = 1
-    JUDGE = 2  # a step was not finite
+    JUDGE = 2  # decide what to do about a non-finite step
     STOP = 3
     FAIL = 4
 
 
 class Trainer:
-    """Everything that one run consists of, from the first step to the last.
+    """Everything a run consists of, from the first step to the last.
 
-    Building it checks the data and the model; nothing is written before `run`.
+    Building it checks data and model; nothing is written before `run`.
 
     Args:
         config: the resolved configuration.
-        name: of the run folder, where run.dir is not set.
-        resume: the run folder to continue from its newest checkpoint, or from the start if it has none.
-        processes: those that train together.
-        log: of what is said; entered by the caller, who learns how the run ends.
+        name: name of the run folder, if run.dir is not set.
+        resume: run folder to continue from its newest checkpoint, or from the start if it has none.
+        processes: the processes that train together.
+        log: log file; entered by the caller, who knows how the run ends.
 
     Raises:
         InputError: something in the configuration, data or checkpoint is wrong, or the run folder is taken.
@@ -82,7 +82,7 @@ class Trainer:
         self.folder = resume
         self.processes = processes or Processes()
         self.log = log or RunLog()
-        # Before the work, and in a dry run; of all processes, as one may have been told something else.
+        # Before the work, also in a dry run; by all processes, as their arguments may differ.
         self.processes.from_main(lambda: refuse_taken(config.run.dir) if resume is None else None)
         self._resumption = Resumption(resume, config) if resume is not None else None
         classes = self._resumption.classes if self._resumption else None
@@ -92,9 +92,9 @@ class Trainer:
         self.parts = parts
         self.learner = parts.learner
         self.gradients = parts.gradients
-        self.shapes: set[tuple[int, ...]] = set()  # of batches
-        self._scale = 1.0  # of the images of the epoch
-        self._compiled = ""  # what was last said of it
+        self.shapes: set[tuple[int, ...]] = set()  # shapes of batches so far
+        self._scale = 1.0  # image scale of the epoch
+        self._compiled = ""  # last report about compilation
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
         self.watch = NonFiniteWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
@@ -116,18 +116,21 @@ class Trainer:
     # ------------------------------------------------------------------------------ the loop
 
     def run(self) -> dict[str, Any]:
-        """Train to the end; returns the metrics of the last evaluation.
+        """Train to the end.
+
+        Returns:
+            The metrics of the last evaluation.
 
         Raises:
-            InputError: the run folder cannot be written or is in use, an image cannot be read, a loading
-                process died, the loss is not finite.
+            InputError: the run folder is not writable or in use, an image cannot be read, a loading process
+                died, or the loss is not finite.
             Stopped: a signal asked for it; the state is saved.
             Bystander: another process failed.
         """
         main = self.processes.main
         text = made_with() + dump_config(self.config)
         with ExitStack() as end:
-            # First in, last out: a signal while all is brought to an end changes nothing any more.
+            # Entered first, exited last: signals during cleanup change nothing.
             self.stop = end.enter_context(
                 StopRequest(main, self.log.write if main else None, self.processes.size)
             )
@@ -169,7 +172,7 @@ class Trainer:
         return monitor
 
     def _claim_folder(self, text: str, end: ExitStack) -> Path:
-        """The run folder, kept for this process until the end."""
+        """The run folder, locked for this process until the end."""
         resumption = self._resumption
         if resumption is None:
             folder = end.enter_context(new_run_folder(self.config.run.dir, self.name, text))
@@ -179,20 +182,20 @@ class Trainer:
             repair(folder)
             resumption.begin(self.progress)
             ended = out_of_patience(self.progress, self.config.train, self.steps_per_epoch)
-            if self.progress.step < self.total_steps and not ended:  # else nobody makes the steps it tells of
+            if self.progress.step < self.total_steps and not ended:  # otherwise none of its steps will be run
                 write_text(folder / "config.yaml", text)
         if self.processes.launch is not None:
             mark_launch(folder, self.processes.launch)
         return folder
 
     def _profiler(self, end: ExitStack) -> Callable[[], None]:
-        """What to call after each step."""
+        """The function to call after each step."""
         if not self.config.train.profile or self.monitor is None or self.folder is None:
             return lambda: None
         return end.enter_context(profiled(self.folder, self.parts.device, self.monitor.say))
 
     def _train_epoch(self) -> None:
-        """From this step to the end of its epoch."""
+        """Train from the current step to the end of its epoch."""
         epoch, first = divmod(self.progress.step, self.steps_per_epoch)
         self.parts.batches.start_at(epoch, first)
         scale = self.parts.batches.scale
@@ -217,7 +220,7 @@ class Trainer:
                 self.shapes.update(tuple(batch.images.shape) for batch in group)
             images = sum(len(batch.indices) for batch in group)
             logged.steps += 1
-            logged.images += min(self.config.train.batch_size, self.parts.batches.length)  # of all processes
+            logged.images += min(self.config.train.batch_size, self.parts.batches.length)  # all processes
             with phase("logging"):
                 if due and self.monitor:
                     values = summary_values(losses, gradient_norm, images) | {"lr": lr} | logged.speed()
@@ -239,11 +242,16 @@ class Trainer:
     def step(
         self, group: list[Batch], number: int, lr: float, measure: bool = False
     ) -> tuple[Losses, Tensor]:
-        """One optimizer step, of the micro-batches of this process; its number counts from 1.
+        """One optimizer step over the micro-batches of this process.
 
-        Returns its losses and the norm of the gradient before clipping, on the device.
+        Args:
+            number: number of the step, from 1.
+            measure: see `Criterion`.
+
+        Returns:
+            The losses, and the norm of the gradient before clipping, on the device.
         """
-        # Nothing here draws random numbers, but a layer that does will be resumed exactly as well.
+        # Nothing here draws random numbers, but a layer that does would be resumed exactly too.
         torch.manual_seed(seed_of(self.config.train.seed, number - 1, self.processes.rank))
         self.learner.begin(lr)
         losses = self.gradients(group, measure=measure)
@@ -254,7 +262,7 @@ class Trainer:
         return losses, gradient_norm
 
     def _next(self, groups: Iterator[list[Batch]]) -> tuple[list[Batch], InputError | None]:
-        """The batches of the next step; none where this process failed, or is asked to stop."""
+        """The batches of the next step; none if this process failed or is asked to stop."""
         try:
             with self.stop.cutting_short():
                 return next_group(groups)
@@ -264,15 +272,15 @@ class Trainer:
     # -------------------------------------------------------------------- between two steps
 
     def _settle(self, failure: InputError | None, wait: bool = False) -> None:
-        """Do what any of the processes needs: save, judge steps that were not finite, stop, fail.
+        """Do what any of the processes needs: save, handle non-finite steps, stop, fail.
 
         Args:
-            failure: of this process, which cannot go on.
-            wait: for the device to have done all steps.
+            failure: error of this process, which cannot continue.
+            wait: wait until the device has finished all steps.
         """
         nonfinite = self.watch.found(wait)
         need = Need.NOTHING
-        # First: the signal may be what the loading processes died of.
+        # First, because the signal may have killed the loading processes.
         if self.stop or self.processes.orphaned:
             need = Need.STOP
         elif failure is not None:
@@ -290,7 +298,7 @@ class Trainer:
         if need == Need.FAIL and failure is not None:
             try:
                 self._save()
-            except Bystander:  # what was to be told is why this one has failed
+            except Bystander:  # this failure is the cause, so report it
                 raise failure from None
             raise InputError(f"{failure}; the state is saved, continue with --resume {self.folder}")
         if need != Need.JUDGE:
@@ -301,11 +309,15 @@ class Trainer:
             raise Bystander
 
     def _save(self) -> None:
-        """LAST, while all wait: a launcher that sees one process leave ends the others at once."""
+        """Write LAST while all wait: when one process leaves, a launcher ends the others at once."""
         self._from_main(lambda: self._checkpoints.save(LAST))
 
     def _from_main(self, save: Callable[[], None]) -> None:
-        """`Processes.from_main`; its means go with the launcher: then all go on, and stop a step later."""
+        """`Processes.from_main`, which needs the launcher's store.
+
+        Once the launcher is gone, the main process saves on its own; if it goes during the call, all continue
+        and stop one step later.
+        """
         if not self.processes.orphaned:
             try:
                 self.processes.from_main(save)
@@ -316,15 +328,15 @@ class Trainer:
             save()
 
     def _judge(self, nonfinite: list[NonFiniteStep]) -> None:
-        """Steps were not finite. They have changed nothing; what now?
+        """Handle non-finite steps, which have changed nothing.
 
         Raises:
-            InputError: not allowed, or too often (Bystander beside the main process).
+            InputError: they are not allowed, or too many (Bystander in all but the main process).
         """
         policy, folder = self.config.train.on_nonfinite, self.folder
         assert folder is not None
         too_many = self.watch.too_many(nonfinite, self.progress.step)
-        # Of the main process: on a disk that the others do not see they say so when they read it.
+        # Decided by the main process; others that do not see its disk report that when reading.
         nowhere = policy == "rollback" and not self.processes.from_main(lambda: has_checkpoint(folder))
         if policy == "raise" or too_many or nowhere:
             more = ""
@@ -339,7 +351,7 @@ class Trainer:
         then = "left out"
         if policy == "rollback":
             state = load_newest(folder)
-            self.processes.refuse_different_steps(state["step"])  # before what all read is renamed
+            self.processes.refuse_different_steps(state["step"])  # before renaming files that all read
             self.processes.from_main(lambda: set_aside_damaged(folder))
             self.learner.restore(state["training"], state["model"], str(folder))
             then = f"back to the weights of step {state['step']}"
@@ -348,7 +360,7 @@ class Trainer:
             self.monitor.say(f"warning: the loss is not finite at step {steps} ({nonfinite[0]}): {then}")
 
     def failure(self, step: NonFiniteStep, more: str = "") -> InputError | Bystander:
-        """What a step that was not finite ends a training with; one process says it."""
+        """The error with which a non-finite step ends the training; only the main process reports it."""
         if not self.processes.main:
             return Bystander()
         parts = self.parts
@@ -358,15 +370,15 @@ class Trainer:
 
     @property
     def lr_factor(self) -> float:
-        """What the learning rate is multiplied by in the next step."""
-        total = max(self.total_steps, 1)  # a dry run of train.epochs=0 makes steps as well
+        """The factor by which the learning rate of the next step is multiplied."""
+        total = max(self.total_steps, 1)  # a dry run with train.epochs=0 runs steps as well
         return lr_factor(self.config.schedule, self.progress.step, total, self.steps_per_epoch)
 
     def _log_is_due(self, step: int) -> bool:
         return step % self.config.train.log_every == 0 or step == self.total_steps
 
     def _counts(self) -> dict[str, float]:
-        """How often something had to be passed over, where that is allowed."""
+        """Number of discarded steps and skipped images, where these are allowed."""
         counts: dict[str, float] = {}
         if self.config.train.on_nonfinite != "raise":
             counts["steps_not_finite"] = self.watch.count
@@ -385,15 +397,15 @@ class Trainer:
             self._save()
 
     def evaluates_after(self, epoch: int) -> bool:
-        """Whether an evaluation follows so many epochs."""
+        """Whether an evaluation follows after this many epochs."""
         train = self.config.train
         return epoch >= train.epochs or (epoch > 0 and epoch % train.eval_every == 0)
 
     def _evaluate(self, epoch: int) -> None:
-        """Every process looks at its part of the validation set; the main one judges all.
+        """Evaluate; every process handles a part of the validation set, the main one computes the metrics.
 
         Raises:
-            Stopped: a signal asked for it; the evaluation will be made again.
+            Stopped: a signal asked for it; the evaluation will be repeated.
         """
         if self.monitor:
             self.monitor.evaluating()
@@ -401,7 +413,7 @@ class Trainer:
         self.processes.share_state(model)
         share = self.parts.validation.detect(model, self.stop)
         if share is None:
-            self.processes.from_main(self._checkpoints.save_if_new)  # with train.epochs=0 there is none yet
+            self.processes.from_main(self._checkpoints.save_if_new)  # train.epochs=0: there is none yet
             raise self._stopped()
         shares = self.processes.gather(share)
         progress = self.progress
@@ -413,7 +425,7 @@ class Trainer:
     def _report(
         self, epoch: int, shares: list[list[Predictions]] | None
     ) -> tuple[dict[str, Any], float, int]:
-        """Write down and show what was found; returns the metrics, and the best AP so far and its step."""
+        """Compute, write and show the metrics; returns them with the best AP so far and its step."""
         assert shares is not None and self.monitor is not None
         scores, self.progress.calibration = self.parts.validation.judge(shares)
         result = scores.coco
@@ -421,7 +433,7 @@ class Trainer:
         pictures = self.parts.validation.pictures(scores)
         self.monitor.evaluation(self.progress.step, epoch, result, scores.extra, pictures)
         ap = result.summary["AP"]
-        if ap > self.progress.best or ap < 0:  # without gt boxes the newest is as good as any
+        if ap > self.progress.best or ap < 0:  # without gt boxes the newest counts as best
             self.progress.best, self.progress.best_step = ap, self.progress.step
             self._checkpoints.save(BEST)
         return self.progress.metrics, self.progress.best, self.progress.best_step

@@ -1,7 +1,7 @@
-"""Whether backbone, losses and weights go together, tried on one small picture before a training.
+"""Checks before a training, on one small picture, that backbone, losses and weights fit together.
 
-What the configuration can say goes together; what was added to the code (docs/extending.md) may not, and
-would show late, in PyTorch's words, or not at all.
+What the configuration offers does; code that was added (docs/extending.md) may not, which would show late,
+with an obscure message of PyTorch, or not at all.
 """
 
 import logging
@@ -23,15 +23,15 @@ _STRIDES = (8, 16, 32)
 
 
 def check_wiring(model: RetinaNet, criterion: Criterion, processes: int = 1) -> None:
-    """Forward and backward once; the model is as it was before.
+    """One forward and backward pass; the model is left unchanged.
 
     Args:
-        criterion: of this process alone.
-        processes: that train together, and wait for the gradient of every weight.
+        criterion: the losses, for this process alone.
+        processes: number of processes, which wait for the gradient of every weight.
 
     Raises:
-        InputError: the backbone does not give what it declares, a part of the loss is no scalar, or no
-            gradient comes to a whole head; or, with several processes, to any weight that is trained.
+        InputError: the backbone does not return what it declares, a part of the loss is not a scalar, or a
+            whole head receives no gradient; or, with several processes, any trained weight receives none.
     """
     device = model.scale.device
     training = model.training
@@ -39,9 +39,9 @@ def check_wiring(model: RetinaNet, criterion: Criterion, processes: int = 1) -> 
     try:
         model.train()
         for module in model.modules():
-            if isinstance(module, _NormBase):  # one small picture says nothing of a batch
+            if isinstance(module, _NormBase):  # one small picture gives no useful batch statistics
                 module.eval()
-        # Not blank: what has no contrast may be divided by it.
+        # Not blank: code may divide by the contrast.
         pixels = torch.randint(0, 256, (1, 3, _SIDE, _SIDE), generator=torch.Generator().manual_seed(0))
         gt = GroundTruth(
             boxes=torch.tensor([[[8.0, 8.0, _SIDE - 8, _SIDE - 8]]], device=device),
@@ -57,7 +57,7 @@ def check_wiring(model: RetinaNet, criterion: Criterion, processes: int = 1) -> 
         if losses.total.requires_grad:
             losses.total.backward()
         _check_gradients(model, processes)
-    except NonFiniteLogits:  # of weights that are not finite, which the first step tells, with its images
+    except NonFiniteLogits:  # weights are not finite: the first step reports it, with its images
         return
     finally:
         watch.remove()
