@@ -1,7 +1,7 @@
 """Claim: ranking over accumulated micro-batches costs one more forward pass, and hardly any memory.
 
-The same images in one optimizer step: as one large batch, as micro-batches that are each ranked by
-themselves, and as micro-batches ranked together. Run from the root: python -m benchmarks.accumulation
+The same images in one optimizer step: as one large batch, as micro-batches that are ranked separately,
+and as micro-batches that are ranked together. Run from the root: python -m benchmarks.accumulation
 """
 
 import sys
@@ -38,9 +38,9 @@ VARIANTS = {
 
 
 def build_step(root: str, overrides: tuple[str, ...]) -> Callable[[], object]:
-    """What the trainer does between two optimizer steps."""
+    """One optimizer step of the trainer."""
     small = (f"data.root={root}", "data.shapes_train_images=8", "data.shapes_val_images=1", "data.workers=0")
-    # As the note says: the recipe's images are smaller at first.
+    # Full-size images, as the note says: the recipe starts with smaller ones.
     plain = ("train.device=cpu", "train.amp=off", "schedule.image_scales=[1]")
     trainer = Trainer(load_config(RECIPE, [*small, *plain, *overrides]), "benchmark")
     batches = list(checked(trainer.parts.loader))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.accuracy configs/bccd_quick.yaml data.root=datasets/bccd --seeds 0 1 2
 
-Trains with train.py as a user does, one run after the other or --side-by-side, each into a folder of
-its own under --output. A run that has ended is not made again and one that was broken off is resumed,
-so the same command goes on where it was stopped, and prints the table when all have ended.
+Trains with train.py as a user does, one run after the other or --side-by-side, each in its own folder
+under --output. Finished runs are not repeated and interrupted ones are resumed, so the same command
+continues where it was stopped, and prints the table once all runs are finished.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from detector.config.file import load_config
 from errors import InputError
 
 ROOT = Path(__file__).parents[1]
-# One process of several threads is slower than as many processes of one.
+# One process with several threads is slower than several processes with one thread.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def train(words: Sequence[str], run: Path, threads: dict[str, str]) -> None:
-    """Train into `run`, or finish it, or leave it as it is where it has ended.
+    """Train into the folder `run`, or resume it; does nothing if it is finished.
 
     Raises:
         RuntimeError: train.py failed.
@@ -38,7 +38,7 @@ def train(words: Sequence[str], run: Path, threads: dict[str, str]) -> None:
     resumed = (run / "config.yaml").is_file()
     words = ["--resume", str(run)] if resumed else [*words, f"run.dir={run}"]
     with Path(f"{run}.log").open("a") as log:
-        # The last weights, not the best: choosing by the split that is reported would flatter.
+        # The last weights, not the best: selecting on the reported split would bias the result.
         last = str(run / "checkpoints" / "last.pt")
         for step in (["train.py", *words], ["evaluate.py", last, "--output", str(run / "final.json")]):
             code = subprocess.call(
@@ -66,7 +66,7 @@ def rows(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list
 
 
 def _settings(config: str, words: Sequence[str], threads: str) -> str:
-    """What decides on the results: the words, what they come to, the code, and how sums are divided up."""
+    """What the results depend on: arguments, code version, number of threads, resolved configuration."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     version = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     resolved = load_config(Path(config), [*words]).model_dump_json(indent=1)
@@ -74,7 +74,7 @@ def _settings(config: str, words: Sequence[str], threads: str) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    if min(values) < 0:  # COCO's word for a class without gt boxes
+    if min(values) < 0:  # COCO's -1 for a class without gt boxes
         return "-"
     mean = f"{100 * statistics.mean(values):.1f}"
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
@@ -94,7 +94,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     threads = ONE_THREAD if args.side_by_side > 1 else {}
     try:
-        for loss in args.losses:  # before the first of them is trained for hours
+        for loss in args.losses:  # check all before training for hours
             load_config(Path(args.config), [*args.settings, f"loss.name={loss}"])
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
@@ -119,7 +119,9 @@ def main() -> None:
         try:
             for job in jobs:
                 job.result()
-        except BaseException:  # one has failed, or Ctrl-C: those that wait would take hours before it is said
+        except (
+            BaseException
+        ):  # a failure or Ctrl-C: cancel waiting jobs, which would delay the report by hours
             pool.shutdown(cancel_futures=True)
             raise
     results = {

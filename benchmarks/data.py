@@ -1,9 +1,9 @@
 """Claim: augmented as in SSD, files become the network's input twice as fast as in torchvision's references.
 
-Both read the same JPEG files and the same COCO annotation file, each in a process of one thread, and end
-with a normalised float32 batch. torchvision's side is its references/detection as published: CocoDetection
-(PIL), its presets of transforms v2, and the GeneralizedRCNNTransform of its models, which normalises,
-resizes and batches. Ours is DetectionDataset, collate and RetinaNet.normalise.
+Both read the same JPEG files and the same COCO annotation file, each in a single-threaded process, and
+produce a normalised float32 batch. torchvision's side is its references/detection as published:
+CocoDetection (PIL), its presets of transforms v2, and the GeneralizedRCNNTransform of its models, which
+normalises, resizes and batches. Ours is DetectionDataset, collate and RetinaNet.normalise.
 Run from the root of the repository: python -m benchmarks.data
 """
 
@@ -73,7 +73,7 @@ DISTORT: list[Any] = [
     {"ColorJitter": {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0.05, "p": 0.5}},
 ]
 RESIZE: list[Any] = [{"ResizeWithin": {"short": SHORT, "long": LONG}}]
-# torchvision's names of its presets, and the same in a YAML of ours.
+# torchvision's presets by name, as in a YAML configuration of ours.
 PRESETS: dict[str, list[Any]] = {
     "hflip": [*FLIP, *RESIZE],
     "ssdlite": [*CROP, *FLIP, *RESIZE],
@@ -83,19 +83,19 @@ PRESETS: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder of JPEG files and boxes made up for them."""
+    """A folder of JPEG files with random boxes."""
 
     folder: Path
     annotations: Path
     count: int
-    text: str  # what they are
+    text: str  # description
 
 
 def make_pictures(folder: Path, count: int) -> None:
-    """JPEG files of 640 x 480 or 480 x 640 px whose spectrum falls like a photograph's.
+    """Write JPEG files of 640 x 480 or 480 x 640 px with the spectrum of photographs.
 
-    Grey fields of power 1 / f^2 with a little sensor noise; the colours are pale, as they are in
-    photographs. At quality 90 such a file has about the size of one of COCO's.
+    Grey noise with power 1 / f^2 and a little sensor noise; colours are pale, as in photographs. At
+    quality 90 such a file is about as large as one of COCO's.
     """
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -114,7 +114,7 @@ def make_pictures(folder: Path, count: int) -> None:
 
 
 def annotate(folder: Path, target: Path, limit: int) -> Pictures:
-    """Write a COCO file of `BOXES` boxes for each of the first JPEG files of a folder."""
+    """Write a COCO file with `BOXES` boxes for each of the first `limit` JPEG files of a folder."""
     rng = np.random.default_rng(1)
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg"))[:limit]
     if not files:
@@ -254,7 +254,7 @@ def _preset(name: str) -> v2.Compose:
 
 
 def our_calls(pictures: Pictures, preset: str) -> dict[str, Call]:
-    """Ours, in a process set up as train.py sets itself up."""
+    """Our calls, in a process set up like that of train.py."""
     keep_freed_memory()
     torch.set_num_threads(1)
     ours = Ours(pictures, PRESETS[preset])
@@ -268,7 +268,7 @@ def our_calls(pictures: Pictures, preset: str) -> dict[str, Call]:
 
 
 def peer_calls(pictures: Pictures, preset: str) -> dict[str, Call]:
-    """torchvision's."""
+    """torchvision's calls."""
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(sys.stderr):  # pycocotools is chatty
         peer = Torchvision(pictures, preset)
@@ -276,7 +276,7 @@ def peer_calls(pictures: Pictures, preset: str) -> dict[str, Call]:
 
 
 def measure_preset(name: str, pictures: Pictures, repeats: int) -> tuple[list[str], list[list[str]]]:
-    """Rows of the two tables: the whole paths, and the stages of each side."""
+    """Rows of the two tables: the whole paths, and each side's stages."""
     with Elsewhere(our_calls, pictures, name) as ours, Elsewhere(peer_calls, pictures, name) as peer:
         timings = in_turns({**ours.calls, **peer.calls}, repeats, CPU, warm_up=1)
     speeds = [

@@ -1,9 +1,8 @@
 """Claim: evaluation, from pixels to detections, is faster than torchvision's RetinaNet.
 
-ResNet-50 detectors of 80 classes on random pixels that are in memory already: network, decoding and NMS. On
-equal terms both have the same weights, precision, layout and thresholds, and the networks' outputs are
-compared before anything is timed; as shipped each has its own defaults. Run from the root:
-python -m benchmarks.evaluation
+ResNet-50 detectors of 80 classes on random pixels already in memory: network, decoding and NMS. On equal
+terms both have the same weights, precision, layout and thresholds, and the networks' outputs are compared
+before timing; as shipped, each has its own defaults. Run from the root: python -m benchmarks.evaluation
 """
 
 import argparse
@@ -83,7 +82,7 @@ def ours_call(network: nn.Module, config: Config, data: Data, device: torch.devi
 
 
 def peer_call(network: nn.Module, config: Config, data: Data, device: torch.device, shipped: bool) -> Call:
-    """torchvision's model, with its own thresholds where it is as shipped."""
+    """torchvision's model, with its own thresholds if `shipped`."""
     assert isinstance(network, TorchvisionRetinaNet)
     amp = None if shipped else build_amp(config.train, device)
     if not shipped:

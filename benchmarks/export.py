@@ -2,8 +2,8 @@
 
     python -m benchmarks.export runs/bccd data.root=datasets/bccd --split test --images 50
 
-Exports the checkpoint, runs the file and PyTorch's model on images of a split, resized to each of --long in
-batches of each of --batch, and compares COCO's AP, every detection, and the time.
+Exports the checkpoint, runs the file and PyTorch's model on images of a split for each long side in --long
+and each batch size in --batch, and compares COCO's AP, every detection, and the time.
 """
 
 import argparse
@@ -45,7 +45,7 @@ HEADER = (
     "PyTorch, images/s",
     "exported, images/s",
 )
-_SAME_AP = 5e-4  # what a few detections may make of it where NMS is a matter of rounding
+_SAME_AP = 5e-4  # tolerance: a few detections may differ where NMS depends on rounding
 NOTE = (
     "{images} images of split {split}, float32 on the CPU, network and post-processing. `In one only`: of "
     "the {detections} detections or more of a row, those where NMS or the limit of detections is a matter "
@@ -67,7 +67,7 @@ def measure(
     for turn, rows in enumerate(groups):
         batch = stacked(images[row] for row in rows)
         sides = ((ours, seconds[0], None), (theirs, seconds[1], run))
-        for kept, times, call in sides[:: 1 if turn % 2 == 0 else -1]:  # so that neither is always first
+        for kept, times, call in sides[:: 1 if turn % 2 == 0 else -1]:  # neither is always first
             started = time.perf_counter()
             found = found_by_model(checkpoint, batch) if call is None else found_by(call, batch)
             times.append((time.perf_counter() - started) / len(rows))
@@ -100,7 +100,7 @@ def measure(
 
 
 def resized(records: DetectionSet, long: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
-    """All images with that long side, and what brings their boxes back: [I, 4]."""
+    """All images resized to that long side, and the factors [I, 4] that map boxes to pixels of the files."""
     pipeline = Pipeline([{"ResizeWithin": {"long": long}}], 0.0, "--long")
     images = []
     for file in records.files:
@@ -111,7 +111,7 @@ def resized(records: DetectionSet, long: int) -> tuple[list[NDArray[np.uint8]], 
 
 
 def in_batches(images: Sequence[NDArray[np.uint8]], size: int) -> list[list[int]]:
-    """Rows of images of one shape, `size` of them or what is left."""
+    """Batches of rows of images of the same shape, with at most `size` rows each."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(images):
         shapes.setdefault(image.shape, []).append(row)
@@ -119,7 +119,7 @@ def in_batches(images: Sequence[NDArray[np.uint8]], size: int) -> list[list[int]
 
 
 def as_predictions(found: dict[int, Found], factors: NDArray[np.float64]) -> Predictions:
-    """In pixels of the files."""
+    """The detections as Predictions, in pixels of the files."""
     order = sorted(found)
     return Predictions(
         np.repeat(order, [len(found[row].scores) for row in order]),
@@ -130,7 +130,7 @@ def as_predictions(found: dict[int, Found], factors: NDArray[np.float64]) -> Pre
 
 
 def first(records: DetectionSet, count: int) -> DetectionSet:
-    """The first images of a set."""
+    """The first `count` images of a set."""
     count = min(count, len(records))
     boxes = records.offsets[count]
     return replace(

@@ -1,7 +1,7 @@
-"""Claim: a training that is killed at random, over and over, ends with the weights of an undisturbed one.
+"""Claim: a training run killed at random, over and over, ends with the weights of an undisturbed run.
 
-Trains once undisturbed; then again, killed with SIGKILL many times, at random moments and while it is
-saving, each time continued with --resume. Run from the root: python -m benchmarks.faults
+Trains once undisturbed, and once with many SIGKILLs, at random moments and during saving, each followed by
+--resume. Run from the root: python -m benchmarks.faults
 """
 
 import argparse
@@ -29,16 +29,16 @@ HEADER = ("kills", "of these while saving", "resumed", "last.pt damaged", "weigh
 
 @dataclass
 class Campaign:
-    """What happened to a training that was killed over and over."""
+    """Statistics of a training run that was killed over and over."""
 
     kills: int = 0
     while_saving: int = 0
     resumed: int = 0
-    damaged: int = 0  # checkpoints that did not read back
+    damaged: int = 0  # unreadable checkpoints
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen:
-    """Start train.py with the words of `command`; what it says goes to the end of `log`."""
+    """Start train.py with the arguments `command`; its output is appended to `log`."""
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *command],
@@ -49,16 +49,16 @@ def start(command: Sequence[str], log: Path) -> subprocess.Popen:
 
 
 def steps_done(run: Path) -> int:
-    """Lines of metrics.jsonl: grows with every step where each is logged."""
+    """The number of lines of metrics.jsonl, which grows with every step if each one is logged."""
     path = run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def wait_and_kill(process: subprocess.Popen, run: Path, while_saving: bool, rng: random.Random) -> bool:
-    """Kill a training that has made some progress; False if it ended before that.
+    """Kill a training run after some progress; False if it ended before.
 
     Args:
-        while_saving: wait until the temporary file of a checkpoint is there, then a little.
+        while_saving: kill shortly after the temporary file of a checkpoint appears.
     """
     before = steps_done(run)
     temporary = run / "checkpoints" / ".last.pt.tmp"
@@ -79,10 +79,10 @@ def wait_and_kill(process: subprocess.Popen, run: Path, while_saving: bool, rng:
 def campaign(
     words: Sequence[str], run: Path, kills: int, while_saving: int, seed: int, log: Path
 ) -> Campaign:
-    """Train into `run` with `words` after train.py, killed `kills` times, `while_saving` of them then.
+    """Train into `run` with arguments `words`, killed `kills` times, `while_saving` of them during saving.
 
     Raises:
-        RuntimeError: it ended early, or could not be continued.
+        RuntimeError: the run ended early, or could not be resumed.
     """
     rng = random.Random(seed)
     kinds = [True] * while_saving + [False] * (kills - while_saving)
@@ -103,7 +103,7 @@ def campaign(
 
 
 def readable(run: Path) -> bool:
-    """Whether last.pt, if there is one, is whole."""
+    """Whether last.pt, if there is one, is undamaged."""
     path = run / "checkpoints" / "last.pt"
     try:
         return not path.is_file() or bool(load_checkpoint(path))
@@ -112,7 +112,7 @@ def readable(run: Path) -> bool:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same weights, optimizer and average, bit for bit."""
+    """Whether two runs ended with bitwise identical weights, optimizer state and weight average."""
     ends = [load_checkpoint(run / "checkpoints" / "last.pt") for run in (one, other)]
     return all(_equal(ends[0][key], ends[1][key]) for key in ("model", "training", "metrics", "step"))
 

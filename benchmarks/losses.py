@@ -1,8 +1,8 @@
 """Claim: the exact ranking losses cost about as much as focal loss, however many positives there are.
 
-Forward and backward on the same logits: one of ours (--loss), torchvision's `sigmoid_focal_loss`
-(summed, divided by the positives); beside --loss ap the AP-loss as published, which loops over the positives,
-and the bucketed one, an approximation. Run from the root of the repository: python -m benchmarks.losses
+Forward and backward on the same logits: one of our losses (--loss) and torchvision's `sigmoid_focal_loss`
+(sum divided by the number of positives). With --loss ap also the published AP-loss, which loops over the
+positives, and the bucketed AP-loss, an approximation. Run from the root: python -m benchmarks.losses
 """
 
 import argparse
@@ -24,7 +24,7 @@ from detector.losses import alrp_loss, ap_loss, rank_sort_loss_of
 
 DELTA = 1.0
 HEADER = ("logits", "positives", "ours, ms", "focal, ms", "ours / focal", "memory ours", "memory focal")
-PEERS = ("bucketed, ms", "loop, ms", "bucketed / ours", "loop / ours")  # of the AP-loss
+PEERS = ("bucketed, ms", "loop, ms", "bucketed / ours", "loop / ours")  # for the AP-loss only
 NOTE = (
     "Milliseconds of forward and backward: median, and half the interquartile range in per cent. "
     "Ours and focal loss run in turns, and a ratio is the median over the turns. "
@@ -40,12 +40,12 @@ NOTE_ON_PEERS = (
 
 
 def make_logits(distribution: str, size: int, positives: int) -> tuple[Tensor, Tensor]:
-    """float32 [size] logits and int8 [size] targets with that many positives at random places."""
+    """float32 [size] logits and int8 [size] targets with that many positives at random positions."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.zeros(size, dtype=torch.int8)
     targets[torch.randperm(size, generator=generator)[:positives]] = 1
     noise = torch.randn(size, generator=generator)
-    if distribution == "start":  # the classifier's prior of 0.01, before anything is learnt
+    if distribution == "start":  # the classifier's prior of 0.01 at the start of training
         return -math.log(99) + 0.1 * noise, targets
     if distribution == "trained":
         return torch.where(targets == 1, 1.5 * noise, noise - 5), targets
@@ -53,7 +53,7 @@ def make_logits(distribution: str, size: int, positives: int) -> tuple[Tensor, T
 
 
 def make_loss(name: str, targets: Tensor) -> Callable[[Tensor], Tensor]:
-    """One of our losses as a function of the logits, with random box errors where it wants them."""
+    """One of our losses as a function of the logits, with random box errors if it needs them."""
     positives = (targets == 1).nonzero().squeeze(1)
     errors = torch.rand(len(positives), generator=torch.Generator().manual_seed(1)).to(targets.device)
     if name == "alrp":
@@ -65,7 +65,7 @@ def make_loss(name: str, targets: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def loop_timing(logits: Tensor, targets: Tensor, limit_s: float, repeats: int) -> Timing | None:
-    """Forward and backward of the loop; None where one pass takes longer than the limit."""
+    """Forward and backward of the loop; None if one pass takes longer than the limit."""
     leaf = logits.detach().float().requires_grad_()
     started = time.perf_counter()
     try:
@@ -80,7 +80,7 @@ def loop_timing(logits: Tensor, targets: Tensor, limit_s: float, repeats: int) -
 def disagreement(logits: Tensor, targets: Tensor) -> float:
     """The largest error of the AP-loss against the loop in float64.
 
-    Of the loss, the positives' gradient and the negatives', each relative to its largest value.
+    Covers the loss, the positives' and the negatives' gradient, each relative to its largest value.
     """
     mine, exact = logits.detach().clone().requires_grad_(), logits.detach().double().requires_grad_()
     loss = _step(lambda x: ap_loss(x, targets, DELTA), mine)
@@ -136,7 +136,7 @@ def measure(arguments: argparse.Namespace, size: int, positives: int, device: to
     ]
     if arguments.loss != "ap":
         return row
-    # By themselves: what comes after them finds the caches full of their many temporaries.
+    # Timed separately, as they leave the caches full of their many temporaries.
     bucket = in_turns({"ours": ours, "bucketed": bucketed}, arguments.repeats, device)
     loop = loop_timing(logits, targets, arguments.loop_limit, arguments.repeats)
     if loop is not None:

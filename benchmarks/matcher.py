@@ -1,4 +1,4 @@
-"""Claim: matching many boxes takes a bounded amount of memory, where the dense way takes gigabytes.
+"""Claim: matching many boxes takes a bounded amount of memory, where dense matching takes gigabytes.
 
 `match` and `match_adaptively` against torchvision's `box_iou` + `Matcher`, image by image, on the anchors of
 a large image.
@@ -29,12 +29,12 @@ NOTE = (
     "from ours and torchvision's, by IoU both."
 )
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
-_AGREE = 0.9999  # of the anchors at least; the rest are a matter of rounding
+_AGREE = 0.9999  # minimum fraction of anchors; the rest differ by rounding
 
 
 def make_anchors(height: int, width: int) -> tuple[Tensor, tuple[int, ...], int]:
-    """The default anchors of an image of that size in pixels: float32 [N, 4], how many of them each level
-    has, and each location.
+    """The default anchors of an image of that size in pixels: float32 [N, 4], with the number of anchors per
+    level and per location.
     """
     config = AnchorConfig()
     grids = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
@@ -44,17 +44,17 @@ def make_anchors(height: int, width: int) -> tuple[Tensor, tuple[int, ...], int]
 
 
 def make_boxes(batch: int, boxes: int, height: int, width: int) -> Tensor:
-    """float32 [batch, boxes, 4]: random boxes, of sides from 16 px to half the image."""
+    """float32 [batch, boxes, 4]: random boxes with sides from 16 px to half the image."""
     generator = torch.Generator().manual_seed(0)
     limits = torch.tensor([width, height], dtype=torch.float32)
     share = torch.rand(batch, boxes, 2, generator=generator)
-    sides = 16 * (limits / 2 / 16) ** share  # evenly spread on a logarithmic scale
+    sides = 16 * (limits / 2 / 16) ** share  # uniform on a logarithmic scale
     corner = torch.rand(batch, boxes, 2, generator=generator) * (limits - sides)
     return torch.cat((corner, corner + sides), dim=-1)
 
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> str:
-    """The section of one device."""
+    """The report section for one device."""
     anchors, of_levels, per_location = make_anchors(arguments.height, arguments.width)
     anchors = anchors.to(device)
     gt_boxes = make_boxes(arguments.batch, arguments.boxes, arguments.height, arguments.width).to(device)

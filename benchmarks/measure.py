@@ -1,8 +1,8 @@
-"""Paired timing, peak memory and reports: what the benchmarks share.
+"""What the benchmarks share: paired timing, peak memory and reports.
 
-Things that are compared run in turns, so that whatever else the machine does falls on all of them; in one
-process, or each in a process that is set up as its own programs set themselves up (`Elsewhere`). A ratio is
-the median over the turns of the ratio within a turn, not a ratio of two runs.
+The calls to compare run in turns, so that other load on the machine affects all of them: in one process, or
+each in its own process, set up like that of its programs (`Elsewhere`). A ratio is the median over the turns
+of the ratio within a turn, not a ratio of two runs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 Call = Callable[[], object]
-_LEAST_S = 1.0  # quick calls get more turns: at least this many seconds in all
+_LEAST_S = 1.0  # minimum total seconds: fast calls get more turns
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Half the interquartile range, as a part of the median; 0 for a single turn."""
+        """Half the interquartile range, as a fraction of the median; 0 for a single turn."""
         if len(self.seconds) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -59,14 +59,14 @@ class Timing:
 
 
 class Elsewhere:
-    """Calls in a process of their own; a context manager, at whose end the process ends.
+    """Calls in a separate process; a context manager whose exit ends the process.
 
-    What one side does to its process (how memory is kept, above all) is not done to the other. A call
-    waits for its end there; the message takes some 0.1 ms.
+    The process settings of one side (above all how it keeps memory) do not affect the other. A call waits
+    until it is finished there; messaging adds about 0.1 ms.
 
     Args:
-        make: gives the calls by name; importable, since the process starts anew.
-        arguments: what it is called with; each can be pickled.
+        make: returns the calls by name; must be importable, since the process is spawned.
+        arguments: arguments of `make`; must be picklable.
     """
 
     def __init__(self, make: Callable[..., Mapping[str, Call]], *arguments: object) -> None:
@@ -75,7 +75,7 @@ class Elsewhere:
         self._process = context.Process(target=_serve, args=(far_end, make, arguments), daemon=True)
         self._process.start()
         far_end.close()
-        names = self._line.recv()  # EOFError: the process has failed, and said why
+        names = self._line.recv()  # EOFError: the process has failed and printed why
         self.calls: dict[str, Call] = {name: partial(self._run, name) for name in names}
 
     def _run(self, name: str) -> None:
@@ -107,9 +107,9 @@ def _serve(line: Connection, make: Callable[..., Mapping[str, Call]], arguments:
 def in_turns(
     calls: Mapping[str, Call], repeats: int, device: torch.device, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Time the calls in alternation, `repeats` times or more.
+    """Time the calls in alternation, at least `repeats` times.
 
-    Every second turn goes backwards, so that none is always first.
+    Every second turn runs in reverse order, so that none is always first.
     """
     for _ in range(warm_up):
         for call in calls.values():
@@ -124,7 +124,7 @@ def in_turns(
 
 
 def timed(call: Call, device: torch.device) -> float:
-    """Wall-clock seconds of one call, the device's queue included."""
+    """Wall-clock seconds of one call, including its work queued on the device."""
     _synchronise(device)
     started = time.perf_counter()
     call()
@@ -133,10 +133,10 @@ def timed(call: Call, device: torch.device) -> float:
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int:
-    """The most memory that the tensors made during the call take at one time.
+    """Peak memory of the tensors created during the call.
 
-    What the call leaves behind (gradients) counts, what existed before does not. On a CPU this is the
-    running sum of the allocator's events, and so does not see the scratch memory of libraries.
+    Tensors that outlive the call (gradients) count, earlier ones do not. On a CPU this is the running sum
+    of the allocator's events, which does not include scratch memory of libraries.
     """
     if device.type == "cuda":
         _synchronise(device)
@@ -145,7 +145,7 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
         call()
         _synchronise(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler on stderr
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
@@ -161,7 +161,7 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
 
 
 def parser(description: str, repeats: int, device: bool = True) -> argparse.ArgumentParser:
-    """The options that all benchmarks have. device: whether it may run elsewhere than on the CPU."""
+    """An argument parser with the options that benchmarks share. device: add --device."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--repeats", type=int, default=repeats, help="measured turns (%(default)s)")
     if device:
@@ -171,7 +171,7 @@ def parser(description: str, repeats: int, device: bool = True) -> argparse.Argu
 
 
 def devices(name: str) -> list[torch.device]:
-    """The devices that --device asks for."""
+    """The devices requested by --device."""
     if name == "auto":
         names = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         return [torch.device(n) for n in names]
@@ -179,12 +179,12 @@ def devices(name: str) -> list[torch.device]:
 
 
 def progress(text: str) -> None:
-    """A line for whoever waits; the report itself goes to stdout."""
+    """Print a progress line to stderr; the report itself goes to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
 def section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
-    """A Markdown section: title, table, and what its columns mean."""
+    """A Markdown section: title, table, and a note that explains it."""
     widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
     cells = [
         " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (header, *rows)
@@ -195,7 +195,7 @@ def section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], no
 
 
 def report(sections: Sequence[str], output: Path | None) -> None:
-    """Print the sections below the machine, date and command that they are from."""
+    """Print the sections under a line with command, date and machine."""
     module = f"benchmarks.{Path(sys.argv[0]).stem}"
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     text = "\n".join((f"`{command}`, {date.today().isoformat()}, {_machine()}.\n", *sections))

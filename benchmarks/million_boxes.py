@@ -1,6 +1,6 @@
 """Claim: a million boxes load in seconds, and no loading process copies them, however many epochs it serves.
 
-A COCO file of 1,000,000 boxes is made on the spot. Run from the root of the repository:
+Generates a COCO file with 1,000,000 boxes. Run from the root of the repository:
 python -m benchmarks.million_boxes
 """
 
@@ -28,7 +28,7 @@ from data.sample import DetectionSet
 from data.transforms import Pipeline
 
 BOXES = 1_000_000
-FEW = 5_000  # images of the measurement of memory, so that 20 epochs take minutes
+FEW = 5_000  # images for measuring memory, so that 20 epochs take only minutes
 LOADING_HEADER = ("images", "boxes", "file, MB", "seconds")
 LOADING_NOTE = "From a COCO file to a DetectionSet, once; up to 20,000 images their headers are read too."
 MEMORY_HEADER = ("images", "arrays", "epoch 1", "epoch 2", "halfway", "last epoch", "per epoch from 2 on")
@@ -41,7 +41,7 @@ MEMORY_NOTE = (
 
 @dataclass(frozen=True)
 class Million:
-    """A COCO file of `BOXES` boxes, made on the spot."""
+    """A generated COCO file with `BOXES` boxes."""
 
     annotations: Path
     folder: Path
@@ -49,7 +49,7 @@ class Million:
 
 
 def make_million(folder: Path, images: int) -> Million:
-    """Small pictures, the files of which are links to a few; the boxes are dealt out evenly."""
+    """Small images, nearly all of them hard links to the first 20 files; boxes are distributed evenly."""
     rng = np.random.default_rng(2)
     pictures = folder / f"pictures-{images}"
     pictures.mkdir()
@@ -73,13 +73,13 @@ def make_million(folder: Path, images: int) -> Million:
 
 
 def private_mb(process: int) -> float:
-    """Memory that a process shares with no other: its own, and what it copied of its parent's."""
+    """Memory in MB that a process shares with no other: its own, and pages copied from its parent."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
 
 
 def measure_memory(million: Million, records: DetectionSet, epochs: int) -> list[str]:
-    """Let one loading process go through all images so many times: a row of the table."""
+    """A row of the table: one loading process goes through all images, `epochs` times."""
     batches = EpochBatches(len(records), 20, seed=0)
     loader = train_loader(records, Pipeline(["HorizontalFlip"], 0.0, "benchmark"), batches, 0, 0, 1, False)
     memory = []

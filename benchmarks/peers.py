@@ -1,4 +1,4 @@
-"""Other ways to compute the AP-loss, written for comparison: the published loop, and buckets."""
+"""Other implementations of the AP-loss for comparison: the published loop, and the bucketed approximation."""
 
 import time
 from typing import Any
@@ -10,11 +10,11 @@ from detector.losses.ranking import ascending
 
 
 class TooSlow(Exception):
-    """The loop was abandoned."""
+    """The loop has exceeded its time limit."""
 
 
 class LoopAPLoss(torch.autograd.Function):
-    """AP-loss as published: for each positive in turn, its relations to all relevant negatives.
+    """AP-loss as published: loops over the positives, comparing each with all relevant negatives.
 
     Algorithm 1 of Chen et al. (CVPR 2019) in its vectorised form, with interpolated precision and the
     published implementation's shortcut: negatives further than delta below every positive are dropped.
@@ -37,7 +37,7 @@ class LoopAPLoss(torch.autograd.Function):
             b = pull.sum()
             precision = a / (a + b)
             share = 1 / (a + b)
-            if best <= precision:  # on a GPU this waits for the result, as the published code does
+            if best <= precision:  # synchronises on a GPU, as the published code does
                 best = precision
             else:
                 share = share * (1 - best) / (1 - precision)
@@ -62,10 +62,10 @@ def _soft_step(u: Tensor, delta: float) -> Tensor:
 class BucketedAPLoss(torch.autograd.Function):
     """The bucketed AP-loss (Yavuz et al., ECCV 2024), without interpolation as there: O(N log N + P^2).
 
-    All logits are sorted, as fast as we can. The negatives between two neighbouring positives become one
-    bucket, which stands at its mean logit and counts as often as it has members; a P x B matrix relates
-    positives and buckets. Members of a bucket share its gradient. The smaller delta is, the nearer it comes
-    to the AP-loss; delta must be above 0.
+    The relevant logits are sorted, as fast as we can. The negatives between two neighbouring positives form
+    one bucket, placed at their mean logit and weighted by their number; a P x B matrix relates positives and
+    buckets. All members of a bucket get its gradient. The smaller delta (> 0), the closer the result is to
+    the AP-loss.
     """
 
     @staticmethod
@@ -74,7 +74,7 @@ class BucketedAPLoss(torch.autograd.Function):
         f = logits[positives]
         relevant = ((targets == 0) & (logits >= f.min() - delta)).nonzero().squeeze(1)
         n, order = ascending(logits[relevant])
-        ends = torch.searchsorted(n, f.sort().values, right=True)  # [P] of the gaps below the positives
+        ends = torch.searchsorted(n, f.sort().values, right=True)  # [P], ends of the buckets below positives
         size = torch.cat((ends, ends.new_tensor([len(n)]))).diff(prepend=ends.new_zeros(1))
         size = size[size > 0]
         bucket = torch.arange(len(size), device=n.device).repeat_interleave(size, output_size=len(n))

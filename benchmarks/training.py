@@ -1,11 +1,11 @@
 """Claim: training is at least as fast as torchvision's RetinaNet on equal terms, and faster as shipped.
 
-Whole optimizer steps (forward, loss, backward, update) of ResNet-50 detectors of 80 classes on random
-pixels that are in memory already. torchvision's network is `retinanet_resnet50_fpn` as it is built with
-ImageNet weights (frozen batch norm, three trained stages), only that the weights are random; it gets its
-images as float32 in [0, 1] at no charge. Ours gets uint8 and does all that the trainer does in a step.
-On equal terms both have the same architecture, anchors, weights and optimizer; the outputs are compared
-before anything is timed. Each is timed in a process of its own, which ours sets up as train.py does.
+Complete optimizer steps (forward, loss, backward, update) of ResNet-50 detectors of 80 classes on random
+pixels already in memory. torchvision's network is `retinanet_resnet50_fpn` as built for ImageNet weights
+(frozen batch norm, three trained stages), but with random weights; it gets its images as float32 in [0, 1]
+without the conversion being timed. Ours gets uint8 and does all that the trainer does in a step. On equal
+terms both have the same architecture, anchors, weights and optimizer; the outputs are compared before
+timing. Each is timed in its own process; ours is set up like that of train.py.
 Run from the root of the repository: python -m benchmarks.training
 """
 
@@ -50,10 +50,10 @@ from doors import keep_freed_memory
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "coco_r50_aploss.yaml"
 CLASSES = 80
 BOXES = 7  # per image: COCO's mean
-LR = 1e-6  # noise is nothing to learn from; the time of a step does not depend on it
+LR = 1e-6  # there is nothing to learn from noise; the time of a step does not depend on it
 
 SHIPPED = ["model.pretrained=false", f"optimizer.lr={LR}"]
-# What makes our network the one that torchvision builds.
+# Settings with which our network is the one that torchvision builds.
 EQUAL = [
     *SHIPPED,
     "model.p6_from=p5",
@@ -124,7 +124,7 @@ def make_data(batch: int, size: int, device: torch.device) -> Data:
 
 
 def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
-    """Our model and the step of the trainer."""
+    """Our model and the trainer's step."""
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, pretrained=False).to(device)
     _level(model)
@@ -141,7 +141,7 @@ def build_ours(config: Config, data: Data, device: torch.device) -> Contestant:
         losses = criterion([matched])
         _check_finite(losses.total)
         losses.total.backward()
-        nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])  # which is logged
+        nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])  # the trainer logs it
         optimizer.step()
 
     return Contestant(model, step)
@@ -151,8 +151,8 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
     """torchvision's model and the step of its reference scripts.
 
     Args:
-        config: precision, layout and optimizer are taken from it, unless `shipped`.
-        shipped: torchvision's defaults: float32, contiguous, SGD as torch builds it.
+        config: provides precision, layout and optimizer, unless `shipped`.
+        shipped: use torchvision's defaults: float32, contiguous, torch's plain SGD.
     """
     torch.manual_seed(0)
     size = data.images.shape[-1]
@@ -193,7 +193,7 @@ def build_peer(config: Config, data: Data, device: torch.device, shipped: bool) 
 def build_pair(
     config: Config, data: Data, device: torch.device, shipped: bool
 ) -> tuple[Contestant, Contestant]:
-    """Ours and the peer, of equal weights unless they are as shipped."""
+    """Ours and the peer, with equal weights unless `shipped`."""
     ours, peer = build_ours(config, data, device), build_peer(config, data, device, shipped)
     if not shipped:
         make_equal(ours, peer, data)
@@ -218,14 +218,14 @@ def timed_apart(
     shipped: bool,
     pairs: int = 1,
 ) -> dict[str, Timing]:
-    """Time what the two make of the same data, in turns and each in a process of its own.
+    """Time both on the same data, in turns, each in its own process.
 
     Args:
-        repeats: turns of a pair of processes.
-        pairs: of processes, one after another. Where the memory of a process comes to lie is chance, and
-            on a CPU torchvision's takes up to a fifth more or less time by it, to the end of the process.
-        ours, peer: importable; called with the configuration, the data, the device and `shipped`, they give
-            the call to time. Each builds its network anew, from one seed.
+        ours, peer: importable functions of configuration, data, device and `shipped` that return the call to
+            time. Each builds its network anew, from the same seed.
+        repeats: turns per pair of processes.
+        pairs: number of pairs of processes, one after another. The memory layout of a process is random, and
+            on a CPU it changes torchvision's time by up to a fifth for the lifetime of the process.
     """
     setting = (config, len(data.images), data.images.shape[-1], device)
     timings: list[dict[str, Timing]] = []
@@ -252,7 +252,7 @@ def _peer_side(
 
 
 def make_equal(one: Contestant, other: Contestant, data: Data) -> None:
-    """Give ours the peer's weights, and see that the two are the same network then.
+    """Give ours the peer's weights, and check that both are then the same network.
 
     Raises:
         SystemExit: they are not.
@@ -275,7 +275,7 @@ def make_equal(one: Contestant, other: Contestant, data: Data) -> None:
 
 
 def _level(model: nn.Module) -> None:
-    """Keep the features at one scale, as ImageNet's norms do; random weights would let each block add."""
+    """Keep features at one scale, as ImageNet's norms do; with random weights they grow block by block."""
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d) and name.endswith("bn3"):
             module.weight.fill_(0.2)
@@ -296,13 +296,13 @@ def _check_finite(loss: Tensor) -> None:
 
 
 def precisions(config: Config, device: torch.device, shipped: bool) -> str:
-    """Ours, and torchvision's where it differs."""
+    """Our precision, and torchvision's if it differs."""
     ours = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[build_amp(config.train, device)]
     return f"{ours} / fp32" if shipped else ours
 
 
 def compared(timings: dict[str, Timing], memory: list[int], data: Data) -> list[str]:
-    """Images per second of "ours" and "peer", their ratio, and the memory of both."""
+    """Images per second of "ours" and "peer", their ratio, and the peak memory of both."""
     return [
         *(f"{len(data.images) / t.median_s:.2f} ± {100 * t.spread:.0f} %" for t in timings.values()),
         f"{timings['peer'].ratio_to(timings['ours']):.2f}",
@@ -319,7 +319,7 @@ def measure(
     layouts = [ours.layout(), peer.layout()]
     memory = []
     for one in (ours, peer):
-        one.network.zero_grad(set_to_none=True)  # one of the two frees its gradients later in the step
+        one.network.zero_grad(set_to_none=True)  # the two free old gradients at different points of a step
         memory.append(peak_extra_bytes(one.step, device))
     timings = timed_apart(our_step, peer_step, config, data, steps, device, shipped)
     precision = precisions(config, device, shipped)

@@ -1,4 +1,4 @@
-"""Matching by ATSS: what overlap makes an anchor positive is read off each gt box's own surroundings."""
+"""Matching by ATSS: each gt box gets its own IoU threshold, from the anchors around it."""
 
 import torch
 from torch import Tensor
@@ -20,33 +20,33 @@ def match_adaptively(
 ) -> Matches:
     """Match the anchors of a batch with its gt boxes by adaptive training sample selection.
 
-    The candidates of a gt box are the anchors at the locations of each pyramid level whose centres lie
-    nearest to its own. Those are positive whose IoU reaches the mean plus the standard deviation of all
-    candidates' IoUs, and whose centre lies in the box; an anchor that several boxes claim belongs to the one
-    that it overlaps most. All others are negative: none lies between two thresholds and is ignored.
+    The candidates of a gt box are the anchors at the locations nearest to its centre, on each pyramid level.
+    A candidate is positive if its IoU reaches the mean plus the standard deviation of all candidates' IoUs
+    and its centre lies in the box. An anchor claimed by several boxes goes to the one with the highest IoU.
+    All other anchors are negative: with a single threshold, none between two is ignored.
 
     Args:
-        anchors: float [N, 4] xyxy pixels; level by level, location by location, the anchors of a location
-            side by side and with one centre.
+        anchors: float [N, 4] xyxy pixels, ordered by level, then location; the anchors of a location share
+            one centre.
         level_sizes: anchors per pyramid level; sums to N.
-        per_location: anchors of a location.
+        per_location: anchors per location.
         gt_boxes: float [B, G, 4] xyxy pixels, padded.
         gt_valid: bool [B, G], False for padding.
         gt_ignore: bool [B, G], True for crowd regions, whose anchors are ignored as in `matcher.match`.
         candidates: locations per level.
-        best_anchor: a gt box that no candidate is positive for, as one that is smaller than the stride and
-            has no centre in it, gets the candidates that it overlaps most (ties included). Not in the paper.
+        best_anchor: a gt box without a positive candidate, e.g. one smaller than the stride with no centre
+            in it, gets the candidates with the highest IoU (ties included). Not in the paper.
 
     Source: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
-    Training Sample Selection" (CVPR 2020), Algorithm 1; with several anchors at a location as in its code.
+    Training Sample Selection" (CVPR 2020), Algorithm 1; several anchors per location as in its code.
     """
     batch, gts = gt_valid.shape
     if gts == 0:
         status = torch.zeros(batch, len(anchors), dtype=torch.int8, device=anchors.device)
         return Matches(status, status.long())
-    # Of a candidate some ten numbers are held at one time, of a location three.
+    # About ten numbers per candidate are held at a time, and three per location.
     for_each_box = max(len(anchors) // per_location, 4 * candidates * len(level_sizes) * per_location)
-    most = anchors.new_full((batch, len(anchors)), -1)  # the highest IoU of those that claim an anchor
+    most = anchors.new_full((batch, len(anchors)), -1)  # highest IoU among the boxes that claim an anchor
     owner = torch.zeros_like(most, dtype=torch.int64)
     for block in gt_blocks(batch, gts, for_each_box):
         boxes = gt_boxes[:, block]
@@ -54,7 +54,7 @@ def match_adaptively(
         iou, positive = _claims(near, anchors, boxes, best_anchor)
         positive &= (gt_valid & ~gt_ignore)[:, block, None]
         most_here, owner_here = _settled(near, iou, positive, len(anchors))
-        wins = most_here > most  # of several that an anchor overlaps as much, the first
+        wins = most_here > most  # ties go to the first box
         owner = torch.where(wins, owner_here + block.start, owner)
         most = torch.where(wins, most_here, most)
     taken = most >= 0
@@ -65,7 +65,7 @@ def match_adaptively(
 def _nearest(
     anchors: Tensor, level_sizes: tuple[int, ...], per_location: int, gt_boxes: Tensor, candidates: int
 ) -> Tensor:
-    """The anchors at the locations of each level that are nearest to the boxes [B, g, 4]: int64 [B, g, K]."""
+    """Anchor indices at the locations of each level nearest to the boxes [B, g, 4]: int64 [B, g, K]."""
     middles = _centres(gt_boxes)[:, :, None]
     of_location = torch.arange(per_location, device=anchors.device)
     found, first = [], 0
@@ -79,10 +79,10 @@ def _nearest(
 
 
 def _claims(near: Tensor, anchors: Tensor, gt_boxes: Tensor, best_anchor: bool) -> tuple[Tensor, Tensor]:
-    """Of the candidates [B, g, K] of the boxes [B, g, 4] their IoU with them, and which are positive."""
+    """The IoU of the candidates [B, g, K] with their boxes [B, g, 4], and which are positive."""
     theirs, boxes = anchors[near], gt_boxes[:, :, None].expand(*near.shape, 4)
     iou = paired_iou(theirs.flatten(0, 2), boxes.flatten(0, 2)).view(near.shape)
-    spread = iou.std(2, correction=min(1, near.shape[2] - 1))  # of a sample, as its code takes it
+    spread = iou.std(2, correction=min(1, near.shape[2] - 1))  # sample deviation, as in the paper's code
     reached = iou >= (iou.mean(2) + spread)[..., None]
     centres = _centres(theirs)
     inside = ((centres > boxes[..., :2]) & (centres < boxes[..., 2:])).all(3)
@@ -98,13 +98,13 @@ def _centres(boxes: Tensor) -> Tensor:
 
 
 def _settled(near: Tensor, iou: Tensor, positive: Tensor, anchors: int) -> tuple[Tensor, Tensor]:
-    """The highest IoU that each anchor is claimed with, -1 for none, and whose: [B, N] of [B, g, K]."""
+    """From claims [B, g, K]: the highest IoU claiming each anchor, -1 for none, and its box; [B, N] each."""
     batch, gts, _ = near.shape
     claims = torch.where(positive, iou, -1).flatten(1)
     places = near.flatten(1)
     most = claims.new_full((batch, anchors), -1).scatter_reduce(1, places, claims, "amax")
     gt = torch.arange(gts, device=near.device)[None, :, None].expand_as(near).flatten(1)
-    # Of several that it overlaps as much, the first.
+    # Ties go to the first box.
     wins = claims == most.gather(1, places)
     owner = gt.new_full((batch, anchors), gts).scatter_reduce(1, places, torch.where(wins, gt, gts), "amin")
     return most, owner

@@ -1,7 +1,7 @@
 """How well anchors fit gt boxes, and which sizes and ratios would fit better.
 
-An anchor's centre lies on a grid, so its IoU with a gt box is largest at the grid point nearest to the
-box's centre: no list of all anchors is needed, and the answer is exact.
+Anchor centres lie on a grid, so the IoU of a shape with a gt box is largest at the grid point nearest to
+the box's centre. This is exact and needs no list of all anchors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,24 +15,24 @@ from torch import Tensor
 from detector.anchors import STRIDES, cell_anchors, pyramid_grids
 from detector.boxes import area
 
-# What is searched: five sizes an octave, three ratios an octave.
+# The search lattice: five sizes and three ratios per octave.
 _SIZES = tuple(4 * 2 ** (k / 5) for k in range(56))
 _RATIOS = tuple(2 ** (k / 3) for k in range(-7, 8))
-_SIZE_IN_STRIDES = (2.0, 8.0)  # of a level's anchors; the finest level may have smaller ones, the last larger
-_MOST_BOXES = 800  # that are fitted to
-_WEIGHT_OF_MEAN = 0.2  # of the mean IoU beside the recall
+_SIZE_IN_STRIDES = (2.0, 8.0)  # of a level's anchors; the finest may have smaller, the coarsest larger ones
+_MOST_BOXES = 800  # used for the fit
+_WEIGHT_OF_MEAN = 0.2  # weight of the mean IoU relative to the recall
 _LEAST_GAIN = 1e-5
 
 
 @dataclass(frozen=True)
 class AnchorShapes:
-    """Sizes per level, P3 to P7 (square root of the area, pixels), and ratios (height / width) of all."""
+    """Sizes per level, P3 to P7 (square root of the area, pixels), and ratios (height / width) for all."""
 
     sizes: tuple[tuple[float, ...], ...]
     ratios: tuple[float, ...]
 
     def yaml(self) -> str:
-        """As it stands in a configuration."""
+        """The YAML for a configuration."""
         sizes = ", ".join(f"[{', '.join(f'{s:g}' for s in level)}]" for level in self.sizes)
         ratios = ", ".join(f"{r:g}" for r in self.ratios)
         return f"model:\n  anchors:\n    sizes: [{sizes}]\n    ratios: [{ratios}]\n"
@@ -44,8 +44,8 @@ class SeenBoxes:
 
     boxes: Tensor  # float32 [G, 4] xyxy pixels of the augmented image
     image_sizes: Tensor  # int64 [G, 2] height and width of that image, padded to a multiple of 32
-    samples: int = 0  # of images that have objects
-    emptied: int = 0  # of these, how many show none any more
+    samples: int = 0  # number of augmented samples of images that have objects
+    emptied: int = 0  # how many of these have no object left
 
 
 def level_ious(seen: SeenBoxes, shapes: AnchorShapes) -> Tensor:
@@ -58,13 +58,13 @@ def level_ious(seen: SeenBoxes, shapes: AnchorShapes) -> Tensor:
 
 
 def suggest(seen: SeenBoxes, current: AnchorShapes, positive_iou: float) -> AnchorShapes:
-    """As many sizes and ratios as there are, such that more boxes reach `positive_iou`, with higher IoUs.
+    """The same number of sizes and ratios as now, with which more boxes reach `positive_iou`, at higher IoUs.
 
-    Coordinate ascent on the recall, and a little on the mean IoU, over a fine lattice of sizes and ratios:
-    one of them is moved at a time, to where it is best given the others, until none gains. It starts from
-    the current ones and from the quantiles of the boxes, and the better result is returned. No two sizes of
-    a level are the same, and no two ratios, as long as the lattice has so many (11 and 15): an anchor that is
-    there twice would rank everything twice.
+    Coordinate ascent on the recall, with a small weight on the mean IoU, over a fine lattice of sizes and
+    ratios: one value at a time moves to its best place given the others, until none gains. It starts from
+    the current shapes and from the quantiles of the boxes, and the best of the results and the current
+    shapes is returned. The sizes of a level are distinct, and so are the ratios, as far as the lattice has
+    enough (11 and 15): a duplicate anchor would rank everything twice.
     """
     seen = _thinned(seen)
     with _one_thread():
@@ -77,7 +77,7 @@ def suggest(seen: SeenBoxes, current: AnchorShapes, positive_iou: float) -> Anch
 
 @dataclass
 class _Choice:
-    """Places in the lattice."""
+    """Indices into the lattice."""
 
     sizes: list[list[int]]
     ratios: list[int]
@@ -85,7 +85,7 @@ class _Choice:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # Hundreds of small operations: threads that wait for each other cost more than they give.
+    # Hundreds of small operations: synchronising threads would cost more than they gain.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -111,7 +111,7 @@ def _cell_ious(seen: SeenBoxes, cells: Tensor, level: int) -> Tensor:
 
 
 def _table(seen: SeenBoxes) -> Tensor:
-    """IoU of each box with every shape of the lattice, 0 where a size is not for its level."""
+    """IoU of each box with every shape of the lattice on each level, 0 for sizes not allowed there."""
     cells = cell_anchors(_SIZES, _RATIOS)
     levels = []
     for level in range(len(STRIDES)):
@@ -160,9 +160,9 @@ def _free(places: Sequence[int], taken: Sequence[int]) -> list[int]:
 
 
 def _best_column(columns: Tensor, others: Tensor, positive_iou: float, free: list[int], kept: int) -> int:
-    """Which free one of the columns [G, S] is the best beside the others [G, T].
+    """Index of the free column of [G, S] that adds most to the other columns [G, T].
 
-    `kept`, or the free one nearest to it, where none is better.
+    If none is better: `kept`, or the free one nearest to it.
     """
     kept = min(free, key=lambda place: abs(place - kept))
     beside = others.amax(1, keepdim=True) if others.shape[1] else torch.zeros(len(columns), 1)
@@ -182,7 +182,7 @@ def _nearest(shapes: AnchorShapes) -> _Choice:
 
 
 def _quantiles(seen: SeenBoxes, current: AnchorShapes) -> _Choice:
-    """Sizes and ratios at even steps through those of the boxes."""
+    """Sizes and ratios at evenly spaced quantiles of those of the boxes."""
     sides = (seen.boxes[:, 2:] - seen.boxes[:, :2]).double().clamp(min=1)
     sizes, ratios = sides.prod(1).sqrt(), sides[:, 1] / sides[:, 0]
     per_level = len(current.sizes[0])
@@ -210,7 +210,7 @@ def _index(values: Sequence[float], wanted: float) -> int:
 
 
 def _shapes(choice: _Choice, current: AnchorShapes) -> AnchorShapes:
-    """In numbers to write down. What has not moved from the lattice's place of a current one is that one."""
+    """In rounded numbers. A value still at the lattice place of a current one keeps the current number."""
     rows = []
     for level, row in enumerate(choice.sizes):
         kept = {_lattice(size, level): size for size in current.sizes[level]}
@@ -222,7 +222,7 @@ def _shapes(choice: _Choice, current: AnchorShapes) -> AnchorShapes:
 
 
 def _rounded(size: float) -> float:
-    return float(round(size)) if size > 16 else round(size, 1)  # to what tells the lattice's places apart
+    return float(round(size)) if size > 16 else round(size, 1)  # precise enough to keep lattice places apart
 
 
 def _thinned(seen: SeenBoxes) -> SeenBoxes:

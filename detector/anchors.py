@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-STRIDES = (8, 16, 32, 64, 128)  # of the pyramid levels, P3 to P7, pixels
+STRIDES = (8, 16, 32, 64, 128)  # of the pyramid levels P3 to P7, in pixels
 Side = TypeVar("Side", int, Tensor)
-# Multi-scale training and large photographs meet many shapes; the cache must not grow with them.
+# Multi-scale training and large photographs bring many shapes; the cache must not grow with them.
 _CACHED_SHAPES, _CACHED_BYTES = 32, 1 << 28
 _CACHES = Lock()  # one detector may serve several threads
 
 
 class AnchorGenerator:
-    """Anchors of a feature pyramid, as torchvision's AnchorGenerator makes them (rounded to pixels).
+    """Anchors of a feature pyramid, identical to torchvision's AnchorGenerator (rounded to pixels).
 
     Args:
-        sizes: per level, the anchors' sizes in pixels (square root of the area).
+        sizes: anchor sizes per level, in pixels (square root of the area).
         ratios: height / width of the anchors, the same for all levels.
     """
 
@@ -29,7 +29,7 @@ class AnchorGenerator:
 
     @property
     def per_location(self) -> int:
-        """How many anchors a cell has."""
+        """Anchors per cell."""
         return len(self.cells[0])
 
     def __call__(
@@ -42,14 +42,14 @@ class AnchorGenerator:
             grids: height and width of every level's feature map.
 
         Returns:
-            float32 [N, 4], xyxy in pixels; not to be written to.
+            float32 [N, 4], xyxy in pixels; cached, so do not modify.
         """
         key = (image_size, tuple(grids), device)
         with _CACHES:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        with torch.inference_mode(False):  # training may ask for them next
+        with torch.inference_mode(False):  # training may use the cached tensor next
             levels = [
                 _level_anchors(cells, grid, image_size) for cells, grid in zip(self.cells, grids, strict=True)
             ]
@@ -64,7 +64,7 @@ class AnchorGenerator:
         return anchors
 
     def __deepcopy__(self, _: dict[int, Any]) -> "AnchorGenerator":
-        return self  # nobody can tell the copy, and its anchors would lie on the device twice
+        return self  # a copy would behave the same and hold the anchors on the device twice
 
 
 def pyramid_grids(height: Side, width: Side) -> list[tuple[Side, Side]]:
@@ -74,13 +74,13 @@ def pyramid_grids(height: Side, width: Side) -> list[tuple[Side, Side]]:
         height, width: ints, or tensors of the sides of many images.
     """
     grids = [(height // STRIDES[0], width // STRIDES[0])]
-    for _ in STRIDES[1:]:  # each halves, and rounds up
+    for _ in STRIDES[1:]:  # each level halves the size, rounding up
         grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
     return grids
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Anchors around the origin, [ratios * sizes, 4]: ratio by ratio, as torchvision orders them."""
+    """Anchors around the origin, [ratios * sizes, 4], ratio by ratio as in torchvision."""
     size = torch.tensor(sizes, dtype=torch.float32)
     root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
     width, height = (size / root).flatten(), (root * size).flatten()
@@ -88,7 +88,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
 
 
 def _level_anchors(cells: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    # By the grid, not by STRIDES: where P6 and P7 round up they lie closer, as torchvision's do.
+    # From the grid, not from STRIDES: where P6 and P7 round up, anchors lie closer, as in torchvision.
     stride_y, stride_x = image_size[0] // grid[0], image_size[1] // grid[1]
     y, x = torch.meshgrid(torch.arange(grid[0]) * stride_y, torch.arange(grid[1]) * stride_x, indexing="ij")
     shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)

@@ -19,9 +19,10 @@ Norm = Literal["batch", "frozen", "group"]
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
-    """A norm layer of `channels` features; group norm with as many groups as fit, at most 32, of two or more.
+    """A norm layer for `channels` features; group norm with as many groups as divide them, at most 32.
 
-    A group of one channel on a map of one location has one value, and what is left of that is nothing.
+    A group has at least two channels: one channel on a map of one location is a single value, which group
+    norm would turn into 0.
     """
     if kind == "batch":
         return BatchNorm(channels)
@@ -32,30 +33,30 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
 
 
 def load_imagenet(body: nn.Module, name: str) -> None:
-    """Give one of torchvision's networks its ImageNet weights; norms may be of another kind.
+    """Load ImageNet weights into one of torchvision's networks, whose norms may be of another kind.
 
     Raises:
-        InputError: they cannot be fetched, or the file where torch keeps them holds something else.
+        InputError: the weights cannot be fetched, or the cached file holds something else.
     """
-    # V1: the weights that published detectors start from.
+    # V1: the weights used by published detectors.
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     scratch = "train from scratch with model.pretrained=false model.norm=batch model.frozen_stages=0"
     with fetching(weights, "model.pretrained", f"the ImageNet weights of {name}", scratch):
-        # Group norm has no statistics to take.
+        # strict=False, as group norm has no running statistics to load.
         missing, _ = body.load_state_dict(state_dict_of(weights), strict=False)
         if missing:
             raise RuntimeError(f"it has no weights for '{missing[0]}'")
 
 
 def make_body(name: str, norm: Norm, base_channels: int) -> torchvision.models.ResNet:
-    """torchvision's network of that name with fresh weights, its first stage of `base_channels` and not 64.
+    """torchvision's network of that name with fresh weights and `base_channels`, not 64, in its first stage.
 
-    The other stages are wider or narrower by the same factor w: a convolution of them has w^2 of the weights.
+    All other stages scale by the same factor w, so a convolution in them has w^2 times the weights.
     """
     make: Callable[..., torchvision.models.ResNet] = getattr(torchvision.models, name)
     if base_channels == 64:
         return make(weights=None, norm_layer=partial(make_norm, norm))
-    with torch.device("meta"):  # only its structure is wanted
+    with torch.device("meta"):  # only the structure is needed
         body = make(weights=None)
 
     def scaled(channels: int) -> int:
@@ -70,7 +71,7 @@ def make_body(name: str, norm: Norm, base_channels: int) -> torchvision.models.R
             module.out_channels = scaled(module.out_channels)
             shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
             module.weight = nn.Parameter(torch.empty(shape))
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as torchvision
     return body
 
 
@@ -80,10 +81,11 @@ class ResNet(nn.Module):
     Args:
         name: resnet18, resnet34, resnet50 or resnet101.
         norm: batch (trained), frozen (fixed statistics: pretrained weights only) or group.
-        pretrained: ImageNet weights, fetched by torchvision at first use.
-        frozen_stages: 0 trains all; 1 fixes the stem, 2 the first stage as well, and so on: their weights,
-            and the statistics of their norms.
-        base_channels: of the stem and of the first stage, which all others follow; 64 for pretrained weights.
+        pretrained: start from ImageNet weights, fetched by torchvision at first use.
+        frozen_stages: 0 trains all; 1 freezes the stem, 2 also the first stage, and so on: their weights
+            and the running statistics of their norms.
+        base_channels: channels of the stem and the first stage, from which the others scale; 64 for
+            pretrained weights.
 
     Raises:
         InputError: the weights cannot be fetched.
@@ -109,7 +111,7 @@ class ResNet(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "ResNet":
-        """As for every module; what is frozen stays in evaluation mode."""
+        """As for every module, but frozen stages stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen():
             module.eval()
@@ -121,7 +123,7 @@ class ResNet(nn.Module):
         return list(chain.from_iterable(stages[: self._frozen_stages]))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As for every module; stage by stage where activations are checkpointed: that does not compile."""
+        """As for every module; stage by stage with activation checkpointing, which does not compile."""
         if not self.checkpoint_activations:
             super().compile(*args, **kwargs)
             return
@@ -130,7 +132,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         b = self.body
-        # The ReLU behind the pooling, which gives the same and looks at a quarter of the numbers.
+        # ReLU after the pooling gives the same result on a quarter of the values.
         x = self._stage(b.layer1, b.relu(b.maxpool(b.bn1(b.conv1(x)))))
         c3 = self._stage(b.layer2, x)
         c4 = self._stage(b.layer3, c3)
@@ -145,9 +147,9 @@ class ResNet(nn.Module):
 
 @contextlib.contextmanager
 def _without_statistics(network: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch norms alone: a second forward pass must not count twice.
+    """Restore the running statistics of batch norms on exit: a recomputed forward pass must not count twice.
 
-    They are put back behind it. A norm told not to count would be another graph to torch.compile.
+    Switching off their update instead would be another graph to torch.compile.
     """
     buffers = running_statistics(network)
     kept = [buffer.clone() for buffer in buffers]
@@ -155,7 +157,7 @@ def _without_statistics(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for buffer, value in zip(buffers, kept, strict=True):
-            # By .data: autograd has saved these buffers, and no gradient depends on what is in them.
+            # .data, since autograd has saved these buffers; no gradient depends on their values.
             buffer.data.copy_(value)
 
 

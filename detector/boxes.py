@@ -1,11 +1,11 @@
-"""Boxes: IoU, coding against anchors, clipping. Boxes are float xyxy, in pixels of the image at hand."""
+"""Boxes: IoU, encoding relative to anchors, clipping. Boxes are float xyxy in pixels of their image."""
 
 import math
 
 import torch
 from torch import Tensor
 
-# exp(dw) is cut at this: a box at most 1000 / 16 times its anchor (Fast R-CNN's constant).
+# Upper limit of dw and dh: a box is at most 1000 / 16 times its anchor (Fast R-CNN's constant).
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
@@ -15,7 +15,7 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def is_empty(boxes: Tensor) -> Tensor:
-    """boxes [..., 4] -> bool [...]: without width or without height."""
+    """boxes [..., 4] -> bool [...]: zero or negative width or height."""
     return (boxes[..., 2:] <= boxes[..., :2]).any(-1)
 
 
@@ -41,7 +41,7 @@ def paired_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor, std: Tensor) -> Tensor:
-    """Deltas (dx, dy, dw, dh) that turn anchors into boxes, each divided by its std (R-CNN coding).
+    """Deltas (dx, dy, dw, dh) that turn anchors into boxes, each divided by its std (R-CNN encoding).
 
     boxes [..., 4], anchors [..., 4], std [4] -> [..., 4].
     """
@@ -61,6 +61,6 @@ def decode(deltas: Tensor, anchors: Tensor, std: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Clip boxes [..., N, 4] to images of height and width sizes [..., 2], in pixels."""
+    """Clip boxes [..., N, 4] to images whose height and width are sizes [..., 2], in pixels."""
     limit = sizes.flip(-1).repeat(*[1] * (sizes.dim() - 1), 2).unsqueeze(-2).to(boxes.dtype)  # w, h, w, h
     return torch.minimum(boxes.clamp(min=0), limit)

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, holding only tensors and plain values, read without running code.
 
-The newest two are kept. A checkpoint is a zip file whose every record has a CRC-32, which torch does
-not look at when it reads; here it is checked, so that a flipped bit is found and not trained with.
+The newest two are kept. A checkpoint is a zip file with a CRC-32 for every record, which torch ignores
+when reading; here it is checked, so that a flipped bit is detected and not trained with.
 """
 
 import contextlib
@@ -37,24 +37,24 @@ _NEEDED = {
     "step": int,
     "epoch": int,
 }
-_MAP = {"logits", "probabilities"}  # of a calibration
+_MAP = {"logits", "probabilities"}  # keys of a calibration map
 _EXPORTED = (".onnx", ".torchscript")
 _OTHERS = (".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".zip", ".jpg", ".jpeg", ".png")
-# What torch's restricted unpickler says of a file that would call something.
+# How torch's restricted unpickler reports a file that would call something.
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|Can only (create|build)", re.IGNORECASE)
 
 
 def save_checkpoint(
     path: Path, content: dict[str, Any], previous: Path | None = None, then: str = "continue with --resume"
 ) -> None:
-    """Write a checkpoint so that `path` holds a whole one at all times: temporary file, then rename.
+    """Write a checkpoint so that `path` always holds a complete one: temporary file, then rename.
 
     Args:
-        previous: where to keep what `path` held before.
-        then: what to do where it fails, once there is space.
+        previous: where to keep the file that was at `path` before.
+        then: what the user should do after a failure, once there is space; for the message.
 
     Raises:
-        InputError: no permission or no space; what was at `path` is still there.
+        InputError: no permission or no space; the old file at `path` is still there.
     """
     temporary = path.with_name(name_that_fits(f".{path.name}", TEMPORARY))
     try:
@@ -76,12 +76,12 @@ def save_checkpoint(
         raise InputError(f"cannot write {path} ({reason}); {kept}free some space, then {then}") from None
     finally:
         discard(temporary)
-    with contextlib.suppress(OSError):  # where the system can
+    with contextlib.suppress(OSError):  # not every system can sync a folder
         sync(path.parent)
 
 
 class _Told(io.BufferedWriter):
-    """A file that remembers why it could not be written: torch makes a RuntimeError of it, even of Ctrl-C."""
+    """A file that remembers why a write failed: torch turns every error into RuntimeError, even Ctrl-C."""
 
     error: BaseException | None = None
 
@@ -104,29 +104,29 @@ def _telling(file: _Told) -> Iterator[None]:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Let `previous` be the file that `path` is, which stays there meanwhile.
+    """Make `previous` the file that is at `path`, while it stays at `path` too.
 
-    Renaming it away would leave no `path` for as long as the system takes to free what `previous` was.
+    Renaming it instead would leave no `path` for as long as the system takes to free the old `previous`.
     """
     link = previous.with_suffix(".link")
     link.unlink(missing_ok=True)
     try:
         link.hardlink_to(path)
-    except OSError:  # not every disk knows links; stopped between, a run goes on from `previous`
+    except OSError:  # not every file system has hard links; a run killed here resumes from `previous`
         path.replace(previous)
         return
     link.replace(previous)
-    link.unlink(missing_ok=True)  # renaming does nothing where both are one file already
+    link.unlink(missing_ok=True)  # renaming does nothing if both already are the same file
 
 
 def load_newest(run: Path, *, say: bool = True) -> dict[str, Any]:
-    """The newest whole checkpoint of a run folder.
+    """The newest undamaged checkpoint of a run folder.
 
     Args:
-        say: log a warning where that is not last.pt.
+        say: log a warning if that is not last.pt.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no checkpoint, or none is undamaged.
     """
     folder = run / "checkpoints"
     found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
@@ -154,7 +154,7 @@ def load_newest(run: Path, *, say: bool = True) -> dict[str, Any]:
 
 
 def checkpoint_mark(run: Path) -> tuple[int, int] | None:
-    """What tells the last.pt of a run from the one that replaces it; None where there is none."""
+    """Identifies the current last.pt of a run, to notice its replacement; None if there is none."""
     try:
         status = (run / "checkpoints" / LAST).stat()
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def checkpoint_mark(run: Path) -> tuple[int, int] | None:
 
 
 def set_aside_damaged(run: Path) -> None:
-    """Rename a damaged last.pt: the next one that is written would put it in the place of a whole one."""
+    """Rename a damaged last.pt, or the next save would replace the undamaged previous.pt by it."""
     path = run / "checkpoints" / LAST
     try:
         if path.is_file():
@@ -174,7 +174,7 @@ def set_aside_damaged(run: Path) -> None:
 
 
 class DamagedCheckpoint(InputError):
-    """A checkpoint that does not read back as it was written."""
+    """A file that cannot be read as a checkpoint: damaged, incomplete or of another kind."""
 
     def __init__(self, path: Path) -> None:
         if path.suffix in _EXPORTED:
@@ -195,7 +195,7 @@ class DamagedCheckpoint(InputError):
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this project, on the CPU. Pickled code in it is refused, not run.
+    """Read a checkpoint of this project to the CPU. Pickled code in it is refused, not run.
 
     Raises:
         InputError: the file is missing, damaged, or not a checkpoint of this project.
@@ -220,7 +220,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _what_is_wrong(content: dict[str, Any]) -> str | None:
-    """In values that a user may have edited; the rest is found where it is used."""
+    """The first problem in values that a user may have edited; others surface where they are used."""
     classes = content["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         return "its classes are not distinct names"
@@ -245,11 +245,11 @@ def _what_is_wrong(content: dict[str, Any]) -> str | None:
 
 
 def load_tensors(path: Path) -> Any:
-    """What torch.save wrote into a file, if it is tensors and plain values.
+    """The content that torch.save wrote to a file, if it is only tensors and plain values.
 
     Raises:
-        DamagedCheckpoint: the file is cut off or altered.
-        InputError: the file is missing, or holds anything else.
+        DamagedCheckpoint: the file is truncated or altered.
+        InputError: the file is missing or unreadable, or holds anything else.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -273,8 +273,8 @@ def load_tensors(path: Path) -> Any:
         raise InputError(
             f"{path} cannot be read ({getattr(error, 'strerror', 'too little memory')})"
         ) from None
-    except Exception as error:  # there is no end to what the unpickler makes of bytes that were never pickled
-        # Of the disk, and not of what is on it: a network that is away, or too many files.
+    except Exception as error:  # the unpickler can raise almost anything on bytes that are no pickle
+        # An error of the disk, not of the file's content: a network drive that is gone, too many open files.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise InputError(f"{path} cannot be read ({error.strerror})") from None
         raise DamagedCheckpoint(path) from None
@@ -284,10 +284,10 @@ def find_checkpoint(path: Path, key: str = "") -> Path:
     """The best checkpoint of a run folder, or the path itself if it is a file.
 
     Args:
-        key: begins the messages: where the user has named it.
+        key: prefix of error messages: the setting or option that named the path.
 
     Raises:
-        InputError: there is nothing.
+        InputError: the path does not exist, or the folder holds no best.pt.
     """
     if not path.is_dir():
         if not path.exists():
@@ -310,7 +310,7 @@ def find_checkpoint(path: Path, key: str = "") -> Path:
 
 
 def _torchvisions(name: str) -> str | None:
-    """Where torchvision's weights of this name come from, if they are of its RetinaNet."""
+    """The URL of the torchvision weights with this file name, if they are of its RetinaNet."""
     from torchvision.models import detection
 
     kinds = detection.RetinaNet_ResNet50_FPN_Weights, detection.RetinaNet_ResNet50_FPN_V2_Weights

@@ -26,20 +26,20 @@ Matching = Callable[[Outputs, GroundTruth], Matches]
 
 @dataclass(frozen=True)
 class Matched:
-    """What the network says of a batch, beside what it should."""
+    """The network's outputs for a batch, with their targets."""
 
     logits: Tensor  # [B, N, C]
-    targets: Tensor  # int8 alike, in {-1, 0, 1}
+    targets: Tensor  # int8 [B, N, C] in {-1, 0, 1}
     positives: Positives
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The parts of the loss by name, each already weighted, and what they were taken over."""
+    """The parts of the loss by name, each already weighted, and statistics of the batch."""
 
     parts: dict[str, Tensor]
     positives: Tensor  # number of positive anchors in the batch
-    ranked_share: Tensor | None = None  # see `ranked.ranked_share`, where it was asked for
+    ranked_share: Tensor | None = None  # see `ranked.ranked_share`; only if requested
 
     @property
     def total(self) -> Tensor:
@@ -51,12 +51,12 @@ class Losses:
 
 
 class Criterion:
-    """Matches anchors with gt boxes and takes the losses.
+    """Matches anchors with gt boxes and computes the losses.
 
     Args:
-        matching: of the anchors that head outputs are for and the gt boxes.
-        objective: of logits, targets in {-1, 0, 1} and the positives' boxes.
-        ranked_share: of logits and targets, where the objective ranks.
+        matching: matches the anchors of head outputs with gt boxes.
+        objective: computes the losses from logits, targets in {-1, 0, 1} and the positives' boxes.
+        ranked_share: computes the ranked share from logits and targets, for objectives that rank.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Criterion:
         return Matched(outputs.logits, targets, positives)
 
     def __call__(self, batches: Sequence[Matched], measure: bool = False) -> Losses:
-        """The losses of several batches as if they were one; their images may differ in size.
+        """The losses of several batches as if they were one; image sizes may differ between them.
 
         Args:
-            measure: take the ranked share too, for which the device is waited for.
+            measure: also compute the ranked share, which synchronises with the device.
         """
         logits, targets, positives = batches[0].logits, batches[0].targets, batches[0].positives
         if len(batches) > 1:
@@ -101,7 +101,7 @@ def class_targets(matches: Matches, labels: Tensor, classes: int) -> tuple[Tenso
     """Targets int8 [B, N, C] in {-1, 0, 1}, and image and anchor index of the P positives.
 
     A positive anchor is 1 in the column of its gt's class and 0 in the others; an ignored one is -1
-    throughout. labels int64 [B, G].
+    in all. labels int64 [B, G].
     """
     image, anchor = (matches.status == 1).nonzero(as_tuple=True)
     targets = matches.status.clamp(max=0)[..., None].repeat(1, 1, classes)

@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes: fetched at first use, and kept where torch keeps what it fetches."""
+"""Weights published by torchvision: fetched at first use, and kept in torch's download cache."""
 
 import contextlib
 import http.client
@@ -15,13 +15,13 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, Reti
 from detector.memory import is_out_of_memory
 from errors import InputError, first_line
 
-# What model.init may name besides files: torchvision's RetinaNet, trained on COCO.
+# Values of model.init besides files: torchvision's RetinaNet, trained on COCO.
 COCO: dict[str, WeightsEnum] = {
     "coco": RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     "coco_v2": RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1,
 }
 
-# Of the connection, and of a file that is damaged or holds something else.
+# Raised by connections, and by files that are damaged or hold something else.
 _LOADING_ERRORS = (
     OSError,
     RuntimeError,
@@ -37,10 +37,10 @@ _LOADING_ERRORS = (
 
 
 def coco_weights(name: str) -> dict[str, Any]:
-    """The state dict of one of COCO.
+    """The state dict of one of the entries of COCO.
 
     Raises:
-        InputError: it cannot be fetched, or the file where torch keeps it holds something else.
+        InputError: it cannot be fetched, or the cached file holds something else.
     """
     weights = COCO[name]
     whose = f"torchvision's COCO weights '{name}'"
@@ -49,10 +49,11 @@ def coco_weights(name: str) -> dict[str, Any]:
 
 
 def state_dict_of(weights: WeightsEnum) -> dict[str, Any]:
-    """What is fetched, or was; other objects in the file are not made, as they could be programs.
+    """The state dict of these weights, fetched or cached; other objects in the file are not unpickled, as
+    they could run code.
 
     Raises:
-        TypeError: it is no state dict; and whatever comes of fetching and reading, see `fetching`.
+        TypeError: it is not a state dict. Fetching and reading raise other errors; see `fetching`.
     """
     state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(one, torch.Tensor) for one in state.values()):
@@ -62,20 +63,20 @@ def state_dict_of(weights: WeightsEnum) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def fetching(weights: WeightsEnum, key: str, whose: str, otherwise: str) -> Iterator[None]:
-    """Turn what goes wrong while weights are fetched and used into one line.
+    """Turn errors while weights are fetched and used into one line.
 
     Args:
-        key: of the configuration that asks for them.
-        whose: what they are, in words.
-        otherwise: what to do without them.
+        key: the configuration key that requests the weights.
+        whose: a description of the weights.
+        otherwise: what the user can do without them.
 
     Raises:
-        InputError: they cannot be fetched, or the file where torch keeps them holds something else.
+        InputError: the weights cannot be fetched, or the cached file holds something else.
     """
     kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     there = False
     try:
-        there = kept.exists()  # torch checks only what it fetches, not what somebody has put there
+        there = kept.exists()  # torch checks only what it fetches, not a file that somebody put there
         yield
     except _LOADING_ERRORS as error:
         if is_out_of_memory(error):

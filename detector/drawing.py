@@ -1,4 +1,4 @@
-"""Detections drawn on a picture, to be looked at."""
+"""Draws detections on an image."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from data.colours import Colour, colour
 
 Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
-_EDGE: Colour = (16, 16, 16)  # along both sides of a line, which is seen on every ground then
-# Where the default font has no letters for a class name.
+_EDGE: Colour = (16, 16, 16)  # along both sides of a line, which makes it visible on any background
+# Tried when the default font lacks letters of a class name.
 _FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
-_IN_NO_FONT = "\U0010fffe"  # no character: what it looks like is what a missing one looks like
-_LEAST_SIDE = 512  # pixels of the long side: in less no label can be read
+_IN_NO_FONT = "\U0010fffe"  # not a character: fonts draw it like any missing one
+_LEAST_SIDE = 512  # pixels of the long side: on smaller images labels are unreadable
 
 
 def draw_boxes(
@@ -31,17 +31,17 @@ def draw_boxes(
     """uint8 [H, W, 3] RGB -> a copy with boxes in the colours of their classes.
 
     Args:
-        boxes: [K, 4] xyxy pixels; the first is on top.
-        labels: [K], classes.
-        texts: K of them; an empty one leaves no mark.
-        dashed: [K], gt boxes as a rule.
+        boxes: [K, 4] xyxy pixels; the first is drawn on top.
+        labels: [K], class indices.
+        texts: K labels; an empty one is not drawn.
+        dashed: [K], which boxes to dash; usually the gt boxes.
         scale: of lines and letters.
-        enlarge: small pictures, by a whole number.
+        enlarge: enlarge small images, by a whole number.
     """
     image = Image.fromarray(pixels)
     times = max(1, round(_LEAST_SIDE / max(image.size))) if enlarge else 1
     image = image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
-    # What reaches farther looks the same, and takes for ever to draw.
+    # Boxes that reach farther look the same and take forever to draw.
     far = np.array(image.size * 2, dtype=np.float64)
     boxes = (boxes * times).clip(-far, 2 * far)
     dashed = np.zeros(len(boxes), dtype=bool) if dashed is None else dashed
@@ -58,7 +58,7 @@ def draw_boxes(
             continue
         pad = max(2, size // 5)
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
-        _, highest, _, lowest = canvas.textbbox((0, 0), "Ag", font=font)  # one height for all
+        _, highest, _, lowest = canvas.textbbox((0, 0), "Ag", font=font)  # the same minimum height for all
         top, bottom = min(top, highest), max(bottom, lowest)
         extent = (right - left + 2 * pad, bottom - top + 2 * pad)
         at = _free_place(box, extent, image.size, line, placed)
@@ -90,7 +90,7 @@ def _outline(
 
 
 def _dashes(start: int, end: int, line: int) -> list[tuple[int, int]]:
-    """Both ends of a side are drawn, so that corners are seen."""
+    """Dashes along a side from start to end; both ends are drawn, so that corners are visible."""
     count = max(1, round((end - start) / (6 * line)))
     step = (end - start) / (2 * count + 1)
     return [(round(start + 2 * k * step), round(start + (2 * k + 1) * step)) for k in range(count + 1)]
@@ -103,7 +103,7 @@ def _free_place(
     line: int,
     placed: NDArray[np.float64],
 ) -> Rectangle:
-    """Where a label hides least of the others: above its box, below it, or within."""
+    """The place above, below or inside its box where a label hides least of the labels already placed."""
     width, height = extent
     x0, y0, x1, y1 = (float(v) for v in box)
     left, right = x0 - line // 2, x1 + line // 2 - width
@@ -113,7 +113,7 @@ def _free_place(
         (left, y0), (right, y0), (left, y1 - height), (right, y1 - height),
     ]  # fmt: skip
     room = np.maximum(0, np.array(image_size) - extent)
-    at = np.array(corners).clip(0, room).round()  # pushed into the image
+    at = np.array(corners).clip(0, room).round()  # moved inside the image
     at = np.concatenate((at, at + np.array(extent)), axis=1)[:, None]  # [8, 1, 4]
     common = (np.minimum(at[..., 2:], placed[:, 2:]) - np.maximum(at[..., :2], placed[:, :2])).clip(0)
     hidden = common.prod(axis=-1).sum(axis=1)
@@ -122,14 +122,14 @@ def _free_place(
 
 
 def _luminance(ground: Colour) -> float:
-    """Relative luminance of sRGB, WCAG 2.1; above 0.18 black text has the better contrast."""
+    """Relative luminance of an sRGB colour (WCAG 2.1); above 0.18, black text has the better contrast."""
     linear = [v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in ground]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @lru_cache(maxsize=32)  # each picture has its own size and letters
 def _font(size: int, letters: frozenset[str]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that has most of these letters, none of them ASCII; of several the first."""
+    """The font that has most of these non-ASCII letters; the first in case of a tie."""
     best, most = ImageFont.load_default(size), 0
     for name in _FONTS if letters else ():
         try:

@@ -1,8 +1,8 @@
-"""Convolution and norm in one, where the norm does not look at the batch.
+"""Folds a norm into the convolution before it, where the norm does not depend on the batch.
 
-Frozen batch norm, and any batch norm in evaluation, is y = a x + b with fixed a and b per channel. After a
-convolution with weights W that is a convolution with weights a W and bias b: the features are written once
-instead of three times, and gone through once less on the way back.
+Frozen batch norm, and any batch norm in evaluation, is y = a x + b with fixed a and b per channel. With a
+preceding convolution of weights W it equals one convolution with weights a W and bias b: the features are
+written once instead of three times, and the backward pass has one pass over them less.
 """
 
 from itertools import pairwise
@@ -15,7 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's frozen batch norm, which leaves its work to a convolution that has folded it in."""
+    """torchvision's frozen batch norm; does nothing when it is folded into a convolution."""
 
     folded = False
     _known: tuple[list[tuple[Tensor, int]], tuple[Tensor, Tensor]] | None = None
@@ -23,13 +23,13 @@ class FrozenNorm(FrozenBatchNorm2d):
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Scale and shift, [C] each.
 
-        Reckoned anew only when a buffer is another one or has been written to: five operations for each of
-        a ResNet-50's 53 norms are a quarter of those that a GPU waits for in a training step.
+        Recomputed only if a buffer has been replaced or written to: five operations for each of the 53
+        norms of a ResNet-50 would be a quarter of those that a GPU waits for in a training step.
         """
         buffers = (self.weight, self.bias, self.running_mean, self.running_var)
-        if torch.compiler.is_compiling():  # first: it cannot follow the other questions
+        if torch.compiler.is_compiling():  # first, since it cannot trace the other conditions
             return _line(*buffers, self.eps)
-        # What is made in inference mode has no versions, and training could not go back through it.
+        # Inference tensors have no version counter, and training could not backpropagate through them.
         if torch.is_inference_mode_enabled() or any(buffer.is_inference() for buffer in buffers):
             return _line(*buffers, self.eps)
         if self._known is not None:
@@ -42,7 +42,7 @@ class FrozenNorm(FrozenBatchNorm2d):
         return line
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's buffers count their versions from the beginning.
+        # The version counters of a copy's buffers start from 0.
         return {**super().__getstate__(), "_known": None}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ class FrozenNorm(FrozenBatchNorm2d):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm, which in evaluation leaves its work to a convolution that has folded it in."""
+    """Batch norm; in evaluation it does nothing when it is folded into a convolution."""
 
     folded = False
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor] | None:
-        """Scale and shift, [C] each; None in training, when the batch decides."""
+        """Scale and shift, [C] each; None in training, when they depend on the batch."""
         if self.training:
             return None
         assert self.running_mean is not None and self.running_var is not None
@@ -66,12 +66,12 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class FoldingConv2d(nn.Conv2d):
-    """A convolution that does the work of the norm behind it where that is possible."""
+    """A convolution that applies the norm after it as well, where that is possible."""
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenNorm | BatchNorm) -> None:
         super().__init__(**_geometry(conv), bias=False, device="meta")
         self.weight = conv.weight
-        self._norm = [norm]  # in a list, or it would be a part of this module and twice in the state dict
+        self._norm = [norm]  # in a list, or it would be a submodule and appear twice in the state dict
 
     def forward(self, x: Tensor) -> Tensor:
         line = self._norm[0].scale_and_shift() if self._norm else None
@@ -82,10 +82,10 @@ class FoldingConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def plain(self) -> nn.Conv2d:
-        """A convolution that does the same in evaluation, without looking at the norm.
+        """A plain convolution that does the same in evaluation, without the norm.
 
         Raises:
-            ValueError: the norm is in training, when the batch decides.
+            ValueError: the norm is in training mode and depends on the batch.
         """
         line = self._norm[0].scale_and_shift() if self._norm else None
         if line is None and self._norm:
@@ -105,7 +105,7 @@ class FoldingConv2d(nn.Conv2d):
         return any(is_trained(norm) for norm in self._norm)
 
     def unfold(self) -> None:
-        """Be a plain convolution again."""
+        """Become a plain convolution again."""
         for norm in self._norm:
             norm.folded = False
         self._norm = []
@@ -117,7 +117,7 @@ def is_trained(norm: nn.Module) -> bool:
 
 
 def fold_norms(network: nn.Module) -> None:
-    """Fold every norm that stands right behind a convolution without bias; the state dict keeps its names."""
+    """Fold every norm directly after a convolution without bias; the state dict keeps its names."""
     for module in list(network.modules()):
         for (name, conv), (_, norm) in pairwise(list(module.named_children())):
             if not isinstance(norm, FrozenNorm | BatchNorm):
@@ -128,20 +128,20 @@ def fold_norms(network: nn.Module) -> None:
 
 
 def unfold_norms(network: nn.Module, trained_only: bool = False) -> None:
-    """Undo `fold_norms`, for norms that are to be replaced; trained_only: for those with trained weights."""
+    """Undo `fold_norms` for norms that will be replaced; trained_only: only those with trained weights."""
     for module in network.modules():
         if isinstance(module, FoldingConv2d) and (module.norm_is_trained or not trained_only):
             module.unfold()
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:
-    """The buffers of all batch norms, of any kind but frozen: what a forward pass in training changes."""
+    """The buffers of all batch norms, except frozen ones: those that a training forward pass changes."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def plain_convolutions(network: nn.Module) -> None:
-    """Fix the folded norms as they are in evaluation: plain convolutions with a bias take their place."""
+    """Replace folded norms for good, as they are in evaluation, by plain convolutions with a bias."""
     for module in list(network.modules()):
         for name, conv in list(module.named_children()):
             if isinstance(conv, FoldingConv2d):

@@ -1,4 +1,4 @@
-"""The two heads of RetinaNet: small convolutional towers shared by all pyramid levels."""
+"""RetinaNet's two heads: small convolutional towers shared by all pyramid levels."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detector.backbone import make_norm
 from detector.few_locations import convolved_rows, numbered, surroundings
 
-# From this part of all locations on, whole maps are computed in less time.
+# From this fraction of all locations on, computing whole maps is faster.
 _FEW = 0.4
 
 
@@ -16,12 +16,12 @@ class Head(nn.Module):
     """A tower of 3x3 convolutions and an output convolution.
 
     Args:
-        in_channels: of the pyramid.
+        in_channels: channels of the pyramid.
         width, depth: channels and number of the tower's convolutions.
-        anchors: per location.
-        outputs: per anchor: the classes, or 4 deltas.
+        anchors: anchors per location.
+        outputs: outputs per anchor: the number of classes, or 4 deltas.
         norm: "none" (as published) or "group"; group norm helps training from scratch.
-        prior: where given, the output starts at the logit of this probability.
+        prior: if given, the output bias starts at the logit of this probability.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Head(nn.Module):
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
-        if norm == "group":  # behind a norm layer a small start only slows the first steps
+        if norm == "group":  # before a norm layer, small initial weights only slow the first steps
             for module in self.tower:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -62,17 +62,17 @@ class Head(nn.Module):
 
     def maps(self, feature: Tensor) -> Tensor:
         """One level [B, in_channels, H, W] -> [B, H, W, A * outputs]."""
-        # Free of charge under channels_last, where this is the order in memory already.
+        # Free under channels_last, where this already is the memory order.
         return self.output(self.tower(feature)).permute(0, 2, 3, 1)
 
     def of_anchors(self, features: list[Tensor], image: Tensor, anchor: Tensor) -> Tensor:
         """`self(features)[image, anchor]`, for int64 [P] each: [P, outputs].
 
-        A CPU computes no more of the maps than these depend on, where that is little of them. A GPU is
-        faster with the whole maps, and need not be waited for.
+        On a CPU, only the parts of the maps that these depend on are computed, if these parts are small.
+        A GPU is faster with the whole maps, which also need no synchronisation.
         """
         convolutions = [module for module in self.tower if isinstance(module, nn.Conv2d)]
-        plain = len(self.tower) == 2 * len(convolutions)  # a norm looks at the whole map
+        plain = len(self.tower) == 2 * len(convolutions)  # no norm: it would depend on the whole map
         if plain and image.device.type == "cpu":
             convolutions.append(self.output)
             per_location = self.output.out_channels // self.outputs
@@ -87,7 +87,7 @@ class Head(nn.Module):
 
 
 def _masks(features: list[Tensor], image: Tensor, location: Tensor) -> list[Tensor]:
-    """Locations, counted over all levels, as masks of each level: bool [B, H, W]."""
+    """Masks bool [B, H, W] per level of the given locations, which are numbered through all levels."""
     levels = [x[:, 0] for x in features]
     marked = torch.zeros(len(levels[0]), sum(x[0].numel() for x in levels), dtype=torch.bool)
     marked[image, location] = True
@@ -96,6 +96,6 @@ def _masks(features: list[Tensor], image: Tensor, location: Tensor) -> list[Tens
 
 
 def _share(masks: list[list[Tensor]]) -> float:
-    """The part of all locations that is marked, over all masks."""
+    """The fraction of locations that is marked, over all masks."""
     every = [mask for levels in masks for mask in levels]
     return float(sum(mask.sum() for mask in every)) / sum(mask.numel() for mask in every)

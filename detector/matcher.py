@@ -1,4 +1,4 @@
-"""Matching anchors with gt boxes by IoU: which anchor is positive, negative, or takes no part."""
+"""Matching anchors with gt boxes by IoU: which anchors are positive, negative or ignored."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,10 +15,10 @@ _PAIRS_AT_ONCE = 1 << 22
 
 
 class Matches(NamedTuple):
-    """What every anchor of every image is to learn."""
+    """The training target of every anchor of every image."""
 
     status: Tensor  # int8 [B, N]: 1 positive, 0 negative, -1 ignored
-    gt_index: Tensor  # int64 [B, N]: row of the matched gt box in its image; only for positives
+    gt_index: Tensor  # int64 [B, N]: row of the matched gt box in its image; valid only for positives
 
 
 @torch.no_grad()
@@ -33,12 +33,12 @@ def match(
 ) -> Matches:
     """Match the anchors of a batch with its gt boxes.
 
-    An anchor is positive when its best IoU reaches `positive_iou`, negative below `negative_iou`,
-    ignored between. With `best_anchor` each gt keeps its best anchors (ties included) as positives
-    even below the threshold, unless an anchor already belongs to another gt by `positive_iou`, or
-    another gt that it is the best for overlaps it more. A gt that overlaps no anchor has none.
-    An anchor that is not positive, with more than half of its area in an ignored gt (iscrowd), is
-    ignored: nobody knows what is there.
+    An anchor is positive if its best IoU reaches `positive_iou`, negative below `negative_iou`,
+    ignored in between. With `best_anchor` each gt also gets its best anchors (ties included) as
+    positives below the threshold, except anchors that reach `positive_iou` with another gt, or that
+    are also the best of another gt with a higher IoU. A gt that overlaps no anchor gets none.
+    A non-positive anchor with more than half of its area in a crowd gt (iscrowd) is ignored, since
+    its content is unknown.
 
     Args:
         anchors: float [N, 4] xyxy pixels.
@@ -46,8 +46,8 @@ def match(
         gt_valid: bool [B, G], False for padding.
         gt_ignore: bool [B, G], True for crowd regions.
 
-    A gt box far smaller or larger than all anchors fits many of them equally well, and has them all as its
-    best: a dozen positives and more for an object that none of them fits.
+    Note: a gt box far smaller or larger than all anchors ties with many of them as its best: a dozen or
+    more positives for an object that none of them fits.
 
     Source: Ren et al., "Faster R-CNN" (2015), 3.1.2; Chen et al., "AP-Loss" (2019), 5.1.
     """
@@ -66,8 +66,8 @@ def match(
 def _best(
     anchors: Tensor, gt_boxes: Tensor, objects: Tensor, best_anchor: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each anchor the IoU with the gt box that it overlaps most, and which that is; and the same of the gt
-    boxes that it is the best anchor of: float and int64 [B, N] each. 0 where there is none.
+    """For each anchor, the highest IoU with a gt box and the index of that box; and the same among only the
+    gt boxes that it is a best anchor of: float and int64 [B, N] each. 0 where there is none.
 
     objects: bool [B, G], the gt boxes that count.
     """
@@ -96,7 +96,7 @@ def _best(
 def _best_compiled(
     anchors: Tensor, gt_boxes: Tensor, objects: Tensor, best_anchor: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_best`, on a CPU and in float32."""
+    """Same as `_best`, for float32 on a CPU."""
     batch, gts = objects.shape
     count = len(anchors)
     sides, given = torch.empty(5, count).numpy(), anchors.numpy().T
@@ -118,8 +118,9 @@ def _best_compiled(
 
 
 def in_crowds(anchors: Tensor, gt_boxes: Tensor, crowds: Tensor) -> Tensor:
-    """Which anchors [N, 4] have more than half of their area in one of the boxes [B, G, 4] that are crowds
-    (bool [B, G]): bool [B, N].
+    """Whether more than half of an anchor's area lies in one of the crowd boxes: bool [B, N].
+
+    anchors [N, 4], gt_boxes [B, G, 4]; crowds: bool [B, G], which boxes are crowds.
     """
     batch, gts = crowds.shape
     found = torch.zeros(batch, len(anchors), dtype=torch.bool, device=anchors.device)
@@ -133,6 +134,6 @@ def in_crowds(anchors: Tensor, gt_boxes: Tensor, crowds: Tensor) -> Tensor:
 
 
 def gt_blocks(batch: int, gts: int, for_each_box: int) -> Iterator[slice]:
-    """The gt boxes in parts, to bound the memory; for_each_box: how many numbers each is compared with."""
+    """Slices of the gt boxes that bound the memory; for_each_box: how many numbers each box needs."""
     step = max(1, _PAIRS_AT_ONCE // max(1, batch * for_each_box))
     return (slice(start, start + step) for start in range(0, gts, step))

@@ -1,14 +1,14 @@
 """The IoU of all pairs of anchors and gt boxes on a CPU, in one pass where PyTorch takes fifteen.
 
-The arithmetic is that of `boxes.pairwise_iou`, operation by operation: all IoUs are the same to the last bit.
-losses/machine_code.py says how loops become machine code.
+The arithmetic follows `boxes.pairwise_iou` operation by operation, so all IoUs are bitwise identical.
+losses/machine_code.py explains how the loops are compiled.
 """
 
 import numpy as np
 
 from detector.losses.machine_code import Array, compiled_loop
 
-BLOCK = 1 << 11  # anchors that stay in the nearest cache while all gt boxes are compared with them
+BLOCK = 1 << 11  # anchors that stay in the L1 cache while all gt boxes are compared with them
 
 _TINY = np.finfo(np.float32).tiny
 
@@ -26,17 +26,16 @@ def match_image(
     forced_iou: Array,
     forced_gt: Array,
 ) -> None:
-    """The best gt box of each anchor; and the gt box that each is the best anchor of, if it is that of any.
+    """Find the best gt box of each anchor, and the gt box (if any) of which it is a best anchor.
 
-    Of several that it is the best of, the one that it overlaps most; of equals the first.
+    If there are several of the latter, the one with the highest IoU; in a tie the first.
 
     Args:
-        anchors: float32 [5, N], x0, y0, x1, y1 and the area of each.
-        boxes: float32 [G, 4]; objects: bool [G], those that count.
+        anchors: float32 [5, N], x0, y0, x1, y1 and area.
+        boxes: float32 [G, 4]; objects: bool [G], the boxes that count.
         ious: float32 [BLOCK], scratch.
-        highest: int32 [blocks of anchors + 1, G], scratch for the highest IoU of each gt box, in each block
-            and at all. It holds their bits, which order as they do: of integers a processor finds many
-            maxima at a time.
+        highest: int32 [blocks of anchors + 1, G], scratch for the highest IoU of each gt box, per block and
+            overall. Holds the bits of the floats, which sort like the floats: integer maxima vectorise.
         best_iou, forced_iou: float32 [N], zeros; best_gt, forced_gt: int32 [N], zeros.
     """
     bits, none = ious.view(np.int32), np.float32(0)

@@ -1,4 +1,4 @@
-"""Memory that does not suffice, told with what to lower; and how much a process has had."""
+"""Turns out-of-memory errors into advice on what to lower; and a process's peak memory."""
 
 import contextlib
 import resource
@@ -14,7 +14,7 @@ _FOR_TRAINING = (
     "eval.tile_batch_size) or the image size in data.transforms, and continue with --resume; or start a "
     "new run with a lower train.batch_size"
 )
-# Of the CPU's allocator, of Windows', of MPS, and of CUDA outside of torch's own; then of cuBLAS and cuDNN.
+# Messages of the CPU's allocator, Windows', MPS, and CUDA outside torch's allocator; then cuBLAS and cuDNN.
 _WORDS = (
     "can't allocate memory",
     "not enough memory",
@@ -26,13 +26,13 @@ _WORDS = (
 
 
 def peak_bytes() -> int:
-    """The most memory of the machine that this process has held so far."""
+    """Peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says so, of a GPU or of the machine."""
+    """Whether an error reports a lack of memory, on a GPU or in the machine."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
@@ -40,10 +40,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_explained(device: torch.device, remedy: str = _FOR_TRAINING) -> Iterator[None]:
-    """Say what to lower where the memory does not suffice.
+    """If memory runs out, say what to lower.
 
     Raises:
-        InputError: it did not.
+        InputError: memory ran out.
     """
     try:
         yield

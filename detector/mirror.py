@@ -1,4 +1,4 @@
-"""A second look at each image, in a mirror: what the network says of both is averaged, anchor by anchor."""
+"""Flip test-time augmentation: averages the outputs for an image and its mirror image, anchor by anchor."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ from detector.retinanet import HeadOutputs, RetinaNet
 
 
 def look_twice(model: RetinaNet, images: Tensor, sizes: Tensor) -> HeadOutputs:
-    """As the model itself: from uint8 [B, 3, H, W] and int64 [B, 2], with the mean of both looks, float32.
+    """Like the model's forward: uint8 [B, 3, H, W] and int64 [B, 2] -> the mean of both passes, float32.
 
-    Before NMS, and so at the price of a second forward pass alone. Anchors of the leftmost cells have no
-    mirror image, as they lie at the cells' left edges; for them the first look counts.
+    Averaging before NMS costs only the second forward pass. Anchors lie at the left edges of their cells, so
+    those of the leftmost cells have no mirror image and use the first pass alone.
     """
     x = model.normalise(images, sizes)
-    # With whole cells on all levels the mirror image of an anchor is an anchor.
+    # Pad to whole cells on all levels, so that the mirror image of an anchor is an anchor.
     x = F.pad(x, (0, -x.shape[-1] % STRIDES[-1]))
     one, other = model.look(x), model.look(x.flip(-1))
     grids = pyramid_grids(x.shape[-2], x.shape[-1])
@@ -26,7 +26,7 @@ def look_twice(model: RetinaNet, images: Tensor, sizes: Tensor) -> HeadOutputs:
 
 
 def _mean(one: Tensor, other: Tensor, grids: list[tuple[int, int]], level_sizes: tuple[int, ...]) -> Tensor:
-    """Of [B, N, K] and the same of the mirror images."""
+    """The mean of outputs [B, N, K] and those of the mirror images, matched anchor by anchor."""
     parts = []
     pairs = zip(one.split(level_sizes, dim=1), other.split(level_sizes, dim=1), strict=True)
     for (height, width), (level, in_mirror) in zip(grids, pairs, strict=True):

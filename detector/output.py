@@ -1,4 +1,4 @@
-"""Where programs write: checked before the work, and files whole or not at all, so that nothing is lost."""
+"""Output files: checked before the work starts, and written completely or not at all, so nothing is lost."""
 
 import contextlib
 import itertools
@@ -11,23 +11,23 @@ from typing import TextIO
 
 from errors import InputError
 
-_HEAD = 256  # bytes of a file that tell what it is
-_LONGEST = 255  # bytes of a name, on most systems
-TEMPORARY = ".tmp"  # the ending of files that are to be renamed
+_HEAD = 256  # first bytes of a file, which identify it
+_LONGEST = 255  # bytes of a file name, on most systems
+TEMPORARY = ".tmp"  # suffix of files that will be renamed
 
 
 def check_output(option: str, path: Path, earlier: str | None = None, inputs: Iterable[Path] = ()) -> None:
-    """See that a file can be put there, and that none that is needed would be lost.
+    """Check that a file can be written there without losing one that is needed.
 
     Args:
-        option: that names it, for errors.
-        earlier: a regular expression for the beginning of what the program has written before: nothing
-            else is replaced. None replaces what is no input.
+        option: the option that names the file, for errors.
+        earlier: a regular expression that matches the beginning of this program's earlier outputs: nothing
+            else is replaced. None replaces any file that is not an input.
         inputs: files that the program reads.
 
     Raises:
-        InputError: there is no such folder or no permission, or the path is a folder, no regular file, an
-            input or another file.
+        InputError: the folder does not exist or is not writable, or the path is a folder, not a regular
+            file, an input, or a file that is not an earlier output.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
@@ -54,10 +54,10 @@ def check_output(option: str, path: Path, earlier: str | None = None, inputs: It
 
 
 def check_new_folder(option: str, folder: Path) -> None:
-    """See that a folder is there or can be made, and written to.
+    """Check that a folder exists or can be created, and is writable.
 
     Raises:
-        InputError: it is a file, or lies below one or a link to nothing, or there is no permission.
+        InputError: it is a file, or lies below one or below a dead link, or there is no permission.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option}: {folder} is not a folder")
@@ -70,21 +70,21 @@ def check_new_folder(option: str, folder: Path) -> None:
 
 
 def refuse_dead_link(option: str, folder: Path) -> None:
-    """Raises InputError: a folder is, or lies below, a link to what is not there, as a disk that is away."""
+    """Raises InputError: a folder is, or lies below, a dead link, e.g. to a disk that is not mounted."""
     for path in (folder, *folder.parents):
         if path.is_symlink() and not path.exists():
             raise InputError(f"{option}: {path} is a link to {path.readlink()}, which does not exist")
 
 
 def numbered_folders(first: Path) -> Iterator[Path]:
-    """NAME, NAME-2, NAME-3 and so on."""
+    """NAME, NAME-2, NAME-3, ..."""
     return (
         first if number == 1 else first.with_name(f"{first.name}-{number}") for number in itertools.count(1)
     )
 
 
 def name_that_fits(stem: str, ending: str) -> str:
-    """The two as the name of a file, the stem cut off where that would be longer than a name may be."""
+    """stem + ending as a file name, with the stem truncated if the name would be too long."""
     whole = os.fsencode(stem + ending)
     if len(whole) <= _LONGEST:
         return stem + ending
@@ -92,21 +92,21 @@ def name_that_fits(stem: str, ending: str) -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    """The file that this process writes first, to be renamed."""
+    """The temporary file that this process writes first and then renames to `path`."""
     return path.with_name(name_that_fits(f".{path.name}", f".{os.getpid()}{TEMPORARY}"))
 
 
 def discard(temporary: Path) -> None:
-    """Remove a file that was to be renamed, if it is there.
+    """Remove a temporary file, if it exists.
 
-    A disk that has failed, or is read-only by now, has been told of, or does not matter any more.
+    Errors of the disk are ignored: they have been reported already, or do not matter any more.
     """
     with contextlib.suppress(OSError):
         temporary.unlink()
 
 
 def sync(path: Path) -> None:
-    """Let a file, or the names in a folder, outlive a power failure. Raises OSError: as the system says."""
+    """Make a file, or the names in a folder, survive a power failure. Raises OSError: the system's error."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,17 +115,17 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, synced: bool = False) -> None:
-    """As `write_bytes`, in UTF-8; synced: so that it outlives a power failure, which takes its time."""
+    """As `write_bytes`, in UTF-8; synced: slower, but survives a power failure."""
     _write({path: [_encoded(text)]}, synced)
 
 
 def write_pieces(path: Path, pieces: Iterable[str]) -> None:
-    """As `write_text`, of pieces that need not be in memory together."""
+    """As `write_text`, for pieces that need not be in memory at the same time."""
     _write({path: map(_encoded, pieces)})
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a whole file or nothing.
+    """Write a file completely or not at all.
 
     Raises:
         InputError: no permission or no space.
@@ -134,7 +134,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write several files of a folder, by their names, each as `write_text`; none where there is no space.
+    """Write several files, by name, to a folder, each as `write_text`; if there is no space, none.
 
     Raises:
         InputError: no permission or no space.
@@ -156,27 +156,27 @@ def _write(contents: Mapping[Path, Iterable[bytes | memoryview]], synced: bool =
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     finally:
         for temporary in temporaries.values():
-            discard(temporary)  # Ctrl-C leaves none either
+            discard(temporary)  # also after Ctrl-C
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8; names of files in other encodings go through as they are."""
+    """UTF-8; bytes of file names in other encodings pass through unchanged."""
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a character in JSON
+    except UnicodeEncodeError:  # a lone surrogate from JSON
         return text.encode("utf-8", "backslashreplace")
 
 
 def close_output(stream: TextIO | None = None) -> None:
-    """Let what is printed from now on, to stdout unless given, go nowhere: nobody reads it any more."""
+    """Discard everything printed to the stream (default stdout) from now on: nobody reads it any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, (stream or sys.stdout).fileno())
     os.close(nowhere)
 
 
 def print_last(line: str) -> None:
-    """A program's last line, to stderr: where it cannot be said, how the program ends does not change."""
+    """Print a program's last line to stderr; if that fails, the program's exit status does not change."""
     try:
         print(line, file=sys.stderr, flush=True)
-    except OSError:  # a terminal that has been closed
+    except OSError:  # e.g. the terminal has been closed
         close_output(sys.stderr)

@@ -1,4 +1,4 @@
-"""Head outputs -> detections: the best anchors by rank, decoded, clipped, and thinned out by NMS."""
+"""Head outputs -> detections: the highest-ranked anchors, decoded, clipped, and filtered by NMS."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from detector.boxes import clip, decode, is_empty
 from detector.retinanet import HeadOutputs
 from detector.soft_nms import soft_nms
 
-_TRIED_FIRST = 4  # times as many boxes as are wanted of NMS
+_TRIED_FIRST = 4  # how many times the wanted number of boxes NMS is tried on first
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Detections:
     """The detections of one image, best first."""
 
     boxes: Tensor  # float32 [D, 4], xyxy pixels
-    scores: Tensor  # float64 [D], in [0, 1]: far from 0.5 float32 would round scores into ties
+    scores: Tensor  # float64 [D], in [0, 1]: near 0 and 1, float32 would round scores into ties
     labels: Tensor  # int64 [D]
 
 
@@ -37,19 +37,19 @@ def detect(
     """Detections of every image of a batch, in pixels of the network's input.
 
     Candidates are chosen by rank within each pyramid level, because a ranking loss leaves the scale
-    of the logits free; `score_threshold` is for those who want fewer, and costs AP.
+    of the logits free. A `score_threshold` reduces their number, at a cost in AP.
 
     Args:
         sizes: int64 [B, 2], height and width of the images without padding, in pixels.
         box_std: float [4], as in `boxes.decode`.
-        soft: Soft-NMS, which lowers scores where NMS drops boxes; nms_threshold means nothing then.
+        soft: Soft-NMS, which lowers scores where NMS drops boxes; nms_threshold is then ignored.
     """
     logits, anchor_index, labels = _top_of_each_level(outputs, topk_candidates)  # each [B, K]
     deltas = outputs.deltas.gather(1, anchor_index[..., None].expand(-1, -1, 4)).float()
     boxes = clip(decode(deltas, outputs.anchors[anchor_index], box_std), sizes)  # [B, K, 4]
-    # Of those that lie in the padding nothing is left: no NMS would compare them with each other.
+    # Boxes in the padding are empty after clipping: NMS would not suppress them, as their IoU is 0.
     logits = logits.masked_fill(is_empty(boxes), -math.inf)
-    if logits.device.type == "mps":  # which has no float64
+    if logits.device.type == "mps":  # MPS has no float64
         boxes, logits, labels = boxes.cpu(), logits.cpu(), labels.cpu()
 
     if soft:
@@ -77,7 +77,7 @@ def _soft(
     """All images: boxes [B, K, 4], logits [B, K], labels [B, K]."""
     index, log_scores = soft_nms(boxes, logits.double(), labels, most)
     scores = log_scores.exp()
-    # Detections come best first and lower the scores of later ones only: so the threshold can come last.
+    # Detections come best first and lower only the scores of later ones: the threshold can be applied last.
     kept = scores > score_threshold if score_threshold > 0 else log_scores > -math.inf
     detections = []
     for image, mask in enumerate(kept):
@@ -87,10 +87,10 @@ def _soft(
 
 
 def best_of_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, most: int) -> Tensor:
-    """The `most` best of those that `nms_of_classes` keeps, in less time.
+    """The `most` best of the boxes that `nms_of_classes` keeps, in less time.
 
-    No box is dropped for a worse one: what is kept among the best does not depend on the others, and the time
-    of NMS grows with the square of their number.
+    A box is never dropped for a worse one, so which of the best are kept does not depend on the rest, and
+    the time of NMS grows with the square of the number of boxes.
     """
     order = scores.argsort(descending=True, stable=True)
     among = _TRIED_FIRST * most
@@ -103,10 +103,10 @@ def best_of_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
 
 
 def nms_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Which boxes of an image NMS within each class keeps: their indices int64, best first.
+    """Indices (int64, best first) of the boxes of an image that class-wise NMS keeps.
 
-    Classes are moved apart so that one NMS serves all. In float32, as in torchvision's batched_nms, 1,000
-    classes on 5,000 px would leave a pixel of precision.
+    Boxes are offset by class so that a single NMS serves all. In float32, as in torchvision's batched_nms,
+    1,000 classes on 5,000 px would leave a precision of only one pixel.
 
     Args:
         boxes: [K, 4], xyxy pixels, none below 0.
@@ -120,7 +120,7 @@ def nms_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold:
 
 
 def _top_of_each_level(outputs: HeadOutputs, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits float32, anchor index and label of the k best (anchor, class) pairs of each level."""
+    """Logits (float32), anchor indices and labels of the k best (anchor, class) pairs of each level."""
     classes = outputs.logits.shape[2]
     found, first = [], 0
     for level in outputs.logits.split(outputs.level_sizes, dim=1):
@@ -132,11 +132,11 @@ def _top_of_each_level(outputs: HeadOutputs, k: int) -> tuple[Tensor, Tensor, Te
 
 
 def _top(level: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best numbers of each image of [B, n, C], in order, and where among the n * C they are."""
+    """The k highest values of each image of [B, n, C], in descending order, and their indices in n * C."""
     classes = level.shape[2]
     if level.device.type != "cpu" or k >= level.shape[1]:
         return level.flatten(1).topk(k, dim=1)
-    # They are of the k anchors whose best class is best: half the time on a CPU, more launches on a GPU.
+    # They are among the k anchors with the best top class: half the time on a CPU, more launches on a GPU.
     anchor = level.amax(2).topk(k, dim=1).indices
     values, flat = level.gather(1, anchor[..., None].expand(-1, -1, classes)).flatten(1).topk(k, dim=1)
     return values, anchor.gather(1, flat // classes) * classes + flat % classes

@@ -1,4 +1,4 @@
-"""The Python door: images -> boxes, scores and class names, with nothing but a checkpoint."""
+"""The Python API: images -> boxes, scores and class names, from nothing but a checkpoint."""
 
 import io
 import os
@@ -31,14 +31,14 @@ _KINDS = "a path, the bytes of a file, an array, a PIL image or a tensor"
 ImageLike = str | Path | bytes | NDArray[np.uint8] | Image.Image | Tensor
 
 
-@dataclass(frozen=True, eq=False)  # arrays are not compared to one truth value
+@dataclass(frozen=True, eq=False)  # comparing arrays gives no single truth value
 class ImageDetections:
-    """What was found in one image, best first."""
+    """The detections of one image, best first."""
 
     boxes: NDArray[np.float64]  # [D, 4] xyxy, pixels of the image as given
-    scores: NDArray[np.float64]  # [D] in [0, 1]: the probability to be right, where calibrated
+    scores: NDArray[np.float64]  # [D] in [0, 1]: the probability of being right, if calibrated
     labels: NDArray[np.int64]  # [D] index into the detector's classes
-    names: tuple[str, ...]  # of the classes, one for each detection
+    names: tuple[str, ...]  # class name of each detection
     thresholds: Mapping[str, float] = field(default_factory=dict, repr=False)  # the detector's, by class
     size: tuple[int, int] | None = field(default=None, repr=False)  # height, width of the image
 
@@ -46,7 +46,7 @@ class ImageDetections:
         return len(self.scores)
 
     def __str__(self) -> str:
-        """How many there are and what the best are, as `print` shows it."""
+        """The number of detections and the best of them, for `print`."""
         best = some_of(
             [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores, strict=True)], 5
         )
@@ -55,11 +55,12 @@ class ImageDetections:
     def above(
         self, threshold: float | Sequence[float] | NDArray[np.float64] | Mapping[str, float]
     ) -> "ImageDetections":
-        """Those that score at least the threshold: one for all, one for each of the classes in their order,
-        or some by name; the classes that are not named have the detector's own, as with predict.py.
+        """The detections that score at least the threshold: one number for all classes, one per class in
+        their order, or a mapping by name; classes not named use the detector's own, as in predict.py.
 
         Raises:
-            InputError: there are more or fewer than classes, one is no number, or a class is unknown.
+            InputError: the number of thresholds is not that of the classes, a threshold is not a number, or
+                a class is unknown.
         """
         if isinstance(threshold, Mapping):
             unknown = [name for name in threshold if self.thresholds and name not in self.thresholds]
@@ -81,8 +82,8 @@ class ImageDetections:
         return self._at((self.scores >= wanted).nonzero()[0])
 
     def one_per_object(self, iou_threshold: float = 0.5) -> "ImageDetections":
-        """Those that no better one of another class overlaps by more than the threshold: one box for an
-        object that looks like several classes. Boxes of one class are left as the detector's NMS left them.
+        """NMS across classes: one box for an object that looks like several classes. Drops detections whose
+        IoU with a better one of another class exceeds the threshold; boxes of one class are not compared.
         """
         boxes = torch.from_numpy(self.boxes)
         rivals = (pairwise_iou(boxes, boxes).numpy() > iou_threshold) & (self.labels[:, None] != self.labels)
@@ -102,13 +103,14 @@ class ImageDetections:
         )
 
     def draw(self, image: ImageLike, enlarge: bool = False) -> Image.Image:
-        """The image that these were found in, RGB, with boxes, class names and scores; the best on top.
+        """Draw boxes, class names and scores, the best on top, on the image that these were found in; RGB.
 
         Args:
-            enlarge: by a whole number, what is less than some 340 pixels wide and high, for names to be read.
+            enlarge: enlarge images less than about 340 pixels wide and high by a whole number, so that names
+                are readable.
 
         Raises:
-            InputError: the image cannot be read, or is of another kind or size.
+            InputError: the image cannot be read, is of an unsupported kind, or has another size.
         """
         texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores, strict=True)]
         pixels = _pixels(image, "the image")
@@ -122,7 +124,7 @@ class ImageDetections:
         return Image.fromarray(draw_boxes(pixels, self.boxes, self.labels, texts, enlarge=enlarge))
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Plain values, as JSON takes them: of each detection box, score, label and name."""
+        """Plain values for JSON: box, score, label and name of each detection."""
         columns = (self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names)
         return [
             dict(zip(("box", "score", "label", "name"), one, strict=True))
@@ -131,15 +133,15 @@ class ImageDetections:
 
 
 class Detector:
-    """A trained detector. It finds what `evaluate.py` finds in the same images, in the same batches to the
-    last digit; of other batches matrix products are rounded otherwise.
+    """A trained detector. It finds what `evaluate.py` finds in the same images: bitwise the same in the same
+    batches; in other batches matrix products are rounded differently.
 
     Attributes:
-        classes: their names.
-        category_ids: of the classes, as in the annotations of the training.
-        thresholds: float64 [C], for `above`: each class's score with the best F1 in validation; 0.5
-            where there is none. One near 0 lets almost anything pass: predict.py warns of such.
-        calibrated: whether scores are the parts of detections that are right, as fitted in validation.
+        classes: class names.
+        category_ids: category ids of the classes, as in the training annotations.
+        thresholds: float64 [C], for `above`: the score of each class with the best F1 in validation; 0.5
+            if unknown. One near 0 lets almost anything pass; predict.py warns of it.
+        calibrated: whether a score is the fraction of detections that are right, as fitted in validation.
         batch_size: images that go through the network together.
     """
 
@@ -180,18 +182,19 @@ class Detector:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._process = os.getpid()  # a copy that was sent to this process is its own
+        self._process = os.getpid()  # a copy unpickled in this process belongs to it
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> "Detector":
         """The detector of a checkpoint file, or of best.pt in a run folder.
 
         Args:
-            device: auto (a GPU where there is one), cpu, cuda, cuda:1, mps.
-            overrides: of the configuration in the checkpoint, e.g. ["eval.nms_threshold=0.6"].
+            device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+            overrides: changes to the configuration in the checkpoint, e.g. ["eval.nms_threshold=0.6"].
 
         Raises:
-            InputError: the checkpoint or an override is wrong, one names the device, or this is not there.
+            InputError: the checkpoint or an override is invalid, an override sets the device, or the device
+                does not exist.
         """
         if isinstance(overrides, str):
             raise InputError(f"overrides must be a list, [{overrides!r}], got a string")
@@ -208,14 +211,15 @@ class Detector:
     def __call__(self, images: Iterable[ImageLike]) -> list[ImageDetections]: ...
 
     def __call__(self, images: ImageLike | Iterable[ImageLike]) -> ImageDetections | list[ImageDetections]:
-        """Detect in an image, or in each of several; these are put into batches of like shape.
+        """Detect objects in one image or several; several are batched by similar shape.
 
         Args:
-            images: a path, or the bytes of a file (turned upright by their EXIF), uint8 [H, W, 3] RGB, a PIL
-                image or a torch uint8 [3, H, W] RGB; grey ones are [H, W], or have 1 in the place of 3.
+            images: a path or the bytes of a file (turned upright by its EXIF), uint8 [H, W, 3] RGB, a PIL
+                image or a torch uint8 [3, H, W] RGB; grey ones are [H, W] or have 1 channel; or an iterable
+                of these.
 
         Raises:
-            InputError: an image cannot be read, or is of another kind.
+            InputError: an image cannot be read, or is of an unsupported kind.
         """
         if isinstance(images, str | Path | bytes | np.ndarray | Image.Image | Tensor):
             return self._detect([images], ["the image"])[0]
@@ -224,7 +228,7 @@ class Detector:
         return self._list(list(images))
 
     def _list(self, images: list[ImageLike], first: int = 0) -> list[ImageDetections]:
-        """first: the number of the first, for messages."""
+        """first: the number of the first image, for messages."""
         names = [f"image {number}" for number in range(first, first + len(images))]
         sizes = np.array([_size(*pair) for pair in zip(images, names, strict=True)], dtype=np.int64)
         found: dict[int, ImageDetections] = {}
@@ -234,10 +238,10 @@ class Detector:
         return [found[row] for row in range(len(images))]
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[ImageDetections]:
-        """Detect in any number of images, the frames of a camera say, `batch_size` of them at a time: with 1
-        each as it comes.
+        """Detect objects in any number of images, e.g. camera frames, `batch_size` at a time; with a
+        batch_size of 1, each as it comes.
 
-        Args, raises: as for a list of images, which is held whole.
+        Args, raises: as for calling the detector with a list, which holds all images in memory.
         """
         if isinstance(images, str | Path | bytes | np.ndarray | Image.Image | Tensor):
             raise InputError(f"stream: expected several images, got one ({type(images).__name__})")
@@ -247,28 +251,28 @@ class Detector:
             first += len(some)
 
     def batches_of(self, sizes: NDArray[np.int64]) -> list[list[int]]:
-        """Which images of these sizes, [I, 2], height and width, go through the network together."""
+        """Group images of these sizes ([I, 2], height and width) into batches of indices."""
         return like_batches(self._pipeline.sizes_of(sizes.reshape(-1, 2)), self.batch_size)
 
     def warn_of_sizes(self, sizes: NDArray[np.int64]) -> None:
-        """Say which settings do not go with images of these sizes, [I, 2], height and width."""
+        """Warn of settings that do not suit images of these sizes ([I, 2], height and width)."""
         opened = self._checkpoint
         warn_of_scale(opened.trained, opened.config.data, sizes)
         tile_cuts_nothing(opened.config.eval.tile, self._pipeline.sizes_of(sizes))
 
     def is_full(self, found: ImageDetections, least: float) -> bool:
-        """Whether eval.detections_per_img may have cut off some of an image whose score is at least that.
+        """Whether eval.detections_per_img may have cut off detections of an image scoring at least `least`.
 
-        A guess where classes are calibrated apart: the limit goes by raw scores.
+        Only a guess if classes are calibrated separately, as the limit applies to raw scores.
 
         Args:
-            found: all that the detector gave.
+            found: all detections of the image, unfiltered.
         """
         most = self._checkpoint.config.eval.detections_per_img
         return len(found) >= most and bool(found.scores.min() >= least)
 
     def _detect(self, images: Sequence[ImageLike], names: Sequence[str]) -> list[ImageDetections]:
-        """Detections in images that make one batch."""
+        """Detections in images that form one batch."""
         if os.getpid() != self._process and torch.get_num_threads() > 1:
             raise InputError(
                 "the detector was loaded before this process was forked, and PyTorch's threads do not "
@@ -278,7 +282,7 @@ class Detector:
         samples = [self._sample(i, *pair) for i, pair in enumerate(zip(images, names, strict=True))]
         predictions = self._checkpoint.detect(collate(samples))
         usual = dict(zip(self.classes, self.thresholds.tolist(), strict=True))
-        if usual != self._usual:  # all detections share one: kept by the thousand they would fill the memory
+        if usual != self._usual:  # all results share one dict: thousands of copies would fill the memory
             self._usual = usual
         return [self._of_image(predictions, row, sample.original_size) for row, sample in enumerate(samples)]
 
@@ -297,7 +301,7 @@ class Detector:
 
 
 def _numbers(values: Any) -> NDArray[np.float64]:
-    """One number or a list of them. Raises InputError: they are none."""
+    """One number or a list of them, as an array. Raises InputError: they are not numbers."""
     try:
         numbers = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
@@ -308,7 +312,7 @@ def _numbers(values: Any) -> NDArray[np.float64]:
 
 
 def _remedy(image: NDArray[np.uint8] | Tensor, shape: list[int]) -> str:
-    """What to do with an array or tensor of another kind, as the end of a sentence."""
+    """What to do with an array or tensor of an unsupported kind, as the end of a sentence."""
     if len(shape) == 4:
         return "; give several images as a list"
     if len(shape) == 3 and 4 in (shape[0], shape[2]):
@@ -323,7 +327,7 @@ def _remedy(image: NDArray[np.uint8] | Tensor, shape: list[int]) -> str:
 
 
 def _size(image: ImageLike, name: str) -> tuple[int, int]:
-    """Height and width; of a file by its header."""
+    """Height and width; those of a file are read from its header."""
     if isinstance(image, str | Path):
         return read_size(Path(image))
     if isinstance(image, Image.Image):
@@ -365,4 +369,4 @@ def _pixels(image: ImageLike, name: str) -> NDArray[np.uint8]:
         raise InputError(f"{name} has no pixels: {image.shape[1]} x {image.shape[0]}")
     if image.shape[2] == 1:
         return np.repeat(image, 3, axis=2)
-    return np.require(image, requirements=["C", "W"])  # PyTorch warns of what must not be written to
+    return np.require(image, requirements=["C", "W"])  # PyTorch warns of read-only arrays

@@ -1,4 +1,4 @@
-"""How much of the background a ranking loss still looks at: a measure of how far the training is."""
+"""How much of the background a ranking loss still sees: a measure of training progress."""
 
 import torch
 from torch import Tensor
@@ -10,20 +10,20 @@ from detector.losses import Exchange
 def ranked_share(
     logits: Tensor, targets: Tensor, *, delta: float, class_by_class: bool, exchange: Exchange
 ) -> Tensor:
-    """The part of the negatives that a ranking loss gives a gradient: those that reach a positive's step.
+    """The fraction of the negatives that a ranking loss gives a gradient: those within reach of a positive.
 
-    A negative counts against a positive if it is more than -delta above it (with a delta of 0 at a tie as
-    well), so the lowest positive says which negatives count at all. 0 without positives.
+    A negative counts against a positive if its logit is above the positive's minus delta (for delta 0, ties
+    count too), so the lowest positive decides which negatives count at all. 0 without positives.
 
     Args:
         logits: float [..., C].
         targets: int8 [..., C] in {-1, 0, 1}.
         delta: half-width of the soft step.
-        class_by_class: each class is ranked by itself.
-        exchange: the processes that rank together; all must call.
+        class_by_class: each class is ranked separately.
+        exchange: the processes that rank jointly; all of them must call this.
 
     Returns:
-        a scalar on the device of the logits, in [0, 1].
+        A scalar in [0, 1] on the device of the logits.
     """
     logits, targets = logits.flatten(0, -2), targets.flatten(0, -2)  # [M, C]
     row, column = (targets == 1).nonzero(as_tuple=True)
@@ -31,9 +31,9 @@ def ranked_share(
     lowest = lowest.scatter_reduce(0, column, logits[row, column].float(), "amin")  # [C]
     lowest = exchange.gather(lowest[None]).values.amin(0)
     if not class_by_class:
-        lowest = lowest.amin().expand_as(lowest)  # not a scalar, which would be rounded to bfloat16 logits
+        lowest = lowest.amin().expand_as(lowest)  # a 0-dim tensor would be rounded to the logits' bfloat16
     negatives = targets == 0
-    # Without a soft step a tie counts a half.
+    # With the plain step a tie counts 1/2.
     reached = logits >= lowest if delta == 0 else logits > lowest - delta
     ranked = torch.stack([(reached & negatives).sum(), negatives.sum()])
     ranked = exchange.sum(ranked)

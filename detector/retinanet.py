@@ -1,4 +1,4 @@
-"""RetinaNet (Lin et al., ICCV 2017): ResNet, feature pyramid, two heads; assembled from plain parts."""
+"""RetinaNet (Lin et al., ICCV 2017): ResNet, feature pyramid and two heads."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class HeadOutputs(NamedTuple):
-    """What the network says of every anchor."""
+    """The network's outputs for every anchor."""
 
     logits: Tensor  # [B, N, C]
     deltas: Tensor  # [B, N, 4]
@@ -23,18 +23,18 @@ class HeadOutputs(NamedTuple):
     level_sizes: tuple[int, ...]  # anchors per pyramid level; sums to N
 
     def deltas_of(self, image: Tensor, anchor: Tensor) -> Tensor:
-        """Those of some anchors, by int64 indices [P]: [P, 4]."""
+        """The deltas of P anchors, given by int64 indices [P]: [P, 4]."""
         return self.deltas[image, anchor]
 
 
 @dataclass(frozen=True)
 class OutputsInTraining:
-    """`HeadOutputs` whose boxes are computed when they are asked for: a loss looks at few of them."""
+    """`HeadOutputs` whose deltas are computed on demand: a loss needs few of them."""
 
     logits: Tensor
     anchors: Tensor
     level_sizes: tuple[int, ...]
-    features: list[Tensor]  # of the pyramid
+    features: list[Tensor]  # pyramid levels
     box_head: Head
 
     @property
@@ -52,8 +52,8 @@ class RetinaNet(nn.Module):
     """Images -> logits and box deltas for every anchor.
 
     Args:
-        backbone, pyramid: give P3 to P7.
-        class_head, box_head: give [B, N, C] and [B, N, 4].
+        backbone, pyramid: produce P3 to P7.
+        class_head, box_head: produce [B, N, C] and [B, N, 4].
         anchor_generator: must have as many anchors per location as the heads.
     """
 
@@ -81,12 +81,12 @@ class RetinaNet(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor, boxes_later: bool = False) -> Outputs:
         """images uint8 [B, 3, H, W] RGB, padded; sizes int64 [B, 2], height and width without padding.
 
-        boxes_later: leave the boxes until they are asked for (in the same autocast, or without).
+        boxes_later: compute the deltas only on demand (under the same autocast, or without).
         """
         return self.look(self.normalise(images, sizes), boxes_later)
 
     def look(self, x: Tensor, boxes_later: bool = False) -> Outputs:
-        """The same for images [B, 3, H, W] as `normalise` gives them."""
+        """As `forward`, for images [B, 3, H, W] from `normalise`."""
         features = self.pyramid(self.backbone(x))
         grids = [(f.shape[-2], f.shape[-1]) for f in features]
         anchors = self.anchor_generator((x.shape[-2], x.shape[-1]), grids, x.device)
@@ -98,26 +98,26 @@ class RetinaNet(nn.Module):
         return HeadOutputs(logits, self.box_head(features), anchors, level_sizes)
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """uint8 -> float with ImageNet's mean and spread; padding becomes 0, the mean.
+        """uint8 -> float, normalised by ImageNet's mean and standard deviation; padding becomes 0, the mean.
 
         Raises:
-            TypeError: not uint8; what lies in [0, 1] already would come out as one colour.
+            TypeError: not uint8; images already in [0, 1] would come out as a single colour.
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 [B, 3, H, W] in RGB, got {images.dtype}")
-        # In the layout of the stem's weights, or the first convolution would convert it. One tensor from
-        # here on: to fetch memory for each step of the arithmetic takes longer than the arithmetic.
+        # In the layout of the stem's weights, or the first convolution would convert it. In place from here
+        # on: allocating memory for each step of the arithmetic takes longer than the arithmetic.
         stem = next(self.backbone.parameters())
         last = stem.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         x = images.to(self.scale.dtype, memory_format=layout, copy=True)
         height, width = x.shape[-2:]
-        if last:  # rows of numbers times a row: three at a time, the channels of a pixel, take twice as long
+        if last:  # multiply whole rows: broadcasting over the 3 channels of a pixel takes twice as long
             pixels = x.permute(0, 2, 3, 1).view(len(x), height, width * 3)
             pixels.mul_(self.scale.flatten().repeat(width)).add_(self.shift.flatten().repeat(width))
         else:
             x.mul_(self.scale).add_(self.shift)
-        # Of x's type, as the product of all pixels with booleans would first turn these into numbers.
+        # In x's dtype: multiplying by booleans would first convert a mask of all pixels.
         rows = (torch.arange(height, device=x.device) < sizes[:, :1]).to(x.dtype)  # [B, H]
         columns = (torch.arange(width, device=x.device) < sizes[:, 1:]).to(x.dtype)  # [B, W]
         return x.mul_(rows[:, None, :, None] * columns[:, None, None, :])

@@ -1,8 +1,8 @@
 """Soft-NMS: detections that overlap better ones of their class lose score instead of being dropped.
 
-Bodla et al., "Soft-NMS - Improving Object Detection With One Line of Code" (ICCV 2017), in its linear form
-and without its threshold: each detection that is taken multiplies the scores of the others of its class by
-1 - IoU. So there is nothing to tune, and no jump where rounding would decide.
+Bodla et al., "Soft-NMS - Improving Object Detection With One Line of Code" (ICCV 2017), in the linear form
+without threshold: each selected detection multiplies the scores of the others of its class by 1 - IoU. So
+there is nothing to tune, and no jump that rounding could decide.
 """
 
 import math
@@ -15,21 +15,21 @@ from detector.boxes import pairwise_iou
 
 
 def soft_nms(boxes: Tensor, logits: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The best detections of each image of a batch, one after the other, by what is left of their scores.
+    """Select the best detections of each image of a batch one by one, by their remaining scores.
 
-    All images and classes at once: as many steps as detections are wanted.
+    Handles all images and classes at once, in one step per selected detection.
 
     Args:
         boxes: float [B, K, 4], xyxy.
-        logits: float [B, K], of the scores; minus infinity for what is no candidate.
+        logits: float [B, K], of the scores; minus infinity for non-candidates.
         labels: int64 [B, K].
-        most: detections that are wanted of an image.
+        most: number of detections to select per image.
 
     Returns:
-        index int64 [B, D], D = min(most, K), and the logarithms of the scores left [B, D], in descending
-        order; minus infinity where there are no more.
+        index int64 [B, D], D = min(most, K), and the logarithms of the remaining scores [B, D], in
+        descending order; minus infinity where there are no more.
     """
-    left = F.logsigmoid(logits)  # a score near 1 would round to it
+    left = F.logsigmoid(logits)  # in logarithms: a score near 1 would round to 1
     index, scores = [], []
     for _ in range(min(most, logits.shape[1])):
         score, best = left.max(dim=1, keepdim=True)

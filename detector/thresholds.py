@@ -1,4 +1,4 @@
-"""Thresholds of the score on a command line: 0.5, or car=0.3,cup=0.6."""
+"""Score thresholds on a command line: 0.5, or car=0.3,cup=0.6."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,10 +9,10 @@ _NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
 def parse_thresholds(text: str) -> dict[str, float]:
-    """What --threshold says: the least scores of classes by their names, that of all others as "".
+    """Parse --threshold: the minimum scores by class name, with "" for all other classes.
 
     Raises:
-        InputError: it says none, or one twice.
+        InputError: a threshold is not a number in [0, 1], or is given twice.
     """
     found: dict[str, float] = {}
     for part in parts_of(text, _is_whole):
@@ -27,12 +27,12 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
 
 def _is_whole(part: str) -> bool:
-    """Whether a part says a threshold, or nothing."""
+    """Whether a part is a complete threshold, or empty."""
     return "=" in part or not part.strip() or bool(_NUMBER.fullmatch(part.strip()))
 
 
 def parts_of(text: str, is_whole: Callable[[str], bool]) -> list[str]:
-    """What stands between commas, but for those within the name of a class. The last may be no whole one."""
+    """Split at commas, except those within a class name. The last part may be incomplete."""
     parts, held = [], ""
     for piece in text.split(","):
         held = f"{held},{piece}" if held else piece
@@ -43,14 +43,14 @@ def parts_of(text: str, is_whole: Callable[[str], bool]) -> list[str]:
 
 
 def chosen_thresholds(least: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, float]:
-    """Of each class the one given, or that given for all, or the usual one.
+    """The threshold of each class: the one given for it, or the one given for all, or the usual one.
 
     Args:
-        least: of `parse_thresholds`.
-        usual: by the names of the classes, in their order.
+        least: from `parse_thresholds`.
+        usual: default thresholds by class name, in the order of the classes.
 
     Raises:
-        InputError: there is no such class.
+        InputError: a class does not exist.
     """
     unknown = [name for name in least if name not in ("", *usual)]
     if unknown:
@@ -59,6 +59,6 @@ def chosen_thresholds(least: Mapping[str, float], usual: Mapping[str, float]) ->
 
 
 def _with_a_point(text: str) -> str:
-    """What to say of a number that is written 0,5."""
+    """A hint for numbers written with a decimal comma, such as 0,5; else ""."""
     number = re.search(r"(?<![\d.])[01],\d+(?=,|$)", text)
     return f"; write decimals with a point: {number[0].replace(',', '.')}" if number else ""

@@ -16,7 +16,7 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
-# torchvision's retinanet_resnet50_fpn(_v2) -> ours. The towers differ only by how layers are counted.
+# torchvision's retinanet_resnet50_fpn(_v2) -> ours. The towers differ only in how layers are numbered.
 _RENAMED = (
     (r"backbone\.body\.(.+)", r"backbone.body.\1"),
     (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(weight|bias)", r"pyramid.lateral.\1.\2"),
@@ -25,16 +25,16 @@ _RENAMED = (
     (r"head\.classification_head\.cls_logits\.(weight|bias)", r"class_head.output.\1"),
     (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_head.output.\1"),
 )
-OF_TRAINING = ("pretrained", "init", "init_partial", "frozen_stages")  # of model.*: they change no output
+OF_TRAINING = ("pretrained", "init", "init_partial", "frozen_stages")  # keys of model.* that change no output
 _NO_ARCHITECTURE = (*OF_TRAINING, "box_std")
 _CLASS_OUTPUT = ("class_head.output.weight", "class_head.output.bias")
-# Each is as good as its own beginning if what stands before it in the network is learnt: in this order.
+# Groups of parts in network order: a part is kept only if all parts before it in its group are kept.
 _PARTS = (
     ("pyramid",),
     ("class_head.tower", "class_head.output"),
     ("box_head.tower", "box_head.output"),
 )
-# Cut to whole pixels there; the published sizes, which are within 2 % of these, count as the same.
+# Truncated to whole pixels in torchvision; the published sizes, within 2 % of these, count as the same.
 _TORCHVISION_ANCHORS = {
     "sizes": [[side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))] for side in (32, 64, 128, 256, 512)],
     "ratios": [0.5, 1.0, 2.0],
@@ -53,7 +53,7 @@ def from_torchvision(state: Mapping[str, Tensor], source: str) -> dict[str, Tens
         InputError: a name is not one of torchvision's RetinaNet.
     """
     ours = {_our_name(name, state, source): tensor for name, tensor in state.items()}
-    # Version 2 has group norm behind the towers' convolutions, which have no bias of their own there.
+    # In version 2 the towers' convolutions are followed by group norm and have no bias.
     for name, tensor in list(ours.items()):
         bias = name.removesuffix("weight") + "bias"
         if ".tower." in name and tensor.dim() == 4 and bias not in ours:
@@ -66,7 +66,7 @@ def _our_name(name: str, state: Mapping[str, Tensor], source: str) -> str:
     if tower:
         head = "class_head" if tower[1] == "classification" else "box_head"
         normed = f"head.{tower[1]}_head.conv.0.1.weight" in state
-        nested = tower[3] is not None  # each layer of its own Sequential: conv, (norm,) relu
+        nested = tower[3] is not None  # each layer is a Sequential: conv, (norm,) relu
         layer = int(tower[2])
         position = layer * (3 if normed else 2) + int(tower[3]) if nested else layer
         return f"{head}.tower.{position}.{tower[4]}"
@@ -87,23 +87,22 @@ def initialise(
 ) -> None:
     """Start from the weights of a torchvision RetinaNet or of a checkpoint of this project.
 
-    Where the file tells its classes (a checkpoint does, and torchvision's 91 outputs are COCO's), the class
-    head keeps the outputs of those with the same names, and those of the others start afresh. Where it does
-    not, all do if their number differs.
+    If the classes of the file are known (from a checkpoint; torchvision's 91 outputs are COCO's), the class
+    head keeps the outputs of classes with the same names and the others start afresh. If they are unknown,
+    all outputs start afresh when their number differs.
 
     Args:
-        content: of the file: a state dict, or a checkpoint, whose "model" is one.
+        content: content of the file: a state dict, or a checkpoint with one as "model".
         source: names the weights in errors.
-        box_std: the model's, float [4], as in `boxes.decode`. Deltas that were learned for another are
-            scaled to it.
-        classes: the model's; without them only their number counts.
-        settings: the model's, by the keys of the configuration, to name those in which a checkpoint differs.
-        partial: pyramid and heads that do not fit start afresh, and so do those that a backbone's weights,
-            with torchvision's names, do not come with.
+        box_std: the model's, float [4], as in `boxes.decode`. Deltas learned for another one are rescaled.
+        classes: the model's class names; without them only their number counts.
+        settings: the model's settings by configuration key, to name those in which a checkpoint differs.
+        partial: let the pyramid and heads start afresh if they do not fit or are missing, as in the weights
+            of a backbone alone (under torchvision's names).
 
     Raises:
-        InputError: the weights are of another architecture, or of another backbone where part of them is
-            enough; the first difference is named.
+        InputError: the architecture differs (with `partial`, that of the backbone); the first difference is
+            named.
     """
     state, known = _translated(content, source, box_std, _eps_of(model))
     own = model.state_dict()
@@ -111,7 +110,7 @@ def initialise(
         state = _with_classes(state, known, own, classes)
     theirs, mine = _anchors_of(content), (settings or {}).get("anchors")
     moved = theirs is not None and mine is not None and not _alike(theirs, mine)
-    # Which shapes do not tell where the pyramid has as many channels as C5.
+    # Shapes do not reveal this if the pyramid has as many channels as C5.
     p6_from = _model_config(content).get("p6_from")
     other_p6 = p6_from is not None and p6_from != (settings or {}).get("p6_from", p6_from)
     if partial:
@@ -157,7 +156,7 @@ def initialise(
 def _translated(
     content: object, source: str, box_std: Tensor, eps: float
 ) -> tuple[Mapping[str, Tensor], Sequence[str]]:
-    """The weights of a file under our names and for our box_std and eps; its classes, where it tells them."""
+    """The weights of a file under our names, for our box_std and eps; and its classes, if known."""
     state = _state_dict(content)
     if state is None:
         raise InputError(f"model.init: {source} contains no state dict (names with dense tensors)")
@@ -174,12 +173,12 @@ def _translated(
 
 
 def _state_dict(content: object) -> Mapping[str, Tensor] | None:
-    """Where a file keeps it: as "model" (ours, torchvision's references), as "state_dict", or at the top."""
+    """The state dict in a file: as "model" (ours, torchvision's references), "state_dict" or at the top."""
     if not isinstance(content, Mapping):
         return None
     places = (content.get("model"), content.get("state_dict"), content)
     state = next((one for one in places if isinstance(one, Mapping) and _holds_tensors(one)), None)
-    # Of DistributedDataParallel, torch.compile and Lightning, which may lie in each other.
+    # Prefixes of DistributedDataParallel, torch.compile and Lightning, which may be nested.
     wrappers = ("module.", "_orig_mod.", "model.")
     while state and any(all(str(name).startswith(one) for name in state) for one in wrappers):
         state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
@@ -187,17 +186,17 @@ def _state_dict(content: object) -> Mapping[str, Tensor] | None:
 
 
 def _is_torchvisions(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of its RetinaNet."""
+    """Whether the names are those of torchvision's RetinaNet."""
     return any(name.startswith("head.") for name in state)
 
 
 def _in_short(values: Any) -> str:
-    """Plain values in JSON, numbers in four digits."""
+    """Plain values as JSON, floats with four significant digits."""
     return json.dumps(json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.4g}")))
 
 
 def _anchors_of(content: object) -> Mapping[str, Any] | None:
-    """`model.anchors` of what a file has learnt with; None where it does not tell."""
+    """The `model.anchors` that a file was trained with; None if unknown."""
     told = _model_config(content).get("anchors")
     if told is None and _is_torchvisions(_state_dict(content) or {}):
         return _TORCHVISION_ANCHORS
@@ -205,11 +204,11 @@ def _anchors_of(content: object) -> Mapping[str, Any] | None:
 
 
 def _alike(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
-    """Whether there are as many anchors of nearly the same sizes and ratios."""
+    """Whether both have the same number of anchors, with nearly the same sizes and ratios."""
     for key in ("sizes", "ratios"):
         try:
             one, other = (torch.tensor(anchors[key], dtype=torch.float64) for anchors in (theirs, mine))
-        except (KeyError, ValueError, TypeError):  # of another program
+        except (KeyError, ValueError, TypeError):  # written by another program
             return False
         if one.shape != other.shape or not torch.allclose(one, other, rtol=_SAME_SIDE, atol=0):
             return False
@@ -223,17 +222,16 @@ def _with_own_parts(
     other_anchors: bool,
     other_p6: bool,
 ) -> dict[str, Tensor]:
-    """The weights with the model's own in the place of parts that do not fit, or are not there.
+    """The weights, with the model's own in place of parts that do not fit or are missing.
 
     Args:
-        other_anchors: with them no output fits, though as many there may be.
-        other_p6: the pyramid's upper levels were learnt from another one, and do not fit though they may be
-            of the same shape.
+        other_anchors: the anchors differ, so no output fits, even with the same number of them.
+        other_p6: P6 was learnt from another level, so the pyramid does not fit, even with the same shapes.
     """
     if "conv1.weight" in state:
         state = {f"backbone.body.{n}": t for n, t in state.items() if not n.startswith("fc.")}
     mixed, afresh = dict(state), []
-    # With other anchors as many outputs may be those of other classes.
+    # With another number of anchors, the same number of outputs means other classes.
     anchors = [len(one.get("box_head.output.bias", ())) for one in (state, own)]
     for parts in _PARTS:
         fits = True
@@ -244,7 +242,7 @@ def _with_own_parts(
             fits &= anchors[0] == anchors[1] or part != "class_head.output"
             fits &= not (other_anchors and part.endswith(".output"))
             fits &= not (other_p6 and part == "pyramid")
-            # An output has nothing to say behind another tower.
+            # `fits` stays False within a group: an output is useless after another tower.
             fits &= {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
             if not fits:
                 mixed = {n: t for n, t in mixed.items() if n not in theirs} | ours
@@ -291,7 +289,7 @@ def _backbones_agree(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
 
 
 def _settings_of(content: object, settings: Mapping[str, Any]) -> str:
-    """How to get the architecture of a checkpoint, where its settings differ from these; "" elsewhere."""
+    """How to get the architecture of a checkpoint if its settings differ from these; else ""."""
     theirs = _model_config(content)
     keys = [key for key in settings if key not in _NO_ARCHITECTURE and key in theirs]
     other = {f"model.{key}": theirs[key] for key in keys if theirs[key] != settings[key]}
@@ -300,7 +298,7 @@ def _settings_of(content: object, settings: Mapping[str, Any]) -> str:
 
 
 def _box_std_of(content: object) -> Tensor | None:
-    """What a checkpoint says of its deltas; None where it says nothing."""
+    """The box_std of a checkpoint; None if it has none."""
     config = _model_config(content)
     return torch.tensor(config["box_std"]) if "box_std" in config else None
 
@@ -322,25 +320,25 @@ def _with_deltas_scaled(state: Mapping[str, Tensor], factors: Tensor) -> dict[st
 
 
 def _eps_of(model: RetinaNet) -> float:
-    """Of the backbone's batch norms, which all have one; 0 where there are none."""
+    """The eps shared by the backbone's batch norms; 0 if there are none."""
     return next(
         (float(m.eps) for m in model.backbone.modules() if isinstance(m, BatchNorm | FrozenNorm)), 0.0
     )
 
 
 def _with_norms_of_no_eps(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
-    """COCO_V1's norms were trained with an eps of 0, and torchvision sets it so for these weights."""
-    # What is smaller is a channel that never changes, and would be lost in the rounding of eps.
+    """Compensate for eps in COCO_V1's norms: they were trained with 0, which torchvision sets for them."""
+    # A smaller variance means a channel that never changes, and would be lost in the rounding of eps.
     return {n: t.clamp_min(1e-8) - eps if n.endswith("running_var") else t for n, t in state.items()}
 
 
 def _classes_of(content: object, state: Mapping[str, Tensor]) -> Sequence[str]:
-    """The names of a file's classes, one for each output of an anchor; none where it does not tell them."""
+    """The class names of a file, one per output of an anchor; empty if unknown."""
     told = content.get("classes") if isinstance(content, Mapping) else None
     categories = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     coordinates, outputs = (len(state.get(f"{head}_head.output.bias", ())) for head in ("box", "class"))
     for names in (told, categories):
-        # Somebody else's "classes" may be their number, or leave out torchvision's background.
+        # Another program's "classes" may be a number, or lack torchvision's background.
         if isinstance(names, list | tuple) and 4 * outputs == coordinates * len(names) > 0:
             return [str(name) for name in names]
     return ()
@@ -349,7 +347,7 @@ def _classes_of(content: object, state: Mapping[str, Tensor]) -> Sequence[str]:
 def _with_classes(
     state: Mapping[str, Tensor], known: Sequence[str], own: Mapping[str, Tensor], classes: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The outputs of `known` classes in the order of the model's `classes`, its own where there is none."""
+    """The outputs of `known` classes in the order of the model's `classes`; its own for unknown ones."""
     changed = dict(state)
     shared = [(i, known.index(name)) for i, name in enumerate(classes) if name in known]
     for name in _CLASS_OUTPUT:

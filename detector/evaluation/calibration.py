@@ -1,8 +1,8 @@
-"""What a score is worth: monotone maps from scores to the probability that a detection is correct.
+"""Calibration: monotone maps from scores to the probability that a detection is correct.
 
-A ranking loss leaves the scale of the scores free, and where it ranks class by class, that of every class.
-The maps, one for each, are fitted on validation detections, keep the order within a class (so no AP
-changes), and make a score of 0.5 mean that every other such detection is right.
+A ranking loss leaves the scale of the scores free; if it ranks class by class, that of each class separately.
+The maps, one per class, are fitted on validation detections and keep the order within a class, so AP does
+not change. Afterwards half of the detections with a score of 0.5 are right.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,35 +17,36 @@ from scipy.special import expit
 Floats = NDArray[np.float64]
 
 _BINS = 32
-# Detections per bin: a handful would be learnt by heart. But the few right ones of a small validation set
-# would drown in as many wrong ones: a third of the right ones then, and no fewer than five.
+# Minimum detections per bin: fewer would overfit. But in a small validation set, bins of 20 would drown the
+# few right detections in wrong ones: there the minimum is a third of the right ones, and at least five.
 _FEWEST, _FEWEST_OF_FEW = 20, 5
-# So many detections of each bin of a class are taken to be as right as those of all classes: a class that is
-# rare in validation is told from the others no more than its detections bear out.
+# Pseudo-detections added to each bin of a class, with the precision of all classes: a class that is rare in
+# validation differs from the others no more than its detections justify.
 _AS_ALL = 3
-_LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # whose logits are finite
-_ROUNDING = 1e-9  # relative, more than there and back costs
+_LEAST, _MOST = np.finfo(np.float64).tiny, 1 - 2.0**-53  # the extreme scores with finite logits
+_ROUNDING = 1e-9  # relative; exceeds the rounding error of map and inverse
 
 
 @dataclass(frozen=True)
 class Matched:
-    """All detections of a set that count, and whether each is correct at IoU 0.5."""
+    """All detections of a set that are not ignored, and whether each is correct at IoU 0.5."""
 
     scores: Floats  # [D]
     correct: NDArray[np.bool_]  # [D]
-    images: NDArray[np.int64]  # [D], places of the images in ascending order of their ids
+    images: NDArray[np.int64]  # [D], index of the image in ascending order of image ids
     labels: NDArray[np.int64]  # [D]
 
     def of(self, rows: NDArray[np.bool_]) -> "Matched":
-        """Those of a mask [D]."""
+        """The detections selected by a mask [D]."""
         return Matched(self.scores[rows], self.correct[rows], self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """Rises strictly: linear in the logit of the score between knots, bending towards 0 and 1 outside.
+    """A strictly rising map: linear in the logit of the score between knots, approaching 0 and 1 outside.
 
-    logits, probabilities: the knots, ascending both, at least one.
+    Attributes:
+        logits, probabilities: the knots, at least one; both ascending.
     """
 
     logits: tuple[float, ...]
@@ -61,26 +62,26 @@ class ScoreMap:
         return np.where(x < first, below, np.where(x > last, above, inside))
 
     def inverse(self, probabilities: Floats) -> Floats:
-        """probabilities [D] in [0, 1] -> the scores [D] that are mapped to them."""
+        """probabilities [D] in [0, 1] -> the scores [D] that map to them."""
         p, first, last = probabilities, self.probabilities[0], self.probabilities[-1]
-        with np.errstate(divide="ignore"):  # 0 and 1 lie infinitely far out
+        with np.errstate(divide="ignore"):  # 0 and 1 are infinitely far away
             below = self.logits[0] + np.log(p / first)
             above = self.logits[-1] - np.log((1 - p) / (1 - last))
         inside = np.interp(p, self.probabilities, self.logits)
         scores = expit(np.where(p < first, below, np.where(p > last, above, inside)))
-        # A hair lower: the detection whose probability a threshold is has a score that is not below it.
+        # Slightly lower: a detection whose probability is the threshold must not fall below it by rounding.
         return scores * (1 - _ROUNDING)
 
     @property
     def steepest(self) -> float:
-        """By how much a probability rises at most, per unit of the logit of the score."""
+        """The largest slope: rise of the probability per unit of the score's logit."""
         inside = np.diff(self.probabilities) / np.diff(self.logits)
         return float(max(self.probabilities[0], 1 - self.probabilities[-1], *inside))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map for each class."""
+    """One map per class."""
 
     maps: tuple[ScoreMap, ...]  # [C]
 
@@ -89,7 +90,7 @@ class Calibration:
         return self._each(lambda of_class, mine: of_class(mine), scores, labels)
 
     def inverse(self, probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
-        """The reverse, of any shape: see `ScoreMap.inverse`."""
+        """The inverse, for any shape; see `ScoreMap.inverse`."""
         return self._each(lambda of_class, mine: of_class.inverse(mine), probabilities, labels)
 
     def _each(
@@ -103,7 +104,7 @@ class Calibration:
 
     @property
     def steepest(self) -> float:
-        """By how much a probability rises at most, per unit of the logit of the score."""
+        """The largest slope of any map; see `ScoreMap.steepest`."""
         return max(one.steepest for one in self.maps)
 
     def as_plain(self) -> list[dict[str, list[float]]]:
@@ -112,15 +113,15 @@ class Calibration:
 
     @staticmethod
     def from_plain(values: Any, classes: int) -> "Calibration":
-        """The reverse of `as_plain`; older checkpoints have one map for all classes."""
+        """The inverse of `as_plain`; older checkpoints have a single map for all classes."""
         each: Sequence[dict[str, Any]] = [values] * classes if isinstance(values, dict) else values
         return Calibration(tuple(ScoreMap(tuple(v["logits"]), tuple(v["probabilities"])) for v in each))
 
 
 def fit_calibration(matched: Matched, known: NDArray[np.bool_]) -> Calibration | None:
-    """The maps that fit detections best; None where there is none to fit one to.
+    """Fit the maps to detections; None if there are no detections.
 
-    known: [C], which classes have gt boxes; of the others nothing can be learnt, and all classes stand in.
+    known: bool [C], which classes have gt boxes; the others use the map fitted to all classes.
     """
     if len(matched.scores) == 0:
         return None
@@ -134,19 +135,19 @@ def fit_calibration(matched: Matched, known: NDArray[np.bool_]) -> Calibration |
 
 
 def _fit(matched: Matched, of_all: ScoreMap | None = None) -> ScoreMap:
-    """The map that fits detections best, at least one.
+    """Fit a map to at least one detection.
 
-    Isotonic regression (Zadrozny & Elkan, KDD 2002) over bins. Each level of its stairs becomes one
-    knot, in the middle of its detections, so that the line between rises. Of the lowest level and the
-    highest the outer half has no other level to rise to, and stays all but level: what is nearly certain
-    lies beyond all that was seen.
+    Isotonic regression (Zadrozny & Elkan, KDD 2002) over bins. Each step of its staircase becomes one
+    knot, at the mean logit of its detections, so that the line between knots rises. The outer halves of the
+    lowest and the highest step have no further step to rise to and stay almost flat: near-certainty is
+    reached only outside the range of observed scores.
     """
     order = np.argsort(matched.scores, kind="stable")
     bins = np.split(order, _cuts(matched.scores[order], matched.correct[order]))
     sizes = np.array([len(rows) for rows in bins], dtype=np.float64)
     x = np.array([_logit(matched.scores[rows]).mean() for rows in bins])
-    # Nothing is certain after a few detections: half a success and half a failure more, or what all classes
-    # have at these scores.
+    # A few detections prove nothing for certain: add half a success and half a failure, or pseudo-detections
+    # with the precision of all classes at these scores.
     if of_all is None:
         likely, more = np.full(len(bins), 0.5), 1
     else:
@@ -157,7 +158,7 @@ def _fit(matched: Matched, of_all: ScoreMap | None = None) -> ScoreMap:
     starts = stairs.blocks[:-1]
     middle = np.add.reduceat(x * sizes, starts) / np.add.reduceat(sizes, starts)
     height = stairs.x[starts]
-    # Knots may coincide where many scores are equal, and stairs differ by no more than rounding.
+    # Knots may coincide if many scores are equal, and steps may differ only by rounding.
     distinct = np.concatenate(([True], (np.diff(middle) > 0) & (np.diff(height) > 1e-6)))
     knots, height = middle[distinct].tolist(), height[distinct].tolist()
     lowest, highest = _logit(matched.scores[order[[0, -1]]]).tolist()
@@ -171,7 +172,7 @@ def _fit(matched: Matched, of_all: ScoreMap | None = None) -> ScoreMap:
 
 
 def _follow_beyond(knots: list[float], height: list[float], of_all: ScoreMap) -> None:
-    """Add knots beyond a class's own, where others have detections: as high as theirs, and still rising."""
+    """Add knots outside a class's own range, following the map of all classes but still strictly rising."""
     lowest, highest = knots[0], knots[-1]
     for x, y in zip(of_all.logits, of_all.probabilities, strict=True):
         if x > highest:
@@ -184,16 +185,16 @@ def _follow_beyond(knots: list[float], height: list[float], of_all: ScoreMap) ->
 
 
 def _end_rise(height: float) -> float:
-    """A hundredth of the way to certainty, in which the inverse can still tell one score from the next."""
+    """Rise over an outer half step: 1 % of the way to certainty, enough for the inverse to resolve scores."""
     return min(max(0.01 * height * (1 - height), 1e-6), height / 2, (1 - height) / 2)
 
 
 def _cuts(scores: Floats, correct: NDArray[np.bool_]) -> list[int]:
     """Where to cut detections in ascending order of score into bins; never between equal scores.
 
-    Each bin gets an equal share of the right ones and of the wrong ones, taken together. There may be a
-    hundred wrong ones with scores near 0 to a right one: bins of equal count would see little else, and
-    leave all scores that a person looks at to one or two of them.
+    Bins are equal in the sum of their share of the right detections and their share of the wrong ones.
+    There may be a hundred wrong detections near 0 for each right one: bins of equal count would be spent on
+    those and leave one or two bins for all scores that matter.
     """
     right = int(correct.sum())
     fewest = min(max(right // 3, _FEWEST_OF_FEW), _FEWEST)
@@ -209,8 +210,8 @@ def _cuts(scores: Floats, correct: NDArray[np.bool_]) -> list[int]:
 def calibration_error(scores: Floats, correct: NDArray[np.bool_], bins: int = 20) -> float:
     """Detection calibration error: the mean gap between score and precision, in bins of the score.
 
-    scores, correct [D] -> the gap of each bin of equal width, weighted by its detections; 0 without
-    any. Source: D-ECE, Kueppers et al. (CVPR workshops 2020), eq. 4, of the confidence alone.
+    scores, correct [D] -> the mean gap over bins of equal width, weighted by their detections; 0 without
+    any. Source: D-ECE, Kueppers et al. (CVPR workshops 2020), eq. 4, for the confidence alone.
     """
     if len(scores) == 0:
         return 0.0
@@ -222,7 +223,7 @@ def calibration_error(scores: Floats, correct: NDArray[np.bool_], bins: int = 20
 def held_out_error(matched: Matched, known: NDArray[np.bool_]) -> float | None:
     """The calibration error of detections whose maps were fitted on the other half of the images.
 
-    known: as for `fit_calibration`. None where one half has nothing to fit to.
+    known: as for `fit_calibration`. None if one half has no detections.
     """
     half = np.unique(matched.images)[::2]
     first = np.isin(matched.images, half)

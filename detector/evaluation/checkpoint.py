@@ -1,4 +1,4 @@
-"""A checkpoint ready for use, and its score: everything that is needed is in it."""
+"""Opens checkpoints for use and scores them; a checkpoint contains everything needed."""
 
 import json
 import logging
@@ -39,26 +39,26 @@ _TRAIN_KEYS_USED = ("amp", "channels_last", "device")
 
 @dataclass(frozen=True)
 class OpenCheckpoint:
-    """A model on its device, and what belongs to it."""
+    """A model on its device, with everything that belongs to it."""
 
     file: Path
     config: Config
-    trained: DataConfig  # of the training, without overrides
+    trained: DataConfig  # as in training, without overrides
     model: RetinaNet
     device: torch.device
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    calibration: Calibration | None  # None as well where it is not wanted
-    thresholds: tuple[float, ...]  # of each class the score with the best F1 in validation, or 0.5
-    fitted_on: str | None  # the digest of the set that these and the calibration come from; None in old files
+    calibration: Calibration | None  # also None if eval.calibrate is off
+    thresholds: tuple[float, ...]  # per class, the score with the best F1 in validation, or 0.5
+    fitted_on: str | None  # digest of the set that thresholds and calibration come from; None in old files
 
     @cached_property
     def ready(self) -> RetinaNet:
-        """The model as it computes fastest, its weights being settled."""
+        """The model optimised for inference, with fixed weights."""
         return for_inference(self.model, build_amp(self.config.train, self.device))
 
     def detect(self, batch: Batch) -> Predictions:
-        """What the model finds in a batch, with calibrated scores, the best of each image first."""
+        """The model's detections in a batch, with calibrated scores, best first within each image."""
         (found,) = predict(self.config, self.ready, [batch], self.device)
         if self.calibration is None:
             return found
@@ -67,17 +67,17 @@ class OpenCheckpoint:
 
 @dataclass(frozen=True)
 class CheckpointScores:
-    """Scores, and what they were taken of."""
+    """Scores, and what was scored."""
 
     file: Path
     config: Config
     records: DetectionSet
     scores: Scores
     thresholds: dict[str, float]  # of the checkpoint, by class
-    fitted: bool  # whether they come from these very images
+    fitted: bool  # whether the thresholds were fitted on these very images
 
     def coco_results(self) -> list[dict[str, Any]]:
-        """All detections as the entries of a COCO results file, but of classes that the gt does not list."""
+        """All detections as entries of a COCO results file, without classes that the gt does not list."""
         material = self.scores.coco.material
         found, ids = material.found, self.records.category_ids
         columns = (found.images, found.labels, found.xywh, found.scores)
@@ -89,7 +89,7 @@ class CheckpointScores:
 
 
 class ReadCheckpoint(NamedTuple):
-    """What is in a checkpoint, and its configuration as the training had it and as it is now."""
+    """The content of a checkpoint, with its configuration in training and with overrides."""
 
     file: Path
     content: dict[str, Any]
@@ -98,10 +98,10 @@ class ReadCheckpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path, overrides: Sequence[str]) -> ReadCheckpoint:
-    """A checkpoint, or best.pt of a run folder.
+    """Read a checkpoint, or best.pt of a run folder.
 
     Raises:
-        InputError: it is missing or damaged, or an override is wrong.
+        InputError: it is missing or damaged, or an override is invalid.
     """
     file = find_checkpoint(path)
     content = load_checkpoint(file)
@@ -116,10 +116,10 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     """Load the model of a checkpoint, or of best.pt of a run folder.
 
     Args:
-        device_key: where the user has set the device, for messages.
+        device_key: the setting with which the user chose the device, for messages.
 
     Raises:
-        InputError: the checkpoint or an override is wrong, or the device is not there or full.
+        InputError: the checkpoint or an override is invalid, or the device does not exist or is full.
     """
     file, content, trained, config = read_checkpoint(path, overrides)
     changed = keys_of(overrides)
@@ -148,7 +148,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
                 "evaluation at step %d; to fit them again, use evaluate.py --recalibrate FILE.pt",
                 file, step, evaluated,
             )  # fmt: skip
-    # The metrics are of calibrated scores where the training was told to calibrate.
+    # The metrics refer to calibrated scores if eval.calibrate was on in training.
     thresholds = _best_thresholds(content.get("metrics") or {})
     if calibration is not None and trained.eval.calibrate != config.eval.calibrate:
         maps = dict(zip(content["classes"], calibration.maps, strict=True))
@@ -173,7 +173,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
 
 
 def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
-    """changed: the keys of the overrides."""
+    """Warn of overrides without effect. changed: the keys of the overrides."""
     idle = [key for key in changed if _is_of_training(key)]
     if idle:
         log.warning("%s: used only in training, without effect on a trained checkpoint", ", ".join(idle))
@@ -182,7 +182,10 @@ def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
 
 
 def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:
-    """Soft-NMS leaves other scores, and many more detections, than hard NMS; so do images of another size."""
+    """Warn of settings that differ from those of the calibration.
+
+    Soft-NMS gives other scores, and many more detections, than hard NMS; so do images of another size.
+    """
     now, then = (_decides_on_scores(one) for one in (config, trained))
     if not config.eval.nms_threshold_counts:
         del now["eval.nms_threshold"]
@@ -206,7 +209,10 @@ def _decides_on_scores(config: Config) -> dict[str, str]:
 
 
 def _say_what_is_slow(config: Config, device: torch.device, changed: Sequence[str]) -> None:
-    """A precision that the training was told to take, on a GPU as a rule. changed: keys of the overrides."""
+    """Warn of a precision that was chosen for training, usually on a GPU, but is slow on this CPU.
+
+    changed: the keys of the overrides.
+    """
     amp = config.train.amp
     slow = amp == "fp16" or (amp == "bf16" and not cpu_is_fast_in_bf16())
     if device.type == "cpu" and slow and "train.amp" not in changed:
@@ -231,7 +237,7 @@ def _refuse_other_classes(config: Config, trained: Config, classes: Sequence[str
 
 
 def _refuse_other_model(config: Config, trained: Config, file: Path) -> None:
-    """Other anchors fit the weights as well, and would find nothing that is right."""
+    """Refuse changed model settings: e.g. other anchors would load without error, but find nothing."""
     before, now = trained.model.model_dump(), config.model.model_dump()
     changed = [key for key in now if now[key] != before[key] and key not in OF_TRAINING]
     if changed:
@@ -243,7 +249,7 @@ def _refuse_other_model(config: Config, trained: Config, file: Path) -> None:
 
 def _best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
     per_class = metrics.get("per_class", {})
-    # Where nothing was found that is right, no threshold is better than another.
+    # If no detection was right, no threshold is better than another.
     return {n: float(one["best_f1_threshold"]) for n, one in per_class.items() if one.get("best_f1", 0) > 0}
 
 
@@ -251,20 +257,20 @@ def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> Checkpo
     """Score a checkpoint (best.pt of a run folder) on a split: "train", "val" or "test".
 
     Raises:
-        InputError: the checkpoint, an override or the data is wrong.
+        InputError: the checkpoint, an override or the data is invalid.
     """
     c = open_checkpoint(path, overrides)
     return score_checkpoint(c, set_to_score(c, overrides, split))
 
 
 def set_to_score(c: OpenCheckpoint, overrides: Sequence[str], split: str) -> DetectionSet:
-    """A split with the classes of a checkpoint, and a warning where it holds what that was trained on.
+    """A split with the classes of a checkpoint; warns if it contains images of the training.
 
     Raises:
-        InputError: the data is wrong.
+        InputError: the data is invalid.
     """
     records = build_set(c.config.data, split, c.classes)
-    # As the training had it, its own check has spoken; another may be that of another fold, say.
+    # Training has checked its own splits; another one may, for example, belong to another fold.
     if f"data.splits.{split}" in keys_of(overrides):
         _warn_of_learnt_images(c, records)
     return records
@@ -274,7 +280,7 @@ def _warn_of_learnt_images(c: OpenCheckpoint, records: DetectionSet) -> None:
     try:
         learnt = {Path(file).resolve() for file in build_set(c.trained, "train", c.classes).files}
     except InputError:
-        return  # it is not there any more
+        return  # the training data is gone
     shared = sum(Path(file).resolve() in learnt for file in records.files)
     if shared:
         log.warning(
@@ -287,7 +293,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
     """Score an open checkpoint on a set of its classes.
 
     Raises:
-        InputError: an image cannot be used, or the memory does not suffice.
+        InputError: an image cannot be used, or memory runs out.
     """
     warn_of_scale(c.trained, c.config.data, records.sizes)
     warn_of_tiles(c.config, records)
@@ -301,7 +307,7 @@ def score_checkpoint(c: OpenCheckpoint, records: DetectionSet) -> CheckpointScor
 
 
 def batches_to_score(c: OpenCheckpoint, records: DetectionSet, file: Path) -> Iterable[Batch]:
-    """The images of a set; says how far they are scored. file: what is scored."""
+    """Batches of the images of a set, with a progress bar. file: what is being scored."""
     loader = build_eval_loader(c.config, records, c.device)
     return Progress(len(loader), "batch", str(file), leave=False).over(checked(loader))
 
@@ -309,6 +315,6 @@ def batches_to_score(c: OpenCheckpoint, records: DetectionSet, file: Path) -> It
 def checkpoint_scores(
     c: OpenCheckpoint, file: Path, records: DetectionSet, scores: Scores
 ) -> CheckpointScores:
-    """Scores beside the thresholds of a checkpoint. file: what was scored."""
+    """Scores together with the thresholds of a checkpoint. file: what was scored."""
     thresholds = dict(zip(c.classes, c.thresholds, strict=True))
     return CheckpointScores(file, c.config, records, scores, thresholds, records.digest() == c.fitted_on)

@@ -1,7 +1,7 @@
-"""COCO metrics by pycocotools or faster-coco-eval, guarded against the inputs that they answer wrongly.
+"""COCO metrics by pycocotools or faster-coco-eval, guarded against inputs that these handle wrongly.
 
-Known there: a gt annotation with id 0 never matches, no predictions raise IndexError, missing
-`area`, `iscrowd` or `info` raise KeyError. Here the gt is always built anew, with ids from 1.
+Known problems: a gt annotation with id 0 never matches, no predictions raise IndexError, missing
+`area`, `iscrowd` or `info` raise KeyError. So the gt is always rebuilt here, with ids from 1.
 """
 
 import contextlib
@@ -43,21 +43,21 @@ Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class; -1 where it has no gt boxes, as COCO does."""
+    """One class; -1 if it has no gt boxes, as in COCO."""
 
     ap: float
     ap50: float
     ap75: float
     gt_boxes: int
-    detections: int  # that count: not on ignored gt, nor beyond the hundredth of an image and class
+    detections: int  # without ignored ones: on ignored gt, or beyond the first 100 per image and class
     best_f1: float  # at IoU 0.5
-    best_threshold: float  # the score at which it is reached
-    best_precision: float  # of the detections from that score on
+    best_threshold: float  # the score threshold with the best F1
+    best_precision: float  # of the detections that reach it
     best_recall: float
 
     @property
     def told_threshold(self) -> float:
-        """best_threshold; -1 where nothing that was found is right: no threshold is better than another."""
+        """best_threshold; -1 if no detection is right: then no threshold is better than another."""
         return self.best_threshold if self.best_f1 > 0 else -1
 
     def as_json(self) -> dict[str, float]:
@@ -71,15 +71,15 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Thresholds of the score that a result is looked at with."""
+    """Score thresholds at which a result is shown."""
 
-    thresholds: Mapping[str, float]  # of each class, in their order
+    thresholds: Mapping[str, float]  # by class, in the order of the classes
     of: str  # where they come from, in words
 
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """The detections of a class from a score on, at IoU 0.5."""
+    """The detections of a class that reach a score threshold, judged at IoU 0.5."""
 
     threshold: float
     right: int
@@ -88,19 +88,19 @@ class AtThreshold:
 
     @property
     def precision(self) -> float:
-        """-1 where nothing is found."""
+        """-1 without detections."""
         found = self.right + self.wrong
         return self.right / found if found else -1
 
     @property
     def recall(self) -> float:
-        """-1 where there are no gt boxes."""
+        """-1 without gt boxes."""
         there = self.right + self.missed
         return self.right / there if there else -1
 
     @property
     def f1(self) -> float:
-        """-1 where there is nothing to find, and nothing is found."""
+        """-1 without gt boxes and detections."""
         total = 2 * self.right + self.wrong + self.missed
         return 2 * self.right / total if total else -1
 
@@ -114,11 +114,11 @@ class AtThreshold:
 
 @dataclass(frozen=True)
 class CocoResult:
-    """The 12 COCO numbers by their names, every class by its name, and what they come from."""
+    """The 12 COCO metrics by name, the results per class by name, and the data behind them."""
 
     summary: dict[str, float]
     per_class: dict[str, ClassResult]
-    errors: ErrorBreakdown  # what holds AP50 back
+    errors: ErrorBreakdown  # what each kind of error costs in AP50
     precision: Floats  # [10, 101, C], at IOU_THRESHOLDS and recalls 0, 0.01, ..., 1; -1 without gt boxes
     matching: Matching  # every detection and gt box at IoU 0.5
     material: Material
@@ -126,13 +126,13 @@ class CocoResult:
 
     @property
     def matched(self) -> Matched:
-        """The detections that count."""
+        """The detections that are not ignored."""
         counts, found = self.matching.kinds != Kind.IGNORED, self.material.found
         correct = self.matching.correct[counts]
         return Matched(found.scores[counts], correct, found.images[counts], found.labels[counts])
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers as plain values: COCO names at the top level."""
+        """The metrics as plain values, with COCO's names at the top level."""
         plain = {
             **self.summary,
             "errors": self.errors.as_json(),
@@ -143,7 +143,7 @@ class CocoResult:
         return plain
 
     def commonest(self, most: int | None = None) -> dict[str, ClassResult]:
-        """The classes that have gt boxes, in their order; of more than `most` those that have most."""
+        """The classes that have gt boxes, in their order; at most `most`, those with the most gt boxes."""
         there = {name: one for name, one in self.per_class.items() if one.gt_boxes}
         if most is None or len(there) <= most:
             return there
@@ -152,14 +152,14 @@ class CocoResult:
 
     @property
     def best_thresholds(self) -> Floats:
-        """The score with the best F1 of each class [C]; the highest of these for one without gt boxes."""
+        """The threshold with the best F1 per class [C]; the highest of all for classes without gt boxes."""
         best = np.array([one.best_threshold for one in self.per_class.values()])
         known = np.array([one.gt_boxes > 0 for one in self.per_class.values()])
         right = np.array([one.best_f1 > 0 for one in self.per_class.values()])  # scores may be below 0
         return np.where(known, best, best[known & right].max() if (known & right).any() else 0.0)
 
     def at_chosen(self) -> dict[str, "AtThreshold"]:
-        """What the chosen thresholds give, of each class."""
+        """The result of each class at its chosen threshold."""
         found, matching, counts = self.material.found, self.matching, self.material.gt_totals().tolist()
         rows = {}
         for label, (name, threshold) in enumerate(self.chosen.thresholds.items() if self.chosen else ()):
@@ -170,7 +170,7 @@ class CocoResult:
 
 
 def evaluate_coco(records: DetectionSet, predictions: Predictions, backend: Backend = "auto") -> CocoResult:
-    """Score predictions against the gt boxes of a set. Ignored gt (crowd, difficult) counts for nothing."""
+    """Score predictions against the gt boxes of a set. Ignored gt (crowd, difficult) is not counted."""
     return evaluate_material(material_of(records, predictions), backend)
 
 
@@ -184,14 +184,14 @@ def evaluate_files(results_path: Path, annotations_path: Path, backend: Backend 
 
 
 def evaluate_material(material: Material, backend: Backend = "auto") -> CocoResult:
-    """Score what was found in a set.
+    """Score the detections in a set.
 
     Args:
-        backend: who computes the 12 numbers; auto takes faster-coco-eval where it is installed. Both
-            give the same, to the 15th digit.
+        backend: the package that computes the 12 metrics; auto uses faster-coco-eval if it is installed.
+            Both agree to 15 digits.
 
     Raises:
-        InputError: faster-coco-eval is wanted and not installed.
+        InputError: faster-coco-eval is requested but not installed.
     """
     gt, found = material.gt, material.found
     matching = match(gt, found)
@@ -204,12 +204,12 @@ def evaluate_material(material: Material, backend: Backend = "auto") -> CocoResu
 
 
 def has_faster_coco_eval() -> bool:
-    """Whether it is installed; it is imported only where it is used."""
+    """Whether faster-coco-eval is installed; it is imported only when used."""
     return importlib.util.find_spec("faster_coco_eval") is not None
 
 
 def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Floats]:
-    """The 12 numbers, and the precision [10, 101, C] at all areas."""
+    """The 12 metrics, and the precision [10, 101, C] for all areas."""
     if backend == "faster_coco_eval" and not has_faster_coco_eval():
         raise InputError(
             "eval.backend: faster_coco_eval is not installed; pip install faster-coco-eval, or set "
@@ -220,8 +220,8 @@ def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Fl
         areas_and_most = len(whole.params.areaRng), len(whole.params.maxDets)
         precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), len(material.classes), *areas_and_most), -1.0)
         recall = np.full((len(IOU_THRESHOLDS), len(material.classes), *areas_and_most), -1.0)
-        # Class by class, in the images that have any of it: it is the same to COCO, and a detection is a
-        # dictionary of two kilobytes there.
+        # Class by class, in the images that contain it: the result is the same, and saves memory, as each
+        # detection is a dictionary of two kilobytes there.
         rows = (_rows_of_each(boxes.labels, len(material.classes)) for boxes in (material.gt, material.found))
         classes = list(zip(material.class_order, *rows, strict=True))
         for place, gt_rows, found_rows in told_if_long(classes, len(classes), "class", "precision"):
@@ -231,7 +231,7 @@ def _summary(material: Material, backend: Backend) -> tuple[dict[str, float], Fl
         whole.eval = {"precision": precision, "recall": recall}
         whole.summarize()
     values = [float(value) for value in whole.stats]
-    # In one layout: the last digit of a mean depends on it.
+    # Always in the same memory layout: the last digit of a mean depends on it.
     at_all_areas = np.ascontiguousarray(precision[:, :, material.class_order, 0, -1])
     return dict(zip(COCO_NAMES, values, strict=True)), at_all_areas
 
@@ -242,7 +242,7 @@ def _rows_of_each(labels: Ints, classes: int) -> list[Ints]:
 
 
 def _evaluated(material: Material, gt_rows: Ints, found_rows: Ints, backend: Backend) -> dict[str, Floats]:
-    """Precision and recall of one class, as COCOeval has them."""
+    """Precision and recall of one class, from COCOeval."""
     gt, found = material.gt, material.found
     images = np.union1d(gt.images[gt_rows], found.images[found_rows])
     gt_extra = zip(material.gt_areas[gt_rows].tolist(), gt.ignore[gt_rows].tolist(), strict=True)
@@ -279,21 +279,21 @@ def _class_result(material: Material, matching: Matching, precision: Floats, lab
 
 
 def _best_f1(scores: Floats, correct: Flags, total: int) -> tuple[float, float, float, float]:
-    """The best F1 that a threshold gives, the threshold, precision and recall there.
+    """The best F1 of any threshold, and the threshold, precision and recall there.
 
-    scores descending [D], correct [D]; total gt boxes. All 0 without detections.
+    scores [D] descending, correct [D]; total: number of gt boxes. All 0 without detections.
     """
     if len(scores) == 0:
         return 0.0, 0.0, 0.0, 0.0
     right, count = np.cumsum(correct), np.arange(1, len(scores) + 1)
-    possible = np.append(scores[1:] < scores[:-1], True)  # a threshold does not part equal scores
+    possible = np.append(scores[1:] < scores[:-1], True)  # a threshold cannot separate equal scores
     f1 = np.where(possible, 2 * right / (count + total), -1)
     best = int(f1.argmax())
     return float(f1[best]), float(scores[best]), float(right[best] / count[best]), float(right[best] / total)
 
 
 def _index(images: Ints, boxes: GtBoxes | FoundBoxes, rows: Ints, extra: Iterable[dict[str, Any]]) -> COCO:
-    """Rows of gt boxes or detections, all of one class, as pycocotools wants them."""
+    """The given rows of gt boxes or detections, all of one class, as a pycocotools object."""
     coco = COCO()
     coco.dataset = {
         "info": {},

@@ -1,4 +1,4 @@
-"""A set as a COCO instances file: its images, boxes and ids as a training and an evaluation have them."""
+"""A set as a COCO instances file, with the images, boxes and ids that training and evaluation use."""
 
 import itertools
 import json
@@ -16,10 +16,10 @@ BEGINNING = rf'\{{"info": \{{"description": "{_WRITER}'
 
 
 def instances_pieces(records: DetectionSet, root: Path) -> Iterator[str]:
-    """The file in pieces, since there may be millions of boxes: as pycocotools and `load_coco` read it.
+    """The file as pycocotools and `load_coco` read it, in pieces, since there may be millions of boxes.
 
-    Images are named as seen from `root`. Annotations have ids from 1 on, as pycocotools passes over an id of
-    0. What is neither object nor background is a crowd.
+    File names are relative to `root`. Annotation ids start at 1, as pycocotools ignores an id of 0. Ignored
+    regions are written as crowds.
     """
     ids = ids_in_file(records.category_ids)
     yield f'{{"info": {{"description": "{_WRITER}"}},\n"images": [\n'
@@ -52,7 +52,7 @@ def _annotations(records: DetectionSet, ids: Sequence[int]) -> Iterator[dict[str
 
 
 def ids_in_file(category_ids: Sequence[int]) -> list[int]:
-    """The ids of classes, and free ones for those that the annotations do not list."""
+    """The ids of the classes, with unused ids for classes that the annotations do not list."""
     free = itertools.count(max((i for i in category_ids if is_listed(i)), default=0) + 1)
     return [i if is_listed(i) else next(free) for i in category_ids]
 

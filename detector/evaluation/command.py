@@ -1,4 +1,4 @@
-"""What evaluate.py does with its command line: one run explained, or several side by side."""
+"""The command of evaluate.py: scores one run in detail, or several side by side."""
 
 import json
 import logging
@@ -29,13 +29,13 @@ from errors import InputError
 
 log = logging.getLogger(__name__)
 
-# How the files begin that --output has written: metrics, a comparison, or a mean.
+# How files written by --output begin: metrics, a comparison, or a mean.
 _EARLIER = r'\{\s*"(AP"|images": *\d|mean": *\{)'
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line says."""
+    """The parsed command line."""
 
     models: list[Path]
     overrides: list[str]
@@ -57,7 +57,7 @@ class Wanted:
 
 
 def evaluate(wanted: Wanted) -> None:
-    """Score what the command line names, print the table, write the JSON and the report."""
+    """Score what the command line names, print the table, and write the JSON and the report."""
     _check(wanted)
     if wanted.several:
         _write_metrics(wanted, *_side_by_side(wanted))
@@ -69,7 +69,7 @@ def evaluate(wanted: Wanted) -> None:
 
 
 def _check(wanted: Wanted) -> None:
-    """Before the work. Raises InputError: words contradict each other, or a file cannot be written."""
+    """Checks before the work. Raises InputError: options contradict each other, or a file is not writable."""
     w = wanted
     if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
         raise InputError("evaluate.py runs in a single process; start it with python, not with torchrun")
@@ -139,7 +139,7 @@ def _check_that_outputs_differ(w: Wanted) -> None:
 
 
 def _side_by_side(wanted: Wanted) -> tuple[dict[str, Any], str]:
-    """Several checkpoints or results files, compared or summed up: as JSON, and as a table."""
+    """Several checkpoints or results files, compared or averaged: as JSON and as a table."""
     w, split = wanted, wanted.split or "val"
     title = f"split {split}" if w.annotations is None else str(w.annotations)
     if w.mean:
@@ -159,21 +159,21 @@ def _side_by_side(wanted: Wanted) -> tuple[dict[str, Any], str]:
 
 @dataclass(frozen=True)
 class Scored:
-    """One checkpoint or results file."""
+    """The scores of one checkpoint or results file."""
 
     title: str
     facts: list[tuple[str, str]]  # for the head of the report
     result: CocoResult
     extra: dict[str, float]
-    results: str | None = None  # the content of a COCO results file, where it is wanted
-    recalibrated: dict[str, Any] | None = None  # the same of a checkpoint
+    results: str | None = None  # content of the COCO results file, if requested
+    recalibrated: dict[str, Any] | None = None  # content of the recalibrated checkpoint, if requested
 
     def table(self) -> str:
         return metrics_table(self.result, self.extra, self.title)
 
 
 def _score(wanted: Wanted) -> Scored:
-    """One checkpoint or one results file."""
+    """Score one checkpoint or one results file."""
     if wanted.annotations is not None:
         (results,) = wanted.predictions
         result = evaluate_material(read_material(results, wanted.annotations, wanted.images))
@@ -214,14 +214,14 @@ def _score(wanted: Wanted) -> Scored:
 
 
 def _at_chosen(result: CocoResult, threshold: str | None, usual: Mapping[str, float]) -> CocoResult:
-    """The result with thresholds that are not fitted to it.
+    """The result at thresholds that are not fitted to it.
 
     Args:
-        threshold: as given; without it the usual ones are taken, if there are any.
-        usual: by class; the best ones of the result for a class that has none.
+        threshold: the value of --threshold; if None, the usual thresholds are used, if there are any.
+        usual: default thresholds by class; classes without one use the best threshold of the result.
 
     Raises:
-        InputError: there is no such class.
+        InputError: a class does not exist.
     """
     if threshold is None and not usual:
         return result
@@ -236,7 +236,7 @@ def _at_chosen(result: CocoResult, threshold: str | None, usual: Mapping[str, fl
 
 
 def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scored | None = None) -> None:
-    """The JSON, what else is wanted of one run, and the table; what cannot be written costs none of these."""
+    """Write the JSON and other requested files and print the table; a failure to write one skips no other."""
     metrics = partial(write_text, text=json.dumps(content, indent=2) + "\n")
     files: list[tuple[str, Path | None, Callable[[Path], Path | None]]] = [
         ("metrics", wanted.output, metrics)
@@ -260,7 +260,7 @@ def _write_metrics(wanted: Wanted, content: dict[str, Any], text: str, one: Scor
             except InputError as error:
                 failures.append(error)
     finally:
-        print(text)  # last: whoever reads it may have gone (| head)
+        print(text)  # last, as the reader of the pipe may be gone (| head)
     for other in failures[1:]:
         log.warning("%s", other)
     if failures:

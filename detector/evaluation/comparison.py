@@ -1,9 +1,9 @@
-"""Runs beside each other, with the uncertainty that comes of the images they happen to be scored on.
+"""Compares runs, with the uncertainty due to the particular images they are scored on.
 
-Paired bootstrap (Efron & Tibshirani 1993, chapters 8 and 13): the images are drawn anew with replacement,
-the same ones for all runs, and every metric is taken of each draw. The percentiles of a metric over the
-draws are its interval, those of the difference of two runs that of the difference, which is far narrower:
-what makes an image hard is hard for both.
+Paired bootstrap (Efron & Tibshirani 1993, chapters 8 and 13): images are resampled with replacement, the
+same ones for all runs, and every metric is computed on each resample. The percentiles of a metric over the
+resamples give its interval. The interval of the difference of two runs, found the same way, is far narrower:
+an image that is hard for one run is hard for the other.
 """
 
 import json
@@ -27,23 +27,23 @@ from errors import InputError
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 _SEED = 0
-# Images that hold a class, or anything: in five, one in seven differences of equal detectors excludes 0
-# where one in twenty should.
+# Images with a class (or with any gt box): below this, intervals are unreliable. With five images, one in
+# seven differences between equal detectors excludes 0, instead of one in twenty.
 _FEW = 10
-_ACROSS = 3  # runs that a table has side by side
-_CLASSES = 8  # with a column each where runs are lines
-_SETTINGS = 6  # that are told of a run in the table; the JSON has all
+_ACROSS = 3  # most runs shown as columns; more runs are shown as rows
+_CLASSES = 8  # most classes with a column if runs are rows
+_SETTINGS = 6  # most settings shown per run in the table; the JSON has all
 _OF_THE_PLACE = ("run.", "data.root", "data.workers", "data.cache", "train.device", "train.log_every")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and where it may well lie."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
     high: float
-    few: bool = False  # images: resampling them cannot show what others would have given
+    few: bool = False  # too few images: resampling them cannot show what others would have given
 
     @property
     def excludes_zero(self) -> bool:
@@ -52,7 +52,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run: AP, AP50, AP75 and the AP of each class; the latter by their names."""
+    """One run: AP, AP50 and AP75, and the AP of each class by name."""
 
     name: str
     metrics: dict[str, Interval]
@@ -94,10 +94,10 @@ class Comparison:
 
 
 def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: str) -> Comparison:
-    """Score checkpoints (best.pt of run folders) on the same split, the first being the yardstick.
+    """Score checkpoints (best.pt of run folders) on the same split; the first one is the baseline.
 
     Raises:
-        InputError: a checkpoint, an override or the data is wrong, or a run is of other data.
+        InputError: a checkpoint, an override or the data is invalid, or a run has other data.
     """
     opened = [open_checkpoint(path, overrides) for path in paths]
     sets = [set_to_score(c, overrides, split) for c in opened]
@@ -117,7 +117,7 @@ def compare_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split: 
 
 
 def differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
-    """Of each configuration the settings of the training that are not the same in all, by dotted key."""
+    """For each configuration, the training settings that are not the same in all, by dotted key."""
     plain = [leaf_values(config) for config in configs]
     keys = [key for key in plain[0] if not key.startswith(_OF_THE_PLACE)]
     several = [key for key in keys if any(values[key] != plain[0][key] for values in plain)]
@@ -125,7 +125,7 @@ def differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
 
 
 def compare_files(results: Sequence[Path], annotations: Path) -> Comparison:
-    """The same for COCO results files.
+    """As `compare_checkpoints`, for COCO results files.
 
     Raises:
         InputError: a file is missing or malformed.
@@ -135,10 +135,10 @@ def compare_files(results: Sequence[Path], annotations: Path) -> Comparison:
 
 
 def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
-    """Metrics, their intervals, and the differences to the first, of runs tallied on the same images.
+    """Metrics, intervals, and differences to the first, for runs tallied on the same images.
 
     Raises:
-        InputError: there is no gt box to measure by.
+        InputError: there are no gt boxes.
     """
     first = tallies[0]
     images = len(first.image_ids)
@@ -149,7 +149,7 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
     few = [int(there.any(1).sum()) < _FEW] * 3 + (there.sum(0) < _FEW).tolist()
     values = []  # [1 + R, 3 + K] each
     for tally in tallies:
-        # Each has the classes in the order of its own category ids, which need not be the first one's.
+        # Each run orders classes by its own category ids, which may differ from the first run's.
         columns = [tally.classes.index(name) for name in first.classes]
         values.append(_metrics(average_precision(tally, counts)[:, :, columns]))
     runs = []
@@ -161,7 +161,7 @@ def compare(names: Sequence[str], tallies: Sequence[Tally]) -> Comparison:
 
 
 def draws(images: int) -> NDArray[np.int32]:
-    """How often each image is there: once each in the first row, then drawn with replacement."""
+    """Counts per resample and image: [1 + R, I]. The first row is all ones, the rest are bootstrap draws."""
     rng = np.random.default_rng(_SEED)
     counts = np.ones((1 + RESAMPLES, images), dtype=np.int32)
     for row in counts[1:]:
@@ -170,7 +170,7 @@ def draws(images: int) -> NDArray[np.int32]:
 
 
 def comparison_table(comparison: Comparison, title: str) -> str:
-    """A column for each run and each difference to the first; many runs have a line each, the best first."""
+    """A column for each run and each difference to the first; with many runs a row each, best first."""
     runs = comparison.runs
     columns = letters(len(runs))
     across = len(runs) <= _ACROSS
@@ -189,12 +189,12 @@ def comparison_table(comparison: Comparison, title: str) -> str:
 
 
 def _classes_there(runs: list[RunResult]) -> list[str]:
-    """Those with gt boxes, which are the same for all runs."""
+    """The classes with gt boxes, the same for all runs."""
     return [name for name, one in runs[0].per_class.items() if not np.isnan(one.value)]
 
 
 def _runs_across(runs: list[RunResult], names: list[str]) -> list[list[str]]:
-    """A line for each metric and class, with its heading."""
+    """A header, then a row for each metric and class."""
     rows = [["", *names, *(f"{name} - A" for name in names[1:])]]
     for name in runs[0].metrics:
         own, others = [r.metrics[name] for r in runs], [r.differences[name] for r in runs[1:]]
@@ -207,7 +207,7 @@ def _runs_across(runs: list[RunResult], names: list[str]) -> list[list[str]]:
 
 
 def _runs_down(runs: list[RunResult], names: list[str]) -> list[list[str]]:
-    """A line for each run, by falling AP, with the AP of some classes; the JSON has the intervals of all."""
+    """A row for each run, by falling AP, with the AP of some classes; the JSON has the intervals of all."""
     classes = _classes_there(runs)[:_CLASSES] if len(runs[0].per_class) > 1 else []
     rows = [["", "AP", "AP - A", "AP50", "AP75", *(f"AP {name}" for name in classes)]]
     for name, run in sorted(zip(names, runs, strict=True), key=lambda pair: -pair[1].metrics["AP"].value):
@@ -219,7 +219,7 @@ def _runs_down(runs: list[RunResult], names: list[str]) -> list[list[str]]:
 
 
 def _told(run: RunResult) -> str:
-    """What sets a run apart, behind its name."""
+    """The settings that distinguish a run, shown after its name."""
     plain = (
         (key, value if isinstance(value, str) else json.dumps(value)) for key, value in run.settings.items()
     )
@@ -238,7 +238,7 @@ def _difference_cell(one: Interval) -> str:
 
 
 def _metrics(ap: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[R, T, K] -> AP, AP50, AP75 and the AP of each class: [R, 3 + K]; NaN where there is no gt box."""
+    """[R, T, K] -> AP, AP50, AP75 and the AP of each class: [R, 3 + K]; NaN without gt boxes."""
     there = ~np.isnan(ap[:, 0])  # [R, K]
     per_threshold = np.where(there[:, None], ap, 0).sum(2) / np.maximum(there.sum(1), 1)[:, None]  # [R, T]
     per_threshold[~there.any(1)] = np.nan
@@ -249,13 +249,15 @@ def _metrics(ap: NDArray[np.float64]) -> NDArray[np.float64]:
 def _intervals(
     values: NDArray[np.float64], few: list[bool], classes: tuple[str, ...], least: float
 ) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """From the value [0] and those of the draws [1:] to intervals, of all classes and of each.
+    """Intervals over all classes, and of each class, from the values [1 + R, 3 + K]: row 0 is the metric
+    itself, the others are the resamples.
 
-    The draws lie about their mean as values do about the truth. But they lie too high: an image that is
-    drawn twice agrees with itself. So they are moved down to the value.
+    The resamples scatter about their mean as the metric does about the truth. But they are biased upwards,
+    since an image drawn twice agrees with itself. So they are shifted to have the metric as their mean.
 
     Args:
-        least: what no value can be below; none is above 1.
+        few: [3 + K], whether a column has too few images.
+        least: the lowest possible value; the highest is 1.
     """
     tail = (1 - CONFIDENCE) / 2
     found = []
@@ -285,7 +287,7 @@ def _plain(intervals: dict[str, Interval], of_differences: bool = False) -> dict
 
 
 def _difference(first: DetectionSet, other: DetectionSet) -> str | None:
-    """In what two sets differ, in words; None where they are the same images with the same gt boxes."""
+    """How two sets differ, in words; None if they have the same images with the same gt boxes."""
     if set(first.classes) != set(other.classes):
         return (
             f"its classes are {', '.join(other.classes)}, but those of the first are "
@@ -296,7 +298,7 @@ def _difference(first: DetectionSet, other: DetectionSet) -> str | None:
     for mine, theirs in zip(other.files, first.files, strict=True):
         if Path(mine).name != Path(theirs).name:
             return f"its images differ, e.g. {mine} and {theirs}"
-    # Their order may be another: `compare` goes by the names.
+    # The order of the classes may differ: `compare` goes by name.
     labels = np.array([first.classes.index(name) for name in other.classes])[other.labels]
     same = (
         np.array_equal(first.image_ids, other.image_ids)

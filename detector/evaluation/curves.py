@@ -11,7 +11,7 @@ from detector.evaluation.matching import Floats, Ints, Kind
 
 @dataclass(frozen=True)
 class Curve:
-    """The detections of one class at IoU 0.5 that reach each of some thresholds."""
+    """Counts of one class at IoU 0.5: the detections that reach each of N thresholds."""
 
     name: str
     gt_boxes: int
@@ -20,7 +20,7 @@ class Curve:
 
     @property
     def precision(self) -> Floats:
-        """[N], 0 where there is no detection."""
+        """[N], 0 without detections."""
         return self.right / np.maximum(self.right + self.wrong, 1)
 
     @property
@@ -35,9 +35,9 @@ class Curve:
 
 
 def curves(result: CocoResult, thresholds: Floats, most: int | None = None) -> Iterator[Curve]:
-    """Those of the classes that have gt boxes, or of the `most` classes that have most.
+    """The curves of the classes that have gt boxes; at most `most`, those with the most gt boxes.
 
-    thresholds [N], of the score.
+    thresholds [N]: score thresholds.
     """
     found, matching = result.material.found, result.matching
     counted = matching.kinds != Kind.IGNORED

@@ -1,7 +1,7 @@
-"""What each kind of error costs: AP50 with the errors of one kind mended, all others left, minus AP50.
+"""What each kind of error costs: AP50 with the errors of one kind fixed and all others kept, minus AP50.
 
 After TIDE (Bolya et al., ECCV 2020, section 2.3). Differences from its program: a class without gt boxes
-takes no part, as in COCO; one that has no gt box left after a fix counts 0 in every case.
+is left out, as in COCO; one that has no gt box left after a fix always counts 0.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import numpy as np
 
 from detector.evaluation.matching import RECALLS, Flags, Floats, FoundBoxes, GtBoxes, Ints, Kind, Matching
 
-# For the columns of a table.
+# Column headings.
 SHORT_NAMES = {
     "classification": "class",
     "localisation": "box",
@@ -29,25 +29,25 @@ class Cost:
     """One kind of error."""
 
     count: int  # detections; for missed, gt boxes
-    ap50: float  # gained if there were none
+    ap50: float  # AP50 gained without these errors
 
 
 @dataclass(frozen=True)
 class ErrorBreakdown:
-    """What is wrong with a set of detections. Costs do not add up: errors hide one another.
+    """The kinds of error in a set of detections. Costs do not add up: errors hide one another.
 
-    AP50 is -1 and every cost 0 where no class has gt boxes.
+    If no class has gt boxes, AP50 is -1 and every cost 0. The comments say how each kind is fixed.
     """
 
-    ap50: float  # as it is; pycocotools' to the last digit
-    classification: Cost  # class made right; of several for one gt box the best, the others removed
-    localisation: Cost  # box made right, likewise
+    ap50: float  # unfixed; the same as pycocotools' to the last digit
+    classification: Cost  # class corrected, only for the best of several on one gt box; the others removed
+    localisation: Cost  # box corrected, likewise
     both: Cost  # removed
     duplicate: Cost  # removed
     background: Cost  # removed
-    missed: Cost  # gt boxes with no detection of the first two kinds, not counted
+    missed: Cost  # gt boxes with no detection of the first two kinds (and no correct one): not counted
     false_positives: Cost  # all of the first five: every correct detection ranked above every wrong one
-    false_negatives: Cost  # all gt boxes without a correct detection, not counted
+    false_negatives: Cost  # all gt boxes without a correct detection: not counted
 
     def costs(self) -> dict[str, Cost]:
         """The six kinds by name, then the two sums."""
@@ -59,7 +59,7 @@ class ErrorBreakdown:
 
 
 def error_breakdown(gt: GtBoxes, found: FoundBoxes, matching: Matching) -> ErrorBreakdown:
-    """What the errors of a set of detections cost, which `match` has told apart."""
+    """The costs of the errors that `match` has found in a set of detections."""
     counted = matching.order[matching.kinds[matching.order] != Kind.IGNORED]  # in descending order of score
     kinds, labels, correct = matching.kinds[counted], found.labels[counted], matching.correct[counted]
     classes = int(max(gt.labels.max(initial=-1), labels.max(initial=-1))) + 1
@@ -87,7 +87,7 @@ def error_breakdown(gt: GtBoxes, found: FoundBoxes, matching: Matching) -> Error
     base = ap(labels, correct, totals)
 
     def cost(count: int, then: float) -> Cost:
-        return Cost(int(count), max(then - base, 0.0))  # below 0 by COCO's steps of recall alone
+        return Cost(int(count), max(then - base, 0.0))  # below 0 only due to COCO's recall steps
 
     first_right = np.argsort(~correct, kind="stable")
     unfound = regular & (matching.found < 0)
@@ -105,7 +105,7 @@ def error_breakdown(gt: GtBoxes, found: FoundBoxes, matching: Matching) -> Error
 
 
 def class_aps(labels: Ints, correct: Flags, totals: Ints) -> Floats:
-    """COCO's AP of every class at one IoU.
+    """COCO's AP of each class at one IoU threshold.
 
     Args:
         labels, correct: [D], detections in descending order of score.
@@ -122,7 +122,7 @@ def class_aps(labels: Ints, correct: Flags, totals: Ints) -> Floats:
 
 
 def precisions(correct: Flags, total: int) -> Floats:
-    """Interpolated precision at COCO's 101 recalls, of detections in descending order of score: [101]."""
+    """Interpolated precision at COCO's 101 recalls, for detections in descending order of score: [101]."""
     right = np.cumsum(correct, dtype=np.float64)
     precision = right / (np.arange(1, len(correct) + 1) + np.spacing(1))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -1,4 +1,4 @@
-"""What the sizes of images say of the settings that a checkpoint is used with."""
+"""Checks settings against the sizes of the images that a checkpoint is used on."""
 
 import logging
 
@@ -10,11 +10,11 @@ from detector.config import DataConfig
 
 log = logging.getLogger(__name__)
 
-OTHER_SIZE = 1.5  # objects so many times as large are of a size that was not learnt
+OTHER_SIZE = 1.5  # objects larger or smaller by this factor have a size that was not learnt
 
 
 def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
-    """Whether no image is larger than eval.tile, which is said then.
+    """Whether no image is larger than eval.tile; logs a warning if so.
 
     Args:
         resized: [I, 2], height and width in pixels of the images after data.transforms.eval.
@@ -34,7 +34,7 @@ def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
 
 
 def warn_of_scale(trained: DataConfig, now: DataConfig, sizes: NDArray[np.int64]) -> None:
-    """Images that are resized otherwise than the training's evaluation did: objects of a size not learnt.
+    """Warn of images resized differently than in training's evaluation: object sizes were not learnt.
 
     Args:
         sizes: [I, 2], height and width in pixels of the files.

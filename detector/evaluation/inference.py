@@ -1,4 +1,4 @@
-"""Running a model over a set: detections of all images, in pixels of the files."""
+"""Runs a model over a set: detections in all images, in pixels of the files."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -20,8 +20,7 @@ from errors import InputError
 
 @dataclass(frozen=True)
 class Predictions:
-    """Detections of a whole set, in flat arrays; each image's are in descending order of score, as the
-    network gives it."""
+    """Detections of a whole set in flat arrays; within an image by descending score of the network."""
 
     rows: NDArray[np.int64]  # [D] row of the image in the DetectionSet
     boxes: NDArray[np.float64]  # [D, 4] xyxy, pixels of the image file
@@ -30,7 +29,7 @@ class Predictions:
 
 
 def join_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Those of several batches as one."""
+    """Concatenate the predictions of several batches."""
     return Predictions(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.boxes for part in parts]),
@@ -40,18 +39,18 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
 
 
 def best_first(found: Predictions) -> Predictions:
-    """Each image's in descending order of their scores, equal ones as they stand, as the images do."""
+    """Sort the detections of each image by descending score, stably; the order of the images is kept."""
     image = np.cumsum(np.diff(found.rows, prepend=found.rows[:1]) != 0)
     order = np.lexsort((-found.scores, image))
     return Predictions(found.rows[order], found.boxes[order], found.scores[order], found.labels[order])
 
 
 def for_inference(model: RetinaNet, amp: torch.dtype | None) -> RetinaNet:
-    """A copy that finds the same, to the last bit, in less time; its weights can only be looked at.
+    """A faster copy with bitwise identical results; its weights are read-only.
 
-    Norms are folded into convolutions, and weights turned into what autocast makes of them, once instead of
-    in every forward pass. That is a tenth of the time of a small image on a CPU, and for a GPU, which waits
-    for each, 270 operations instead of 670 (ResNet-50).
+    Norms are folded into convolutions and weights cast to the autocast dtype once, instead of in every
+    forward pass. That saves a tenth of the time for a small image on a CPU; a GPU, which waits for each
+    operation, has 270 of them instead of 670 (ResNet-50).
 
     Args:
         amp: as for `predict_batches`.
@@ -74,23 +73,23 @@ def predict_batches(
     tiling: Tiling | None = None,
     flip: bool = False,
 ) -> Iterator[Predictions]:
-    """Detect in every image, a batch at a time, as `detect_batches`. The model is left in evaluation mode.
+    """Detect objects in every image, as `detect_batches`. The model is left in evaluation mode.
 
     Args:
-        amp: what autocast computes in; None without.
-        postprocess: from head outputs and the sizes of the images, int64 [B, 2], to detections.
-        tiling: how large images are cut; None leaves them whole.
-        flip: look at each in a mirror too.
+        amp: the dtype of autocast; None for no autocast.
+        postprocess: maps head outputs and image sizes, int64 [B, 2], to detections.
+        tiling: how large images are cut into tiles; None leaves them whole.
+        flip: also use the mirror image of each image.
 
     Raises:
-        InputError: what the network gives is not finite.
+        InputError: the network's outputs are not finite.
     """
     model.eval()
 
     def detect(images: Tensor, sizes: Tensor) -> list[Detections]:
         with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
             outputs = look_twice(model, images, sizes) if flip else model(images, sizes)
-        # NMS would lose NaN without a word. A logit of -inf, as fp16 may give, is a score of 0.
+        # NMS would silently drop NaN. Logits of -inf, which fp16 may give, are fine: they are a score of 0.
         extremes = torch.stack((outputs.logits.amax(), *outputs.deltas.aminmax()))
         if not extremes.isfinite().all():
             raise InputError(
@@ -109,11 +108,11 @@ def detect_batches(
     detect: Callable[[Tensor, Tensor], list[Detections]],
     tiling: Tiling | None = None,
 ) -> Iterator[Predictions]:
-    """Detect in every image, a batch at a time.
+    """Detect objects in every image; yields the predictions of one batch at a time.
 
     Args:
-        detect: from padded images, uint8 [B, 3, H, W], and their sizes, int64 [B, 2], to detections.
-        tiling: how large images are cut; None leaves them whole.
+        detect: maps padded images, uint8 [B, 3, H, W], and their sizes, int64 [B, 2], to detections.
+        tiling: how large images are cut into tiles; None leaves them whole.
     """
     for batch in batches:
         batch = batch.to(device)

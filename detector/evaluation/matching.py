@@ -1,7 +1,7 @@
-"""Which detection belongs to which gt box, by COCO's rules, and what is wrong with each of the others.
+"""Matches detections with gt boxes by COCO's rules, and classifies the errors of the others.
 
-Kinds of error, after TIDE (Bolya, Foley, Hays, Hoffman: "TIDE: A General Toolbox for Identifying Object
-Detection Errors", ECCV 2020, section 2.2). COCO's matching is pycocotools' `evaluateImg` at all areas.
+The kinds of error follow TIDE (Bolya, Foley, Hays, Hoffman: "TIDE: A General Toolbox for Identifying Object
+Detection Errors", ECCV 2020, section 2.2). Matching is that of pycocotools' `evaluateImg` for all areas.
 """
 
 from collections.abc import Iterator
@@ -18,74 +18,74 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# COCO's, at which AP is taken.
+# COCO's thresholds for AP.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
-_MOST = 100  # detections of a class in an image that COCO looks at
-_AREAS = (0, 1e10)  # px, "all areas" of COCO: what lies outside may be right, but is never wrong
+_MOST = 100  # detections per class and image that COCO considers
+_AREAS = (0, 1e10)  # square px, COCO's "all areas": a box outside this range may be right, but is never wrong
 
 
 @dataclass(frozen=True)
 class GtBoxes:
     """The gt boxes of a set in flat arrays, in any order."""
 
-    xywh: Floats  # [M, 4] pixels; not xyxy, so that IoU has every digit that pycocotools gives it
+    xywh: Floats  # [M, 4] pixels; not xyxy, so that IoU equals pycocotools' to the last digit
     labels: Ints  # [M]
-    ignore: Flags  # [M] crowd regions, difficult objects: what lies in them counts for nothing
+    ignore: Flags  # [M] crowd regions, difficult objects: detections on them are not counted
     images: Ints  # [M] image ids
 
 
 @dataclass(frozen=True)
 class FoundBoxes:
-    """The detections of a set in flat arrays, in any order; equal scores keep it within an image."""
+    """The detections of a set in flat arrays, in any order; it breaks ties of score within an image."""
 
     xywh: Floats  # [D, 4] pixels
     labels: Ints  # [D]
     scores: Floats  # [D]
-    images: Ints  # [D] image ids; of equal scores in several images the lower id comes first
+    images: Ints  # [D] image ids; they break ties of score between images, lower first
 
 
 class Kind(IntEnum):
     """What a detection is, or what is wrong with it."""
 
-    IGNORED = -1  # on ignored gt, beyond the hundredth of its class in its image, or of a negative area
+    IGNORED = -1  # on ignored gt, beyond the first 100 of its class and image, or of an area outside _AREAS
     CORRECT = 0
     CLASSIFICATION = 1  # on a gt box of another class
-    LOCALISATION = 2  # on a gt box of its class, at an IoU that is too small
-    BOTH = 3  # near a gt box of another class, at an IoU that is too small
-    DUPLICATE = 4  # on a gt box of its class that a better detection has
-    BACKGROUND = 5  # on nothing
+    LOCALISATION = 2  # on a gt box of its class, but the IoU is too small
+    BOTH = 3  # near a gt box of another class, but the IoU is too small
+    DUPLICATE = 4  # on a gt box of its class that is matched with a better detection
+    BACKGROUND = 5  # on no object
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What was made of every detection and every gt box; rows are those of FoundBoxes and GtBoxes."""
+    """The result for every detection and gt box; rows are those of FoundBoxes and GtBoxes."""
 
     kinds: NDArray[np.int8]  # [D] of Kind
-    gt: Ints  # [D] the gt box that a detection has or that its kind tells of; -1: none
-    ious: Floats  # [D] with that gt box; 0: none
-    found: Ints  # [M] the detection that has the gt box; -1: none
-    usable: Ints  # [M] without one: the best detection of which only class or box is wrong; -1: none
+    gt: Ints  # [D] the gt box that a detection is matched with, or that its error refers to; -1: none
+    ious: Floats  # [D] IoU with that gt box; 0: none
+    found: Ints  # [M] the detection matched with the gt box; -1: none
+    usable: Ints  # [M] if unmatched: the best detection with only class or only box wrong; -1: none
     missed: Flags  # [M] neither of the two, and not ignored
     order: Ints  # [D] all detections in the order in which COCO counts them
 
     @property
     def correct(self) -> Flags:
-        """Whether each detection is: [D]."""
+        """Which detections are correct: bool [D]."""
         return self.kinds == Kind.CORRECT
 
 
 def match(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) -> Matching:
-    """Match the detections of all images with their gt boxes, the best first, and name every error.
+    """Match the detections of all images with their gt boxes, best first, and classify every error.
 
     Args:
-        foreground: least IoU of a match; that of the background is 0.1 throughout.
+        foreground: minimum IoU of a match; the IoU limit of the background is always 0.1.
 
-    TIDE's program and paper count a detection whose IoU is exactly `foreground` with a gt box that another
-    has as badly localised; here it is a duplicate, as COCO would have let it match.
+    A detection whose IoU with an already matched gt box is exactly `foreground` is badly localised in TIDE's
+    program and paper; here it is a duplicate, as COCO would have let it match.
     """
-    by_image = np.lexsort((-found.scores, found.images))  # stable: equal scores keep their order
+    by_image = np.lexsort((-found.scores, found.images))  # stable: ties keep their order
     gt_of = dict(_by_image(gt.images, np.argsort(gt.images, kind="stable")))
     m = Matching(
         kinds=np.full(len(found.scores), Kind.BACKGROUND, np.int8),
@@ -103,7 +103,7 @@ def match(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) ->
         rows = rows[m.kinds[rows] != Kind.IGNORED]
         if image in gt_of and len(rows):
             _match_image(m, gt, found, gt_of[image], rows, foreground)
-    _ignore_wrong_areas(m, found, np.arange(len(found.scores)))  # those in images without gt
+    _ignore_wrong_areas(m, found, np.arange(len(found.scores)))  # also in images without gt
     m.missed[(m.found >= 0) | (m.usable >= 0)] = False
     return m
 
@@ -111,11 +111,11 @@ def match(gt: GtBoxes, found: FoundBoxes, foreground: float = FOREGROUND_IOU) ->
 def _by_image(images: Ints, order: Ints) -> Iterator[tuple[int, Ints]]:
     """The rows of each image; `order` sorts them by image."""
     ids, starts = np.unique(images[order], return_index=True)
-    return zip(ids.tolist(), np.split(order, starts[1:]), strict=False)  # of nothing, split makes one part
+    return zip(ids.tolist(), np.split(order, starts[1:]), strict=False)  # split of an empty array has 1 part
 
 
 def _beyond_the_limit(found: FoundBoxes, by_image: Ints) -> Flags:
-    """Of detections by image and score: which come after the hundredth of their class there."""
+    """Which detections, ordered by image and score, come after the first 100 of their class and image."""
     group = np.lexsort((found.labels[by_image], found.images[by_image]))  # stable
     images, labels = found.images[by_image[group]], found.labels[by_image[group]]
     first = np.concatenate(([True], (np.diff(images) != 0) | (np.diff(labels) != 0)))
@@ -130,7 +130,7 @@ def _match_image(
 ) -> None:
     """Fill in the rows of one image; `rows` in descending order of score."""
     ignore = gt.ignore[gts]
-    # With ignored gt pycocotools takes the part of the detection that it covers.
+    # For ignored gt, pycocotools uses the fraction of the detection that it covers instead of IoU.
     overlap = mask.iou(found.xywh[rows], gt.xywh[gts], ignore.astype(np.uint8))  # [D, G]
     same: Flags = np.equal.outer(found.labels[rows], gt.labels[gts])  # [D, G]
     _assign(m, overlap, same, gts, rows, ignore, foreground)
@@ -142,7 +142,7 @@ def _match_image(
     overlap, same = overlap[taking_part][:, regular], same[taking_part][:, regular]
     own, other = np.where(same, overlap, 0), np.where(same, 0, overlap)
     best_own, best_other, best_any = own.max(axis=1), other.max(axis=1), overlap.max(axis=1)
-    # In TIDE's order: the first that holds.
+    # In TIDE's order: the first condition that holds.
     kinds = np.select(
         [
             (best_own >= BACKGROUND_IOU) & (best_own < foreground),
@@ -161,7 +161,7 @@ def _match_image(
     m.ious[wrong] = np.where(told, overlap[np.arange(len(wrong)), at], 0)
     mendable = (of_own & (kinds != Kind.DUPLICATE)) | (kinds == Kind.CLASSIFICATION)
     free = mendable & (m.found[gts[at]] < 0)
-    # Only one detection can be mended for each gt box: the best of both kinds.
+    # Only one detection per gt box can be fixed: the best of both kinds.
     wanted, first = np.unique(gts[at[free]], return_index=True)
     m.usable[wanted] = wrong[free][first]
 
@@ -175,13 +175,13 @@ def _ignore_wrong_areas(m: Matching, found: FoundBoxes, rows: Ints) -> None:
 def _assign(
     m: Matching, overlap: Floats, same: Flags, gts: Ints, rows: Ints, ignore: Flags, foreground: float
 ) -> None:
-    """pycocotools' greedy matching; without regular gt a detection may lie on ignored gt, as others do."""
+    """pycocotools' greedy matching; without a regular gt, a detection may share ignored gt with others."""
     reaching = np.where(same & (overlap >= min(foreground, 1 - 1e-10)), overlap, -1.0)
     open_regular = np.where(ignore, -1.0, reaching)
     on_ignored = np.logical_or.reduce(reaching[:, ignore] >= 0, axis=1)
     last = len(gts) - 1
     for d in np.flatnonzero((reaching >= 0).any(axis=1)).tolist():
-        g = last - int(open_regular[d, ::-1].argmax())  # of equal ones the last
+        g = last - int(open_regular[d, ::-1].argmax())  # the last one in a tie
         if open_regular[d, g] >= 0:
             m.kinds[rows[d]], m.gt[rows[d]], m.ious[rows[d]] = Kind.CORRECT, gts[g], overlap[d, g]
             m.found[gts[g]] = rows[d]

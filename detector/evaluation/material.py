@@ -1,4 +1,4 @@
-"""What an evaluation looks at: gt boxes and detections of a set in flat arrays, wherever they come from."""
+"""The input of an evaluation: gt boxes and detections of a set in flat arrays, whatever their source."""
 
 import contextlib
 import logging
@@ -30,26 +30,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Material:
-    """A set with what was found in it. Images are in ascending order of their ids; `images` of the boxes are
-    places in that order, and labels are places in `classes`."""
+    """A set with its detections. Images are in ascending order of their ids; `images` of the boxes are
+    indices in that order, and labels are indices into `classes`."""
 
     classes: tuple[str, ...]
-    class_order: Ints  # [C] place of each class by category id: the order in which COCO takes the mean
+    class_order: Ints  # [C] rank of each class by category id: the order in which COCO averages
     image_ids: tuple[Any, ...]  # [I]
-    image_names: tuple[str, ...]  # [I] to be shown
-    files: tuple[Path, ...] | None  # [I] None where the images are not at hand
-    sizes: Ints | None  # [I, 2] height, width; None where they are not known
+    image_names: tuple[str, ...]  # [I] for display
+    files: tuple[Path, ...] | None  # [I] None if the images are not available
+    sizes: Ints | None  # [I, 2] height, width; None if unknown
     gt: GtBoxes
-    gt_areas: Floats  # [M] as annotated, else of the box
+    gt_areas: Floats  # [M] as annotated, else the area of the box
     found: FoundBoxes
 
     def gt_totals(self) -> Ints:
-        """Gt boxes of each class without those that are ignored: [C]."""
+        """Number of gt boxes of each class, without ignored ones: [C]."""
         return np.bincount(self.gt.labels[~self.gt.ignore], minlength=len(self.classes))
 
 
 def material_of(records: DetectionSet, predictions: Predictions) -> Material:
-    """A split and what a model found in it; the order of the detections is kept."""
+    """A split with a model's detections, whose order is kept."""
     order = np.argsort(records.image_ids, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -70,14 +70,14 @@ def material_of(records: DetectionSet, predictions: Predictions) -> Material:
 
 
 def read_material(results_path: Path, annotations_path: Path, images: Path | None = None) -> Material:
-    """A COCO results file and its instances file.
+    """Read a COCO results file and its instances file.
 
     Args:
-        images: the folder that `file_name` is relative to, where pictures are wanted.
+        images: the folder that `file_name` is relative to; only needed for pictures.
 
     Raises:
-        InputError: a file is missing or malformed, the results name an unknown image or category, an image
-            is not there.
+        InputError: a file is missing or malformed, the results name an unknown image or category, or an
+            image does not exist.
     """
     content = as_listed(read_instances(annotations_path), annotations_path)
     with _named_fields(str(annotations_path)) as at:
@@ -108,10 +108,10 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
                 raise ValueError(
                     "bbox must be four finite numbers without a negative side, and area a finite number"
                 )
-            if crowd not in (0, 1, None):  # "0" is true in Python
+            if crowd not in (0, 1, None):  # the string "0" would be true in Python
                 raise ValueError(f"iscrowd must be 0 or 1, got {crowd!r}")
             image, category = record["image_id"], record["category_id"]
-            if image in places and category in labels:  # lists may be cut down to a part of the set
+            if image in places and category in labels:  # 'images' and 'categories' may list only a part
                 area = box[2] * box[3] if area < 0 else area
                 gt.append((box, labels[category], bool(crowd), places[image], area))
         files = None if images is None else _files(image_records, image_ids, images, annotations_path, at)
@@ -143,10 +143,10 @@ def read_material(results_path: Path, annotations_path: Path, images: Path | Non
 
 
 def _refuse_ids_of_prediction(path: Path, annotations_path: Path, image_records: dict[Any, Any]) -> None:
-    """predict.py numbers the images that it is given: its ids are rarely those of the annotations.
+    """Refuse results of predict.py, which numbers its inputs: its ids rarely match those of the annotations.
 
     Raises:
-        InputError: beside the results lies its list of images, which names others under their ids.
+        InputError: the images.json of predict.py beside the results names other images under these ids.
     """
     listing = path.parent / "images.json"
     if not (path.parent / RESULTS_MARK).exists() or not listing.is_file():
@@ -175,9 +175,9 @@ def _read_results(
     results = read_json(path, "results file")
     if not isinstance(results, list):
         raise InputError(f"{path} is not a COCO results file, which must be a list of detections")
-    # Ids in quotes are those that the annotations list as numbers.
+    # Accept ids in quotes that the annotations list as numbers.
     images, categories = ({str(number): number for number in listed} for listed in (places, labels))
-    # As arrays from the start: five million detections take gigabytes as Python's objects.
+    # In arrays from the start: as Python objects, five million detections would take gigabytes.
     boxes, scores, labels_of, images_of = array("d"), array("d"), array("q"), array("q")
     with _named_fields(str(path)) as place:
         for i, record in enumerate(reading(results, "detection", str(path))):
@@ -211,7 +211,7 @@ def _read_results(
 
 
 def _warn_of_a_part(path: Path, with_gt: Ints, with_found: Ints) -> None:
-    """Results of a few images, or of another split with ids in common, would seem those of a bad detector."""
+    """Warn of results for few images, or for another split with shared ids: they look like a bad detector."""
     images = np.unique(with_gt)
     empty = len(images) - int(np.isin(images, with_found).sum())
     if len(with_found) and 2 * empty > len(images):
@@ -223,7 +223,7 @@ def _warn_of_a_part(path: Path, with_gt: Ints, with_found: Ints) -> None:
 
 
 def _warn_of_units(boxes: Floats, images: Ints, sizes: Ints | None, path: Path) -> None:
-    """boxes: [N, 4], x, y, width, height."""
+    """Warn of boxes that seem to be in another unit or format. boxes: [N, 4], x, y, width, height."""
     corners = xyxy(boxes)
     wrong = ""
     if parts_for_pixels(corners):
@@ -236,7 +236,7 @@ def _warn_of_units(boxes: Floats, images: Ints, sizes: Ints | None, path: Path) 
 
 def _box(record: Any) -> list[float]:
     box = record["bbox"]
-    if not isinstance(box, list):  # a text has letters
+    if not isinstance(box, list):  # e.g. a string, whose characters would be iterated
         raise TypeError(f"bbox is {box!r}")
     return [float(v) for v in box]
 
@@ -278,7 +278,7 @@ def _sizes(records: dict[Any, Any], ids: list[Any], at: list[str]) -> Ints | Non
 
 @contextlib.contextmanager
 def _named_fields(source: str) -> Iterator[list[str]]:
-    """Turn what a malformed record raises into one line; gives a list whose only item says where it is."""
+    """Turn errors from malformed records into one line; yields a list whose only item names the record."""
     at = ["an entry"]
     try:
         yield at

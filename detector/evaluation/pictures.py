@@ -1,4 +1,4 @@
-"""Images with gt and detections drawn on them, for TensorBoard."""
+"""Draws gt and detections on images, for TensorBoard."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +9,15 @@ from detector.drawing import draw_boxes
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.inference import Predictions
 
-_MOST_PX = 640  # long side of a half: enough to read the labels, quick to write
+_MOST_PX = 640  # long side of each half: labels are readable, and writing is fast
 _GAP_PX, _TITLE_PX = 8, 22
 
 
 def gt_beside_found(
     dataset: DetectionDataset, row: int, predictions: Predictions, result: CocoResult
 ) -> NDArray[np.uint8]:
-    """The image of a row with gt on the left, and on the right the detections above each class's best
-    threshold: uint8 [H, W, 3], each half at most 640 px."""
+    """The image of a row twice: with gt on the left, and on the right with the detections that reach the best
+    threshold of their class. uint8 [H, W, 3], each half at most 640 px."""
     classes = dataset.records.classes
     sample = dataset.sample(0, row)
     image = Image.fromarray(sample.image)
@@ -37,13 +37,13 @@ def gt_beside_found(
 def above_thresholds(
     predictions: Predictions, row: int, result: CocoResult, size: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
-    """The detections in the image of a row from their class's best threshold on.
+    """The detections in the image of a row that reach the best threshold of their class.
 
     Args:
-        size: height and width of the image file, pixels.
+        size: height and width of the image file, in pixels.
 
     Returns:
-        boxes [D, 4] xyxy as parts of width and height, labels [D], and what is written at each.
+        boxes [D, 4] xyxy as fractions of width and height, labels [D], and the text for each.
     """
     names = list(result.per_class)
     thresholds = np.array([one.best_threshold for one in result.per_class.values()])
@@ -57,7 +57,7 @@ def above_thresholds(
 
 
 def _beside(halves: list[NDArray[np.uint8]], titles: list[str]) -> NDArray[np.uint8]:
-    """Two pictures of one size, each under its title."""
+    """Two pictures of the same size side by side, each under its title."""
     height, width, _ = halves[0].shape
     page = Image.new("RGB", (2 * width + _GAP_PX, height + _TITLE_PX), "white")
     canvas, font = ImageDraw.Draw(page), ImageFont.load_default(15)

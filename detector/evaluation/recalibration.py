@@ -1,4 +1,4 @@
-"""A checkpoint whose scores are calibrated anew: for other settings of evaluation, or on another split."""
+"""Recalibrates the scores of a checkpoint, for other evaluation settings or on another split."""
 
 import zipfile
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from detector.output import check_output
 from errors import InputError
 
 OPTION = "--recalibrate"
-_MARK = "recalibrated"  # in the checkpoint
+_MARK = "recalibrated"  # key in the checkpoint
 
 
 def check_recalibrated(file: Path, model: Path) -> None:
-    """Before the work. Raises InputError: the file cannot be written, or is no earlier output of this."""
+    """Check before the work. Raises InputError: the file is not writable, or no earlier output of this."""
     check_output(OPTION, file, inputs=[find_checkpoint(model)])
     if file.exists() and not (zipfile.is_zipfile(file) and load_checkpoint(file).get(_MARK)):
         raise InputError(
@@ -27,19 +27,19 @@ def check_recalibrated(file: Path, model: Path) -> None:
 
 
 def recalibrate(model: Path, overrides: Sequence[str], split: str) -> tuple[CheckpointScores, dict[str, Any]]:
-    """Score a checkpoint on a split, and give it the calibration and the thresholds that fit there.
+    """Score a checkpoint on a split, and fit its calibration and thresholds to this split.
 
     Args:
-        overrides: of the configuration; those of `eval`, and of the size of images in evaluation, go into the
-            new checkpoint.
+        overrides: of the configuration; those of `eval` and of the image size in evaluation are stored in
+            the new checkpoint.
 
     Returns:
-        What the new checkpoint scores, on the very split that it was fitted to, and its content, for
+        The scores of the new checkpoint on the split that it was fitted to, and its content for
         `save_checkpoint`.
 
     Raises:
-        InputError: the checkpoint, an override or the data is wrong, the split has no gt boxes, or nothing is
-            found.
+        InputError: the checkpoint, an override or the data is invalid, the split has no gt boxes, or nothing
+            is detected.
     """
     if not apply_overrides({}, [*overrides]).get("eval", {}).get("calibrate", True):
         raise InputError(
@@ -54,11 +54,11 @@ def recalibrate(model: Path, overrides: Sequence[str], split: str) -> tuple[Chec
         raise InputError(f"{OPTION}: the split {split} {lacks}, so there is nothing to calibrate with")
     scores = raw.scores.calibrated(calibration)
     content = load_checkpoint(raw.file)
-    content.pop("training", None)  # the state of the optimizer: this one is for use
+    content.pop("training", None)  # the optimizer state: the new checkpoint is for inference
     content[_MARK] = True
     now = raw.config.model_dump(mode="json")
     content["config"]["eval"] = now["eval"] | {"calibrate": True}
-    # What decides on the images that scores were fitted on.
+    # These determine the images that the scores were fitted on.
     content["config"]["data"]["image_size"] = now["data"]["image_size"]
     content["config"]["data"]["transforms"]["eval"] = now["data"]["transforms"]["eval"]
     content["metrics"] = {**scores.coco.as_json(), **scores.extra}

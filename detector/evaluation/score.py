@@ -24,7 +24,7 @@ from detector.retinanet import RetinaNet
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model found, and what that is worth."""
+    """A model's predictions and their metrics."""
 
     predictions: Predictions
     coco: CocoResult
@@ -33,13 +33,13 @@ class Scores:
 
     @property
     def extra(self) -> dict[str, float]:
-        """What there is beside COCO's numbers."""
+        """The metrics beside COCO's."""
         return {**self.voc, **self.calibration}
 
     def calibrated(self, calibration: Calibration | None) -> "Scores":
-        """The same with scores that are probabilities: no AP changes, since the order in a class does not.
+        """The same with calibrated scores: AP does not change, since the order within a class does not.
 
-        The detections stay in the order in which they are, by the scores before.
+        The detections stay in their order by uncalibrated score.
         """
         if calibration is None:
             return self
@@ -52,7 +52,7 @@ class Scores:
             else one
             for (name, one), of_class in zip(self.coco.per_class.items(), calibration.maps, strict=True)
         }
-        # What a class found at the end of an order over all classes depends on the scale of each.
+        # Matching and errors use the order over all classes, which depends on the scale of each.
         matching = match(material.gt, material.found)
         errors = error_breakdown(material.gt, material.found, matching)
         coco = replace(self.coco, material=material, per_class=per_class, matching=matching, errors=errors)
@@ -69,10 +69,10 @@ class Scores:
 def predict(
     config: Config, model: RetinaNet, batches: Iterable[Batch], device: torch.device
 ) -> Iterator[Predictions]:
-    """What a model finds in batches, one after another, with the settings of evaluation.
+    """A model's predictions for batches, one after another, with the evaluation settings.
 
     Raises:
-        InputError: an image cannot be used, where `batches` raises it.
+        InputError: raised by `batches` if an image cannot be used.
     """
     settings = config.eval
     postprocess = partial(
@@ -89,7 +89,7 @@ def predict(
 
 
 def score(config: Config, records: DetectionSet, predictions: Predictions) -> Scores:
-    """What predictions for all images of a set are worth."""
+    """Score the predictions for all images of a set."""
     voc = {}
     if config.data.format == "voc":
         result = evaluate_voc(records, predictions)
@@ -97,7 +97,7 @@ def score(config: Config, records: DetectionSet, predictions: Predictions) -> Sc
     coco = evaluate_coco(records, predictions, config.eval.backend)
     matched = coco.matched
     errors = {"calibration_error_raw": calibration_error(matched.scores, matched.correct)}
-    # On images that the map was not fitted to; on its own it would flatter.
+    # On images that the map was not fitted to; on its own images it would look too good.
     held_out = held_out_error(matched, coco.material.gt_totals() > 0)
     if held_out is not None:
         errors["calibration_error_held_out"] = held_out

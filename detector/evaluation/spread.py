@@ -1,7 +1,7 @@
 """Mean and spread over runs: of a recipe with several seeds, or of the folds of a cross-validation.
 
-Where `comparison` tells which of two detectors is better on the images at hand, this tells what a recipe can
-be expected to give: its spread comes of the training itself and, over folds, of the images too.
+While `comparison` shows which of two detectors is better on the given images, this shows what to expect of a
+recipe: the spread comes from the training itself and, over folds, from the images too.
 """
 
 import logging
@@ -26,7 +26,7 @@ from errors import InputError, some_of
 
 log = logging.getLogger(__name__)
 
-# What folds and seeds differ in, and what changes no result.
+# Settings that differ between folds and seeds, or that do not change results.
 _NO_RECIPE = (
     *("data.splits.", "data.annotations", "data.images", "data.on_error", "data.max_skipped", "train.seed"),
     *(
@@ -47,10 +47,10 @@ class Spread:
     """Runs of one recipe.
 
     Attributes:
-        names: of the runs.
-        images: that each was scored on.
-        metrics: AP, AP50 and AP75, a value of each run; NaN where there is no gt box.
-        per_class: the AP of each class, by its name.
+        names: names of the runs.
+        images: number of images that each was scored on.
+        metrics: AP, AP50 and AP75, one value per run; NaN without gt boxes.
+        per_class: the AP of each class by name, likewise.
     """
 
     names: list[str]
@@ -59,7 +59,7 @@ class Spread:
     per_class: dict[str, list[float]]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; null where there is none."""
+        """Plain values; None instead of NaN."""
         return {
             "mean": _plain(self, _mean),
             "std": _plain(self, _deviation),
@@ -74,7 +74,7 @@ def spread_of_checkpoints(paths: Sequence[Path], overrides: Sequence[str], split
     """Score checkpoints (best.pt of run folders), each on the split of its own data set.
 
     Raises:
-        InputError: a checkpoint, an override or the data is wrong, or a run has other classes.
+        InputError: a checkpoint, an override or the data is invalid, or a run has other classes.
     """
     opened = [open_checkpoint(path, overrides) for path in paths]
     for path, one in zip(paths, opened, strict=True):
@@ -95,7 +95,7 @@ def _warn_of_twins(files: Sequence[Path]) -> None:
 
 
 def _warn_of_other_recipes(opened: Sequence[OpenCheckpoint]) -> None:
-    """A mean of different recipes, or of one run twice, is none of either's."""
+    """Warn of different recipes, or of one run given twice: their mean describes no recipe."""
     _warn_of_twins([one.file for one in opened])
     settings = differing([one.config for one in opened])
     keys = [key for key in settings[0] if not key.startswith(_NO_RECIPE)]
@@ -105,7 +105,7 @@ def _warn_of_other_recipes(opened: Sequence[OpenCheckpoint]) -> None:
 
 
 def spread_of_files(results: Sequence[Path], annotations: Path) -> Spread:
-    """The same for COCO results files.
+    """As `spread_of_checkpoints`, for COCO results files.
 
     Raises:
         InputError: a file is missing or malformed.
@@ -117,7 +117,7 @@ def spread_of_files(results: Sequence[Path], annotations: Path) -> Spread:
 
 
 def spread_table(spread: Spread, title: str) -> str:
-    """A line for each metric, a column for each run, then the mean and the standard deviation."""
+    """A row for each metric; a column for each run, then the mean and the standard deviation."""
     columns = letters(len(spread.names))
     rows = [["", *columns, "mean", "std"]]
     there = {name: each for name, each in spread.per_class.items() if not all(map(math.isnan, each))}
@@ -147,17 +147,17 @@ def _spread(names: list[str], images: list[int], results: Sequence[CocoResult]) 
 
 
 def _number(value: float) -> float:
-    return math.nan if value < 0 else value  # -1 where there is no gt box
+    return math.nan if value < 0 else value  # -1 without gt boxes
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of those that are numbers."""
+    """The mean, ignoring NaN."""
     there = [value for value in values if not math.isnan(value)]
     return mean(there) if there else math.nan
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """Of the sample (n - 1)."""
+    """The sample standard deviation (n - 1), ignoring NaN."""
     there = [value for value in values if not math.isnan(value)]
     return stdev(there) if len(there) > 1 else math.nan
 

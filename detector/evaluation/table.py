@@ -8,11 +8,11 @@ from detector.evaluation.error_breakdown import SHORT_NAMES
 
 
 def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most: int | None = None) -> str:
-    """The 12 COCO numbers, what there is beside them, then one line per class and what the errors cost.
+    """The 12 COCO metrics and others, then one line per class and the cost of each kind of error.
 
-    Of a class: its AP, gt boxes, best F1 at IoU 0.5 with its precision and recall, and the score it is at.
+    Per class: AP, gt boxes, best F1 at IoU 0.5 with its precision and recall, and the score threshold.
 
-    most: classes that are shown, those with most gt boxes; all unless given.
+    most: number of classes to show, those with the most gt boxes; default all.
     """
     there = result.commonest() or result.per_class
     shown = result.commonest(most) or dict(islice(there.items(), most))
@@ -45,18 +45,18 @@ def metrics_table(result: CocoResult, extra: dict[str, float], title: str, most:
 
 
 def letters(count: int) -> list[str]:
-    """Short names of columns: A to Z, then numbers."""
+    """Short column names: A to Z, then numbers."""
     return [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(count)]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines in which the cells of a column begin below each other."""
+    """Lines with left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _at_chosen(result: CocoResult, names: list[str], width: int) -> Iterator[str]:
-    """A line for each of these classes, below a head."""
+    """A header, then a line for each of these classes."""
     columns = ("at score", "prec.", "recall", "F1", "right", "wrong", "missed")
     yield f"{'class':{width}}" + "".join(f"  {column:>8}" for column in columns)
     chosen = result.at_chosen()

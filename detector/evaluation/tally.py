@@ -1,7 +1,7 @@
-"""What COCO makes of every detection at its ten IoU thresholds, kept so that AP can be taken again and again.
+"""COCO's verdict on every detection at its ten IoU thresholds, kept so that AP can be recomputed many times.
 
-IoU matching knows nothing of other images. AP over any choice of images, each as often as wanted, is
-therefore a matter of counting what was matched once.
+Matching in one image does not depend on other images. So AP over any multiset of images only needs counting
+of matches that were made once.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
 
-_ELEMENTS = 1 << 24  # of a temporary array, at most
-_EPSILON = np.spacing(1)  # in pycocotools' precision
+_ELEMENTS = 1 << 24  # largest size of a temporary array
+_EPSILON = np.spacing(1)  # as in pycocotools' precision
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class Tally:
 
     classes: tuple[str, ...]  # K, in ascending order of their category ids
     image_ids: Ints  # [I], ascending
-    gt_counts: Counts  # [I, K] gt boxes that count
+    gt_counts: Counts  # [I, K] gt boxes, without ignored ones
     labels: Ints  # [D], ascending
     images: Ints  # [D] index into image_ids
     scores: Floats  # [D]
-    right: NDArray[np.bool_]  # [T, D] matched to a gt box that counts
+    right: NDArray[np.bool_]  # [T, D] matched with a gt box that is not ignored
     ignored: NDArray[np.bool_]  # [T, D] neither right nor wrong
 
     def of_class(self, label: int) -> slice:
-        """Where the detections of a class are."""
+        """The slice of the detections of a class."""
         first, last = np.searchsorted(self.labels, [label, label + 1])
         return slice(int(first), int(last))
 
 
 def tally_of(material: Material) -> Tally:
-    """Match the detections of a set at each of the thresholds."""
+    """Match the detections of a set at each of the IoU thresholds."""
     gt, found, order = material.gt, material.found, material.class_order
     counts = np.zeros((len(material.image_ids), len(material.classes)), dtype=np.int32)
     np.add.at(counts, (gt.images[~gt.ignore], order[gt.labels[~gt.ignore]]), 1)
@@ -61,13 +61,13 @@ def tally_of(material: Material) -> Tally:
 
 
 def average_precision(tally: Tally, counts: Counts) -> Floats:
-    """COCO's AP (101 recall levels, all areas, 100 detections) if image i were there counts[r, i] times.
+    """COCO's AP (101 recall levels, all areas, 100 detections) if image i occurred counts[r, i] times.
 
-    counts int32 [R, I] -> float64 [R, T, K], NaN where a class has no gt boxes then.
+    counts int32 [R, I] -> float64 [R, T, K], NaN where a class has no gt boxes in these images.
 
-    Precision and its envelope matter only where a gt box is found: a detection without one lowers the
-    precision and leaves the recall as it is. Several copies of an image are the same detections one
-    behind the other, within which precision goes one way: only their end counts.
+    The precision envelope is needed only at detections that match a gt box: the others lower the
+    precision and leave the recall unchanged. Copies of an image repeat each detection in succession, and
+    within the repetition precision is monotone: only its end matters.
     """
     gt_boxes = counts @ tally.gt_counts  # [R, K]
     found = np.full((len(counts), len(IOU_THRESHOLDS), len(tally.classes)), np.nan)
@@ -83,10 +83,10 @@ def average_precision(tally: Tally, counts: Counts) -> Floats:
 
 
 def _of_class(tally: Tally, mine: slice, counts: Counts, gt_boxes: Counts) -> Floats:
-    """[R, T] of one class; gt_boxes int32 [R], at least 1."""
+    """The AP of one class, [R, T]; gt_boxes int32 [R], at least 1."""
     images, right, ignored = tally.images[mine], tally.right[:, mine], tally.ignored[:, mine]
     ap = np.zeros((len(counts), len(right)))
-    stops = np.flatnonzero(right.any(axis=0))  # where a gt box is found at any threshold
+    stops = np.flatnonzero(right.any(axis=0))  # detections that are right at any threshold
     if len(stops) == 0:
         return ap
     seen = _running_sums(counts, images, stops)  # detections down to each stop

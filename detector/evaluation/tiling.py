@@ -1,7 +1,7 @@
-"""Large images in tiles: a network sees small objects at the size that it learnt them at.
+"""Large images in tiles, so that the network sees small objects at the size at which it learnt them.
 
-An image larger than a tile is covered by tiles that overlap. An object no larger than the overlap lies whole
-in one of them at least; in others it may be cut. What is found in all of them is put together again.
+An image larger than a tile is covered by overlapping tiles. An object no larger than the overlap lies whole
+in at least one of them; in others it may be cut. The detections of all tiles are then merged.
 """
 
 import logging
@@ -21,23 +21,23 @@ from detector.config import Config, EvalConfig
 from detector.evaluation.image_sizes import tile_cuts_nothing
 from detector.postprocess import Detections
 
-_AT_THE_EDGE = 0.05  # of a box's side: nearer than that to where its tile ends it counts as cut
-_FAR_BELOW = 0.01  # of a score: a whole box of less is no rival to one that is cut
-_MANY = 0.01  # of the boxes: worth saying
+_AT_THE_EDGE = 0.05  # fraction of a box's side: a box nearer than this to the edge of its tile counts as cut
+_FAR_BELOW = 0.01  # a whole box with less than this fraction of a cut box's score does not suppress it
+_MANY = 0.01  # fraction of the boxes that is worth a warning
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How images are cut into tiles, and detections put together.
+    """How images are cut into tiles, and detections merged.
 
     Args:
-        side: of a tile, in pixels: a multiple of 32, as of padded images.
-        overlap: of neighbouring tiles at least, in pixels, below the side.
+        side: side of a tile in pixels: a multiple of 32, like padded images.
+        overlap: minimum overlap of neighbouring tiles in pixels, less than the side.
         batch_size: tiles that go through the network together.
-        iou_threshold: above it one of two boxes of a class is dropped.
-        most: detections of an image.
+        iou_threshold: above this IoU one of two boxes of a class is dropped.
+        most: maximum number of detections per image.
     """
 
     side: int
@@ -53,7 +53,7 @@ class Tiling:
 
         Args:
             sizes: int64 [B, 2], height and width without padding, in pixels.
-            detect: the same for a batch of tiles: from [T, C, h, w] and int64 [T, 2].
+            detect: the same for a batch of tiles: [T, C, h, w] and int64 [T, 2] -> detections.
         """
         height, width = (min(extent, self.side) for extent in images.shape[-2:])
         if (height, width) == tuple(images.shape[-2:]):
@@ -71,7 +71,7 @@ class Tiling:
         return [self.joined(part, *extent) for part, extent in zip(parts, extents, strict=True)]
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Top and left of the tiles that cover an image: as few as will do, evenly spread."""
+        """Top and left of the tiles that cover an image: as few as possible, evenly spread."""
         return [(top, left) for top in self._starts(height) for left in self._starts(width)]
 
     def _starts(self, extent: int) -> list[int]:
@@ -80,17 +80,16 @@ class Tiling:
         return [round(last * k / max(steps, 1)) for k in range(steps + 1)]
 
     def shared(self, extent: int) -> float:
-        """Pixels that neighbouring tiles share along a side of the image; all of it in a single one."""
+        """Minimum overlap in pixels of neighbouring tiles along an image side; infinite for a single tile."""
         starts = self._starts(extent)
         return min((one + self.side - other for one, other in pairwise(starts)), default=math.inf)
 
     def joined(self, parts: list[tuple[tuple[int, int], Detections]], height: int, width: int) -> Detections:
         """The detections of one image from those of its tiles, each with its top left corner.
 
-        A box at an edge of its tile that is none of the image's may be a part of an object. So it yields to
-        boxes of other tiles that are whole, unless their scores are nothing beside its own: where it
-        overlaps one of its class by more than the IoU threshold, or lies in it with more than that part of
-        its own area.
+        A box at an edge of its tile that is not an edge of the image may be only a part of an object. So it
+        is suppressed by whole boxes of its class in other tiles, unless their scores are far below its own:
+        if their IoU exceeds the threshold, or if more than that fraction of its area lies in the whole box.
         """
         if len(parts) == 1:
             return parts[0][1]
@@ -113,7 +112,7 @@ class Tiling:
 
 
 def build_tiling(settings: EvalConfig) -> Tiling | None:
-    """How large images are cut; None where they are not."""
+    """The tiling of the settings; None if images are not cut."""
     if settings.tile is None:
         return None
     return Tiling(
@@ -128,7 +127,7 @@ def build_tiling(settings: EvalConfig) -> Tiling | None:
 def _is_cut(
     boxes: Tensor, starts: tuple[int, int], ends: tuple[int, int], extents: tuple[int, int]
 ) -> Tensor:
-    """Whether boxes [D, 4] reach an edge of their tile that is none of the image's; pairs are of x and y."""
+    """Whether boxes [D, 4] reach an edge of their tile that is not an edge of the image; pairs are (x, y)."""
     cut = torch.zeros(len(boxes), dtype=torch.bool)
     for axis, (start, end, extent) in enumerate(zip(starts, ends, extents, strict=True)):
         low, high = boxes[:, axis], boxes[:, axis + 2]
@@ -148,9 +147,9 @@ def _kept(
     side: int,
     iou_threshold: float,
 ) -> Tensor:
-    """Which detections are left, int64: greedily, whole ones before cut ones and then by their scores.
+    """Indices (int64) of the detections kept by greedy NMS: whole ones before cut ones, then by score.
 
-    tile, cut: int64 and bool [D]. Those of one tile have had their NMS, and are not compared again.
+    tile, cut: int64 and bool [D]. Detections of the same tile have had their NMS and are not compared again.
     """
     by_score = found.scores.argsort(descending=True, stable=True)
     order = by_score[cut[by_score].long().argsort(stable=True)]
@@ -162,7 +161,7 @@ def _kept(
     pairs: list[list[int]] = []
     for (i, one), (j, other) in combinations(zip(places, corners, strict=True), 2):
         if max(abs(one[0] - other[0]), abs(one[1] - other[1])) >= side:
-            continue  # they share nothing
+            continue  # the tiles do not overlap
         inside = pairwise_intersection(boxes[i], boxes[j])
         earlier, later = torch.minimum(i[:, None], j), torch.maximum(i[:, None], j)
         drops = inside > iou_threshold * (sizes[i][:, None] + sizes[j] - inside)
@@ -177,7 +176,7 @@ def _kept(
 
 
 def warn_of_tiles(config: Config, records: DetectionSet) -> None:
-    """Tiles that cut nothing in a set, and an overlap that is too small for its objects."""
+    """Warn if no image of a set is cut, or if the overlap is too small for its objects."""
     tiling = build_tiling(config.eval)
     if tiling is None:
         return

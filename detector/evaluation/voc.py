@@ -12,7 +12,7 @@ from detector.evaluation.inference import Predictions
 
 
 class VocResult(NamedTuple):
-    """Mean over the classes that have gt boxes, at IoU 0.5; -1 where no class has any."""
+    """Mean over the classes that have gt boxes, at IoU 0.5; -1 if none has any."""
 
     ap07: float
     ap12: float
@@ -21,9 +21,9 @@ class VocResult(NamedTuple):
 def evaluate_voc(records: DetectionSet, predictions: Predictions, iou: float = 0.5) -> VocResult:
     """Score predictions by the VOC devkit's rules.
 
-    Each detection, best first, belongs to the gt box of its class that it overlaps most. It is right
-    if that IoU reaches `iou` and the gt was not taken before; it counts for nothing if that gt is
-    difficult. Boxes are continuous (the devkit adds one pixel to sides).
+    Each detection, best first, is assigned to the gt box of its class with the highest IoU. It is right
+    if that IoU reaches `iou` and the gt is not taken yet; it is not counted if that gt is difficult.
+    Boxes are continuous (the devkit adds one pixel to sides).
     """
     per_class = []
     for label in range(len(records.classes)):
@@ -38,7 +38,7 @@ def evaluate_voc(records: DetectionSet, predictions: Predictions, iou: float = 0
 
 
 def average_precision(right: NDArray[np.bool_], wrong: NDArray[np.bool_], total: int) -> VocResult:
-    """Both measures from judged detections in descending order of score; `total` gt boxes."""
+    """Both metrics from judged detections in descending order of score; total: number of gt boxes."""
     hits, misses = np.cumsum(right), np.cumsum(wrong)
     recall = hits / total
     precision = hits / np.maximum(hits + misses, 1)
@@ -58,12 +58,12 @@ def _judge(
     right, wrong = np.zeros(len(mine), np.bool_), np.zeros(len(mine), np.bool_)
     place = np.empty(len(p.labels), np.int64)
     place[mine] = np.arange(len(mine))
-    # Stable: within an image the best stay first.
+    # Stable: the best stay first within an image.
     by_image = mine[np.argsort(p.rows[mine], kind="stable")]
     images, starts = np.unique(p.rows[by_image], return_index=True)
     first_gts, last_gts = (np.searchsorted(image_of_gt, images, side=side) for side in ("left", "right"))
     parts = np.split(by_image, starts[1:])
-    for detections, first_gt, last_gt in zip(parts, first_gts, last_gts, strict=False):  # one part of nothing
+    for detections, first_gt, last_gt in zip(parts, first_gts, last_gts, strict=False):  # [] splits into 1
         gts = gt_rows[first_gt:last_gt]
         if len(gts) == 0:
             wrong[place[detections]] = True

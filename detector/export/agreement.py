@@ -1,4 +1,4 @@
-"""Whether two programs find the same in the same images, but for what rounding decides."""
+"""Compares the detections of two programs in the same images, allowing for rounding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 
 from detector.config import EvalConfig
 
-BOX_PX, SCORE = 1e-3, 1e-5  # the same detection
-_RELATIVE = 2e-6  # of the image's long side: what float32 leaves of the coordinates of a large one
-_OF_BOX = 1e-5  # of a box's long side: its deltas count in sides of its anchor
-_IOU = 1e-4  # this near to the threshold, rounding decides what NMS drops
+BOX_PX, SCORE = 1e-3, 1e-5  # tolerances within which two detections are the same
+_RELATIVE = 2e-6  # fraction of the image's long side: float32's precision of coordinates in a large image
+_OF_BOX = 1e-5  # fraction of a box's long side: deltas are relative to the size of the anchor
+_IOU = 1e-4  # this close to the threshold, rounding decides what NMS drops
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in one image, best first."""
+    """The detections in one image, best first."""
 
     boxes: NDArray[np.float64]  # [D, 4] xyxy pixels
     scores: NDArray[np.float64]  # [D]
@@ -28,10 +28,10 @@ class Agreement:
     """How two sets of detections compare."""
 
     detections: int
-    box_px: float  # the largest difference of a coordinate, of detections that are in both
-    score: float  # of a score
-    by_rounding: int  # that are in one only, where NMS or the limit was a matter of rounding
-    unexplained: int  # that are in one only, and should be in both
+    box_px: float  # largest difference of a coordinate, over detections in both sets
+    score: float  # largest difference of a score, likewise
+    by_rounding: int  # detections in one set only, explained by rounding in NMS or at the limit
+    unexplained: int  # detections in one set only, without such an explanation
 
     def __add__(self, other: "Agreement") -> "Agreement":
         return Agreement(
@@ -51,12 +51,12 @@ def compare(
 ) -> Agreement:
     """Compare the detections of two programs in one image.
 
-    Two are the same with the same label, boxes within 1e-3 px (more in images above 500 px, whose
-    coordinates float32 rounds, and of boxes above 100 px) and scores within `score`.
+    Two detections are the same if they have the same label, coordinates within 1e-3 px (more in images above
+    500 px, due to float32 rounding, and for boxes above 100 px), and scores within `score`.
 
     Args:
         side_px: the long side of the image.
-        settings: that decided which boxes are left.
+        settings: the settings that both programs detected with.
     """
     distance = np.abs(one.boxes[:, None] - other.boxes[None]).max(-1, initial=0.0)  # [D1, D2]
     apart = np.abs(one.scores[:, None] - other.scores[None])
@@ -65,7 +65,7 @@ def compare(
     same = (distance <= np.maximum(tolerance, of_box)[:, None]) & (apart <= score)
     same &= one.labels[:, None] == other.labels[None]
     cost = np.where(same, distance, np.inf)
-    # The nearest both ways: equal boxes of equal score pair off by their order.
+    # Pair greedily with the nearest: identical boxes of equal score pair up in their order.
     pairs: list[tuple[int, int]] = []
     free = np.ones(len(other.scores), dtype=bool)
     for row in range(len(one.scores)):
@@ -92,7 +92,7 @@ def _marginal(
     score: float,
     settings: EvalConfig,
 ) -> NDArray[np.bool_]:
-    """Which of the detections that are in one set only are there by rounding: bool [first's, second's]."""
+    """Which of the unpaired detections are explained by rounding: bool, first set's, then second set's."""
     boxes, scores, labels = (
         np.concatenate([getattr(f, name)[rows] for f, rows in zip(both, alone, strict=True)])
         for name in ("boxes", "scores", "labels")
@@ -103,12 +103,12 @@ def _marginal(
     rivals = (labels[:, None] == all_labels) & (scores[:, None] <= all_scores + score)
     overlap = np.where(rivals, _iou(boxes, all_boxes), -1.0)  # [U, D1 + D2]
     marginal: NDArray[np.bool_] = np.any(np.abs(overlap - settings.nms_threshold) < _IOU, axis=1)
-    # At the border of the image a box may have a side of nothing, and is none then.
+    # At the border of the image, rounding may leave a box without width or height, which drops it.
     marginal |= (boxes[:, 2:] - boxes[:, :2] <= tolerance).any(axis=1)
-    # One more or one less that NMS keeps moves another over the limit ...
+    # One box more or less after NMS moves another across the limit ...
     if all(len(f.scores) == settings.detections_per_img for f in both):
         marginal |= scores <= _lowest_of_class(both)[labels] + score
-    # ... and drops or frees those that it overlaps.
+    # ... and suppresses or frees those that it overlaps.
     between = (overlap > settings.nms_threshold)[:, _positions(both, alone)]
     for _ in range(len(marginal)):
         more = marginal | np.any(between & marginal[None], axis=1)
@@ -119,9 +119,9 @@ def _marginal(
 
 
 def _lowest_of_class(both: Sequence[Found]) -> NDArray[np.float64]:
-    """The lowest score that each class has in a set, the higher one of the two sets: [C].
+    """The lowest score of each class in a set, the higher of the two sets' values: [C].
 
-    The limit is one of scores before calibration, whose order is kept within a class alone.
+    The limit applies to scores before calibration, which keeps the order only within a class.
     """
     lowest = np.full((2, 1 + max(f.labels.max(initial=0) for f in both)), np.inf)
     for of_one, f in zip(lowest, both, strict=True):
@@ -134,7 +134,7 @@ def _positions(both: Sequence[Found], alone: Sequence[NDArray[np.int64]]) -> NDA
 
 
 def _iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[N, 4], [M, 4] -> [N, M]."""
+    """xyxy boxes [N, 4], [M, 4] -> IoU [N, M]."""
     least = np.maximum(one[:, None, :2], other[None, :, :2])
     most = np.minimum(one[:, None, 2:], other[None, :, 2:])
     inside = (most - least).clip(0).prod(-1)

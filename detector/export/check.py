@@ -1,4 +1,4 @@
-"""An exported file against the model that it was made of, on real pictures where there are any."""
+"""Checks an exported file against the model it was made from, on real pictures if there are any."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,18 +25,18 @@ from errors import InputError
 log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
-_IMAGES = 3  # looked at where the user names none: as many as the batch
-_RAW = 1e-4  # of the largest output
-_LOGIT = 1e-4  # what rounding may leave of a logit, which a calibration may stretch
-_OF_SIGMOID = 0.25  # by which it rises at most
+_IMAGES = 3  # default number of pictures: as many as in the batch of `batches`
+_RAW = 1e-4  # tolerance relative to the largest output
+_LOGIT = 1e-4  # rounding error of a logit, which calibration may amplify
+_OF_SIGMOID = 0.25  # steepest slope of the sigmoid
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for the check, and what to call it."""
+    """A picture for the check, with a name for messages."""
 
     name: str
-    source: Path | Pixels  # a file, read when it is its turn, or [H, W, 3]
+    source: Path | Pixels  # a file, read on access, or uint8 [H, W, 3]
 
     @property
     def pixels(self) -> Pixels:
@@ -45,10 +45,10 @@ class Picture:
 
 
 def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
-    """Those that the user names, or the first of the validation set, or a generated one, with a warning.
+    """The pictures that the user names, the first of the validation set, or a generated one with a warning.
 
     Raises:
-        InputError: one that the user names cannot be used.
+        InputError: a picture that the user names cannot be used.
     """
     if words:
         sources = [source for source in find_sources(words) if source.kind == "image"]
@@ -59,7 +59,7 @@ def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
         return [Picture(str(source.path), source.path) for source in sources]
     data = checkpoint.config.data
     try:
-        if not Path(data.root).is_dir():  # else the generated set would be made anew
+        if not Path(data.root).is_dir():  # or build_set would create the generated set
             raise InputError(f"the folder {data.root} does not exist")
         files = build_set(data, "val", checkpoint.classes).files[:_IMAGES]
         return [Picture(str(file), read_upright(Path(file), str(file))) for file in files]
@@ -76,11 +76,8 @@ def pictures(checkpoint: OpenCheckpoint, words: Sequence[str]) -> list[Picture]:
 
 
 def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tuple[str, Pixels]]:
-    """Each picture by itself, resized as in evaluation, and three in one batch of another, odd size.
-
-    Of large ones the tile in the middle, where evaluation cuts them.
-
-    Yields a name and uint8 [B, 3, H, W].
+    """Yield names and images uint8 [B, 3, H, W]: each picture alone, resized as in evaluation, and then three
+    pictures in one batch of a different, odd size. If evaluation cuts tiles, the middle tile is used.
     """
     pipeline = build_pipeline(checkpoint.config.data, training=False)
     none = np.zeros((0, 4), dtype=np.float32)
@@ -96,7 +93,7 @@ def batches(checkpoint: OpenCheckpoint, given: Sequence[Picture]) -> Iterator[tu
 
 
 def _middle(pixels: Pixels, side: int | None) -> Pixels:
-    """No more than so many pixels of an image [H, W, 3] in either direction; None: all of it."""
+    """The central crop of an image [H, W, 3], at most `side` pixels in each direction; None: all of it."""
     if side is None:
         return pixels
     top, left = (max(0, extent - side) // 2 for extent in pixels.shape[:2])
@@ -109,16 +106,16 @@ def stacked(images: Iterable[Pixels]) -> Pixels:
 
 
 def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) -> Agreement:
-    """How far the exported model and PyTorch's agree over all pictures.
+    """How closely the exported model and PyTorch's agree over all pictures.
 
     Raises:
-        InputError: one finds anything that the other does not.
+        InputError: one finds something that the other does not.
     """
     total = NOTHING
     for name, images in batches(checkpoint, given):
         part = _agreement(checkpoint, run, images)
         if part.unexplained:
-            # In flat areas scores are equal to the last digit; which of them comes first is no rule.
+            # In flat areas scores tie to the last digit, and the order of ties is arbitrary.
             part = _agreement(checkpoint, run, _grained(images))
         if part.unexplained:
             raise InputError(
@@ -134,7 +131,7 @@ def check_detections(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Pictu
 
 
 def _agreement(checkpoint: OpenCheckpoint, run: Run, images: Pixels) -> Agreement:
-    """Of what both find in a batch."""
+    """The agreement of both in a batch."""
     settings, side = checkpoint.config.eval, max(images.shape[2:])
     both = zip(found_by_model(checkpoint, images), found_by(run, images), strict=True)
     score = score_tolerance(checkpoint)
@@ -142,22 +139,22 @@ def _agreement(checkpoint: OpenCheckpoint, run: Run, images: Pixels) -> Agreemen
 
 
 def score_tolerance(checkpoint: OpenCheckpoint) -> float:
-    """By how much rounding may move a score: the more, the steeper the calibration."""
+    """How much rounding may change a score: the steeper the calibration, the more."""
     calibration = checkpoint.calibration
     return max(SCORE, _LOGIT * (_OF_SIGMOID if calibration is None else calibration.steepest))
 
 
 def _grained(images: Pixels) -> Pixels:
-    """With a noise of two grey levels."""
+    """The images with noise of up to two grey levels."""
     noise = np.random.default_rng(0).integers(-2, 3, images.shape)
     return (images + noise).clip(0, 255).astype(np.uint8)
 
 
 def check_raw(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) -> float:
-    """The largest difference of an output, in parts of the largest output.
+    """The largest difference of an output, relative to the largest output.
 
     Raises:
-        InputError: it is more than rounding.
+        InputError: it exceeds rounding, or shapes differ.
     """
     worst = 0.0
     for name, images in batches(checkpoint, given):
@@ -180,7 +177,7 @@ def check_raw(checkpoint: OpenCheckpoint, run: Run, given: Sequence[Picture]) ->
 
 
 def found_by(run: Run, images: Pixels) -> list[Found]:
-    """What an exported model finds in images uint8 [B, 3, H, W]."""
+    """The detections of an exported model in images uint8 [B, 3, H, W]."""
     boxes, scores, labels, count = run(images)
     return [
         Found(boxes[i, :n].astype(np.float64), scores[i, :n].astype(np.float64), labels[i, :n])
@@ -189,14 +186,14 @@ def found_by(run: Run, images: Pixels) -> list[Found]:
 
 
 def found_by_model(checkpoint: OpenCheckpoint, images: Pixels) -> list[Found]:
-    """What the checkpoint's model finds in them, as `evaluate.py` does."""
+    """The detections of the checkpoint's model in images uint8 [B, 3, H, W], as in `evaluate.py`."""
     found = checkpoint.detect(as_batch(images))
     rows = [found.rows == i for i in range(len(images))]
     return [Found(found.boxes[mine], found.scores[mine], found.labels[mine]) for mine in rows]
 
 
 def as_batch(images: Pixels) -> Batch:
-    """As if they came from the loader."""
+    """Images uint8 [B, 3, H, W] as a batch of the loader."""
     height, width = images.shape[2:]
     return collate(
         [Sample.without_boxes(i, image.transpose(1, 2, 0), (height, width)) for i, image in enumerate(images)]
@@ -204,7 +201,7 @@ def as_batch(images: Pixels) -> Batch:
 
 
 def normalised(images: Pixels) -> NDArray[np.float32]:
-    """uint8 [B, 3, H, W] -> float32, with the mean and spread of the metadata."""
+    """uint8 [B, 3, H, W] -> float32, with the mean and standard deviation of the metadata."""
     mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     scaled: NDArray[np.float32] = (images.astype(np.float32) / np.float32(255) - mean) / std
     return scaled

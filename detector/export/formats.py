@@ -1,4 +1,4 @@
-"""The formats of exported files: how a graph is written into one, and how such a file is run."""
+"""The formats of exported files: how a graph is written to a file, and how such a file is run."""
 
 import io
 import json
@@ -21,10 +21,10 @@ from errors import InputError, first_line
 
 OUTPUTS = {"detections": ("boxes", "scores", "labels", "count"), "raw": ("logits", "deltas", "anchors")}
 OPSET = 18  # the oldest that torch.onnx.export writes without a conversion
-_IR_VERSION = 8  # of that opset's time; the exporter's own would refuse older runtimes
-# Sides in px for the exporter's example and the sizes that it must believe in: from 129 on the coarsest
-# level has more than one cell each way, and one is what the exporter takes for a constant. The graph that
-# comes of it is right for smaller images too.
+_IR_VERSION = 8  # the one current with that opset; older runtimes would refuse the exporter's default
+# Shape of the exporter's example, and the range of sides in px that it must assume: from 129 px on, the
+# coarsest level has more than one cell in each direction, and the exporter would treat a size of 1 as a
+# constant. The resulting graph is correct for smaller images too.
 _EXAMPLE, _LEAST, _MOST = (2, 3, 200, 330), 129, 2**15
 
 INSTALL = "python -m pip install -r requirements-export.txt"
@@ -35,10 +35,10 @@ Run = Callable[[NDArray[Any]], list[NDArray[Any]]]  # images -> the outputs
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file that was read, to be called as a Run."""
+    """An exported file that was read; callable as a Run."""
 
     run: Run
-    told: dict[str, Any]  # its metadata; empty where it has none
+    told: dict[str, Any]  # metadata; empty if there is none
 
     def __call__(self, images: NDArray[Any]) -> list[NDArray[Any]]:
         return self.run(images)
@@ -48,20 +48,21 @@ class ExportedFile:
 class Format:
     """One format.
 
-    make: graph, "detections" or "raw", metadata -> the content of a file.
-    read: the content of a file -> what runs it on a CPU.
+    Attributes:
+        make: graph, "detections" or "raw", metadata -> the content of a file.
+        read: the content of a file -> an object that runs it on a CPU.
     """
 
     suffix: str
     needs: tuple[str, ...]  # packages beyond requirements.txt
-    least_torch: str  # the first version that can
-    suppress: Any  # NMS in the graph
+    least_torch: str  # oldest PyTorch version that can export it
+    suppress: Any  # NMS for the graph
     make: Callable[[nn.Module, str, dict[str, str]], bytes]
     read: Callable[[bytes], ExportedFile]
 
 
 def require_packages(name: str) -> None:
-    """Raises InputError where a format's packages are not installed, or PyTorch is too old for it."""
+    """Raises InputError: a format's packages are missing or do not work, or PyTorch is too old for it."""
     if not torch_serves(name):
         raise InputError(
             f"--format {name} needs PyTorch {FORMATS[name].least_torch} or newer, but {torch.__version__} "
@@ -73,7 +74,7 @@ def require_packages(name: str) -> None:
     for package in FORMATS[name].needs:
         try:
             import_module(package)
-        except (ImportError, OSError, AttributeError) as error:  # of another Python, NumPy or machine
+        except (ImportError, OSError, AttributeError) as error:  # built for another Python, NumPy or machine
             raise InputError(
                 f"--format {name}: {package} is installed but does not work here ({first_line(error)}); "
                 f"{_UPGRADE}"
@@ -121,7 +122,7 @@ def _make_onnx(graph: nn.Module, outputs: str, metadata: dict[str, str]) -> byte
 
 
 def _strip(graph: Any) -> None:
-    """Take out what the exporter notes of the code and its folders at every node."""
+    """Remove the exporter's notes on source code and folders from every node."""
     graph.doc_string = ""
     del graph.metadata_props[:]
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -134,12 +135,12 @@ def _read_onnx(content: bytes) -> ExportedFile:
 
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as many as the user lets PyTorch have
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as the user allows PyTorch
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
     told = {}
     for name, text in texts.items():
-        with suppress(ValueError):  # what a converter has added is text of its own
+        with suppress(ValueError):  # converters may add text that is not JSON
             told[name] = json.loads(text)
     return ExportedFile(lambda images: session.run(None, {"images": images}), told)
 
@@ -156,7 +157,7 @@ def _make_torchscript(graph: nn.Module, outputs: str, metadata: dict[str, str]) 
 
 
 class _Checked(nn.Module):
-    """A trace computes with whatever it is given: floats from 0 to 1, a grey picture."""
+    """Checks the input of a graph: a trace would accept anything, e.g. floats in [0, 1] or a grey image."""
 
     def __init__(self, graph: nn.Module, check: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -166,7 +167,7 @@ class _Checked(nn.Module):
         return self.graph(self.check(images))
 
 
-# Compiled by TorchScript, which keeps their conditions.
+# Compiled by TorchScript, which unlike a trace keeps the conditions.
 def _of_pixels(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8 or images.dim() != 4 or images.size(1) != 3:
         raise ValueError("images must be uint8 [B, 3, H, W], RGB from 0 to 255")
@@ -180,7 +181,7 @@ def _of_floats(images: Tensor) -> Tensor:
 
 
 def _keep_best_in_torchscript(*arguments: Any) -> Tensor:
-    # Compiled, since what it does depends on how many candidates there are; a trace would fix that.
+    # Compiled, since it depends on the number of candidates, which a trace would fix.
     with _without_noise():
         compiled: Tensor = torch.jit.script(keep_best)(*arguments)
     return compiled
@@ -205,25 +206,25 @@ def _example(outputs: str) -> Tensor:
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """TorchScript is told to be deprecated at every call, and tracing warns of what is meant here."""
+    """Silence TorchScript's deprecation warnings and the tracer's warnings about intended behaviour."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def format_of(file: Path) -> str | None:
-    """The format whose files end as this one does."""
+    """The format with the suffix of this file; None if there is none."""
     return next((name for name, one in FORMATS.items() if file.suffix == one.suffix), None)
 
 
 def endings() -> str:
-    """How files of all formats end, in words."""
+    """The suffixes of all formats, in words."""
     return " or ".join(one.suffix for one in FORMATS.values())
 
 
-METADATA_FILE = "metadata.json"  # within a TorchScript file: all values as one JSON object
+METADATA_FILE = "metadata.json"  # inside a TorchScript file: all values as one JSON object
 FORMATS = {
-    # Older exporters cannot leave height and width open.
+    # Older exporters cannot keep height and width dynamic.
     "onnx": Format(
         ".onnx", ("onnx", "onnxscript", "onnxruntime"), "2.8", keep_best_op, _make_onnx, _read_onnx
     ),
@@ -234,10 +235,10 @@ FORMATS = {
 
 
 def refuse_elsewhere(overrides: Sequence[str], why: str) -> None:
-    """Raises InputError: a device other than the CPU, or a precision, is asked for."""
+    """Raises InputError: an override requests another device than the CPU, or a lower precision."""
     for word in overrides:
         key, _, value = word.partition("=")
-        # false is what YAML makes of off.
+        # YAML reads off as false.
         if value.lower() not in {"train.device": ("cpu",), "train.amp": ("off", "false")}.get(
             key, (value.lower(),)
         ):

@@ -1,8 +1,8 @@
 """The detector as one graph of tensor operations: images in, padded detections out.
 
-Every size is taken from a tensor of the moment, and nothing branches on one, so that what torch.export
-and torch.jit.trace record holds for any number and size of images. What comes out equals what
-`detector.postprocess.detect` finds.
+Every size is taken from a tensor at run time, and nothing branches on one, so that the recordings of
+torch.export and torch.jit.trace hold for any number and size of images. The outputs equal those of
+`detector.postprocess.detect`.
 """
 
 import math
@@ -28,11 +28,11 @@ Suppression = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int], Tensor
 
 @dataclass(frozen=True)
 class _Level:
-    """One level of the pyramid, of n anchors in the order of rows, columns, and those of a location."""
+    """One pyramid level with n anchors, ordered by row, column, and anchor of the location."""
 
     logits: Tensor  # [B, n * C]
     deltas: Tensor  # [B, n * 4]
-    cells: Tensor  # float32 [A, 4], the anchors of a location at the origin, xyxy pixels
+    cells: Tensor  # float32 [A, 4], the anchors of a location centred on the origin, xyxy pixels
     columns: int
     stride_y: int  # pixels
     stride_x: int
@@ -42,16 +42,16 @@ class _Level:
         count = self.cells.shape[0]
         location = index // count
         row = location // self.columns
-        column = location - row * self.columns  # ONNX has no remainder by a size of the moment
+        column = location - row * self.columns  # ONNX has no remainder by a dynamic size
         x, y = column * self.stride_x, row * self.stride_y
         return self.cells[index % count] + torch.stack((x, y, x, y), dim=-1)
 
 
 class HeadsGraph(nn.Module):
-    """Normalised images -> what the heads say of every anchor.
+    """Normalised images -> the outputs of the heads for every anchor.
 
     Args:
-        model: is copied.
+        model: will be copied.
     """
 
     def __init__(self, model: RetinaNet) -> None:
@@ -71,12 +71,12 @@ class HeadsGraph(nn.Module):
         for level in self.levels(images):
             logits.append(level.logits.unflatten(1, (-1, self.class_head.outputs)))
             deltas.append(level.deltas.unflatten(1, (-1, 4)))
-            # Counted from a tensor, not by arange, whose device would be fixed in a trace.
+            # cumsum of a tensor, as a trace would fix the device of arange.
             anchors.append(level.anchors(torch.ones_like(deltas[-1][0, :, 0]).long().cumsum(0) - 1))
         return torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors)
 
     def levels(self, images: Tensor) -> list[_Level]:
-        """The levels of images, which are padded to a multiple of 32 px with 0, the mean."""
+        """The pyramid levels of images, which are padded to a multiple of 32 px with 0, the mean."""
         below, right = (_up_to_multiple(side) - side for side in (images.shape[2], images.shape[3]))
         images = F.pad(images, (0, right, 0, below))
         features = self.pyramid(self.backbone(images))
@@ -94,13 +94,13 @@ class HeadsGraph(nn.Module):
 
 
 class DetectionGraph(nn.Module):
-    """Pixels -> detections, the best first, padded to a fixed number.
+    """Pixels -> detections, best first, padded to a fixed number.
 
     Args:
-        model: is copied.
+        model: will be copied.
         box_std: float [4], as in `boxes.decode`.
         probabilities: logits and labels -> scores.
-        suppress: NMS in a form that the exporter understands; see `suppression.py`.
+        suppress: NMS in a form that the exporter supports; see `suppression.py`.
     """
 
     def __init__(
@@ -128,12 +128,12 @@ class DetectionGraph(nn.Module):
         self.register_buffer("four", torch.arange(4))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """images uint8 [B, 3, H, W] RGB, filled to the edges.
+        """images uint8 [B, 3, H, W] RGB, without padding.
 
         Returns:
             boxes float32 [B, D, 4] xyxy in pixels of `images`, scores float32 [B, D], labels int64 [B, D],
-            and how many of the D there are in each image, int64 [B]. The rest have boxes and scores of 0
-            and the label -1.
+            and the number of detections in each image, int64 [B]. The rest of the D have boxes and scores
+            of 0 and the label -1.
         """
         height, width = images.shape[2], images.shape[3]
         levels = self.heads.levels(images.to(self.scale.dtype) * self.scale + self.shift)
@@ -150,7 +150,7 @@ class DetectionGraph(nn.Module):
         thin_out = self._soft_nms if self.settings.nms == "soft" else self._hard_nms
         chosen, left, real = thin_out(boxes, logits, labels)  # each [B, D]
         labels = labels.gather(1, chosen)
-        # Best first once more, since each class has a calibration of its own; what is not real last.
+        # Sort again, since each class has its own calibration; padding goes last.
         scores, order = self.probabilities(left, labels).masked_fill(~real, -1).sort(dim=1, descending=True)
         real = scores >= 0
         return (
@@ -161,7 +161,7 @@ class DetectionGraph(nn.Module):
         )
 
     def _hard_nms(self, boxes: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of candidates, best first: which are taken, their logits, and whether they are detections."""
+        """From candidates, best first: indices of D, their logits, and whether they are detections."""
         s = self.settings
         valid = logits > -math.inf
         if s.score_threshold > 0:
@@ -173,7 +173,7 @@ class DetectionGraph(nn.Module):
         return chosen, logits.gather(1, chosen), left > 0
 
     def _soft_nms(self, boxes: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same; the logits are those of the scores that are left."""
+        """The same by Soft-NMS; the logits are those of the remaining scores."""
         chosen, log_scores = soft_nms(boxes, logits.double(), labels, self.most)
         threshold = self.settings.score_threshold
         real = log_scores.exp() > threshold if threshold > 0 else log_scores > -math.inf
@@ -182,7 +182,7 @@ class DetectionGraph(nn.Module):
     def _best(self, level: _Level) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, boxes and labels of the best (anchor, class) pairs of a level.
 
-        They are as many for every size of image, those that are lacking with a logit of minus infinity.
+        The number is the same for every image size; missing ones have a logit of minus infinity.
         """
         k = self.settings.topk_candidates
         logits, flat = F.pad(level.logits, (0, k), value=-math.inf).topk(k, dim=1)

@@ -1,4 +1,4 @@
-"""What must travel with an exported file for its numbers to mean something."""
+"""The metadata that an exported file needs for its outputs to be interpretable."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ PROJECT = "aploss-detector"
 
 
 def metadata(checkpoint: OpenCheckpoint, raw: bool) -> dict[str, str]:
-    """Names and values, each a JSON text; docs/export.md lists them."""
+    """Names and values, each value as JSON; docs/export.md lists them."""
     config, calibration = checkpoint.config, checkpoint.calibration
     values: dict[str, Any] = {
         "project": PROJECT,

@@ -1,4 +1,4 @@
-"""Logits -> the scores that the detector gives, as tensor operations."""
+"""Logits -> the detector's scores, as tensor operations."""
 
 import numpy as np
 import torch
@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 from detector.evaluation.calibration import Calibration
 
-# Beyond these a score of float64 is 0 or 1, and `Calibration` cuts it off.
+# The logits of the extreme scores to which `Calibration` clips float64 scores.
 _LEAST_LOGIT, _MOST_LOGIT = -708.3964185322641, 36.7368005696771
 
 
 class Probabilities(nn.Module):
     """Logits float32 [...] and labels int64 [...] -> scores float32 [...].
 
-    Calibrated as `Calibration` does it, or their sigmoid; in float64 within, since knots may lie closer
-    together than float32 can tell.
+    Calibrated as by `Calibration`, or else the sigmoid; computed in float64, since knots may lie closer
+    together than float32 can resolve.
     """
 
     def __init__(self, calibration: Calibration | None) -> None:
@@ -41,7 +41,7 @@ class Probabilities(nn.Module):
             return x.sigmoid().float()
         x = x.clamp(_LEAST_LOGIT, _MOST_LOGIT)
         knots, heights, slopes = (values[labels] for values in (self.knots, self.heights, self.slopes))
-        # The last one at or below x, of equal ones the last.
+        # The last knot at or below x.
         knot = ((x[..., None] >= knots).sum(-1, keepdim=True) - 1).clamp(min=0)
         start, height, slope = (values.gather(-1, knot)[..., 0] for values in (knots, heights, slopes))
         inside = height + slope * (x - start)

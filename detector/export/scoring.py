@@ -1,4 +1,4 @@
-"""The score of an exported file: what conversions to other precisions cost is seen in AP alone."""
+"""Scores an exported file: only AP shows what a conversion to another precision costs."""
 
 import json
 import logging
@@ -32,18 +32,18 @@ from errors import InputError, first_line
 log = logging.getLogger(__name__)
 
 OPTION = "--exported"
-# Settings of evaluation that are not in the file.
+# Evaluation settings that are not fixed in the file.
 _FREE = ("eval.backend", "eval.batch_size", "eval.tile", "eval.tile_overlap", "eval.tile_batch_size")
 
 
 def score_exported(file: Path, model: Path, overrides: Sequence[str], split: str) -> CheckpointScores:
-    """Score an exported file on a split of the data set of the checkpoint that it was made of, on the CPU.
+    """Score an exported file on a split of the data set of the checkpoint it was made from, on the CPU.
 
     Args:
-        model: a checkpoint, or a run folder: it knows data, classes and sizes of images.
+        model: a checkpoint or a run folder, which defines data, classes and image sizes.
 
     Raises:
-        InputError: the file cannot be run or does not go with the checkpoint; and as `evaluate_checkpoint`.
+        InputError: the file cannot be run or does not match the checkpoint; and as `evaluate_checkpoint`.
     """
     fixed = [key for key in keys_of(overrides) if key.startswith("eval.") and key not in _FREE]
     if fixed:
@@ -57,10 +57,10 @@ def score_exported(file: Path, model: Path, overrides: Sequence[str], split: str
 
 
 def open_exported(file: Path, c: OpenCheckpoint) -> ExportedFile:
-    """Read a file of `export.py`, or one that was made of such a file.
+    """Read a file of `export.py`, or one converted from such a file.
 
     Raises:
-        InputError: it is missing or cannot be run here, or does not go with the checkpoint.
+        InputError: it is missing, cannot be run here, or does not match the checkpoint.
     """
     form = format_of(file)
     if form is None:
@@ -93,7 +93,7 @@ def open_exported(file: Path, c: OpenCheckpoint) -> ExportedFile:
 
 def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: DetectionSet) -> CheckpointScores:
     def detect(images: Tensor, sizes: Tensor) -> list[Detections]:
-        """Those of one size together, without what pads them: the file would take it for a picture."""
+        """Detect per image size, without padding, which the file would treat as part of the image."""
         found: dict[int, Detections] = {}
         for size in sizes.unique(dim=0):
             rows = (sizes == size).all(dim=1).nonzero().squeeze(1)
@@ -108,14 +108,14 @@ def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: Detec
             raise InputError(f"{OPTION}: {file} cannot be run on these images: {first_line(error)}") from None
         if labels.max() >= len(c.classes):
             raise InputError(f"{OPTION}: {file} finds more classes than the {len(c.classes)} of {c.file}")
-        if tiling is not None and calibration is not None:  # tiles are joined by raw scores, as they are here
+        if tiling is not None and calibration is not None:  # tiles are merged by raw scores, as in evaluation
             scores = calibration.inverse(scores.astype(np.float64), labels)
         arrays = [torch.from_numpy(array) for array in (boxes, scores, labels)]
         return [Detections(*(array[i, :n] for array in arrays)) for i, n in enumerate(counts.tolist())]
 
     told = exported.told.get("calibration")
     calibration = Calibration.from_plain(told, len(c.classes)) if told else None
-    # Tiles are joined by the limits that hold in each of them.
+    # Tiles are merged with the limits that the file applies to each of them.
     limits = {name: exported.told.get(name) for name in ("nms_threshold", "detections_per_img")}
     known = {name: limit for name, limit in limits.items() if limit is not None}
     tiling = build_tiling(c.config.eval.model_copy(update=known))
@@ -124,7 +124,7 @@ def _score(c: OpenCheckpoint, exported: ExportedFile, file: Path, records: Detec
     if tiling is not None and calibration is not None:
         found = replace(found, scores=calibration(found.scores, found.labels))
     scores = score(c.config, records, found)
-    # Its scores are those after calibration, where there is one: none are raw.
+    # The file's scores are calibrated already, if it has a calibration: there is no error of raw scores.
     scores = replace(scores, calibration={"calibration_error": scores.calibration["calibration_error_raw"]})
     done = checkpoint_scores(c, file, records, scores)
     mine = dict(zip(c.classes, exported.told.get("thresholds", c.thresholds), strict=True))

@@ -1,4 +1,4 @@
-"""A checkpoint -> a file for other runtimes, which is there only if it does what the checkpoint does."""
+"""Exports a checkpoint to a file for other runtimes; written only if it does what the checkpoint does."""
 
 import logging
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what the check found."""
+    """The file written, and the result of the check."""
 
     file: Path
     outputs: tuple[str, ...]
@@ -41,15 +41,15 @@ def export(
     """Write a checkpoint, or best.pt of a run folder, in another format.
 
     Args:
-        form: one of FORMATS; by default by the name of the file, else onnx.
-        raw: the outputs of the heads instead of detections.
-        output: the file; by default next to the checkpoint. It is replaced if it is there and ends as the
-            format does.
-        check: images to run both on; by default of the validation set.
+        form: one of FORMATS; by default from the suffix of the file, else onnx.
+        raw: export the outputs of the heads instead of detections.
+        output: the file; by default next to the checkpoint. An existing file is replaced if it is an earlier
+            export with the suffix of the format.
+        check: images to run both on; by default from the validation set.
 
     Raises:
-        InputError: something given is wrong, or the file would not do what the checkpoint does. There is
-            no file then, or the one that was there before.
+        InputError: an argument is invalid, or the file would not do what the checkpoint does. Then no file
+            is written, and an existing one is kept.
     """
     form = _form_of(output, form)
     require_packages(form)
@@ -62,7 +62,7 @@ def export(
             f"--output: {file} exists and does not end in {FORMATS[form].suffix}, so it may be something "
             "else; name a file that ends so, or a new one"
         )
-    if file.exists() and PROJECT.encode() not in file.read_bytes():  # neither format packs its metadata
+    if file.exists() and PROJECT.encode() not in file.read_bytes():  # no format compresses its metadata
         raise InputError(f"--output: {file} exists and is not an earlier export; name another file")
     probe = temporary_of(file)
     try:
@@ -71,7 +71,7 @@ def export(
     except OSError as error:
         raise InputError(f"--output: cannot write {file}: {error.strerror}") from None
     refuse_elsewhere(overrides, "the file is written in float32, on the CPU")
-    # As the graph is written.
+    # On the device and in the precision of the graph.
     checkpoint = open_checkpoint(source, [*overrides, "train.device=cpu", "train.amp=off"])
     if checkpoint.config.eval.flip:
         raise InputError(
@@ -100,7 +100,7 @@ def export(
 
 
 def _form_of(output: Path | None, form: str | None) -> str:
-    """The format that is asked for; the name of the file says it too."""
+    """The requested format, or that of the file's suffix. Raises InputError: they differ or are missing."""
     if output is None:
         return form or "onnx"
     named = format_of(output)

@@ -1,7 +1,7 @@
-"""Class-wise NMS of a batch, in the three forms that a graph is written in: PyTorch, TorchScript and ONNX.
+"""Class-wise NMS of a batch, in the three forms that graphs need: PyTorch, TorchScript and ONNX.
 
-A batch of images has as many candidates each, best first, and what comes back is a mask of the same shape:
-no size depends on what is found.
+All images of a batch have the same number of candidates, best first, and the result is a mask of the same
+shape: no size depends on the detections.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ from detector.postprocess import nms_of_classes
 def keep_best(
     boxes: Tensor, ranks: Tensor, labels: Tensor, valid: Tensor, classes: int, iou_threshold: float, most: int
 ) -> Tensor:
-    """Which candidates NMS keeps, the same as `postprocess.detect`. TorchScript compiles it as it stands.
+    """Which candidates NMS keeps, as in `postprocess.detect`. TorchScript compiles this very function.
 
     Args:
         boxes: float32 [B, K, 4], best first.
         ranks: int64 [K], K to 1.
         labels: int64 [B, K].
-        valid: bool [B, K]; the others neither stay nor suppress.
-        most: that are wanted of a class; here all are kept.
+        valid: bool [B, K]; invalid candidates are neither kept nor suppress others.
+        most: maximum number per class; used only by ONNX's operator.
 
     Returns:
         bool [B, K].
@@ -46,7 +46,7 @@ def _(
 
 
 def onnx_translations() -> dict[Any, Any]:
-    """How torch.onnx.export is to write the operator above: for its `custom_translation_table`."""
+    """The ONNX form of the operator above, for torch.onnx.export's `custom_translation_table`."""
     import onnxscript
     from onnx import TensorProto
 
@@ -55,7 +55,7 @@ def onnx_translations() -> dict[Any, Any]:
     def keep_best_in_onnx(
         boxes: Any, ranks: Any, labels: Any, valid: Any, classes: int, iou_threshold: float, most: int
     ) -> Any:
-        """ONNX's operator takes a score for each class: the rank in its own, nothing in the others."""
+        """ONNX's operator takes a score per class: the rank for the candidate's class, 0 for the others."""
         wanted = op.Reshape(op.Constant(value_ints=list(range(classes))), op.Constant(value_ints=[1, -1, 1]))
         middle = op.Constant(value_ints=[1])
         mine = op.And(op.Equal(op.Unsqueeze(labels, middle), wanted), op.Unsqueeze(valid, middle))

@@ -32,16 +32,16 @@ def alrp_loss(
 ) -> ALRP:
     """Mean over the positives of (negatives above + localisation errors above and own) / rank.
 
-    With b_i negatives above positive i, E its regression losses, h_ik = H(f_k - f_i) the part to
-    which positive k is above it, and rank_i = 1 + sum_{k != i} h_ik + b_i:
+    With b_i negatives above positive i, E_i its regression loss, h_ik = H(f_k - f_i) the degree to
+    which positive k ranks above i, and rank_i = 1 + sum_{k != i} h_ik + b_i:
 
         ranking error       mean_i b_i / rank_i
         localisation error  mean_i (E_i + sum_{k != i} h_ik E_k) / rank_i
 
     The update of the logits is error-driven: positive i gets -(b_i + sum_{k != i} h_ik E_k) / (P rank_i),
-    0 where b_i = 0, and the negatives share its opposite in proportion to H(n_j - f_i). So a badly
-    localised positive is pushed below a well localised one by way of the negatives. The gradient of
-    the regression losses is the true one, ranks held fixed.
+    0 where b_i = 0, and the negatives share the opposite in proportion to H(n_j - f_i). Through the
+    negatives, a badly localised positive is pushed below a well localised one. The gradient of the
+    regression losses is the true one with ranks held fixed.
 
     Args:
         logits, targets, delta, exchange: as for `ap_loss`.
@@ -52,7 +52,7 @@ def alrp_loss(
         The two parts, float32 (float64 for float64 logits); 0 when there is no positive.
 
     Raises:
-        ValueError: as `ap_loss`, or the regression losses are not one in [0, 1] per positive.
+        ValueError: as `ap_loss`, or regression_losses is not one value in [0, 1] per positive.
         NonFiniteLogits: a ranked logit is NaN, infinite or beyond 1e12 delta.
 
     Source: eqs. 8 to 10 of the paper; gradient: its section 4 (target error E_i / rank_i).
@@ -92,11 +92,11 @@ def _errors_and_gradients(
         return zero, torch.zeros_like(logits), zero, own_errors
     errors = ranking.gather(own_errors)
     b = ranking.above_negatives
-    rank = 0.5 + ranking.above_positives() + b  # itself as 1
+    rank = 0.5 + ranking.above_positives() + b  # i itself counts 1: 1/2 of it is in above_positives
     errors_above = (ranking.above_positives(errors) - errors / 2).clamp_min(0)
     update = torch.where(b > 0, (b + errors_above) / rank, 0)
     on_logits = ranking.gradient(update).view(logits.shape)
-    # k has a part in its own error (1 / rank_k) and in that of every positive below it.
+    # E_k enters the error of k itself, by 1 / rank_k, and that of every positive i below, by h_ik / rank_i.
     part = 1 / rank
     on_errors = ranking.own((part / 2 + ranking.pull_on_positives(part)) / p)
     localisation = ((errors + errors_above) / rank).mean()

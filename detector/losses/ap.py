@@ -26,21 +26,21 @@ def ap_loss(
 
     Args:
         logits: any floating dtype and shape. All elements are ranked together.
-        targets: integer, same shape: 1 positive, 0 negative, -1 takes no part.
-        delta: half-width of the soft step between two logits; 0 counts plainly, ties as a half.
+        targets: integer, same shape: 1 positive, 0 negative, -1 ignored.
+        delta: half-width of the soft step between two logits; 0 is the plain step, ties count 1/2.
         interpolated: use the precision envelope (the running maximum as the threshold rises).
-        exchange: rank together with other processes, each with logits of its own. Every process
-            gets the loss of the global batch, and of its gradient the part that is its own: under
-            DistributedDataParallel, which averages, backpropagate it times the number of processes.
+        exchange: rank jointly with other processes, each with its own logits. Every process gets
+            the loss of the global batch and the gradient of its own logits. DistributedDataParallel
+            averages gradients, so multiply the loss by the number of processes before backward().
 
     Returns:
         Scalar in [0, 1], float32 (float64 for float64 logits); 0 when there is no positive. Its
-        backward pass hands the perceptron-like update of the papers, in the dtype of the logits:
+        backward pass yields the perceptron-like update of the papers, in the dtype of the logits:
         the gradient is defined, not derived, and sums to zero.
 
     Raises:
         ValueError: shapes differ, a dtype is wrong, a target is outside {-1, 0, 1}, or delta
-            is neither 0 nor from 1e-6 to 1e30.
+            is neither 0 nor in [1e-6, 1e30].
         NonFiniteLogits: a ranked logit is NaN, infinite or beyond 1e12 delta; the message names the first.
     """
     check_ranking(logits, targets, delta)

@@ -1,8 +1,7 @@
 """The ranking of a batch: where each positive stands among all positives and all negatives.
 
-All ranking losses are made of this. They differ in the error that they read off a positive's
-standing, and share how it is given back: a negative takes from each positive the part it has in
-the positive's error.
+All ranking losses are built on this. They differ in the error they derive from a positive's rank,
+and share how it is passed back: each negative receives the part of a positive's error that it causes.
 """
 
 from numbers import Real
@@ -15,17 +14,17 @@ from detector.losses.compiled import CompiledPairs
 from detector.losses.exchange import Exchange
 from detector.losses.sorting import SortedPositives
 
-# A narrower step would drown in the rounding of the break points.
+# A narrower step would be lost in the rounding of the break points.
 MIN_DELTA = 1e-6
-# A wider one is all of float32's range, and its break points would be infinite.
+# A wider one would cover float32's whole range, with infinite break points.
 MAX_DELTA = 1e30
 
-# So many times delta from 0 the steps drown in the rounding of float64, and a loss would seem perfect.
+# In units of delta. Farther from 0 float64 rounding swallows the steps, and the loss would look perfect.
 _FARTHEST = 1e12
 
 
 class NonFiniteLogits(ValueError):
-    """A logit that takes part in a ranking is NaN, infinite, or too large to be told from others."""
+    """A ranked logit is NaN, infinite, or too large to be distinguished from others."""
 
 
 class BatchRanking:
@@ -36,9 +35,9 @@ class BatchRanking:
 
     Args:
         logits: float [M].
-        targets: integer [M]: 1 positive, 0 negative, -1 takes no part.
+        targets: integer [M]: 1 positive, 0 negative, -1 ignored.
         delta: 0 or at least MIN_DELTA.
-        exchange: the processes that rank together.
+        exchange: the processes that rank jointly.
 
     Attributes:
         positives: int32 or int64 [p], flat indices of this process's positives, ascending.
@@ -55,7 +54,7 @@ class BatchRanking:
         self._dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         f, self._own = exchange.gather(logits.index_select(0, self.positives).to(self._dtype))
         self.f, self._order = self._backend.ascending(f)
-        del f  # with many positives every table counts
+        del f  # saves memory when there are many positives
         if len(self.f) == 0:
             self.above_negatives = self.f.double()
             return
@@ -68,11 +67,11 @@ class BatchRanking:
         return len(self.f)
 
     def gather(self, values: Tensor) -> Tensor:
-        """values [p], in the order of `positives` -> float64 [P] of all processes, as f is ordered."""
+        """values [p], in the order of `positives` -> float64 [P] of all processes, in the order of f."""
         return self._exchange.gather(values.double()).values.index_select(0, self._order)
 
     def own(self, values: Tensor) -> Tensor:
-        """The reverse: [P] in ascending order of f -> [p] in the order of `positives`."""
+        """The inverse of `gather`: [P] in the order of f -> [p] in the order of `positives`."""
         return in_given_order(values, self._order)[self._own]
 
     def imprecision(self, interpolated: bool) -> tuple[Tensor, Tensor]:
@@ -80,22 +79,22 @@ class BatchRanking:
         return self._backend.imprecision(self.above_negatives, self.above_positives(), interpolated)
 
     def above_positives(self, values: Tensor | None = None) -> Tensor:
-        """sum_k v_k H(f_k - f_i) for non-negative values v [P], ones unless given; i itself as v_i / 2."""
+        """sum_k v_k H(f_k - f_i) for values v [P] >= 0, default 1; k = i counts v_i / 2."""
         return self._steps.own_counts_above(values)
 
     def pull_on_positives(self, weights: Tensor) -> Tensor:
-        """sum_i w_i H(f_k - f_i) for each positive k, k itself as w_k / 2; non-negative weights [P]."""
+        """sum_i w_i H(f_k - f_i) for each positive k, with weights [P] >= 0; i = k counts w_k / 2."""
         return self._steps.own_pull(weights)
 
     def pairs(self, quality: Tensor) -> SortedPositives | CompiledPairs:
-        """The positives of all processes, compared by their quality too: float64 [P], as f is ordered."""
+        """The positives of all processes, compared by quality too: float64 [P], in the order of f."""
         return self._backend.pairs(self._steps, self.f, quality)
 
     def gradient(self, errors: Tensor) -> Tensor:
         """The error-driven gradient of this process's logits, [M].
 
-        errors: float64 [P], non-negative, 0 where no negative is above. Positive i gets -e_i / P, which
-        the negatives share in proportion to H(n_j - f_i).
+        errors: float64 [P], non-negative, 0 where no negative ranks above. Positive i gets -e_i / P, and
+        the negatives share the opposite in proportion to H(n_j - f_i).
 
         float16 logits get a float32 gradient: a negative's share is often too small for float16.
         """
@@ -107,22 +106,22 @@ class BatchRanking:
 
 
 def checked(logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -> tuple[Tensor, Tensor]:
-    """Where the positives are among the targets [M], int32 or int64 [p], and the logits [M].
+    """The indices of the positives among the targets [M], int32 or int64 [p], and the logits [M].
 
-    Of these zeros in the place of those that take no part, if any is too far from 0 to be ranked.
+    If any logit is too far from 0 to be ranked, ignored logits are replaced by 0.
 
     Raises:
         ValueError: a target is outside {-1, 0, 1}.
-        NonFiniteLogits: a logit that takes part is too far from 0, or NaN, here or in another process.
+        NonFiniteLogits: a ranked logit is too far from 0, or NaN, here or in another process.
     """
-    # Plain steps compare, and what may overflow is a difference of two.
+    # Plain steps only compare logits; the limit keeps the difference of two from overflowing.
     farthest = _FARTHEST * delta if delta else 1e300
     positives, low, high, all_near = backend_of(logits.device).survey(logits, targets, farthest)
     if low < -1 or high > 1:
         raise ValueError(f"targets must be in {{-1, 0, 1}}, got {low if low < -1 else high:g}")
     bad = []
     if not all_near:
-        near = logits.double().abs() <= farthest  # which NaN is not
+        near = logits.double().abs() <= farthest  # False for NaN
         bad = (~near & (targets >= 0)).nonzero().squeeze(1).tolist()
     everywhere = len(bad)
     if exchange.size > 1:
@@ -139,10 +138,10 @@ def checked(logits: Tensor, targets: Tensor, delta: float, exchange: Exchange) -
 
 
 def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
-    """The checks that the ranking losses share and that need no look at the numbers.
+    """Checks shared by the ranking losses that do not read the values.
 
     Raises:
-        ValueError: shapes differ, a dtype is wrong, or delta is neither 0 nor from 1e-6 to 1e30.
+        ValueError: shapes differ, a dtype is wrong, or delta is neither 0 nor in [1e-6, 1e30].
     """
     check_targets(logits, targets)
     if not isinstance(delta, Real) or (delta != 0 and not MIN_DELTA <= delta <= MAX_DELTA):
@@ -150,7 +149,7 @@ def check_ranking(logits: Tensor, targets: Tensor, delta: float) -> None:
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> None:
-    """Raises ValueError: the shapes differ, or a dtype is not what a classification loss takes."""
+    """Raises ValueError: the shapes differ, or a classification loss does not accept a dtype."""
     if logits.shape != targets.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape: each logit "

@@ -8,7 +8,7 @@ from detector.boxes import decode, encode
 
 
 def smooth_l1_errors(deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, std: Tensor, beta: float) -> Tensor:
-    """Smooth-L1 between predicted and wanted deltas of each positive, the mean of its four coordinates.
+    """Smooth-L1 between predicted and target deltas of each positive, averaged over its four coordinates.
 
     deltas, gt_boxes, anchors [P, 4], std [4] -> [P]. Their mean is the objective that the AP-loss
     paper's code optimises (it logs four times as much).
@@ -18,7 +18,7 @@ def smooth_l1_errors(deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, std: Ten
 
 
 def giou_errors(deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, std: Tensor) -> Tensor:
-    """1 - GIoU (Rezatofighi et al., CVPR 2019) of decoded and gt box of each positive, in [0, 2].
+    """1 - GIoU (Rezatofighi et al., CVPR 2019) of each positive's decoded and gt box, in [0, 2].
 
     deltas, gt_boxes, anchors [P, 4], std [4] -> [P].
     """

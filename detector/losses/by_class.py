@@ -1,10 +1,10 @@
-"""The ranking losses class by class: each class is ranked by itself, and the losses of all are averaged.
+"""The ranking losses class by class: each class is ranked separately, and the losses are averaged.
 
-COCO's and VOC's metric averages over classes too: ranked together, a class with 85 % of the boxes makes
-85 % of the loss; ranked apart, all classes weigh the same and never compete.
+The COCO and VOC metrics average over classes too. Ranked together, a class with 85 % of the boxes makes up
+85 % of the loss; ranked separately, all classes weigh the same and never compete.
 
-In all of these logits and targets are [..., C]. A class without positives in the batch (of all processes)
-takes no part, its negatives included, but its logits are checked as all are.
+Here logits and targets are always [..., C]. A class without positives in the batch (of all processes) is
+left out, its negatives included, but its logits are still checked.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from detector.losses.exchange import Exchange
 from detector.losses.rank_sort import RankSort, rank_sort_loss_of
 from detector.losses.uncompiled import uncompiled
 
-# Of the logits and targets of one class [...], and which of the positives are of this class, bool [p].
+# Takes the logits and targets of one class [...], and a mask bool [p] of the positives of this class.
 _Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 
@@ -51,7 +51,7 @@ def class_alrp_loss(
     delta: float = 1.0,
     exchange: Exchange | None = None,
 ) -> ALRP:
-    """The mean of `alrp_loss` over the classes that have positives: their boxes weigh the same, too.
+    """The mean of `alrp_loss` over the classes that have positives; their boxes weigh the same, too.
 
     Args, returns, raises: as `alrp_loss`; logits and targets are [..., C].
     """
@@ -87,14 +87,14 @@ def _mean(
     exchange: Exchange,
     per_positive: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The mean of each part of the loss over the classes that have positives in any of the processes.
+    """The mean of each part of the loss over the classes that have positives in any process.
 
-    per_positive: what the loss knows of each, in the order of the positives in the flattened targets.
+    per_positive: the loss's extra input, one per positive, in their order in the flattened targets.
     """
     check_ranking(logits, targets, delta)
     if logits.dim() < 2:
         raise ValueError(f"logits must be [..., C], the anchors and their classes, got {list(logits.shape)}")
-    # Of all classes: or what is wrong in one would be found when it has a positive at last.
+    # Check all classes: a bad logit would otherwise go unnoticed until its class has a positive.
     every = logits.detach().reshape(-1), targets.reshape(-1)
     if logits.device.type == "mps":  # as in the losses
         every = every[0].cpu(), every[1].cpu()
@@ -107,7 +107,7 @@ def _mean(
     classes = classes.to(logits.device)
     if not present:
         return loss(logits, targets, classes == 0)
-    # Each column by itself would come back as a gradient of all logits, once for every class.
+    # Indexing each column would create a full-size gradient of the logits for every class.
     columns = logits.unbind(-1)
     losses = [loss(columns[c], targets[..., c], classes == c) for c in present]
     return tuple(torch.stack(part).mean() for part in zip(*losses, strict=True))

@@ -1,7 +1,7 @@
 """The soft steps of ranking.py on a CPU, by the loops of value_loops.py, step_loops.py and window_loops.py.
 
-`CompiledSteps` and `CompiledNegatives` give what `SoftSteps` and `Negatives` give. All that the loops fill
-is allocated by torch, so that its allocator sees the memory. The formulas stand in docs/ranking.md.
+`CompiledSteps` and `CompiledNegatives` give the same results as `SoftSteps` and `Negatives`. The large arrays
+are allocated by torch, so that its allocator sees the memory. docs/ranking.md has the formulas.
 """
 
 from functools import cache
@@ -16,15 +16,15 @@ from detector.losses.machine_code import Array
 from detector.losses.ranking import blocks, searched_break_points
 from detector.losses.sharing import shares, side_by_side
 
-# Cells of the search grid for each break point: few of them then hold three and more.
+# Cells of the search grid per break point: with 4, few cells hold three or more.
 _CELLS_PER_EDGE = 4
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-_MOST_CELLS = 1 << 23  # float32 has to count them
+_MOST_CELLS = 1 << 23  # so that float32 represents every cell number
 
 
 def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
-    """The places of the ones among targets [M], int32 (int64 if M is beyond that) [p], ascending; and the
-    lowest and the highest target, or 0.
+    """The indices of the targets [M] that are 1, ascending: int32 [p] (int64 if M exceeds int32); and the
+    lowest and the highest target (at most and at least 0).
     """
     every = targets.numpy()
     places = torch.empty(len(every) + 2, dtype=torch.int32 if len(every) < 1 << 31 else torch.int64)
@@ -37,7 +37,7 @@ def positives_of(targets: Tensor) -> tuple[Tensor, int, int]:
 
 
 def all_within(values: Tensor, farthest: float) -> bool:
-    """Whether no value [M] is farther than that from 0, or NaN."""
+    """Whether no value [M] is NaN or farther than `farthest` from 0."""
     limit, without_sign = _bits_within(farthest, values.dtype)
     every = values.detach().view(_INTEGERS[values.element_size()]).numpy().view(limit.dtype)
 
@@ -49,23 +49,23 @@ def all_within(values: Tensor, farthest: float) -> bool:
 
 @cache
 def _bits_within(farthest: float, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The bits of the largest number that is no farther from 0, and all but the sign's; unsigned."""
+    """The bits of the largest number <= farthest, and the mask of all bits but the sign; unsigned."""
     nearest = torch.tensor(farthest, dtype=dtype)
     integer = _INTEGERS[dtype.itemsize]
-    # Bits of positive floats order as the floats do, infinity and NaN above all.
+    # The bits of positive floats sort like the floats, with infinity and then NaN on top.
     bits = int(nearest.view(integer)) - (float(nearest) > farthest)
     kind = np.dtype(f"u{dtype.itemsize}").type
     return kind(bits), kind(torch.iinfo(integer).max)
 
 
 def targets_of_quality(quality: Tensor) -> Tensor | None:
-    """The signs of the qualities [M], int8 [M]; None if one is neither -1 nor in [0, 1]."""
+    """See Backend.targets_of_quality."""
     targets = torch.empty(len(quality), dtype=torch.int8)
     return targets if value_loops.targets_of_quality(quality.numpy(), targets.numpy()) else None
 
 
 def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
-    """values [P] sorted, and the order that sorts them; a sixth of the time of comparing them."""
+    """values [P] sorted, and the permutation that sorts them; six times as fast as comparing."""
     if len(values) < step_loops.RADIX or values.dtype != torch.float32:
         return ranking.ascending(values)
     pairs = torch.empty(2, len(values), dtype=torch.int64).numpy().view(np.uint64)
@@ -87,17 +87,14 @@ def imprecision(
 
 
 def shares_of(errors: Tensor, above: Tensor, least: float) -> Tensor:
-    """See Backend.shares; least: what a count is at least taken for."""
+    """See Backend.shares; least: lower bound of the divisor."""
     weights = torch.empty_like(errors)
     step_loops.shares(errors.numpy(), above.numpy(), least, weights.numpy())
     return weights
 
 
 def hand_out(errors: Tensor, order: Tensor, own: slice, places: Tensor, out: Tensor) -> None:
-    """-e_i / P for each positive of this process, into its place in the gradient `out`.
-
-    errors: [P] in the order of the steps, `order` and `own`: where this process's are among them.
-    """
+    """See Backend.hand_out."""
     arrays = errors.numpy(), order.numpy(), own.start, places.numpy()
     step_loops.hand_out(*arrays, -1 / len(errors), out.numpy())
 
@@ -105,12 +102,12 @@ def hand_out(errors: Tensor, order: Tensor, own: slice, places: Tensor, out: Ten
 class CompiledSteps:
     """P soft steps on a CPU: `counts_above`, `own_counts_above` and `own_pull` are those of `SoftSteps`.
 
-    Totals and lines lie in memory with the two numbers of a bin side by side.
+    In memory, totals and lines keep the two numbers of a bin side by side.
 
     Attributes:
         centres: [P], the thresholds.
         delta: half-width of the step.
-        windows: uint32 [2, P + 1]: between which thresholds each counts in part; see `step_loops.merge`.
+        windows: uint32 [2, P + 1]: the range of thresholds within delta of each; see `step_loops.merge`.
     """
 
     def __init__(self, thresholds: Tensor, delta: float) -> None:
@@ -124,15 +121,15 @@ class CompiledSteps:
             step_loops.break_points(self.centres, self.delta, points.numpy(), torch.finfo(self.dtype).eps)
         keys = points.view(_INTEGERS[self.dtype.itemsize])
         step_loops.make_keys(keys.view(-1).numpy())
-        # What a search sees, until `grid` takes it: with many thresholds every table counts.
+        # The searched edges, until `grid` takes them: saves memory when there are many thresholds.
         self._edges: Tensor | None = keys.new_empty(2 * p + 1)
-        # Whether a step begins at an edge, or ends.
+        # True where a step begins at an edge, False where it ends.
         self._starts = torch.empty(2 * p, dtype=torch.bool).numpy()
         self.windows = _unsigned(torch.empty(2, p + 1, dtype=torch.int32))
         step_loops.merge(keys.numpy(), self._edges.numpy(), self._starts, self.windows)
 
     def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
-        """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
+        """`counts_above` of the thresholds themselves, each counted with its weight (float64 [P]) or as 1."""
         if weights is not None:
             return self._own(weights, below=False)
         p = len(self.centres)
@@ -142,7 +139,7 @@ class CompiledSteps:
         return counts
 
     def own_pull(self, weights: Tensor) -> Tensor:
-        """pull(t_k) of `lines` for each threshold: float64 [P]."""
+        """pull(t_k), see `lines`, at each threshold: float64 [P]."""
         return self._own(weights, below=True)
 
     def _own(self, weights: Tensor, below: bool) -> Tensor:
@@ -159,7 +156,7 @@ class CompiledSteps:
         """sum_j H(x_j - t_i) for every threshold, from the totals of all values: float64 [P]."""
         p = len(self.centres)
         integrals, counts = (torch.empty(n, dtype=torch.float64) for n in (2 * p, p))
-        pairs = totals.t().contiguous()  # as they lie already, unless they come from other processes
+        pairs = totals.t().contiguous()  # no copy, unless they were summed over processes
         arrays = self._starts, pairs.numpy(), integrals.numpy(), counts.numpy()
         step_loops.counts_above(self.centres, self.delta, *arrays)
         return counts
@@ -178,16 +175,16 @@ class CompiledSteps:
     def no_totals(self) -> Tensor:
         """Zeros for every bin, float64 [2, 2P + 1]."""
         totals = torch.empty(len(self._starts) + 1, 2, dtype=torch.float64)
-        # torch.zeros would call torch's threads, which then wait for more on the cores that ours want.
+        # torch.zeros would wake torch's threads, which then spin on the cores that ours need.
         totals.numpy().fill(0)
         return totals.t()
 
     def grid(self, searches: int) -> tuple[Array, Array, Array]:
-        """What `find_bins` looks values up in, to be had once; a fine one for few searches is a waste."""
+        """The lookup tables for `find_bins`; call once. A fine grid for few searches would be a waste."""
         assert self._edges is not None
         edges, self._edges = self._edges.numpy(), None
         fineness = max(1024, min(_CELLS_PER_EDGE * len(edges), searches // 2, _MOST_CELLS))
-        # Half the memory if it does, and more of it in the cache.
+        # uint16 where it suffices: half the memory, and more of it fits in the cache.
         kind = np.uint16 if len(edges) < 1 << 16 else np.uint32
         words = torch.empty(fineness * np.dtype(kind).itemsize // 8 + 1, dtype=torch.int64).numpy()
         cells, scale = words.view(kind), np.empty(3, self.centres.dtype)
@@ -196,7 +193,7 @@ class CompiledSteps:
 
 
 class CompiledPairs:
-    """Positives on a CPU that also differ in quality: as `sorting.SortedPositives`, with its results.
+    """Positives on a CPU that also differ in quality; interface and results of `sorting.SortedPositives`.
 
     Args:
         steps: of the positives' logits.
@@ -205,7 +202,7 @@ class CompiledPairs:
 
     def __init__(self, steps: CompiledSteps, quality: Tensor) -> None:
         self._steps, self._quality = steps, quality.numpy()
-        narrow = quality.float()  # which it was, as a rule: those are sorted in a tenth of the time
+        narrow = quality.float()  # quality usually was float32, which sorts ten times as fast
         _, order = ascending(narrow if torch.equal(narrow.double(), quality) else quality)
         self._order = order.numpy().astype(np.uint32, copy=False)
         self._places = torch.empty_like(quality).numpy()
@@ -216,7 +213,7 @@ class CompiledPairs:
         return self._sums(values, self._order, below=False)
 
     def sums_of_no_worse(self, values: Tensor, of_worse: Tensor) -> Tensor:
-        """The same over the k with q_k >= q_i, i itself as v_i / 2; of_worse: what `sums_of_worse` gave."""
+        """The same over the k with q_k >= q_i, k = i as v_i / 2; of_worse: the result of `sums_of_worse`."""
         of_all = [self._steps.own_counts_above(column.contiguous()) for column in values.unbind(1)]
         return torch.maximum(torch.stack(of_all, 1) - of_worse, values / 2)
 
@@ -244,21 +241,24 @@ class CompiledPairs:
 
 
 class CompiledNegatives:
-    """The negatives of a batch on a CPU: as `Negatives`, with its arguments, methods and results.
+    """The negatives of a batch on a CPU: same arguments, methods and results as `Negatives`.
 
-    The bins of float32 logits lie where their gradient will: no memory beyond the gradient's own. A NaN would
-    be looked up outside all tables: `batch_ranking.checked` lets none through.
+    For float32 logits the bins occupy the memory that the gradient will use: none beyond it is needed. A NaN
+    would be looked up outside the tables; `batch_ranking.checked` lets none through.
     """
 
     def __init__(self, steps: CompiledSteps, logits: Tensor, targets: Tensor) -> None:
-        # no_grad holds in the thread that asked for it alone.
+        # Detached, as no_grad holds only in the thread that entered it.
         self._steps, self._logits, self._targets = steps, logits.detach(), targets
-        # From `count` on, until `pull` takes their memory: what no cache has seen yet costs more to write to.
+        # Kept from `count` until `pull` reuses their memory: writing to fresh memory costs more.
         self._bins: Tensor | None = None
         self._totals: Tensor | None = None
 
     def count(self) -> Tensor:
-        """The bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1], until `pull`."""
+        """Find the bin of every negative; returns count and sum per bin, float64 [2, 2P + 1].
+
+        `pull` overwrites the result.
+        """
         edges, cells, scale = self._steps.grid(self._logits.numel())
         self._bins = torch.empty(self._logits.numel(), dtype=torch.int32)
         bins, targets = self._bins.numpy(), self._targets.numpy()
@@ -279,7 +279,7 @@ class CompiledNegatives:
         return totals
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
-        """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
+        """sum_i w_i H(n_j - t_i) for every negative j, 0 for all others: [M] of dtype. Call once."""
         assert self._bins is not None, "counted first, and pulled once"
         bins, self._bins = self._bins, None
         working, lines = self._steps.dtype, self._steps.lines(weights, self._totals).numpy()
@@ -300,7 +300,7 @@ class CompiledNegatives:
         return pulls
 
     def _parts(self, share: slice) -> list[slice]:
-        """All of a share where nothing has to be converted, else blocks of it."""
+        """The whole share if no conversion is needed, else blocks of it."""
         if self._logits.dtype == self._steps.dtype:
             return [share]
         parts = blocks(share.stop - share.start, self._logits.device)
@@ -317,10 +317,10 @@ class CompiledNegatives:
 
 
 def _bits(values: Tensor) -> Array:
-    """The bits of bfloat16 numbers, uint16, which NumPy has no floats for."""
+    """The bits of bfloat16 numbers as uint16, since NumPy has no bfloat16."""
     return values.view(torch.int16).numpy().view(np.uint16)
 
 
 def _unsigned(integers: Tensor) -> Array:
-    """int32 as uint32: an index that may be negative costs numba a comparison more."""
+    """int32 viewed as uint32: for an index that may be negative numba adds a comparison."""
     return integers.numpy().view(np.uint32)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def error_driven(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar that is `value` and hands `gradient` [as inputs] to `inputs` in the backward pass.
+    """A scalar equal to `value` whose backward pass gives `inputs` the `gradient` (of their shape).
 
-    The gradient may be of a wider dtype than the inputs; it is rounded after the factor that comes
-    from above (a loss weight, a loss scale) has been applied. On a CPU, and with a factor of 1, it is this
-    very tensor that autograd.grad returns: copy it before changing it in place if you ask for it twice. It
-    has no gradient itself: create_graph=True, which asks for one, is refused.
+    The gradient may have a wider dtype than the inputs; it is rounded after the incoming factor (a loss
+    weight, a loss scale) has been applied. On a CPU with a factor of 1, autograd.grad returns this very
+    tensor: if you call it twice, copy the result before changing it in place. There is no second
+    derivative: create_graph=True is refused.
     """
     return _ErrorDriven.apply(inputs, value, gradient)
 
@@ -20,14 +20,14 @@ def error_driven(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
 def two_error_driven(
     inputs: Tensor, values: tuple[Tensor, Tensor], gradient: Tensor, places: Tensor, of_each: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two scalars whose gradients differ from each other in a few places only; each can be had by itself.
+    """Two scalars with gradients of their own, where the second's is 0 except at a few indices.
 
     Args:
         inputs: any shape.
-        values: of the scalars.
-        gradient: [as inputs], of the sum of the two. But for the places it is the first one's.
-        places: int64 [p], in the flattened inputs.
-        of_each: [2, p], what each of the two has there.
+        values: of the two scalars.
+        gradient: shape of the inputs, of the sum of the two; outside `places` it is the first one's alone.
+        places: int64 [p], indices into the flattened inputs.
+        of_each: [2, p], the gradient of each of the two at `places`.
     """
     first, second = _TwoErrorDriven.apply(inputs, *values, gradient, places, of_each)
     return first, second
@@ -44,9 +44,9 @@ class _ErrorDriven(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
         _refuse_a_graph()
         (gradient,) = ctx.saved_tensors
-        # Saves a pass and its memory. On other devices a look at the factor would wait for the device.
+        # Saves a pass and its memory. On other devices reading the factor would synchronise.
         if not (factor.device.type == "cpu" and factor.item() == 1):
-            gradient = gradient * factor  # a scalar, which does not widen it and is not rounded to it
+            gradient = gradient * factor  # a 0-dim tensor: does not change the dtype and is not rounded to it
         return gradient.to(ctx.dtype), None, None
 
 
@@ -78,8 +78,8 @@ class _TwoErrorDriven(torch.autograd.Function):
 
 
 def _refuse_a_graph() -> None:
-    """The gradient would be a constant in it, and a part of a gradient penalty missing, without a word."""
-    if torch.is_grad_enabled():  # while gradients are computed, that is create_graph=True
+    """Refuse create_graph=True: the gradient would be a constant, silently missing in gradient penalties."""
+    if torch.is_grad_enabled():  # in a backward pass this means create_graph=True
         raise RuntimeError(
             "create_graph=True: this loss has no second derivative: its gradient is computed together with "
             "its value"

@@ -1,4 +1,4 @@
-"""What processes tell each other to rank over the global batch: numbers per positive and per bin only."""
+"""Communication for ranking over the global batch: only values per positive and per bin are exchanged."""
 
 from typing import NamedTuple
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 class Gathered(NamedTuple):
-    """Values of all processes, and where this process's own lie among them."""
+    """Values of all processes, and the slice that is this process's own."""
 
     values: Tensor  # [P, ...], in the order of the processes
     own: slice
 
 
 class Exchange:
-    """The collective calls of a ranking; without a group of processes each is the identity.
+    """The collective calls of a ranking; without a process group each is the identity.
 
-    Every process of the group must make the same calls in the same order. The traffic grows with
-    the number of positives alone: no logit of a negative leaves its process.
+    Every process of the group must make the same calls in the same order. The traffic depends only on
+    the number of positives: no logit of a negative leaves its process.
 
     Args:
-        group: the processes whose batches are ranked together; None for this process alone.
+        group: the processes whose batches are ranked jointly; None for this process alone.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -30,14 +30,14 @@ class Exchange:
         self.bytes_sent = 0  # by this process, so far
 
     def gather(self, values: Tensor) -> Gathered:
-        """values [p, ...], p of each process its own -> the values of all."""
+        """values [p, ...], where p may differ between processes -> the values of all processes."""
         if self._group is None:
             return Gathered(values, slice(0, len(values)))
         count = torch.tensor([len(values)], device=values.device)
         counts = [torch.empty_like(count) for _ in range(self.size)]
         dist.all_gather(counts, count, group=self._group)
         lengths = torch.cat(counts).tolist()
-        # Collectives want equal shapes, so all send as many rows as the longest.
+        # Collectives need equal shapes, so all pad to the longest.
         padded = values.new_zeros((max(lengths), *values.shape[1:]))
         padded[: len(values)] = values
         shares = [torch.empty_like(padded) for _ in range(self.size)]
@@ -49,7 +49,7 @@ class Exchange:
         return Gathered(every, slice(start, start + len(values)))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the processes' values, of one shape."""
+        """The sum over processes of values of one shape."""
         if self._group is None:
             return values
         values = values.clone(memory_format=torch.contiguous_format)
@@ -58,7 +58,7 @@ class Exchange:
         return values
 
     def sum_of_losses(self, share: Tensor) -> Tensor:
-        """The sum of the processes' shares of a loss; its gradient is that of this process's share."""
+        """The sum over processes of their shares of a loss; its gradient is that of this process's share."""
         if self._group is None:
             return share
         detached = share.detach()

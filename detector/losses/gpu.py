@@ -1,9 +1,9 @@
 """The soft steps of ranking.py on a GPU, by the Triton kernels of kernels.py.
 
-`GpuSteps` and `GpuNegatives` give what `SoftSteps` and `Negatives` give, in a third of the memory and of the
-launches, and never wait for the GPU. The sums of a bin are added up by atomic additions, in an order that
-changes from run to run: float64 keeps what differs near 1e-16, and where PyTorch is asked for deterministic
-algorithms its own calls do the work. The formulas stand in docs/ranking.md.
+`GpuSteps` and `GpuNegatives` give the results of `SoftSteps` and `Negatives` with a third of the memory and
+launches, and never wait for the GPU. The sums per bin use atomic additions, whose order changes from run to
+run: in float64 the difference is near 1e-16. Under torch.use_deterministic_algorithms plain PyTorch is used
+instead. docs/ranking.md has the formulas.
 """
 
 import torch
@@ -12,21 +12,21 @@ from torch import Tensor
 from detector.losses import kernels
 from detector.losses.ranking import searched_break_points
 
-# With few bins all values would add to the same few addresses, one after the other. So there are copies of
-# the bins, and neighbouring values add to different ones: as many as fit a GPU's L2 cache.
+# With few bins all values would add to the same few addresses, one after the other. So neighbouring values
+# add to different copies of the bins, as many as fit a GPU's L2 cache.
 _CELLS = 1 << 19
 
 
 class GpuSteps:
     """P soft steps on a GPU: `counts_above`, `own_counts_above` and `own_pull` are those of `SoftSteps`.
 
-    Lines lie in memory with the two numbers of a bin side by side.
+    In memory, lines keep the two numbers of a bin side by side.
 
     Attributes:
         dtype: of the thresholds.
         delta: half-width of the step.
-        search_edges: [2^k - 1] of dtype, ascending, the last ones infinite: what a search by halves needs no
-            bounds for.
+        search_edges: [2^k - 1] of dtype, ascending, padded with infinity: a binary search in them needs no
+            bounds checks.
     """
 
     def __init__(self, thresholds: Tensor, delta: float) -> None:
@@ -49,11 +49,11 @@ class GpuSteps:
         return len(self._centres)
 
     def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
-        """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
+        """`counts_above` of the thresholds themselves, each counted with its weight (float64 [P]) or as 1."""
         return self._own(weights, below=False)
 
     def own_pull(self, weights: Tensor) -> Tensor:
-        """pull(t_k) of `lines` for each threshold: float64 [P]."""
+        """pull(t_k), see `lines`, at each threshold: float64 [P]."""
         return self._own(weights, below=True)
 
     def _own(self, weights: Tensor | None, below: bool) -> Tensor:
@@ -81,9 +81,9 @@ class GpuSteps:
 
 
 class GpuNegatives:
-    """The negatives of a batch on a GPU: as `Negatives`, with its arguments, methods and results.
+    """The negatives of a batch on a GPU: same arguments, methods and results as `Negatives`.
 
-    The bins of float32 logits lie where their gradient will: no memory beyond the gradient's own.
+    For float32 logits the bins occupy the memory that the gradient will use: none beyond it is needed.
     """
 
     def __init__(self, steps: GpuSteps, logits: Tensor, targets: Tensor) -> None:
@@ -91,7 +91,7 @@ class GpuNegatives:
         self._bins = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
 
     def count(self) -> Tensor:
-        """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
+        """Find the bin of every negative; returns count and sum per bin, float64 [2, 2P + 1]."""
         n, bins = len(self._logits), 2 * len(self._steps) + 1
         copies = max(1, min(_CELLS, n // 4) // bins)
         counts = self._bins.new_zeros(copies, bins)
@@ -100,7 +100,7 @@ class GpuNegatives:
         return torch.stack((counts.sum(0, dtype=torch.float64), sums.sum(0)))
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
-        """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
+        """sum_i w_i H(n_j - t_i) for every negative j, 0 for all others: [M] of dtype. Call once."""
         in_place = dtype == torch.float32
         pulls = self._bins.view(dtype) if in_place else torch.empty_like(self._logits, dtype=dtype)
         kernels.pull(self._logits, self._bins, self._steps.lines(weights), pulls)

@@ -1,7 +1,7 @@
 """The Triton kernels of gpu.py, each with the function that launches it.
 
-Those over the values or the steps take a block of them a program. What has to be added up along the steps
-takes one program, which goes through them in chunks and carries the sums on: a launch costs more than that.
+In kernels over values or steps, each program takes one block. Prefix sums along the steps are done by one
+program that goes through them in chunks and carries the sums: several launches would cost more.
 """
 
 from typing import Any
@@ -11,15 +11,15 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-_BLOCK = 1024  # values of a program
-_STEPS = 128  # steps of a program
-_CHUNK, _WARPS = 2048, 8  # of what is added up along the steps
+_BLOCK = 1024  # values per program
+_STEPS = 128  # steps per program
+_CHUNK, _WARPS = 2048, 8  # of the prefix sums along the steps
 
 
 def try_out(device: torch.device) -> None:
-    """Build and launch the kernels over the values; Triton's errors, of all sorts, where that fails.
+    """Build and launch the kernels over the values; if that fails, Triton raises errors of many types.
 
-    That of the bins asks most of a GPU: before Volta there are no relaxed atomic additions.
+    `find_bins` needs most from a GPU: before Volta there are no relaxed atomic additions.
     """
     value, line = torch.zeros(1, device=device), torch.zeros(1, 2, dtype=torch.float64, device=device)
     target, bins = (value.new_zeros(1, dtype=dtype) for dtype in (torch.int8, torch.int32))
@@ -39,8 +39,8 @@ def break_points(centres: Tensor, points: Tensor, delta: float) -> None:
 def _break_points(  # type: ignore[no-untyped-def]
     centres, points, p, DELTA: tl.constexpr, UP: tl.constexpr, BLOCK: tl.constexpr
 ):
-    # What was rounded down goes up by 0.7 eps of itself, which lies between a half and one and a half of the
-    # way to the next number, and is rounded to that one.
+    # A number that was rounded down is raised by 0.7 eps of itself: between 0.5 and 1.5 times the distance
+    # to the next number, so the sum rounds to that one.
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < p
     centre = tl.load(centres + at, mask=inside, other=0)
@@ -62,11 +62,11 @@ def merge(
     windows: Tensor,
     delta: float,
 ) -> None:
-    """The starts and stops in one order, and how the centres lie among the stops.
+    """Merge starts and stops into one order, and locate the centres among the stops.
 
-    Fills search_edges and edges, as a search sees them and exactly; origins int32 [2P]: i where step i
-    starts, -1 - i where it stops; windows int32 [2, P]: how many stops lie at or below centre i, and how
-    many centres below stop i.
+    Fills search_edges and edges: the break points as the search sees them, and exactly; origins int32 [2P]:
+    i where step i starts, -1 - i where it stops; windows int32 [2, P]: how many stops lie at or below
+    centre i, and how many centres lie below stop i.
     """
     p = len(centres)
     _merge[(triton.cdiv(p, _STEPS),)](
@@ -107,7 +107,7 @@ def _merge(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _count_below(numbers, limit, count, depth, EQUAL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How many of the ascending numbers lie below each limit, or EQUAL it; 2^depth > count."""
+    """How many of the ascending numbers lie below each limit (EQUAL: at or below it); 2^depth > count."""
     found = tl.zeros_like(limit).to(tl.int32)
     step = 1 << (depth - 1)
     while step > 0:
@@ -157,7 +157,7 @@ def _sums_before(  # type: ignore[no-untyped-def]
 def _window_sums(  # type: ignore[no-untyped-def]
     before, windows, sums, p, DELTA: tl.constexpr, BELOW: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """sums holds the places, and then the result."""
+    """sums: holds the places on entry and the result on exit."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < p
     begin = before + 2 * tl.load(windows + at, mask=inside, other=0)
@@ -175,9 +175,9 @@ def _window_sums(  # type: ignore[no-untyped-def]
 
 
 def counts_above(edges: Tensor, origins: Tensor, totals: Tensor, areas: Tensor, delta: float) -> None:
-    """See SoftSteps.counts_above: areas [2, P], the integral of the values above, from each start and stop.
+    """See SoftSteps.counts_above: areas [2, P], the integral of the count above, from each start and stop up.
 
-    For delta = 0 the values above each start and stop.
+    For delta = 0 the count above each start and stop.
     """
     _counts_above[(1,)](edges, origins, totals, areas, areas.shape[1], delta, _CHUNK, num_warps=_WARPS)
 
@@ -196,7 +196,7 @@ def _counts_above(  # type: ignore[no-untyped-def]
         upper = tl.load(edges + k + 1, mask=partly, other=0)
         count = tl.load(totals + k + 1, mask=inside, other=0)
         total = tl.load(totals + 2 * p + 1 + k + 1, mask=partly, other=0)
-        # How many lie above the bin: the bins one higher are added up, so that nothing is taken away again.
+        # The count above the bin: summed over the bins one higher, so that nothing has to be subtracted.
         next_count = tl.load(totals + k + 2, mask=partly, other=0)
         beyond = higher + tl.cumsum(next_count, 0)
         origin = tl.load(origins + k, mask=inside, other=0)
@@ -212,7 +212,7 @@ def _counts_above(  # type: ignore[no-untyped-def]
 
 
 def lines(edges: Tensor, origins: Tensor, weights: Tensor, line: Tensor, delta: float) -> None:
-    """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
+    """See SoftSteps.lines: offset and slope of the pull, built from the lowest edge up; line: [2P + 1, 2]."""
     _lines[(1,)](edges, origins, weights, line, len(weights), delta, _CHUNK, num_warps=_WARPS)
 
 
@@ -234,12 +234,12 @@ def _lines(edges, origins, weights, line, p, DELTA: tl.constexpr, CHUNK: tl.cons
         else:
             edge = tl.load(edges + k, mask=inside, other=0)
             lower = tl.load(edges + k - 1, mask=after, other=0)
-            # Up to the edge the slope is that of the bin below: again nothing is taken away.
+            # Up to the edge the slope is that of the bin below: again no subtraction.
             step_before = _change(origins, weights, k - 1, after)
             slope_before = steepness + tl.cumsum(step_before, 0)
             rise = tl.where(after, tl.maximum(slope_before, 0.0) * (edge - lower), 0.0) / (2 * DELTA)
             slope = tl.maximum(slope_before + step, 0.0) / (2 * DELTA)
-            slope = tl.where(k < 2 * p - 1, slope, 0.0)  # what rounding leaves, values may lie far above
+            slope = tl.where(k < 2 * p - 1, slope, 0.0)  # rounding residue matters for values far above
             at_edge = height + tl.cumsum(rise, 0)
             tl.store(line + 2 * k + 2, at_edge - slope * edge, mask=inside)
             tl.store(line + 2 * k + 3, slope, mask=inside)
@@ -249,7 +249,7 @@ def _lines(edges, origins, weights, line, p, DELTA: tl.constexpr, CHUNK: tl.cons
 
 @triton.jit
 def _change(origins, weights, k, inside):  # type: ignore[no-untyped-def]
-    """The weight of the step that starts at edge k, or minus that of the one which stops there."""
+    """The weight of the step that starts at edge k, or minus the weight of the step that stops there."""
     origin = tl.load(origins + k, mask=inside, other=0)
     is_start = origin >= 0
     weight = tl.load(weights + tl.where(is_start, origin, -1 - origin), mask=inside, other=0)
@@ -259,9 +259,9 @@ def _change(origins, weights, k, inside):  # type: ignore[no-untyped-def]
 def find_bins(
     logits: Tensor, targets: Tensor, search_edges: Tensor, bins: Tensor, counts: Tensor, sums: Tensor
 ) -> None:
-    """The bin of each value whose target is 0, and count and sum of the values of a bin; bin 0 for others.
+    """Find the bin of each value whose target is 0 (bin 0 for others); count and sum the values per bin.
 
-    counts int32 and sums float64 [copies, 2P + 1], zeros. The totals of bin 0 stay 0: no step counts it.
+    counts: int32 [copies, 2P + 1], zeros; sums: float64, likewise. Bin 0 stays 0: no step counts it.
     """
     depth = len(search_edges).bit_length()
     _over(
@@ -300,7 +300,7 @@ def _find_bins(  # type: ignore[no-untyped-def]
 
 
 def pull(logits: Tensor, bins: Tensor, line: Tensor, pulls: Tensor) -> None:
-    """offset + slope x in each value's bin; pulls may lie where bins do."""
+    """offset + slope x in each value's bin; pulls may share the memory of bins."""
     _over(_pull, logits, bins, line, pulls, len(logits))
 
 
@@ -312,7 +312,7 @@ def _pull(logits, bins, line, pulls, n, BLOCK: tl.constexpr):  # type: ignore[no
     x = tl.load(logits + at, mask=inside, other=0).to(tl.float64)
     result = tl.maximum(tl.load(mine) + tl.load(mine + 1) * x, 0.0)
     if pulls.dtype.element_ty != tl.float64:
-        result = result.to(tl.float32)  # on the way to bfloat16, as PyTorch has it
+        result = result.to(tl.float32)  # before bfloat16, as PyTorch rounds
     tl.store(pulls + at, result.to(pulls.dtype.element_ty), mask=inside)
 
 

@@ -1,10 +1,10 @@
-"""How the loops of compiled.py become machine code, by numba: one pass where PyTorch takes ten.
+"""Compiles the loops of compiled.py with numba: one pass where PyTorch takes ten.
 
-In value_loops.py, step_loops.py and window_loops.py all arrays are given, those to be filled included. Pairs
-that are used together lie together ([n, 2]): what a loop looks up is in no cache, and one miss costs less
-than two. Few comparisons are branches, since the processor could foresee none of them, and those of a search
-are between integers, which it makes more of at a time. Floats become signed integers, which AVX2 does in
-one step, and indices are unsigned, since numba looks whether a signed one is negative.
+In value_loops.py, step_loops.py and window_loops.py the caller passes all arrays, including those to be
+filled. Pairs used together lie together ([n, 2]): lookups miss the cache, and one miss costs less than two.
+Few comparisons are branches, since they would be unpredictable, and searches compare integers, which the
+processor does more of at a time. Floats are converted to signed integers, which AVX2 does in one step;
+indices are unsigned, since numba checks signed ones for being negative.
 """
 
 import logging
@@ -23,21 +23,21 @@ Array = NDArray[Any]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_ONCE = Lock()  # several threads may be first
+_ONCE = Lock()  # several threads may make the first call
 
 log = logging.getLogger(__name__)
 
 
 @cache
 def numba_works() -> bool:
-    """Whether numba is there, and goes with what else is; one line is logged where it does not."""
-    if find_spec("numba") is None:  # there may be no wheel for a machine or a Python
+    """Whether numba is installed and works with the other packages; logs one line if it does not."""
+    if find_spec("numba") is None:  # some platforms and Python versions have no wheel
         return False
-    if sys.byteorder != "little":  # which the loops take their words for
+    if sys.byteorder != "little":  # the loops over 8-byte words assume it
         return False
     try:
         import numba  # noqa: F401  takes a second, which only training should pay
-    except (ImportError, OSError) as error:  # of another NumPy, say
+    except (ImportError, OSError) as error:  # e.g. an incompatible NumPy
         reason = first_line(error)
         log.warning(
             "numba is installed but does not work here (%s), so losses are computed without it, more slowly",
@@ -48,7 +48,7 @@ def numba_works() -> bool:
 
 
 def compiled_loop(loop: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Compile at the first call, and keep the machine code for the next process."""
+    """Compile at the first call, and cache the machine code for later processes."""
 
     made: Callable[Arguments, Result] | None = None
 
@@ -58,7 +58,7 @@ def compiled_loop(loop: Callable[Arguments, Result]) -> Callable[Arguments, Resu
         compiler = partial(njit, nogil=True, error_model="numpy")
         try:
             compiled = compiler(cache=True)(loop)
-        except RuntimeError:  # nowhere to keep the machine code: neither beside this file nor at home
+        except RuntimeError:  # no writable cache folder, neither beside this file nor in the home folder
             compiled = compiler()(loop)
         return cast(Callable[Arguments, Result], compiled)
 
@@ -71,7 +71,7 @@ def compiled_loop(loop: Callable[Arguments, Result]) -> Callable[Arguments, Resu
                 ready = made = made or fast()
         try:
             return ready(*args, **kwargs)
-        except OSError:  # of the first call alone: it is compiled by then, but the disk to keep it on is full
+        except OSError:  # only in the first call: it is compiled, but the disk is too full to cache it
             return ready(*args, **kwargs)
 
     return call

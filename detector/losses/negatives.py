@@ -1,4 +1,4 @@
-"""The negatives of a batch, each in its bin of the soft steps: the passes over all logits, in PyTorch."""
+"""The negatives of a batch, binned by the soft steps: the passes over all logits, in PyTorch."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detector.losses.ranking import SoftSteps, blocks
 
-# Picking single values out of a block pays where at most this part of it is wanted.
+# Gathering single values from a block pays off up to this fraction of it.
 _SPARSE = 0.25
 
 
@@ -25,10 +25,10 @@ class Negatives:
         self._binned: list[_BinnedBlock] = []
 
     def count(self) -> Tensor:
-        """Find the bin of every negative; counts and sums of each bin's, float64 [2, 2P + 1]."""
+        """Find the bin of every negative; returns count and sum per bin, float64 [2, 2P + 1]."""
         steps, logits = self._steps, self._logits
         totals = torch.zeros(2, len(steps.edges) + 1, dtype=torch.float64, device=logits.device)
-        # What is no negative is rare and kept by index: a pass over all targets is dear.
+        # Non-negatives are few and kept by index: a pass over all targets is expensive.
         special = self._targets.nonzero().squeeze(1)
         lowest = steps.lowest
         parts = list(blocks(len(logits), logits.device))
@@ -38,7 +38,7 @@ class Negatives:
             values = logits[block].to(steps.dtype)
             left_out = special[first:last] - block.start
             first = last
-            # A negative below every step is counted by none and pulled by none.
+            # No step counts or pulls a negative below all of them.
             counted = (values >= lowest).index_fill_(0, left_out, False)
             picked = None
             if int(counted.count_nonzero()) <= _SPARSE * len(values):
@@ -52,7 +52,7 @@ class Negatives:
         return totals
 
     def pull(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
-        """sum_i w_i H(n_j - t_i) for every negative j, 0 for what is none: [M] of dtype. To be had once."""
+        """sum_i w_i H(n_j - t_i) for every negative j, 0 for all others: [M] of dtype. Call once."""
         offset, slope = self._steps.lines(weights)
         pulls = torch.empty_like(self._logits, dtype=dtype)
         for block, picked, bins in self._binned:
@@ -70,8 +70,8 @@ class Negatives:
 
 
 class _BinnedBlock(NamedTuple):
-    """A stretch of the logits and the bins of its values."""
+    """A block of the logits and the bins of its values."""
 
     block: slice
-    picked: Tensor | None  # int64, the places in the block that are looked at; None for all
-    bins: Tensor  # int32, of these
+    picked: Tensor | None  # int64, indices of the selected values within the block; None for all
+    bins: Tensor  # int32, of the selected values

@@ -1,7 +1,7 @@
 """Rank & Sort loss: positives above negatives, and among themselves in the order of their quality.
 
 Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation" (ICCV 2021). The
-ranking part is exact in O((N + P) log P), the sorting part in O(P log P), without numba O(P log^2 P).
+ranking part is exact in O((N + P) log P), the sorting part in O(P log P), or O(P log^2 P) without numba.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def rank_sort_loss(
 ) -> RankSort:
     """Mean ranking error and mean sorting error over the positives.
 
-    With b_i negatives and a_i = sum_k H(f_k - f_i) positives above positive i (itself as 1/2), q its
+    With b_i negatives and a_i = sum_k H(f_k - f_i) positives above positive i (itself as 1/2), q_i its
     quality and B_i the positives k with q_k >= q_i:
 
         ranking error   r_i = b_i / (a_i + b_i)
@@ -41,24 +41,24 @@ def rank_sort_loss(
 
     Error-driven update: positive i gets -r_i / P, shared by the negatives in proportion to
     H(n_j - f_i), and -s_i / P, shared in proportion to H(f_k - f_i) by the positives k outside B_i,
-    which have no business above it.
+    which should not be above it.
 
     Args:
         logits: any floating dtype and shape. All elements are ranked together.
-        quality: float, same shape: the wanted score of a positive in (0, 1], e.g. the IoU of its
-            box; 0 for negatives, -1 for what takes no part.
-        delta: half-width of the soft step between two logits; 0 counts plainly, ties as a half.
+        quality: float, same shape: the target score of a positive in (0, 1], e.g. the IoU of its
+            box; 0 for negatives, -1 for ignored elements.
+        delta: half-width of the soft step between two logits; 0 is the plain step, ties count 1/2.
         exchange: as for `ap_loss`.
 
     Returns:
-        The two parts, float32 (float64 for float64 logits); 0 when there is no positive. Their
-        gradients sum to zero each.
+        The two parts, float32 (float64 for float64 logits); 0 when there is no positive. Each of
+        their gradients sums to zero.
 
     Raises:
         ValueError: as `ap_loss`, or a quality is neither -1 nor in [0, 1].
         NonFiniteLogits: a ranked logit is NaN, infinite or beyond 1e12 delta.
 
-    Source: the paper's eqs. 5 to 9; that i itself counts 1/2 is its published code's.
+    Source: eqs. 5 to 9 of the paper; that i itself counts 1/2 follows its published code.
     """
     if not quality.is_floating_point():
         raise ValueError(f"quality must be floating point, got {quality.dtype}")
@@ -70,7 +70,7 @@ def rank_sort_loss(
 def rank_sort_loss_of(
     logits: Tensor, targets: Tensor, quality: Tensor, delta: float = 0.5, exchange: Exchange | None = None
 ) -> RankSort:
-    """`rank_sort_loss` where the targets are known: nothing as large as the logits is made for the quality.
+    """`rank_sort_loss` for known targets: needs no quality tensor as large as the logits.
 
     Args:
         targets: as for `ap_loss`.
@@ -78,7 +78,7 @@ def rank_sort_loss_of(
             targets.
 
     Raises:
-        ValueError: as `ap_loss`, or the qualities are not one in (0, 1] per positive.
+        ValueError: as `ap_loss`, or quality is not one value in (0, 1] per positive.
     """
     quality = quality.detach()
     if not bool(((quality > 0) & (quality <= 1)).all()):
@@ -101,7 +101,7 @@ def _rank_sort(
     delta: float,
     exchange: Exchange | None,
 ) -> RankSort:
-    """quality_at: of the positives at these flat places [p], float [p]."""
+    """quality_at: maps the flat indices [p] of positives to their quality, float [p]."""
     check_ranking(logits, targets, delta)
     if logits.device.type == "mps":  # MPS has no float64, which the prefix sums need
 
@@ -118,7 +118,7 @@ def _rank_sort(
 
 
 def _targets(quality: Tensor) -> Tensor:
-    """1, 0 or -1 for positive, negative and ignored, int8 [as quality].
+    """1, 0 or -1 for positive, negative and ignored, as int8 of the same shape.
 
     Raises:
         ValueError: a quality is neither -1 nor in [0, 1].
@@ -137,15 +137,15 @@ def _errors_and_gradients(
     delta: float,
     exchange: Exchange,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Ranking and sorting error, the gradient of their sum, the flat index of the positives, and what each
-    of the two errors adds to the gradient of these, [2, p].
+    """Ranking and sorting error, the gradient of their sum, the flat indices of the positives [p], and the
+    gradient of each of the two errors at these, [2, p].
     """
     ranking = BatchRanking(logits.reshape(-1), targets.reshape(-1), delta, exchange)
     own_quality, exact = quality_at(ranking.positives), ranking.f.dtype
     p = len(ranking)
     if p == 0:
         zero = logits.new_zeros((), dtype=exact)
-        nothing = logits.new_zeros(logits.shape)  # contiguous, as the gradient below
+        nothing = logits.new_zeros(logits.shape)  # contiguous, like the gradient below
         return zero, zero, nothing, ranking.positives, logits.new_zeros(2, 0)
     b = ranking.above_negatives
     error = b / (ranking.above_positives() + b)
@@ -160,14 +160,14 @@ def _errors_and_gradients(
 
 
 def _sorting(positives: SortedPositives | CompiledPairs, quality: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorting error of every positive, and the update of all that they amount to; float64 [P] each.
+    """Sorting error of every positive, and the update of all positives; float64 [P] each.
 
-    With A the sums over positives above i that are no worse and W over those that are worse, of 1
-    (A_0, W_0) and of 1 - q (A_1, W_1), the error is
+    Over the positives above i that are no worse, let A_0 be the sum of 1 and A_1 that of 1 - q_k, both
+    weighted by H(f_k - f_i); W_0 and W_1 are the same over those that are worse. The error is
 
         (A_1 + W_1) / (A_0 + W_0) - A_1 / A_0  =  W_0 / (A_0 + W_0) (W_1 / W_0 - A_1 / A_0)
 
-    in whose second form nothing cancels where it is small.
+    where the second form does not cancel when the error is small.
     """
     lacking = torch.stack((torch.ones_like(quality), 1 - quality), dim=1)  # [P, 2]
     worse = positives.sums_of_worse(lacking)
@@ -176,6 +176,6 @@ def _sorting(positives: SortedPositives | CompiledPairs, quality: Tensor) -> tup
     part = total / (total + no_worse[:, 0])
     gap = worse[:, 1] / total - no_worse[:, 1] / no_worse[:, 0]
     errors = torch.where(total > 0, part * gap.clamp_min(0), 0)
-    # Each worse positive k takes from i the part that it has in i's error.
+    # Each worse positive k receives the part of i's error that it causes.
     shares = torch.where(total > 0, errors / total, 0)
     return errors, positives.pull_of_better(shares) - errors

@@ -4,11 +4,11 @@ H(u) = clamp(u / (2 delta) + 1/2, 0, 1) is the soft step of half-width delta (de
 step, 1/2 at 0). Ranking losses need two sums over values x_j and thresholds t_i:
 
     count(t_i) = sum_j H(x_j - t_i)            how many values lie above a threshold
-    pull(x_j)  = sum_i w_i H(x_j - t_i)        what the thresholds give back to a value
+    pull(x_j)  = sum_i w_i H(x_j - t_i)        what the thresholds pass back to a value
 
 Both are piecewise linear with the 2P break points t_i - delta and t_i + delta, which cut the line
 into bins. One binary search per value finds its bin; the rest is arithmetic on tables of 2P rows.
-No N x P matrix, no loop over thresholds. The derivation stands in docs/ranking.md.
+No N x P matrix, no loop over thresholds. docs/ranking.md has the derivation.
 """
 
 import math
@@ -17,14 +17,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Values are visited in blocks so that the float64 temporaries stay small whatever N is, and stay in
-# the cache on a CPU; a GPU wants few, large launches.
+# Values are processed in blocks, so that the float64 temporaries stay small for any N and stay in
+# a CPU's cache; a GPU needs few, large launches.
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}
 _FEW = 512
 
 
 def blocks(n: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover range(n), of a length that suits the device."""
+    """Slices covering range(n), of a length that suits the device."""
     step = _BLOCK.get(device.type, 1 << 20)
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
@@ -34,13 +34,13 @@ class SoftSteps:
 
     Bin 0 lies below every break point: a value there is counted by no step and pulled by none.
     Bin k >= 1 begins at the k-th smallest break point. All tables are float64; "totals" [2, 2P + 1] are
-    the count and the sum of the values in each bin, and those of separate shares of values simply add.
+    the count and the sum of the values in each bin; totals of disjoint sets of values add up.
 
     Args:
         thresholds: float [P], sorted ascending, P >= 1. float32 or float64: values given to
             `bins_of` must have the same dtype.
         delta: half-width of the step, >= 0, in units of the values.
-        searches: about how many values `bins_of` will be asked for; a large table for few is a waste.
+        searches: roughly how many values `bins_of` will look up; a large table for few is a waste.
     """
 
     def __init__(self, thresholds: Tensor, delta: float, searches: int = 1 << 20) -> None:
@@ -63,12 +63,12 @@ class SoftSteps:
 
     @property
     def lowest(self) -> float:
-        """Whatever lies below is in bin 0. Waits for the device."""
+        """The lowest break point: all values below it are in bin 0. Synchronises with the device."""
         return float(self.search_edges[0])
 
     def bins_of(self, values: Tensor) -> Tensor:
         """The bin of each value [M]: int32 [M]. A value on a break point is in the bin it begins."""
-        # A GPU's parallel search needs no help, and for a few values a grid is a waste.
+        # A GPU's parallel search needs no grid, and for a few values it is a waste.
         if values.device.type != "cpu" or len(values) < _FEW:
             return torch.bucketize(values, self.search_edges, out_int32=True, right=True)
         if self._grid is None:
@@ -80,19 +80,19 @@ class SoftSteps:
         return self.bins_of(self._thresholds)
 
     def own_counts_above(self, weights: Tensor | None = None) -> Tensor:
-        """`counts_above` of the thresholds themselves, each as its weight (float64 [P]) or once."""
+        """`counts_above` of the thresholds themselves, each counted with its weight (float64 [P]) or as 1."""
         return self.counts_above(self.totals(self._thresholds, self.own_bins(), weights))
 
     def own_pull(self, weights: Tensor) -> Tensor:
-        """pull(t_k) of `lines` for each threshold: float64 [P]."""
+        """pull(t_k), see `lines`, at each threshold: float64 [P]."""
         offset, slope = self.lines(weights)
         bins = self.own_bins().long()
         return (offset[bins] + slope[bins] * self._thresholds.double()).clamp_min(0)
 
     def totals(self, values: Tensor, bins: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Counts and sums of one block of values [M] over the bins: float64 [2, 2P + 1].
+        """Count and sum per bin of one block of values [M]: float64 [2, 2P + 1].
 
-        weights: float64 [M], non-negative: what each value counts for, instead of 1.
+        weights: float64 [M], non-negative: what each value counts, instead of 1.
         """
         zeros = torch.zeros(len(self.edges) + 1, dtype=torch.float64, device=values.device)
         # index_add_ rather than bincount's weights: it has a deterministic form on CUDA.
@@ -100,7 +100,7 @@ class SoftSteps:
             counts = zeros.index_add(0, bins, weights)
             return torch.stack((counts, zeros.index_add_(0, bins, weights * values)))
         counts = torch.bincount(bins, minlength=len(zeros)).double()
-        if values.device.type == "cpu":  # as deterministic there, and twice as fast
+        if values.device.type == "cpu":  # scatter_add_ is deterministic there too, and twice as fast
             return torch.stack((counts, zeros.scatter_add_(0, bins.long(), values.double())))
         return torch.stack((counts, zeros.index_add_(0, bins, values.double())))
 
@@ -117,7 +117,7 @@ class SoftSteps:
             return (above[self._start_bin] + above[self._end_bin]) / 2
         beyond = above - counts
         width = torch.diff(self.edges, append=self.edges[-1:])
-        # In its own bin a value reaches from the edge up to itself, in the bins below all the way.
+        # A value covers its own bin from the edge up to itself, and each lower bin completely.
         # Above the last edge no step changes, so the integral ends there.
         inside = (sums - counts * self.edges).clamp_min(0)
         inside[-1] = 0
@@ -139,19 +139,19 @@ class SoftSteps:
         steps[self._start_bin] = weights / (2 * self.delta)
         steps[self._end_bin] = -weights / (2 * self.delta)
         slope = steps.cumsum(0).clamp_min(0)
-        slope[-1] = 0  # but for rounding it is, and values may lie far above
-        # The value at each edge, grown from the lowest edge up: again only non-negative terms.
+        slope[-1] = 0  # exactly: a rounding residue would matter for values far above
+        # pull at each edge, accumulated from the lowest edge up: again only non-negative terms.
         rise = slope[:-1] * torch.diff(self.edges)
         at_edge = torch.cat((zero, rise.cumsum(0)))
         return torch.cat((zero, at_edge - slope * self.edges)), torch.cat((zero, slope))
 
 
 class _Grid:
-    """Exact search in sorted edges by an even grid: torch's search on a CPU costs a cache of misses.
+    """Exact search in sorted edges by a uniform grid: torch's search on a CPU suffers many cache misses.
 
-    cell(x) = floor((x - edges[0]) * scale) never falls as x rises, rounding included. So a value
-    whose cell holds no edge is above exactly the edges of lower cells: one table look-up. Only the
-    values that share a cell with an edge, a few per cent, are searched for.
+    cell(x) = floor((x - edges[0]) * scale) is monotone, rounding included. So a value whose cell holds
+    no edge is above exactly the edges of lower cells: one table lookup. Only the values that share a
+    cell with an edge, a few per cent, need a search.
     """
 
     _CELLS_PER_EDGE = 32
@@ -162,7 +162,7 @@ class _Grid:
         low = float(edges[0])
         span = float(edges[-1]) - low
         self._scale = (self._cells - 2) / span if 1e-30 < span < math.inf else 1.0
-        self._low = low - 1 / self._scale  # cell 0 is for whatever lies below the first edge
+        self._low = low - 1 / self._scale  # cell 0 is for values below the first edge
         occupied = torch.bincount(self._cell_of(edges), minlength=self._cells + 1).int()
         below = occupied.cumsum(0, dtype=torch.int32).sub_(occupied)
         self._table = below.masked_fill_(occupied > 0, -1)
@@ -180,11 +180,11 @@ class _Grid:
 
 
 def searched_break_points(thresholds: Tensor, delta: float) -> tuple[Tensor, ...]:
-    """What a search sees of thresholds -+ delta, in their dtype: the smallest number that is not below.
+    """thresholds -+ delta for searching, in their dtype: each rounded up to a representable number.
 
-    So it loses nothing.
+    A search among values of this dtype then finds exactly the bins of the unrounded break points.
     """
-    if delta == 0:  # a tie counts half: it gets a bin of its own, [t, next number)
+    if delta == 0:  # a tie counts 1/2: it gets a bin of its own, [t, next number)
         return thresholds, _next(thresholds)
     exact = thresholds.double()
     return tuple(_smallest_at_or_above(exact + shift, thresholds.dtype) for shift in (-delta, delta))
@@ -200,7 +200,7 @@ def _next(values: Tensor) -> Tensor:
 
 
 def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
-    """values [P] sorted, and the int64 order that sorts them."""
+    """values [P] sorted, and the int64 permutation that sorts them."""
     if values.device.type != "cpu":
         return values.sort()
     order = torch.from_numpy(values.detach().numpy().argsort())  # vectorised, unlike torch's
@@ -215,7 +215,7 @@ def soft_rank_sum(values: Tensor, thresholds: Tensor, delta: float) -> Tensor:
     """
     if len(thresholds) == 0:
         return thresholds.double()
-    if thresholds.dtype in (torch.bfloat16, torch.float16):  # which break points are too fine for
+    if thresholds.dtype in (torch.bfloat16, torch.float16):  # too coarse for break points
         return soft_rank_sum(values.float(), thresholds.float(), delta)
     ordered, order = ascending(thresholds)
     steps = SoftSteps(ordered, delta, len(values))

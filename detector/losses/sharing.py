@@ -1,6 +1,6 @@
-"""Compiled loops on all the threads that PyTorch may use: each takes a share of the values.
+"""Runs compiled loops on as many threads as PyTorch may use, each on a share of the values.
 
-Python's threads serve, since the loops let go of its lock; PyTorch's own are beyond the reach of numba.
+Python threads suffice, since the loops release the GIL; numba cannot use PyTorch's threads.
 """
 
 import os
@@ -13,15 +13,15 @@ import torch
 
 Result = TypeVar("Result")
 
-LEAST = 1 << 18  # values; for fewer, handing them over takes as long as the work
+LEAST = 1 << 18  # values per share; with fewer, the hand-over takes as long as the work
 
 
 def shares(count: int, table_bytes: int = 0) -> list[slice]:
-    """range(count) in one part per thread of PyTorch, at least one.
+    """Split range(count) into one slice per PyTorch thread, or fewer; at least one.
 
     Args:
-        table_bytes: what each share needs for itself. There are only so many shares that all but the first
-            take no more than four bytes for each value.
+        table_bytes: memory that each share needs for itself. Limits the number of shares so that all but
+            the first together take at most four bytes per value.
     """
     most = min(torch.get_num_threads(), count // LEAST, 1 + 4 * count // max(table_bytes, 1))
     size = -(-count // max(1, most))
@@ -31,9 +31,9 @@ def shares(count: int, table_bytes: int = 0) -> list[slice]:
 
 
 def side_by_side(work: Callable[[slice], Result], parts: list[slice]) -> list[Result]:
-    """work(part) for each of the parts, the first in this thread; returns the results in order.
+    """Run work(part) for each of the parts, the first in this thread; returns the results in order.
 
-    An exception of any of them is raised when all have ended.
+    An exception in any of them is raised once all have ended.
     """
     if len(parts) == 1:
         return [work(parts[0])]
@@ -53,6 +53,6 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="losses")
 
 
-# Threads do not survive a fork; a pool without them would wait for ever.
+# Threads do not survive a fork; a pool without them would wait forever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,9 +1,9 @@
 """The soft-rank sum among positives that also differ in quality, without a P x P matrix.
 
-Rank & Sort compares every positive with those of lower and with those of higher quality. Both are
-sums over pairs ordered in two ways, by logit and by quality. Pairs of different quality rank differ
-first at one bit of that rank: all pairs that differ first at the same bit are one step of prefix
-sums, so that O(P log P) for each of log P bits replaces P^2.
+Rank & Sort compares every positive with those of lower and those of higher quality. Both are sums
+over pairs ordered in two ways, by logit and by quality. Two different quality ranks have a highest
+bit in which they differ; all pairs with the same such bit take one pass of prefix sums. So
+O(P log P) for each of log P bits replaces P^2.
 """
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class SortedPositives:
-    """Positives in ascending order of their logits, for sums over those above that are worse or better.
+    """Positives in ascending order of their logits, for sums over pairs by quality.
 
-    "k is above i" to the part H(f_k - f_i), the soft step of half-width delta.
+    k is above i to the degree H(f_k - f_i), the soft step of half-width delta.
 
     Args:
         f: float [P], sorted ascending, P >= 1.
@@ -27,7 +27,7 @@ class SortedPositives:
         self._bits = (len(distinct) - 1).bit_length()
         exact = f.double()
         self._f = exact - exact[len(f) // 2]  # near 0, so that the sums of f lose no digits
-        # Where in the order the step from 0 to 1 begins and ends for each i.
+        # For each i the index in f where the step from 0 to 1 begins and where it ends.
         self._begin = torch.searchsorted(self._f, self._f - delta, right=delta > 0)
         self._end = torch.searchsorted(self._f, self._f + delta, right=delta == 0)
 
@@ -40,7 +40,7 @@ class SortedPositives:
         return result
 
     def sums_of_no_worse(self, values: Tensor, of_worse: Tensor) -> Tensor:
-        """The same over the k with q_k >= q_i, i itself as v_i / 2; of_worse: what `sums_of_worse` gave."""
+        """The same over the k with q_k >= q_i, k = i as v_i / 2; of_worse: the result of `sums_of_worse`."""
         result = torch.zeros_like(values)
         every = torch.ones_like(self._rank, dtype=torch.bool)
         self._add(result, values, every, every, self._rank)
@@ -51,16 +51,16 @@ class SortedPositives:
 
     def pull_of_better(self, weights: Tensor) -> Tensor:
         """sum_i w_i H(f_k - f_i) over the i with q_i > q_k: float64 [P] -> [P]."""
-        # These i lie below k and are better: the same sum with logits and qualities turned round.
+        # These i lie below k and are better: the same sum with logits and qualities negated.
         f, quality = self._given
         mirrored = SortedPositives(-f.flip(0), -quality.flip(0), self._delta)
         return mirrored.sums_of_worse(weights.flip(0)[:, None]).flip(0).squeeze(1)
 
     def _add(self, result: Tensor, values: Tensor, sources: Tensor, targets: Tensor, group: Tensor) -> None:
-        """Add to the targets what the sources of the same group give them."""
+        """Add to each target i the sum of v_k H(f_k - f_i) over the sources k of its group."""
         p = len(group)
         source, target = sources.nonzero().squeeze(1), targets.nonzero().squeeze(1)
-        # Sources group by group, each group in the order of f: integers, so that no tie is lost.
+        # Sources sorted by group, then by f; integer keys keep ties exact.
         keys, order = (group[source] * p + source).sort()
         source = source[order]
         v, f = values[source], self._f[source, None]

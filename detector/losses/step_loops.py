@@ -4,18 +4,17 @@ import numpy as np
 
 from detector.losses.machine_code import Array, compiled_loop
 
-# Three digits of 11 bits make a float32.
+# Three digits of 11 bits cover a float32.
 RADIX, _DIGIT_BITS = 1 << 11, 11
-_SOME = 1 << 10  # edges whose cells stay in the nearest cache between two loops
+_SOME = 1 << 10  # edges whose cells stay in the L1 cache between two loops
 
 
 @compiled_loop
 def sort_floats(bits: Array, pairs: Array, counts: Array, sorted_bits: Array, sorted_places: Array) -> None:
-    """Sort float32 by their bits, uint32 [n], into sorted_bits, with the places they had.
+    """Radix sort of float32, given as bits uint32 [n], into sorted_bits, with their original indices.
 
-    pairs: uint64 [2, n], scratch for a number and its place; counts: uint32 [3, RADIX], scratch. A radix
-    sort: as unsigned integers, with the sign bit turned and all bits of negative numbers, the bits order as
-    the floats do.
+    pairs: uint64 [2, n], scratch for a number and its index; counts: uint32 [3, RADIX], scratch. With the
+    sign bit flipped, and all bits of negative numbers, the bits sort as unsigned integers like the floats.
     """
     n, top, every, mask = len(bits), np.uint32(1 << 31), np.uint32(0xFFFFFFFF), np.uint64(RADIX - 1)
     counts[:] = 0
@@ -46,8 +45,8 @@ def break_points(centres: Array, delta: float, points: Array, eps: float) -> Non
 
     points: [3, P], filled with centres, starts and stops.
 
-    What was rounded down goes up by 0.7 eps of itself, which lies between a half and one and a half of the
-    way to the next number, and is rounded to that one.
+    A number that was rounded down is raised by 0.7 eps of itself: between 0.5 and 1.5 times the distance
+    to the next number, so the sum rounds to that one.
     """
     up, p = centres.dtype.type(0.7 * eps), len(centres)
     for i in range(p):
@@ -60,7 +59,7 @@ def break_points(centres: Array, delta: float, points: Array, eps: float) -> Non
 
 @compiled_loop
 def make_keys(bits: Array) -> None:
-    """Integers that order as the floats of these bits do, in their place; -0 as 0. They compare faster."""
+    """Turn float bits in place into integers that sort like the floats, with -0 as 0. They compare faster."""
     sign, magnitude = bits.dtype.type(8 * bits.itemsize - 1), np.iinfo(bits.dtype).max
     for k in range(len(bits)):
         negative = bits[k] >> sign
@@ -69,14 +68,14 @@ def make_keys(bits: Array) -> None:
 
 @compiled_loop
 def merge(points: Array, edges: Array, from_starts: Array, windows: Array) -> None:
-    """Starts and stops in order, and which of them are starts; and how the centres lie among the stops.
+    """Merge starts and stops into edges, noting which are starts; and locate the centres among the stops.
 
-    points: [3, P], centres, starts and stops, each ascending, as `make_keys` makes them. So are the edges
-    [2P + 1], whose last, to spare, lies beyond all numbers. windows: [2, P + 1], one to spare: of each centre
-    how many stops lie at or below it (begins), of each stop how many centres lie below (ends).
+    points: [3, P], centres, starts and stops, each ascending, as keys of `make_keys`. So are the edges
+    [2P + 1]; the last is an extra one above all numbers. windows: [2, P + 1], the last column unused: for
+    each centre how many stops lie at or below it (begins), for each stop how many centres lie below (ends).
 
-    A merge waits for each of its comparisons. There are four here, which wait side by side: both merges go up
-    from the lowest and down from the highest, and meet after P steps, in which neither list can run out.
+    A merge stalls on each of its comparisons. Here four run in parallel: both merges go up from the lowest
+    and down from the highest, and meet after P steps, in which neither list can run out.
     """
     centres, starts, stops = points[0], points[1], points[2]
     begins, ends = windows[0], windows[1]
@@ -111,14 +110,14 @@ def merge(points: Array, edges: Array, from_starts: Array, windows: Array) -> No
 
 @compiled_loop
 def fill_cells(edges: Array, floats: Array, cells: Array, words: Array, grid: Array) -> None:
-    """How many edges lie in lower cells, for each of the cells [C + 1]; grid: low, scale, last.
+    """For each of the cells [C + 1], count the edges in lower cells; grid is filled with low, scale, last.
 
-    edges: of `merge`; floats: their memory, in which they are floats for a while. words: uint64, the memory
-    of the cells.
+    edges: from `merge`; floats: the same memory, in which they are floats for a while. words: the memory of
+    the cells as uint64.
 
-    The cell of x is floor((x - low) * scale), at least 0 and at most last, which never falls as x rises,
-    rounding included. So a value lies above all edges of lower cells and below all of higher ones, and what
-    is left of a search takes place in its own cell.
+    The cell of x is floor((x - low) * scale), clamped to [0, last]; this is monotone, rounding included. So
+    a value lies above all edges of lower cells and below all of higher ones, and only the edges in its own
+    cell have to be searched.
     """
     sign, magnitude = edges.dtype.type(8 * edges.itemsize - 1), np.iinfo(edges.dtype).max
     for k in range(len(edges) - 1):
@@ -126,22 +125,22 @@ def fill_cells(edges: Array, floats: Array, cells: Array, words: Array, grid: Ar
         edges[k] = ((edges[k] ^ negative) - negative) | (negative & ~magnitude)
     low, last = floats[0], floats.dtype.type(len(cells) - 2)
     span = np.float64(floats[-2]) - np.float64(low)
-    # With an edge beyond the largest number the span is infinite, and a scale of 0 would make cells of NaN.
+    # With an edge beyond the largest number the span is infinite, and a scale of 0 would give NaN cells.
     scale = floats.dtype.type(np.float64(last) / span if 1e-30 < span < np.inf else 1.0)
     grid[0], grid[1], grid[2] = low, scale, last
     words[:] = 0
     one = np.uint64(1)
     places = np.empty(_SOME, np.int32)
-    for first in range(0, len(edges) - 1, _SOME):  # in two loops, of which the processor can widen the first
+    for first in range(0, len(edges) - 1, _SOME):  # in two loops, of which the first can be vectorised
         some = floats[first : min(first + _SOME, len(edges) - 1)]
         for k in range(len(some)):
             places[k] = np.int32(min((some[k] - low) * scale, last))
         for k in range(len(some)):
             cells[np.uint64(places[k]) + one] += 1
     for k in range(len(edges) - 1):
-        negative = edges[k] >> sign  # back, as in `make_keys`
+        negative = edges[k] >> sign  # back to keys, as in `make_keys`
         edges[k] = ((edges[k] & magnitude) ^ negative) - negative
-    # A word times ones, one for each of the cells in it, has in the place of each the sum of those up to it.
+    # A word multiplied by `ones`, a 1 for each of its cells, has in each cell the prefix sum up to it.
     lower, each = np.uint64(0), np.uint64(8 * cells.itemsize)
     ones, up_to_last = ~lower // ((one << each) - one), np.uint64(64) - each
     for k in range(len(words)):
@@ -154,22 +153,22 @@ def fill_cells(edges: Array, floats: Array, cells: Array, words: Array, grid: Ar
 def counts_above(
     centres: Array, delta: float, starts: Array, totals: Array, integrals: Array, counts: Array
 ) -> None:
-    """See SoftSteps.counts_above: the integral of the values above, from the highest edge down.
+    """See SoftSteps.counts_above: the integral of the count above, from the highest edge down.
 
-    integrals: [2P], scratch for those from the starts and those from the stops. counts: [P], to be filled.
+    integrals: [2P], scratch: at the starts, then at the stops. counts: [P], to be filled.
     """
     p, none, one, plain = np.uint64(len(centres)), np.uint64(0), np.uint64(1), delta == 0
-    shift = np.array([delta, -delta])  # by whether a step begins
+    shift = np.array([delta, -delta])  # indexed by whether a step begins
     # The highest edge is a stop. Above it no step changes, so the integral begins there.
-    i = p - one  # the highest start that is left; it may count down to -1, which is not looked up
-    higher, area = totals[p + p, 0], 0.0  # values in bins above edge k, integral from there
+    i = p - one  # the highest remaining start; may go down to -1, which is never looked up
+    higher, area = totals[p + p, 0], 0.0  # count of values above edge k, and its integral from there up
     upper = np.float64(centres[i]) + delta  # edge k + 1
     integrals[p + i] = higher if plain else 0.0
     for below in range(one, p + p):
         k = p + p - one - below
         start = np.uint64(starts[k])
-        j = k - i - one  # the highest stop that is left
-        at = j ^ ((i ^ j) & (none - start))  # i for a start: choosing would be a branch
+        j = k - i - one  # the highest remaining stop
+        at = j ^ ((i ^ j) & (none - start))  # i if start else j, without a branch
         edge = np.float64(centres[at]) + shift[start]
         count = totals[k + one, 0]
         area += higher * (upper - edge) + max(totals[k + one, 1] - count * edge, 0.0)
@@ -181,7 +180,7 @@ def counts_above(
         for at in range(p):
             counts[at] = (integrals[at] + integrals[p + at]) / 2
     else:
-        steepness = 0.5 / delta  # a division each would take as long as the rest of this loop
+        steepness = 0.5 / delta  # dividing each time would take as long as the rest of the loop
         for at in range(p):
             counts[at] = (integrals[at] - integrals[p + at]) * steepness
 
@@ -211,10 +210,10 @@ def shares(errors: Array, above: Array, least: float, weights: Array) -> None:
 
 @compiled_loop
 def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Array) -> None:
-    """See SoftSteps.lines: value and slope of the pull, grown from the lowest edge up; line: [2P + 1, 2]."""
+    """See SoftSteps.lines: offset and slope of the pull, built from the lowest edge up; line: [2P + 1, 2]."""
     i, one, above_all = np.uint64(0), np.uint64(1), np.uint64(2 * len(centres))
     rise = height = slope = 0.0
-    # By whether a step begins: looking it up takes less than choosing.
+    # Both indexed by whether a step begins: a lookup is faster than a branch.
     shift, steepness = np.array([delta, -delta]), np.array([-0.5, 0.5]) / max(delta, 1e-300)
     line[:1] = 0.0
     lower = np.float64(centres[0]) - delta
@@ -233,18 +232,19 @@ def lines(centres: Array, delta: float, starts: Array, weights: Array, line: Arr
         line[k + one, 0], line[k + one, 1] = height - slope * edge, slope
         lower = edge
         i += start
-    # Above the highest edge the slope is 0, and values may lie so far above that its rounding matters.
+    # Above the highest edge the slope is 0; a rounding residue would matter for values far above.
     line[above_all, 0], line[above_all, 1] = height, 0.0
 
 
 @compiled_loop
 def hand_out(errors: Array, order: Array, first: int, places: Array, factor: float, out: Array) -> None:
-    """factor times the error of each positive of this process, into its place.
+    """Write factor times the error of each positive of this process to its index in out.
 
-    errors: [P] in ascending order of the logits; order: where they stood before, this process's from first.
+    errors: [P] in ascending order of the logits; order: their indices before sorting, where this process's
+    begin at `first`; places: the flat indices of this process's positives.
     """
     before, count = np.uint64(first), np.uint64(len(places))
     for k in range(len(order)):
-        mine = np.uint64(order[k]) - before  # of those before a huge number
+        mine = np.uint64(order[k]) - before  # wraps to a huge number below `first`
         if mine < count:
             out[np.uint64(places[mine])] = factor * errors[k]

@@ -1,4 +1,4 @@
-"""Functions that torch.compile is to call as they are."""
+"""Functions that torch.compile calls without tracing them."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,16 +9,16 @@ import torch
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# Made when they are needed: it imports the compiler, which takes a second and more. And kept, or what is
-# compiled around them would be so anew.
+# Created on demand: torch.compiler.disable imports the compiler, which takes over a second. And kept, or the
+# code around them would be compiled again.
 _EAGER: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Within what torch.compile compiles the function stays a call.
+    """Keep the function a plain call in code that torch.compile compiles.
 
-    Traced, a ranking would be compiled anew for each number of positives, and numba's compiler with it; and a
-    gradient that is computed with its loss gives the compiler nothing to do.
+    If traced, a ranking would be recompiled for each number of positives, and numba's compiler traced with
+    it; and as the gradient is computed with the loss, there is nothing for the compiler to gain.
     """
 
     @wraps(function)

@@ -4,24 +4,25 @@ import numpy as np
 
 from detector.losses.machine_code import Array, compiled_loop
 
-FEW = 1 << 12  # values whose bins stay in the nearest cache between two loops
+FEW = 1 << 12  # values whose bins stay in the L1 cache between two loops
 
 
 @compiled_loop
 def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, int]:
-    """How many ones, and the lowest and the highest target, or 0; fills their places, and two after these.
+    """The number of ones, min(lowest target, 0) and max(highest target, 0). Fills places with the indices of
+    the ones; up to two elements after them are overwritten.
 
-    words: uint64 [n, 4], the memory of as many of the targets as fill them. Most are nothing but zeros; four
-    are looked at at once, since whether a single one is could not be foreseen where ones are many.
+    words: uint64 [n, 4], the memory of the targets, as far as they fill whole rows. Most are all zeros; four
+    are tested at once, since the branch for a single one is unpredictable where ones are many.
 
-    Of a word whose bytes are 0 or 1 the product with 0x0101.. has their sum in its highest byte; a single one
-    times 0x0001..07 has the number of its byte there.
+    If all bytes of a word are 0 or 1, its product with 0x0101.. has their sum in the highest byte. If a
+    single byte is 1, the product with 0x0001..07 has the index of that byte there.
     """
     found, one, eight, top = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(56)
     every_byte, numbers = np.uint64(0x0101010101010101), np.uint64(0x0001020304050607)
     low = high = np.int64(0)
     each = np.uint64(32 // targets.itemsize)  # targets in four words
-    ones, bytes_shift = one, np.uint64(0)  # a one in each place of a word; the logarithm of the item's size
+    ones, bytes_shift = one, np.uint64(0)  # a 1 in every item of a word; log2 of the item size in bytes
     for _ in range(8 // targets.itemsize - 1):
         ones = (ones << np.uint64(8 * targets.itemsize)) | one
     while (one << bytes_shift) < np.uint64(targets.itemsize):
@@ -35,7 +36,7 @@ def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, in
                 word, first = words[k, j], (k * np.uint64(4) + np.uint64(j)) * eight
                 at = found
                 found += word * every_byte >> top
-                # Two without a branch, whether they are there or not; few words have more.
+                # Write two without a branch, whether they exist or not; few words have more.
                 second = word & (word - one)
                 places[at] = (first + ((word & -word) * numbers >> top)) >> bytes_shift
                 at += one
@@ -61,7 +62,7 @@ def find_ones(targets: Array, words: Array, places: Array) -> tuple[int, int, in
 
 @compiled_loop
 def count_beyond(bits: Array, without_sign: int, limit: int) -> int:
-    """How many floats, by their bits, are farther from 0 than the one of the bits `limit`, or are NaN."""
+    """How many floats, given as bits, are NaN or farther from 0 than the float whose bits are `limit`."""
     beyond = 0
     for i in range(len(bits)):
         beyond += (bits[i] & without_sign) > limit
@@ -70,7 +71,7 @@ def count_beyond(bits: Array, without_sign: int, limit: int) -> int:
 
 @compiled_loop
 def targets_of_quality(quality: Array, targets: Array) -> bool:
-    """1 for what is above 0, 0 for 0 and -1 for -1; whether all of it is -1 or in [0, 1]."""
+    """Fill targets with the signs of the qualities; returns whether all of these are -1 or in [0, 1]."""
     wrong = 0
     for i in range(len(quality)):
         q = quality[i]
@@ -91,13 +92,13 @@ def find_bins(
     bins: Array,
     totals: Array,
 ) -> None:
-    """The bin of each value whose target is 0, and count and sum of the values of a bin; bin 0 for others.
+    """Find the bin of each value whose target is 0 (bin 0 for others); count and sum the values per bin.
 
-    bits: the memory of the values, as integers; edges, cells, grid: of `fill_cells`; scratch: [3, FEW + 1] of
-    the edges' type. The totals of bin 0 mean nothing: no step counts it.
+    bits: the memory of the values as integers; edges, cells, grid: of `fill_cells`; scratch: [3, FEW + 1] of
+    the edges' dtype. The totals of bin 0 are meaningless: no step counts it.
 
-    A few thousand values are looked up at a time, in loops as short as can be: what one value looks up does
-    not depend on the last, and the shorter a loop, the more of them the processor looks up at once.
+    Works on a few thousand values at a time in very short loops: lookups of different values are
+    independent, and the shorter the loop, the more of them the processor overlaps.
     """
     low, scale, last, one = grid[0], grid[1], grid[2], np.uint64(1)
     keys, places, unsure = scratch[0], scratch[1], scratch[2]
@@ -107,10 +108,10 @@ def find_bins(
         some_bits, some_targets = bits[first : first + FEW], targets[first : first + FEW]
         for i in range(len(some)):
             places[i] = np.int32(min(max((some[i] - low) * scale, low - low), last))
-        for i in range(len(some)):  # as `make_keys` does
+        for i in range(len(some)):  # as in `make_keys`
             negative = some_bits[i] >> sign
             keys[i] = ((some_bits[i] & magnitude) ^ negative) - negative
-        # One step without a branch. The values that lie above the next edge too are few: they are listed.
+        # One step without a branch. Few values lie above the next edge as well: list these.
         count = np.uint64(0)
         for i in range(len(some)):
             key, found = keys[i], np.uint64(cells[np.uint64(places[i])])
@@ -137,7 +138,7 @@ def find_bins(
 
 @compiled_loop
 def pull(values: Array, bins: Array, line: Array, out: Array) -> None:
-    """offset + slope x in each value's bin; out may lie where bins do."""
+    """offset + slope x in each value's bin; out may share the memory of bins."""
     for i in range(len(values)):
         k = np.uint64(bins[i])
         out[i] = max(line[k, 0] + line[k, 1] * np.float64(values[i]), 0.0)
@@ -145,14 +146,14 @@ def pull(values: Array, bins: Array, line: Array, out: Array) -> None:
 
 @compiled_loop
 def widen(bits: Array, wide: Array) -> None:
-    """bfloat16 as float32, by their bits: uint16 -> uint32."""
+    """bfloat16 to float32, as bits: uint16 -> uint32."""
     for i in range(len(bits)):
         wide[i] = np.uint32(bits[i]) << np.uint32(16)
 
 
 @compiled_loop
 def narrow(wide: Array, bits: Array) -> None:
-    """The reverse for finite numbers, rounded to nearest and ties to even."""
+    """float32 to bfloat16 for finite numbers, rounded to nearest, ties to even."""
     for i in range(len(bits)):
         odd = (wide[i] >> np.uint32(16)) & np.uint32(1)
         bits[i] = np.uint16((wide[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))

@@ -1,8 +1,8 @@
-"""Loops over thresholds that count each other, which needs no bins as they are sorted; see machine_code.py.
+"""Loops over thresholds that count each other; as they are sorted, this needs no bins. See machine_code.py.
 
-The window of a threshold has those that count for it in part: of the ascending centres those from begins[i]
-to ends[i] - 1 lie within delta of t_i (`step_loops.merge`). A sum over a window is the difference of two sums
-from the lowest centre on. They add up places, distances of `lay_out`, as the centres may lie far from 0.
+The window of threshold t_i holds the thresholds that count in part for it: the ascending centres begins[i]
+to ends[i] - 1, which lie within delta of t_i (`step_loops.merge`). A sum over a window is the difference of
+two prefix sums. These use the places of `lay_out` instead of the centres, which may lie far from 0.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from detector.losses.machine_code import Array, compiled_loop
 
 @compiled_loop
 def lay_out(centres: Array, delta: float, places: Array) -> None:
-    """Distances from the lowest of the ascending centres, with no gap wider than 2 delta.
+    """Places: distances from the lowest of the ascending centres, with gaps cut to at most 2 delta.
 
-    No window of `merge` reaches across such a gap, and sums of places lose no digits where the centres lie
-    far apart.
+    No window of `merge` reaches across a wider gap, and sums of places lose no digits even if the centres
+    lie far apart.
     """
     place, lower = 0.0, np.float64(centres[0])
     for k in range(len(centres)):
@@ -37,8 +37,8 @@ def window_sums(
 ) -> None:
     """sum_k w_k H(t_k - t_i) for each of the ascending centres t_i; below: sum_k w_k H(t_i - t_k).
 
-    begins, ends: of `merge`. before: [P + 1, 2], filled with the sums of weights and of weights times place
-    over all before. out: [P], the places of `lay_out`, and then the result.
+    begins, ends: of `merge`. before: [P + 1, 2], filled with the prefix sums of weights and of weights times
+    place. out: [P], the places of `lay_out` on entry, the result on exit.
     """
     p, steepness = len(out), 0.5 / delta if delta > 0 else 0.0
     total = moment = 0.0
@@ -61,9 +61,9 @@ def window_sums(
 def window_counts(
     centres: Array, delta: float, begins: Array, ends: Array, before: Array, out: Array
 ) -> None:
-    """`lay_out` and, into the same `out`, `window_sums` of weights of 1 that lie above.
+    """`lay_out` followed by `window_sums` with weights of 1 and below=False; the result is in `out`.
 
-    before: [P + 1], filled with the sums of the places before.
+    before: [P + 1], filled with the prefix sums of the places.
     """
     p, steepness = np.uint64(len(out)), 0.5 / delta if delta > 0 else 0.0
     place, moment, lower = 0.0, 0.0, np.float64(centres[0])
@@ -75,7 +75,7 @@ def window_counts(
         moment += place
     before[p] = moment
     for i in range(p):
-        # Signed, as what AVX2 makes floats of; as indices unsigned.
+        # Signed for AVX2's conversion to floats, unsigned as indices.
         begin, end = np.int64(begins[i]), np.int64(ends[i])
         within = np.float64(end - begin)
         rise = (before[np.uint64(end)] - before[np.uint64(begin)] - within * out[i]) * steepness
@@ -95,11 +95,11 @@ def sums_of_earlier(
     below: bool,
     sums: Array,
 ) -> None:
-    """sum_k v_k H(t_k - t_i) over the k of another quality that come before i in the order; see window_sums.
+    """sum_k v_k H(t_k - t_i) over the k of another quality that come before i in `order`; see window_sums.
 
     places: of `lay_out`. order: [P], by rising or falling quality. values, sums: [P, 2], two sums at once.
-    tree: [P + 1, 4] zeros, a Fenwick tree (Fenwick, 1994) over the centres: of the values, and of the values
-    times place, of those that came so far.
+    tree: [P + 1, 4] zeros, a Fenwick tree (Fenwick, 1994) over the centres, with the values, and the values
+    times place, of those visited so far.
     """
     p, one = np.uint64(len(places)), np.uint64(1)
     steepness = 0.5 / delta if delta > 0 else 0.0
@@ -111,7 +111,7 @@ def sums_of_earlier(
             i = np.uint64(order[last])
             begin, end = np.uint64(begins[i]), np.uint64(ends[i])
             begun_a = begun_b = within_a = within_b = moment_a = moment_b = 0.0
-            # What both prefixes have in common is not added to be taken away again.
+            # Tree nodes common to both prefixes cancel, so they are skipped.
             while end > begin:
                 within_a += tree[end, 0]
                 within_b += tree[end, 1]

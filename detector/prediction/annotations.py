@@ -1,4 +1,4 @@
-"""What was found in an image, and as annotations that tools can edit and a training can read."""
+"""The detections of an image, and their export as annotations that tools can edit and training can read."""
 
 import itertools
 import json
@@ -22,14 +22,14 @@ _NOT_OF_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one image or frame."""
+    """The detections in one image or frame."""
 
     source: Source
-    frame: int | None  # of a video, from 0
+    frame: int | None  # number in the video, from 0
     size: tuple[int, int]  # height, width
     found: ImageDetections
-    full: bool = False  # there may be more
-    kept: Path | None = None  # a frame that is an image by itself, in the folder of the results
+    full: bool = False  # there may be more detections; see `Detector.is_full`
+    kept: Path | None = None  # image file of a frame that was saved to the folder of results
 
 
 def instances(
@@ -37,7 +37,7 @@ def instances(
 ) -> Iterator[str]:
     """A COCO instances file of images, in pieces, since there may be millions of boxes.
 
-    Files are named as seen from the folder that the user has named, where that tells them apart.
+    File names are relative to the folder that the user named, if that is unambiguous.
     """
     sharing = Counter(result.source.place for result in results)
     ids = ids_in_file(category_ids)
@@ -70,7 +70,7 @@ def _boxes(results: Sequence[Result], ids: Sequence[int]) -> Iterator[dict[str, 
 
 
 def yolo_lines(result: Result) -> str:
-    """The label file of an image: class, centre and sides as parts of the image's, a line for each box."""
+    """The label file of an image: class, centre and sides as fractions of the image's, one line per box."""
     boxes, (height, width) = result.found.boxes, result.size
     centred = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
     parts = (centred / (width, height, width, height)).tolist()
@@ -81,7 +81,7 @@ def yolo_lines(result: Result) -> str:
 
 
 def voc(result: Result) -> str:
-    """The XML file of an image, as labelImg writes it: corners in whole pixels, at least one apart."""
+    """The XML file of an image in labelImg's format: corners in whole pixels, at least one pixel apart."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = _NOT_OF_XML.sub("?", result.source.path.name)
     size = ElementTree.SubElement(root, "size")

@@ -1,4 +1,4 @@
-"""What predict.py does with its command line."""
+"""The command of predict.py."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ from errors import InputError, number_of, some_of
 
 log = logging.getLogger(__name__)
 
-_MOST = 100_000  # images at a time, or frames between two
-# Of calibrated scores: the threshold with the best F1 is half of it, which is below 0.1 then.
+_MOST = 100_000  # for --batch and --frames
+# A calibrated threshold below this: it is about half of the best F1, which then is below 0.1.
 _NEARLY_ALL = 0.05
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line says."""
+    """The parsed command line."""
 
     model: Path
     inputs: list[str]
@@ -44,7 +44,7 @@ class Wanted:
 
 
 def predict(wanted: Wanted) -> None:
-    """Detect in what the command line names, write the results, say where they are."""
+    """Detect objects in the inputs, write the results, and print where they are."""
     w = wanted
     formats, batch, every = _formats(w.formats), _count("--batch", w.batch), _count("--frames", w.frames)
     if every is not None and {*TO_CORRECT}.isdisjoint(formats):
@@ -58,7 +58,7 @@ def predict(wanted: Wanted) -> None:
         raise InputError("give an image, a folder or a video in addition to the settings")
     if w.resume is not None and w.output is not None:
         raise InputError("--resume continues in an existing folder; leave out --output")
-    checkpoint = find_checkpoint(w.model)  # before the inputs: they may have changed places
+    checkpoint = find_checkpoint(w.model)  # before the inputs: model and inputs may be swapped
     sources, folder = find_sources(w.inputs), ResultsFolder(w.output, w.resume)
     detector = Detector.load(w.model, w.device, w.overrides)
     detector.batch_size = batch or detector.batch_size
@@ -98,7 +98,7 @@ def _count(option: str, text: str | None) -> int | None:
 
 
 def _among(text: str, classes: Sequence[str]) -> list[str]:
-    """The classes whose names stand between commas; a name may hold some itself."""
+    """The classes in a comma-separated list; their names may contain commas."""
     found = [part.strip() for part in parts_of(text, lambda part: part.strip() in classes)] or [""]
     if found[-1] not in classes:
         raise InputError(f"--classes: there is no class '{found[-1]}'; the classes are {', '.join(classes)}")
@@ -106,7 +106,7 @@ def _among(text: str, classes: Sequence[str]) -> list[str]:
 
 
 def _warn_of_low(scores: Mapping[str, float]) -> None:
-    """scores: of the classes whose thresholds nobody has given."""
+    """Warn of thresholds near 0. scores: of the classes whose thresholds the user has not given."""
     low = [f"{name} {score:.2g}" for name, score in scores.items() if score < _NEARLY_ALL]
     if low:
         log.warning(

@@ -1,7 +1,7 @@
-"""What predict.py has found, on disk as it is found: so that a run that is killed can be gone on with.
+"""A journal of predict.py's results, written as they are found, so that a killed run can be resumed.
 
-A file of JSON lines in the folder of the results: what they were found with, then an image or frame each, and
-after the last frame of a video how many it has. It goes when the tables are written.
+A file of JSON lines in the folder of results: first the settings, then one line per image or frame, and after
+the last frame of a video its number of frames. It is deleted once the tables are written.
 """
 
 import contextlib
@@ -25,22 +25,22 @@ JOURNAL = ".found.jsonl"
 
 
 class Journal:
-    """The lines of a folder of results, which as a context is kept for this process.
+    """The journal of a folder of results; as a context it locks the folder for this process.
 
     Args:
-        folder: made with the first line, if it is not there.
-        settings: all that decides on what is found and drawn.
+        folder: created with the first line, if it does not exist.
+        settings: everything that affects what is detected and drawn.
 
     Raises:
-        InputError: the folder is to be gone on with, and holds no lines, or lines of other settings, or
-            another live process writes into it.
+        InputError: the folder is to be resumed, but has no journal, or one with other settings, or another
+            live process writes to it.
     """
 
     def __init__(self, folder: ResultsFolder, settings: dict[str, Any]) -> None:
         self._folder = folder
         self._head = json.loads(json.dumps(settings))
         self._file: TextIO | None = None
-        self._whole = 0  # bytes of lines that are to stay
+        self._whole = 0  # bytes of complete lines, which are kept
         self._kept = ExitStack()
         if folder.resumed:
             self._refuse_others(next(self._lines(), None))
@@ -50,7 +50,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._kept, contextlib.suppress(OSError):  # a full disk, which has been told
+        with self._kept, contextlib.suppress(OSError):  # a full disk, which has been reported
             if self._file is not None:
                 self._file.close()
 
@@ -68,7 +68,7 @@ class Journal:
             raise InputError(f"cannot write in {self._folder.path}: {error.strerror}") from None
 
     def before(self) -> Iterator[dict[str, Any]]:
-        """What `add` and `end_video` have written before; up to a line that was cut off."""
+        """The lines that `add` and `end_video` wrote before, up to the first truncated one."""
         if self._folder.resumed:
             lines = self._lines()
             next(lines)
@@ -101,7 +101,7 @@ class Journal:
                 )
 
     def add(self, results: Sequence[Result]) -> None:
-        """Note images, or frames of a video.
+        """Record images, or frames of a video.
 
         Raises:
             InputError: no permission or no space.
@@ -109,7 +109,7 @@ class Journal:
         self._write(self._folder.as_plain(result) for result in results)
 
     def end_video(self, source: Source, frames: int) -> None:
-        """Note that these were all, and that they are drawn. Raises InputError: as `add`."""
+        """Record that a video is complete and drawn. Raises InputError: as `add`."""
         names = {"file": str(source.path), "place": str(source.place)}
         self._write([{**names, "frames": frames, "drawn": self._folder.drawn(source)}])
 
@@ -130,13 +130,13 @@ class Journal:
             raise InputError(f"cannot write {path}: {error.strerror}") from None
 
     def done(self) -> None:
-        """Nothing is left to go on with."""
-        if self._file is not None or self._folder.resumed:  # else there may be no folder
+        """Delete the journal: nothing is left to resume."""
+        if self._file is not None or self._folder.resumed:  # otherwise the folder may not exist
             (self._folder.path / JOURNAL).unlink(missing_ok=True)
 
 
 def digest_of(file: Path) -> str:
-    """Of the content of a checkpoint: it may have been moved, or trained on."""
+    """A hash of a checkpoint's content: the file may have been moved, or training may have replaced it."""
     digest = hashlib.blake2b(digest_size=16)
     with file.open("rb") as content:
         while chunk := content.read(2**20):

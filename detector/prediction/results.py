@@ -1,4 +1,4 @@
-"""The folder of results: pictures, tables, annotations to correct by hand, inputs that could not be read."""
+"""The folder of results: pictures, tables, annotations to correct by hand, and a list of failed inputs."""
 
 import contextlib
 import csv
@@ -35,36 +35,36 @@ from errors import InputError
 log = logging.getLogger(__name__)
 
 FORMATS = ("pictures", "coco", "csv", "instances", "voc", "yolo")
-# What may have been corrected by hand before the rest is done would be written over.
+# TO_CORRECT: formats that users edit by hand; written only at the end, as --resume would overwrite them.
 DEFAULT_FORMATS, TO_CORRECT = FORMATS[:3], FORMATS[3:]
 DEFAULT_FOLDER = "predictions"
-_FRAMES = "images"  # beside labels, Annotations and instances.json, as sets have them
-_KINDS = ("pictures", "videos", "labels", "Annotations", _FRAMES)  # of files that have names of their own
+_FRAMES = "images"  # beside labels, Annotations and instances.json, as in data sets
+_KINDS = ("pictures", "videos", "labels", "Annotations", _FRAMES)  # folders with one file per input
 _ESCAPES = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
-_LINES = 5  # of images that have names in common
-_MOST_OF_JPEG = 65_000  # pixels of a side
-_QUALITY, _QUALITY_TO_LEARN = 92, 95  # of JPEGs, to look at and to train on
+_LINES = 5  # most warnings about renamed label files
+_MOST_OF_JPEG = 65_000  # pixels per side
+_QUALITY, _QUALITY_TO_LEARN = 92, 95  # of JPEGs for viewing and for training
 _CSV_HEADER = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
 
 
 class ResultsFolder:
-    """Made with the first file that is put into it, so that nothing is left of a run without results.
+    """The folder of results. Created with its first file, so that a run without results leaves nothing.
 
     Args:
         wanted: the folder; None for predictions, predictions-2 and so on.
-        resumed: instead a folder that was broken off, to be gone on with.
+        resumed: instead, the folder of an interrupted run to resume.
 
     Raises:
-        InputError: the wanted folder holds something already, or could not be made.
+        InputError: the wanted folder is not empty, or cannot be created.
     """
 
     def __init__(self, wanted: Path | None, resumed: Path | None = None) -> None:
         self._wanted = wanted
         self._path: Path | None = None
         self._taken: set[Path] = set()
-        self._numbers: dict[Path, int] = {}  # that the names which were wanted have come to
+        self._numbers: dict[Path, int] = {}  # highest number used so far for each wanted path
         self._drawn: dict[Source, Path] = {}
-        self._left: set[Path] = set()  # files of what was being written when it broke off
+        self._left: set[Path] = set()  # files left by the interrupted run, which may be overwritten
         self.resumed = resumed is not None
         if resumed is not None:
             if not resumed.is_dir():
@@ -73,13 +73,13 @@ class ResultsFolder:
             self._left = {path for kind in _KINDS for path in (resumed / kind).rglob("*")}
             return
         check_new_folder("--output", Path() if wanted is None else wanted)
-        self._emptied = False  # a folder of results that all have been taken out of
+        self._emptied = False  # an earlier folder of results that has been emptied
         if wanted is not None and wanted.is_dir():
             _refuse_full(wanted)
             self._emptied = (wanted / RESULTS_MARK).exists()
 
     def as_plain(self, result: Result) -> dict[str, Any]:
-        """A result as JSON takes it."""
+        """A result as plain values for JSON."""
         found = result.found
         return {
             "file": str(result.source.path),
@@ -95,24 +95,24 @@ class ResultsFolder:
         }
 
     def drawn(self, source: Source) -> str | None:
-        """The picture or video that was drawn of a source, as seen from the folder."""
+        """The picture or video drawn for a source, relative to the folder; None if there is none."""
         path = self._drawn.get(source)
         return None if path is None else path.relative_to(self.path).as_posix()
 
     def has_drawn(self, plain: dict[str, Any]) -> bool:
-        """Whether the picture is there, if there was one: it may have been deleted to make room."""
+        """Whether the drawn picture, if any, still exists: it may have been deleted to free space."""
         drawn = None if plain["drawn"] is None else self.path / plain["drawn"]
         return drawn is None or (drawn.is_file() and drawn.stat().st_size > 0)
 
     def keep_drawn(self, source: Source, name: str | None) -> None:
-        """name: `drawn` of `as_plain`, of a source that is done."""
+        """Keep the picture of a finished source. name: the "drawn" of `as_plain`."""
         if name is not None:
             self._drawn[source] = drawn = self.path / name
             self._taken.add(drawn)
             self._left.discard(drawn)
 
     def keep_frames(self, results: Sequence[Result]) -> bool:
-        """Of a video that is done those that are images by themselves; whether all are still there."""
+        """Keep the frames of a finished video that were saved as images; returns whether all still exist."""
         kept = {result.kept for result in results if result.kept is not None}
         if not all(path.is_file() for path in kept):
             return False
@@ -122,13 +122,13 @@ class ResultsFolder:
 
     @staticmethod
     def forget_frames(results: Sequence[Result]) -> None:
-        """Of a video that cannot be used: without labels they would be background."""
+        """Delete the saved frames of an unusable video: without labels they would count as background."""
         for result in results:
             if result.kept is not None:
                 result.kept.unlink(missing_ok=True)
 
     def from_plain(self, plain: dict[str, Any], source: Source, classes: Sequence[str]) -> Result:
-        """The result that `as_plain` was given, of the same source."""
+        """The inverse of `as_plain`, for the same source."""
         labels = np.array(plain["labels"], dtype=np.int64)
         found = ImageDetections(
             np.array(plain["boxes"], dtype=np.float64).reshape(-1, 4),
@@ -142,7 +142,7 @@ class ResultsFolder:
 
     @property
     def path(self) -> Path:
-        """The folder, made if it was not yet. Raises InputError: it cannot be."""
+        """The folder, created on first use. Raises InputError: it cannot be created."""
         if self._path is None:
             self._path = self._make()
         return self._path
@@ -151,7 +151,7 @@ class ResultsFolder:
         try:
             if self._wanted is not None:
                 self._wanted.mkdir(parents=True, exist_ok=True)
-                _refuse_full(self._wanted)  # once more: the model has been loaded meanwhile
+                _refuse_full(self._wanted)  # again, as loading the model took some time
                 (self._wanted / RESULTS_MARK).touch(exist_ok=self._emptied)
                 return self._wanted
             for folder in numbered_folders(Path(DEFAULT_FOLDER)):
@@ -170,7 +170,7 @@ class ResultsFolder:
         raise AssertionError("unreachable")
 
     def write_picture(self, source: Source, pixels: NDArray[np.uint8]) -> None:
-        """Keep a drawn picture, uint8 [H, W, 3]: PNG stays PNG, all else becomes JPEG if it fits.
+        """Save a drawn picture, uint8 [H, W, 3]: PNG stays PNG, all else becomes JPEG if its sides permit.
 
         Raises:
             InputError: no permission or no space.
@@ -181,7 +181,7 @@ class ResultsFolder:
         self._drawn[source] = path
 
     def write_frame(self, source: Source, frame: int, pixels: NDArray[np.uint8]) -> Path:
-        """Keep a frame of a video as an image, to be annotated; as `write_picture`."""
+        """Save a frame of a video as an image for annotation; raises as `write_picture`."""
         ending = ".png" if max(pixels.shape) > _MOST_OF_JPEG else ".jpg"
         place = source.place.with_name(f"{source.place.stem}-{frame:06d}{ending}")
         path = self._place(_FRAMES, place, ending)
@@ -189,20 +189,21 @@ class ResultsFolder:
         return path
 
     def video_writer(self, source: Source, rate: float, size: tuple[int, int]) -> VideoWriter:
-        """For the drawn frames of a video. Raises InputError: it cannot be written."""
+        """A writer for the drawn frames of a video. Raises InputError: it cannot be written."""
         path = self._place("videos", source.place, ".mp4")
         self._drawn[source] = path
         return VideoWriter(path, rate, size)
 
     def _place(self, kind: str, place: Path, ending: str) -> Path:
-        """A path of its own for each: a.jpg, then a-2.jpg; of a name that is too long, as much as fits."""
+        """A unique path: a.jpg, then a-2.jpg; names that are too long are truncated."""
         folder = self.path / kind
-        for part in place.parent.parts:  # a folder may be called as the picture of another input
+        for part in place.parent.parts:  # a folder may have the same name as another input's picture
             folder = next(path for path in numbered_folders(folder / part) if not path.is_file())
         wanted = folder / name_that_fits(place.stem, ending)
         for number in itertools.count(self._numbers.get(wanted, 1)):
             path = wanted if number == 1 else folder / name_that_fits(place.stem, f"-{number}{ending}")
-            if path in self._left or (path not in self._taken and not path.exists()):  # A.jpg may be a.jpg
+            # exists(), as A.jpg and a.jpg may be the same file
+            if path in self._left or (path not in self._taken and not path.exists()):
                 break
         self._numbers[wanted] = number
         self._taken.add(path)
@@ -216,7 +217,7 @@ class ResultsFolder:
     def write_coco(
         self, results: Sequence[Result], classes: tuple[str, ...], category_ids: tuple[int, ...]
     ) -> None:
-        """coco.json, a results file, and images.json, which says what its ids mean and where each is drawn.
+        """coco.json, a results file, and images.json, which maps its ids to files and drawn pictures.
 
         Raises:
             InputError: no permission or no space.
@@ -246,7 +247,7 @@ class ResultsFolder:
         write_text(self.path / "images.json", json.dumps(listing) + "\n")
 
     def write_csv(self, results: Sequence[Result]) -> None:
-        """detections.csv, one line each. Raises InputError: no permission or no space."""
+        """detections.csv, one line per detection. Raises InputError: no permission or no space."""
         write_pieces(self.path / "detections.csv", map(_csv_lines, ([_CSV_HEADER], *map(_csv_rows, results))))
 
     def write_instances(
@@ -258,9 +259,9 @@ class ResultsFolder:
         _say_what_is_left_out("instances", results)
 
     def write_yolo(self, results: Sequence[Result], classes: tuple[str, ...]) -> None:
-        """labels/, a file for each image, and data.yaml with the names of the classes.
+        """labels/, a file for each image, and data.yaml with the class names.
 
-        An image without detections has an empty file: it was looked at.
+        An image without detections gets an empty file, which shows that it was processed.
 
         Raises:
             InputError: no permission or no space.
@@ -275,7 +276,7 @@ class ResultsFolder:
         _say_what_is_left_out("yolo", results)
 
     def write_voc(self, results: Sequence[Result]) -> None:
-        """Annotations/, an XML file for each image, those without detections too.
+        """Annotations/, an XML file for each image, also for those without detections.
 
         Raises:
             InputError: no permission or no space.
@@ -287,7 +288,7 @@ class ResultsFolder:
         _say_what_is_left_out("voc", results)
 
     def _of_images(self, results: Sequence[Result]) -> list[Result]:
-        """Without frames of videos, but for those that are images by themselves."""
+        """The results of images, and of video frames that were saved as images."""
         images = []
         for result in results:
             if result.frame is None:
@@ -298,7 +299,7 @@ class ResultsFolder:
         return images
 
     def _annotations_of(self, result: Result, kind: str, ending: str, renamed: list[str]) -> Path:
-        """A file for the annotations of an image, called as it is if that can be; else that is to be said."""
+        """A file for the annotations of an image, with its name if possible; else adds a note to renamed."""
         place = result.source.place
         path = self._place(kind, place, ending)
         if path.stem != place.stem:
@@ -308,14 +309,14 @@ class ResultsFolder:
         return path
 
     def write_failed(self, failed: Sequence[tuple[Source, str]]) -> None:
-        """failed.txt, a path and a reason on each line. Raises InputError: no permission or no space."""
+        """failed.txt, a path and a reason per line. Raises InputError: no permission or no space."""
         names = (str(source.path).translate(_ESCAPES) for source, _ in failed)
         reasons = (reason.translate(_ESCAPES) for _, reason in failed)
         lines = (f"{name}\t{reason}\n" for name, reason in zip(names, reasons, strict=True))
         write_text(self.path / "failed.txt", "".join(lines))
 
     def forget_failed(self) -> None:
-        """What could not be used before is used now."""
+        """Delete failed.txt of an earlier run: all inputs are usable now."""
         (self.path / "failed.txt").unlink(missing_ok=True)
 
 

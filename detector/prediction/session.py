@@ -1,4 +1,4 @@
-"""Detecting in all that a user points at; what cannot be read is left out and counted."""
+"""Detects objects in all inputs; unreadable ones are skipped and counted."""
 
 import io
 import itertools
@@ -35,13 +35,13 @@ _MORE_MEMORY = (
     "needs more memory than is available; make images smaller in data.transforms.eval of the training, "
     "lower eval.tile_batch_size if tiles are used, or try --device cpu"
 )
-_READERS = 4  # threads that decode a batch while the network works on the one before
-_TOGETHER = 2048  # images among which those of like shape are looked for
+_READERS = 4  # threads that decode a batch while the network works on the previous one
+_TOGETHER = 2048  # images that are grouped by shape at a time
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of it."""
+    """A summary of the results."""
 
     folder: Path
     images: int
@@ -60,17 +60,17 @@ def predict(
     every: int | None = None,
     settings: dict[str, Any] | None = None,
 ) -> Report:
-    """Detect in all sources and write the results.
+    """Detect objects in all sources and write the results.
 
     Args:
         formats: some of results.FORMATS.
-        thresholds: float64 [C]; detections below that of their class are left out.
-        one_per_object: of what is left, a box yields to better ones of other classes that overlap it.
-        every: each so many frames of a video one is kept as an image, for annotations.
-        settings: all that what is found depends on, which a folder that is gone on with must have had.
+        thresholds: float64 [C]; detections below the threshold of their class are dropped.
+        one_per_object: then also drop boxes that overlap better ones of other classes.
+        every: save every n-th frame of a video as an image, for annotations.
+        settings: everything that the results depend on; a resumed folder must have the same.
 
     Raises:
-        InputError: not one of the sources can be read, or the results cannot be written.
+        InputError: none of the sources can be read, or the results cannot be written.
     """
 
     def choose(found: ImageDetections) -> ImageDetections:
@@ -96,7 +96,7 @@ def predict(
                 try:
                     if session.results:
                         session.write_tables([f for f in formats if f not in TO_CORRECT])
-                except InputError as error:  # why it breaks off is told behind
+                except InputError as error:  # the reason for the interruption is reported later
                     held = f"{error}; what has been found so far is still in {folder.path}"
                 log.warning(
                     "interrupted; %s; to continue, run the same command with --resume %s", held, folder.path
@@ -129,11 +129,11 @@ def predict(
 
 
 class _Undetectable(InputError):
-    """An image or frame that the detector cannot take."""
+    """The detector cannot process an image or frame."""
 
 
 class _Session:
-    """What has been found so far."""
+    """The state of a run: what has been found so far."""
 
     def __init__(
         self,
@@ -147,24 +147,24 @@ class _Session:
     ) -> None:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
-        self._order: list[Source] = []  # of all that is written down
-        self.noted = False  # frames, of a video that may not have come to its end
+        self._order: list[Source] = []  # order of the sources in the tables
+        self.noted = False  # whether the journal has frames of videos, which may be incomplete
         self.bar = Progress(0, "image")
         self._detector = detector
         self._folder = folder
         self._journal = journal
         self._pictures = pictures
         self._choose = choose
-        self._least = least  # score that is of interest
-        self._every = every  # frame
-        self._frames_before: dict[Source, list[Result]] = {}  # of videos that are not done
-        self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # what came on standard input
+        self._least = least  # lowest threshold of any class
+        self._every = every  # see `predict`
+        self._frames_before: dict[Source, list[Result]] = {}  # of unfinished videos
+        self._streamed: Pixels = np.zeros((0, 0, 3), dtype=np.uint8)  # the image from standard input
 
     def restore(self, sources: Sequence[Source]) -> list[Source]:
-        """Take up what was found before, if anything was; returns the sources that are left.
+        """Restore the results of an interrupted run, if any; returns the sources that remain.
 
         Raises:
-            InputError: it is of another source.
+            InputError: the results are all of other sources.
         """
         named = {str(source.path): source for source in sources}
         whole: dict[Source, list[Result]] = {}
@@ -179,7 +179,7 @@ class _Session:
             result = None if ends else self._folder.from_plain(plain, source, self._detector.classes)
             if result is not None and result.frame is not None:
                 frames = self._frames_before.setdefault(source, [])
-                if result.frame == len(frames):  # else seen twice
+                if result.frame == len(frames):  # otherwise recorded twice
                     frames.append(result)
             elif source not in whole and self._folder.has_drawn(plain):
                 results = self._frames_before.get(source, []) if result is None else [result]
@@ -193,7 +193,7 @@ class _Session:
                 "inputs; give the inputs that it was started with"
             )
         for source in gone.values():
-            self._frames_before.pop(source, None)  # what is not whole cannot become so
+            self._frames_before.pop(source, None)  # an incomplete video that is no input any more stays so
         if kept := [name for name, source in gone.items() if source in whole]:
             log.warning(
                 "--resume: %d earlier inputs are not given now, such as %s; their results are kept",
@@ -209,9 +209,9 @@ class _Session:
         return [source for source in sources if source not in whole]
 
     def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
-        """Detect in images, those of like shape together, reading a batch ahead."""
+        """Detect objects in images, grouping similar shapes and reading one batch ahead."""
         self.bar.total = len(sources)
-        # Not all headers first: of 100,000 images on a network's disk nothing would be found for minutes.
+        # Do not read all headers first: with 100,000 images on a network drive that would take minutes.
         for first in range(0, len(sources), _TOGETHER):
             self._images(sources[first : first + _TOGETHER], readers)
 
@@ -243,7 +243,7 @@ class _Session:
                 self.bar.update()
 
     def _size(self, source: Source) -> tuple[int, int] | None:
-        """Height and width; None for an image that is known not to be readable by now."""
+        """Height and width; None, after recording the failure, for an image that cannot be read."""
         try:
             if source.kind != "stdin":
                 return read_size(source.path)
@@ -264,7 +264,7 @@ class _Session:
             return InputError(f"image {source.path} needs more memory than is available")
 
     def video(self, source: Source) -> None:
-        """Detect in every frame of a video."""
+        """Detect objects in every frame of a video."""
         try:
             reader = VideoReader(source.path)
             frames = iter(reader)
@@ -280,17 +280,17 @@ class _Session:
             self._journal.end_video(source, len(self.results) - before)
         except BaseException as error:
             some = self.results[before:]
-            del self.results[before:]  # as its drawn video: no half of it
+            del self.results[before:]  # no partial results, just as no partial drawn video
             if not isinstance(error, _Undetectable):
                 raise
             self._folder.forget_frames(some)
             self._fail(source, error)
 
     def _frames(self, source: Source, frames: Iterator[Pixels], rate: float) -> None:
-        """All of a video.
+        """Process all frames of a video.
 
         Raises:
-            _Undetectable: the detector cannot take one.
+            _Undetectable: the detector cannot process a frame.
         """
         with ExitStack() as stack:
             writer: VideoWriter | None = None
@@ -304,7 +304,7 @@ class _Session:
                 self.bar.update()
 
     def _of_frames(self, source: Source, frames: Iterator[Pixels]) -> Iterator[tuple[Result, Pixels | None]]:
-        """The result of each frame, and the drawn one if wanted: what was found before is drawn again."""
+        """Yield the result of each frame, and the drawn frame if requested; restored results are redrawn."""
         before = self._frames_before.pop(source, [])
         for known, pixels in zip(before, frames, strict=False):
             if pixels.shape[:2] != known.size:
@@ -328,7 +328,7 @@ class _Session:
     def _detect(
         self, images: list[tuple[Source, Pixels]], first_frame: int | None
     ) -> Iterator[tuple[Result | InputError, Pixels | None]]:
-        """Of each image of a batch the result, or why there is none, and the drawn picture if wanted."""
+        """Yield for each image of a batch the result or an error, and the drawn picture if requested."""
         found = self._found([pixels for _, pixels in images])
         for number, ((source, pixels), one) in enumerate(zip(images, found, strict=True)):
             if isinstance(one, str):
@@ -350,10 +350,10 @@ class _Session:
         return np.array(found.draw(pixels, enlarge=True)) if self._pictures else None
 
     def _found(self, images: list[Pixels]) -> list[ImageDetections | str]:
-        """What is in each; for one that cannot be taken even by itself, the reason."""
+        """The detections in each image; for one that fails even on its own, the reason."""
         try:
             return [*self._detector(images)]
-        except InputError as error:  # of the transforms, or of a network that gives NaN
+        except InputError as error:  # from the transforms, or from a network that outputs NaN
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -364,10 +364,10 @@ class _Session:
         return [one for image in images for one in self._found([image])]
 
     def write_tables(self, formats: Sequence[str]) -> None:
-        """All but the pictures, in the order of the sources.
+        """Write everything but the pictures, in the order of the sources.
 
         Raises:
-            InputError: some could not be written; all others of the tables are.
+            InputError: a file could not be written. All other tables are written, but then no annotations.
         """
         position = {source: number for number, source in enumerate(self._order)}
         self.results.sort(key=lambda r: (position[r.source], r.frame or 0))
@@ -395,7 +395,7 @@ class _Session:
                 failures.append(error)
         if failures:
             raise failures[0]
-        # Since --resume makes them anew: somebody may have begun to correct them.
+        # Only if all else succeeded: --resume would overwrite them, and the user may have begun to edit them.
         for write in last:
             write()
 

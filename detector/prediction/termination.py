@@ -1,4 +1,4 @@
-"""How predict.py is broken off: what was found is kept, whoever asks."""
+"""Interruption of predict.py: what was found is kept, whatever the signal."""
 
 import signal
 import sys
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Termination:
-    """Lets schedulers and a closed terminal break the work off as Ctrl-C does: what was found is kept.
+    """Handles signals of schedulers and of a closing terminal like Ctrl-C: what was found is kept.
 
-    More of these change nothing: the tables are being written.
+    Further signals are ignored while the tables are being written.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Termination:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._asked = number
         if not self._held:
-            self._held = True  # schedulers send it more than once, and who waits presses it again
+            self._held = True  # schedulers repeat signals, and impatient users press Ctrl-C again
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             sys.exit(128 + number)
 
     def hold_back(self) -> None:
-        """Until the end: what is found is being written."""
+        """Do not interrupt from now on: the results are being written."""
         self._held = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

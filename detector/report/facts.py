@@ -1,4 +1,4 @@
-"""What the report shows beside COCO's numbers, worked out from the matching at IoU 0.5."""
+"""What the report shows beside COCO's metrics, computed from the matching at IoU 0.5."""
 
 from dataclasses import dataclass
 
@@ -9,30 +9,30 @@ from detector.evaluation.calibration import Matched
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.matching import FOREGROUND_IOU, Flags, Floats, Ints, Kind
 
-# COCO's, in square pixels; a box on a border belongs to both sides.
+# COCO's size ranges in square pixels; both ends belong to a range, as in COCO.
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The detections from each class's threshold on, and what they make of the set."""
+    """The detections that reach the threshold of their class, and the counts that result."""
 
     thresholds: Floats  # [C]
-    found: Flags  # [D] which those are, without the ignored
-    gt: Flags  # [M] gt boxes that one of them is right about
-    right: Ints  # [I] of each image
-    wrong: Ints  # [I]
-    unfound: Ints  # [I] gt boxes
+    found: Flags  # [D] mask of these detections, without ignored ones
+    gt: Flags  # [M] gt boxes that are matched with one of them
+    right: Ints  # [I] correct detections per image
+    wrong: Ints  # [I] wrong detections per image
+    unfound: Ints  # [I] gt boxes not found per image
 
     @property
     def f1(self) -> Floats:
-        """Of each image: [I]; NaN where there is nothing and nothing was found."""
+        """F1 per image, [I]; NaN without gt boxes and detections."""
         total = 2 * self.right + self.wrong + self.unfound
         return np.where(total > 0, 2 * self.right / np.maximum(total, 1), np.nan)
 
 
 def shown(result: CocoResult) -> Shown:
-    """At the chosen thresholds, else at the best of each class."""
+    """The detections at the chosen thresholds, or else at the best threshold of each class."""
     material, matching = result.material, result.matching
     thresholds = result.best_thresholds
     if result.chosen:
@@ -56,9 +56,9 @@ def shown(result: CocoResult) -> Shown:
 def confusion(result: CocoResult, at: Shown) -> Ints:
     """How often a gt box of one class (row) was detected as another (column): [C + 1, C + 1].
 
-    First come the matches of COCO, on the diagonal. What is left is paired whatever the class, the
-    largest IoU first, from 0.5 on. The last column are gt boxes that nothing is left for, the last row
-    detections that nothing is left for, duplicates among them.
+    COCO's matches come first, on the diagonal. The rest is paired regardless of class, by descending
+    IoU down to 0.5. The last column counts unpaired gt boxes, the last row unpaired detections,
+    including duplicates.
     """
     gt, found, nothing = result.material.gt, result.material.found, len(result.per_class)
     table = np.zeros((nothing + 1, nothing + 1), np.int64)
@@ -81,24 +81,24 @@ def confusion(result: CocoResult, at: Shown) -> Ints:
 
 
 def score_range(matched: Matched) -> tuple[float, float]:
-    """The lowest and the highest score; 0 and 1 where all are from 0 to 1."""
+    """The lowest and the highest score, extended to at least [0, 1]."""
     return float(matched.scores.min(initial=0)), float(matched.scores.max(initial=1))
 
 
 def score_steps(matched: Matched) -> Floats:
-    """Thresholds from the lowest to the highest score, [101]: 0, 0.01, ... from 0 to 1 where all are."""
-    return np.linspace(*score_range(matched), 101).round(6)  # or 0.35 would lie above 0.35
+    """101 evenly spaced thresholds over `score_range`: 0, 0.01, ..., 1 if all scores are in [0, 1]."""
+    return np.linspace(*score_range(matched), 101).round(6)  # or the step 0.35 would exceed a score of 0.35
 
 
 def score_histogram(matched: Matched, bins: int = 20) -> tuple[Floats, Ints, Ints]:
-    """Edges [B + 1], correct and wrong detections of each bin [B]. From 0 to 1 where the scores are."""
+    """Bin edges [B + 1] over `score_range`, and the counts of correct and of wrong detections per bin [B]."""
     edges = np.linspace(*score_range(matched), bins + 1)
     correct, wrong = (np.histogram(matched.scores[k], edges)[0] for k in (matched.correct, ~matched.correct))
     return edges, correct, wrong
 
 
 def calibration_curve(matched: Matched, bins: int = 10) -> tuple[Floats, Floats, Ints]:
-    """Mean score, share of correct ones and number of the detections in bins of the score that have any."""
+    """Mean score, fraction of correct detections and number of detections, for each non-empty score bin."""
     at = np.clip((matched.scores * bins).astype(np.int64), 0, bins - 1)
     counts = np.bincount(at, minlength=bins)
     some = counts > 0
@@ -108,7 +108,7 @@ def calibration_curve(matched: Matched, bins: int = 10) -> tuple[Floats, Floats,
 
 
 def size_counts(result: CocoResult, at: Shown) -> dict[str, tuple[int, int]]:
-    """Gt boxes of each size of COCO's, and how many of them are found."""
+    """The number of gt boxes in each of COCO's size ranges, and how many of them are found."""
     material = result.material
     counts = {}
     for name, (low, high) in SIZES.items():
@@ -118,14 +118,14 @@ def size_counts(result: CocoResult, at: Shown) -> dict[str, tuple[int, int]]:
 
 
 def worst_false(result: CocoResult, at: Shown, count: int, per_image: int = 2) -> Ints:
-    """Rows of the wrong detections with the highest scores, not more than two of an image."""
+    """Rows of the wrong detections with the highest scores, at most `per_image` per image."""
     wrong = at.found & ~result.matching.correct
     order = result.matching.order
     return _spread(order[wrong[order]], result.material.found.images, count, per_image)
 
 
 def worst_missed(result: CocoResult, at: Shown, count: int, per_image: int = 2) -> Ints:
-    """Rows of gt boxes not found: those that have no detection at any score first, then the largest."""
+    """Rows of gt boxes not found: first those without a detection at any score, then by falling area."""
     gt = result.material.gt
     unfound = np.flatnonzero(~at.gt & ~gt.ignore)
     order = np.lexsort((-result.material.gt_areas[unfound], result.matching.found[unfound] >= 0))
@@ -133,14 +133,14 @@ def worst_missed(result: CocoResult, at: Shown, count: int, per_image: int = 2) 
 
 
 def worst_images(at: Shown, count: int) -> Ints:
-    """Images of the lowest F1, those with the most errors first among equals."""
+    """Images with the lowest F1; ties with the most errors first."""
     errors = at.wrong + at.unfound
     order = np.lexsort((-errors, at.f1))
     return order[(errors[order] > 0)][:count]
 
 
 def best_images(at: Shown, count: int) -> Ints:
-    """Images of the highest F1, those with the most boxes first among equals; none without a right one."""
+    """Images with the highest F1, ties with the most right detections first; only images with any."""
     order = np.lexsort((-at.right, -at.f1))
     return order[at.right[order] > 0][:count]
 

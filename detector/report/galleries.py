@@ -1,4 +1,4 @@
-"""Pictures for the report: what went wrong, and the best and worst images, gt beside detections."""
+"""Pictures for the report: the errors, and the best and worst images, with gt beside detections."""
 
 import base64
 import io
@@ -21,10 +21,10 @@ from detector.report.facts import Shown, best_images, worst_false, worst_images,
 
 Pixels = NDArray[np.uint8]
 
-_CROPS, _IMAGES = 12, 6  # of each kind
-_LEAST_CROP = 96  # px of the image
-_SIDE, _QUALITY = 480, 82  # of the JPEGs: longer side in px
-_SCALE = 1.9  # of lines and letters: the pictures are shown small
+_CROPS, _IMAGES = 12, 6  # per gallery
+_LEAST_CROP = 96  # minimum side of a crop, in px of the image
+_SIDE, _QUALITY = 480, 82  # of the JPEGs: longer side in px, and quality
+_SCALE = 1.9  # of lines and letters, since the pictures are shown small
 
 _WHAT = {
     Kind.CLASSIFICATION: "class wrong, gt is {gt} (IoU {iou:.2f})",
@@ -46,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Galleries:
-    """All that there are; some may be empty."""
+    """All galleries; some may be empty."""
 
     false: list[Picture]
     missed: list[Picture]
@@ -55,7 +55,7 @@ class Galleries:
 
 
 def galleries(result: CocoResult, at: Shown) -> Galleries:
-    """Read and draw what is to be seen.
+    """Read the images and draw the pictures of all galleries.
 
     Raises:
         InputError: an image cannot be read.
@@ -98,7 +98,7 @@ def _missed(result: CocoResult, at: Shown, row: int) -> Picture:
 
 
 def _nearest(result: CocoResult, row: int) -> str:
-    """What there is at a gt box of whose detections none could be mended for it."""
+    """Describe the nearest detection of a gt box that has none with only class or only box wrong."""
     m, matching = result.material, result.matching
     there = np.flatnonzero(m.found.images == m.gt.images[row])
     ious = pairwise_iou(
@@ -118,7 +118,7 @@ def _whole(result: CocoResult, at: Shown, image: int) -> Picture:
     gt = np.flatnonzero(m.gt.images == image)
     rows = np.flatnonzero((m.found.images == image) & at.found)
     rows = rows[np.argsort(-m.found.scores[rows], kind="stable")]
-    few = len(gt) <= 12  # else the names would hide the picture
+    few = len(gt) <= 12  # more names would hide the picture
     left = _jpeg(
         draw_boxes(
             pixels, xyxy(m.gt.xywh[gt]), m.gt.labels[gt],
@@ -133,10 +133,10 @@ def _whole(result: CocoResult, at: Shown, image: int) -> Picture:
 
 
 def _crop(result: CocoResult, at: Shown, image: int, subject: Floats, only: int | None = None) -> str:
-    """The surroundings of a box (xywh), and the boxes that overlap it: gt dashed, detections in full lines.
+    """The surroundings of a box (xywh) with the boxes that overlap it: gt dashed, detections in solid lines.
 
     Args:
-        only: the one detection to be shown; all above the thresholds without it.
+        only: the only detection to show; None shows all that reach the thresholds.
     """
     m = result.material
     pixels = _read(m, image)
@@ -156,7 +156,7 @@ def _crop(result: CocoResult, at: Shown, image: int, subject: Floats, only: int 
 
 
 def _near(subject: Floats, xywh: Floats, rows: Ints) -> Ints:
-    """Those of the boxes that overlap one, the nearest first."""
+    """Those of the rows whose boxes overlap the subject, by descending IoU."""
     if len(rows) == 0:
         return rows
     overlap = mask.iou(subject[None], xywh[rows], np.zeros(len(rows), np.uint8))

@@ -1,4 +1,4 @@
-"""The report, one page and tables of its numbers, in its folder: `evaluate.py ... --report DIR`."""
+"""The report of `evaluate.py ... --report DIR`: a folder with one page, and tables of its numbers."""
 
 import contextlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from errors import InputError
 
 PAGE = "index.html"
 _GENERATOR = '<meta name="generator" content="aploss-detector report">'
-_HEAD = 4096  # bytes of a page in which the line stands
+_HEAD = 4096  # bytes at the beginning of a page that contain _GENERATOR
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -56,14 +56,14 @@ svg text { fill: #111; } .grid { stroke: #e2e2e2; fill: none; } .axis { stroke: 
 
 
 def check_report_folder(folder: Path) -> None:
-    """An absent or empty folder will do, and one that holds nothing but an earlier report.
+    """Accept a missing or empty folder, or one with nothing but an earlier report.
 
     Raises:
-        InputError: there is something else.
+        InputError: it contains something else, or cannot be created or written.
     """
     check_new_folder("--report", folder)
     held = [*folder.iterdir()] if folder.is_dir() else []
-    held = [path for path in held if not path.name.startswith(".")]  # Finder's and others' own
+    held = [path for path in held if not path.name.startswith(".")]  # ignore files such as Finder's
     tables_held = all(is_table(path) for path in held if path.name != PAGE)
     if held and not (_is_report(folder / PAGE) and tables_held):
         raise InputError(f"--report: {folder} contains something other than a report; choose another folder")
@@ -76,15 +76,14 @@ def write_report(
     result: CocoResult,
     extra: dict[str, float],
 ) -> Path:
-    """Make page and tables and put them into their folder; an earlier report is replaced, or left as it is
-    where there is no space.
+    """Write page and tables to their folder; an earlier report is replaced, or kept if there is no space.
 
     Args:
-        facts: what was scored, by name.
-        extra: what there is beside COCO's numbers.
+        facts: what was scored, as (name, value) pairs.
+        extra: the metrics beside COCO's.
 
     Raises:
-        InputError: the folder holds something else or cannot be written, an image cannot be read.
+        InputError: the folder contains something else or cannot be written, or an image cannot be read.
     """
     check_report_folder(folder)
     at = shown(result)
@@ -96,7 +95,7 @@ def write_report(
         write_texts(folder, texts)
     except (OSError, InputError) as error:
         for path in made:
-            with contextlib.suppress(OSError):  # some were not made yet
+            with contextlib.suppress(OSError):  # some may not have been created
                 path.rmdir()
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"--report: {folder}: {reason}") from None
@@ -111,7 +110,7 @@ def report_page(
     at: Shown,
     matrix: Ints,
 ) -> str:
-    """The page as HTML: complete in itself, without scripts.
+    """The page as self-contained HTML, without scripts.
 
     Raises:
         InputError: an image cannot be read.

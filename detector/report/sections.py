@@ -1,4 +1,4 @@
-"""The parts of the report, each a piece of HTML."""
+"""The sections of the report, as HTML."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -21,7 +21,7 @@ from detector.report.facts import (
 )
 from detector.report.galleries import Galleries, Picture
 
-_MATRIX = 20  # classes that fit into one
+_MATRIX = 20  # most classes in a confusion matrix
 _NONE = "\N{EN DASH}"
 _AT = ((0, "IoU 0.5", svg.BLUE), (5, "0.75", svg.VERMILION), (8, "0.9", svg.GREEN))
 
@@ -38,7 +38,7 @@ _ERRORS = {
 
 
 def summary(result: CocoResult, facts: Sequence[tuple[str, str]], extra: dict[str, float]) -> str:
-    """What was scored, and the 12 numbers of COCO."""
+    """What was scored, and the 12 COCO metrics."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     numbers = _table(COCO_NAMES, [[_value(result.summary[name]) for name in COCO_NAMES]])
     more = "; ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in extra.items())
@@ -46,7 +46,7 @@ def summary(result: CocoResult, facts: Sequence[tuple[str, str]], extra: dict[st
 
 
 def errors(result: CocoResult) -> str:
-    """What holds AP50 back."""
+    """What each kind of error costs in AP50."""
     costs = result.errors.costs()
     kinds = [name for name in costs if name not in ("false_positives", "false_negatives")]
     chart = svg.bars(
@@ -101,7 +101,7 @@ def _at_chosen(result: CocoResult) -> str:
 
 
 def curves(result: CocoResult) -> str:
-    """Precision over recall: the mean of the classes, then each of them."""
+    """Precision over recall: the mean over classes, then each class."""
     known = [label for label, one in enumerate(result.per_class.values()) if one.gt_boxes > 0]
     figures = []
     if len(known) > 1:
@@ -126,14 +126,14 @@ def curves(result: CocoResult) -> str:
 
 
 def thresholds(result: CocoResult) -> str:
-    """What each threshold of the score gives, class by class."""
+    """Precision, recall and F1 over the score threshold, class by class."""
     across, steps = _score_axis(result), score_steps(result.matched)
     marks = {name: (one.told_threshold, one.best_f1) for name, one in result.per_class.items()}
     if result.chosen:
         marks = {name: (one.threshold, one.f1) for name, one in result.at_chosen().items()}
     figures = []
     for one in over_thresholds(result, steps):
-        there = one.right + one.wrong > 0  # of nothing precision is unknown
+        there = one.right + one.wrong > 0  # precision is undefined without detections
         if not there.any():
             continue
         chart = svg.Chart(across, svg.Axis(""), f"over the threshold, {one.name}", 300, 240)
@@ -155,7 +155,7 @@ def thresholds(result: CocoResult) -> str:
 
 
 def matrix(result: CocoResult, table: Ints) -> str:
-    """Which class is taken for which. table: of `confusion`."""
+    """Which class is confused with which. table: from `confusion`."""
     names, sums = list(result.per_class), table.sum(axis=1)
     text = (
         "Detections with at least the threshold of their class, at IoU 0.5; shades show the share of the "
@@ -176,7 +176,7 @@ def matrix(result: CocoResult, table: Ints) -> str:
 
 
 def scores(result: CocoResult, at: Shown) -> str:
-    """Where right and wrong detections lie, and whether a score is a probability."""
+    """The scores of right and wrong detections, and their calibration."""
     matched = result.matched
     edges, right, wrong = score_histogram(matched)
     most = max(10.0, float(max(right.max(), wrong.max())))
@@ -214,7 +214,7 @@ def scores(result: CocoResult, at: Shown) -> str:
 
 
 def sizes(result: CocoResult, at: Shown) -> str:
-    """COCO's three sizes."""
+    """Results for COCO's three sizes."""
     rows = []
     bounds = {"small": "up to 32²", "medium": "32² to 96²", "large": "96² and more"}
     for name, (total, found) in size_counts(result, at).items():
@@ -227,7 +227,7 @@ def sizes(result: CocoResult, at: Shown) -> str:
 
 
 def pictures(shown: Galleries | None) -> str:
-    """The galleries, or why there are none."""
+    """The galleries, or the reason why there are none."""
     if shown is None:
         text = "No pictures: the images were not available (give their folder with --images DIR)."
         return _section("Pictures", f"<p>{text}</p>")
@@ -271,7 +271,7 @@ def _curve_axes(what: str) -> svg.Chart:
 
 
 def _curve(chart: svg.Chart, precision: Floats, style: svg.Style, label: str) -> None:
-    """Down to 0 where the recall ends."""
+    """Draw the curve down to 0 where recall ends."""
     reached = min(int((precision > 0).sum()) + 1, len(precision))
     chart.line(RECALLS[:reached], precision[:reached], style, label)
 
@@ -302,5 +302,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -
 
 
 def _value(value: float) -> str:
-    """Three digits; a dash where COCO has -1, for what there is not."""
+    """Three decimals; a dash for COCO's -1, which means undefined."""
     return _NONE if value == -1 else f"{value:.3f}"

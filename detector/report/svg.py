@@ -1,4 +1,4 @@
-"""Charts as SVG text: axes, lines, steps, points, bars, a heat map. Told apart without colour as well."""
+"""Charts as SVG text: axes, lines, steps, points, bars, a heat map; readable without colour as well."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 38
-_LEGEND = 18  # px of a line of it
-_LETTER = 6.1  # px, about
+_LEGEND = 18  # px per line of the legend
+_LETTER = 6.1  # approximate width of a letter in px
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a series looks. Colours: Okabe & Ito, "Color universal design" (2008)."""
+    """The look of a series. Colours: Okabe & Ito, "Color universal design" (2008)."""
 
     colour: str
     dash: str = ""  # stroke-dasharray
@@ -32,7 +32,7 @@ GREY = Style("#777777", "3 3")
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values with its ticks; `log` wants low > 0."""
+    """A range of values with its ticks; `log` requires low > 0."""
 
     label: str
     low: float = 0.0
@@ -41,7 +41,7 @@ class Axis:
     log: bool = False
 
     def place(self, values: Floats | float) -> Floats:
-        """0 at `low`, 1 at `high`."""
+        """Positions of values: 0 at `low`, 1 at `high`."""
         values = np.clip(np.asarray(values, dtype=np.float64), self.low, self.high)
         if self.log:
             return np.log(values / self.low) / math.log(self.high / self.low)
@@ -54,14 +54,14 @@ class Chart:
     def __init__(self, x: Axis, y: Axis, what: str, width: int = 360, height: int = 270) -> None:
         """
         Args:
-            what: what it shows, for those who do not see it.
+            what: a description of the chart, for screen readers.
         """
         self.x, self.y, self.what, self.width, self.height = x, y, what, width, height
         self._parts: list[str] = []
         self._series: list[tuple[str, Style, bool]] = []
 
     def line(self, xs: Floats, ys: Floats, style: Style, label: str = "") -> None:
-        """Straight from point to point."""
+        """Straight lines from point to point."""
         self._series += [(label, style, False)] if label else []
         self._path(self._points(xs, ys), style, "none")
 
@@ -87,7 +87,7 @@ class Chart:
         return list(zip(across.tolist(), down.tolist(), strict=True))
 
     def _path(self, points: list[tuple[float, float]], style: Style, fill: str) -> None:
-        # A stretch of one height needs its ends alone.
+        # A horizontal stretch needs only its ends.
         kept = [
             p for k, p in enumerate(points)
             if k in (0, len(points) - 1) or not points[k - 1][1] == p[1] == points[k + 1][1]
@@ -100,7 +100,7 @@ class Chart:
         )
 
     def svg(self) -> str:
-        """The whole of it."""
+        """The complete chart."""
         legend, lines = self._legend()
         height = self.height + lines * _LEGEND
         return (
@@ -142,7 +142,7 @@ class Chart:
 
 
 def bars(rows: Sequence[tuple[str, float, str, Style]], what: str, width: int = 560) -> str:
-    """Lying bars: name, value from 0 on, what stands behind it, style."""
+    """Horizontal bars; rows: name, value from 0 up, note after the bar, style."""
     longest = max((value for _, value, _, _ in rows), default=0) or 1
     left = 14 + _LETTER * max((len(name) for name, *_ in rows), default=0)
     room = width - left - 14 - _LETTER * max((len(note) for _, _, note, _ in rows), default=0)
@@ -164,7 +164,7 @@ def bars(rows: Sequence[tuple[str, float, str, Style]], what: str, width: int = 
 def heat_map(
     rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int64], sums: NDArray[np.int64], what: str
 ) -> str:
-    """Counts [R, C] as cells, rows below each other, darker the larger their part of the row's sum [R]."""
+    """Counts [R, C] as cells, the darker the larger their fraction of the row's sum [R]."""
     side = 46 if len(columns) <= 12 else 34
     left = 22 + _LETTER * max(len(_short(name)) for name in rows)
     top = 30 + 0.72 * _LETTER * max(len(_short(name)) for name in columns)

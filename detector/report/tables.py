@@ -1,4 +1,4 @@
-"""The numbers behind the report's charts, as CSV: to be plotted or worked with by other programs."""
+"""The numbers behind the report's charts, as CSV for other programs."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from detector.report.facts import Shown, score_steps
 _CORNER = "gt in rows"
 _NOTHING = "nothing"
 
-# By the names of the files, how they begin.
+# First columns of each file.
 _COLUMNS: dict[str, Sequence[str]] = {
     "confusion.csv": (_CORNER,),
     "images.csv": ("image_id", "image", "gt_boxes", "right", "wrong", "missed", "f1"),
@@ -25,11 +25,11 @@ _COLUMNS: dict[str, Sequence[str]] = {
 
 
 def tables(result: CocoResult, at: Shown, matrix: Ints) -> dict[str, str]:
-    """The content of each file by its name.
+    """The content of each file by name.
 
-    confusion.csv, images.csv: at the thresholds of the page and IoU 0.5; thresholds.csv: what other
-    thresholds give at IoU 0.5; precision_recall.csv: as COCO interpolates it at every IoU, of the classes
-    that have gt boxes. matrix: of `confusion`.
+    confusion.csv, images.csv: at the thresholds of the page and IoU 0.5; thresholds.csv: results at other
+    thresholds and IoU 0.5; precision_recall.csv: COCO's interpolated precision at every IoU, for the classes
+    that have gt boxes. matrix: from `confusion`.
     """
     nothing = f"({_NOTHING})" if _NOTHING in result.per_class else _NOTHING
     names = [*result.per_class, nothing]
@@ -44,7 +44,7 @@ def tables(result: CocoResult, at: Shown, matrix: Ints) -> dict[str, str]:
 
 
 def is_table(file: Path) -> bool:
-    """Whether a file may be of an earlier report."""
+    """Whether a file may belong to an earlier report."""
     if file.name not in _COLUMNS:
         return False
     beginning = ",".join(_COLUMNS[file.name]).encode()
@@ -79,12 +79,12 @@ def _thresholds(result: CocoResult) -> Iterable[Sequence[object]]:
         for threshold, precision, recall, f1, right, wrong, missed in zip(
             *(v.tolist() for v in (*values, *counts)), strict=True
         ):
-            told = _short(precision) if right + wrong else ""  # of nothing it is unknown
+            told = _short(precision) if right + wrong else ""  # undefined without detections
             yield one.name, _short(threshold), told, _short(recall), _short(f1), right, wrong, missed
 
 
 def _short(value: float) -> str:
-    """No digits that mean nothing."""
+    """A number with six significant digits."""
     return f"{value:.6g}"
 
 
