@@ -23,7 +23,7 @@ from detector.boxes import pairwise_iou
 from detector.builders.data import build_pipeline
 from detector.drawing import draw_boxes
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
-from detector.evaluation.image_sizes import tile_cuts_nothing, warn_of_scale
+from detector.evaluation.image_sizes import warn_of_idle_tile, warn_of_scale
 from detector.evaluation.inference import Predictions
 from errors import InputError, some_of
 
@@ -258,7 +258,7 @@ class Detector:
         """Warn of settings that do not suit images of these sizes ([I, 2], height and width)."""
         opened = self._checkpoint
         warn_of_scale(opened.trained, opened.config.data, sizes)
-        tile_cuts_nothing(opened.config.eval.tile, self._pipeline.sizes_of(sizes))
+        warn_of_idle_tile(opened.config.eval.tile, self._pipeline.sizes_of(sizes))
 
     def is_full(self, found: ImageDetections, least: float) -> bool:
         """Whether eval.detections_per_img may have cut off detections of an image scoring at least `least`.

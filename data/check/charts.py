@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from data.colours import PALETTE
 
 _INK = "#222222"
+_BINS_PER_DOUBLING = 4  # of a histogram
 _WIDTH = 640
 _SERIES = (4, 0, 2)  # rows of the palette: blue, orange, green; also distinct in greyscale print
 _MOST_CLASSES = 40
@@ -52,18 +53,17 @@ def class_bars(per_split: Mapping[str, Mapping[str, int]]) -> str:
     return _svg(height, parts, "share of each class among the boxes of each split")
 
 
-def histogram(values: NDArray[np.float64], marks: Sequence[float], per_doubling: int = 4) -> str:
+def histogram(values: NDArray[np.float64], marks: Sequence[float]) -> str:
     """Histogram on a log2 axis, with a row of marks below it.
 
     Args:
         values: [G], above 0.
         marks: values of anchors, drawn as triangles below the axis.
-        per_doubling: bins per doubling.
     """
     reach = np.concatenate((values, np.asarray(marks, dtype=np.float64)))
     low, high = math.floor(math.log2(reach.min())), math.ceil(math.log2(reach.max() * 1.0001))
     high = max(high, low + 1)
-    steps = (high - low) * per_doubling
+    steps = (high - low) * _BINS_PER_DOUBLING
     counts, _ = np.histogram(np.log2(values), bins=steps, range=(low, high))
     left, right, height, foot = 40, 20, 150, 40
     scale = (_WIDTH - left - right) / (high - low)
@@ -71,9 +71,9 @@ def histogram(values: NDArray[np.float64], marks: Sequence[float], per_doubling:
     most = max(1, int(counts.max()))
     for k, count in enumerate(counts.tolist()):
         tall = (height - 14) * count / most
-        x = left + k * scale / per_doubling
+        x = left + k * scale / _BINS_PER_DOUBLING
         parts.append(
-            f'<rect x="{x:.1f}" y="{height - tall:.1f}" width="{max(1, scale / per_doubling - 1):.1f}" '
+            f'<rect x="{x:.1f}" y="{height - tall:.1f}" width="{max(1, scale / _BINS_PER_DOUBLING - 1):.1f}" '
             f'height="{tall:.1f}" fill="{series_colour(0)}"/>'
         )
     parts.append(f'<path d="M{left} {height}H{_WIDTH - right}" stroke="{_INK}" fill="none"/>')

@@ -56,13 +56,12 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_n
 _StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_number)
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file with its bases, apply KEY=VALUE overrides, check everything.
 
     Raises:
         InputError: the file is missing or malformed, a key is unknown, or a value is invalid.
     """
-    overrides = overrides or []
     values, own = _read_with_bases(path, ())
     if {"images", "annotations", "categories"} <= values.keys():
         raise InputError(
@@ -127,7 +126,7 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
 
 
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set dotted keys: apply_overrides({}, ["optimizer.lr=0.005"]).
 
     Raises:

@@ -106,7 +106,7 @@ def read_checkpoint(path: Path, overrides: Sequence[str]) -> ReadCheckpoint:
     file = find_checkpoint(path)
     content = load_checkpoint(file)
     trained = parse_config(content["config"], str(file))
-    config = parse_config(apply_overrides(content["config"], list(overrides)), str(file), overrides)
+    config = parse_config(apply_overrides(content["config"], overrides), str(file), overrides)
     _refuse_other_classes(config, trained, content["classes"], file)
     _refuse_other_model(config, trained, file)
     return ReadCheckpoint(file, content, trained, config)
@@ -253,7 +253,7 @@ def _best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
     return {n: float(one["best_f1_threshold"]) for n, one in per_class.items() if one.get("best_f1", 0) > 0}
 
 
-def evaluate_checkpoint(path: Path, overrides: list[str], split: str) -> CheckpointScores:
+def evaluate_checkpoint(path: Path, overrides: Sequence[str], split: str) -> CheckpointScores:
     """Score a checkpoint (best.pt of a run folder) on a split: "train", "val" or "test".
 
     Raises:

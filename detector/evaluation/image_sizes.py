@@ -13,16 +13,19 @@ log = logging.getLogger(__name__)
 OTHER_SIZE = 1.5  # objects larger or smaller by this factor have a size that was not learnt
 
 
-def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
-    """Whether no image is larger than eval.tile; logs a warning if so.
+def is_cut(tile: int | None, resized: NDArray[np.int64]) -> bool:
+    """Whether any image is larger than eval.tile; arguments as for `warn_of_idle_tile`."""
+    return tile is not None and bool((resized > tile).any())
+
+
+def warn_of_idle_tile(tile: int | None, resized: NDArray[np.int64]) -> None:
+    """Warn of an eval.tile that cuts no image.
 
     Args:
         resized: [I, 2], height and width in pixels of the images after data.transforms.eval.
     """
-    if tile is None:
-        return True
-    if (resized > tile).any():
-        return False
+    if tile is None or is_cut(tile, resized):
+        return
     height, width = resized[resized.prod(axis=1).argmax()].tolist()
     log.warning(
         "eval.tile=%d has no effect: the largest image is %d x %d px after data.transforms.eval (for a "
@@ -30,7 +33,6 @@ def tile_cuts_nothing(tile: int | None, resized: NDArray[np.int64]) -> bool:
         "data.image_size=null)",
         tile, width, height,
     )  # fmt: skip
-    return True
 
 
 def warn_of_scale(trained: DataConfig, now: DataConfig, sizes: NDArray[np.int64]) -> None:

@@ -41,7 +41,7 @@ def recalibrate(model: Path, overrides: Sequence[str], split: str) -> tuple[Chec
         InputError: the checkpoint, an override or the data is invalid, the split has no gt boxes, or nothing
             is detected.
     """
-    if not apply_overrides({}, [*overrides]).get("eval", {}).get("calibrate", True):
+    if not apply_overrides({}, overrides).get("eval", {}).get("calibrate", True):
         raise InputError(
             f"eval.calibrate=false: {OPTION} fits the calibration, which this setting turns "
             "off; leave the setting out"

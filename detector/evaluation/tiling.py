@@ -18,7 +18,7 @@ from data.sample import DetectionSet
 from detector.boxes import area, pairwise_intersection
 from detector.builders.data import build_pipeline
 from detector.config import Config, EvalConfig
-from detector.evaluation.image_sizes import tile_cuts_nothing
+from detector.evaluation.image_sizes import is_cut, warn_of_idle_tile
 from detector.postprocess import Detections
 
 _AT_THE_EDGE = 0.05  # fraction of a box's side: a box nearer than this to the edge of its tile counts as cut
@@ -181,7 +181,8 @@ def warn_of_tiles(config: Config, records: DetectionSet) -> None:
     if tiling is None:
         return
     sizes = build_pipeline(config.data, training=False).sizes_of(records.sizes)
-    if tile_cuts_nothing(config.eval.tile, sizes):
+    warn_of_idle_tile(config.eval.tile, sizes)
+    if not is_cut(config.eval.tile, sizes):
         return
     extents, where = np.unique(sizes, return_inverse=True)
     shared = np.array([tiling.shared(extent) for extent in extents.tolist()])[where.reshape(sizes.shape)]

@@ -10,6 +10,8 @@ from data.sample import DetectionSet
 from detector.boxes import pairwise_iou
 from detector.evaluation.inference import Predictions
 
+_IOU = 0.5  # a detection is right from here on
+
 
 class VocResult(NamedTuple):
     """Mean over the classes that have gt boxes, at IoU 0.5; -1 if none has any."""
@@ -18,11 +20,11 @@ class VocResult(NamedTuple):
     ap12: float
 
 
-def evaluate_voc(records: DetectionSet, predictions: Predictions, iou: float = 0.5) -> VocResult:
+def evaluate_voc(records: DetectionSet, predictions: Predictions) -> VocResult:
     """Score predictions by the VOC devkit's rules.
 
     Each detection, best first, is assigned to the gt box of its class with the highest IoU. It is right
-    if that IoU reaches `iou` and the gt is not taken yet; it is not counted if that gt is difficult.
+    if that IoU reaches 0.5 and the gt is not taken yet; it is not counted if that gt is difficult.
     Boxes are continuous (the devkit adds one pixel to sides).
     """
     per_class = []
@@ -30,7 +32,7 @@ def evaluate_voc(records: DetectionSet, predictions: Predictions, iou: float = 0
         gt_rows = np.flatnonzero(records.labels == label)
         total = int((~records.ignore[gt_rows]).sum())
         if total:
-            right, wrong = _judge(records, predictions, label, gt_rows, iou)
+            right, wrong = _judge(records, predictions, label, gt_rows)
             per_class.append(average_precision(right, wrong, total))
     if not per_class:
         return VocResult(-1.0, -1.0)
@@ -49,7 +51,7 @@ def average_precision(right: NDArray[np.bool_], wrong: NDArray[np.bool_], total:
 
 
 def _judge(
-    records: DetectionSet, p: Predictions, label: int, gt_rows: NDArray[np.int64], iou: float
+    records: DetectionSet, p: Predictions, label: int, gt_rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which detections of a class are right and which wrong, in descending order of score."""
     image_of_gt = records.image_of_box[gt_rows]
@@ -73,7 +75,7 @@ def _judge(
         taken = np.zeros(len(gts), np.bool_)
         for i, detection in enumerate(detections):
             gt = which[i]
-            if best[i] < iou:
+            if best[i] < _IOU:
                 wrong[place[detection]] = True
             elif not records.ignore[gts[gt]]:
                 (wrong if taken[gt] else right)[place[detection]] = True

@@ -97,8 +97,9 @@ def score_histogram(matched: Matched, bins: int = 20) -> tuple[Floats, Ints, Int
     return edges, correct, wrong
 
 
-def calibration_curve(matched: Matched, bins: int = 10) -> tuple[Floats, Floats, Ints]:
+def calibration_curve(matched: Matched) -> tuple[Floats, Floats, Ints]:
     """Mean score, fraction of correct detections and number of detections, for each non-empty score bin."""
+    bins = 10
     at = np.clip((matched.scores * bins).astype(np.int64), 0, bins - 1)
     counts = np.bincount(at, minlength=bins)
     some = counts > 0

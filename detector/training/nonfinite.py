@@ -95,16 +95,16 @@ class NonFiniteWatch:
                 found.append(step)
         return found
 
-    def too_many(self, found: list[NonFiniteStep], step: int) -> bool:
-        """Count the steps that were found before `step`; returns whether there are more than allowed."""
+    def count_in(self, found: list[NonFiniteStep], step: int) -> bool:
+        """Count the steps that were found before `step`; returns whether there are now more than allowed."""
         self.count += len(found)
         self.recent += [one.step for one in found]
         self.recent = [at for at in self.recent if at > step - self._window]
         return len(self.recent) > self._limit
 
     @property
-    def too_often(self) -> str:
-        """The reason why `too_many` returned True, in words."""
+    def limit_in_words(self) -> str:
+        """What is more than allowed."""
         return f"more than train.max_nonfinite={self._limit} within {self._window} steps"
 
 

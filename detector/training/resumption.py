@@ -7,7 +7,7 @@ from typing import Any
 from detector.checkpoint import BEST, checkpoint_mark, load_newest, set_aside_damaged
 from detector.config import Config
 from detector.config.file import parse_config
-from detector.training.progress import Checkpoints, Progress
+from detector.training.checkpoints import Checkpoints, RunState
 from detector.training.run_folder import (
     changed_keys,
     forget_metrics_after,
@@ -59,7 +59,7 @@ class Resumption:
                 f"changed when resuming; start a new run with model.init={BEST} of this one"
             )
 
-    def restore(self, checkpoints: Checkpoints, progress: Progress) -> None:
+    def restore(self, checkpoints: Checkpoints, progress: RunState) -> None:
         """Restore the state of the run.
 
         Raises:
@@ -82,7 +82,7 @@ class Resumption:
             progress.best, progress.best_step = -math.inf, progress.step
             self.changed.insert(0, f"{BEST} starts over, because its AP cannot be compared")
 
-    def begin(self, progress: Progress) -> None:
+    def begin(self, progress: RunState) -> None:
         """Forget what comes after the step to resume from; this process must hold the folder's lock.
 
         Raises:

@@ -21,13 +21,13 @@ from detector.evaluation.inference import Predictions
 from detector.memory import memory_explained
 from detector.output import write_text
 from detector.training.assembly import assemble
+from detector.training.checkpoints import Checkpoints, RunState, out_of_patience
 from detector.training.compilation import compilation_explained, compilation_report
 from detector.training.monitor import Monitor, StepTimer, memory_gib, summary_values
 from detector.training.nonfinite import NonFiniteStep, NonFiniteWatch, not_finite
 from detector.training.optimizer import lr_factor
 from detector.training.processes import Processes
 from detector.training.profile import phase, profiled
-from detector.training.progress import Checkpoints, Progress, out_of_patience
 from detector.training.resumption import Resumption
 from detector.training.run_folder import (
     has_checkpoint,
@@ -98,7 +98,7 @@ class Trainer:
         self.steps_per_epoch = parts.batches.steps
         self.total_steps = self.steps_per_epoch * config.train.epochs
         self.watch = NonFiniteWatch(parts.device, config.train.max_nonfinite, self.steps_per_epoch)
-        self.progress = Progress()
+        self.progress = RunState()
         self._checkpoints = Checkpoints(
             config,
             parts.train_set,
@@ -335,13 +335,13 @@ class Trainer:
         """
         policy, folder = self.config.train.on_nonfinite, self.folder
         assert folder is not None
-        too_many = self.watch.too_many(nonfinite, self.progress.step)
+        too_many = self.watch.count_in(nonfinite, self.progress.step)
         # Decided by the main process; others that do not see its disk report that when reading.
         nowhere = policy == "rollback" and not self.processes.from_main(lambda: has_checkpoint(folder))
         if policy == "raise" or too_many or nowhere:
             more = ""
             if too_many:
-                more = f"; {self.watch.too_often}"
+                more = f"; {self.watch.limit_in_words}"
             elif policy == "rollback":
                 more = (
                     "; there is no checkpoint yet to go back to (set train.save_every_steps to save one "

@@ -64,7 +64,7 @@ def stop_one(rank: int, size: int) -> Any:
         (folder / "saved").write_text(str(time.monotonic()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detector.training.progress.save_checkpoint", save_slowly)
+        patch.setattr("detector.training.checkpoints.save_checkpoint", save_slowly)
         patch.setattr(Learner, "update", update_and_signal)
         patch.setattr(type(trainer.parts.validation), "detect", signal_and_detect)
         try:

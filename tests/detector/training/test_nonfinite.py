@@ -15,10 +15,10 @@ from detector.criterion import Criterion, Losses, Matched
 from detector.losses.batch_ranking import NonFiniteLogits
 from detector.memory import memory_explained
 from detector.objectives import Positives
+from detector.training.checkpoints import Checkpoints
 from detector.training.gradients import _checked
 from detector.training.learner import Learner
 from detector.training.nonfinite import NonFiniteStep, NonFiniteWatch, RunningStatistics, not_finite
-from detector.training.progress import Checkpoints
 from detector.training.trainer import Trainer
 from errors import InputError, Stopped
 from tests.builders import small_coco
@@ -228,7 +228,7 @@ def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:
         )
         if faults:
             assert str(faults[0]) == "box inf"
-            assert watch.too_many(faults, step) == (step == 14)
+            assert watch.count_in(faults, step) == (step == 14)
     assert watch.count == 5
 
 
@@ -239,9 +239,9 @@ def test_of_short_epochs_more_than_one_is_looked_at() -> None:
     stopped = []
     for step in range(1, 5):
         watch.note(torch.tensor(True), step, losses, [])
-        stopped.append(watch.too_many(watch.found(wait=False), step))
+        stopped.append(watch.count_in(watch.found(wait=False), step))
     assert stopped == [False, False, False, True]
-    assert watch.too_often == "more than train.max_nonfinite=3 within 4 steps"
+    assert watch.limit_in_words == "more than train.max_nonfinite=3 within 4 steps"
 
 
 def test_statistics_go_back_where_a_fault_says_so() -> None:
@@ -271,7 +271,9 @@ def test_a_checkpoint_that_falls_due_at_a_fault_is_made_up_for(
     words = ("train.epochs=1", "train.on_nonfinite=skip", "train.save_every_steps=4")
     config = tiny_config(small_coco(tmp_path / "set", 16), tmp_path / "run", *words)
     saved: list[int] = []
-    monkeypatch.setattr("detector.training.progress.save_checkpoint", lambda *a: saved.append(a[1]["step"]))
+    monkeypatch.setattr(
+        "detector.training.checkpoints.save_checkpoint", lambda *a: saved.append(a[1]["step"])
+    )
     spoil_steps(monkeypatch, {4}, torch.nan)
     Trainer(config, "test").run()
     assert list(dict.fromkeys(saved)) == [5, 8]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from detector.config import TrainConfig
-from detector.training.progress import Progress, out_of_patience
+from detector.training.checkpoints import RunState, out_of_patience
 from detector.training.trainer import Trainer
 from tests.builders import small_coco
 from tests.runs import last, read_metrics, tiny_config
@@ -26,7 +26,7 @@ from tests.runs import last, read_metrics, tiny_config
 def test_the_best_ap_may_be_so_many_epochs_old(
     step: int, evaluated: int, best_step: int, patience: int | None, ends: bool
 ) -> None:
-    now = Progress(step=step, evaluated=evaluated, best=0.5, best_step=best_step)
+    now = RunState(step=step, evaluated=evaluated, best=0.5, best_step=best_step)
     said = out_of_patience(now, TrainConfig(epochs=10, patience=patience), steps_per_epoch=10)
     assert bool(said) == ends
     now.best = 0  # nothing has been found so far

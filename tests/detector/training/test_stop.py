@@ -24,9 +24,9 @@ from filelock import FileLock
 import train as door
 from data.images import read_image
 from detector.checkpoint import save_checkpoint
+from detector.training.checkpoints import Checkpoints, RunState
 from detector.training.learner import Learner
 from detector.training.monitor import Monitor
-from detector.training.progress import Checkpoints, Progress
 from detector.training.resumption import Resumption
 from detector.training.run_folder import in_use, new_run_folder, resume_config
 from detector.training.trainer import Trainer
@@ -346,7 +346,7 @@ def test_what_is_measured_otherwise_is_so_in_an_evaluation_that_is_still_to_come
     (tmp_path / "moved" / "checkpoints").mkdir(parents=True)
     state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}
     save_checkpoint(tmp_path / "moved" / "checkpoints" / "last.pt", {**state, "step": 8, "epoch": 2})
-    progress = Progress(step=8, evaluated=evaluated, best=0.5)
+    progress = RunState(step=8, evaluated=evaluated, best=0.5)
     checkpoints: Any = SimpleNamespace(
         restore=lambda *_: None, trains_on_others=False, measures_otherwise=True, total_steps=8
     )
@@ -490,9 +490,9 @@ def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch:
         saved.append(content["step"])
         kept[path.name] = previous and previous.name
 
-    monkeypatch.setattr("detector.training.progress.save_checkpoint", save)
+    monkeypatch.setattr("detector.training.checkpoints.save_checkpoint", save)
     clock = SimpleNamespace(monotonic=lambda: 240.0 * len(steps))  # of this module: others wait by theirs
-    monkeypatch.setattr("detector.training.progress.time", clock)
+    monkeypatch.setattr("detector.training.checkpoints.time", clock)
     monkeypatch.setattr(Learner, "update", slow_update)
     Trainer(config, "test").run()
     assert list(dict.fromkeys(saved)) == [3, 6, 8]
@@ -509,7 +509,7 @@ def test_a_step_is_saved_once_and_with_its_evaluation(
         saved.append((path.name, content["step"], content["evaluated"]))
         save_checkpoint(path, content, previous)
 
-    monkeypatch.setattr("detector.training.progress.save_checkpoint", save)
+    monkeypatch.setattr("detector.training.checkpoints.save_checkpoint", save)
     words = ("train.epochs=1", "train.batch_size=2", "model.norm=group", "train.save_every_steps=4")
     Trainer(tiny_config(small_coco(tmp_path / "set", 16), tmp_path / "run", *words), "test").run()
     assert saved == [("last.pt", 4, -1), ("last.pt", 8, -1), ("best.pt", 8, 8), ("last.pt", 8, 8)]
@@ -571,7 +571,7 @@ def test_patience_begins_anew_with_the_best(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}
     save_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt", {**state, "step": 8, "epoch": 2})
-    progress = Progress(step=8, evaluated=4, best=0.5, best_step=4)
+    progress = RunState(step=8, evaluated=4, best=0.5, best_step=4)
     checkpoints: Any = SimpleNamespace(
         restore=lambda *_: None, trains_on_others=False, measures_otherwise=True, ended=lambda: False
     )

@@ -27,7 +27,7 @@ _OF_THE_ORDER = ("train.batch_size", "train.seed", "data.group_by_shape", "data.
 
 
 @dataclass
-class Progress:
+class RunState:
     """What changes during a run, besides the state of the learner."""
 
     step: int = 0  # number of completed steps
@@ -38,7 +38,7 @@ class Progress:
     calibration: Calibration | None = None
 
 
-def out_of_patience(now: Progress, train: TrainConfig, steps_per_epoch: int) -> str:
+def out_of_patience(now: RunState, train: TrainConfig, steps_per_epoch: int) -> str:
     """Why a run ends before its last epoch; "" if it continues."""
     epoch, best = now.step // steps_per_epoch, now.best_step // steps_per_epoch
     if train.patience is None or now.evaluated != now.step or epoch >= train.epochs:
@@ -68,7 +68,7 @@ class Checkpoints:
         train_set: DetectionSet,
         validation_set: DetectionSet,
         learner: Learner,
-        progress: Progress,
+        progress: RunState,
         watch: NonFiniteWatch,
         batches: EpochBatches,
     ) -> None:
