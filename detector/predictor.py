@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from data.drawing import draw_boxes
 from data.images import read_size, read_upright, rgb_pixels
 from data.inputs import VIDEO_SUFFIXES
 from data.lookup import is_there
@@ -21,7 +22,6 @@ from data.order import like_batches
 from data.sample import Sample, collate
 from detector.boxes import pairwise_iou
 from detector.builders.data import build_pipeline
-from detector.drawing import draw_boxes
 from detector.evaluation.checkpoint import OpenCheckpoint, open_checkpoint
 from detector.evaluation.image_sizes import warn_of_idle_tile, warn_of_scale
 from detector.evaluation.inference import Predictions

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torchvision.io import write_jpeg
 from torchvision.utils import make_grid
 
+from data.drawing import draw_boxes
 from data.loader import DetectionDataset
 from detector.builders.data import build_pipeline
-from detector.drawing import draw_boxes
 from detector.evaluation.checkpoint import CheckpointScores, evaluate_checkpoint
 from detector.evaluation.pictures import above_thresholds
 from doors import run_door

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from data.check.findings import AnySpot, BoxSpot, Finding, Spot
-from data.colours import Colour, colour
+from data.colours import Colour
+from data.drawing import draw_boxes
 from data.images import read_image
 from data.loader import DetectionDataset
 from data.sample import DetectionSet
@@ -25,7 +26,6 @@ _TRIED = 100  # there may be a million places
 _LEAST_VIEW = 64  # pixels of the image shown around a box
 _SURROUNDINGS = 2.0  # view, in multiples of the box's longer side
 _NAMED = 12  # at most so many boxes are labelled; more labels would hide the picture
-_GREY: Colour = (128, 128, 128)
 _OUTSIDE: Colour = (225, 225, 225)  # beyond the image
 
 
@@ -35,16 +35,6 @@ class Picture:
 
     jpegs: tuple[bytes, ...]
     caption: str
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A box to draw."""
-
-    box: NDArray[np.float64]  # [4] xyxy pixels
-    ink: Colour
-    text: str = ""  # none if empty
-    width: int = 2
 
 
 def sample_pictures(records: DetectionSet, pipeline: Pipeline, seed: int) -> list[Picture]:
@@ -59,11 +49,10 @@ def sample_pictures(records: DetectionSet, pipeline: Pipeline, seed: int) -> lis
         except InputError:
             continue
         height, width = sample.image.shape[:2]
-        boxes = [
-            _of_a_box(box, int(label), bool(ignored), records)
-            for box, label, ignored in zip(sample.boxes, sample.labels, sample.ignore, strict=True)
-        ]
-        jpeg = draw(sample.image, boxes, _SAMPLE_SIDE)
+        texts = _names_of(sample.labels, sample.ignore, records)
+        jpeg = _drawn(
+            sample.image, sample.boxes.astype(np.float64), sample.labels, sample.ignore, texts, _SAMPLE_SIDE
+        )
         pictures.append(Picture((jpeg,), f"{_name(records, row)}, {width} x {height} px"))
     return pictures
 
@@ -118,12 +107,13 @@ def _around_a_box(spot: BoxSpot, row: int) -> Picture:
         Image.Resampling.BILINEAR,
         fillcolor=_OUTSIDE,
     )
-    others = (k for k in range(len(records.boxes))[records.boxes_of(row)] if k != spot.box)
-    boxes = [Drawn(records.boxes[k], colour(int(records.labels[k]))) for k in others]
-    label, ignored = int(records.labels[spot.box]), bool(records.ignore[spot.box])
-    boxes.append(_of_a_box(box, label, ignored, records, width=4))
-    moved = [Drawn((one.box - [x0, y0, x0, y0]) * scale, one.ink, one.text, one.width) for one in boxes]
-    return Picture((draw(np.asarray(view), moved, _PLACE_SIDE),), _name(records, row))
+    others = [k for k in range(len(records.boxes))[records.boxes_of(row)] if k != spot.box]
+    mine = [spot.box, *others]  # the first is drawn on top
+    labels, ignored = records.labels[mine], records.ignore[mine]
+    texts = [*_names_of(labels[:1], ignored[:1], records), *[""] * len(others)]
+    boxes = (records.boxes[mine] - [x0, y0, x0, y0]) * scale
+    jpeg = _drawn(np.asarray(view), boxes, labels, ignored, texts, _PLACE_SIDE)
+    return Picture((jpeg,), _name(records, row))
 
 
 def _whole(spot: Spot, sets: Mapping[str, DetectionSet], row: int) -> Picture:
@@ -133,22 +123,19 @@ def _whole(spot: Spot, sets: Mapping[str, DetectionSet], row: int) -> Picture:
     jpegs = []
     for split, k in places:
         records = sets[split]
-        boxes = [
-            _of_a_box(records.boxes[b], int(records.labels[b]), bool(records.ignore[b]), records)
-            for b in range(len(records.boxes))[records.boxes_of(k)]
-        ]
-        if len(boxes) > _NAMED:
-            boxes = [Drawn(one.box, one.ink) for one in boxes]
-        jpegs.append(draw(_read(records, k), boxes, _PLACE_SIDE))
+        mine = records.boxes_of(k)
+        boxes, labels, ignored = records.boxes[mine], records.labels[mine], records.ignore[mine]
+        texts = _names_of(labels, ignored, records) if len(boxes) <= _NAMED else [""] * len(boxes)
+        jpegs.append(_drawn(_read(records, k), boxes, labels, ignored, texts, _PLACE_SIDE))
     names = [f"{_name(sets[split], k)} ({split})" for split, k in places]
     return Picture(tuple(jpegs), " and ".join(names))
 
 
-def _of_a_box(
-    box: NDArray[np.float64], label: int, ignored: bool, records: DetectionSet, width: int = 2
-) -> Drawn:
-    ink, more = (_GREY, " (ignored)") if ignored else (colour(label), "")
-    return Drawn(box, ink, records.classes[label] + more, width)
+def _names_of(labels: NDArray[np.int64], ignored: NDArray[np.bool_], records: DetectionSet) -> list[str]:
+    return [
+        records.classes[label] + " (ignored)" * bool(left_out)
+        for label, left_out in zip(labels, ignored, strict=True)
+    ]
 
 
 def _read(records: DetectionSet, row: int) -> NDArray[np.uint8]:
@@ -160,26 +147,22 @@ def _name(records: DetectionSet, row: int) -> str:
     return str(records.files[row]).replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def draw(pixels: NDArray[np.uint8], boxes: Sequence[Drawn], longest: int) -> bytes:
-    """uint8 [H, W, 3] RGB -> a JPEG with a long side of `longest` px, with boxes, the last on top."""
+def _drawn(
+    pixels: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    ignored: NDArray[np.bool_],
+    texts: Sequence[str],
+    longest: int,
+) -> bytes:
+    """uint8 [H, W, 3] RGB -> a JPEG with a long side of `longest` px; ignored boxes are dashed.
+
+    The other arguments are those of `draw_boxes`.
+    """
     image = Image.fromarray(pixels)
     scale = longest / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    far = np.array(image.size * 2, dtype=np.float64)  # clip: huge boxes take forever to draw
-    for one in boxes:
-        x0, y0, x1, y1 = (round(float(v)) for v in (one.box * scale).clip(-far, 2 * far))
-        corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
-        wide = (corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1)
-        canvas.rectangle(wide, outline=(0, 0, 0), width=one.width + 2)
-        canvas.rectangle(corners, outline=one.ink, width=one.width)
-        if not one.text:
-            continue
-        at = (max(x0, 0) + 3, max(y0, 0) + 1)
-        left, top, right, bottom = canvas.textbbox(at, one.text, font=font)
-        canvas.rectangle((left - 2, top - 1, right + 1, bottom + 1), fill=one.ink)
-        light = sum(one.ink) > 330
-        canvas.text(at, one.text, fill=(0, 0, 0) if light else (255, 255, 255), font=font)
+    drawn = draw_boxes(np.asarray(image), boxes * scale, labels, texts, ignored, enlarge=False)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
+    Image.fromarray(drawn).save(file, "JPEG", quality=80)
     return file.getvalue()

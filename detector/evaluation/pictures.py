@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from data.drawing import draw_boxes
 from data.loader import DetectionDataset
-from detector.drawing import draw_boxes
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.inference import Predictions
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask
 
+from data.drawing import draw_boxes
 from data.images import read_image, read_upright
 from detector.boxes import pairwise_iou
-from detector.drawing import draw_boxes
 from detector.evaluation.coco import CocoResult
 from detector.evaluation.matching import BACKGROUND_IOU, Floats, Ints, Kind
 from detector.evaluation.material import Material, xyxy

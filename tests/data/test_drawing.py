@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
+from data import drawing
 from data.colours import PALETTE, colour
-from detector import drawing
 from detector.predictor import ImageDetections
 
 # Machado, Oliveira & Fernandes (2009), severity 1.0, for linear RGB.
