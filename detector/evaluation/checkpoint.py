@@ -130,32 +130,12 @@ def open_checkpoint(path: Path, overrides: Sequence[str], device_key: str = "tra
     load_weights(model, content["model"], str(file))
     fitted = content.get("calibration")
     calibration = Calibration.from_plain(fitted, len(content["classes"])) if fitted else None
-    cut = config.eval.score_threshold
-    if calibration is not None and config.eval.calibrate and cut > 0 and cut != trained.eval.score_threshold:
-        worth = [float(one(np.array(cut))) for one in calibration.maps]
-        low, high = f"{min(worth):.2g}", f"{max(worth):.2g}"
-        log.warning(
-            "eval.score_threshold=%g applies to raw scores: detections with calibrated scores up to %s%s "
-            "are lost; for a threshold on calibrated scores use predict.py --threshold, or found.above()",
-            cut, low, f" (for some classes {high})" if high != low else "",
-        )  # fmt: skip
     if calibration is not None and config.eval.calibrate:
+        if config.eval.score_threshold not in (0, trained.eval.score_threshold):
+            _say_what_is_cut(config.eval.score_threshold, calibration)
         _say_what_it_was_fitted_to(config, trained)
-        step = content["step"]
-        if (evaluated := content.get("evaluated", step)) != step:
-            log.warning(
-                "%s: its weights are from step %d, but its calibration and thresholds are from an "
-                "evaluation at step %d; to fit them again, use evaluate.py --recalibrate FILE.pt",
-                file, step, evaluated,
-            )  # fmt: skip
-    # The metrics refer to calibrated scores if eval.calibrate was on in training.
-    thresholds = _best_thresholds(content.get("metrics") or {})
-    if calibration is not None and trained.eval.calibrate != config.eval.calibrate:
-        maps = dict(zip(content["classes"], calibration.maps, strict=True))
-        thresholds = {
-            name: float((maps[name] if config.eval.calibrate else maps[name].inverse)(np.array(threshold)))
-            for name, threshold in thresholds.items()
-        }
+        _say_when_it_was_fitted(content, file)
+    thresholds = _thresholds(content, calibration, trained, config)
     with memory_explained(device, f"run it elsewhere: {device_key}=cpu"):
         model = place(model, config.train, device)
     return OpenCheckpoint(
@@ -179,6 +159,42 @@ def _say_what_changes_nothing(changed: Sequence[str], config: Config) -> None:
         log.warning("%s: used only in training, without effect on a trained checkpoint", ", ".join(idle))
     if "eval.nms_threshold" in changed and not config.eval.nms_threshold_counts:
         log.warning("eval.nms_threshold has no effect with eval.nms=soft; set eval.nms=hard as well")
+
+
+def _say_what_is_cut(score_threshold: float, calibration: Calibration) -> None:
+    """Warn of what a threshold on raw scores means for calibrated ones."""
+    worth = [float(one(np.array(score_threshold))) for one in calibration.maps]
+    low, high = f"{min(worth):.2g}", f"{max(worth):.2g}"
+    log.warning(
+        "eval.score_threshold=%g applies to raw scores: detections with calibrated scores up to %s%s "
+        "are lost; for a threshold on calibrated scores use predict.py --threshold, or found.above()",
+        score_threshold, low, f" (for some classes {high})" if high != low else "",
+    )  # fmt: skip
+
+
+def _say_when_it_was_fitted(content: dict[str, Any], file: Path) -> None:
+    """Warn of a calibration from another step than the weights."""
+    step = content["step"]
+    if (evaluated := content.get("evaluated", step)) != step:
+        log.warning(
+            "%s: its weights are from step %d, but its calibration and thresholds are from an "
+            "evaluation at step %d; to fit them again, use evaluate.py --recalibrate FILE.pt",
+            file, step, evaluated,
+        )  # fmt: skip
+
+
+def _thresholds(
+    content: dict[str, Any], calibration: Calibration | None, trained: Config, now: Config
+) -> dict[str, float]:
+    """The best threshold of each class that has one, for raw or calibrated scores as `now` gives them."""
+    best = _best_thresholds(content.get("metrics") or {})
+    # The metrics refer to calibrated scores if eval.calibrate was on in training.
+    if calibration is None or trained.eval.calibrate == now.eval.calibrate:
+        return best
+    maps = dict(zip(content["classes"], calibration.maps, strict=True))
+    if not now.eval.calibrate:
+        return {name: float(maps[name].inverse(np.array(score))) for name, score in best.items()}
+    return {name: float(maps[name](np.array(score))) for name, score in best.items()}
 
 
 def _say_what_it_was_fitted_to(config: Config, trained: Config) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from detector.memory import is_out_of_memory
 from detector.prediction.annotations import Result
 from detector.prediction.journal import Journal
 from detector.prediction.results import TO_CORRECT, ResultsFolder
+from detector.prediction.tables import write_tables
 from detector.prediction.termination import Termination
 from detector.predictor import Detector, ImageDetections
 from errors import InputError
@@ -82,35 +83,14 @@ def predict(
         session = _Session(detector, folder, journal, "pictures" in formats, choose, least, every)
         left = session.restore(sources)
         try:
-            with ThreadPoolExecutor(_READERS) as readers, session.bar:
-                session.images([source for source in left if source.kind != "video"], readers)
-                for source in left:
-                    if source.kind == "video":
-                        session.video(source)
+            session.detect_in(left)
         except BaseException:
             termination.hold_back()
-            if session.results or session.noted:
-                held = f"{folder.path} contains what has been found so far"
-                if not {*TO_CORRECT}.isdisjoint(formats):
-                    held += ", but no annotations to correct yet"
-                try:
-                    if session.results:
-                        session.write_tables([f for f in formats if f not in TO_CORRECT])
-                except InputError as error:  # the reason for the interruption is reported later
-                    held = f"{error}; what has been found so far is still in {folder.path}"
-                log.warning(
-                    "interrupted; %s; to continue, run the same command with --resume %s", held, folder.path
-                )
+            session.keep_what_was_found(formats)
             raise
         termination.hold_back()
         if not session.results:
-            (_, reason), *more = session.failed
-            some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
-            if not session.noted:
-                journal.done()
-            else:
-                some += f"; to keep the frames done so far, run the same command with --resume {folder.path}"
-            raise InputError(some)
+            session.give_up()
         try:
             session.write_tables(formats)
         except InputError as error:
@@ -148,8 +128,8 @@ class _Session:
         self.results: list[Result] = []
         self.failed: list[tuple[Source, str]] = []
         self._order: list[Source] = []  # order of the sources in the tables
-        self.noted = False  # whether the journal has frames of videos, which may be incomplete
-        self.bar = Progress(0, "image")
+        self._has_frames = False  # whether the journal has frames of videos, which may be incomplete
+        self._bar = Progress(0, "image")
         self._detector = detector
         self._folder = folder
         self._journal = journal
@@ -201,16 +181,55 @@ class _Session:
             )  # fmt: skip
         if self._folder.resumed:
             frames_before = sum(map(len, self._frames_before.values()))
-            self.noted = frames_before > 0
+            self._has_frames = frames_before > 0
             more = f", and {frames_before} frames of others" if frames_before else ""
             print(f"{len(whole) - len(kept)} of {len(sources)} inputs are already done{more}", flush=True)
         self._order = [*gone.values(), *sources]
         self.results += [result for results in whole.values() for result in results]
         return [source for source in sources if source not in whole]
 
-    def images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
+    def detect_in(self, sources: Sequence[Source]) -> None:
+        """Detect objects in all images, then in all videos."""
+        with ThreadPoolExecutor(_READERS) as readers, self._bar:
+            self._all_images([source for source in sources if source.kind != "video"], readers)
+            for source in sources:
+                if source.kind == "video":
+                    self._video(source)
+
+    def keep_what_was_found(self, formats: Sequence[str]) -> None:
+        """After an interruption: write the tables of what was found so far, and say how to continue."""
+        if not (self.results or self._has_frames):
+            return
+        folder = self._folder.path
+        held = f"{folder} contains what has been found so far"
+        if not {*TO_CORRECT}.isdisjoint(formats):
+            held += ", but no annotations to correct yet"
+        try:
+            if self.results:
+                self.write_tables([f for f in formats if f not in TO_CORRECT])
+        except InputError as error:  # the reason for the interruption is reported later
+            held = f"{error}; what has been found so far is still in {folder}"
+        log.warning("interrupted; %s; to continue, run the same command with --resume %s", held, folder)
+
+    def give_up(self) -> NoReturn:
+        """End a run that has no results; frames of a video that could not be read to its end are kept.
+
+        Raises:
+            InputError: always.
+        """
+        (_, reason), *more = self.failed
+        some = f"none of the {len(more) + 1} inputs can be used: {reason}, ..." if more else reason
+        if self._has_frames:
+            some += (
+                f"; to keep the frames done so far, run the same command with --resume {self._folder.path}"
+            )
+        else:
+            self._journal.done()
+        raise InputError(some)
+
+    def _all_images(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> None:
         """Detect objects in images, grouping similar shapes and reading one batch ahead."""
-        self.bar.total = len(sources)
+        self._bar.total = len(sources)
         # Do not read all headers first: with 100,000 images on a network drive that would take minutes.
         for first in range(0, len(sources), _TOGETHER):
             self._images(sources[first : first + _TOGETHER], readers)
@@ -240,7 +259,7 @@ class _Session:
                 if drawn is not None:
                     self._folder.write_picture(source, drawn)
                 self._journal.add([result])
-                self.bar.update()
+                self._bar.update()
 
     def _size(self, source: Source) -> tuple[int, int] | None:
         """Height and width; None, after recording the failure, for an image that cannot be read."""
@@ -263,17 +282,17 @@ class _Session:
         except MemoryError:
             return InputError(f"image {source.path} needs more memory than is available")
 
-    def video(self, source: Source) -> None:
+    def _video(self, source: Source) -> None:
         """Detect objects in every frame of a video."""
         try:
             reader = VideoReader(source.path)
             frames = iter(reader)
             first = list(islice(frames, 1))
         except InputError as error:
-            self.bar.total += 1
+            self._bar.total += 1
             self._fail(source, error)
             return
-        self.bar.total += reader.frames
+        self._bar.total += reader.frames
         before = len(self.results)
         try:
             self._frames(source, itertools.chain(first, frames), reader.rate)
@@ -301,7 +320,7 @@ class _Session:
                     writer = stack.enter_context(self._folder.video_writer(source, rate, extent))
                 if drawn is not None and writer is not None:
                     writer.write(drawn)
-                self.bar.update()
+                self._bar.update()
 
     def _of_frames(self, source: Source, frames: Iterator[Pixels]) -> Iterator[tuple[Result, Pixels | None]]:
         """Yield the result of each frame, and the drawn frame if requested; restored results are redrawn."""
@@ -318,7 +337,7 @@ class _Session:
             of_batch = list(self._detect([(source, frame) for frame in batch], first))
             found = [result for result, _ in of_batch if isinstance(result, Result)]
             self._journal.add(found)
-            self.noted = True
+            self._has_frames = True
             for result, drawn in of_batch:
                 if isinstance(result, InputError):
                     raise result
@@ -364,41 +383,18 @@ class _Session:
         return [one for image in images for one in self._found([image])]
 
     def write_tables(self, formats: Sequence[str]) -> None:
-        """Write everything but the pictures, in the order of the sources.
-
-        Raises:
-            InputError: a file could not be written. All other tables are written, but then no annotations.
-        """
+        """Write everything but the pictures, in the order of the sources; see `tables.write_tables`."""
         position = {source: number for number, source in enumerate(self._order)}
         self.results.sort(key=lambda r: (position[r.source], r.frame or 0))
-        folder, results = self._folder, self.results
-        classes, category_ids = self._detector.classes, self._detector.category_ids
-        writers: dict[str, Callable[[], None]] = {
-            "coco": lambda: folder.write_coco(results, classes, category_ids),
-            "csv": lambda: folder.write_csv(results),
-            "instances": lambda: folder.write_instances(results, classes, category_ids),
-            "voc": lambda: folder.write_voc(results),
-            "yolo": lambda: folder.write_yolo(results, classes),
-        }
-        wanted = [name for name in writers if name in formats]
-        first = [writers[name] for name in wanted if name not in TO_CORRECT]
-        last = [writers[name] for name in wanted if name in TO_CORRECT]
-        if self.failed:
-            first.append(lambda: folder.write_failed(self.failed))
-        elif folder.resumed:
-            first.append(folder.forget_failed)
-        failures = []
-        for write in first:
-            try:
-                write()
-            except InputError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
-        # Only if all else succeeded: --resume would overwrite them, and the user may have begun to edit them.
-        for write in last:
-            write()
+        write_tables(
+            self._folder,
+            self.results,
+            self.failed,
+            formats,
+            self._detector.classes,
+            self._detector.category_ids,
+        )
 
     def _fail(self, source: Source, error: InputError) -> None:
         self.failed.append((source, str(error)))
-        self.bar.update()
+        self._bar.update()

@@ -14,6 +14,7 @@ from PIL import Image
 
 import predict
 from data.video import VideoReader, VideoWriter
+from detector.prediction import tables
 from detector.prediction.results import ResultsFolder
 from detector.prediction.session import _Session
 from detector.predictor import Detector
@@ -89,14 +90,13 @@ def test_what_runs_on_when_the_terminal_closes_is_not_ended_by_that(
 def test_of_two_runs_into_one_folder_the_later_is_refused(tmp_path: Path) -> None:
     """Both are started before either has results; a folder that was emptied since its run may be used."""
     one, other = ResultsFolder(tmp_path / "out"), ResultsFolder(tmp_path / "out")
-    one.write_failed([])
+    (one.path / "failed.txt").touch()
     with pytest.raises(InputError, match=r"--output: .*out is not empty"):
-        other.write_failed([])
+        assert other.path
     (tmp_path / "out" / "failed.txt").unlink()
     with pytest.raises(InputError, match=r"--output: another run has started to write in .*out; choose"):
-        other.write_failed([])
-    ResultsFolder(tmp_path / "out").write_failed([])
-    assert (tmp_path / "out" / "failed.txt").exists()
+        assert other.path
+    assert ResultsFolder(tmp_path / "out").path == tmp_path / "out"
 
 
 @pytest.mark.parametrize("images", ["images/?.png", "images/0.png"], ids=["breaking off", "at the end"])
@@ -104,7 +104,7 @@ def test_while_tables_are_written_a_scheduler_has_to_wait(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, images: str
 ) -> None:
     """SIGTERM in the second batch, if there is one, and again before each table."""
-    detect, write, batches = Detector.__call__, ResultsFolder.write_coco, []
+    detect, write, batches = Detector.__call__, tables._write_coco, []
 
     def ended(detector: Detector, pictures: Any) -> Any:
         batches.append(pictures)
@@ -117,7 +117,7 @@ def test_while_tables_are_written_a_scheduler_has_to_wait(
         write(*arguments)
 
     monkeypatch.setattr(Detector, "__call__", ended)
-    monkeypatch.setattr(ResultsFolder, "write_coco", written)
+    monkeypatch.setattr(tables, "_write_coco", written)
     outcome = run(place, trained, images, *ALL, "--batch", "1", "--output", "out")
     assert outcome.code == 128 + signal.SIGTERM
     assert [image["file_name"] for image in read(place / "out/images.json")["images"]] == ["images/0.png"]
@@ -278,14 +278,14 @@ def test_ctrl_c_pressed_again_loses_no_table(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the batch, and while the tables are written."""
-    write = ResultsFolder.write_coco
+    write = tables._write_coco
 
     def written(*arguments: Any) -> None:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         write(*arguments)
 
-    monkeypatch.setattr(ResultsFolder, "write_coco", written)
+    monkeypatch.setattr(tables, "_write_coco", written)
     interrupting(monkeypatch, 2, signal.SIGINT)
     before = signal.getsignal(signal.SIGINT)
     outcome = run(place, trained, "images/?.png", *ALL, "--batch", "2", "--output", "out")
@@ -392,7 +392,7 @@ def test_where_there_is_no_room_for_tables_what_was_found_is_told_of(
         raise InputError("cannot write out/coco.json: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResultsFolder, "write_coco", full)
+        patch.setattr(tables, "_write_coco", full)
         interrupting(patch, 2, signal.SIGINT)
         assert run(place, trained, "images", *ALL, "--batch", "2", "--output", "out").code == 130
     (message,) = caplog.messages
@@ -541,7 +541,7 @@ def test_a_disk_that_fills_at_the_end_costs_one_table_and_nothing_else(
 
     words = ("images", *ALL, "--output", "out")
     with monkeypatch.context() as patch:
-        patch.setattr(ResultsFolder, "write_coco", full)
+        patch.setattr(tables, "_write_coco", full)
         outcome = run(place, trained, *words)
     assert_one_line(
         outcome, "out/coco.json", "to write what is missing, run the same command with --resume out"
