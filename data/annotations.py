@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,18 +176,7 @@ def pack_set(
     if lists_all(faults):
         faults += [_without_area(items[k], images[of_image[k]]) for k in np.flatnonzero(flat)]
     elif flat.any():
-        empty = {images[i].path.name for i in of_image[flat]}
-        dropped = int(flat.sum())
-        if dropped >= _MANY and 2 * dropped > len(items):
-            raise InputError(
-                f"{source}: {dropped} of {len(items)} boxes lie outside their images or have no area; were "
-                "the images made smaller after they were annotated? (python -m data.check lists all of "
-                "them)"
-            )
-        log.warning(
-            "%s: dropped %d box%s without area inside the image (%s)",
-            source, dropped, "" if dropped == 1 else "es", some_of(sorted(empty), _NAMES_SHOWN),
-        )  # fmt: skip
+        _say_dropped(int(flat.sum()), len(items), {images[i].path.name for i in of_image[flat]}, source)
     if not lists_all(faults) and parts_for_pixels(boxes[kept]):
         raise InputError(f"{source}: nearly all boxes {AS_PARTS}; write them in pixels")
     areas = np.array([np.nan if item.area is None else item.area for item in items], dtype=np.float64)
@@ -208,6 +197,23 @@ def pack_set(
         category_ids=category_ids,
         renumbered=renumbered,
     )
+
+
+def _say_dropped(dropped: int, boxes: int, files: Collection[str], source: str) -> None:
+    """Warn of boxes without area inside their images.
+
+    Raises:
+        InputError: they are most of the boxes.
+    """
+    if dropped >= _MANY and 2 * dropped > boxes:
+        raise InputError(
+            f"{source}: {dropped} of {boxes} boxes lie outside their images or have no area; were the images "
+            "made smaller after they were annotated? (python -m data.check lists all of them)"
+        )
+    log.warning(
+        "%s: dropped %d box%s without area inside the image (%s)",
+        source, dropped, "" if dropped == 1 else "es", some_of(sorted(files), _NAMES_SHOWN),
+    )  # fmt: skip
 
 
 def join_sets(sets: list[DetectionSet], source: str) -> DetectionSet:

@@ -145,13 +145,8 @@ def load_voc_images(
     """
     pictures, finder = Pictures(folders.images, folders.annotations, names), ImageFinder(folders.images)
     annotations = ImageFinder(folders.annotations)
-    # Labels in order of occurrence until all names are known. The XML trees of a large set would not fit in
-    # memory.
-    labels = {name: label for label, name in enumerate(classes or ())}
-    left_out: Counter[str] = Counter()
+    objects = _Objects(classes)
     images, parsed = [], set()
-    met: set[str] = set()  # class names found
-    rotated: list[str] = []  # places of rotated boxes
     for number, stem in enumerate(reading(names, "image", source), start=1):
         try:
             inside(folders.annotations, f"{stem}.xml", source)
@@ -168,15 +163,7 @@ def load_voc_images(
         for position, node in enumerate(tree.iter("object"), start=1):
             where = f"object {position} in {xml}"
             try:
-                name = _text(node, "name", where)
-                met.add(name)
-                if classes is not None and name not in labels:
-                    left_out[name] += 1
-                    continue
-                label = labels.setdefault(name, len(labels))
-                image.objects.append(_object(node, where, label, position))
-                if _is_rotated(node):
-                    rotated.append(where)
+                objects.read(node, where, position, image)
             except DataFault as fault:
                 fault.image, fault.image_id, fault.annotation = file_name, number, position
                 raise_or_collect(fault, faults)
@@ -186,16 +173,50 @@ def load_voc_images(
     if whole:
         pictures.say_what_has_no_xml({image.path for image in images}, faults)
     if classes is not None:
-        refuse_nearly_the_same(classes, met, source)
-    say_left_out(left_out, source)
-    say_rotated(rotated, faults)
+        refuse_nearly_the_same(classes, objects.met, source)
+    say_left_out(objects.left_out, source)
+    say_rotated(objects.rotated, faults)
     if classes is None:
-        classes = voc_classes(folders.annotations, faults, labels, parsed)
-        final = [classes.index(name) for name in labels]
+        classes = voc_classes(folders.annotations, faults, objects.labels, parsed)
+        final = [classes.index(name) for name in objects.labels]
         for item in (item for image in images for item in image.objects):
             item.label = final[item.label]
     ids = tuple(range(1, len(classes) + 1))
     return pack_set(images, classes, ids, source, faults=faults, renumbered=True)
+
+
+class _Objects:
+    """Reads the objects of XML files, and collects what is reported of all of them at the end.
+
+    Args:
+        classes: those to use; None for all.
+
+    Attributes:
+        labels: by class name; in order of occurrence if all classes are used, until all names are known: the
+            XML trees of a large set would not fit in memory.
+        met: class names found.
+        left_out: number of objects by class, of classes that are not used.
+        rotated: places of rotated boxes.
+    """
+
+    def __init__(self, classes: tuple[str, ...] | None) -> None:
+        self.labels = {name: label for label, name in enumerate(classes or ())}
+        self.met: set[str] = set()
+        self.left_out: Counter[str] = Counter()
+        self.rotated: list[str] = []
+        self._takes_all = classes is None
+
+    def read(self, node: ET.Element, where: str, position: int, image: AnnotatedImage) -> None:
+        """Add an object to its image. Raises DataFault: it is malformed."""
+        name = _text(node, "name", where)
+        self.met.add(name)
+        if not self._takes_all and name not in self.labels:
+            self.left_out[name] += 1
+            return
+        label = self.labels.setdefault(name, len(self.labels))
+        image.objects.append(_object(node, where, label, position))
+        if _is_rotated(node):
+            self.rotated.append(where)
 
 
 def voc_classes(

@@ -48,16 +48,7 @@ def build_set(
         classes = tuple(config.classes)
     root = Path(config.root)
     if config.format == "shapes":
-        spec = ShapesSpec(
-            train_images=config.shapes_train_images,
-            val_images=config.shapes_val_images,
-            size_px=config.shapes_size_px,
-            imbalance=config.shapes_imbalance,
-        )
-        unknown = next((name for name in names if name not in ("train", "val")), None)
-        if unknown is not None:
-            raise InputError(f"data.splits.{split}: the generated set has train and val, not '{unknown}'")
-        ensure_shapes(root, spec)
+        _ensure_shapes(config, split, names)
     if not (config.format == "yolo" and root.is_file()):
         require_folder(root, "data.root", "set data.root=FOLDER to the folder of your data set")
     to_read = None if config.merge else classes
@@ -67,20 +58,32 @@ def build_set(
     records = join_sets(parts, f"data.splits.{split}")
     if len(records) == 0 and faults and not lists_all(faults):
         raise faults[0]
+    of_root = f"data.splits.{split} ({', '.join(names)}) of {root}"
     if len(records) == 0:
-        message = f"data.splits.{split} ({', '.join(names)}) of {root} has no images"
-        raise_or_collect(DataFault("no-images", message), faults)
+        raise_or_collect(DataFault("no-images", f"{of_root} has no images"), faults)
     elif split == "train" and records.ignore.all():
         crowds = f": all {len(records.boxes)} are iscrowd or difficult" if len(records.boxes) else ""
-        message = f"data.splits.train ({', '.join(names)}) of {root} has no boxes to learn from{crowds}"
-        raise_or_collect(DataFault("no-boxes", message), faults)
+        raise_or_collect(DataFault("no-boxes", f"{of_root} has no boxes to learn from{crowds}"), faults)
     if split == "train" and config.classes is not None:
         seen = set(records.labels[~records.ignore].tolist())
-        unseen = [name for label, name in enumerate(records.classes) if label not in seen]
-        for unseen_name in unseen:
-            message = f"data.classes: data.splits.train has no box of class '{unseen_name}'"
+        for unseen in (name for label, name in enumerate(records.classes) if label not in seen):
+            message = f"data.classes: data.splits.train has no box of class '{unseen}'"
             raise_or_collect(DataFault("class-unseen", message), faults)
     return records
+
+
+def _ensure_shapes(config: DataConfig, split: str, names: list[str]) -> None:
+    """Generate the demo data set, unless it exists. Raises InputError: it has no such split."""
+    unknown = next((name for name in names if name not in ("train", "val")), None)
+    if unknown is not None:
+        raise InputError(f"data.splits.{split}: the generated set has train and val, not '{unknown}'")
+    spec = ShapesSpec(
+        train_images=config.shapes_train_images,
+        val_images=config.shapes_val_images,
+        size_px=config.shapes_size_px,
+        imbalance=config.shapes_imbalance,
+    )
+    ensure_shapes(Path(config.root), spec)
 
 
 def _load(
