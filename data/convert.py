@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,16 +43,21 @@ def convert(source: Path, overrides: list[str], split: str, output: Path) -> Non
     """Read the split named on the command line and write it; print what it holds and how to train on it."""
     from detector.evaluation.coco_instances import BEGINNING, instances_pieces
     from detector.output import check_output, write_pieces
+    from errors import InputError
 
+    if "{split}" in str(output):  # data.annotations would have the name of the split there
+        raise InputError(f"--output: write out the name of the split in {output}, --split has only one")
     check_output("--output", output, BEGINNING)
     config, records = _read(source, overrides, split)
-    root = _folder_of_all(Path(config.data.root), records.files.tolist())
-    write_pieces(output, instances_pieces(records, root))
+    root, names = _names(Path(config.data.root), records.files.tolist())
+    write_pieces(output, instances_pieces(records, names))
     crowds = int(records.ignore.sum())
     regions = f" ({crowds} of them crowd or difficult)" if crowds else ""
     print(f"{output}: {len(records)} images, {len(records.boxes)} boxes{regions}")
-    keys = {"format": "coco", "root": root, "images": ".", "annotations": os.path.relpath(output, root)}
-    print("read by " + " ".join(shlex.quote(f"data.{key}={value}") for key, value in keys.items()))
+    undone = ["'data.merge={}'"] if config.data.merge else []
+    if isinstance(getattr(config.data.splits, split), list):
+        undone.append(f"data.splits.{split}={split}")
+    print("read by", _keys(root, output), *undone)
 
 
 def _read(source: Path, overrides: list[str], split: str) -> tuple["Config", "DetectionSet"]:
@@ -59,7 +66,7 @@ def _read(source: Path, overrides: list[str], split: str) -> tuple["Config", "De
     from detector.config.file import load_config
     from detector.evaluation.checkpoint import read_checkpoint
 
-    if source.is_dir() or source.suffix == ".pt":
+    if source.is_dir() or source.suffix == ".pt" or zipfile.is_zipfile(source):
         of_run = read_checkpoint(source, overrides)
         return of_run.config, build_set(of_run.config.data, split, tuple(of_run.content["classes"]))
     config = load_config(source, overrides)
@@ -68,8 +75,10 @@ def _read(source: Path, overrides: list[str], split: str) -> tuple["Config", "De
     return config, train if split == "train" else build_set(config.data, split, train.classes)
 
 
-def _folder_of_all(root: Path, files: list[str]) -> Path:
-    """data.root, or its nearest ancestor that contains all images: those of a YOLO set may be elsewhere.
+def _names(root: Path, files: list[str]) -> tuple[Path, list[str]]:
+    """data.root, or its nearest ancestor that contains all images, and their names relative to that.
+
+    The images of a YOLO set may be outside its folder.
 
     Raises:
         InputError: there is none, because the images are on several drives.
@@ -77,14 +86,25 @@ def _folder_of_all(root: Path, files: list[str]) -> Path:
     from errors import InputError
 
     root = root.parent if root.is_file() else root  # data.yaml of a YOLO set
+    # Symbolic links may lead anywhere the user wants, and stay in the names; but the parent of a link (..) is
+    # that of the folder it leads to.
+    follow = any(".." in Path(file).parts for file in files)
+    absolute: Callable[[str], str] = os.path.realpath if follow else os.path.abspath
+    paths = [absolute(file) for file in files]
     try:
-        # Not resolved: symbolic links may lead anywhere the user wants.
-        common = os.path.commonpath(map(os.path.abspath, [str(root), *files]))
+        common = os.path.commonpath([absolute(str(root)), *paths])
     except ValueError:
         raise InputError(f"--output: {root} and the images are on different drives") from None
-    if root.is_absolute():
-        return Path(common)
-    return Path(os.path.relpath(common))
+    names = [Path(os.path.relpath(path, common)).as_posix() for path in paths]
+    return Path(common if root.is_absolute() else os.path.relpath(common)), names
+
+
+def _keys(root: Path, output: Path) -> str:
+    """The overrides with which a training reads the file."""
+    inside = output.absolute().is_relative_to(root.absolute())
+    annotations = output.absolute().relative_to(root.absolute()) if inside else output.absolute()
+    keys = {"format": "coco", "root": root, "images": ".", "annotations": annotations}
+    return shlex.join(f"data.{key}={value}" for key, value in keys.items())
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _PLACES, _PLACE_SIDE = 4, 400  # likewise, for each kind of finding
 _TRIED = 100  # there may be a million places
 _LEAST_VIEW = 64  # pixels of the image shown around a box
 _SURROUNDINGS = 2.0  # view, in multiples of the box's longer side
-_NAMED = 12  # at most so many boxes are labelled; more labels would hide the picture
+_LABELLED, _NAMED = 100, 12  # most boxes with labels, in a sample and in a place; more would hide it
 _OUTSIDE: Colour = (225, 225, 225)  # beyond the image
 
 
@@ -49,7 +49,7 @@ def sample_pictures(records: DetectionSet, pipeline: Pipeline, seed: int) -> lis
         except InputError:
             continue
         height, width = sample.image.shape[:2]
-        texts = _names_of(sample.labels, sample.ignore, records)
+        texts = _names_of(sample.labels, sample.ignore, records, _LABELLED)
         jpeg = _drawn(
             sample.image, sample.boxes.astype(np.float64), sample.labels, sample.ignore, texts, _SAMPLE_SIDE
         )
@@ -110,7 +110,7 @@ def _around_a_box(spot: BoxSpot, row: int) -> Picture:
     others = [k for k in range(len(records.boxes))[records.boxes_of(row)] if k != spot.box]
     mine = [spot.box, *others]  # the first is drawn on top
     labels, ignored = records.labels[mine], records.ignore[mine]
-    texts = [*_names_of(labels[:1], ignored[:1], records), *[""] * len(others)]
+    texts = [*_names_of(labels[:1], ignored[:1], records, 1), *[""] * len(others)]
     boxes = (records.boxes[mine] - [x0, y0, x0, y0]) * scale
     jpeg = _drawn(np.asarray(view), boxes, labels, ignored, texts, _PLACE_SIDE)
     return Picture((jpeg,), _name(records, row))
@@ -125,13 +125,18 @@ def _whole(spot: Spot, sets: Mapping[str, DetectionSet], row: int) -> Picture:
         records = sets[split]
         mine = records.boxes_of(k)
         boxes, labels, ignored = records.boxes[mine], records.labels[mine], records.ignore[mine]
-        texts = _names_of(labels, ignored, records) if len(boxes) <= _NAMED else [""] * len(boxes)
+        texts = _names_of(labels, ignored, records, _NAMED)
         jpegs.append(_drawn(_read(records, k), boxes, labels, ignored, texts, _PLACE_SIDE))
     names = [f"{_name(sets[split], k)} ({split})" for split, k in places]
     return Picture(tuple(jpegs), " and ".join(names))
 
 
-def _names_of(labels: NDArray[np.int64], ignored: NDArray[np.bool_], records: DetectionSet) -> list[str]:
+def _names_of(
+    labels: NDArray[np.int64], ignored: NDArray[np.bool_], records: DetectionSet, most: int
+) -> list[str]:
+    """The label of each box; empty ones for more than `most` boxes."""
+    if len(labels) > most:
+        return [""] * len(labels)
     return [
         records.classes[label] + " (ignored)" * bool(left_out)
         for label, left_out in zip(labels, ignored, strict=True)

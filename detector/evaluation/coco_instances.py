@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from data.sample import DetectionSet, is_listed
@@ -15,24 +13,25 @@ _WRITER = "python -m data.convert"
 BEGINNING = rf'\{{"info": \{{"description": "{_WRITER}'
 
 
-def instances_pieces(records: DetectionSet, root: Path) -> Iterator[str]:
+def instances_pieces(records: DetectionSet, names: Sequence[str]) -> Iterator[str]:
     """The file as pycocotools and `load_coco` read it, in pieces, since there may be millions of boxes.
 
-    File names are relative to `root`. Annotation ids start at 1, as pycocotools ignores an id of 0. Ignored
-    regions are written as crowds.
+    Annotation ids start at 1, as pycocotools ignores an id of 0. Ignored regions are written as crowds.
+
+    Args:
+        names: of the image files, relative to the folder of the images.
     """
     ids = ids_in_file(records.category_ids)
     yield f'{{"info": {{"description": "{_WRITER}"}},\n"images": [\n'
-    yield from in_list(_images(records, root), ",\n")
+    yield from in_list(_images(records, names), ",\n")
     yield '],\n"annotations": [\n'
     yield from in_list(_annotations(records, ids), ",\n")
     yield f'],\n"categories": {json.dumps(categories(ids, records.classes))}}}\n'
 
 
-def _images(records: DetectionSet, root: Path) -> Iterator[dict[str, Any]]:
-    columns = (records.image_ids, records.files, records.sizes)
-    for number, file, (height, width) in zip(*(column.tolist() for column in columns), strict=True):
-        name = Path(os.path.relpath(file, root)).as_posix()
+def _images(records: DetectionSet, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    ids, sizes = records.image_ids.tolist(), records.sizes.tolist()
+    for number, name, (height, width) in zip(ids, names, sizes, strict=True):
         yield {"id": number, "file_name": name, "width": width, "height": height}
 
 

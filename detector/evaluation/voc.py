@@ -27,12 +27,12 @@ def evaluate_voc(records: DetectionSet, predictions: Predictions) -> VocResult:
     if that IoU reaches 0.5 and the gt is not taken yet; it is not counted if that gt is difficult.
     Boxes are continuous (the devkit adds one pixel to sides).
     """
-    per_class = []
+    per_class, image_of_box = [], records.image_of_box
     for label in range(len(records.classes)):
         gt_rows = np.flatnonzero(records.labels == label)
         total = int((~records.ignore[gt_rows]).sum())
         if total:
-            right, wrong = _judge(records, predictions, label, gt_rows)
+            right, wrong = _judge(records, predictions, label, gt_rows, image_of_box[gt_rows])
             per_class.append(average_precision(right, wrong, total))
     if not per_class:
         return VocResult(-1.0, -1.0)
@@ -51,10 +51,13 @@ def average_precision(right: NDArray[np.bool_], wrong: NDArray[np.bool_], total:
 
 
 def _judge(
-    records: DetectionSet, p: Predictions, label: int, gt_rows: NDArray[np.int64]
+    records: DetectionSet,
+    p: Predictions,
+    label: int,
+    gt_rows: NDArray[np.int64],
+    image_of_gt: NDArray[np.int64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which detections of a class are right and which wrong, in descending order of score."""
-    image_of_gt = records.image_of_box[gt_rows]
     mine = np.flatnonzero(p.labels == label)
     mine = mine[np.argsort(-p.scores[mine], kind="stable")]
     right, wrong = np.zeros(len(mine), np.bool_), np.zeros(len(mine), np.bool_)

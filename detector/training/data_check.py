@@ -86,7 +86,8 @@ def _without_places(spots: list[AnySpot]) -> list[AnySpot]:
 def warn_before_training(config: Config, train: DetectionSet, val: DetectionSet) -> None:
     """Warn, briefly, about annotations that hurt training.
 
-    Takes at most a second, plus the time to read `data.splits.test`, if there is one.
+    Takes at most a second, plus the time to read `data.splits.test`, if there is one, and with resizing other
+    than ResizeWithin a millisecond for each image size.
     """
     _try_test_split(config, train.classes)
     spots = list(_annotation_spots(config, {"train": train, "val": val}, paths=True))

@@ -85,16 +85,23 @@ def read(place: Path, *words: str, split: str = "val") -> DetectionSet:
         return build_set(load_config(Path("own.yaml"), list(words)).data, split)
 
 
+@pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("case", SETS)
-def test_what_is_written_is_read_back_as_it_was(place: Path, case: str) -> None:
+def test_what_is_written_is_read_back_as_it_was(place: Path, case: str, linked: bool) -> None:
+    """With the keys that are printed, behind those that it was written with."""
     write, words, _ = SETS[case]
-    write(place / "set")
+    if linked:
+        (place / "set").rmdir()
+        (place / "far" / "away").mkdir(parents=True)
+        (place / "far" / "away" / "set").mkdir()
+        (place / "set").symlink_to(place / "far" / "away" / "set")
+    write((place / "set").resolve())
     (place / "files").mkdir()
     done = call(convert.main, "own.yaml", *words, "--split", "val", "--output", "files/val.json", cwd=place)
     assert done.code == 0, done.err
     before = read(place, *words)
     keys = shlex.split(done.out.splitlines()[-1].removeprefix("read by "))
-    after = read(place, *keys)
+    after = read(place, *words, *keys)
     np.testing.assert_allclose(after.boxes, before.boxes, rtol=0, atol=1e-12)
     files = [[(place / name).resolve() for name in one.files] for one in (before, after)]
     assert files[0] == files[1]
@@ -123,7 +130,8 @@ def test_it_is_the_gt_of_the_results_of_a_run(
         "FILE"
     )
     assert (command in caplog.text) == (not as_annotated)
-    assert call(convert.main, "run", "--split", "val", "--output", "gt.json", cwd=place).code == 0
+    (place / "a copy").write_bytes((place / "run/checkpoints/best.pt").read_bytes())  # of whatever name
+    assert call(convert.main, "a copy", "--split", "val", "--output", "gt.json", cwd=place).code == 0
     metrics = json.loads((place / "metrics.json").read_text())
     found = json.loads((place / "found.json").read_text())
     assert len(found) > 20
@@ -158,6 +166,10 @@ WRONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "its own gt": (
         ("own.yaml", "--split", "val", "--output", "set/annotations/val.json"),
         ("--output", "not an earlier output"),
+    ),
+    "split to be replaced": (
+        ("own.yaml", "--split", "val", "--output", "{split}.json"),
+        ("--output", "{split}.json", "--split"),
     ),
     "no folder": (("own.yaml", "--split", "val", "--output", "none/a.json"), ("folder none",)),
     "no run": (("set", "--split", "val", "--output", "a.json"), ("set", "run folder")),
