@@ -11,7 +11,7 @@ from doors import OptionParser, config_and_overrides, run_door
 
 if TYPE_CHECKING:
     from data.sample import DetectionSet
-    from detector.config import Config
+    from detector.config import Config, DataConfig
 
 
 def main() -> None:
@@ -45,8 +45,10 @@ def convert(source: Path, overrides: list[str], split: str, output: Path) -> Non
     from detector.output import check_output, write_pieces
     from errors import InputError
 
-    if "{split}" in str(output):  # data.annotations would have the name of the split there
-        raise InputError(f"--output: write out the name of the split in {output}, --split has only one")
+    if "{split}" in str(output):
+        raise InputError(
+            f"--output: data.annotations would replace '{{split}}' in {output}; write the name of the split"
+        )
     check_output("--output", output, BEGINNING)
     config, records = _read(source, overrides, split)
     root, names = _names(Path(config.data.root), records.files.tolist())
@@ -54,10 +56,7 @@ def convert(source: Path, overrides: list[str], split: str, output: Path) -> Non
     crowds = int(records.ignore.sum())
     regions = f" ({crowds} of them crowd or difficult)" if crowds else ""
     print(f"{output}: {len(records)} images, {len(records.boxes)} boxes{regions}")
-    undone = ["'data.merge={}'"] if config.data.merge else []
-    if isinstance(getattr(config.data.splits, split), list):
-        undone.append(f"data.splits.{split}={split}")
-    print("read by", _keys(root, output), *undone)
+    print(f"read by {_overrides(config.data, split, root, output)}")
 
 
 def _read(source: Path, overrides: list[str], split: str) -> tuple["Config", "DetectionSet"]:
@@ -99,12 +98,17 @@ def _names(root: Path, files: list[str]) -> tuple[Path, list[str]]:
     return Path(common if root.is_absolute() else os.path.relpath(common)), names
 
 
-def _keys(root: Path, output: Path) -> str:
-    """The overrides with which a training reads the file."""
-    inside = output.absolute().is_relative_to(root.absolute())
-    annotations = output.absolute().relative_to(root.absolute()) if inside else output.absolute()
-    keys = {"format": "coco", "root": root, "images": ".", "annotations": annotations}
-    return shlex.join(f"data.{key}={value}" for key, value in keys.items())
+def _overrides(data: "DataConfig", split: str, root: Path, output: Path) -> str:
+    """The overrides with which a training that has read the split reads the file instead."""
+    annotations = output.absolute()
+    if annotations.is_relative_to(root.absolute()):
+        annotations = annotations.relative_to(root.absolute())
+    words = ["data.format=coco", f"data.root={root}", "data.images=.", f"data.annotations={annotations}"]
+    if data.merge:
+        words.append("data.merge={}")
+    if isinstance(getattr(data.splits, split), list):  # it would be read once for each
+        words.append(f"data.splits.{split}={split}")
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "split to be replaced": (
         ("own.yaml", "--split", "val", "--output", "{split}.json"),
-        ("--output", "{split}.json", "--split"),
+        ("--output", "{split}.json"),
     ),
     "no folder": (("own.yaml", "--split", "val", "--output", "none/a.json"), ("folder none",)),
     "no run": (("set", "--split", "val", "--output", "a.json"), ("set", "run folder")),
