@@ -1,4 +1,4 @@
-"""Small data sets on disk, written in sight of the tests that use them."""
+"""Small data sets on disk, written by the tests that use them."""
 
 import json
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def write_coco(root: Path, train: dict[str, Any], val: dict[str, Any]) -> Path:
 
 
 def small_coco(root: Path, images: int = 6) -> Path:
-    """A set on which training runs in seconds: every image has one cat and one dog, the last has none."""
+    """A set on which training runs in seconds: every image has one cat and one dog, but the last has none."""
     boxes = [[[4.0 + i, 5.0, 20.0, 18.0], [30.0, 10.0 + i, 24.0, 20.0]] for i in range(images - 1)]
     content = coco_dict([*boxes, []])
     return write_coco(root, content, content)
@@ -66,7 +66,7 @@ def coco_of_sizes(root: Path, sizes: Sequence[tuple[int, int]]) -> Path:
     return write_coco(root, content, content)
 
 
-# Random in the ways that shapes, places and colours can be.
+# Random in shape, position and colour.
 AUGMENTED = "data.transforms.train=[{HorizontalFlip: {p: 0.5}}, {IoUCrop: {}}, {ColorJitter: {p: 0.7}}]"
 
 # Overrides that make a training run take a second: a ResNet-18 of 64 x 64 pixels.

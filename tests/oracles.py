@@ -1,4 +1,4 @@
-"""Answers worked out the slow way, in float64, from the definitions; nothing of the project is used."""
+"""Reference results, computed slowly in float64 from the definitions without any code of the project."""
 
 import math
 from collections.abc import Sequence
@@ -57,12 +57,12 @@ def ap_loss(
 def alrp_loss(
     logits: Sequence[float], targets: Sequence[int], errors: Sequence[float], delta: float
 ) -> tuple[float, float, list[float], list[float]]:
-    """The two parts of aLRP, the update of the logits, the gradient of the regression losses.
+    """The two parts of aLRP, the update of the logits and the gradient of the regression losses.
 
     rank_i = 1 + sum_{k != i} H(f_k - f_i) + b_i; ranking part mean b_i / rank_i, localisation part
     mean (E_i + sum_{k != i} H(f_k - f_i) E_k) / rank_i. Each pair (i, j) of a positive and a negative
     above it moves both by (l_i - l*_i) H(n_j - f_i) / b_i / P, l_i the sum of both parts of i and
-    l*_i = E_i / rank_i what is left of it with no negative above.
+    l*_i = E_i / rank_i what is left of it without negatives above.
     """
     f = [x for x, t in zip(logits, targets, strict=True) if t == 1]
     n = [x for x, t in zip(logits, targets, strict=True) if t == 0]
@@ -127,7 +127,7 @@ def rank_sort_loss(
 
 
 def ce_ohem_loss(logits: Sequence[float], targets: Sequence[int], ratio: float) -> float:
-    """-log of the right side's probability over the positives and the hardest negatives, over P."""
+    """Sum of -log p(correct) over the positives and the hardest negatives, divided by P."""
     positives = [x for x, t in zip(logits, targets, strict=True) if t == 1]
     negatives = sorted((x for x, t in zip(logits, targets, strict=True) if t == 0), reverse=True)
     count = max(1, len(positives))
@@ -147,7 +147,7 @@ def box_area(box: Box) -> float:
 
 
 def iou(one: Box, other: Box) -> float:
-    """0 where both boxes are empty."""
+    """Intersection over union; 0 if both boxes are empty."""
     shared = intersection(one, other)
     union = box_area(one) + box_area(other) - shared
     return shared / union if union > 0 else 0.0
@@ -234,6 +234,6 @@ def centre(box: Box) -> tuple[float, float]:
 
 
 def within(anchor: Box, box: Box) -> bool:
-    """Whether the middle of an anchor lies inside a box."""
+    """Whether the centre of an anchor lies inside a box."""
     x, y = centre(anchor)
     return box[0] < x < box[2] and box[1] < y < box[3]

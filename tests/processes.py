@@ -1,4 +1,4 @@
-"""Several processes on one machine, each with a share of a batch: what the tests of collectives run."""
+"""Run several processes on one machine, each with a share of a batch, for the tests of collectives."""
 
 import multiprocessing
 import os
@@ -15,12 +15,12 @@ from detector.training.processes import Processes, join_processes
 Work = Callable[[int, int], Any]  # rank, number of processes -> what torch.save can write
 
 
-# The server that the processes are forked from imports these once; each by itself would take ten seconds.
+# Imported once by the server that the processes are forked from; each process would take ten seconds.
 _IMPORTS = ["torch", "torch.distributed", "torchvision", "albumentations", "detector.training.trainer"]
 
 
 def run_processes(work: Work, count: int, folder: Path) -> list[Any]:
-    """Run `work` in `count` gloo processes; returns what each gave back, by rank."""
+    """Run `work` in `count` gloo processes; returns the result of each, by rank."""
     multiprocessing.set_forkserver_preload(_IMPORTS)
     arguments = (work, count, str(folder), dict(os.environ))
     mp.start_processes(_enter, args=arguments, nprocs=count, start_method="forkserver")
@@ -28,7 +28,7 @@ def run_processes(work: Work, count: int, folder: Path) -> list[Any]:
 
 
 def _enter(rank: int, work: Work, count: int, folder: str, environment: dict[str, str]) -> None:
-    os.environ |= environment  # the server's is of the time when it began
+    os.environ |= environment  # the server's is from its start
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     try:

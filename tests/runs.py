@@ -31,7 +31,7 @@ def tiny_config(root: Path, run: Path, *overrides: str) -> Config:
     return parse_config(apply_overrides({"data": {"format": "coco"}}, words), "the test")
 
 
-# What a line of metrics.jsonl says of the machine: it differs from run to run.
+# Fields of metrics.jsonl that depend on the machine, and so differ from run to run.
 OF_THE_MACHINE = ("images_per_s", "step_s", "data_wait", "memory_gib")
 
 
@@ -45,14 +45,14 @@ class Outcome:
 
 
 def call(main: Callable[[], None], *words: str, cwd: Path) -> Outcome:
-    """Run a door in `cwd`, as `python DOOR.py WORDS` would. What the door does not catch comes through."""
+    """Run a door in `cwd`, as `python DOOR.py WORDS` would. Exceptions it does not catch are raised."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setattr("sys.argv", ["door.py", *words])
         patch.chdir(cwd)
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        for number in SIGNALS:  # which the end of a process whose state is saved does not hear
+        for number in SIGNALS:  # at its end, a process whose state is saved ignores them
             stack.callback(signal.signal, number, signal.getsignal(number))
         try:
             run_door(main)
@@ -76,7 +76,7 @@ def signal_at_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SI
 
 @contextlib.contextmanager
 def boxes_lost_at(step: int) -> Iterator[None]:
-    """The boxes shrink to a dot once that many steps have been made: the next evaluation has an AP of 0."""
+    """Shrink the predicted boxes to a dot after that many steps: the next evaluation has an AP of 0."""
     update, count = Learner.update, itertools.count(1)
 
     def update_and_lose(learner: Learner, losses: Losses) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def last(run: Path) -> dict[str, Any]:
 
 
 def difference(one: Any, other: Any, at: str = "") -> str | None:
-    """Where two nests of tensors and values first differ."""
+    """Where two nested structures of tensors and values first differ."""
     if isinstance(one, Tensor):
         return None if torch.equal(one, other) else at
     if isinstance(one, dict | list):
@@ -126,7 +126,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int] | None]:
 
 @contextlib.contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
-    """Writing past `size` bytes fails in the operating system, as on a full disk (EFBIG for ENOSPC)."""
+    """Writing past `size` bytes fails in the operating system, as on a full disk (with EFBIG, not ENOSPC)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

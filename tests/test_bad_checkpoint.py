@@ -19,7 +19,7 @@ YAML = "data: {format: coco, root: set}\ntrain: {epochs: 1}\n"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a finished run in run/. Only to be read."""
+    """A folder with a data set, tiny.yaml and a finished run in run/. Tests only read it."""
     folder = tmp_path_factory.mktemp("finished")
     small_coco(folder / "set", 4)
     (folder / "tiny.yaml").write_text(YAML)
@@ -93,7 +93,7 @@ def test_a_damaged_last_checkpoint_does_not_resume(finished: Path, tmp_path: Pat
     ],
 )
 def test_a_run_that_has_ended_says_so(finished: Path, tmp_path: Path, place: str, where: str) -> None:
-    """A run may be named by its newest checkpoint, too, from wherever."""
+    """A run may also be named by its newest checkpoint, from any folder."""
     shutil.copytree(finished / "run", tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "below").mkdir()
     outcome = call(train.main, "--resume", place, f"data.root={finished / 'set'}", cwd=tmp_path / where)

@@ -160,7 +160,7 @@ def test_a_missing_configuration_file_is_named(place: Path) -> None:
 
 
 def test_a_yolo_index_is_no_configuration(place: Path) -> None:
-    """What is proposed is taken, up to the images that are not there."""
+    """The suggestion is accepted, up to the images that are missing."""
     (place / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
     outcome = call(train.main, "data.yaml", cwd=place)
     assert_one_line(
@@ -179,8 +179,8 @@ def test_the_base_that_is_meant_is_told_as_it_has_to_be_written(place: Path) -> 
 
 
 def test_of_the_processes_of_a_machine_one_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a launch would find the same slip in the configuration. The others let the first one speak, and
-    what only they have found, they say."""
+    """All processes of a launch find the same error in the configuration. The others wait for the first to
+    report it, and report only what the first does not find."""
     waited: list[float] = []
     monkeypatch.setattr(train.time, "sleep", waited.append)
     for local_rank, waits in (("1", 1), ("0", 0)):
@@ -194,15 +194,15 @@ def test_of_the_processes_of_a_machine_one_tells(place: Path, monkeypatch: pytes
 
 
 def test_a_set_of_ones_own_is_not_taken_for_the_demo(place: Path) -> None:
-    """Nor is a demo set made in a folder whose name has a slip."""
-    (place / "set" / "annotations" / "shapes.json").touch()  # the demo's has it elsewhere
+    """Nor is a demo set made in a folder whose name is a typo."""
+    (place / "set" / "annotations" / "shapes.json").touch()  # a demo set has it elsewhere
     for root in ("set", "sett"):
         words = (f"data.root={root}", "run.dir=new", *TINY_MODEL)
         assert_refused(train.main, words, place, f"data.root={root}", "give a CONFIG", "data.format=coco")
 
 
 def test_the_configuration_may_stand_behind_the_keys(place: Path) -> None:
-    """It is the model.init of the last word that is refused: all before was read."""
+    """The last word, model.init, is what is refused: everything before it was read."""
     words = (*TINY_MODEL, "run.dir=new", "tiny.yaml", "model.init=nowhere.pt")
     assert_refused(train.main, words, place, "model.init: nowhere.pt does not exist")
 
@@ -228,7 +228,7 @@ def test_a_wrong_override_is_refused(place: Path, override: str) -> None:
 
 
 def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """Damage done to the content of train.json."""
+    """Damage that changes the content of train.json."""
 
     def damage(root: Path) -> None:
         path = root / "annotations" / "train.json"
@@ -240,12 +240,12 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
 
 def annotation(**values: Any) -> Callable[[Path], None]:
-    """Annotation 3, of image id 11 in 1.png, is changed."""
+    """Change annotation 3, of image id 11 in 1.png."""
     return edited(lambda content: content["annotations"][2].update(values))
 
 
 def image(**values: Any) -> Callable[[Path], None]:
-    """Image id 12, in 2.png, is changed."""
+    """Change image id 12, in 2.png."""
     return edited(lambda content: content["images"][2].update(values))
 
 
@@ -309,18 +309,18 @@ def test_wrong_data_are_refused(place: Path, case: str) -> None:
 
 
 def test_a_truncated_image_ends_the_run_and_is_named(place: Path) -> None:
-    """Its header is whole: found when it is decoded, in the middle of training."""
+    """Its header is intact, so it is found on decoding, in the middle of training."""
     path = place / "set" / "images" / "2.png"
     path.write_bytes(path.read_bytes()[:2000])
     outcome = call(train.main, *RUN, cwd=place)
     assert_one_line(outcome, "set/images/2.png", "cannot be read", "is saved, continue with --resume new")
 
 
-# ------------------------------------------------------------------------ as processes of their own
+# ------------------------------------------------------------------------ in separate processes
 
 
 def run_program(*words: str, cwd: Path, largest_file: str = "unlimited") -> Outcome:
-    """A true process; the size of a file is in the shell's blocks of 512 or 1024 bytes."""
+    """Run a real process; `largest_file` is in the shell's blocks of 512 or 1024 bytes."""
     limited = ["sh", "-c", f'ulimit -f {largest_file}; exec "$@"', "sh", sys.executable, "-u"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*limited, *words], cwd=cwd, capture_output=True, text=True, env=environment)
@@ -328,7 +328,7 @@ def run_program(*words: str, cwd: Path, largest_file: str = "unlimited") -> Outc
 
 
 def test_a_run_folder_that_cannot_be_made_costs_one_line(place: Path) -> None:
-    """The model and the loaders are built by then: nothing else may have been said."""
+    """The model and the loaders are built by then: nothing else may have been printed."""
     before = listing(place)
     words = [str(PROJECT / "train.py"), *RUN, "schedule.warmup_steps=1", "run.dir=tiny.yaml/run"]
     assert_one_line(run_program(*words, cwd=place), "run.dir", "tiny.yaml/run")

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as they are meant to be used."""
+"""train.py and evaluate.py in normal use."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ CALIBRATION = {"calibration_error_raw", "calibration_error", "calibration_error_
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a data set, tiny.yaml, and run/, a training of two epochs whose first is the best."""
+    """A folder with a data set, tiny.yaml, and run/, a run of two epochs, of which the first is the best."""
     folder = tmp_path_factory.mktemp("workplace")
     small_coco(folder / "set")
     values = {"format": "coco", "root": str(folder / "set"), "splits": {"test": "val"}}
@@ -45,12 +45,12 @@ def test_several_processes_do_not_all_evaluate(workplace: Path, monkeypatch: pyt
     assert_refused(
         evaluate.main, ("run",), workplace, "evaluate.py runs in a single process", "not with torchrun"
     )
-    monkeypatch.setenv("WORLD_SIZE", "")  # as a script leaves it
+    monkeypatch.setenv("WORLD_SIZE", "")  # as a script may leave it
     assert_refused(evaluate.main, ("gone",), workplace, "gone")
 
 
 def test_results_of_classes_that_the_gt_does_not_list_are_left_out(workplace: Path, tmp_path: Path) -> None:
-    """So they can be scored; nor do they change AP, which is that of the classes that are listed."""
+    """So that the rest can be scored; AP is unchanged, as it covers only the listed classes."""
     shutil.copytree(workplace / "set", tmp_path / "set")
     file = tmp_path / "set" / "annotations" / "val.json"
     content = json.loads(file.read_text())
@@ -70,7 +70,7 @@ def test_results_of_classes_that_the_gt_does_not_list_are_left_out(workplace: Pa
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    """What the trainer logged, without the time of the evaluation."""
+    """The evaluations that the trainer logged, without step and epoch."""
     lines = [line for line in read_metrics(run) if "AP" in line]
     return [{key: v for key, v in line.items() if key not in ("step", "epoch")} for line in lines]
 
@@ -81,7 +81,7 @@ def test_train_leaves_a_run_and_says_how_to_go_on(tmp_path: Path) -> None:
     outcomes = [call(train.main, "mine.yaml", *TINY_MODEL, cwd=tmp_path) for _ in range(2)]
     for outcome, run in zip(outcomes, ("runs/mine", "runs/mine-2"), strict=True):
         assert (outcome.code, outcome.err) == (0, "")
-        program = Path(evaluate.__file__)  # which is not below the folder of this call
+        program = Path(evaluate.__file__)  # not below the folder of this call
         assert re.search(rf"^evaluate: \S*python\S* {program} {run}$", outcome.out, re.MULTILINE)
         assert f"tensorboard --logdir {run}" in outcome.out
         names = {path.name.split(".")[0] for path in (tmp_path / run).rglob("[!.]*")}
@@ -123,7 +123,7 @@ def test_evaluate_repeats_the_best_evaluation_of_the_run_exactly(workplace: Path
 
 
 def test_evaluate_gives_raw_scores_where_they_are_wanted(workplace: Path) -> None:
-    """Calibration is off: the same metrics, and no error of a map that was not used."""
+    """Calibration is off: the same metrics, and no calibration error, as no map was used."""
     words = ("run", "eval.calibrate=false", "--output", "raw.json", "--results", "raw_found.json")
     assert call(evaluate.main, *words, cwd=workplace).code == 0
     assert call(evaluate.main, "run", "--results", "calibrated_found.json", cwd=workplace).code == 0
@@ -247,7 +247,7 @@ def test_a_damaged_checkpoint_is_told_of_once(
 
 
 def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp_path: Path) -> None:
-    """And leave a checkpoint; a higher train.epochs goes on from there."""
+    """And leave a checkpoint, from which a higher train.epochs continues."""
     best = workplace / "run" / "checkpoints" / "best.pt"
     words = ["tiny.yaml", f"run.dir={tmp_path / 'none'}", *TINY_MODEL, "train.epochs=0", f"model.init={best}"]
     outcome = call(train.main, *words, cwd=workplace)
@@ -267,7 +267,7 @@ def test_no_epochs_score_the_weights_that_a_run_begins_with(workplace: Path, tmp
 def test_the_best_of_evaluations_without_objects_is_the_newest(
     workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There is no AP to choose by, and nothing that scores could be calibrated to."""
+    """There is no AP to compare, and nothing to calibrate scores to."""
     annotations = small_coco(tmp_path / "set") / "annotations" / "val.json"
     annotations.write_text(json.dumps({**json.loads(annotations.read_text()), "annotations": []}))
     words = ["tiny.yaml", f"run.dir={tmp_path / 'run'}", *TINY_MODEL, f"data.root={tmp_path / 'set'}"]

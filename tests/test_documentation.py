@@ -1,4 +1,4 @@
-"""What the documentation says is so: commands, links, files and configuration keys that it names exist."""
+"""The documentation is right: the commands, links, files and configuration keys that it names exist."""
 
 import importlib.util
 import re
@@ -66,7 +66,7 @@ def anchors(text: str) -> set[str]:
 
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
-    """The shipped configurations, and beside them those that a page tells the reader to write."""
+    """The shipped configurations, and those that a page tells the reader to write."""
     folder = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", folder)
     for text in pages().values():
@@ -78,12 +78,12 @@ def configs(tmp_path: Path) -> Path:
 
 
 def test_configuration_reference_is_what_the_schema_generates() -> None:
-    """Remade by: python -m detector.config.reference."""
+    """Regenerate with: python -m detector.config.reference."""
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
 
 
 def test_drawing_is_what_the_loss_computes_today() -> None:
-    """Remade by: python -m docs.draw_ap_loss. Lettering is compared as it is, places up to rounding."""
+    """Regenerate with: python -m docs.draw_ap_loss. Text is compared exactly, coordinates up to rounding."""
     number = re.compile(r"(\d+\.?\d*)")
     drawings = ((ROOT / "docs" / "ap_loss.svg").read_text(encoding="utf-8"), drawing())
     read, expected = (re.findall(r">([^<\n]+)<", text) for text in drawings)
@@ -135,7 +135,7 @@ def test_configuration_keys_in_the_documentation_are_valid() -> None:
 
 
 def test_keys_without_a_value_are_valid_too() -> None:
-    """`loss.delta` in backticks is a key or a part of the schema, a module or a file."""
+    """Words like `loss.delta` in backticks are a key or section of the schema, a module or a file."""
     schema = re.findall(r"\| `([\w.]+)` \|", reference())
     known = {key[:end] for key in schema for end in (len(key), *(m.start() for m in re.finditer(r"\.", key)))}
     sections = "|".join(Config.model_fields)
@@ -161,7 +161,7 @@ def test_configurations_and_overrides_of_commands_are_accepted(configs: Path) ->
 
 
 def test_overrides_by_themselves_are_accepted() -> None:
-    """`loss.name=alrp loss.box=giou`: values that fit, and fit together."""
+    """Such as `loss.name=alrp loss.box=giou`: the values are valid, also together."""
     read = 0
     for text in pages().values():
         for span in re.findall(r"`([a-z]\w*\.[^`\n]+)`", FENCE.sub("", text)):
@@ -174,7 +174,7 @@ def test_overrides_by_themselves_are_accepted() -> None:
 
 @pytest.mark.parametrize("program", ["train.py", "evaluate.py", "predict.py"])
 def test_options_in_commands_exist(program: str) -> None:
-    """Those that --help lists."""
+    """--help lists them."""
     used = {word for _, (name, *words) in commands() if name == program for word in words}
     said = subprocess.run(
         [sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True

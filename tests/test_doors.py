@@ -1,4 +1,4 @@
-"""What all programs share, seen from the system."""
+"""What all programs share, seen from outside."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ def test_freed_memory_is_used_again_and_not_cleared_again() -> None:
 
 @pytest.mark.parametrize("door", ["train.py", "evaluate.py", "predict.py", "export.py"])
 def test_outside_the_environment_one_line_says_so(tmp_path: Path, door: str) -> None:
-    """Python without its site-packages stands for the system's."""
+    """Python without its site-packages plays the part of the system's Python."""
     root = Path(doors.__file__).parent
     words = [sys.executable, "-S", str(root / door), *(["x", "y"] if door != "train.py" else [])]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -99,7 +99,7 @@ def test_an_error_of_the_system_that_is_of_no_file_names_none(tmp_path: Path) ->
 
 
 def test_a_name_in_no_encoding_can_be_printed() -> None:
-    """A file system takes any bytes for a name."""
+    """A file system accepts any bytes as a name."""
     program = "import doors; doors.run_door(lambda: print('caf\\udce9'))"
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     words = [sys.executable, "-c", program]
@@ -109,7 +109,7 @@ def test_a_name_in_no_encoding_can_be_printed() -> None:
 
 @pytest.mark.parametrize("line", ["print('x' * 9999)", "monitor.say('x' * 9999)"])
 def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, line: str) -> None:
-    """As with `| head -1`; a training goes on to its end."""
+    """As with `| head -1`; training continues to its end."""
     program = f"""
 from pathlib import Path
 from doors import run_door
@@ -144,5 +144,5 @@ def test_a_variable_that_is_not_set_is_not_the_current_folder(
 
 
 def test_an_option_of_another_trainer_is_known_by_what_it_does_there(tmp_path: Path) -> None:
-    """--name is that of the run, although loss.name and others end so."""
+    """--name is the name of the run there, although loss.name and other keys end in it."""
     assert_one_line(call(train.main, "own.yaml", "--name", "mine", cwd=tmp_path), "; use run.dir,")

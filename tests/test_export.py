@@ -1,6 +1,6 @@
-"""An exported file finds what PyTorch finds, or is not there.
+"""An exported file finds what PyTorch finds, or is not written.
 
-The oracle is the model of the checkpoint by way of `detect`; random weights, a picture for each size.
+The oracle is the checkpoint's model, run by `detect`; its weights are random, with a picture for each size.
 """
 
 import json
@@ -44,7 +44,7 @@ from errors import InputError
 from tests.builders import TINY_MODEL, coco_dict, write_coco, write_image
 from tests.runs import assert_refused, call, listing
 
-pytestmark = pytest.mark.xdist_group("export")  # an export to ONNX takes its time
+pytestmark = pytest.mark.xdist_group("export")  # an export to ONNX is slow
 
 ROOT = Path(export.__file__).parent
 CLASSES = ["cat", "dog", "Zebrafink ü"]
@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = build_model(config.model, len(CLASSES), pretrained=False)
     for name, tensor in model.state_dict().items():
-        if name.endswith("running_mean"):  # norms that a fold must not lose
+        if name.endswith("running_mean"):  # statistics that folding must keep
             tensor.normal_(std=0.1)
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
@@ -99,7 +99,7 @@ def opened(place: Path) -> OpenCheckpoint:
 
 
 def require(form: str) -> None:
-    """Skip where the format cannot be written here."""
+    """Skip the test if the format cannot be written here."""
     if not torch_serves(form):
         pytest.skip(f"PyTorch {torch.__version__} is too old")
     for package in FORMATS[form].needs:
@@ -108,7 +108,7 @@ def require(form: str) -> None:
 
 @pytest.fixture(scope="module", params=["torchscript", "onnx"])
 def exported(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
-    """The name of the format and a file of it, made by the command line."""
+    """The name of a format and a file in it, written by the command line."""
     require(request.param)
     file = place / f"model{FORMATS[request.param].suffix}"
     outcome = call(export.main, "best.pt", "--format", request.param, "--output", file.name, cwd=place)
@@ -118,7 +118,7 @@ def exported(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
 
 
 def images(batch: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Noise in blots, each image of another one; the last of several is black."""
+    """Blocks of noise, different in each image; the last of several images is black."""
     rng = np.random.default_rng(height)
     blots = rng.integers(0, 256, (batch, 3, height // 10 + 1, width // 10 + 1), dtype=np.uint8)
     blots[1:][-1:] = 0
@@ -126,7 +126,7 @@ def images(batch: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tuple[str, Path]) -> None:
-    """One image and three, at sizes that the exporter has not seen, multiples of the stride and not."""
+    """One image and three, at sizes that the exporter has not seen, multiples of the stride or not."""
     form, file = exported
     run = FORMATS[form].read(file.read_bytes())
     counts = []
@@ -139,7 +139,7 @@ def test_the_file_finds_what_pytorch_finds(opened: OpenCheckpoint, exported: tup
             assert agreement.by_rounding <= 1
             assert np.all(np.diff(other.scores) <= 0)
             counts.append(len(other.scores))
-    assert 0 in counts  # the case is one of images without detections, with some, and with too many
+    assert 0 in counts  # the case has images without detections, with some, and with too many
     assert 30 in counts
     assert any(0 < count < 30 for count in counts)
 
@@ -167,7 +167,7 @@ def test_soft_nms_in_the_file(place: Path, tmp_path: Path, form: str) -> None:
 
 
 def test_soft_nms_is_checked_on_a_picture_of_one_colour(place: Path, tmp_path: Path) -> None:
-    """Scores that are equal to the last digit may come in any order: no difference of the models."""
+    """Scores that are equal to the last digit may come in any order, with no difference of the models."""
     Image.new("RGB", (600, 500), "white").save(tmp_path / "white.png")
     words = [
         "eval.nms=soft",
@@ -247,7 +247,7 @@ def test_soft_nms_has_no_threshold_to_tell_but_that_of_joining_tiles(opened: Ope
 
 @pytest.mark.parametrize("outputs", ["detections", "raw"])
 def test_a_torchscript_file_refuses_pixels_of_another_kind(place: Path, tmp_path: Path, outputs: str) -> None:
-    """Floats from 0 to 1 would be black, a grey picture be taken three times. ONNX refuses by itself."""
+    """Floats from 0 to 1 would be black, a grey picture be used three times. ONNX refuses them itself."""
     file = tmp_path / "model.torchscript"
     words = ["--raw"] * (outputs == "raw")
     words += ["--format", "torchscript", "--output", str(file)]
@@ -263,7 +263,7 @@ def test_a_torchscript_file_refuses_pixels_of_another_kind(place: Path, tmp_path
 
 
 def test_an_onnx_file_is_free_of_the_exporters_notes(exported: tuple[str, Path]) -> None:
-    """They name the folders of the machine; and the inputs' free sizes carry names."""
+    """They name the folders of the machine. The free sizes of the input have names."""
     form, file = exported
     if form == "torchscript":
         pytest.skip("of ONNX alone")
@@ -278,7 +278,7 @@ def test_an_onnx_file_is_free_of_the_exporters_notes(exported: tuple[str, Path])
 
 
 def test_raw_gives_what_the_heads_say(place: Path, opened: OpenCheckpoint) -> None:
-    """In TorchScript, which is made in no time; an ONNX file is checked in the same way as it is made."""
+    """In TorchScript, which is fast to write; an ONNX file is checked in the same way when it is written."""
     form = "torchscript"
     outcome = call(export.main, "best.pt", "--format", form, "--raw", "--output", "raw", cwd=place)
     assert (outcome.code, outcome.err) == (0, "")
@@ -296,7 +296,7 @@ def test_raw_gives_what_the_heads_say(place: Path, opened: OpenCheckpoint) -> No
 
 
 def test_scores_without_calibration(place: Path, tmp_path: Path) -> None:
-    """And more detections than there are candidates are not wanted of anyone."""
+    """Nor are more detections expected than there are candidates."""
     words = ["eval.calibrate=false", "eval.score_threshold=0", "eval.topk_candidates=4"]
     file = tmp_path / "plain.torchscript"
     outcome = call(
@@ -306,7 +306,7 @@ def test_scores_without_calibration(place: Path, tmp_path: Path) -> None:
     run, plain = FORMATS["torchscript"].read(file.read_bytes()), open_checkpoint(place / "best.pt", words)
     pixels = images(1, 96, 128)
     (one,), (other,) = found_by_model(plain, pixels), found_by(run, pixels)
-    assert 0 < len(one.scores) <= 20  # five levels
+    assert 0 < len(one.scores) <= 20  # 4 on each of five levels
     assert compare(one, other, 128, EvalConfig(detections_per_img=30)).unexplained == 0
 
 
@@ -334,20 +334,20 @@ def test_a_check_that_finds_nothing_says_so(
 
 @pytest.fixture(scope="module")
 def eager(place: Path) -> OpenCheckpoint:
-    """One that finds something in any picture."""
+    """A model that finds something in any picture."""
     return open_checkpoint(place / "best.pt", ["eval.score_threshold=0.9"])
 
 
 @pytest.fixture(scope="module")
 def shown(place: Path) -> list[Picture]:
-    """Two of 120 x 90 px, which become 96 x 72."""
+    """Two pictures of 120 x 90 px, which become 96 x 72."""
     write_image(place / "other.png", 90, 120, seed=1)
     names = ("picture.png", "other.png")
     return [Picture(name, read_upright(place / name, name)) for name in names]
 
 
 def as_file(opened: OpenCheckpoint, spoil: Callable[[NDArray[np.uint8], list[Found]], None]) -> Run:
-    """A run of what the model itself finds, after `spoil` has seen the images and changed the detections."""
+    """A run that returns what the model itself finds, after `spoil` has seen and changed it."""
 
     def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         found = found_by_model(opened, images)
@@ -363,14 +363,14 @@ def as_file(opened: OpenCheckpoint, spoil: Callable[[NDArray[np.uint8], list[Fou
 
 
 def lose_one(found: list[Found]) -> None:
-    """The best of the first image."""
+    """Drop the best detection of the first image."""
     found[0] = Found(found[0].boxes[1:], found[0].scores[1:], found[0].labels[1:])
 
 
 def test_what_differs_in_a_batch_of_three_of_an_odd_size_alone_is_refused(
     eager: OpenCheckpoint, shown: list[Picture]
 ) -> None:
-    """Three quarters of 96 x 72, made odd."""
+    """73 x 55 px: three quarters of 96 x 72, made odd."""
 
     def spoil(images: NDArray[np.uint8], found: list[Found]) -> None:
         if images.shape == (3, 3, 55, 73):
@@ -383,7 +383,7 @@ def test_what_differs_in_a_batch_of_three_of_an_odd_size_alone_is_refused(
 
 
 def test_the_check_sums_up_all_pictures(eager: OpenCheckpoint, shown: list[Picture]) -> None:
-    """The boxes of the first are 4e-4 px off, which counts as the same."""
+    """The boxes of the first picture are 4e-4 px off, which counts as the same."""
     counts: list[int] = []
 
     def spoil(images: NDArray[np.uint8], found: list[Found]) -> None:
@@ -422,7 +422,7 @@ def test_what_differs_in_the_very_picture_and_not_with_noise_is_a_matter_of_ties
 def test_raw_outputs_may_differ_by_rounding_and_no_more(
     opened: OpenCheckpoint, shown: list[Picture], what: str
 ) -> None:
-    """By 1e-4 of the largest value: half of it passes, twice as much does not."""
+    """By 1e-4 of the largest value: half of that passes, twice as much does not."""
 
     def off_by(part: float) -> Run:
         def run(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -442,7 +442,7 @@ def test_raw_outputs_may_differ_by_rounding_and_no_more(
 
 
 def test_a_file_that_differs_is_not_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph without NMS; the file that was there stays as it was."""
+    """A graph without NMS; the file that existed before is unchanged."""
     (place / "old.torchscript").write_text("old aploss-detector")
     monkeypatch.setattr("detector.export.formats.keep_best", keep_everything)
     words = ("best.pt", "eval.score_threshold=0", "--format", "torchscript", "--output", "old.torchscript")
@@ -521,7 +521,7 @@ def test_missing_packages_are_named(place: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not torch_serves("onnx"), reason="PyTorch is too old")
 def test_packages_that_do_not_work_are_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another Python, say; and an exporter that asks for what an old onnxscript has not."""
+    """Built for another Python, say; and an exporter that needs what an old onnxscript lacks."""
 
     def broken(name: str) -> None:
         if name == "onnxruntime":
@@ -554,7 +554,7 @@ def test_a_folder_may_have_a_name_in_no_encoding(place: Path, tmp_path: Path, fo
 
 
 def test_half_a_character_in_a_name_travels(place: Path) -> None:
-    """A cut emoji, which is right in JSON: it is written as an escape."""
+    """Half an emoji, which JSON allows: it is written as an escape."""
     content = torch.load(place / "best.pt", weights_only=True)
     content["classes"] = ["caf\ud83d", *content["classes"][1:]]
     save_checkpoint(place / "cut.pt", content)
@@ -568,7 +568,7 @@ def test_half_a_character_in_a_name_travels(place: Path) -> None:
 def test_of_large_pictures_the_check_looks_at_a_tile(
     place: Path, eager: OpenCheckpoint, shown: list[Picture]
 ) -> None:
-    """96 x 72 px and tiles of 64: a file, which cuts nothing, would find other boxes in the whole."""
+    """96 x 72 px and tiles of 64: a file, which makes no tiles, would find other boxes in the whole."""
     tiled = open_checkpoint(
         place / "best.pt", ["eval.score_threshold=0.9", "eval.tile=64", "eval.tile_overlap=16"]
     )

@@ -38,7 +38,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture(params=["Triton", "PyTorch alone"])
 def both_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """PyTorch's calls do the work where deterministic algorithms are asked for."""
+    """PyTorch's own operations are used if deterministic algorithms are requested."""
     torch.use_deterministic_algorithms(request.param == "PyTorch alone", warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -51,14 +51,14 @@ def case(dtype: torch.dtype, count: int = 3000, positives: int = 60) -> tuple[Te
     targets = torch.zeros(count, dtype=torch.int8)
     targets[:positives], targets[positives : 2 * positives] = 1, -1
     logits = (logits + targets).to(dtype)
-    logits[2 * positives - 1] = math.inf  # of an ignored one
+    logits[2 * positives - 1] = math.inf  # an ignored one
     return logits, targets
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
     info = torch.finfo(dtype)
     half = dtype in (torch.float16, torch.bfloat16)
-    smallest = info.smallest_normal * info.eps  # step of the subnormal numbers, which float16 soon comes to
+    smallest = info.smallest_normal * info.eps  # step of the subnormal numbers, which float16 soon reaches
     return {"rtol": info.eps if half else 1e-6, "atol": max(1e-9, smallest)}
 
 
@@ -80,7 +80,7 @@ def test_the_ap_loss_follows_the_definition(delta: float, dtype: torch.dtype) ->
 
 @pytest.mark.usefixtures("both_kernels")
 def test_the_other_losses_are_those_of_the_cpu() -> None:
-    """Whose own oracles are double loops. Many positives and blocks, and a layout that is not contiguous."""
+    """The CPU's own oracles are double loops. Many positives and blocks, and a non-contiguous layout."""
     logits, targets = case(torch.float32, 300_000, 2000)
     logits, targets = (x.view(-1, 4).T for x in (logits, targets))
     generator = torch.Generator().manual_seed(1)
@@ -111,7 +111,7 @@ SHORT = ("train.log_every=1", "train.epochs=2", AUGMENTED)
 
 
 def train(root: Path, run: Path, *words: str) -> list[float]:
-    """The losses of the steps."""
+    """Train, and return the loss of each step."""
     Trainer(tiny_config(root, run, *SHORT, *words), "test").run()
     return [line["loss"] for line in read_metrics(run) if "loss" in line]
 
@@ -128,7 +128,7 @@ def of_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[flo
 def test_a_training_has_the_losses_of_the_cpu(
     of_the_cpu: tuple[Path, list[float]], tmp_path: Path, amp: str, within: float
 ) -> None:
-    """And its checkpoint is read where there is no GPU: predictions agree."""
+    """And its checkpoint is read on the CPU too: predictions agree."""
     root, expected = of_the_cpu
     run = tmp_path / "run"
     words = (f"train.amp={amp}", "train.device=cuda", "data.workers=2", "train.ema_decay=0.9")
@@ -145,7 +145,7 @@ def test_a_training_has_the_losses_of_the_cpu(
 def test_a_stopped_run_goes_on_where_it_was(
     tmp_path: Path, amp: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to rounding: a GPU adds up in changing order. The loss scale of fp16 comes back too."""
+    """Up to rounding: a GPU adds in varying order. The loss scale of fp16 is restored too."""
     root, straight, stopped = small_coco(tmp_path / "set", 16), tmp_path / "straight", tmp_path / "stopped"
     words = (*SHORT, f"train.amp={amp}", "train.device=cuda", "train.save_every_steps=1")
     expected = train(root, straight, *words)

@@ -1,4 +1,4 @@
-"""Files that are written where the user says: nothing that is needed is replaced."""
+"""Files that are written where the user says replace nothing that is needed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Change = Any
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """gt.json, and res.json that finds all of it."""
+    """gt.json, and res.json with perfect results for it."""
     small_coco(tmp_path / "set", 3)
     gt = json.loads((tmp_path / "set/annotations/val.json").read_text())
     (tmp_path / "gt.json").write_text(json.dumps(gt))
@@ -51,7 +51,7 @@ def test_an_area_that_is_null_is_that_of_the_box(place: Path) -> None:
 
 
 def test_an_earlier_output_is_replaced(place: Path) -> None:
-    """Metrics by a comparison, and the other way round; an empty file, as mktemp makes it, as well."""
+    """Metrics by a comparison, and the other way round; also an empty file, as mktemp makes it."""
     (place / "out.json").touch()
     compare = ("--predictions", "res.json", "res.json", *SCORE[2:])
     for words in (SCORE, SCORE, compare, SCORE):
@@ -97,7 +97,7 @@ def test_all_outputs_that_fail_are_told(
 
 
 def test_results_of_a_part_of_the_images_are_told(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Ids in quotes are known all the same."""
+    """Ids in quotes are recognised as well."""
     gt = json.loads((place / "gt.json").read_text())
     more = [{**image, "id": 900 + k} for k, image in enumerate(gt["images"] * 2)]
     one = {**gt["annotations"][0], "category_id": str(gt["annotations"][0]["category_id"])}

@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples are built as written there, and pass the tests that stand beside them."""
+"""docs/extending.md: its examples are built as written there, and pass the tests given beside them."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 
 
 def block_with(words: str) -> str:
-    """The one block of Python on the page that has these words."""
+    """The one block of Python on the page that contains these words."""
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     (block,) = (block for block in blocks if words in block)
     return block

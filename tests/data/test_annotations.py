@@ -1,4 +1,4 @@
-"""What all sources share: paths stay inside, boxes without area go, splits are joined."""
+"""What all sources share: paths stay inside, boxes without area are dropped, splits are joined."""
 
 import logging
 from dataclasses import replace
@@ -74,10 +74,10 @@ def test_box_stays_if_a_part_lies_inside_the_image(tmp_path, box, kept):
 @pytest.mark.parametrize("number", [9, 10])
 def test_boxes_in_parts_of_the_image_are_refused(tmp_path, number):
     parts = [[(0.1 * k, 0.2, 0.1 * k + 0.1, 0.4) for k in range(number)]]
-    if number < 10:  # dots, perhaps
+    if number < 10:  # these may be dots
         assert len(make_set(tmp_path, parts).boxes) == number
         return
-    for x, y in ((0.0, 0.0), (0.05, 0.1)):  # a centre may stand in the place of the corner
+    for x, y in ((0.0, 0.0), (0.05, 0.1)):  # a centre may be written in place of the corner
         moved = [[(x0 + x, y0 + y, x1 + x, y1 + y) for x0, y0, x1, y1 in parts[0]]]
         with pytest.raises(
             InputError,
@@ -111,7 +111,7 @@ def test_join_renumbers_images_whose_ids_meet(tmp_path):
 
 
 def test_join_takes_the_ids_of_the_files_that_list_a_class(tmp_path):
-    """Of a class that none of them lists there is none; where ids of different classes meet, all are new."""
+    """A class that no file lists has no id; if different classes have the same id, all ids are new."""
     one, other = (
         replace(make_set(tmp_path, [[]]), category_ids=ids)
         for ids in ((3, unlisted_id(1)), (unlisted_id(0), 9))
@@ -131,7 +131,7 @@ def test_join_of_one_is_that_one(tmp_path):
 
 @pytest.mark.parametrize("other", [("dog", "cat"), ("cat",), ("cat", "dog", "cow")])
 def test_splits_of_other_classes_are_not_joined(tmp_path, other):
-    """The same classes in another order are other labels."""
+    """The same classes in another order would be other labels."""
     first, second = make_set(tmp_path / "a", [[]]), make_set(tmp_path / "b", [[]], classes=other)
     with pytest.raises(InputError, match=rf"data\.splits\.train.*cat, dog and {', '.join(other)}"):
         join_sets([first, second], "data.splits.train")
@@ -146,7 +146,7 @@ def test_join_leaves_its_parts_alone(tmp_path):
 
 
 def test_a_set_of_which_most_boxes_are_outside_is_refused(tmp_path: Path) -> None:
-    """As of images that were made smaller: what is left of the objects would be learnt as background."""
+    """As with images made smaller after annotation: their objects would be learnt as background."""
     write_image(tmp_path / "a.png", 48, 64)
     within, beyond = (Annotation("", (x, 5.0, x + 20, 30.0), label=0) for x in (10.0, 70.0))
 

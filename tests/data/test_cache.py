@@ -1,4 +1,4 @@
-"""A cache gives what read_image gives, to the byte, and a refusal of one line where it does not fit."""
+"""A cache gives what read_image gives, byte for byte, and is refused in one line if it does not fit."""
 
 import errno
 import multiprocessing
@@ -84,7 +84,7 @@ def test_what_the_caller_does_to_an_image_stays_with_the_caller(tmp_path, make_c
 
 @pytest.mark.parametrize(("time", "size"), [(1, 0), (0, 1), (1, 1)])
 def test_file_of_another_time_or_size_is_decoded_again(tmp_path, make_cache, time, size):
-    """Zeros behind the picture are no part of it; the clock of a file system may be too coarse for a test."""
+    """Zeros after the picture are no part of it. Times are set, as a file system's clock may be coarse."""
     records = make_set(tmp_path)
     path = Path(records.files[0])
     cache = make_cache(records)
@@ -120,7 +120,7 @@ def test_missing_and_damaged_files_are_named_and_never_kept(tmp_path, make_cache
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_training_with_a_cache_sees_the_same(tmp_path, make_cache, workers):
-    """Three epochs: empty, partly filled, full."""
+    """Three epochs, with the cache empty, partly filled and full."""
     records = make_set(tmp_path)
 
     def epochs(cache, workers):
@@ -150,7 +150,7 @@ def test_processes_share_what_each_has_decoded(tmp_path, make_cache, monkeypatch
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(300)  # a process that is spawned imports torch first
+        worker.join(300)  # a spawned process has to import torch first
         assert worker.exitcode == 0
     expected = [decoded(records, row) for row in range(len(records))]
     monkeypatch.setattr(data.cache, "read_image", lambda *_: pytest.fail("decoded once more"))
@@ -159,7 +159,7 @@ def test_processes_share_what_each_has_decoded(tmp_path, make_cache, monkeypatch
 
 
 def test_memory_that_is_not_there_is_refused(tmp_path, monkeypatch):
-    """The images take 37,074 bytes: four fifths of 46,400 hold them, of 46,300 do not."""
+    """The images take 37,074 bytes: four fifths of 46,400 are enough, four fifths of 46,300 are not."""
     records = make_set(tmp_path)
     monkeypatch.setattr(data.cache, "available_memory", lambda: 46_400)
     RamCache(records)
@@ -178,7 +178,7 @@ def test_available_memory_is_less_than_the_machine_has():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_available_memory_is_what_the_limit_of_a_container_leaves(tmp_path, monkeypatch, version):
-    """Files that the system keeps in memory count as used, and make room when it is needed."""
+    """Files cached in memory by the system count as used, but are dropped when memory is needed."""
     if version == 1:
         folder, limit, used, files = (
             tmp_path / "memory",
@@ -200,7 +200,7 @@ def test_available_memory_is_what_the_limit_of_a_container_leaves(tmp_path, monk
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_limit_of_a_job_is_that_of_its_own_group(tmp_path, monkeypatch, version):
-    """Slurm's and systemd's lie below the machine's, whose root may have none; the lowest counts."""
+    """Groups of Slurm and systemd lie below the root, which may have no limit; the tightest limit counts."""
     root, limit, used = tmp_path, "memory.max", "memory.current"
     own = "1:name=systemd:/other\n5:cpuset,memory:/slurm/job7\n0::/none\n"
     if version == 1:
@@ -218,7 +218,7 @@ def test_the_limit_of_a_job_is_that_of_its_own_group(tmp_path, monkeypatch, vers
     assert available_memory() == 900
     (root / "slurm" / used).write_text("1000\n")
     assert available_memory() == 4000
-    (tmp_path / "own").write_text(own.replace("/slurm/job7", "/docker/elsewhere"))  # of the host, not here
+    (tmp_path / "own").write_text(own.replace("/slurm/job7", "/docker/elsewhere"))  # a path of the host
     assert available_memory() > 9000
 
 
@@ -240,7 +240,7 @@ def test_another_set_has_another_file(tmp_path):
 
 
 def test_other_sizes_or_another_decoder_have_another_file(tmp_path, monkeypatch):
-    """Of the same paths, and as many bytes."""
+    """For the same paths, and as many bytes."""
     records, count = make_set(tmp_path), lambda: len(list((tmp_path / "cache").glob("*.npy")))
     DiskCache(records, tmp_path / "cache")
     DiskCache(replace(records, sizes=records.sizes[:, ::-1].copy()), tmp_path / "cache")
@@ -262,7 +262,7 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
 
 
 def test_one_process_at_a_time_makes_the_file(tmp_path, monkeypatch):
-    """Two would write into one another's, and the first to be done would move away what the other needs."""
+    """Two would write into the same file, and the first to finish would move it away from the other."""
     reserve, seen = data.cache._reserve, []
 
     def watched(path, nbytes):
@@ -299,7 +299,7 @@ def test_full_disk_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypat
 
 
 def test_pixels_that_were_lost_are_decoded_again(tmp_path):
-    """As after a power failure: the stamps have come to the disk, pages of pixels have not."""
+    """As after a power failure: the stamps reached the disk, some pages of pixels did not."""
     records = make_set(tmp_path)
     read_all(DiskCache(records, tmp_path / "cache"), range(6))
     (file,) = (tmp_path / "cache").glob("*.npy")
@@ -313,7 +313,7 @@ def test_pixels_that_were_lost_are_decoded_again(tmp_path):
 
 
 def test_stamps_that_come_before_their_pixels_are_noticed(tmp_path, monkeypatch):
-    """As one core may see another's on ARM."""
+    """On ARM, one core may see another's writes in this order."""
     monkeypatch.setattr(data.cache, "_STORES_IN_ORDER", False)
     records = make_set(tmp_path)
     cache = RamCache(records)

@@ -1,4 +1,4 @@
-"""COCO instances files: what they say arrives, what is wrong with them is said in one line."""
+"""COCO instances files: their content is read as written, and faults are reported in one line."""
 
 import errno
 import gc
@@ -44,7 +44,7 @@ def error_of(root, content, classes=None) -> str:
 
 
 def test_records_arrive_as_they_are_written(tmp_path, content):
-    content["annotations"][0]["area"] = -1  # as some tools write for none
+    content["annotations"][0]["area"] = -1  # as some tools write if there is none
     content["annotations"][1]["area"] = 123.5
     del content["annotations"][2]["area"]
     records = load(tmp_path, content)
@@ -61,7 +61,7 @@ def test_records_arrive_as_they_are_written(tmp_path, content):
 
 
 def test_whole_numbers_written_as_floats_are_ids(tmp_path, content):
-    """As pandas writes them; others are none."""
+    """As pandas writes them; other floats are not ids."""
     expected = load(tmp_path, content)
     for record in (*content["images"], *content["categories"]):
         record["id"] = float(record["id"])
@@ -95,7 +95,7 @@ def test_crowds_are_ignored(tmp_path, content):
 
 @pytest.mark.parametrize("value", ["0", "false", math.nan, 2, [0]])
 def test_a_crowd_that_is_neither_yes_nor_no_is_refused(tmp_path, content, value):
-    """Python takes each of them for true, and so whole sets for crowds."""
+    """Python takes each of these as true, which would make crowds of whole sets."""
     content["annotations"][1]["iscrowd"] = value
     with pytest.raises(InputError, match=r"annotation 2 in .*: iscrowd must be 0 or 1, got .*0\.png"):
         load(tmp_path, content)
@@ -129,7 +129,7 @@ def test_labels_follow_the_ids_not_the_order_in_the_file(tmp_path, content):
 
 
 def test_a_class_that_a_file_does_not_list_has_no_box_there(tmp_path, content, caplog):
-    """As of a validation file that was written with the classes it happens to have."""
+    """As in a validation file that lists only the classes that occur in it."""
     records = load(tmp_path, content, ("horse", "cat"))
     assert (records.classes, records.labels.tolist()) == (("horse", "cat"), [1])
     assert [is_listed(i) for i in records.category_ids] == [False, True]
@@ -249,7 +249,7 @@ def test_wrong_image_is_named(tmp_path, content, change, problem):
 
 
 def test_names_written_on_windows_are_found(tmp_path, content):
-    """A backslash is a letter elsewhere, and a file may have it in its name."""
+    """On other systems a backslash is an ordinary character, which a file name may contain."""
     content["images"][0]["file_name"] = "left\\mixed/0.png"
     content["images"][1]["file_name"] = "left\\1.png"
     write_image(tmp_path / "images" / "left" / "mixed" / "0.png")
@@ -263,7 +263,7 @@ def test_names_written_on_windows_are_found(tmp_path, content):
 
 @pytest.mark.parametrize(("there", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_accents_may_be_written_in_another_way(tmp_path, content, there, written):
-    """macOS writes a letter and its accent apart, and what it packs has such names."""
+    """macOS stores a letter and its accent separately, so its archives contain such names."""
     name, said = (unicodedata.normalize(form, "caf\u00e9.png") for form in (there, written))
     assert name != said
     (tmp_path / "images" / content["images"][0]["file_name"]).rename(tmp_path / "images" / name)
@@ -272,7 +272,7 @@ def test_accents_may_be_written_in_another_way(tmp_path, content, there, written
 
 
 def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, content, caplog):
-    """Windows and macOS see no difference."""
+    """Windows and macOS ignore case."""
     name = content["images"][0]["file_name"]
     content["images"][0]["file_name"] = name.upper()
     assert load(tmp_path, content).files[0] == str(tmp_path / "images" / name)
@@ -285,7 +285,7 @@ def test_names_may_differ_in_case_where_one_file_alone_is_meant(tmp_path, conten
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_two_names_that_differ_in_case_are_not_one_image(tmp_path, content, order):
-    """One is the file's, the other that of a file which is lost."""
+    """One is the name of the file, the other that of a file that is missing."""
     first, second = content["images"][:2]
     second["file_name"] = first["file_name"].upper()
     content["images"] = content["images"][::order]
@@ -295,7 +295,7 @@ def test_two_names_that_differ_in_case_are_not_one_image(tmp_path, content, orde
 
 
 def test_what_is_written_otherwise_may_be_so_in_several_ways(tmp_path, content):
-    """Another disk, another case and accents apart, and no size."""
+    """Paths of another disk, in another case and with separate accents, and without a size."""
     name = content["images"][0]["file_name"]
     (tmp_path / "images" / name).rename(tmp_path / "images" / "caf\u00e9.png")
     expected = load(
@@ -323,7 +323,7 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path, conte
     ["/home/me/pictures/0.png", "../../upload/1/0.png", "C:\\pictures\\0.png", "/data/files/?d=up/0.png"],
 )
 def test_of_a_path_that_leads_elsewhere_the_image_of_that_name_is_taken(tmp_path, content, name, caplog):
-    """As annotation tools write their own disks; but one image is not taken for two."""
+    """Annotation tools write paths on their own disks; but one image is not used for two entries."""
     expected = load(tmp_path, content).files.tolist()
     content["images"][0]["file_name"] = name
     assert load(tmp_path, content).files.tolist() == expected
@@ -352,7 +352,7 @@ def test_of_a_path_that_leads_elsewhere_the_image_of_that_name_is_taken(tmp_path
     ],
 )
 def test_of_a_path_elsewhere_as_much_is_taken_as_there_is(tmp_path, content, name):
-    """Another image has its last part for a name too. The upper case is what Windows makes of it."""
+    """The last part of the path is also another image's name. Upper case is as Windows may write it."""
     write_image(tmp_path / "images" / "cam 1" / "0.png")
     content["images"][1]["file_name"] = "0.png"
     content["images"][0]["file_name"] = name
@@ -420,7 +420,7 @@ def test_label_studios_own_format_is_known(tmp_path, content):
     ("turn", "said"), [(45.0, True), (90, True), (0.0, False), (180, False), (None, False)]
 )
 def test_a_rotated_box_is_said(tmp_path, content, turn, said, caplog):
-    """CVAT writes the box before it was turned, and the degrees beside it."""
+    """CVAT writes the box as it was before the rotation, and the angle in degrees beside it."""
     content["annotations"][0]["attributes"] = {"occluded": False, "rotation": turn}
     records = load(tmp_path, content)
     assert len(records.boxes) == len(content["annotations"])
@@ -428,7 +428,7 @@ def test_a_rotated_box_is_said(tmp_path, content, turn, said, caplog):
 
 
 def test_an_image_that_nobody_can_look_for_is_not_said_to_be_missing(tmp_path, content, monkeypatch):
-    """Its annotation must not be removed because a disk is away."""
+    """Its annotation must not be removed just because a disk is unavailable."""
     stat = Path.stat
 
     def away(path: Path, **given: Any) -> Any:
@@ -444,7 +444,7 @@ def test_an_image_that_nobody_can_look_for_is_not_said_to_be_missing(tmp_path, c
 
 
 def test_only_where_all_images_lie_elsewhere_is_another_folder_named(tmp_path, content):
-    """One that was moved is missing, as any other."""
+    """A single image that was moved is missing like any other."""
     (tmp_path / "rejected").mkdir()
     (tmp_path / "images" / "0.png").rename(tmp_path / "rejected" / "0.png")
     assert "0.png does not exist" in error_of(tmp_path, content)
@@ -478,7 +478,7 @@ def test_an_address_serves_where_there_is_no_name(tmp_path, content):
 
 
 def test_links_are_followed(tmp_path, content):
-    """Large sets are often links to another disk: the user's own arrangement, unlike a name with '..'."""
+    """Large sets are often links to another disk, which the user has set up, unlike a name with '..'."""
     (tmp_path / "images" / "0.png").rename(tmp_path / "elsewhere.png")
     (tmp_path / "images" / "0.png").symlink_to(tmp_path / "elsewhere.png")
     assert len(load(tmp_path, content)) == 2
@@ -497,15 +497,17 @@ def test_images_may_lie_in_folders_below(tmp_path, content):
 
 
 def test_images_in_folders_that_their_names_leave_out_are_found(tmp_path, content, caplog):
-    """One deep down, and one that its name has a part of; whatever else is there. Only where none is by its
-    name: one that is missing is not to become another picture."""
+    """One lies deep down; the other's name has a part of its path. Other images may be there too.
+
+    Only if none is found by its name: a missing image must not become another picture.
+    """
     images = tmp_path / "images"
     for name, place in (("0.png", "a/b"), ("1.png", "c/d")):
         (images / place).mkdir(parents=True)
         (images / name).rename(images / place / name)
     content["images"][1]["file_name"] = "d/1.png"
     write_image(images / "c" / "x" / "1.png")
-    del content["images"][1]["width"]  # then it is that of the file
+    del content["images"][1]["width"]  # then the size is that of the file
     found = load(tmp_path, content)
     assert found.files.tolist() == [str(images / "a/b/0.png"), str(images / "c/d/1.png")]
     assert found.sizes.tolist()[1] == [48, 64]
@@ -516,7 +518,7 @@ def test_images_in_folders_that_their_names_leave_out_are_found(tmp_path, conten
 
 
 def test_of_images_of_one_name_in_several_folders_none_is_taken(tmp_path, content):
-    """Any of them would be trained on with the boxes of another."""
+    """Any of them might be trained on with the boxes of another."""
     images = tmp_path / "images"
     for place in ("cam0", "cam1"):
         for name in ("0.png", "1.png"):
@@ -595,7 +597,7 @@ WRONG_CATEGORIES = {
 
 
 def test_roboflows_heading_is_no_class(tmp_path, content):
-    """It may have the name of the only class; with boxes, or a parent, it is one that is listed twice."""
+    """It may share the name of a class; if it has boxes or a parent, that class is listed twice."""
     content["categories"] = [
         {"id": 0, "name": "cat", "supercategory": "none"},
         {"id": 3, "name": "cat", "supercategory": "cat"},
@@ -610,7 +612,7 @@ def test_roboflows_heading_is_no_class(tmp_path, content):
     content["categories"][0]["name"] = "pets"
     for category in content["categories"][1:]:
         category["supercategory"] = "pets"
-    assert load(tmp_path, content).classes == ("pets", "cat", "dog")  # a class above others
+    assert load(tmp_path, content).classes == ("pets", "cat", "dog")  # a parent of other classes
     content["info"] = {"description": "Exported from roboflow.com"}
     assert load(tmp_path, content).classes == ("cat", "dog")
     content["categories"][2]["supercategory"] = "none"
@@ -637,7 +639,7 @@ def test_missing_file_and_folder_are_named(tmp_path, content):
 
 
 def test_boxes_reaching_over_the_edge_are_kept_as_annotated(tmp_path, content, caplog):
-    """Scoring uses the box as annotated; it is clipped where it is trained on."""
+    """Scoring uses the box as annotated; training clips it."""
     content["annotations"][2]["bbox"] = [-5, 40, 20, 30]
     records = load(tmp_path, content)
     np.testing.assert_array_equal(records.boxes[2], [-5, 40, 15, 70])

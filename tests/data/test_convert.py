@@ -1,4 +1,4 @@
-"""data.convert: what it writes is read back as what was read, and is the gt of evaluate.py --results."""
+"""data.convert: what it writes is read back unchanged, and serves as gt for evaluate.py --results."""
 
 import contextlib
 import io
@@ -52,7 +52,7 @@ def yolo_set(root: Path) -> None:
 
 
 def coco_set(root: Path) -> None:
-    """Ids that are texts, ids that meet where train and val are joined, and a crowd."""
+    """Ids that are strings, ids that collide when train and val are joined, and a crowd."""
     content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.5, 24.0, 20.25]], [[8.0, 9.0, 20.0, 30.0]]])
     content["annotations"].append(content["annotations"][1] | {"id": 4, "iscrowd": 1, "area": 333.0})
     write_coco(root, content, content)
@@ -88,7 +88,7 @@ def read(place: Path, *words: str, split: str = "val") -> DetectionSet:
 @pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("case", SETS)
 def test_what_is_written_is_read_back_as_it_was(place: Path, case: str, linked: bool) -> None:
-    """With the keys that are printed, behind those that it was written with."""
+    """With the printed keys, after those that it was written with."""
     write, words, _ = SETS[case]
     if linked:
         (place / "set").rmdir()
@@ -115,11 +115,11 @@ def test_what_is_written_is_read_back_as_it_was(place: Path, case: str, linked: 
 def test_it_is_the_gt_of_the_results_of_a_run(
     place: Path, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """pycocotools, given both files, has the metrics of evaluate.py; which says where ids are new."""
+    """pycocotools, given both files, has the metrics of evaluate.py, which reports whether ids are new."""
     write, words, as_annotated = SETS[case]
     write(place / "set")
     if case != "coco, merged":
-        words = (*words, "data.classes=[dog, cat]")  # in the order of the run, not that of its own
+        words = (*words, "data.classes=[dog, cat]")  # in the run's order, not the set's own
     done = call(train.main, "own.yaml", *words, *TINY_MODEL, "run.dir=run", "train.epochs=1", cwd=place)
     assert done.code == 0, done.err
     caplog.clear()
@@ -130,7 +130,7 @@ def test_it_is_the_gt_of_the_results_of_a_run(
         "FILE"
     )
     assert (command in caplog.text) == (not as_annotated)
-    (place / "a copy").write_bytes((place / "run/checkpoints/best.pt").read_bytes())  # of whatever name
+    (place / "a copy").write_bytes((place / "run/checkpoints/best.pt").read_bytes())  # any name will do
     assert call(convert.main, "a copy", "--split", "val", "--output", "gt.json", cwd=place).code == 0
     metrics = json.loads((place / "metrics.json").read_text())
     found = json.loads((place / "found.json").read_text())

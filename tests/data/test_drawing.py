@@ -38,7 +38,7 @@ def draw(pixels: np.ndarray, found: ImageDetections) -> np.ndarray:
 
 
 def lab(colours: np.ndarray, blindness: str) -> np.ndarray:
-    """sRGB 0..255 [N, 3] -> CIELAB (D65), as one with that eye sees it."""
+    """sRGB 0..255 [N, 3] -> CIELAB (D65), as seen with that kind of colour vision."""
     v = colours / 255
     linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
     seen = (linear @ np.reshape(BLINDNESS[blindness], (3, 3)).T).clip(0, 1)
@@ -50,7 +50,7 @@ def lab(colours: np.ndarray, blindness: str) -> np.ndarray:
 
 @pytest.mark.parametrize("blindness", BLINDNESS)
 def test_classes_can_be_told_apart_by_every_eye(blindness: str) -> None:
-    """A difference of 10 in CIELAB is plain to see; red and green of one lightness fail this."""
+    """A difference of 10 in CIELAB is clearly visible; red and green of equal lightness fail this."""
     seen = lab(np.array(PALETTE, dtype=float), blindness)
     nearest = min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2))
     assert nearest > 10
@@ -76,7 +76,7 @@ def test_nothing_found_changes_nothing() -> None:
 def test_the_lines_run_along_the_box_and_leave_the_object_free(ground: int) -> None:
     pixels = np.full((600, 800, 3), ground, dtype=np.uint8)
     drawn = draw(pixels, found((100, 200, 500, 400)))
-    assert (pixels == ground).all()  # a copy
+    assert (pixels == ground).all()  # draw works on a copy
     for y, x in ((300, 100), (300, 500), (200, 300), (400, 300)):
         assert tuple(drawn[y, x]) == colour(0)
     line = (drawn[300] == colour(0)).all(axis=1)
@@ -92,20 +92,20 @@ def test_small_pictures_are_enlarged_and_their_boxes_with_them() -> None:
     assert drawn.shape == (48 * 8, 64 * 8, 3)
     assert tuple(drawn[24 * 8, 16 * 8]) == tuple(drawn[24 * 8, 48 * 8]) == colour(0)
     pixels = np.zeros((48, 64, 3), dtype=np.uint8)
-    assert found((16, 12, 48, 36)).draw(pixels).size == (64, 48)  # unless it is asked for
+    assert found((16, 12, 48, 36)).draw(pixels).size == (64, 48)  # not enlarged unless asked for
 
 
 def test_labels_of_neighbours_do_not_hide_one_another() -> None:
-    """Same box, different classes: each label shows its ground colour in about the same area."""
+    """Same box, different classes: each label shows its background colour in about the same area."""
     drawn = draw(np.zeros((600, 800, 3), dtype=np.uint8), found(*[(300, 300, 400, 400)] * 4))
     areas = [int((drawn == colour(label)).all(axis=2).sum()) for label in range(4)]
-    # The first has the lines as well: they lie on top of those of the others.
+    # The first also shows its lines, which lie on top of those of the others.
     assert max(areas[1:]) - min(areas[1:]) < 0.1 * max(areas[1:])
     assert areas[0] > max(areas[1:]) > 500
 
 
 def test_a_label_lies_where_it_hides_least() -> None:
-    """Oracle: a double loop over eight places and the labels before."""
+    """Oracle: a double loop over eight places and the labels placed before."""
     rng = np.random.default_rng(0)
     extent, size, line, placed = (40, 16), (300, 200), 4, []
     for _ in range(60):
@@ -128,8 +128,8 @@ def test_a_label_lies_where_it_hides_least() -> None:
 
 
 def test_a_label_stays_within_the_picture() -> None:
-    """Beyond each corner there is room on one side only; lines may be cut off there, the label may not."""
-    small, lines = 20, 450  # pixels of a box's side, and those that its lines have at most
+    """In each corner there is room on one side only; lines may be cut off there, the label may not."""
+    small, lines = 20, 450  # side of the box in pixels, and the most pixels of its lines
 
     def coloured(x: int, y: int) -> int:
         drawn = draw(np.zeros((600, 800, 3), dtype=np.uint8), found((x, y, x + small, y + small)))
@@ -143,7 +143,7 @@ def test_a_label_stays_within_the_picture() -> None:
 
 @pytest.mark.parametrize("far", [1e7, 1e20, 1e308])
 def test_boxes_that_reach_far_out_are_drawn_as_far_as_the_picture_goes(far: float) -> None:
-    """At once, and alike."""
+    """Without delay, and identically."""
     pixels = np.full((600, 800, 3), 90, dtype=np.uint8)
     drawn = draw(pixels, found((-far, 100.0, 300.0, far)))
     assert np.array_equal(drawn, draw(pixels, found((-790.0, 100.0, 300.0, 1190.0))))
@@ -164,7 +164,7 @@ def test_pictures_of_many_sizes_and_letters_keep_few_fonts() -> None:
 
 
 def test_the_first_font_with_most_of_the_letters_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the first that is there: one font of a Linux has no Chinese, another has."""
+    """Not the first that is installed: on Linux, one font may lack Chinese and another have it."""
     usual, poor, other, rich = (ImageFont.load_default(size) for size in (19, 20, 21, 22))
     letters = {id(poor): "", id(other): "é", id(rich): "é猫"}
 

@@ -49,7 +49,7 @@ def epoch(
 def test_the_next_image_stands_in_for_one_that_cannot_be_read(
     records: DetectionSet, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two neighbours are damaged or of another size, one the last of the set: row 0 follows it."""
+    """Two neighbours, one damaged, the other of another size and the last of the set: row 0 follows it."""
     whole = epoch(records, workers)
     Path(records.files[6]).write_bytes(b"no picture")
     write_image(Path(records.files[7]), 10, 12)
@@ -66,14 +66,14 @@ def test_the_next_image_stands_in_for_one_that_cannot_be_read(
         for place, row in enumerate(batch.indices.tolist()):
             image = dataset.sample(0, row).image
             assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy()[: image.shape[0]], image)
-    for row in (6, 7):  # said once each, though row 0 stood in for both
+    for row in (6, 7):  # reported once each, though row 0 replaced both
         assert caplog.text.count(str(records.files[row])) == 1
     assert "it is not an image" in caplog.text and "is 12 x 10 px, but its annotation says" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_image_stands_in_where_the_transforms_fail(records: DetectionSet, workers: int) -> None:
-    """Nothing is wrong with the image, and another would hide what is."""
+    """The image is not at fault, and replacing it would hide what is."""
     pipeline = Pipeline([{"RandomCrop": {"height": 500, "width": 500}}], 0.3, "data.transforms.train")
     loader = train_loader(records, pipeline, EpochBatches(len(records), 2, seed=3), 3, 3, workers, False)
     with pytest.raises(InputError, match=r"data\.transforms\.train: the transforms fail"):
@@ -124,9 +124,9 @@ def test_a_loading_process_that_dies_names_its_file(
 def test_a_batch_of_a_loading_process_that_died_since_is_not_fetched_in_vain(
     records: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second worker has handed on its first batch, and dies of its second before that is fetched.
+    """The second worker has passed on its first batch, and dies on its second before the first is fetched.
 
-    The batches are (0, 1), (2, 3), (4, 5), (6, 7), the workers in turns.
+    The batches are (0, 1), (2, 3), (4, 5), (6, 7); the workers take turns.
     """
     fetched, dying = tmp_path / "fetched", tmp_path / "dying"
 
@@ -134,7 +134,7 @@ def test_a_batch_of_a_loading_process_that_died_since_is_not_fetched_in_vain(
         if path.name in ("2.png", "3.png"):
             wait_for(fetched)
         if path.name in ("6.png", "7.png"):
-            time.sleep(0.5)  # for the thread that hands the batch on
+            time.sleep(0.5)  # for the thread that passes the batch on
             dying.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return read_image(path, size)
@@ -149,7 +149,7 @@ def test_a_batch_of_a_loading_process_that_died_since_is_not_fetched_in_vain(
 
 
 def test_a_loading_process_that_died_between_two_epochs_is_one_line(records: DetectionSet) -> None:
-    """For whoever asks for the first batch; by then no image is to blame."""
+    """Raised when the first batch is requested; no image is to blame then."""
     loader = train_loader(
         records, Pipeline([], 0.3, "train"), EpochBatches(len(records), 2, 3), 3, 0, 1, False
     )
@@ -165,13 +165,13 @@ def test_a_loading_process_that_died_between_two_epochs_is_one_line(records: Det
 def test_a_loading_process_that_is_about_to_end_is_waited_for(
     records: DetectionSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connection fails before it is gone itself; where all live, the error is no business of theirs."""
+    """Its connection fails before the process is gone; if all stay alive, the error has another cause."""
     dataset = DetectionDataset(records, Pipeline([], 0.3, "eval"), 0, workers=2)
     dataset.reading[1] = torch.tensor([77, 2])
     loader: Any = SimpleNamespace(dataset=dataset, num_workers=2)
     living = itertools.chain(3 * [[SimpleNamespace(pid=77)]], itertools.repeat([]))
     monkeypatch.setattr("multiprocessing.active_children", lambda: next(living))
-    monkeypatch.setattr("data.feed._GONE_WITHIN_S", 60)  # on a machine with other work, say
+    monkeypatch.setattr("data.feed._GONE_WITHIN_S", 60)  # as on a busy machine
     assert _dead_workers(loader, EOFError()) == [77]
     monkeypatch.setattr("multiprocessing.active_children", lambda: [SimpleNamespace(pid=77)])
     monkeypatch.setattr("data.feed._GONE_WITHIN_S", 0.05)
@@ -184,7 +184,7 @@ def test_a_loading_process_that_is_about_to_end_is_waited_for(
 def test_loading_processes_end_with_an_image_that_cannot_be_read(
     records: DetectionSet, at_once: bool
 ) -> None:
-    """Without waiting for the garbage collector, whose order would leave them unasked and waited for."""
+    """Without the garbage collector, in whose order they would be waited for without being asked to end."""
     Path(records.files[0]).write_bytes(b"no picture")
     loader = eval_loader(records, Pipeline([], 0.3, "eval"), 2, 2, False)
     failure = None
@@ -220,7 +220,7 @@ def test_a_fault_of_the_program_is_not_taken_for_a_loading_process_that_died(
 def test_too_many_open_files_are_told_with_what_to_do(
     records: DetectionSet, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What multiprocessing raises where batches are handed over."""
+    """multiprocessing raises these errors when batches are passed on."""
 
     def fail(path: Path, size: Any) -> Any:
         raise RuntimeError(said)
@@ -233,7 +233,7 @@ def test_too_many_open_files_are_told_with_what_to_do(
 
 
 def test_loading_processes_are_started_before_the_first_batch_is_asked_for(records: DetectionSet) -> None:
-    """Whoever breaks off the waiting for it must not meet their start."""
+    """So that interrupting the wait for it cannot interrupt their start."""
     before = {child.pid for child in multiprocessing.active_children()}
     feed = checked(eval_loader(records, Pipeline([], 0.3, "eval"), 2, 1, False))
     assert {child.pid for child in multiprocessing.active_children()} - before
@@ -293,7 +293,7 @@ def test_loading_processes_outlive_signals_and_leave_quietly(
 
 
 def test_no_room_in_shared_memory_is_said_and_not_waited_for(records: DetectionSet) -> None:
-    """The loading process hands its batches over in files of the system that lie in memory, /dev/shm."""
+    """The loading process passes its batches on in shared memory, as files in /dev/shm."""
     batches = EpochBatches(len(records), 2, seed=3)
     loader = train_loader(records, Pipeline([], 0.3, "train"), batches, 3, 0, workers=1, pin_memory=False)
     with (

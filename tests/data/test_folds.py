@@ -14,7 +14,7 @@ from tests.runs import assert_refused, call
 
 
 def test_folds_hold_each_image_once_and_each_trains_on_the_others(tmp_path: Path) -> None:
-    """Oracle: sets of names. 0 and 1 look the same, so they share a fold; every fold has its share."""
+    """Oracle: sets of names. Images 0 and 1 look the same, so they share a fold; every fold has its share."""
     coco(tmp_path / "set")
     words = ("set/annotations/all.json", "--folds", "4", "--test", "0.2")
     outcome = call(main, *words, cwd=tmp_path)

@@ -40,7 +40,7 @@ KINDS = {
     "png": {},
     "jpg": {},
     "webp": {"lossless": True},
-    "tif": {},  # which Pillow turns while it loads it, on two ways
+    "tif": {},  # Pillow turns it while loading it, in two ways
     "tiff": {"compression": "tiff_lzw"},
 }
 
@@ -69,7 +69,7 @@ def test_image_annotated_on_its_stored_pixels_is_not_turned(tmp_path, orientatio
 
 @pytest.mark.parametrize(("mode", "size"), [("L", 1), ("I;16", 2), ("RGBA", 4), ("CMYK", 4)])
 def test_a_tiff_that_pillow_could_map_into_memory_is_turned_as_any_other(tmp_path, mode, size):
-    """Oracle: the same pixels without a note; Pillow mixes them up where it maps the file."""
+    """Oracle: the same pixels without an orientation; Pillow scrambles them when it maps the file."""
     image = Image.frombytes(mode, (7, 5), np.random.default_rng(0).bytes(35 * size))
     upright = read_upright(save(tmp_path / "a.tif", image), "a")
     path = save(tmp_path / "b.tif", image, 6)
@@ -116,13 +116,13 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="night cannot be read: Permission denied"):
         files_below(tmp_path / "set")
     (tmp_path / "set" / "night").rmdir()
-    (tmp_path / "set" / "@eaDir" / "a.jpg").mkdir(parents=True)  # of a Synology
+    (tmp_path / "set" / "@eaDir" / "a.jpg").mkdir(parents=True)  # as on a Synology NAS
     (tmp_path / "set" / "@eaDir" / "a.jpg" / "SYNOPHOTO_THUMB_M.jpg").touch()
     assert files_below(tmp_path / "set") == []
 
 
 def test_of_two_ways_to_a_folder_the_one_without_links_is_taken(tmp_path):
-    """Beside its real name labels are looked for; both orders of names, and a link that leads back."""
+    """Labels are looked for beside the real name. Both orders of names, and a link that leads back."""
     for name in ("b", "y"):
         (tmp_path / name / "real").mkdir(parents=True)
         (tmp_path / name / "real" / "1.jpg").touch()
@@ -136,7 +136,7 @@ def test_of_two_ways_to_a_folder_the_one_without_links_is_taken(tmp_path):
 
 
 def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path):
-    """The chunk may stand on either side of them."""
+    """The chunk may come before or after them."""
     content = save(tmp_path / "a.png", Image.fromarray(NOISE), 6).read_bytes()
     start = content.index(b"eXIf") - 4
     end = start + 12 + int.from_bytes(content[start : start + 4], "big")
@@ -155,7 +155,7 @@ def test_the_size_is_read_without_the_pixels(tmp_path, ending, monkeypatch):
     def load(_):
         raise AssertionError("the pixels are decoded")
 
-    if ending == "png":  # as ImageMagick writes it, with a text behind the pixels
+    if ending == "png":  # as ImageMagick writes it, with a text after the pixels
         content = path.read_bytes()
         text = b"tEXtdate:create\0" + b"2026-11-27"
         chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
@@ -166,7 +166,7 @@ def test_the_size_is_read_without_the_pixels(tmp_path, ending, monkeypatch):
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_an_orientation_in_xmp_counts_for_size_and_pixels_alike(tmp_path, ending):
-    """Pillow goes by it where EXIF says nothing; in the PNG it stands behind the pixels."""
+    """Pillow follows it if EXIF says nothing; in the PNG it comes after the pixels."""
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     if ending == "tif":
         path = save(tmp_path / "a.tif", Image.fromarray(NOISE), tiffinfo={700: xmp})
@@ -180,7 +180,7 @@ def test_an_orientation_in_xmp_counts_for_size_and_pixels_alike(tmp_path, ending
 
 
 def test_an_exif_entry_of_a_wrong_type_is_no_hindrance(tmp_path):
-    """Orientation 6, and a resolution written as a text: Pillow fails when it writes the EXIF anew."""
+    """Orientation 6, and a resolution that is a string: Pillow fails when it rewrites the EXIF data."""
     entries = struct.pack("<HHIHxx", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 4, b"72d")
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
     path = save(tmp_path / "a.png", Image.fromarray(NOISE), exif=exif)
@@ -266,7 +266,7 @@ def test_16_bit_colour_is_scaled_by_its_full_range(tmp_path):
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):
-    """Oracles: no ink is white, full cyan and full black by hand; noise by Pillow's conversion."""
+    """Oracles: by hand for no ink (white), full cyan and full black; Pillow's conversion for noise."""
     for ink, colour in [
         ((0, 0, 0, 0), (255, 255, 255)),
         ((255, 0, 0, 0), (0, 255, 255)),
@@ -307,7 +307,7 @@ def test_damaged_file_is_named(tmp_path, kind, ending):
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 def test_damaged_avif_is_named(tmp_path):
-    """What its decoder raises is of a kind of its own."""
+    """Its decoder raises errors of another type."""
     path = tmp_path / "a.avif"
     Image.fromarray(np.resize(NOISE, (40, 50, 3))).save(path)
     data = path.read_bytes()
@@ -318,7 +318,7 @@ def test_damaged_avif_is_named(tmp_path):
 
 
 def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
-    """As Pillow says of a JPEG 2000 with a damaged length, too."""
+    """Pillow also raises MemoryError for a JPEG 2000 file with a damaged length."""
     cv2.imwrite(str(tmp_path / "a.png"), np.resize(NOISE, (40, 50, 3)))
 
     def refuse(*_):
@@ -338,7 +338,7 @@ def test_what_is_no_file_is_named(tmp_path, read):
         read(tmp_path / "a.png")
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow comments on some of the damage
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some of the damage
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp", "gif"])
 def test_no_damage_raises_anything_but_input_errors(tmp_path, ending):
     """Bytes cut off or overwritten at random: pixels of the right size, or an InputError."""
@@ -366,4 +366,4 @@ def test_size_mismatch_names_file_and_both_sizes(tmp_path, orientation):
         read_image(path, (50, 70))
     if orientation == 1:
         with pytest.raises(InputError, match="5 x 7"):
-            read_image(path, (7, 5))  # only EXIF makes height and width change places
+            read_image(path, (7, 5))  # only EXIF may swap height and width

@@ -1,4 +1,4 @@
-"""What the words of a command line name."""
+"""Which inputs the words of a command line name."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_a_folder_is_searched_to_the_bottom(place: Path) -> None:
 
 def test_each_file_is_taken_once_however_it_is_spelt(place: Path) -> None:
     (place / "again").symlink_to("in")
-    (place / "in" / "linked.png").symlink_to("a.png")  # a name of its own: it may be meant so
+    (place / "in" / "linked.png").symlink_to("a.png")  # another name, which may be intended
     words = ("in/a.png", "./in/a.png", str(place / "in/a.png"), "empty/../in/a.png", "again/a.png")
     assert found(*words) == [("image", "in/a.png")]
     assert len(found("in", "again", "*", "in/*")) == len(FOLDER) + 3
@@ -119,7 +119,7 @@ def test_a_pattern_does_not_match_what_predict_has_drawn(
 
 
 def test_what_predict_has_drawn_is_no_input(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """`cd photos; predict.py RUN .` a second time. A folder of results that is named itself is meant."""
+    """As when `cd photos; predict.py RUN .` is run twice. A results folder that is named itself is read."""
     for name in ("pictures/a.jpg", ".predictions", "deep/clip.png"):
         (place / "in/predictions" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "in/predictions" / name).touch()

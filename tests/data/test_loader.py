@@ -46,7 +46,7 @@ def epoch_of(loader, batches, epoch, first=0) -> list[Batch]:
 
 
 def content(batch: Batch):
-    """All of a batch, byte for byte."""
+    """Everything in a batch, byte for byte."""
     return [
         (f.name, getattr(batch, f.name).shape, getattr(batch, f.name).numpy().tobytes())
         for f in fields(batch)
@@ -54,7 +54,7 @@ def content(batch: Batch):
 
 
 def test_worker_count_and_global_seeds_change_nothing(tmp_path):
-    """albumentations left to itself repeats its draws in every worker and every epoch."""
+    """By default, albumentations repeats its draws in every worker and every epoch."""
     records, seen = make_set(tmp_path), []
     for workers in (0, 1, 2):
         torch.manual_seed(workers)
@@ -90,14 +90,14 @@ def test_restart_continues_exactly(tmp_path):
 
 
 def test_every_epoch_augments_anew(tmp_path):
-    """One image, so that the order cannot be the difference."""
+    """One image, so that the order cannot make the difference."""
     loader, batches = train(make_set(tmp_path, 1))
     images = {epoch_of(loader, batches, epoch)[0].images.numpy().tobytes() for epoch in range(6)}
     assert len(images) == 6
 
 
 def test_every_image_and_seed_augments_on_its_own(tmp_path):
-    """One file that is listed four times."""
+    """One file, listed four times."""
     write_image(tmp_path / "0.png")
     images = [AnnotatedImage(k, tmp_path / "0.png", (48, 64)) for k in range(4)]
     records = pack_set(images, ("cat",), (1,), "the split")
@@ -144,7 +144,7 @@ def test_set_smaller_than_a_batch_gives_one_batch(tmp_path):
 
 
 def test_images_grow_with_the_epochs(tmp_path):
-    """The oracle is OpenCV's mean over areas of what the epoch gives at full size."""
+    """Oracle: OpenCV's area averaging of what the epoch gives at full size."""
     records = make_set(tmp_path, 8)
     dataset = DetectionDataset(records, Pipeline(AUGMENT, 0.3, "train"), seed=0)
     plain, growing = EpochBatches(8, 4, seed=0), EpochBatches(8, 4, seed=0, scales=(0.5, 0.75, 1.0))
@@ -166,7 +166,7 @@ def test_images_grow_with_the_epochs(tmp_path):
 
 
 def test_one_orientation_mirrors_what_lies_the_other_way(tmp_path):
-    """The samples are those of the plain run or these mirrored; restarts and processes change nothing."""
+    """Samples are those of the plain run or their mirror images; restarts and processes change nothing."""
     records = make_set(tmp_path, 8)
     dataset = DetectionDataset(records, Pipeline(["D4"], 0.3, "train"), seed=0)
     plain, turned = (EpochBatches(8, 4, seed=0, one_orientation=one) for one in (False, True))
@@ -301,7 +301,7 @@ def test_image_that_changed_since_the_start_is_named(tmp_path):
 
 
 def test_a_batch_of_evaluation_has_one_shape():
-    """Norms and biases make something of padding: beside a wide picture a tall one would score otherwise."""
+    """Norms and biases give padding values: beside a wide picture, a tall one would score differently."""
     sizes = np.random.default_rng(0).integers(20, 200, (300, 2))
     batches = like_batches(sizes, 8)
     assert sorted(row for rows in batches for row in rows) == list(range(300))
@@ -309,7 +309,7 @@ def test_a_batch_of_evaluation_has_one_shape():
     assert all(len(shape) == 1 for shape in shapes)
     full = [shape for rows, shape in zip(batches, shapes, strict=True) if len(rows) == 8]
     rest = [shape for rows, shape in zip(batches, shapes, strict=True) if len(rows) < 8]
-    assert full and len(rest) == len(set(map(tuple, rest)))  # one that is not full for each shape, at most
+    assert full and len(rest) == len(set(map(tuple, rest)))  # at most one partial batch for each shape
     assert like_batches(sizes[:0], 8) == []
 
 
@@ -324,7 +324,7 @@ def test_batches_of_like_proportions_come_in_any_order():
 
 @pytest.mark.parametrize(("length", "batch_size", "sizes"), [(70, 4, [4] * 17), (3, 8, [3]), (8, 8, [8])])
 def test_like_proportions_share_a_batch_where_the_set_is_no_multiple_of_it(length, batch_size, sizes):
-    """Every image once at most; what is left out differs from epoch to epoch, however tall it is."""
+    """Every image at most once; which are left out varies from epoch to epoch, whatever their proportions."""
     proportions = np.random.default_rng(0).uniform(0.5, 2, length)
     batches = EpochBatches(length, batch_size, seed=0, proportions=proportions)
     left_out = set()
@@ -345,7 +345,7 @@ def test_like_proportions_share_a_batch():
     proportions = rng.permutation(600 / width)
 
     def padding(batches):
-        """Area of the padded batches, all images being 1 wide, by the area of the images."""
+        """Area of the padded batches over that of the images, all of which are 1 wide."""
         shapes = [proportions[[key.row for key in batch]] for batch in batches]
         return sum(len(shape) * shape.max() for shape in shapes) / sum(shape.sum() for shape in shapes)
 

@@ -1,4 +1,4 @@
-"""data.merge: several classes as one, or one by another name, in every layout."""
+"""data.merge: several classes become one, or one is renamed, in every layout."""
 
 import json
 import logging
@@ -97,7 +97,7 @@ def test_boxes_have_their_new_classes(
     listed: tuple[str, ...],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Hand-made, in an order of their own, and those that are not used said and left out."""
+    """By hand. The new classes have an order of their own; unused ones are left out and reported."""
     data = DataConfig(**config, merge=merge, classes=None if classes is None else list(classes))
     with caplog.at_level(logging.WARNING):
         records = build_set(data, "train")
@@ -110,10 +110,10 @@ def test_boxes_have_their_new_classes(
     assert named(records) == wanted
     assert records.classes == listed
     assert ("left out objects of classes that are not used" in caplog.text) == (None in expected)
-    if config["format"] != "voc":  # which has no ids
+    if config["format"] != "voc":  # VOC has no ids
         ids = dict(zip(plain.classes, plain.category_ids, strict=True))
         assert records.category_ids == tuple(ids[of_it(name, merge)[0]] for name in listed)
-    # Another split has the classes of the first.
+    # Another split is read with the classes of the first.
     assert named(build_set(data, "val", records.classes)) == wanted
 
 
@@ -141,7 +141,7 @@ def of_it(new: str, merge: dict[str, Any]) -> list[str]:
 def test_wrong_parts_are_named(
     config: dict[str, Any], merge: dict[str, Any], said: str, chosen: bool
 ) -> None:
-    """Also where data.classes chooses among the new names; those that it does not choose are no mistake."""
+    """Also if data.classes selects among the new names; those that it does not select are no error."""
     data = DataConfig(**config, merge=merge, classes=[*merge] if chosen else None)
     with pytest.raises(InputError, match=said):
         build_set(data, "train")
@@ -186,7 +186,7 @@ def test_what_no_merging_can_be_is_refused(tmp_path: Path, word: str, said: str)
 
 
 def test_a_split_without_a_part_has_none_of_it(tmp_path: Path) -> None:
-    """A COCO file may list the classes that it has boxes of, and no others."""
+    """A COCO file may list only the classes that it has boxes of."""
     root = small_coco(tmp_path / "set")
     path = root / "annotations" / "val.json"
     content = json.loads(path.read_text())
@@ -201,7 +201,7 @@ def test_a_split_without_a_part_has_none_of_it(tmp_path: Path) -> None:
         assert val.classes == records.classes == ("pet",)
         assert (records.category_ids, val.category_ids) == ((cat["id"],), (dog["id"],))
         assert len(val.boxes) == len(content["annotations"]) > 0
-    content["categories"][0]["name"] = "Dog"  # which "*" would take
+    content["categories"][0]["name"] = "Dog"  # "*" would include it
     path.write_text(json.dumps(content))
     data = DataConfig(format="coco", root=str(root), merge={"o": "*", "pet": "dog"})
     with pytest.raises(InputError, match=r"data\.merge\.pet: split val has no class 'dog', but 'Dog'"):
@@ -224,7 +224,7 @@ def test_joined_splits_may_list_their_classes_in_another_order(tmp_path: Path) -
 
 
 def test_a_split_of_images_without_objects_has_no_classes(tmp_path: Path) -> None:
-    """Of VOC folders: no XML file names any."""
+    """In a VOC folder whose XML files name none."""
     for split, names in (("train", ("cat", "dog")), ("valid", ())):
         (tmp_path / split).mkdir()
         write_image(tmp_path / split / "0.jpg")
@@ -240,7 +240,7 @@ def test_a_split_of_images_without_objects_has_no_classes(tmp_path: Path) -> Non
 
 
 def test_all_others_are_those_of_the_split_itself(tmp_path: Path) -> None:
-    """Of VOC folders whether data.splits.train is a name or a list of one."""
+    """In VOC folders, whether data.splits.train is a name or a list of one name."""
     for split, names in (("train", ("cat", "dog")), ("valid", ("cat", "wolf"))):
         (tmp_path / split).mkdir()
         write_image(tmp_path / split / "0.jpg")
@@ -256,7 +256,7 @@ def test_all_others_are_those_of_the_split_itself(tmp_path: Path) -> None:
 def test_a_model_of_merged_classes_is_evaluated_on_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The checkpoint knows its data.merge; without it the annotations have no such class."""
+    """The checkpoint stores its data.merge; without it, the annotations lack the merged class."""
     small_coco(tmp_path / "set", 4)
     words = ("data.format=coco", "data.root=set", "run.dir=run", "train.epochs=1", *TINY_MODEL)
     assert call(train.main, *words, "data.merge={pet: '*'}", cwd=tmp_path).code == 0

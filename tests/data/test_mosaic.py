@@ -1,4 +1,4 @@
-"""Mosaics: boxes, labels and ignored regions go where the pixels of their picture go."""
+"""Mosaics: boxes, labels and ignored regions move with the pixels of their picture."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ SEEDS = range(40)
 
 
 def pictures(sizes=SIZES, ignored=()):
-    """Black pictures, each box in the colour of its row among all boxes."""
+    """Black pictures, each box filled with the colour of its row among all boxes."""
     made = []
     for i, size in enumerate(sizes):
         image = np.zeros((*size, 3), np.uint8)
@@ -30,12 +30,12 @@ def pictures(sizes=SIZES, ignored=()):
 
 
 def colour(row):
-    """One of twelve, none of which is a half-tone of another and black: one channel is 255."""
+    """One of twelve colours, none of which is a blend of another with black: one channel is 255."""
     return np.roll([255, 120 * (row // 3 % 2), 120 * (row // 6)], row)
 
 
 def where(image, row):
-    """The pixels of a box; half-tones of resized edges do not count."""
+    """The pixels of a box, without the blended ones at resized edges."""
     return (np.abs(image.astype(int) - colour(row)) <= 2).all(axis=2)
 
 
@@ -49,14 +49,14 @@ def test_boxes_follow_the_pixels():
         for box, row in zip(boxes, rows.tolist(), strict=True):
             y, x = np.nonzero(where(image, row))
             extent = [x.min(), y.min(), x.max() + 1, y.max() + 1]
-            np.testing.assert_allclose(box, extent, atol=1.6)  # a half-tone of one pixel at each edge
+            np.testing.assert_allclose(box, extent, atol=1.6)  # one blended pixel at each edge
             seen.add(row)
     assert seen == set(range(12))
 
 
 @pytest.mark.parametrize("least", [0.0, 0.3, 0.8])
 def test_what_is_left_of_an_object_decides_whether_it_stays(least):
-    """Oracle: its pixels counted; nothing is scaled here. Ignored regions stay whatever is left of them."""
+    """Oracle: its visible pixels, as nothing is scaled here. Ignored regions stay, however little is left."""
     ignored, kept, dropped = (1, 5, 9), 0, 0
     areas = np.tile((BOXES[:, 2:] - BOXES[:, :2]).prod(1), 4)
     for seed in SEEDS:
@@ -74,7 +74,7 @@ def test_what_is_left_of_an_object_decides_whether_it_stays(least):
 
 
 def test_the_four_meet_where_they_should_and_touch():
-    """All white pictures at full size: no ground shows. At half the size the four are whole, on ground."""
+    """White pictures: no background at scale 1, nor at 0.5, where all are whole; three quarters at 0.25."""
     white = [Picture(np.full((*SIZES[0], 3), 255, np.uint8), BOXES, np.zeros(3, bool))] * 4
     for seed in SEEDS:
         (image, *_), _ = Mosaic(scale=1.0, p=1)(white, 0, seed)
@@ -84,7 +84,7 @@ def test_the_four_meet_where_they_should_and_touch():
         assert sorted(rows) == list(range(12))
         assert boxes[:, 2:].max() <= SIZES[0][1]
         (image, *_), _ = Mosaic(scale=0.25, center=0.5, p=1)(white, 0, seed)
-        assert (image == 255).all(axis=2).mean() == 0.25  # in the middle, around the point
+        assert (image == 255).all(axis=2).mean() == 0.25  # in the middle, around the meeting point
         assert (image[45:75, 60:100] == 255).all()
 
 
@@ -93,14 +93,14 @@ def test_how_often_and_how_long():
     drawn = [Mosaic(p=0.3, epochs=2).drawn(seed, epoch) for seed in range(tries) for epoch in range(4)]
     share = np.array(drawn).reshape(tries, 4).mean(axis=0)
     assert abs(share[0] - 0.3) < 5 * (0.3 * 0.7 / tries) ** 0.5
-    assert share[1] == share[0]  # of the same seeds
+    assert share[1] == share[0]  # the seeds are the same
     assert share[2:].tolist() == [0, 0]
     assert not Mosaic(p=0).drawn(1, 0)
     assert Mosaic(p=1).drawn(1, 10**6)
 
 
 def records_of(folder, count=6, names=("cat", "dog", "cow")):
-    """Images in one colour each, by which they are known: 30 (i + 1); the boxes of i are of class i % 3."""
+    """Images of one identifying colour each, 30 (i + 1); the boxes of image i are of class i % 3."""
     images = []
     for i in range(count):
         path, size = folder / f"{i}.png", (48 + 8 * i, 64)
@@ -128,7 +128,7 @@ def test_labels_come_from_the_image_that_the_box_is_of(tmp_path):
             assert sample.original_size == tuple(records.sizes[index])
             together.add(len(set(images.tolist())))
             for image in set(images.tolist()):
-                assert sample.ignore[images == image].sum() <= 4  # one of two boxes, of at most four copies
+                assert sample.ignore[images == image].sum() <= 4  # one of two boxes in up to four copies
     assert max(together) == 4
 
 
@@ -144,7 +144,7 @@ def test_workers_and_restarts_change_nothing(tmp_path):
 
 
 def test_an_image_that_cannot_be_read_among_the_others(tmp_path):
-    """It fails the sample, or the next of the set stands in for it, with that one's boxes."""
+    """It makes the sample fail, or the next image of the set replaces it, along with its boxes."""
     records = records_of(tmp_path)
     (tmp_path / "3.png").write_bytes(b"no picture")
     strict = DetectionDataset(records, Pipeline(MOSAIC, 0.0, KEY), seed=0)
@@ -199,7 +199,7 @@ def of_squares(height: int, width: int, side: int) -> Picture:
 
 
 def test_long_sides_are_scaled_whatever_the_proportions() -> None:
-    """A canvas 100 high and 200 wide, others upright: half its long side is 100 of their 200."""
+    """Canvas 100 high and 200 wide, the others upright: at scale 0.5 their long sides of 200 become 100."""
     pictures = [of_squares(100, 200, 20), *[of_squares(200, 100, 20)] * 3]
     done, rows = Mosaic(scale=0.5, center=0.5)(pictures, 0.999, 0)
     assert len(rows) > 0
@@ -221,7 +221,7 @@ def test_little_of_an_object_at_the_edge_of_its_part_is_none() -> None:
 
 
 def test_hairs_of_objects_are_none() -> None:
-    """Boxes that reach 0.3 px and 0.7 px into the part that shows."""
+    """Boxes 0.3 px wide that start 0.1 or 0.6 px into a pixel."""
     boxes = np.array([[x + d, 2, x + d + 0.3, 8] for x in range(10) for d in (0.1, 0.6)], np.float32)
     picture = Picture(np.zeros((10, 10, 3), np.uint8), boxes, np.zeros(20, bool))
     _, rows = Mosaic(scale=1.0, center=0.5)([picture] * 4, 0.0, 0)

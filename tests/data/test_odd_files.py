@@ -1,4 +1,4 @@
-"""Files as other systems and tools leave them: names, encodings, ids and folders that are not the usual."""
+"""Files as other systems and tools write them: unusual names, encodings, ids and folders."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def names(records: Any) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that is a split: two pairs, a picture alone, a file in capitals, and a pair below."""
+    """A folder that is a split: two pairs, a lone picture, a pair with .XML in capitals, one pair below."""
     for name in ("a", "b", "alone", "capital", "cam/c"):
         write_image(tmp_path / "set" / "train" / f"{name}.jpg", seed=len(name))
     (tmp_path / "set/train/cam").mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def test_a_folder_that_is_a_voc_split_holds_what_is_below_and_says_what_is_not_r
 
 
 def test_a_folder_that_is_a_split_may_have_its_files_below(folder: Path) -> None:
-    """Or be laid out as a set by itself, which needs images."""
+    """Or it may be laid out as a set of its own, which needs images."""
     for path in (folder / "train").glob("*.xml"):
         path.unlink()
     assert names(load_voc(folder, "train")) == ["c.jpg"]
@@ -75,7 +75,7 @@ def test_a_folder_that_is_a_split_may_have_its_files_below(folder: Path) -> None
 
 
 def test_a_set_of_one_folder_has_not_what_lies_below(folder: Path) -> None:
-    """Other splits, say."""
+    """Folders below may be other splits."""
     assert names(load_voc(folder / "train", ".")) == ["a.jpg", "b.jpg"]
 
 
@@ -95,7 +95,7 @@ def test_lists_of_voc_as_other_systems_write_them(tmp_path: Path, content: bytes
 
 @pytest.mark.parametrize("odd", ["\u2028", "\x0b", "\x85"])
 def test_a_line_ends_at_its_end_alone(tmp_path: Path, odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names may have what is the end of a line to str.splitlines."""
+    """Names may contain characters at which str.splitlines ends a line."""
     stem = f"a{odd}b"
     root = write_voc(tmp_path / "set", {stem: CAT}, {"train": [stem]})
     assert names(load_voc(root, "train")) == [f"{stem}.jpg"]
@@ -114,7 +114,7 @@ def test_two_names_of_a_list_are_not_one_annotation(tmp_path: Path) -> None:
 
 @pytest.fixture
 def spelt_otherwise(tmp_path: Path) -> Path:
-    """Folders that are splits: validation has a Cat for a cat, the test set neither."""
+    """Folders that are splits: validation has Cat instead of cat, the test split has neither."""
     for name, text in (
         ("train", CAT),
         ("val", CAT.replace("cat", "Cat")),
@@ -127,10 +127,10 @@ def spelt_otherwise(tmp_path: Path) -> Path:
 
 
 def test_a_voc_class_that_validation_spells_otherwise_is_refused(spelt_otherwise: Path) -> None:
-    """As of COCO sets; it was left out, and there was no AP."""
+    """As in COCO sets; otherwise the class would be left out, and there would be no AP."""
     with pytest.raises(InputError, match="split val has no category 'cat', but 'Cat'"):
         load_voc(spelt_otherwise, "val", ("cat",))
-    assert not len(load_voc(spelt_otherwise, "test", ("cat",)).boxes)  # to have none is no mistake
+    assert not len(load_voc(spelt_otherwise, "test", ("cat",)).boxes)  # having none is no error
     words = ("own.yaml", *TINY_MODEL)
     assert_refused(train.main, words, spelt_otherwise.parent, "has no category 'cat', but 'Cat'")
 
@@ -176,7 +176,7 @@ def test_labels_beside_some_images_are_said_not_to_be_looked_at(
 def test_a_label_file_without_an_image_is_found_where_splits_are_lists(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Images of the other list have theirs."""
+    """Label files of images in the other list are not reported."""
     labels = {f"all/{name}": lines(*BOXES) for name in ("a", "b", "lost")}
     root = write_yolo(tmp_path / "set", labels, train="train.txt", val="val.txt")
     (root / "train.txt").write_text("images/all/a.png\n")
@@ -214,7 +214,7 @@ def write(root: Path, content: dict[str, Any], name: str = "all.json") -> Path:
 def test_ids_that_are_texts_are_numbered(
     tmp_path: Path, text: Any, numbers: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By their value where they are numbers, else in their order; boxes stay with their images."""
+    """By their value if they are numerals, else in their order; boxes stay with their images."""
     _say.cache_clear()
     content = coco_dict([[BOX], [BOX, BOX], []])
     expected = load_coco(write(tmp_path / "numbers", content), tmp_path / "numbers/images")
@@ -233,7 +233,7 @@ def test_ids_that_are_texts_are_numbered(
 
 
 def test_a_set_with_text_ids_keeps_them_where_it_is_divided_and_scored(tmp_path: Path) -> None:
-    """Results of another detector name them as the set does; those of our own would not."""
+    """Results of another detector have the set's ids, which numbers of our own would not match."""
     content = coco_dict([[BOX]] * 6)
     for record in content["images"]:
         record["id"] = f"img-{9 * record['id'] % 7}"
@@ -262,7 +262,7 @@ def test_ids_in_quotes_are_those_that_the_lists_have_as_numbers(
     for record in content["annotations"]:
         record.update(image_id=str(record["image_id"]), category_id=str(record["category_id"]))
     path = write(tmp_path / "texts", content)
-    for _ in range(2):  # training and evaluation read it: it is said once
+    for _ in range(2):  # as training and evaluation do: it is reported once
         records = load_coco(path, tmp_path / "texts/images")
     assert records.image_ids.tolist() == expected.image_ids.tolist() and not records.renumbered
     assert records.labels.tolist() == expected.labels.tolist()
@@ -308,7 +308,7 @@ def test_the_images_of_fiftyone_are_found(tmp_path: Path) -> None:
 def test_half_turns_in_a_set_annotated_as_stored_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a quarter turn the sides tell; where one was taken upright there is nothing to be said."""
+    """A quarter turn shows in the sides; if one image was annotated upright, nothing is reported."""
     content = coco_dict([[BOX]] * 3)
     path = write(tmp_path, content)
     for name, orientation in (("0.png", 6), ("1.png", 3), ("2.png", 1)):

@@ -10,7 +10,7 @@ from data.split.partition import groups_of, partition
 
 @pytest.mark.parametrize("seed", range(4))
 def test_each_part_has_its_share_of_images_and_of_every_class(seed: int) -> None:
-    """Within a hundredth of the images, and 3 % of the boxes or one; a random draw is off by far more."""
+    """Within 1 % of the images, and 3 % of the boxes or 1.5; a random draw is off by far more."""
     rng = np.random.default_rng(seed)
     counts = rng.poisson([3.0, 0.5, 0.05, 0.02], (600, 4))
     part = partition(counts, np.arange(600), (0.7, 0.2, 0.1), seed)
@@ -31,7 +31,7 @@ def test_groups_stay_together_and_the_whole_is_divided_all_the_same() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_images_without_boxes_are_divided_by_their_number_however_large_their_groups(seed: int) -> None:
-    """Thirty of one scene and seventy alone: exact shares, as the small groups make up for the large one."""
+    """Thirty images of one scene and seventy single ones, which make up for it: the shares are exact."""
     groups = np.append(np.zeros(30, dtype=np.int64), np.arange(1, 71))
     part = partition(np.zeros((100, 2), dtype=np.int64), groups, (0.7, 0.2, 0.1), seed)
     assert np.bincount(part).tolist() == [70, 20, 10]
@@ -46,22 +46,22 @@ def test_the_seed_and_nothing_else_decides() -> None:
 
 def test_groups_join_through_others_and_blank_images_are_like_no_other() -> None:
     prints = np.zeros((6, 4), dtype=np.uint64)
-    prints[1], prints[2], prints[3] = 5, 4, 2**40 - 1  # 1 and 2 differ in 4 bits, 3 from both in far more
+    prints[1], prints[2], prints[3] = 5, 4, 2**40 - 1  # 1 and 2 differ in 1 bit, 3 from both in far more
     assert groups_of(prints, [1, 2, "a", "a", 3, 4]).tolist() == [0, 1, 1, 1, 4, 5]
     assert groups_of(prints).tolist() == [0, 1, 1, 3, 4, 5]
-    assert groups_of(prints, [*"abcdef"], [*"bghijk"]).tolist() == [0, 1, 1, 3, 4, 5]  # each kind by itself
+    assert groups_of(prints, [*"abcdef"], [*"bghijk"]).tolist() == [0, 1, 1, 3, 4, 5]  # kinds do not mix
     assert groups_of(prints[:0]).tolist() == []
 
 
 def flipped(fingerprint: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Of a fingerprint, uint64 [4], these of its 256 bits turned over."""
+    """A fingerprint, uint64 [4], with these of its 256 bits flipped."""
     turned = np.unpackbits(fingerprint.view(np.uint8))
     turned[bits] ^= 1
     return np.packbits(turned).view(np.uint64)
 
 
 def test_what_differs_in_fifteen_bits_is_alike_wherever_they_are() -> None:
-    """Oracle: all compared with all. A bit in each band but one, all in one band, and anywhere."""
+    """Oracle: all pairs compared. 15 or 16 bits differ: one in each of as many bands, or anywhere."""
     rng = np.random.default_rng(0)
     prints = rng.integers(0, 2**64, (400, 4), dtype=np.uint64)
     prints[::7] = prints[0]  # a scene that hardly changes, and frames that drift away from it
@@ -73,7 +73,7 @@ def test_what_differs_in_fifteen_bits_is_alike_wherever_they_are() -> None:
     distance = np.bitwise_count(prints[:, None] ^ prints).sum(axis=2)
     near = (distance <= 15) & prints.any(axis=1) & prints.any(axis=1)[:, None]
     expected = np.arange(len(prints))
-    for _ in range(len(prints)):  # each takes the lowest row of those that it is near to
+    for _ in range(len(prints)):  # each takes the lowest number among the rows near it
         expected = np.where(near, expected, len(prints)).min(axis=1).clip(max=np.arange(len(prints)))
     assert groups_of(prints).tolist() == expected.tolist()
     assert 200 < len(np.unique(expected)) < 300
@@ -83,7 +83,7 @@ def test_what_differs_in_fifteen_bits_is_alike_wherever_they_are() -> None:
 
 
 def test_between_parts_that_want_a_class_alike_the_one_with_fewer_images_gets_it() -> None:
-    """By hand: without boxes left to want, what decides is the images."""
+    """By hand: if no more boxes are wanted, the number of images decides."""
     counts = np.array([[4, 0]] + [[0, 1]] * 2 + [[0, 0]] * 9)
     groups = np.array([0, 1, 2, *[3] * 5, 4, 5, 6, 7])
     part = partition(counts, groups, (0.5, 0.5), 0)
@@ -98,7 +98,7 @@ def test_between_parts_that_want_a_class_alike_the_one_with_fewer_images_gets_it
 def test_a_class_that_can_be_in_every_part_is(
     images: int, boxes: int, shares: tuple[float, ...], seed: int
 ) -> None:
-    """However many boxes it has in an image, among sixty images of another class."""
+    """However many boxes it has per image, among sixty images of another class."""
     counts = np.zeros((60, 2), dtype=np.int64)
     counts[:, 0] = 3
     counts[5 : 5 + images, 1] = boxes
@@ -108,7 +108,7 @@ def test_a_class_that_can_be_in_every_part_is(
 
 
 def test_a_part_does_not_become_most_of_the_set_for_the_sake_of_a_class() -> None:
-    """A scene of sixty images has one that the small parts lack: it stays where it fits."""
+    """A scene of sixty images has a class that the small parts lack, but stays where it fits."""
     groups = np.concatenate((np.zeros(2), np.ones(60), np.full(2, 2), np.arange(3, 39))).astype(np.int64)
     counts = np.ones((100, 3), dtype=np.int64)
     counts[:, 0], counts[:, 1] = groups <= 2, groups == 0

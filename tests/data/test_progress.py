@@ -1,4 +1,4 @@
-"""Long work says how far it has come, in logs too."""
+"""Long work reports its progress, also in logs."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from data.progress import Progress, has_room_for_a_bar, reading
 def test_a_terminal_without_a_width_has_lines_in_the_place_of_a_bar(
     monkeypatch: pytest.MonkeyPatch, columns: int, bar: bool
 ) -> None:
-    """As that of docker -t."""
+    """Such as that of docker run -t."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
     with os.fdopen(theirs, "w") as terminal:
@@ -28,7 +28,7 @@ def test_a_terminal_without_a_width_has_lines_in_the_place_of_a_bar(
 def test_a_log_has_a_line_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ten images, one each 25 s: by the first ten seconds have gone by, by each third after it a minute."""
+    """Ten images of 25 s each: ten seconds have passed by the first, a further minute by every third."""
     now = [1000.0]
     monkeypatch.setattr("data.progress.time.monotonic", lambda: now[0])
     done = []
@@ -48,7 +48,7 @@ def test_a_log_has_a_line_a_minute(
 def test_reading_that_takes_long_is_told_by_the_first_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None, speaks: bool
 ) -> None:
-    """The clock is looked at after each hundred: a million annotations take as long without."""
+    """The clock is read only every hundred items, so that it costs a million annotations no time."""
     now = [1000.0]
     monkeypatch.setattr("data.progress.time.monotonic", lambda: now[0])
     if rank is None:

@@ -1,4 +1,4 @@
-"""Repeat factor sampling: how often images of rare classes come, and that each time is another sample."""
+"""Repeat factor sampling: how often images of rare classes appear, each time as another sample."""
 
 from itertools import chain
 from math import ceil, floor, sqrt
@@ -23,7 +23,7 @@ FACTORS = np.array([1.0, 2.3, 1.0, 3.0, 1.55, 1.45, 1.7])  # 12 in all
 
 
 def set_of(folder: Path, labels: list[list[int]], ignored: tuple[int, ...] = ()) -> DetectionSet:
-    """An image for each list of labels; of the images `ignored` all boxes are."""
+    """An image for each list of labels; in the images of `ignored` all boxes are ignored."""
     images = []
     for i, mine in enumerate(labels):
         write_image(folder / f"{i}.png", seed=i)
@@ -33,9 +33,9 @@ def set_of(folder: Path, labels: list[list[int]], ignored: tuple[int, ...] = ())
 
 
 def test_factors_are_those_of_the_definition(tmp_path: Path) -> None:
-    """Gupta et al. 2019, by a loop over images and classes; twice in an image is once."""
+    """Gupta et al. 2019, by a loop over images and classes; a class counts once per image."""
     labels = [[0], [0, 1, 1], [0], [], [1], [0], [0], [0, 0]]
-    ignored = (4,)  # its rare object counts for nothing
+    ignored = (4,)  # its rare object does not count
     records = set_of(tmp_path, labels, ignored)
     counted = [set() if i in ignored else set(mine) for i, mine in enumerate(labels)]
     part = [sum(label in mine for mine in counted) / len(labels) for label in range(3)]
@@ -46,14 +46,14 @@ def test_factors_are_those_of_the_definition(tmp_path: Path) -> None:
 
 
 def test_counts_are_the_factors_on_average_and_add_up_to_the_same() -> None:
-    """A factor of 2.3 gives 2 or 3; the bound is five standard errors of the mean of a coin."""
+    """A factor of 2.3 gives 2 or 3; the bound is five standard errors of the mean of coin tosses."""
     rng, draws = np.random.default_rng(0), 4000
     counts = np.array([draw_counts(FACTORS, rng) for _ in range(draws)])
     assert set(counts.sum(axis=1)) == {samples_of(FACTORS)} == {12}
     for one, factor in zip(counts.T, FACTORS, strict=True):
         assert set(one) == {floor(factor), ceil(factor)}
         assert one.mean() == pytest.approx(factor, abs=5 * 0.5 / sqrt(draws))
-    # Two of the four fractions become one more, and which ones is no rule.
+    # Two of the four fractional parts are rounded up; which ones is random.
     assert len(np.unique(counts, axis=0)) > 4
 
 
@@ -88,7 +88,7 @@ def test_an_epoch_holds_every_sample_once_however_it_is_dealt_out(grouped: bool)
 
 
 def test_copies_of_an_image_are_dealt_to_other_batches_where_like_shapes_meet() -> None:
-    """Their proportions are the very same; seven copies go into seven batches, if there are as many."""
+    """Copies have the same proportions; seven of them go into seven batches, if there are that many."""
     repeats = np.ones(200)
     repeats[[20, 90]] = 7.0
     proportions = np.random.default_rng(0).uniform(0.5, 2.0, 200)
@@ -100,8 +100,8 @@ def test_copies_of_an_image_are_dealt_to_other_batches_where_like_shapes_meet() 
             rows = [key.row for key in keys]
             assert len(set(rows)) == len(rows)
             spreads.append(np.ptp(proportions[rows]))
-    assert np.median(spreads) < 0.2  # of 1.5
-    # 36 batches, which are not cut into stretches of one and of very few.
+    assert np.median(spreads) < 0.2  # out of 1.5
+    # 36 batches, which are not cut into stretches of one batch or very few.
     repeats = np.where(np.arange(300) < 15, 20.0, 1.0)
     proportions = np.random.default_rng(0).uniform(0.5, 2.0, 300)
     batches = EpochBatches(300, 16, seed=0, proportions=proportions, repeats=repeats)
@@ -113,7 +113,7 @@ def test_copies_of_an_image_are_dealt_to_other_batches_where_like_shapes_meet() 
 
 
 def test_without_repeats_the_order_is_the_plain_shuffle() -> None:
-    """So that a run of an earlier version goes on as it would have."""
+    """So that a run of an earlier version continues as it would have."""
     batches = EpochBatches(9, 3, seed=5)
     batches.start_at(2)
     assert [key.row for key in chain(*batches)] == np.random.default_rng((5, 2)).permutation(9).tolist()
@@ -131,7 +131,7 @@ def test_each_time_an_image_is_augmented_in_another_way(tmp_path: Path) -> None:
 
 
 def test_a_training_repeats_what_is_rare_and_says_so(tmp_path: Path, caplog, capsys) -> None:
-    """Of eight images one has a dog, which asks for it sqrt(8) times."""
+    """One of eight images has a dog, so its factor is sqrt(8)."""
     content = coco_dict([[[4.0, 5.0, 20.0, 18.0]]] * 8)
     for annotation in content["annotations"]:
         annotation["category_id"] = 7 if annotation["id"] == 1 else 3
@@ -142,21 +142,21 @@ def test_a_training_repeats_what_is_rare_and_says_so(tmp_path: Path, caplog, cap
     trainer.run()
     assert "8 training images (10 per epoch, with data.repeat_rare) with 8 boxes" in capsys.readouterr().out
     assert "repeats nothing" not in caplog.text
-    for share in (0.125, 0.14):  # sqrt(0.14 * 8) = 1.06 for one image: rounded, no sample more
+    for share in (0.125, 0.14):  # sqrt(0.14 * 8) = 1.06 for one image: rounded, no extra sample
         Trainer(tiny_config(root, tmp_path / "other", f"data.repeat_rare={share}"), "test")
         nothing = f"data.repeat_rare={share} has no effect: the rarest class, dog, is in 12.5 % of"
         assert f"{nothing} the images; set a higher value" in caplog.text
 
 
 def test_an_image_comes_as_often_as_its_rarest_class_asks_whatever_stands_last_in_it() -> None:
-    """Of four images all have class 0, the first one class 1 before it."""
+    """All four images have class 0; the first has class 1 before it."""
     box = [0, 0, 9, 9]
     records, _ = voc_case([(0, 1, box, False), *[(i, 0, box, False) for i in range(4)]], [], 4, 2)
     np.testing.assert_allclose(repeat_factors(records, 0.9), [np.sqrt(0.9 / 0.25), 1, 1, 1])
 
 
 def test_what_is_left_of_a_repeat_is_drawn_anew_in_each_epoch() -> None:
-    """1.5 times: over 40 epochs each image comes about 60 times."""
+    """With a factor of 1.5, each image appears about 60 times in 40 epochs."""
     batches = EpochBatches(20, 5, 0, repeats=np.full(20, 1.5))
     counts = np.zeros(20, dtype=np.int64)
     for epoch in range(40):

@@ -1,4 +1,4 @@
-"""The generated demo set: what is promised of its files, its boxes and its frequencies."""
+"""The generated demo set: its files, boxes and frequencies are as promised."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def test_larger_set_begins_with_the_smaller_one(tmp_path):
     small, large = contents(tmp_path / "small"), contents(tmp_path / "large")
     pictures = [name for name in small if name.endswith(".jpg")]
     assert all(small[name] == large[name] for name in pictures)
-    assert len({small[name] for name in pictures}) == 10  # neither split nor number is ignored
+    assert len({small[name] for name in pictures}) == 10  # both split and number matter
 
 
 def test_seed_changes_the_pictures():
@@ -82,7 +82,7 @@ def test_boxes_are_tight(monkeypatch):
     pictures = [draw_picture(spec, "val", number) for number in range(1, 46)]
     nothing = (np.zeros((0, 4)), np.zeros(0, np.int64))
     monkeypatch.setattr(shapes_scene, "_draw_objects", lambda canvas, rng, imbalance: nothing)
-    excess = []  # pixels by which the differing area reaches over the box on each side
+    excess = []  # pixels by which the differing area exceeds the box on each side
     for number, picture in enumerate(pictures, start=1):
         bare = draw_picture(spec, "val", number).image
         change = np.abs(picture.image.astype(int) - bare).max(axis=2)  # [H, W]
@@ -90,7 +90,7 @@ def test_boxes_are_tight(monkeypatch):
         for box in picture.boxes:
             (x1, y1), (x2, y2) = np.maximum(box[:2].astype(int) - 4, 0), box[2:].astype(int) + 5
             outside[y1:y2, x1:x2] = False
-        assert not change[outside].any()  # 4 pixels are the blur's reach
+        assert not change[outside].any()  # the blur reaches 4 pixels
         for k, box in enumerate(picture.boxes):
             others = np.delete(picture.boxes, k, axis=0)
             apart = (others[:, :2] > box[2:] + 5) | (others[:, 2:] < box[:2] - 5)
@@ -102,7 +102,7 @@ def test_boxes_are_tight(monkeypatch):
                 seen = np.array([x.min() + x1, y.min() + y1, x.max() + 1 + x1, y.max() + 1 + y1])
                 excess.append((seen - box) * (-1, -1, 1, 1))
     assert len(excess) > 40
-    assert np.max(excess) <= 1  # blur, and whole pixels
+    assert np.max(excess) <= 1  # blur and rounding to whole pixels
     assert np.percentile(excess, 5) >= -1.5  # the blurred tips of triangles and stars
     assert np.abs(np.median(excess, axis=0)).max() <= 0.5
 

@@ -28,7 +28,7 @@ def names(records: DetectionSet) -> list[str]:
 
 
 def coco(root: Path, images: int = IMAGES) -> dict[str, Any]:
-    """all.json: a cat and a dog in each image, and a rare cow in two; 0.png and 1.png show the same."""
+    """all.json: a cat and a dog in each image, and a rare cow in two; 0.png and 1.png look the same."""
     content = coco_dict([[BOX, [30.0, 10.0, 24.0, 20.0]] for _ in range(images)])
     content["categories"].append({"id": 9, "name": "cow"})
     for k, image in enumerate((4, 5)):
@@ -137,7 +137,7 @@ def test_voc_images_without_a_file_are_said_to_be_left_out(
 def test_a_voc_set_with_traces_of_another_format_is_voc(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """labelImg leaves a classes.txt; and a file in capitals is not read, which is said."""
+    """labelImg leaves a classes.txt. A file that ends in .XML is not read, which is reported."""
     write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
     (tmp_path / "set/classes.txt").write_text("cat\n")
     (tmp_path / "set/Annotations/c.xml").rename(tmp_path / "set/Annotations/c.XML")
@@ -153,7 +153,7 @@ def test_a_voc_set_with_traces_of_another_format_is_voc(
 def test_all_that_is_wrong_with_a_set_is_said_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What lists the faults of a set, python -m data.check, wants it divided."""
+    """python -m data.check, which lists the faults of a set, needs it to be divided already."""
     write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
     (tmp_path / "set/Annotations/c.xml").write_text("")
     (tmp_path / "set/JPEGImages/d.jpg").unlink()
@@ -194,7 +194,7 @@ def test_voc_gets_its_lists(tmp_path: Path) -> None:
 
 
 def test_a_voc_set_whose_one_list_names_all_is_not_divided_yet(tmp_path: Path) -> None:
-    """As CVAT exports it, with a list for each class too."""
+    """As CVAT exports it, also with a list for each class."""
     images = {f"{k}": voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in range(6)}
     write_voc(tmp_path / "set", images, {"default": "\n".join(images)})
     of_class = "".join(f"{name}  {'1' if name < '3' else '-1'}\n" for name in images)
@@ -213,7 +213,7 @@ def test_yolo_gets_lists_that_its_data_yaml_can_name(tmp_path: Path) -> None:
     outcome = call(main, "set", "--keep-folders", "--val", "0.5", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     entries = [line for line in outcome.out.splitlines() if line.endswith(".txt") and ": " in line]
-    (root / "data.yaml").write_text("\n".join(["names: [cat]", *entries[-2:]]))  # as it is told to
+    (root / "data.yaml").write_text("\n".join(["names: [cat]", *entries[-2:]]))  # as the output says
     parts = [load_yolo(root, split) for split in ("train", "val")]
     assert [len(part.boxes) for part in parts] == [5, 5]
     folders = [Counter(Path(file).parent.name for file in part.files.tolist()) for part in parts]
@@ -265,7 +265,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, words: tuple[str, ...
 
 
 def test_cvats_own_format_is_known(tmp_path: Path) -> None:
-    """Not taken for a folder of VOC's files, which also end in .xml."""
+    """It is not mistaken for a folder of VOC files, which also end in .xml."""
     write_image(tmp_path / "set" / "images" / "a.png", 48, 64)
     text = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n</annotations>\n'
     (tmp_path / "set" / "annotations.xml").write_text(text)
@@ -273,7 +273,7 @@ def test_cvats_own_format_is_known(tmp_path: Path) -> None:
 
 
 def test_the_images_of_cvats_coco_are_found(tmp_path: Path) -> None:
-    """In images/default, of instances_default.json."""
+    """In images/default, for instances_default.json."""
     content = coco_dict([[[4.0, 5.0, 20.0, 18.0]]] * 6)
     for number, image in enumerate(content["images"]):
         image["file_name"] = f"{number}.png"
@@ -286,7 +286,7 @@ def test_the_images_of_cvats_coco_are_found(tmp_path: Path) -> None:
 
 
 def test_lists_that_are_there_are_neither_replaced_nor_their_images_divided(tmp_path: Path) -> None:
-    """A test set that exists would be trained on."""
+    """Otherwise an existing test set would be trained on."""
     write_voc(tmp_path / "voc", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdef"}, {"test": ["a"]})
     assert_refused(main, ("voc",), tmp_path, "voc/ImageSets/Main", "(test)", "divided")
     root = tmp_path / "yolo"
@@ -303,7 +303,7 @@ def test_lists_that_are_there_are_neither_replaced_nor_their_images_divided(tmp_
 
 
 def test_a_yolo_set_elsewhere_is_trained_on_its_own_lists(tmp_path: Path) -> None:
-    """What data.yaml names is seen from its `path`, and so are the lists."""
+    """Entries of data.yaml are relative to its `path`, and so are the lists."""
     write_yolo(tmp_path / "set", 10)
     (tmp_path / "set" / "all.txt").write_text("".join(f"images/{k}.jpg\n" for k in range(10)))
     (tmp_path / "cfg").mkdir()
@@ -360,7 +360,7 @@ def test_versions_of_one_photograph_stay_on_one_side(tmp_path: Path) -> None:
 
 
 def test_copies_without_contrast_stay_on_one_side(tmp_path: Path) -> None:
-    """Flat pictures have no likeness to go by, but their pixels."""
+    """Flat pictures have no fingerprint, and are compared by their pixels."""
     coco(tmp_path / "set")
     for k in range(IMAGES):
         Image.new("RGB", (64, 48), (100 + k // 2, 100, 100)).save(tmp_path / "set/images" / f"{k}.png")
@@ -380,7 +380,7 @@ def test_a_file_that_is_listed_twice_stays_on_one_side(tmp_path: Path) -> None:
 
 
 def test_regions_that_count_for_nothing_are_not_shared_out(tmp_path: Path) -> None:
-    """Each class has two boxes that count, so one goes to each side, whatever crowd is there."""
+    """Each class has two boxes that count, so one goes to each side, whatever crowds there are."""
     content = coco_dict([[BOX]] * 12)
     for k, record in enumerate(content["annotations"]):
         record.update(iscrowd=int(k >= 4), category_id=content["categories"][k // 2 % 2]["id"])
@@ -397,7 +397,7 @@ def test_regions_that_count_for_nothing_are_not_shared_out(tmp_path: Path) -> No
 def test_rare_classes_that_stretch_a_share_are_the_reason_given(
     tmp_path: Path, words: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ten classes of two images each: one goes to each side. Nothing has to stay together."""
+    """Ten classes of two images each: one goes to each side. No images have to stay together."""
     content = coco_dict([[BOX]] * IMAGES)
     content["categories"] = [{"id": k, "name": f"c{k}"} for k in range(10)]
     for k, record in enumerate(content["annotations"]):
@@ -483,7 +483,7 @@ def test_all_damaged_images_are_told_of_at_once(tmp_path: Path, caplog: pytest.L
 
 
 def test_voc_names_that_are_no_utf_8_can_be_trained_on(tmp_path: Path) -> None:
-    """As archives of Windows leave them."""
+    """As archives made on Windows leave them."""
     root = write_voc(tmp_path / "set", {k: voc_xml([("cat", (4, 5, 24, 23), 0)]) for k in "abcdefgh"}, {})
     for folder, ending in (("Annotations", "xml"), ("JPEGImages", "jpg")):
         for name in "abcdefgh":

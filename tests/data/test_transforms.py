@@ -29,7 +29,7 @@ def painted(height=120, width=160):
 
 
 def extent(image, channel):
-    """The box of a colour's pixels; half-tones of resized edges count from the middle."""
+    """The box of a colour's pixels; blended pixels at resized edges count from half intensity."""
     others = [c for c in range(3) if c != channel]
     mask = (image[:, :, channel] > 127) & (image[:, :, others] < 90).all(axis=2)
     y, x = np.nonzero(mask)
@@ -37,7 +37,7 @@ def extent(image, channel):
 
 
 def map_of_positions(height=200, width=240):
-    """A picture whose pixels say where they are: red is x, green is y."""
+    """A picture whose pixels encode their positions: red is x, green is y."""
     y, x = np.mgrid[:height, :width]
     return np.dstack([x, y, np.zeros_like(x)]).astype(np.uint8)
 
@@ -61,7 +61,7 @@ GEOMETRIC = {  # transforms -> tolerance in pixels: half a pixel for each roundi
     "crop": (["IoUCrop"], 1e-3),
     "all": (
         [{"ZoomOut": {"ratio": 2.0}}, "IoUCrop", "HorizontalFlip", {"ResizeWithin": {"long": 240}}],
-        5.0,  # a crop to a third of the side, enlarged, makes three pixels of one
+        5.0,  # a crop to a third of the side, enlarged, turns one pixel into three
     ),
 }
 
@@ -142,7 +142,7 @@ def test_resize_within_draws_sizes_up_to_both_ends():
     ],
 )
 def test_sizes_are_foretold(transforms):
-    """Oracle: the pictures."""
+    """Oracle: the sizes of the transformed pictures."""
     sizes = np.array([[30, 47], [120, 31], [30, 47], [1, 200]])
     none = np.zeros((0, 4), np.float32)
     made = [pipeline(*transforms)(np.zeros((h, w, 3), np.uint8), none, 0)[0].shape[:2] for h, w in sizes]
@@ -160,13 +160,13 @@ DIVISIBLE = {"min_height": None, "min_width": None, "pad_height_divisor": 32, "p
         [{"CenterCrop": {"height": 90, "width": 60}}],
         [{"LongestMaxSize": {"max_size": 64}}, {"PadIfNeeded": {"min_height": 64, "min_width": 64}}],
         [{"PadIfNeeded": {"min_height": 128, "min_width": 128, "position": "top_left"}}],
-        # What does nothing to an image of 3 x 2.
+        # Padding that does nothing to images of proportions 3:2.
         [{"ResizeWithin": {"long": 320}}, {"PadIfNeeded": {"min_height": 200, "min_width": 200}}],
         [{"ResizeWithin": {"long": 480}}, {"PadIfNeeded": DIVISIBLE}],
     ],
 )
 def test_evaluation_takes_what_resizes_only(transforms):
-    """Detections are scaled back to the file: after a crop or beside a border they would lie elsewhere."""
+    """Detections are scaled back to the file; after cropping or padding they would be misplaced."""
     with pytest.raises(InputError, match=rf"{KEY}: .*only resizing makes sense"):
         pipeline(*transforms).check_that_it_resizes_only()
 
@@ -188,7 +188,7 @@ def test_evaluation_takes_what_resizes(name):
 
 @pytest.mark.parametrize("transform", ["Normalize", "ToFloat"])
 def test_what_the_model_does_itself_is_refused(transform):
-    """Pictures would be cut to whole numbers, by a resizing behind it without a word: a training on noise."""
+    """A later resizing would silently cut the values to whole numbers, and training would be on noise."""
     for place in ([transform, {"ResizeWithin": {"long": 64}}], [{"OneOf": {"transforms": [transform]}}]):
         with pytest.raises(InputError, match=rf"{KEY}.*leave out {transform}.*normalises them itself"):
             pipeline(*place)
@@ -215,14 +215,14 @@ def test_shrinking_averages():
 
 
 def test_enlarging_interpolates() -> None:
-    """Linearly between the middles of the pixels."""
+    """Linearly between the centres of the pixels."""
     image = np.repeat(np.array([[[0], [100]]], np.uint8), 3, axis=2)
     for channel in range(3):
         assert resize(image, 1, 4)[:, :, channel].tolist() == [[0, 25, 75, 100]]
 
 
 def test_zoom_out_puts_the_picture_on_a_mean_coloured_canvas():
-    """Oracle: all pixels that are not ImageNet's mean colour are the one small copy."""
+    """Oracle: all pixels that are not of ImageNet's mean colour form one small copy."""
     apply = pipeline({"ZoomOut": {"ratio": 4.0, "p": 1.0}})
     white, ratios, corners = np.full((120, 160, 3), 255, np.uint8), [], set()
     for seed in SEEDS:
@@ -242,7 +242,7 @@ def test_zoom_out_puts_the_picture_on_a_mean_coloured_canvas():
 
 @pytest.mark.parametrize("min_iou", [0.0, 0.3, 0.7])
 def test_iou_crop_keeps_overlap_centre_ratio_and_scale(min_iou):
-    """Oracle: the crop as read from a picture of positions. Slack: whole pixels."""
+    """Oracle: the crop as read from a picture of positions. Tolerances allow for whole pixels."""
     box = np.array([60, 40, 190, 160])
     apply, cropped = pipeline({"IoUCrop": {"min_ious": [min_iou], "min_scale": 0.4}}), 0
     for seed in SEEDS:
@@ -262,7 +262,7 @@ def test_iou_crop_keeps_overlap_centre_ratio_and_scale(min_iou):
 
 
 def test_iou_crop_crops_a_long_image_too():
-    """Of 4:1, a third of whose crops would be between 1:2 and 2:1 if they were a quarter of its side."""
+    """No crop of a 4:1 image at scale 0.6 or more has proportions between 1:2 and 2:1."""
     image, apply = (
         np.zeros((60, 240, 3), np.uint8),
         pipeline({"IoUCrop": {"min_ious": [0], "min_scale": 0.6}}),
@@ -310,7 +310,7 @@ def test_no_transforms_leave_image_and_boxes_of_a_pixel_alone():
 
 @pytest.mark.parametrize("transforms", [[], ["Blur"]])
 def test_pipeline_that_moves_no_boxes_warns_of_nothing(transforms):
-    """The default of evaluation; albumentations finds it odd."""
+    """The default of evaluation, of which albumentations would warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, _, rows = pipeline(*transforms)(painted(), BOXES, 0)
@@ -345,7 +345,7 @@ def test_boxes_of_less_visibility_than_wanted_are_dropped():
 
 
 def test_an_ignored_region_stays_however_little_of_it_is_left():
-    """A crop within a crowd: without its region all in it would be background."""
+    """A crop within a crowd: without the region, everything in it would be background."""
     image, boxes = np.zeros((100, 100, 3), np.uint8), np.array([[0, 0, 100, 100]] * 2, np.float32)
     crop = {"Crop": {"x_min": 10, "y_min": 10, "x_max": 30, "y_max": 30}}
     for ignored, expected in (([True, False], [0]), ([False, True], [1]), ([True, True], [0, 1])):
@@ -381,10 +381,10 @@ def test_seed_decides_whatever_came_before():
     ids=["in a row", "one in a group", "each in a choice of its own"],
 )
 def test_transforms_draw_independently_of_each_other(transforms):
-    """Oracle: the binomial distribution, of which 5 deviations hold each of the four combinations."""
+    """Oracle: the binomial distribution; each of the four combinations lies within 5 standard deviations."""
     image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1).repeat(3, axis=2)
     apply, no_boxes, tries = pipeline(*transforms), BOXES[:0], 400
-    # The pixel that comes to lie in the corner tells which ways the picture was flipped.
+    # The pixel in the corner shows in which directions the picture was flipped.
     corners = [int(apply(image, no_boxes, seed)[0][0, 0, 0]) for seed in range(tries)]
     deviation = (tries * 0.25 * 0.75) ** 0.5
     for corner in range(4):
@@ -412,7 +412,7 @@ def test_given_image_and_boxes_are_not_changed():
 
 
 def test_one_of_several_transforms_is_drawn():
-    """Oracle: each of them by itself."""
+    """Oracle: each of them alone."""
     choice = pipeline({"OneOf": {"transforms": ["HorizontalFlip", {"VerticalFlip": {}}], "p": 1.0}})
     alone = [pipeline({name: {"p": 1.0}}) for name in ("HorizontalFlip", "VerticalFlip")]
     expected = [[part.tolist() for part in flip(painted(), BOXES, 0)] for flip in alone]
@@ -481,7 +481,7 @@ def test_wrong_transform_is_named_with_its_place(transform, problem):
 
 
 def test_slivers_are_no_objects() -> None:
-    """0.3 px of a box are left of a crop, and 0.7 px of another."""
+    """A crop leaves 0.3 px of some boxes, and 0.7 px of another."""
     crop = pipeline({"Crop": {"x_min": 0, "y_min": 0, "x_max": 32, "y_max": 32}})
     boxes = np.array([[31.7, 4, 40, 20], [31.3, 4, 40, 20], [4, 31.7, 20, 40]], np.float32)
     assert crop(np.zeros((64, 64, 3), np.uint8), boxes, 0)[2].tolist() == [1]

@@ -1,4 +1,4 @@
-"""Boxes that are written in another way than they are read are known, and boxes that are meant so are not."""
+"""Boxes in another format than the one they are read in are recognised; correct boxes are not reported."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ def spread(x_range, y_range, count=40, sides=(30, 60), seed=0):
 
 
 def read_as_sizes(boxes):
-    """What comes of x0, y0, x1, y1 where x, y, width, height are read."""
+    """What x0, y0, x1, y1 become when they are read as x, y, width, height."""
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
 EVERYWHERE = spread((0, 560), (0, 400))
-CENTRED = np.tile([-10.0, -8, 670, 500], (40, 1))  # out by 5 % of the image, as an unclipped detector finds
+CENTRED = np.tile([-10.0, -8, 670, 500], (40, 1))  # up to 5 % outside, as from an unclipped detector
 WRITTEN_SO = {
     "everywhere": EVERYWHERE,
     "to the right only": spread((330, 560), (0, 40)),
@@ -50,7 +50,7 @@ def test_corners_that_were_written_as_sizes(name):
         CENTRED,
         read_as_sizes(EVERYWHERE)[:9],  # too few to tell
         np.concatenate((read_as_sizes(EVERYWHERE), EVERYWHERE)),
-        # Wide as x1 would be, but not as high as y1 would be: a panorama's objects, cut by its right edge.
+        # As wide as x1 would be, but not as high as y1 would be: a panorama's objects, cut by its right edge.
         np.tile([300.0, 400, 760, 440], (40, 1)),
         np.tile([10.0, 10, 300, 200], (40, 1)),
     ],
@@ -73,10 +73,10 @@ SIDES = IN_PARTS[:, 2:] - IN_PARTS[:, :2]
         (np.concatenate((IN_PARTS, EVERYWHERE[:2])), True),
         (np.concatenate((IN_PARTS, EVERYWHERE[:20])), False),
         (IN_PARTS[:10], True),
-        (IN_PARTS[:9], False),  # dots, perhaps
+        (IN_PARTS[:9], False),  # these may be dots
         (EVERYWHERE, False),
         (np.tile([0.0, 0, WIDTH, HEIGHT], (40, 1)), False),  # whole images
-        (np.tile([0.0, 0, 1, 1], (40, 1)), True),  # the same in parts
+        (np.tile([0.0, 0, 1, 1], (40, 1)), True),  # the same as fractions
         (spread((100, 500), (100, 400), sides=(0.5, 1.0)), False),  # dots
     ],
 )
@@ -85,7 +85,7 @@ def test_parts_of_the_image(boxes, parts):
 
 
 def shifted(boxes, part):
-    """By a part of their own sides."""
+    """Boxes moved by a fraction of their own sides."""
     return boxes + np.tile((boxes[:, 2:] - boxes[:, :2]) * part, 2)
 
 
@@ -104,7 +104,7 @@ UPRIGHT = spread((0, 420), (500, 580), 20)  # of images of 480 x 640 px
         (shifted(EDGES, 0.5), (HEIGHT, WIDTH), "centres"),
         (shifted(EDGES, -0.5), (HEIGHT, WIDTH), "corners"),
         (UPRIGHT[:, [1, 0, 3, 2]], (WIDTH, HEIGHT), "y before x"),
-        # YOLO, which takes half of the second corner to either side of the first.
+        # As YOLO reads them: half of the second corner to either side of the first.
         (
             np.concatenate((EDGES[:, :2] - EDGES[:, 2:] / 2, EDGES[:, :2] + EDGES[:, 2:] / 2), axis=1),
             (HEIGHT, WIDTH),
@@ -113,7 +113,7 @@ UPRIGHT = spread((0, 420), (500, 580), 20)  # of images of 480 x 640 px
         (EDGES, (HEIGHT, WIDTH), None),
         (CENTRED, (HEIGHT, WIDTH), None),
         (shifted(EDGES, 0.5)[-9:], (HEIGHT, WIDTH), None),  # too few to tell
-        # Objects cut by the right edge and annotated whole, beside others at the left one.
+        # Objects cut off by the right edge but annotated whole, besides others at the left edge.
         (np.concatenate((EDGES, shifted(EDGES[40:46], 0.5))), (HEIGHT, WIDTH), None),
         (np.concatenate((shifted(EDGES, 0.5), EDGES[46:52])), (HEIGHT, WIDTH), None),
     ],
@@ -138,6 +138,6 @@ def test_boxes_that_would_all_lie_inside_otherwise(boxes, size, written):
 
 
 def test_two_ways_to_lie_inside_are_no_hint() -> None:
-    """Out at the right by their half width: as centres inside, and with x and y changed."""
+    """Boxes over the right edge that lie inside if read as centres, and also if x and y are swapped."""
     boxes = np.tile([[62.0, 20, 121, 60]], (12, 1))
     assert written_as(boxes, np.tile([[200, 100]], (12, 1))) is None

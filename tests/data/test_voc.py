@@ -1,4 +1,4 @@
-"""Pascal VOC folders: what they say arrives, what is wrong with them is said in one line."""
+"""Pascal VOC folders: their content is read as written, and faults are reported in one line."""
 
 import errno
 import logging
@@ -84,7 +84,7 @@ def test_classes_choose_and_order_the_labels(root, caplog):
 
 
 def test_class_that_no_training_annotation_has_is_refused(root):
-    """A misspelt name in data.classes would otherwise train on nothing."""
+    """A misspelt name in data.classes would otherwise be a class without training boxes."""
     config = DataConfig(format="voc", root=str(root), classes=["cat", "hrose"])
     with pytest.raises(InputError, match="'hrose'"):
         build_set(config, "train")
@@ -110,7 +110,7 @@ def test_list_with_a_second_column_gives_its_first(root):
 
 
 def test_names_may_have_spaces_and_the_list_a_byte_order_mark(tmp_path):
-    """ "a 1" is a name where there is such an annotation, and else the name a with its column."""
+    """ "a 1" is a name if there is such an annotation, and otherwise the name a with a second column."""
     contents = {"my image": FIRST, "b": SECOND, "b 1": FIRST}
     root = write_voc(tmp_path / "spaced", contents, {"train": list(contents)})
     (root / "ImageSets" / "Main" / "train.txt").write_text("my image\nmy image -1\nb -1\nb 1\n", "utf-8-sig")
@@ -124,7 +124,7 @@ def test_split_may_lie_in_a_folder_below(root):
 
 
 def test_image_is_found_by_its_stem_or_else_by_the_name_in_the_xml(root):
-    """A file that was copied or renamed with another image's name in it does not get that one's boxes."""
+    """An XML file that was copied or renamed may still name another image, which does not get its boxes."""
     (root / "JPEGImages" / "a.jpg").unlink()
     write_image(root / "JPEGImages" / "a.png")
     assert load_voc(root, "train").files[1] == str(root / "JPEGImages" / "a.png")
@@ -154,7 +154,7 @@ def test_image_of_its_stem_is_found_whatever_its_ending(root, name):
     ],
 )
 def test_without_a_size_the_image_has_its_own(root, size):
-    """As some tools write it."""
+    """As some tools write sizes."""
     expected = load_voc(root, "train")
     rewrite(root, "<size><width>64</width><height>48</height><depth>3</depth></size>", size)
     records = load_voc(root, "train")
@@ -228,7 +228,7 @@ def test_images_may_lie_in_a_folder_of_another_name_or_beside_the_annotations(ro
 
 
 def test_a_folder_may_be_a_split_and_be_joined_with_others(tmp_path):
-    """As Roboflow exports: images and XML files of each split in a folder of its name."""
+    """As Roboflow exports: images and XML files of each split in a folder named after it."""
     for split, kind in (("train", "dog"), ("valid", "cat")):
         write_image(tmp_path / split / "a.jpg")
         (tmp_path / split / "a.xml").write_text(voc_xml([(kind, (1, 2, 30, 40), 0)], name="a.jpg"))
@@ -262,7 +262,7 @@ def test_folders_of_splits_are_named_where_the_usual_ones_are_not_there(tmp_path
 
 
 def test_annotations_in_folders_below_count_and_hidden_files_do_not(tmp_path):
-    """As CVAT and Datumaro write images in folders; macOS leaves "._a.xml" in what it packs."""
+    """As CVAT and Datumaro write images in folders; macOS puts "._a.xml" into archives."""
     cat = voc_xml([("cat", (1, 2, 30, 40), 0)], name="a.jpg")
     root = write_voc(tmp_path / "voc", {"a": cat}, {"train": ["a"]})
     for folder in ("Annotations", "JPEGImages"):
@@ -270,7 +270,7 @@ def test_annotations_in_folders_below_count_and_hidden_files_do_not(tmp_path):
     write_image(root / "JPEGImages" / "cam1" / "a.jpg")
     (root / "Annotations" / "cam1" / "a.xml").write_text(voc_xml([("dog", (3, 4, 5, 6), 0)], name="a.jpg"))
     (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05\x16\x07")
-    (root / "ImageSets" / "Main" / "train.txt").write_text("a\ncam1\\a\n")  # by Windows
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\ncam1\\a\n")  # as on Windows
     records = load_voc(root, "train")
     assert records.classes == ("cat", "dog")
     assert records.labels.tolist() == [0, 1]
@@ -375,7 +375,7 @@ def test_joined_folders_share_the_classes_of_both(tmp_path):
 def test_an_image_that_its_xml_names_has_an_xml_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """a.jpg.xml beside a.jpg; and a name in another case, which the XML has right."""
+    """a.jpg.xml beside a.jpg; and b.xml beside B.jpg, whose name it has right."""
     for name, xml in (("a.jpg", "a.jpg.xml"), ("B.jpg", "b.xml")):
         write_image(tmp_path / "set" / name)
         (tmp_path / "set" / xml).write_text(voc_xml([("cat", (1, 2, 30, 40), 0)], name=name))
@@ -401,7 +401,7 @@ def test_a_split_may_have_folders_of_its_own_and_no_list(tmp_path: Path, folders
 def test_the_only_image_of_a_name_is_meant_wherever_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not one that has an XML file of its own, and none of two."""
+    """But not an image that has an XML file of its own, nor either of two."""
     xml = voc_xml([("cat", (1, 2, 30, 40), 0)], name="a.jpg")
     root = write_voc(tmp_path / "voc", {"a": xml}, {"train": ["a"]})
     images = root / "JPEGImages"

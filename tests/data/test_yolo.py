@@ -1,4 +1,4 @@
-"""YOLO folders: what Ultralytics' users have arrives as it is, what is wrong is said with file and line."""
+"""YOLO folders: sets of Ultralytics' users are read as they are, and faults reported with file and line."""
 
 import json
 import logging
@@ -131,7 +131,7 @@ def test_labels_that_are_not_where_they_are_looked_for_are_said_once(root: Path,
 
 
 def test_images_that_share_a_label_file_are_said(root: Path, caplog) -> None:
-    """a.jpg and a.png; two that have none are two images of background."""
+    """a.jpg and a.png; two such images without a label file are both background."""
     for name in ("a", "b"):
         write_image(root / "images" / "train" / f"{name}.jpg", seed=9)
     assert len(load_yolo(root, "train").boxes) == 4
@@ -153,7 +153,7 @@ def test_paths_written_on_windows_are_found(root: Path) -> None:
 
 
 def test_paths_of_another_machine_are_found_by_their_ends(root: Path, caplog) -> None:
-    """As a set that was made in a notebook has them: folders in data.yaml, images in a list."""
+    """As in a set made in a notebook: folders in data.yaml, images in a list."""
     written = ("/content/sets/birds/images/train/a.png", "C:\\birds\\images\\TRAIN\\b.png")
     (root / "list.txt").write_text("\n".join(written))
     index = (root / "data.yaml").read_text().replace("images/val", "/content/sets/birds/images/val")
@@ -186,7 +186,7 @@ def test_a_lost_image_of_a_list_is_not_another_of_its_name(root: Path) -> None:
 
 
 def test_an_image_that_cannot_be_read_may_be_left_out(root: Path) -> None:
-    """Its size is not known; all other faults are raised."""
+    """Since its size is not known. All other faults are raised."""
     (root / "images" / "train" / "b.png").write_bytes(b"")
     whole, lost = (
         load_yolo(root, "train", faults=(unreadable := UnreadableImages())),
@@ -204,7 +204,7 @@ def test_an_image_that_cannot_be_read_may_be_left_out(root: Path) -> None:
 
 @pytest.mark.parametrize("train", ["/kaggle/set/train/images", "images"])
 def test_two_places_of_another_machine_do_not_become_one(root: Path, train: str) -> None:
-    """Validation would be on the images of training."""
+    """Otherwise validation would be on the training images."""
     index = (root / "data.yaml").read_text().replace("images/val", "/kaggle/set/valid/images")
     (root / "data.yaml").write_text(index.replace("images/train", train))
     assert "'val: /kaggle/set/valid/images' does not exist" in error_of(root, "val")
@@ -245,7 +245,7 @@ def test_a_place_that_is_not_there_is_named(root: Path, place: str, said: str) -
 
 
 def test_a_detectors_score_is_known_by_its_place(root: Path) -> None:
-    """Ultralytics writes it behind the box (save_conf)."""
+    """Ultralytics writes it after the box (save_conf)."""
     label = next((root / "labels" / "train").glob("*.txt"))
     label.write_text("0 0.5 0.5 0.2 0.2 0.93\n")
     assert "6 numbers" in error_of(root, "train") and "the sixth looks like" in error_of(root, "train")
@@ -262,8 +262,8 @@ def test_keypoints_without_their_shape_are_known(root: Path) -> None:
 def test_keypoints_that_are_read_as_polygons_are_told(
     root: Path, points: int, numbers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where 4 and their numbers are even; oracle: what was written. Polygons themselves are none, nor are
-    small rotated boxes, far from the image's corner for their size, and few lines tell nothing.
+    """If 4 plus the count of their numbers is even. Oracle: what was written. Polygons are not reported,
+    nor are small rotated boxes, which are far from the image's corner for their size, nor too few lines.
     """
     rng = np.random.default_rng(0)
     rows, polygons, rotated = [], [], []
@@ -299,7 +299,7 @@ def test_labels_may_be_called_txt_in_capitals(root: Path) -> None:
     after = load_yolo(root, "train")
     assert len(before.boxes) == 2 and after.digest() == before.digest()
     (root / "labels" / "train" / "a.txt").write_text("")
-    assert len(load_yolo(root, "train").boxes) == 0  # .txt goes first
+    assert len(load_yolo(root, "train").boxes) == 0  # .txt takes precedence
 
 
 def test_a_set_of_another_layout_is_known(root: Path, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_the_index_may_have_any_name(root: Path) -> None:
 
 @pytest.mark.parametrize(("listed", "folder"), [("classes.txt", "images"), ("obj.names", "obj_train_data")])
 def test_a_set_of_an_annotation_tool_is_told_its_index(root: Path, listed: str, folder: str) -> None:
-    """What is told is one: the line for train, and the names."""
+    """What the message suggests is a valid index: the line for train, and the names."""
     (root / "data.yaml").unlink()
     (root / "images").rename(root / folder)
     (root / listed).write_text("cat\ndog's\n\n")
@@ -377,7 +377,7 @@ def test_classes_may_be_chosen_and_reordered(root: Path) -> None:
     assert (swapped.category_ids, swapped.labels.tolist()) == ((1, 0), [1, 0])
 
 
-PLACES = {  # what data.yaml may say -> where the images of "train" are then found
+PLACES = {  # what data.yaml may say; in each case the images of "train" are found
     "names by index": {"names": {1: "dog", 0: "cat"}},
     "count of names": {"nc": 2},
     "count of names, as text": {"nc": "2"},
@@ -411,7 +411,7 @@ def test_linked_folders_belong_to_a_split_and_hidden_files_do_not(root: Path) ->
     elsewhere.mkdir(parents=True)
     (folder / "c.png").rename(elsewhere / "c.png")
     (folder / "linked").symlink_to(elsewhere)
-    (elsewhere / "back").symlink_to(folder)  # no end to it
+    (elsewhere / "back").symlink_to(folder)  # an endless loop
     (folder / ".ipynb_checkpoints").mkdir()
     write_image(folder / ".ipynb_checkpoints" / "a-checkpoint.png")
     (folder / "._a.png").write_bytes(b"of a Mac")
@@ -421,7 +421,7 @@ def test_linked_folders_belong_to_a_split_and_hidden_files_do_not(root: Path) ->
 
 
 def test_labels_whose_image_is_not_there_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Half a set that was not copied would be half a training."""
+    """If half of a set was not copied, training would be on the other half."""
     for name in ("train/gone", "train/deep/lost", "val/of_val"):
         (root / "labels" / f"{name}.txt").parent.mkdir(exist_ok=True)
         (root / "labels" / f"{name}.txt").write_text(lines(BOXES[0]))
@@ -448,7 +448,7 @@ def test_an_image_that_is_named_in_two_ways_is_one(root: Path, monkeypatch) -> N
     "text", ["names: [no, 08]", "names: {0: no, 1: 08}", "names:\n- no\n- 08", "names: ['no', \"08\"]"]
 )
 def test_names_are_taken_as_they_stand(root: Path, text: str) -> None:
-    """YAML reads a truth value and a number there."""
+    """YAML would read a boolean and a number there."""
     (root / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\n{text}\n")
     assert load_yolo(root, "train").classes == ("no", "08")
 
@@ -465,7 +465,7 @@ def test_files_may_begin_with_a_byte_order_mark(root: Path) -> None:
 
 
 def test_labels_stand_for_the_last_folder_called_images(tmp_path: Path, monkeypatch) -> None:
-    """Also where the data set itself lies below a folder of that name, and is named relatively."""
+    """Also if the data set itself lies below a folder of that name, and is given by a relative path."""
     root = write_yolo(tmp_path / "images" / "set", {"train/a": lines(BOXES[0])})
     monkeypatch.chdir(root.parent)
     assert load_yolo(Path("set"), "train").labels.tolist() == [0]
@@ -560,7 +560,7 @@ def test_a_file_that_is_no_yaml_no_text_or_no_image_is_named(root: Path) -> None
 
 
 def test_training_and_evaluation_read_the_set(root: Path) -> None:
-    """The 12 COCO numbers come from data.root alone; a wrong line leaves nothing behind."""
+    """The metrics come from data.root alone; a run refused for a wrong line leaves nothing behind."""
     (root.parent / "tiny.yaml").write_text("data: {format: yolo, root: set}\ntrain: {epochs: 1}\n")
     words = ("tiny.yaml", "run.dir=run", *TINY_MODEL)
     assert call(train.main, *words, cwd=root.parent).code == 0
@@ -576,7 +576,7 @@ def test_training_and_evaluation_read_the_set(root: Path) -> None:
 
 
 def test_a_folder_of_labels_by_another_name_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Which some systems take for the same."""
+    """Some systems treat both names as the same."""
     (root / "labels").rename(root / "Labels")
     assert len(load_yolo(root, "train").boxes) == 0
     assert f"{root / 'Labels'} is not used: rename it to labels" in caplog.text

@@ -1,4 +1,4 @@
-"""data.yaml of a YOLO set and the places that it names: no picture in them is lost without a word."""
+"""data.yaml of a YOLO set and the places that it names: no picture in them is left out silently."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 def test_pictures_that_have_to_be_converted_are_said(
     root: Path, flat: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a telephone makes them, with labels; in labelImg's layout these lie beside them."""
+    """As phones make them, with labels; in labelImg's layout the labels lie beside the pictures."""
     where = root / "images" / "train"
     if flat:
         where = root / "all"
@@ -49,13 +49,13 @@ def test_pictures_that_have_to_be_converted_are_said(
     load_yolo(root, "train", None, faults)
     named = [fault.image for fault in faults if fault.code == "image-not-read"]
     assert named == [where / name for name in ("film.gif", "x.HEIC", "y.heic")]
-    assert "label-without-image" not in {fault.code for fault in faults}  # that of x.HEIC
+    assert "label-without-image" not in {fault.code for fault in faults}  # x.txt belongs to x.HEIC
     assert KINDS["image-not-read"].level > Level.ERROR  # they are left out, and the rest is trained on
 
 
 @pytest.mark.parametrize("ending", [".jfif", ".JPE"])
 def test_all_endings_of_a_jpeg_are_taken(root: Path, ending: str) -> None:
-    """.jfif is what browsers on Windows save."""
+    """Browsers on Windows save .jfif files."""
     shutil.copy(root / "images/train/a.png", root / f"images/train/z{ending}")  # the content is what counts
     assert len(load_yolo(root, "train")) == 4
 
@@ -89,14 +89,14 @@ def test_all_lost_images_of_a_list_are_counted(root: Path) -> None:
 
 
 def test_other_texts_in_data_yaml_are_no_splits(root: Path) -> None:
-    """A licence is no place to train on, and no hindrance to dividing the set."""
+    """A licence is not a split, and does not prevent dividing the set."""
     write_yolo(root, {}, val=None, license="MIT", nc="2", source="https://example.org/sets")
     message = error_of(root, "val")
     assert "its splits are: train (" in message and "python -m data.split" in message
 
 
 def test_a_yolo_set_that_is_read_as_coco_is_known(root: Path) -> None:
-    """As by configs/own.yaml, whose format is COCO."""
+    """As with configs/own.yaml, whose format is COCO."""
     with pytest.raises(InputError, match=r"train\.json does not exist; it looks like data\.format=yolo$"):
         build_set(DataConfig(format="coco", root=str(root)), "train")
     shutil.rmtree(root / "images")
@@ -114,7 +114,7 @@ def test_a_class_that_is_not_listed_is_refused(root: Path, category: str) -> Non
 def test_of_two_folders_that_a_place_may_mean_the_one_is_named(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Roboflow's ../train/images, beside another set that has a train as well."""
+    """Roboflow's ../train/images, next to another set that also has a folder train."""
     for kind in ("images", "labels"):
         (root / "train").mkdir(exist_ok=True)
         shutil.move(root / kind / "train", root / "train" / kind)

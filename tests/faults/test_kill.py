@@ -1,4 +1,4 @@
-"""Killed, again and again: nothing is lost. The short form of benchmarks/faults.py."""
+"""Runs killed repeatedly lose nothing. The short form of benchmarks/faults.py."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 28
 WORDS = (
     *(word for word in TINY_MODEL if not word.startswith("data.workers")),
-    "model.base_channels=32",  # checkpoints of 45 MB, which take their time to be written
+    "model.base_channels=32",  # checkpoints of 45 MB, which take some time to write
     AUGMENTED,
     "train.epochs=3",
     "train.log_every=1",
@@ -45,7 +45,7 @@ def words(root: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set, and a run on it that nothing disturbs."""
+    """A set, and an undisturbed run on it."""
     folder = tmp_path_factory.mktemp("straight")
     small_coco(folder / "set", IMAGES)
     with pytest.MonkeyPatch.context() as patch:
@@ -86,14 +86,14 @@ def launch(words: list[str], log: Path, restarts: int = 0) -> subprocess.Popen:
 
 
 def workers_of(launcher: subprocess.Popen) -> list[int]:
-    """The process ids of the training's processes."""
+    """The process ids of the training processes."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return [int(child) for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_a_launch_that_loses_a_process_restarts_and_continues(tmp_path: Path) -> None:
-    """Oracle: the same launch undisturbed, weight for weight; the run folder is the default one."""
+    """Oracle: the same launch undisturbed, weight for weight."""
     small_coco(tmp_path / "set", IMAGES)
     log = tmp_path / "log.txt"
     mine = words(tmp_path, "model.norm=group", "train.batch_size=4", "data.workers=1")
@@ -111,7 +111,7 @@ def test_a_launch_that_loses_a_process_restarts_and_continues(tmp_path: Path) ->
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_processes_whose_launcher_is_killed_save_and_end(tmp_path: Path) -> None:
-    """Nobody would end them; and what they do not save is lost, while the folder stays in use."""
+    """Nothing else would end them; unsaved work would be lost, and the folder would stay in use."""
     small_coco(tmp_path / "set", IMAGES)
     log, run = tmp_path / "log.txt", tmp_path / "run"
     slow = (
@@ -141,7 +141,7 @@ def test_processes_whose_launcher_is_killed_save_and_end(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_a_launch_stopped_by_its_scheduler_saves_and_continues_on_one_process(tmp_path: Path) -> None:
-    """SIGTERM to the launcher; then another number of processes, the same global batch."""
+    """SIGTERM to the launcher; then a different number of processes with the same global batch."""
     small_coco(tmp_path / "set", IMAGES)
     log, run = tmp_path / "log.txt", tmp_path / "run"
     mine = words(tmp_path, "model.norm=group", "train.batch_size=4", "data.workers=1")

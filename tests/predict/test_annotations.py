@@ -1,4 +1,4 @@
-"""What predict.py finds, as annotations: read back by the readers of data sets."""
+"""What predict.py finds, written as annotations, is read back by the readers of data sets."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ def read_set(**data: object) -> DetectionSet:
 
 
 def assert_found(records: DetectionSet, root: Path, trained: Path, within: float) -> None:
-    """Boxes and classes of each image against those that the detector finds, in pixels."""
+    """Compare boxes and classes of each image with what the detector finds, up to `within` pixels."""
     detector = Detector.load(trained / "run", "cpu")
     assert records.classes == detector.classes
     assert [Path(file).relative_to(root).as_posix() for file in records.files] == NAMES
@@ -65,7 +65,7 @@ def test_labels_are_a_yolo_set_of_what_was_found(place: Path, trained: Path) -> 
 
 
 def test_xml_files_are_a_voc_set_of_what_was_found(place: Path, trained: Path) -> None:
-    """In whole pixels, as the tools that edit them have it."""
+    """In whole pixels, as annotation tools have them."""
     assert run(place, trained, "images", *ALL, "--format", "voc", "--output", "out").code == 0
     assert files(place / "out") == {f"Annotations/{Path(name).with_suffix('.xml')}" for name in NAMES}
     (place / "images/notes.txt").unlink()
@@ -119,7 +119,7 @@ def test_frames_are_left_out_and_counted(
 
 
 def test_a_box_at_the_very_edge_stays_inside_in_whole_pixels() -> None:
-    """Rounded it would begin where the image ends."""
+    """If rounded, it would begin where the image ends."""
     found = ImageDetections(
         np.array([[639.6, 479.7, 640.0, 480.0]]), np.ones(1), np.zeros(1, np.int64), ("cat",)
     )

@@ -1,4 +1,4 @@
-"""predict.py: what cannot be used is left out and told, and how the work ends."""
+"""predict.py: what cannot be used is left out and reported, and how the work ends."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ from tests.runs import assert_one_line, assert_refused, call, no_file_larger_tha
 def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
     place, trained, problem: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch that does not is made smaller; all else is done, and written."""
+    """A batch that does not fit is made smaller; everything else is processed and written."""
     detect, asked = Detector.__call__, []
 
     def limited(detector: Detector, images: Any) -> Any:
@@ -52,7 +52,7 @@ def test_an_image_that_does_not_fit_into_the_memory_is_left_out(
 def test_a_scheduler_that_ends_it_loses_nothing_that_was_found(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
-    """The signal comes with the second batch, and is again what it was when the work has ended."""
+    """The signal comes during the second batch; its handler is restored when the work has ended."""
     detect, batches, before = Detector.__call__, [], signal.getsignal(sent)
 
     def ended(detector: Detector, images: Any) -> Any:
@@ -73,7 +73,7 @@ def test_a_scheduler_that_ends_it_loses_nothing_that_was_found(
 def test_what_runs_on_when_the_terminal_closes_is_not_ended_by_that(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nohup: the signal is ignored."""
+    """As with nohup: the signal is ignored."""
     detect, before = Detector.__call__, signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def closed(detector: Detector, images: Any) -> Any:
@@ -88,7 +88,7 @@ def test_what_runs_on_when_the_terminal_closes_is_not_ended_by_that(
 
 
 def test_of_two_runs_into_one_folder_the_later_is_refused(tmp_path: Path) -> None:
-    """Both are started before either has results; a folder that was emptied since its run may be used."""
+    """Both start before either has results; a folder that was emptied after its run may be used."""
     one, other = ResultsFolder(tmp_path / "out"), ResultsFolder(tmp_path / "out")
     (one.path / "failed.txt").touch()
     with pytest.raises(InputError, match=r"--output: .*out is not empty"):
@@ -103,7 +103,7 @@ def test_of_two_runs_into_one_folder_the_later_is_refused(tmp_path: Path) -> Non
 def test_while_tables_are_written_a_scheduler_has_to_wait(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, images: str
 ) -> None:
-    """SIGTERM in the second batch, if there is one, and again before each table."""
+    """SIGTERM during the second batch, if there is one, and again before each table."""
     detect, write, batches = Detector.__call__, tables._write_coco, []
 
     def ended(detector: Detector, pictures: Any) -> Any:
@@ -143,7 +143,7 @@ def test_an_image_that_the_transforms_cannot_take_is_left_out(
 
 
 def test_broken_files_are_left_out_listed_and_counted(place, trained, caplog) -> None:
-    """One without a header, one cut off behind it, which is found in the middle of a batch."""
+    """One has no header; one is cut off after it, which is found in the middle of a batch."""
     (place / "images/0.png").write_bytes(b"no image")
     whole = (place / "images/2.png").read_bytes()
     (place / "images/2.png").write_bytes(whole[: len(whole) // 2])
@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(
 
 
 def test_an_image_that_only_its_link_tells_of_is_listed(place: Path, trained: Path) -> None:
-    """As git-annex and DVC leave what they have not fetched."""
+    """As git-annex and DVC leave files that they have not fetched."""
     (place / "images/6.png").symlink_to("store/6.png")
     assert run(place, trained, "images", *ALL).code == 0
     failed = (place / "predictions/failed.txt").read_text()
@@ -250,18 +250,18 @@ def test_a_wrong_checkpoint_or_device_costs_one_line(place: Path, trained: Path)
 
 
 def test_a_full_disk_costs_one_line_and_leaves_no_half_file(place: Path, trained: Path) -> None:
-    write_image(place / "images/0.png", 600, 800)  # its drawn picture is larger than what there is room for
+    write_image(place / "images/0.png", 600, 800)  # its drawn picture is larger than the room left
     with no_file_larger_than(20_000):
         outcome = run(place, trained, "images/0.png", *ALL)
     assert_one_line(outcome, "cannot write predictions/pictures/0.png")
     assert files(place / "predictions") == {"coco.json", "images.json", "detections.csv"}
 
 
-# ------------------------------------------------------------------------ broken off, and gone on with
+# ------------------------------------------------------------------------ interrupted and resumed
 
 
 def interrupting(patch: pytest.MonkeyPatch, batch: int, *signals: signal.Signals) -> None:
-    """Signals in the middle of a batch, counted from 1."""
+    """Send signals in the middle of a batch, counted from 1."""
     detect, batches = Detector.__call__, []
 
     def interrupted(detector: Detector, images: Any) -> Any:
@@ -277,7 +277,7 @@ def interrupting(patch: pytest.MonkeyPatch, batch: int, *signals: signal.Signals
 def test_ctrl_c_pressed_again_loses_no_table(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the batch, and while the tables are written."""
+    """During a batch, and while the tables are written."""
     write = tables._write_coco
 
     def written(*arguments: Any) -> None:
@@ -298,14 +298,14 @@ def test_ctrl_c_pressed_again_loses_no_table(
 def test_what_was_broken_off_is_gone_on_with_to_the_same_results(
     place: Path, trained: Path, kill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the same command undisturbed, in the same batches. Killed, it leaves no tables, half a line
-    and a picture that the results do not know of."""
+    """Oracle: the same command undisturbed, in the same batches. If killed, it leaves no tables, half a
+    line, and a picture that the results do not list."""
     words = ("images", *ALL, "--batch", "2", "--format", "pictures,coco,csv,instances,voc,yolo")
     assert run(place, trained, *words, "--output", "whole").code == 0
     with monkeypatch.context() as patch:
         interrupting(patch, 3, signal.SIGINT)
         assert run(place, trained, *words, "--output", "out").code == 130
-    # What may be corrected by hand, and would be written over, comes last.
+    # Files that may be edited by hand, and would be overwritten, are written last.
     assert not {"instances.json", "data.yaml"} & files(place / "out")
     assert not [name for name in files(place / "out") if name.startswith(("labels/", "Annotations/"))]
     if kill:
@@ -336,7 +336,7 @@ def test_what_was_broken_off_is_gone_on_with_to_the_same_results(
 def test_a_folder_that_another_process_writes_into_is_not_gone_on_with(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both would cut off each other's lines."""
+    """The two would cut off each other's lines."""
     words = (str(trained / "run"), "images", *ALL, "--batch", "2")
     detect, refused, lines = Detector.__call__, [], []
 
@@ -406,13 +406,13 @@ def test_where_there_is_no_room_for_tables_what_was_found_is_told_of(
 def test_a_video_is_gone_on_with_at_the_frame_where_it_broke_off(
     place: Path, trained: Path, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the same command undisturbed. No frame is detected in twice, and all are drawn."""
+    """Oracle: the same command undisturbed. No frame is processed twice, and all are drawn."""
     with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
         for grey in (0, 60, 120, 180, 240):
             video.write(np.full((48, 64, 3), grey, np.uint8))
     words = ("clip.mp4", *ALL, "--batch", "2", "--format", "pictures,csv,coco")
     assert run(place, trained, *words, "--output", "whole").code == 0
-    # In the same batches, for the same rounding.
+    # The same batches, for the same rounding.
     out, known = place / "out", {"killed": 2, "interrupted": 2}.get(broken, 5)
     with monkeypatch.context() as patch:
         if broken == "interrupted":
@@ -515,7 +515,7 @@ def test_a_video_that_is_done_is_not_looked_at_again(
 def test_inputs_that_are_gone_keep_what_was_found_in_them(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Photographs that were sorted elsewhere meanwhile."""
+    """For example, photographs that were moved elsewhere meanwhile."""
     words = ("images", *ALL, "--batch", "2", "--format", "csv")
     assert run(place, trained, *words, "--output", "whole").code == 0
     with monkeypatch.context() as patch:
@@ -562,7 +562,7 @@ def test_a_name_that_has_several_lines_is_told_in_one(place: Path, trained: Path
 def test_what_an_emptied_folder_has_left_is_not_gone_on_with(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rm out/* leaves what is hidden."""
+    """rm out/* leaves hidden files."""
     for threshold in ("0", "0.001"):
         with monkeypatch.context() as patch:
             interrupting(patch, 2, signal.SIGINT)

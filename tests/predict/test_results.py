@@ -25,7 +25,7 @@ from tests.runs import assert_refused, call, listing
 
 
 def test_results_are_those_of_evaluation_and_can_be_scored(place, trained, evaluated) -> None:
-    """Entry by entry what evaluate.py makes of the val split; pycocotools reads the two files together."""
+    """Entry by entry those of evaluate.py on the val split; pycocotools reads the two files together."""
     outcome = run(place, trained, "images/?.png", *ALL, "--output", "out")
     assert (outcome.code, outcome.err) == (0, "")
     expected = to_results(evaluated.records, evaluated.scores.predictions)
@@ -78,7 +78,7 @@ def test_csv_says_the_same_as_coco(place, trained) -> None:
 
 
 def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained, evaluated) -> None:
-    """Counted in the predictions of the evaluation."""
+    """Oracle: counts in the predictions of the evaluation."""
     predictions, per_class = evaluated.scores.predictions, evaluated.scores.coco.per_class
     both = [per_class[name] for name in ("cat", "dog")]
     best = np.array([one.best_threshold if one.best_f1 > 0 else 0.5 for one in both])[predictions.labels]
@@ -100,7 +100,7 @@ def test_thresholds_are_those_of_the_checkpoint_or_the_one_given(place, trained,
 
 
 def test_one_box_is_left_of_each_object(place: Path, trained: Path) -> None:
-    """Of what is above the threshold."""
+    """Of the boxes above the threshold."""
     for words in ((), ("--one-per-object",)):
         out = "".join(("out", *words))
         assert run(place, trained, "images/0.png", *ALL, *words, "--format", "csv", "--output", out).code == 0
@@ -117,7 +117,7 @@ def test_settings_of_evaluation_can_be_changed(
     assert run(place, trained, *words, "--output", "one").code == 0
     full = "6 of 6 images and frames have as many detections as eval.detections_per_img"
     assert full in caplog.text
-    # The limit cuts before a class is chosen. Of a higher threshold all there are are known.
+    # The limit applies before classes are selected. Above a higher threshold, all detections are known.
     for more, told in ((("--classes", "dog"), True), (("--threshold", "1"), False)):
         caplog.clear()
         assert run(place, trained, *words, *more, "--output", more[1]).code == 0
@@ -149,7 +149,7 @@ def test_a_threshold_that_lets_all_through_is_said(
 def test_settings_that_do_not_suit_the_images_are_said(
     place: Path, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The images are of 64 x 48 px, as all of the training."""
+    """The images are of 64 x 48 px, like all training images."""
     words = ("images/?.png", "--threshold", "0.1", "--format", "csv", "--output")
     assert run(place, trained, *words, "plain").code == 0
     assert caplog.text == ""
@@ -182,7 +182,7 @@ def test_pictures_keep_the_tree_and_names_do_not_meet(place, trained) -> None:
 
 
 def test_a_folder_may_be_called_as_the_picture_of_another_input(place, trained) -> None:
-    """b.jpg and x.jpg are folders; b.webp comes after the one, and x.bmp before the other."""
+    """b.jpg and x.jpg are folders; b.webp comes after b.jpg, and x.bmp before x.jpg."""
     for folder, name in (("b.jpg", "b.webp"), ("x.jpg", "x.bmp")):
         Image.new("RGB", (64, 48)).save(place / "images" / name)
         (place / "images" / folder).mkdir()
@@ -194,7 +194,7 @@ def test_a_folder_may_be_called_as_the_picture_of_another_input(place, trained) 
 
 
 def test_names_as_long_as_can_be_meet_as_others_do(place: Path, trained: Path, caplog) -> None:
-    """Two files of one name in two folders, which becomes longer by an ending or a number; bytes count."""
+    """Two files of one name in two folders; an ending or a number makes it longer. The limit is in bytes."""
     long, japanese = "n" * 255, "\u732b" * 83 + ".png"
     for name in (f"a/{long}", f"b/{long}", f"a/{japanese}"):
         (place / "long" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def test_names_as_long_as_can_be_meet_as_others_do(place: Path, trained: Path, c
 
 
 def test_it_is_written_down_where_each_input_is_drawn(place: Path, trained: Path) -> None:
-    """Inputs of one stem in a folder, and of one name in several, as a pattern gives them."""
+    """Inputs with one stem in a folder, and with one name in several folders, as a pattern may find them."""
     for name in ("cam1/a.jpg", "cam1/a.bmp", "cam2/a.jpg"):
         (place / "cams" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 48), (int(name[3]) * 90, 0, 0)).save(place / "cams" / name)
@@ -232,7 +232,7 @@ def test_it_is_written_down_where_each_input_is_drawn(place: Path, trained: Path
 
 
 def test_results_come_in_the_order_of_the_inputs(place: Path, trained: Path) -> None:
-    """Images of one shape are detected together, and videos last."""
+    """Although images of one shape are processed together, and videos last."""
     write_image(place / "tall.png", 64, 40)
     with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
         for _ in range(2):
@@ -247,7 +247,7 @@ def test_results_come_in_the_order_of_the_inputs(place: Path, trained: Path) -> 
 def test_the_first_are_detected_in_before_the_last_are_looked_at(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sizes of 100,000 images take minutes; that of the last is asked for when two are left."""
+    """Reading the sizes of 100,000 images takes minutes; here the first batch needs only four of six."""
     assert run(place, trained, "images/?.png", *ALL, "--format", "csv", "--output", "out").code == 0
     done: list[str] = []
 
@@ -266,7 +266,7 @@ def test_the_first_are_detected_in_before_the_last_are_looked_at(
     assert run(place, trained, "images/?.png", *ALL, "--format", "csv", "--output", "again").code == 0
     first = next(k for k, what in enumerate(done) if "detected" in what)
     assert done[:first] == ["0.png", "1.png", "2.png", "3.png"] and "5.png" in done
-    # Of other batches the last digits may differ.
+    # With other batches the last digits may differ.
     ones, others = rows(place / "out"), rows(place / "again")
     assert [(row["file"], row["class"]) for row in ones] == [(row["file"], row["class"]) for row in others]
     for one, other in zip(ones, others, strict=True):
@@ -275,7 +275,7 @@ def test_the_first_are_detected_in_before_the_last_are_looked_at(
 
 @pytest.mark.parametrize(("width", "name"), [(65_000, "wide.jpg"), (70_000, "wide.png")])
 def test_a_picture_too_wide_for_jpeg_becomes_png(tmp_path: Path, width: int, name: str) -> None:
-    """JPEG writes a side in 16 bits."""
+    """JPEG stores each side in 16 bits."""
     folder = ResultsFolder(tmp_path / "out")
     folder.write_picture(
         Source("image", Path("wide.webp"), Path("wide.webp")), np.zeros((1, width, 3), np.uint8)
@@ -336,7 +336,7 @@ def test_a_list_may_mix_paths_and_must_be_a_text(place: Path, trained: Path) -> 
 
 
 def test_a_list_names_its_inputs(place: Path, trained: Path) -> None:
-    """As seen from the current folder or from its own; written on Windows."""
+    """Relative to the current folder or to the list's own; the list was written on Windows."""
     (place / "images" / "list.txt").write_bytes("images/0.png\r\ndeep/0.png\r\n\r\n".encode("utf-16"))
     assert run(place, trained, "images/list.txt", *ALL, "--output", "out").code == 0
     kept = [image["file_name"] for image in read(place / "out/images.json")["images"]]

@@ -22,7 +22,7 @@ from tests.runs import Outcome, assert_one_line, assert_refused, no_file_larger_
 
 
 def breaking_off_in(path: Path, problem: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A video in whose second batch of two, of white frames, the detector breaks off."""
+    """Write a video whose second batch of two, white frames, makes the detector raise `problem`."""
     detect = Detector.__call__
 
     def limited(detector: Detector, images: Any) -> Any:
@@ -42,7 +42,7 @@ def breaking_off_in(path: Path, problem: type[BaseException], monkeypatch: pytes
 def test_of_a_video_that_does_not_end_well_no_half_is_left(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, problem: type[BaseException], code: int
 ) -> None:
-    """It breaks off at its second batch, of white frames; the image before it is kept all the same."""
+    """It fails at its second batch, of white frames; the results of the image before it are kept."""
     breaking_off_in(place / "clip.mp4", problem, monkeypatch)
     outcome = run(place, trained, "images/0.png", "clip.mp4", *ALL, "--batch", "2", "--output", "out")
     assert outcome.code == code, outcome.err
@@ -82,7 +82,7 @@ def test_a_video_that_breaks_off_is_told_with_what_there_is_of_it(
 
 
 def test_colours_come_back_as_they_were_written(tmp_path: Path) -> None:
-    """MPEG-4 keeps a plain colour to a few steps of 256."""
+    """MPEG-4 keeps a plain colour to within a few steps of 256."""
     red = np.full((48, 64, 3), (200, 30, 60), np.uint8)
     with VideoWriter(tmp_path / "clip.mp4", 5, (48, 64)) as video:
         video.write(red)
@@ -98,7 +98,7 @@ def test_a_rate_that_no_video_has_is_not_believed(tmp_path: Path, rate: int, tak
 
 
 def test_what_a_rate_not_believed_says_of_the_count_is_not_either(tmp_path: Path, caplog) -> None:
-    """Recordings of screens: 1000 frames per second, and as many as these would be."""
+    """Screen recordings may claim 1000 frames per second, and a number of frames to match."""
     with VideoWriter(tmp_path / "clip.mp4", 5000, (48, 64)) as video:
         video.write(np.zeros((48, 64, 3), np.uint8))
     reader = VideoReader(tmp_path / "clip.mp4")
@@ -109,7 +109,7 @@ def test_what_a_rate_not_believed_says_of_the_count_is_not_either(tmp_path: Path
 
 @pytest.mark.parametrize("rate", [29.97, 59.94, 66.123, 119.913, 240.012, 998.765, 23.976023976])
 def test_a_video_of_any_rate_is_written(tmp_path: Path, rate: float) -> None:
-    """MPEG-4 counts at most 65535 ticks in a second."""
+    """MPEG-4 allows at most 65535 ticks per second."""
     with VideoWriter(tmp_path / "clip.mp4", rate, (48, 64)) as video:
         for _ in range(3):
             video.write(np.zeros((48, 64, 3), np.uint8))
@@ -141,7 +141,7 @@ def test_a_video_of_frames_too_large_for_mpeg4_is_drawn_smaller(tmp_path: Path) 
 
 
 def test_a_video_is_detected_frame_by_frame(place, trained) -> None:
-    """Frames without loss: the results of each are those of the same picture in a file."""
+    """With lossless frames, the results of each are those of the same picture in a file."""
     pictures = [cv2.imread(str(place / f"images/{i}.png")) for i in range(5)]
     writer = cv2.VideoWriter(str(place / "clip.avi"), cv2.VideoWriter.fourcc(*"FFV1"), 12, (64, 48))
     for picture in pictures:
@@ -166,7 +166,7 @@ def test_a_video_is_detected_frame_by_frame(place, trained) -> None:
 
 
 def test_frames_become_images_with_annotations(place: Path, trained: Path, monkeypatch) -> None:
-    """Each second one, which makes a set of the folder. Broken off and gone on with it is the same."""
+    """Every second frame, which makes the folder a data set. Interrupted and resumed, it is the same."""
     with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
         for seed in range(5):
             video.write(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
@@ -212,7 +212,7 @@ def test_frames_that_nothing_is_written_of_are_refused(
 def test_of_a_video_that_cannot_be_used_no_frames_stay(
     place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without labels they would be background."""
+    """Without labels they would count as background."""
     breaking_off_in(place / "clip.mp4", MemoryError, monkeypatch)
     words = ("images/0.png", "clip.mp4", *ALL, "--batch", "2", "--format", "yolo", "--frames", "1")
     assert run(place, trained, *words, "--output", "out").code == 0
@@ -220,7 +220,7 @@ def test_of_a_video_that_cannot_be_used_no_frames_stay(
 
 
 def test_a_video_that_is_none_costs_one_line_of_a_process(place: Path, trained: Path) -> None:
-    """FFmpeg writes to the terminal past Python."""
+    """FFmpeg writes to the terminal directly, bypassing Python."""
     (place / "bad.mp4").write_bytes(b"no video")
     (place / "cut.webm").write_bytes(b"\x1a\x45\xdf\xa3" + b"0" * 99)
     for name in ("bad.mp4", "cut.webm"):
@@ -231,7 +231,7 @@ def test_a_video_that_is_none_costs_one_line_of_a_process(place: Path, trained: 
 
 
 def test_names_that_opencv_does_not_take_for_files_are_no_hindrance(place: Path, trained: Path) -> None:
-    """It takes "12:30.mp4" for an address, and dies of what is not UTF-8."""
+    """It takes "12:30.mp4" for a URL, and crashes on names that are not UTF-8."""
     with VideoWriter(place / "clip.mp4", 5, (48, 64)) as video:
         video.write(np.zeros((48, 64, 3), np.uint8))
     shutil.copy(place / "clip.mp4", place / "12:30.mp4")
@@ -243,7 +243,7 @@ def test_names_that_opencv_does_not_take_for_files_are_no_hindrance(place: Path,
 
 
 def test_a_disk_too_full_for_a_video_costs_one_line(place: Path, trained: Path) -> None:
-    """OpenCV writes on as if nothing were the matter."""
+    """OpenCV keeps writing without reporting an error."""
     writer = cv2.VideoWriter(str(place / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (640, 480))
     for seed in range(3):
         writer.write(np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8))
@@ -251,4 +251,4 @@ def test_a_disk_too_full_for_a_video_costs_one_line(place: Path, trained: Path) 
     with no_file_larger_than(50_000):
         outcome = run(place, trained, "clip.avi", *ALL)
     assert_one_line(outcome, "cannot write predictions/videos/clip.mp4")
-    assert files(place / "predictions") == {".found.jsonl"}  # to go on with, where there is more room
+    assert files(place / "predictions") == {".found.jsonl"}  # to resume with when there is more room

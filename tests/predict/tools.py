@@ -1,4 +1,4 @@
-"""Running predict.py, and reading what it has written."""
+"""Run predict.py, and read what it has written."""
 
 import contextlib
 import csv
@@ -32,7 +32,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def files(folder: Path) -> set[str]:
-    """Without the mark by which results are known."""
+    """All files below a folder, without the mark by which results are recognised."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return found - {RESULTS_MARK}
 

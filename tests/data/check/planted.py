@@ -1,4 +1,4 @@
-"""A clean set, and the faults that the tests plant in it: each with the code and the words it is found by."""
+"""A clean set, and the faults that tests plant in it, each with its finding's code and words of its text."""
 
 import json
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from tests.builders import write_image
 
 Damage = Callable[[Path], None]
 HEIGHT, WIDTH = 96, 128
-# Boxes that the default anchors fit; each image has them a little elsewhere.
+# Boxes that the default anchors fit; in each image they are shifted a little.
 BOXES = ((8.0, 8.0, 40.0, 40.0), (64.0, 32.0, 48.0, 52.0))
 IMAGES = {"train": (1, 2, 3, 4), "val": (5, 6)}  # image ids; files 1.png, 2.png, ...
 
 
 def write_clean(root: Path) -> Path:
-    """Two splits in COCO's layout: a cat and a dog in every image, no two alike."""
+    """Two splits in COCO's layout: a cat and a dog in every image; no two images are alike."""
     for split, ids in IMAGES.items():
         content: dict[str, Any] = {
             "images": [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in ids],
@@ -45,7 +45,7 @@ def examined(root: Path, *words: str, decode: bool = True) -> Examination:
 
 
 def edited(change: Callable[[dict[str, Any]], Any], *splits: str) -> Damage:
-    """Damage done to the content of annotation files, train's by default."""
+    """Damage that changes the content of annotation files (by default train's)."""
 
     def damage(root: Path) -> None:
         for split in splits or ("train",):
@@ -58,7 +58,7 @@ def edited(change: Callable[[dict[str, Any]], Any], *splits: str) -> Damage:
 
 
 def box(*bbox: float, number: int = 20) -> Damage:
-    """An annotation (20: the cat in image 2, in train) gets this box, x, y, width, height."""
+    """Give an annotation (by default 20, the cat in image 2 of train) this box: x, y, width, height."""
 
     def change(content: dict[str, Any]) -> None:
         next(a for a in content["annotations"] if a["id"] == number)["bbox"] = list(bbox)
@@ -71,7 +71,7 @@ def added(number: int, image: int, category: int, bbox: tuple[float, ...] = BOXE
 
 
 def pixels(change: Callable[[Image.Image], Image.Image], name: str = "2.png", **saved: Any) -> Damage:
-    """An image is changed."""
+    """Damage that replaces an image by what `change` makes of it."""
 
     def damage(root: Path) -> None:
         path = root / "images" / name
@@ -88,7 +88,7 @@ def two_pages(root: Path) -> None:
 
 
 def copied(source: str, target: str, noise: int = 0) -> Damage:
-    """The pixels of one image are saved as another, in other bytes, each changed by `noise` at most."""
+    """Save one image's pixels, each value changed by at most `noise`, as another file (with other bytes)."""
 
     def damage(root: Path) -> None:
         image = np.array(Image.open(root / "images" / source)).astype(int)
@@ -122,7 +122,7 @@ def same_boxes_in(one: int, other: int) -> Damage:
 
 
 def a_third_class(name: str, *splits: str) -> Damage:
-    """A class of its own, with a box in each of the splits."""
+    """A further class, with one box in each of the splits."""
 
     def change(content: dict[str, Any]) -> None:
         content["categories"].append({"id": 2, "name": name})
@@ -141,7 +141,7 @@ def in_folders(root: Path) -> None:
 
 
 def versions(root: Path) -> None:
-    """Images 2 and 5 are of one name, as Roboflow calls what it makes of a photograph."""
+    """Name images 2 and 5 as Roboflow names versions of one photograph."""
     for number, split in ((2, "train"), (5, "val")):
         name = f"a_jpg.rf.{number:010}.png"
         (root / "images" / f"{number}.png").rename(root / "images" / name)
@@ -166,7 +166,7 @@ def many_cats(root: Path) -> None:
 
 
 def many_crowds(root: Path) -> None:
-    """12 more cats that count as crowds."""
+    """Add 12 cats that are marked as crowds."""
 
     def change(content: dict[str, Any]) -> None:
         for k in range(12):

@@ -1,4 +1,4 @@
-"""Which pictures are taken for the same, against all pairs compared one by one."""
+"""Which pictures count as the same. Oracle: all pairs, compared one by one."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ def flipped(one: NDArray[np.uint64], bits: NDArray[np.int64]) -> NDArray[np.uint
 
 
 def planted(seed: int, families: int = 12, members: int = 6, layout: int = 0) -> NDArray[np.uint64]:
-    """Fingerprints in families: each member differs from an earlier one in some 13 to 18 bits, or none.
+    """Fingerprints in families: each member differs from an earlier one in 0 or 13 to 18 bits.
 
-    layout: how many of four words of 64 bits all families have in common.
+    layout: how many of the four words of 64 bits are the same in all families.
     """
     rng = np.random.default_rng(seed)
     prints = [np.zeros(4, np.uint64)]
@@ -46,7 +46,7 @@ def near(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> bool:
 
 
 def families(count: int, links: set[tuple[int, int]]) -> set[frozenset[int]]:
-    """The connected rows."""
+    """The connected components of the rows."""
     of = {row: frozenset([row]) for row in range(count)}
     for one, other in links:
         joined = of[one] | of[other]
@@ -54,7 +54,7 @@ def families(count: int, links: set[tuple[int, int]]) -> set[frozenset[int]]:
     return set(of.values())
 
 
-# A few alike at a time; many, with a layout in common or without; scenes of many frames; one still scene.
+# Small families; families with a common layout, large and small; scenes of many frames; a single scene.
 SETS = [
     *({"seed": seed} for seed in range(12)),
     *({"seed": seed, "families": 40, "members": 30, "layout": 3} for seed in range(2)),

@@ -1,4 +1,4 @@
-"""Boxes are judged by their size after the resizing of evaluation, however many sizes images have."""
+"""Boxes are judged by their size after evaluation's resizing, however many sizes the images have."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ IMAGES = 500
 
 @pytest.mark.parametrize(("side", "tiny"), [(2.05, 0), (1.95, IMAGES)])
 def test_boxes_of_images_of_many_sizes_are_measured_exactly(side: float, tiny: int) -> None:
-    """All come out with this many pixels; under 2 is tiny."""
+    """After resizing, all boxes have this side in pixels; under 2 is tiny."""
     sizes = np.random.default_rng(0).integers(200, 1600, (IMAGES, 2))
     scale = 640 / sizes.max(1, keepdims=True)
     scale = (sizes * scale).round() / sizes  # sides are whole pixels

@@ -1,4 +1,4 @@
-"""python -m data.check as it is meant to be used, and what a training says of its data."""
+"""python -m data.check in normal use, and what a training run reports about its data."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """tiny.yaml, whose training and validation hold the same images: six faults for each to find."""
+    """tiny.yaml, whose training and validation splits hold the same six images, each a fault to find."""
     small_coco(tmp_path / "set", 6)
     (tmp_path / "tiny.yaml").write_text(YAML)
     return tmp_path
@@ -69,7 +69,7 @@ def test_the_demo_set_is_clean(demo: Path, tmp_path: Path) -> None:
         ("queen", "quern", True),
         ("queen", "aqueen", True),
         ("nine", "nin", True),
-        ("queen", "queens", False),  # plain_name's
+        ("queen", "queens", False),  # a plural, as in plain_name
         ("queen", "quene x", False),
         ("lane 1", "lane 2", False),
         ("type a", "type_b", False),
@@ -83,7 +83,7 @@ def test_names_that_are_a_slip_apart(one: str, other: str, slip: bool) -> None:
 
 
 def test_a_class_that_a_split_spells_in_its_own_way_is_told(place: Path) -> None:
-    """At its first image. That one split lacks it, and the other the right one, is told as well."""
+    """At its first image. That each split lacks the other's spelling is reported as well."""
     path = place / "set" / "annotations" / "val.json"
     content = json.loads(path.read_text())
     (dog,) = (category for category in content["categories"] if category["name"] == "dog")
@@ -96,7 +96,7 @@ def test_a_class_that_a_split_spells_in_its_own_way_is_told(place: Path) -> None
 
 
 def test_the_few_of_a_class_that_a_letter_tells_from_many_are_told() -> None:
-    """Not where there are more than a slip makes, nor where both are in each split as often."""
+    """Not if there are too many for a slip, nor if both classes are about equally frequent."""
 
     def spots(**boxes: int) -> list[str]:
         labels = np.repeat(np.arange(len(boxes)), [*boxes.values()])
@@ -146,12 +146,12 @@ def test_faults_end_with_code_one_and_stand_in_text_json_and_page(place: Path) -
     (place / "other.html").write_text("<!DOCTYPE html>\n<title>my page</title>\n")
     words = ("tiny.yaml", "--html", "other.html")
     assert_refused(main, words, place, "--html", "other.html exists and is not an earlier output")
-    assert check(place, "tiny.yaml", "--html", "check.html").code == 1  # its own is replaced
+    assert check(place, "tiny.yaml", "--html", "check.html").code == 1  # its own output is replaced
     assert "<script" not in page and not re.search(r"(src|href)=.?https?:", page)
 
 
 def test_a_suggestion_can_be_pasted(place: Path) -> None:
-    """The YAML that is printed goes into a configuration, which then has nothing to complain of."""
+    """The printed YAML is put into a configuration, for which the fault is no longer reported."""
     sizes = "model.anchors.sizes=[[150], [200], [300], [400], [512]]"
     said = check(place, "tiny.yaml", "data.splits.train=train", sizes).out
     assert "anchors-miss" in said
@@ -186,7 +186,7 @@ def test_bad_input_is_refused(place: Path, words: tuple[str, ...], named: tuple[
 def test_a_training_says_in_a_line_each_what_hurts_it(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         Trainer(tiny_config(place / "set", place / "run"), "test")
-        assert caplog.messages == []  # tests are made without
+        assert caplog.messages == []  # tiny_config sets data.check=false
         Trainer(tiny_config(place / "set", place / "run", "data.check=true"), "test")
     assert 1 <= len(caplog.messages) <= 6
     assert all(message.startswith("data: ") and "\n" not in message for message in caplog.messages)
@@ -203,7 +203,7 @@ def test_a_training_on_the_demo_set_has_nothing_to_say(demo: Path, caplog: pytes
         assert caplog.messages == []
         boxes = train_set.boxes.copy()
         height, width = train_set.sizes[0]
-        boxes[0] = (0, 0, width, height)  # the whole image: a note, which is for the data check alone
+        boxes[0] = (0, 0, width, height)  # the whole image: a note, shown by the data check only
         warn_before_training(config, replace(train_set, boxes=boxes), val_set)
         assert caplog.messages == []
         boxes[0] = (0, 0, 0.1, height)

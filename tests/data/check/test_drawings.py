@@ -19,7 +19,7 @@ from data.transforms import Pipeline
 
 
 def test_boxes_lie_on_the_enlarged_picture_where_they_lie_in_the_image(tmp_path: Path) -> None:
-    """Black, 140 x 105 px, drawn four times as large: lower right corners, where no name is."""
+    """Black, 140 x 105 px, drawn four times as large; checked at lower right corners, away from names."""
     Image.new("RGB", (140, 105)).save(tmp_path / "a.png")
     objects = [
         Annotation("", (10.0, 20.0, 60.0, 50.0), label=0),
@@ -55,7 +55,7 @@ def box_spot(records: DetectionSet, box: int) -> BoxSpot:
 
 
 def test_a_box_that_was_found_is_shown_with_its_surroundings_and_what_is_outside(tmp_path: Path) -> None:
-    """60 x 50 px, 30 of them beyond the right edge: seen is what lies between x = 80 and the box's end."""
+    """A box of 60 x 50 px, 30 px beyond the right edge: shown is the part from x = 80 to the box's end."""
     records = plain_set(tmp_path, "black", Annotation("", (110.0, 20.0, 170.0, 70.0), label=0))
     found = Finding("box-partly-outside", (box_spot(records, 0),))
     (picture,) = place_pictures([found], {"train": records})["box-partly-outside"]
@@ -99,7 +99,7 @@ def test_places_of_different_images_come_first_and_none_that_cannot_be_seen(tmp_
 
 
 def test_anchors_stand_below_the_boxes_of_their_size() -> None:
-    """A tick, a bar and a triangle of one value are at one place; a doubling is as wide everywhere."""
+    """Tick, bar and triangle of one value are at the same place; every doubling is equally wide."""
     chart = histogram(np.array([17.0, 33.0, 33.0, 33.0, 65.0]), [32.0, 64.0, 64 * 2**0.5])
     ticks = {int(n): float(x) for x, n in re.findall(r'<text x="([^"]*)" y="168.0"[^>]*>(\d+)<', chart)}
     assert list(ticks) == [16, 32, 64, 128]

@@ -49,7 +49,7 @@ def test_a_planted_fault_is_found_alone_and_with_its_place(root: Path, name: str
 
 
 def test_annotation_that_was_not_finished_is_told(root: Path) -> None:
-    """Nine of 24 training images without boxes, and none of 22 of validation."""
+    """Nine of the 24 training images have no boxes; all 22 validation images have some."""
     add_images(root, "val", range(200, 220), annotated_from=200)
     assert "mostly-unannotated" not in {f.code for f in examined(root).report.findings}
     add_images(root, "train", range(100, 120), annotated_from=109)
@@ -74,7 +74,7 @@ def add_images(root: Path, split: str, numbers: range, annotated_from: int) -> N
 
 
 def test_of_an_image_of_another_size_no_box_is_judged(root: Path) -> None:
-    """Width and height in each other's place: the boxes are right."""
+    """Width and height are swapped; the boxes are right."""
     path = root / "annotations" / "train.json"
     content = json.loads(path.read_text())
     for image in content["images"]:
@@ -103,7 +103,7 @@ def test_an_image_of_validation_in_the_test_split_is_told_unless_one_holds_the_o
 
 
 def test_a_class_that_another_split_spells_otherwise_is_an_error(root: Path) -> None:
-    """A training refuses it. Which of the two is right nobody knows, so the boxes of both are told of."""
+    """Training refuses it. Either spelling may be the right one, so the boxes of both are reported."""
     edited(lambda c: c["categories"][0].update(name="Cat "), "val")(root)
     found = {finding.code: finding for finding in examined(root).report.findings}
     assert found["category-alike"].kind.level == Level.ERROR
@@ -113,14 +113,14 @@ def test_a_class_that_another_split_spells_otherwise_is_an_error(root: Path) -> 
 
 
 def test_corners_in_the_place_of_sizes_are_one_finding(root: Path) -> None:
-    """The eight boxes of the clean set and two more: all are too large, and half reach outside."""
+    """The eight boxes of the clean set and two more: all are too large, and six reach outside."""
     boxes = [(8.0, 50.0, 40.0, 90.0), (20.0, 40.0, 60.0, 80.0)]
     edited(lambda c: c["annotations"].extend(added(90 + k, 1, 0, b) for k, b in enumerate(boxes)))(root)
 
     def damage(content: dict[str, Any]) -> None:
         for record in content["annotations"]:
             x, y, width, height = record["bbox"]
-            # Those added are corners already.
+            # The added boxes are corners already.
             if record["id"] < 90:
                 record["bbox"] = [x, y, x + width, y + height]
 
@@ -147,7 +147,7 @@ def test_boxes_off_by_half_their_size_are_one_finding(root: Path) -> None:
 
 
 def test_parts_of_the_sides_are_one_finding(root: Path) -> None:
-    """YOLO's numbers in a COCO file: to remove all boxes that are tiny would be the wrong advice."""
+    """YOLO's relative numbers in a COCO file: advice to remove all boxes as tiny would be wrong."""
     edited(lambda c: c["annotations"].extend(added(90 + k, 1, 0, (k, 4, 40, 40)) for k in range(2)))(root)
 
     def damage(content: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ def test_parts_of_the_sides_are_one_finding(root: Path) -> None:
 
 
 def test_ignored_regions_may_be_what_boxes_may_not(root: Path) -> None:
-    """Tiny, as large as the image, and where an object is: before it in the file and behind it."""
+    """Tiny, as large as the image, or on top of an object, before or after it in the file."""
 
     def change(content: dict[str, Any]) -> None:
         first, second, *_ = content["annotations"]
@@ -176,7 +176,7 @@ def test_ignored_regions_may_be_what_boxes_may_not(root: Path) -> None:
 
 
 def test_a_split_is_summed_up(root: Path) -> None:
-    """Sizes are width and height; boxes are those to learn from."""
+    """Sizes are (width, height); `boxes` counts those to learn from."""
     enlarged(root)
     many_crowds(root)
     split = examined(root, decode=False).report.splits["train"]
@@ -186,7 +186,7 @@ def test_a_split_is_summed_up(root: Path) -> None:
 
 
 def test_the_parts_of_the_boxes_that_reach_an_iou_by_hand(root: Path) -> None:
-    """Square anchors of 64 px on P3, 8 px apart, hold every box whole: IoU 0.39 for cats, 0.61 for dogs."""
+    """Square anchors of 64 px on P3, 8 px apart, contain every box: IoU 0.39 for cats, 0.61 for dogs."""
     words = ("model.anchors.sizes=[[64], [512], [512], [512], [512]]", "model.anchors.ratios=[1]",
              "data.transforms.train=[]", "matcher.negative_iou=0.3")  # fmt: skip
     anchors = examined(root, *words, decode=False).report.anchors
@@ -196,7 +196,7 @@ def test_the_parts_of_the_boxes_that_reach_an_iou_by_hand(root: Path) -> None:
 
 
 def test_anchors_that_do_not_fit_are_found_and_better_ones_suggested(root: Path) -> None:
-    """Of 70 px and more, to boxes of 40 to 50 px; the suggestion is put into the configuration."""
+    """Anchors of 70 px and more, boxes of 40 to 50 px; the suggestion is put into the configuration."""
     sizes = "[[70], [140], [280], [400], [512]]"
     report = examined(root, f"model.anchors.sizes={sizes}", "model.anchors.ratios=[1]").report
     assert [finding.code for finding in report.findings] == ["anchors-miss"]
@@ -206,13 +206,13 @@ def test_anchors_that_do_not_fit_are_found_and_better_ones_suggested(root: Path)
     again = examined(root, f"model.anchors.sizes={better}", "model.anchors.ratios=[1]").report
     assert again.findings == ()
     assert again.anchors is not None and again.anchors.levels[0].positive == 1
-    # There every box has anchors to learn from.
+    # With ATSS every box has anchors to learn from.
     adaptive = examined(root, f"model.anchors.sizes={sizes}", "model.anchors.ratios=[1]", "matcher.name=atss")
     assert adaptive.report.findings == ()
 
 
 def test_objects_that_evaluation_shows_at_another_size_are_found(root: Path) -> None:
-    """Of images of 128 px: crops of 64 made 160 are 2.5 times as large."""
+    """Images are 128 px wide; crops of 64 px enlarged to 160 show objects 2.5 times as large."""
     crop = "data.transforms.train=[{RandomCrop: {height: 64, width: 64}}, {ResizeWithin: {long: 160}}]"
     for evaluation, codes in (("[]", ["size-not-learnt"]), ("[{ResizeWithin: {long: 320}}]", [])):
         report = examined(root, crop, f"data.transforms.eval={evaluation}", "matcher.name=atss").report
@@ -220,7 +220,7 @@ def test_objects_that_evaluation_shows_at_another_size_are_found(root: Path) -> 
 
 
 def test_objects_that_crops_leave_out_are_told(root: Path) -> None:
-    """Oracle: what is left of all in a corner that has none, and of all where nothing is cropped."""
+    """By hand: at a hundredth of its size no object is left; reported for p = 1, not for p = 0.2."""
     nowhere = "data.transforms.train=[{Affine: {scale: 0.01, p: P}}]"
     for p, told in ((1, True), (0.2, False)):
         report = examined(root, nowhere.replace("P", str(p)), "matcher.name=atss").report
@@ -231,7 +231,7 @@ def test_objects_that_crops_leave_out_are_told(root: Path) -> None:
 
 
 def test_all_faults_are_found_in_one_pass(root: Path) -> None:
-    """Each of these but the last ends a training's reading at once."""
+    """Each of these but the last stops training at once when it reads the data."""
     several = ["a missing image", "another size", "a negative width", "an unknown image", "a class twice"]
     both(box(1, 1, 3, -3, number=30), box(1, 1, 3, float("inf"), number=31))(root)
     for name in several[:1]:
@@ -254,7 +254,7 @@ def test_all_faults_are_found_in_one_pass(root: Path) -> None:
 
 @pytest.mark.parametrize("section", ["images", "categories"])
 def test_the_boxes_of_what_was_refused_are_not_refused_as_well(root: Path, section: str) -> None:
-    """An id that is a text is one fault, however many boxes have it."""
+    """An id that is a string is one fault, however many boxes refer to it."""
 
     def damage(content: dict[str, Any]) -> None:
         key = {"images": "image_id", "categories": "category_id"}[section]
@@ -271,7 +271,7 @@ def test_the_boxes_of_what_was_refused_are_not_refused_as_well(root: Path, secti
 
 
 def test_without_decoding_the_annotations_are_checked_all_the_same(root: Path) -> None:
-    """A file that is named twice needs no pixels."""
+    """A file that two splits list is found without its pixels."""
     box(50, 8, -20, 30)(root)
     edited(lambda c: c["images"][0].update(file_name="1.png"), "val")(root)
     report = examined(root, decode=False).report
@@ -305,12 +305,12 @@ def test_faults_of_voc_files_have_their_object(tmp_path: Path) -> None:
     assert set(places) == {"annotation-unreadable", "box-reversed", "box-without-area"}
     assert "object 2 in" in places["box-reversed"][0]
     assert "object 3 in" in places["box-without-area"][0]
-    assert len(places["annotation-unreadable"]) == 1  # though the class names are collected from it as well
+    assert len(places["annotation-unreadable"]) == 1  # although class names are read from it as well
     assert "c.xml" in places["annotation-unreadable"][0]
 
 
 def test_a_voc_folder_without_a_class_of_training_lists_it_all_the_same(tmp_path: Path) -> None:
-    """A training reads it: VOC's classes are those that occur."""
+    """Training reads it, since the classes of VOC folders are those that occur."""
     cat, dog = ("cat", (8, 8, 48, 48), 0), ("dog", (60, 4, 110, 40), 0)
     for folder, objects in (("one", [cat, dog]), ("two", [cat])):
         files = {folder: voc_xml(objects, HEIGHT, WIDTH, name=f"{folder}.jpg")}
@@ -323,7 +323,7 @@ def test_a_voc_folder_without_a_class_of_training_lists_it_all_the_same(tmp_path
 
 
 def test_parts_of_a_split_need_not_list_the_same_classes(root: Path) -> None:
-    """A training reads them by the classes of its own."""
+    """Training reads them with the classes of its training split."""
     content = json.loads((root / "annotations" / "val.json").read_text())
     for name, image in (("v1", 0), ("v2", 1)):
         kept = {k: v for k, v in content.items() if k != "annotations"} | {
@@ -343,7 +343,7 @@ def test_parts_of_a_split_need_not_list_the_same_classes(root: Path) -> None:
 
 
 def test_an_annotated_size_beyond_all_memory_is_a_fault_like_another(root: Path) -> None:
-    """The anchors are measured on images of the annotated sizes."""
+    """Anchors are measured at the annotated sizes, which leaves this image out."""
     edited(lambda c: c["images"][0].update(width=10**6, height=10**6))(root)
     report = examined(root).report
     assert "image-size-differs" in {finding.code for finding in report.findings}
