@@ -1,4 +1,4 @@
-"""ATSS against a double loop written from its algorithm, and what can be reckoned by hand."""
+"""ATSS against a double loop written from its algorithm, and cases computed by hand."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SIZES = [[12.0, 20.0], [24.0, 40.0], [48.0, 80.0], [96.0, 160.0], [192.0, 320.0]
 
 
 def pyramid(ratios: list[float]) -> tuple[Tensor, tuple[int, ...], int]:
-    """Anchors of a small image, anchors of each level, anchors of a location."""
+    """Anchors of a small image, their number on each level, and their number at a location."""
     grids = pyramid_grids(*SIZE)
     generator = AnchorGenerator(SIZES, ratios)
     anchors = generator(SIZE, grids, torch.device("cpu"))
@@ -22,7 +22,7 @@ def pyramid(ratios: list[float]) -> tuple[Tensor, tuple[int, ...], int]:
 
 
 def nested(anchors: Tensor, level_sizes: tuple[int, ...], per_location: int) -> list[list[list[tuple]]]:
-    """The same level by level and location by location."""
+    """The anchors as nested lists: by level, then by location."""
     return [
         [[tuple(box) for box in place] for place in level.view(-1, per_location, 4).tolist()]
         for level in anchors.split(level_sizes)
@@ -30,7 +30,7 @@ def nested(anchors: Tensor, level_sizes: tuple[int, ...], per_location: int) -> 
 
 
 def some_boxes(batch: int, gts: int, seed: int) -> Tensor:
-    """float32 [batch, gts, 4]: of sides from 2 to 100 px, which no tie is likely among."""
+    """float32 [batch, gts, 4]: sides of 2 to 100 px, among which ties are unlikely."""
     generator = torch.Generator().manual_seed(seed)
     sides = 2 * 50 ** torch.rand(batch, gts, 2, generator=generator)
     middle = torch.rand(batch, gts, 2, generator=generator) * torch.tensor([SIZE[1], SIZE[0]])
@@ -47,7 +47,7 @@ def test_matching_is_that_of_the_double_loop_whatever_the_blocks(
 ) -> None:
     anchors, level_sizes, per_location = pyramid(ratios)
     boxes = some_boxes(2, 7, seed)
-    boxes[:, 5] = boxes[:, 1]  # of equal claims, in another block too, the first counts
+    boxes[:, 5] = boxes[:, 1]  # the first of equal boxes counts, even if the other is in another block
     generator = torch.Generator().manual_seed(100 + seed)
     valid = torch.rand(2, 7, generator=generator) < 0.8
     crowd = torch.rand(2, 7, generator=generator) < 0.3
@@ -76,7 +76,7 @@ def test_matching_is_that_of_the_double_loop_whatever_the_blocks(
 
 
 def test_an_anchor_that_two_boxes_claim_goes_to_the_one_that_it_overlaps_more() -> None:
-    """One level of one location: the anchor is the candidate of both boxes, and alone it is their best."""
+    """One level with one location: its anchor is a candidate of both boxes, and the best of each alone."""
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     boxes = torch.tensor([[[0.0, 0.0, 10.0, 6.0], [0.0, 0.0, 10.0, 9.0]]])
     valid = torch.ones(1, 2, dtype=torch.bool)
@@ -99,7 +99,7 @@ def test_a_box_without_a_centre_in_it_has_its_best_anchor_unless_that_is_turned_
 
 
 def test_a_box_that_no_candidate_overlaps_has_no_anchor() -> None:
-    """Between anchors that are smaller than their stride: the best of nothing is none."""
+    """It lies between anchors smaller than their stride: without overlap there is no best anchor."""
     anchors = torch.tensor([[x - 2.0, y - 2, x + 2, y + 2] for y in (0, 16) for x in (0, 16)])
     valid = torch.ones(1, 1, dtype=torch.bool)
     matches = match_adaptively(anchors, (4,), 1, torch.tensor([[[7.0, 7, 9, 9]]]), valid, ~valid)

@@ -1,4 +1,4 @@
-"""The shortcut past the list of all anchors gives the same IoUs, and the search finds what fits."""
+"""IoUs computed without listing all anchors are the same as with the list; the search finds what fits."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def random_boxes(count: int, height: int, width: int, seed: int) -> torch.Tensor
 
 @pytest.mark.parametrize("size", [(32, 32), (96, 160), (320, 224), (64, 416)])
 def test_ious_are_those_with_the_list_of_all_anchors(size: tuple[int, int]) -> None:
-    """Oracle: every anchor of a level beside every box."""
+    """Oracle: the IoU of every anchor of a level with every box."""
     shapes = AnchorShapes(((7, 20), (30, 45.3), (64, 90), (128, 181), (256, 362)), (0.5, 1.0, 1.7))
     boxes = random_boxes(300, *size, seed=sum(size))
     found = level_ious(SeenBoxes(boxes, torch.tensor(size).expand(300, 2)), shapes)
@@ -30,7 +30,7 @@ def test_ious_are_those_with_the_list_of_all_anchors(size: tuple[int, int]) -> N
 
 
 def test_flat_boxes_are_given_flat_anchors() -> None:
-    """60 x 12 px: the default ratios reach no IoU of 0.5 with them; nothing else is asked for."""
+    """All boxes are 60 x 12 px; few of them reach an IoU of 0.5 with the default ratios."""
     draws = torch.Generator().manual_seed(1)
     corners = torch.rand(200, 2, generator=draws) * torch.tensor([250.0, 290.0])
     boxes = torch.cat((corners, corners + torch.tensor([60.0, 12.0])), dim=1)
@@ -45,7 +45,7 @@ def test_flat_boxes_are_given_flat_anchors() -> None:
 
 
 def test_what_fits_already_is_not_made_worse() -> None:
-    """One shape of box, and an anchor that is nearly it, which the lattice of the search does not hold."""
+    """One shape of box, and an anchor of nearly that shape, which is not on the grid of the search."""
     seen = SeenBoxes(torch.tensor([[100.0, 103, 156, 153]] * 3), torch.tensor([[256, 256]] * 3))
     current = AnchorShapes(((32,), (53,), (128,), (256,), (512,)), (0.893,))
     suggested = level_ious(seen, suggest(seen, current, 0.5)).amax(1)
@@ -55,7 +55,7 @@ def test_what_fits_already_is_not_made_worse() -> None:
 @pytest.mark.parametrize("sides", [(300, 30), (50, 50), (20, 21)])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_no_anchor_is_suggested_twice(sides: tuple[int, int], slots: int) -> None:
-    """Boxes of one shape, for which one size and one ratio do: the other slots gain nothing anywhere."""
+    """Boxes of one shape need one size and one ratio: the other slots gain nothing from any value."""
     draws = torch.Generator().manual_seed(0)
     widths = torch.tensor(sides) + 5 * torch.rand(200, 2, generator=draws)
     centres = 100 + 300 * torch.rand(200, 2, generator=draws)
@@ -69,7 +69,7 @@ def test_no_anchor_is_suggested_twice(sides: tuple[int, int], slots: int) -> Non
 
 
 def test_the_last_level_is_given_anchors_for_boxes_of_any_size() -> None:
-    """2,400 px, where five times the last stride is 640."""
+    """2,400 px, although five times the last stride is only 640."""
     corners = 100 + 500 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     seen = SeenBoxes(torch.cat((corners, corners + 2400), 1), torch.tensor([4096, 4096]).expand(50, 2))
     default = AnchorShapes(((32, 45), (64, 90), (128, 181), (256, 362), (512, 724)), (0.5, 1.0, 2.0))
@@ -77,7 +77,7 @@ def test_the_last_level_is_given_anchors_for_boxes_of_any_size() -> None:
 
 
 def test_anchors_that_fit_are_left_alone() -> None:
-    boxes = torch.tensor([[96.0, 96.0, 128.0, 128.0]])  # about a point of the finest grid
+    boxes = torch.tensor([[96.0, 96.0, 128.0, 128.0]])  # centred on a point of the finest grid
     shapes = AnchorShapes(((32,), (64,), (128,), (256,), (512,)), (1.0,))
     assert suggest(SeenBoxes(boxes, torch.tensor([[256, 256]])), shapes, 0.5) == shapes
 

@@ -64,8 +64,8 @@ def test_an_image_shape_is_worked_out_once() -> None:
 def test_cache_is_bounded_and_forgets_the_shape_unused_for_longest() -> None:
     generator = AnchorGenerator([[8.0]], [1.0])
     first, second = (generator((8, 8 * n), [(1, n)], CPU) for n in (1, 2))
-    for n in range(3, _CACHED_SHAPES + 2):  # one shape too many
-        assert generator((8, 8), [(1, 1)], CPU) is first  # used all the time
+    for n in range(3, _CACHED_SHAPES + 2):  # one more shape than is kept
+        assert generator((8, 8), [(1, 1)], CPU) is first  # used every time
         generator((8, 8 * n), [(1, n)], CPU)
     assert len(generator._cache) == _CACHED_SHAPES
     assert generator((8, 8), [(1, 1)], CPU) is first
@@ -100,7 +100,7 @@ def test_several_threads_may_ask_at_once() -> None:
 
 
 def test_a_copied_network_has_no_anchors_of_its_own() -> None:
-    """An evaluation takes a copy each time: the same shapes would be worked out again, and kept twice."""
+    """Each evaluation takes a copy: otherwise the same shapes would be computed again, and kept twice."""
     generator = AnchorGenerator(AP_LOSS, [1.0])
     first = generator((128, 128), grids_of(128, 128), CPU)
     assert copy.deepcopy(generator)((128, 128), grids_of(128, 128), CPU) is first

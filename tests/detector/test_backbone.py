@@ -20,7 +20,7 @@ from detector.folding import BatchNorm, FrozenNorm, fold_norms, plain_convolutio
 from detector.training.sync_norm import synchronise_norms
 from errors import InputError
 
-# Where every one of torchvision's get_state_dict ends.
+# What every get_state_dict of torchvision ends up calling.
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 
 
@@ -54,7 +54,7 @@ def test_pretrained_features_equal_torchvisions(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_narrow_network_is_a_corner_of_torchvisions(name: str) -> None:
-    """With the weights of all other channels at 0, torchvision's first channels are its features."""
+    """With the weights of all other channels at 0, torchvision's first channels equal our features."""
     torch.manual_seed(3)
     ours = ResNet(name, "batch", pretrained=False, frozen_stages=0, base_channels=24).double().eval()
     theirs = getattr(torchvision.models, name)(weights=None).double().eval()
@@ -63,7 +63,7 @@ def test_a_narrow_network_is_a_corner_of_torchvisions(name: str) -> None:
     assert narrow.keys() == {key for key in state if not key.startswith("fc.")}
     for key, value in narrow.items():
         corner = tuple(slice(size) for size in value.shape)
-        state[key].zero_()[corner].copy_(value)  # the others' variance too: what they give is 0 / eps
+        state[key].zero_()[corner].copy_(value)  # the variance of the others is 0, too: they give 0 / eps
         if value.dim() == 1:
             assert value.shape[0] * 64 == state[key].shape[0] * 24
     theirs.load_state_dict(state)
@@ -78,7 +78,7 @@ def test_a_narrow_network_is_a_corner_of_torchvisions(name: str) -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
 def test_a_wide_network_begins_as_torchvisions_do(norm: str) -> None:
-    """Standard deviation of the weights by He et al., 2015, for the way back; norms as they are made."""
+    """Standard deviation of the weights by He et al., 2015, for the backward pass; norms as constructed."""
     torch.manual_seed(4)
     body = ResNet("resnet18", norm, pretrained=False, frozen_stages=2, base_channels=96).body
     for module in body.modules():
@@ -117,7 +117,7 @@ def test_failed_download_ends_in_one_line_with_the_way_out(
 
 @pytest.fixture
 def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where torch keeps the weights that it has fetched; there is none yet."""
+    """The path where torch keeps the downloaded weights; there is no file yet."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
@@ -127,14 +127,14 @@ def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
     file: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As left by hand on a machine without internet: torch checks only what it has fetched itself."""
+    """For example put there by hand on a machine without internet: torch checks only its own downloads."""
     state = imagenet_resnet18().state_dict()
     torch.save(state if content == "cut off" else {f"module.{k}": v for k, v in state.items()}, file)
     if content == "cut off":
         file.write_bytes(file.read_bytes()[:-1000])
     elif content == "no dict":
         torch.save([1, 2], file)
-    elif content == "a program":  # which would print, were it run
+    elif content == "a program":  # it would print if it were run
         file.write_bytes(b"\x80\x02cbuiltins\nprint\nX\x05\x00\x00\x00helloq\x00\x85q\x01Rq\x02.")
     elif content != "other names":
         file.write_text("<html>log in</html>" if content == "a page" else "")
@@ -143,7 +143,7 @@ def test_a_wrong_file_where_torch_keeps_its_downloads_is_named(
     assert capsys.readouterr().out == ""
     message = str(caught.value)
     assert str(file) in message and "delete it" in message and "\n" not in message
-    for new_format in (False, True):  # torchvision's older files are of the old one
+    for new_format in (False, True):  # torchvision's older files are in the old format
         torch.save(state, file, _use_new_zipfile_serialization=new_format)
         ResNet("resnet18", "group", pretrained=True, frozen_stages=0)
 
@@ -201,7 +201,7 @@ def test_folded_norms_give_the_same_features_and_gradients(name: str, norm: str,
 
 
 def test_only_what_a_norm_can_be_folded_into_is_folded() -> None:
-    """Whatever its stride and groups. A convolution with a bias, which would be lost, keeps its norm."""
+    """Whatever the stride and groups. A convolution with a bias, which would be lost, keeps its norm."""
     generator = torch.Generator().manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=2, bias=False),
@@ -222,7 +222,7 @@ def test_only_what_a_norm_can_be_folded_into_is_folded() -> None:
 
 
 def loss_and_kept_bytes(network: ResNet) -> tuple[Tensor, int]:
-    """Some loss, and how much is kept for its backward pass."""
+    """Some loss, and how many bytes are kept for its backward pass."""
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ def loss_and_kept_bytes(network: ResNet) -> tuple[Tensor, int]:
 
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group", "synchronised"])
 def test_checkpointed_activations_change_nothing_but_memory(norm: str) -> None:
-    """Gradients and running statistics, which the second forward pass must leave alone."""
+    """It changes neither gradients nor running statistics, which the second forward pass must not update."""
     torch.manual_seed(1)
     network = ResNet(
         "resnet18", "batch" if norm == "synchronised" else norm, pretrained=False, frozen_stages=2
@@ -263,10 +263,10 @@ def test_checkpointed_activations_change_nothing_but_memory(norm: str) -> None:
 
 
 def test_compiled_stages_are_checkpointed_at_every_shape() -> None:
-    """In the way of inductor but for its code; the second pass must be the graph of the first one."""
+    """As with inductor, but without its code generation; the second pass must use the graph of the first."""
     torch.manual_seed(1)
     network = ResNet("resnet18", "batch", pretrained=False, frozen_stages=0)
-    for number in (1, 2, 3, 4):  # small ones, since compiling takes time
+    for number in (1, 2, 3, 4):  # small stages, since compiling takes time
         channels = 64 if number == 1 else 8
         stage = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), make_norm("batch", 8), nn.ReLU())
         setattr(network.body, f"layer{number}", stage)
@@ -294,7 +294,7 @@ def test_batch_norm_is_not_folded_in_training() -> None:
         assert torch.equal(mine, expected)
     for mine, expected in zip(network.buffers(), plain.buffers(), strict=True):
         assert torch.equal(mine, expected)
-    copied = copy.deepcopy(network).eval()  # as the moving average is: it must follow its own norms
+    copied = copy.deepcopy(network).eval()  # copied as the moving average is: the copy must use its own norms
     for buffer in network.buffers():
         buffer.zero_()
     assert torch.equal(copied(picture(0))[0], copy.deepcopy(copied)(picture(0))[0])
@@ -302,7 +302,7 @@ def test_batch_norm_is_not_folded_in_training() -> None:
 
 
 def test_a_norm_in_training_cannot_be_fixed() -> None:
-    """It would be lost: its convolution would have no bias, and the norm stands aside in evaluation."""
+    """It would be lost: its convolution would have no bias, and the norm is skipped in evaluation."""
     network = ResNet("resnet18", "batch", pretrained=False, frozen_stages=0)
     with pytest.raises(ValueError, match="eval"):
         plain_convolutions(network)
@@ -313,7 +313,7 @@ def test_a_norm_in_training_cannot_be_fixed() -> None:
 
 
 def test_a_frozen_norm_follows_whatever_happens_to_its_buffers() -> None:
-    """What it has reckoned is kept, but never beyond a change."""
+    """What it has computed is cached, but never beyond a change."""
     torch.manual_seed(1)
     network = ResNet("resnet18", "frozen", pretrained=False, frozen_stages=0)
     state = {key: torch.rand_like(value) + 0.5 for key, value in network.state_dict().items()}
@@ -341,12 +341,12 @@ def test_a_frozen_norm_follows_whatever_happens_to_its_buffers() -> None:
         before = mine.detach()
     assert network.body.bn1.scale_and_shift()[0] is network.body.bn1.scale_and_shift()[0]
     assert torch.equal(copy.deepcopy(network)(x)[2], mine)
-    with torch.inference_mode():  # whose tensors do not count what is written to them
+    with torch.inference_mode():  # its tensors have no version counter
         assert torch.equal(copy.deepcopy(network)(x)[2], mine)
 
 
 def test_training_goes_on_after_a_pass_in_inference_mode() -> None:
-    """Somebody's own validation: what a frozen norm remembers from there has no way back."""
+    """For example a user's own validation: what a frozen norm cached there allows no backward pass."""
     network = ResNet("resnet18", "frozen", pretrained=False, frozen_stages=0)
     with torch.inference_mode():
         expected = network(picture(0))[2].clone()
@@ -356,7 +356,7 @@ def test_training_goes_on_after_a_pass_in_inference_mode() -> None:
 
 
 def test_a_frozen_norm_that_was_made_in_inference_mode_can_be_used_outside() -> None:
-    """Its buffers do not count what is written to them, and asking them how often is an error."""
+    """Its buffers have no version counter, and reading one raises an error."""
     with torch.inference_mode():
         norm = FrozenNorm(2)
     for weight in (2.0, 3.0):
@@ -367,7 +367,7 @@ def test_a_frozen_norm_that_was_made_in_inference_mode_can_be_used_outside() -> 
 
 @pytest.mark.parametrize("loads", [0, 1, 2, 3])
 def test_a_copied_frozen_norm_sees_the_weights_that_it_is_given(loads: int) -> None:
-    """The buffers of a copy count anew how often they were written to."""
+    """The version counters of a copy's buffers start from zero again."""
     norm = FrozenNorm(4)
     for _ in range(loads):
         norm.load_state_dict(norm.state_dict())
@@ -441,7 +441,7 @@ def test_group_norm_keeps_images_of_a_training_batch_apart() -> None:
 def test_group_norm_takes_the_most_groups_that_fit(channels: int, groups: int) -> None:
     norm = make_norm("group", channels)
     assert norm.num_groups == groups
-    if channels > 1:  # one image, one location: P7 of a small one
+    if channels > 1:  # one image, one location: as P7 of a small image
         a, b = (norm(torch.randn(1, channels, 1, 1, generator=torch.manual_seed(s))) for s in range(2))
         assert (a - b).abs().max() > 0.1
 
@@ -479,7 +479,7 @@ def test_published_weights_are_the_first_ones(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_pyramid_starts_as_published() -> None:
-    """Uniform within sqrt(3 / fan in), biases 0, as torchvision's."""
+    """Uniform within sqrt(3 / fan in), biases 0, as in torchvision."""
     torch.manual_seed(0)
     for layer in FeaturePyramid([64, 128, 256], 64, "c5").modules():
         if isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and nothing in them is run."""
+"""Checkpoints are saved whole or not at all, and no code in them is run."""
 
 import errno
 import io
@@ -39,7 +39,7 @@ def content(seed: int = 0, size: int = 1000) -> dict[str, Any]:
 
 
 class MakesFile:
-    """Unpickling it would create a file."""
+    """Unpickling an instance creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,7 +92,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, legacy: boo
     with pytest.raises(InputError, match=r"evil\.pt contains Python objects .* not loaded"):
         load_checkpoint(path)
     assert not marker.exists()
-    torch.load(path, weights_only=False)  # the case is real: a reader less careful runs it
+    torch.load(path, weights_only=False)  # the danger is real: a less careful reader runs it
     assert marker.exists()
 
 
@@ -131,7 +131,7 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path, seed: int) -> None:
 def test_a_checkpoint_is_on_the_disk_before_its_name_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole after a power failure: its bytes come before the renames, and these before the run goes on."""
+    """It is whole after a power failure: bytes are synced before renames, these before the run goes on."""
     path, done = tmp_path / "last.pt", []
     save_checkpoint(path, content())
     sync, replace = os.fsync, Path.replace
@@ -163,7 +163,7 @@ def test_a_checkpoint_is_on_the_disk_before_its_name_is(
 def test_what_ends_a_save_is_known_though_torch_makes_another_error_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Ctrl-C is no full disk. torch itself writes: the error comes in the midst of it."""
+    """Ctrl-C is not a full disk. torch itself writes the file: the error occurs in the middle of its code."""
     calls: list[int] = []
 
     class Disturbed(io.FileIO):
@@ -183,7 +183,7 @@ def test_what_ends_a_save_is_known_though_torch_makes_another_error_of_it(
 def test_a_fault_of_the_device_is_not_told_as_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU's own errors come up where its tensors are looked at: here."""
+    """A GPU's own errors surface where its tensors are read: here."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -223,7 +223,7 @@ def test_the_checkpoint_before_is_kept_on_a_disk_without_links(
 
 @pytest.mark.parametrize("left", ["a link", "one file under both names"])
 def test_what_a_kill_between_the_renames_leaves_is_cleared_away(tmp_path: Path, left: str) -> None:
-    """It would take the room of a checkpoint for as long as the run folder is kept."""
+    """Otherwise it would take up the space of a checkpoint for as long as the run folder is kept."""
     path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     for step in range(2):
         save_checkpoint(path, {**content(), "step": step}, previous)
@@ -277,7 +277,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(
 def test_a_run_whose_last_checkpoint_cannot_be_read_does_not_go_back_to_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is whole, once the disk answers: steps would be made again, and it be overwritten."""
+    """It is whole once the disk answers; otherwise steps would be repeated, and it would be overwritten."""
     path, previous = tmp_path / "checkpoints" / "last.pt", tmp_path / "checkpoints" / "previous.pt"
     path.parent.mkdir()
     for step in (1, 2):

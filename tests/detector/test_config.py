@@ -77,7 +77,7 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("eval.topk=1", "did you mean 'eval.topk_candidates'?"),
         ("train.log_interval=1", "did you mean 'train.log_every'?"),
         ("anchors=[1]", "it is a group of keys: model.anchors.sizes"),
-        # What has all its words; a group; words of another trainer; the right name in the wrong section.
+        # A key with all the words; a group; words of another trainer; the right name in the wrong section.
         ("loss.gamma=2", "did you mean 'loss.focal_gamma'?"),
         ("loss.focal.gamma=2", "did you mean 'loss.focal_gamma'?"),
         ("model.anchor_sizes=[1]", "did you mean 'model.anchors.sizes'?"),
@@ -95,7 +95,7 @@ def test_unknown_key_names_the_nearest_valid_one(values: Any, wrong: str, neares
         ("data.batch_size=5", "did you mean 'train.batch_size'?"),
         ("data.augmentations=[]", "list augmentations in data.transforms.train"),
         ("optimizer.eps=1e-8", "optimizer has name, lr, lr_for_batch, "),
-        # A section in common makes no name similar.
+        # A common section alone does not make names similar.
         ("train.something=1", "docs/configuration.md lists all keys"),
         ("data.wanted=1", "docs/configuration.md lists all keys"),
     ],
@@ -136,7 +136,7 @@ def test_unknown_override_names_the_nearest_valid_one() -> None:
         ({"optimizer": {"clip_norm": "x"}}, "optimizer.clip_norm"),
         ({"model": {"backbone": "resnet51"}}, "model.backbone"),
         ({"model": {"base_channels": 12, "pretrained": False}}, "model.base_channels"),
-        ({"model": {"base_channels": 32}}, "model.base_channels"),  # for which there are no ImageNet weights
+        ({"model": {"base_channels": 32}}, "model.base_channels"),  # no ImageNet weights have this width
         ({"model": {"box_std": [0.1, 0.1, 0.2]}}, "model.box_std"),
         ({"model": {"box_std": [0.1, 0.1, 0.2, "x"]}}, "model.box_std[3]"),
         ({"model": {"anchors": {"ratios": "x"}}}, "model.anchors.ratios"),
@@ -167,7 +167,7 @@ def test_wrong_value_names_the_path_of_its_key(values: Any, key: str) -> None:
 
 
 def test_a_fault_of_the_file_is_not_blamed_on_the_command_line(tmp_path: Path) -> None:
-    """Though the section is the same."""
+    """Even if the override is in the same section."""
     path = write(tmp_path, "a.yaml", "loss: {delta: -1}\n")
     with pytest.raises(InputError, match=r"a\.yaml: loss\.delta: "):
         load_config(path, ["loss.name=focal"])
@@ -191,7 +191,7 @@ def test_a_contradiction_in_the_file_is_not_blamed_on_another_key(tmp_path: Path
 
 
 def test_an_alias_that_is_used_often_is_looked_at_once() -> None:
-    """Ten million places of eight lists."""
+    """Ten million references to eight lists."""
     names = "abcdefgh"
     lines = [f"{names[0]}: &{names[0]} [1]"]
     lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in pairwise(names)]
@@ -199,7 +199,7 @@ def test_an_alias_that_is_used_often_is_looked_at_once() -> None:
 
 
 def test_the_largest_seed_is_told_as_it_is() -> None:
-    """pydantic rounds it to a float."""
+    """pydantic's own message would round it to a float."""
     assert "less than 9223372036854775808" in refusal({"train": {"seed": 2**63}})
 
 
@@ -235,7 +235,7 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
     ("key", "text"), [("data.image_size", "12:30"), ("train.epochs", "1:2:3"), ("optimizer.lr", "1:30.5")]
 )
 def test_sexagesimal_numbers_are_refused(key: str, text: str, tmp_path: Path) -> None:
-    """YAML 1.1 has them: 12:30 is 750."""
+    """YAML 1.1 reads 12:30 as 750."""
     section, name = key.split(".")
     path = write(tmp_path, "a.yaml", f"{section}: {{{name}: {text}}}\n")
     for values in ([], [f"{key}={text}"]):
@@ -244,7 +244,7 @@ def test_sexagesimal_numbers_are_refused(key: str, text: str, tmp_path: Path) ->
 
 
 def test_other_numbers_of_yaml_are_read(tmp_path: Path) -> None:
-    """016 among them, which is 14 to YAML 1.1."""
+    """Among them 016, which YAML 1.1 reads as 14."""
     path = write(tmp_path, "a.yaml", "train: {epochs: 0x10, batch_size: 016}\noptimizer: {lr: 0.01}\n")
     config = load_config(path, ["optimizer.weight_decay=0", "schedule.warmup_factor=0.5", "train.seed=+07"])
     assert (config.train.epochs, config.train.batch_size, config.train.seed) == (16, 16, 7)
@@ -399,7 +399,7 @@ def test_malformed_override_is_refused_and_quoted(override: str) -> None:
     "text", ["{split}/_annotations.coco.json", "2026-13-45", "a: b: c", "@x", "[", "1e3"]
 )
 def test_text_is_taken_as_it_is(text: str) -> None:
-    """Also where YAML would see something else in it, or nothing at all."""
+    """Even where YAML would read something else, or could not read it at all."""
     values = apply_overrides({}, [f"data.annotations={text}", "run.dir=null"])
     assert values == {"data": {"annotations": text}, "run": {"dir": None}}
 
@@ -439,7 +439,7 @@ def test_focal_recipe_differs_from_the_ap_recipe_in_the_loss_alone() -> None:
 
 
 def test_the_users_folder_may_be_called_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell expands it at the beginning of a word alone, YAML never."""
+    """A shell expands ~ only at the beginning of a word, YAML never."""
     monkeypatch.setenv("HOME", "/home/me")
     words = ["run.dir=~/r", "data.root=~/set", "model.init=~/a.pt", "data.cache_dir=~/c", "data.images=~x"]
     config = parse_config(apply_overrides({}, words), "the test")

@@ -1,4 +1,4 @@
-"""The edges of what a configuration may say: the last value that is allowed, the first that is not."""
+"""The bounds of a configuration's values: the last one that is allowed, the first that is not."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def config_of(*words: str) -> Config:
 
 @pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.clip_norm", "loss.box_weight"])
 def test_no_number_is_infinite(key: str) -> None:
-    """It is above all lower bounds, and the first step would not be finite."""
+    """Infinity is above all lower bounds, but the first step would not be finite."""
     with pytest.raises(InputError, match=rf"{key}: .*finite"):
         config_of(f"{key}=.inf")
 
@@ -21,10 +21,10 @@ def test_no_number_is_infinite(key: str) -> None:
 @pytest.mark.parametrize(
     ("words", "refused"),
     [
-        # Tiles that share all they have would never come to the end of an image.
+        # Tiles that overlap completely would never reach the end of an image.
         (("eval.tile=128", "eval.tile_overlap=128"), r"tile_overlap: 128 must be below tile, 128"),
         (("eval.tile=128", "eval.tile_overlap=127"), None),
-        # Without a gap no anchor is left out.
+        # Without a gap no anchor is ignored.
         (("matcher.negative_iou=0.5", "matcher.positive_iou=0.5"), None),
         (("matcher.negative_iou=0.51", "matcher.positive_iou=0.5"), r"negative_iou: 0\.51 must not be above"),
         # 0 is the plain step; widths begin at 1e-6.

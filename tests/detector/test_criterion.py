@@ -99,7 +99,7 @@ def test_class_targets_by_hand() -> None:
 
 
 def test_losses_see_the_targets_and_the_positives() -> None:
-    """Anchor 2 lies 6/10 in the box of anchor 0 (ignored between 0.4 and 0.7); anchor 3 is in the crowd."""
+    """Anchor 2 has IoU 6/10 with the box on anchor 0 (ignored from 0.4 to 0.7); anchor 3 is in the crowd."""
     seen: dict[str, list] = {}
 
     def spy(logits: Tensor, targets: Tensor, positives: Positives) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def test_rank_sort_sorts_by_iou_and_balances_the_boxes() -> None:
 
 @pytest.mark.parametrize(("name", "wanted"), [("rank_sort", 1 / 6), ("alrp", 3 / 16)])
 def test_the_boxes_are_balanced_and_then_weighted(name: str, wanted: float) -> None:
-    """The totals of the tests beside this one."""
+    """The totals are those of the tests next to this one."""
     logits, deltas = worse_above_better()
     objective = partial(OBJECTIVES[name], box_weight=3.0)
     parts = losses_of(objective, outputs(logits, deltas), two_images()).parts
@@ -185,9 +185,9 @@ def test_the_ranked_share_is_measured_where_it_is_asked_for_and_losses_can_be_ke
 
 
 def test_alrp_brings_the_boxes_up_to_the_total() -> None:
-    """Hand-computed. Separated positives: ranking error 0, so the box part stays itself.
+    """Hand-computed. Separated positives: ranking error 0, so the box part stays as it is.
 
-    Of the boxes above, (1 - GIoU) / 2 is 0 and 1/4. The worse one (rank 1) has an error of 1/4, the
+    For the boxes above, (1 - GIoU) / 2 is 0 and 1/4. The worse one (rank 1) has an error of 1/4, the
     better one below it (rank 2) half of that: 3/16 in the mean.
     """
     logits, deltas = worse_above_better()
@@ -204,7 +204,7 @@ def test_alrp_brings_the_boxes_up_to_the_total() -> None:
 
 @pytest.mark.parametrize("name", ["alrp", "rank_sort"])
 def test_balancing_scales_the_gradient_of_the_boxes_and_nothing_else(name: str) -> None:
-    """By the factor that makes the box part what it is balanced to; the rest is as without."""
+    """By the factor that brings the box part to what it is balanced to; the rest is as without balancing."""
     logits, deltas = worse_above_better()
     logits[0, 3] = 12.0
     logits.requires_grad_(), deltas.requires_grad_()
@@ -222,7 +222,7 @@ def test_balancing_scales_the_gradient_of_the_boxes_and_nothing_else(name: str) 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_boxes_that_are_not_finite_are_found_in_the_total(name: str, value: float) -> None:
-    """An error here, in the middle of what processes do together, would leave the others waiting."""
+    """An exception here, amid collective operations, would leave the other processes waiting."""
     logits, deltas = worse_above_better()
     deltas[0, 0, 0] = value
     losses = losses_of(OBJECTIVES[name], outputs(logits, deltas), two_images())

@@ -15,7 +15,7 @@ ANCHORS = PER_LOCATION * sum(h * w for h, w in LEVELS)
 def head_and_features(depth: int, norm: str = "none") -> tuple[Head, list[Tensor]]:
     torch.manual_seed(0)
     head = Head(5, 6 if norm == "none" else 32, depth, PER_LOCATION, 4, norm).double()
-    for parameter in head.parameters():  # biases and all: a location beyond the edge is 0, not a bias
+    for parameter in head.parameters():  # biases too: a location beyond the edge is 0, not the bias
         torch.nn.init.normal_(parameter, std=0.3)
     return head, [torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True) for size in LEVELS]
 
@@ -42,7 +42,7 @@ def test_a_head_of_anchors_is_the_heads_own_outputs_and_gradients(
     gradients = torch.autograd.grad((expected * weights).sum(), leaves)
     found = head.of_anchors(features, *few)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    # Of no anchors too: a parameter without a gradient would stall data-parallel training.
+    # For no anchors, too: a parameter without a gradient would stall data-parallel training.
     for mine, its in zip(torch.autograd.grad((found * weights).sum(), leaves), gradients, strict=True):
         torch.testing.assert_close(mine, its, rtol=0, atol=1e-12)
 

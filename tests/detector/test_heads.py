@@ -1,4 +1,4 @@
-"""The towers of the heads as they start."""
+"""How the towers of the heads are initialised."""
 
 import math
 

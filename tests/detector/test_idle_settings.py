@@ -1,4 +1,4 @@
-"""What changes nothing beside other settings is said of what the user wrote, and of nothing else."""
+"""Settings that have no effect beside others are reported if the user wrote them, and no others are."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from detector.config.file import load_config
 from detector.config.idle import _idle
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-IDLE = {  # what is written -> the keys that are said
+IDLE = {  # what the user writes -> the keys that are reported
     "schedule.name=cosine schedule.milestones=[8,11] schedule.gamma=0.2": {
         "schedule.milestones",
         "schedule.gamma",
@@ -37,9 +37,9 @@ IDLE = {  # what is written -> the keys that are said
     "loss.name=ap loss.self_balance=false loss.focal_gamma=1": {"loss.self_balance", "loss.focal_gamma"},
     "loss.box=giou loss.smooth_l1_beta=0.1": {"loss.smooth_l1_beta"},
     "eval.nms=soft eval.nms_threshold=0.3": {"eval.nms_threshold"},
-    "eval.nms=soft eval.tile=512 eval.nms_threshold=0.3": set(),  # which joins the tiles
+    "eval.nms=soft eval.tile=512 eval.nms_threshold=0.3": set(),  # this threshold joins the tiles
     "eval.nms=soft eval.nms_threshold=0.5": set(),  # the default: nobody is misled
-    "train.epochs=10 train.eval_every=4 train.patience=5": {"train.patience"},  # at 4, 8 and the end
+    "train.epochs=10 train.eval_every=4 train.patience=5": {"train.patience"},  # evaluated at 4, 8, 10
     "train.epochs=10 train.eval_every=4 train.patience=4": set(),
     "train.epochs=10 train.patience=9": {"train.patience"},
     "train.epochs=10 train.patience=8": set(),
@@ -67,7 +67,7 @@ def test_of_a_file_its_own_settings_are_said_and_not_those_of_its_base(
     assert caplog.messages == ["schedule.gamma has no effect with schedule.name=cosine"]
     caplog.clear()
     (tmp_path / "a.yaml").write_text("schedule: {gamma: 0.3}\n")
-    load_config(tmp_path / "a.yaml", ["schedule.name=cosine"])  # it is the file that is overridden
+    load_config(tmp_path / "a.yaml", ["schedule.name=cosine"])  # the command line overrides the file
     assert not caplog.messages
 
 

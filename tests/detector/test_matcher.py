@@ -28,7 +28,7 @@ def pack(images: list[list[tuple[Box, str]]], width: int | None = None) -> tuple
     boxes = torch.tensor([[box for box, _ in rows] for rows in padded]).reshape(len(images), gts, 4).float()
     kinds = [[kind for _, kind in rows] for rows in padded]
     valid = torch.tensor([[kind != "padding" for kind in mine] for mine in kinds], dtype=torch.bool)
-    # Padding is marked as crowd as well: that it is padding must be enough.
+    # Padding is marked as crowd as well: being padding must be enough.
     ignore = torch.tensor([[kind != "object" for kind in mine] for mine in kinds], dtype=torch.bool)
     return boxes, valid.reshape(len(images), gts), ignore.reshape(len(images), gts)
 
@@ -84,12 +84,12 @@ def test_matching_is_that_of_the_double_loop_whatever_the_blocks(
             assert_is_the_double_loops(run(anchors, images, iou, best), anchors, images, iou, best)
 
 
-@pytest.mark.parametrize("count", [2000, 5000, 4 * BLOCK])  # of the compiled loops' blocks too, some or whole
+@pytest.mark.parametrize("count", [2000, 5000, 4 * BLOCK])  # partial and whole blocks of the compiled loops
 @pytest.mark.parametrize("best", [True, False])
 def test_many_anchors_in_blocks_are_matched_as_all_at_once(
     monkeypatch: pytest.MonkeyPatch, count: int, best: bool
 ) -> None:
-    """The compiled loops have all IoUs to the last bit, and so the same ties."""
+    """The compiled loops give all IoUs to the last bit, and so the same ties."""
     generator = torch.Generator().manual_seed(0)
 
     def some(*shape: int) -> Tensor:
@@ -98,7 +98,7 @@ def test_many_anchors_in_blocks_are_matched_as_all_at_once(
 
     anchors, gt_boxes = some(count), some(2, 23)
     gt_boxes[0, 1:4] = anchors[torch.tensor([1, count // 2, count - 1])]
-    anchors[count // 3] = anchors[count - 1]  # as good for that gt box, in another block
+    anchors[count // 3] = anchors[count - 1]  # equally good for that gt box, but in another block
     valid = torch.rand(2, 23, generator=generator) < 0.8
     ignore = torch.rand(2, 23, generator=generator) < 0.2
     valid[0, :4] = True
@@ -129,7 +129,7 @@ def test_forced_anchor_learns_the_gt_that_forced_it() -> None:
 
 
 def test_an_anchor_that_reaches_the_threshold_is_not_taken_away_by_force() -> None:
-    """Gt 1 has anchor 1 for its best, but anchor 1 fits gt 0 (IoU 2/3), although gt 0 has a better one."""
+    """Anchor 1 is the best of gt 1, but fits gt 0 (IoU 2/3), although gt 0 has a better one."""
     anchors = [(0, 0, 10, 10), (2, 0, 12, 10)]
     image = [((0, 0, 10, 10), "object"), ((11, 0, 20, 10), "object")]
     matches = run(anchors, [image], (0.5, 0.4), best=True)
@@ -168,7 +168,7 @@ def test_thresholds_belong_to_positive_and_ignored() -> None:
 
 
 def test_anchors_mostly_in_a_crowd_take_no_part() -> None:
-    """More than half of the anchor's own area; exactly half is background. An object in it stays."""
+    """With more than half of their area in it; exactly half is background. An object in it still counts."""
     anchors = [(0, 0, 10, 10), (15, 0, 25, 10), (14, 0, 24, 10), (30, 0, 40, 10)]
     image = [((0, 0, 20, 20), "crowd"), ((0, 0, 10, 10), "object")]
     assert run(anchors, [image], (0.5, 0.4), True).status.tolist() == [[1, 0, -1, 0]]

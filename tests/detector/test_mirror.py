@@ -1,4 +1,4 @@
-"""Two looks at an image, averaged: against anchors that are matched by where they lie."""
+"""Two looks at an image, averaged: checked with anchors that are matched by their positions."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def model() -> RetinaNet:
 def test_both_looks_are_averaged_at_anchors_that_mirror_each_other(
     model: RetinaNet, height: int, width: int
 ) -> None:
-    """Images of two sizes, with padding, which lies left in the mirror."""
+    """Images of two sizes, with padding, which is on the left in the mirrored image."""
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (2, 3, height, width), dtype=np.uint8))
     sizes = torch.tensor([[height, width], [height - 9, width - 13]])
@@ -78,7 +78,7 @@ def test_evaluation_and_prediction_look_twice_where_they_are_told_to(
 
 
 class HalfPrecision:
-    """Its logits, of bfloat16, are neighbours there: their mean lies between."""
+    """A network whose two bfloat16 logits are neighbouring numbers: their mean lies in between."""
 
     def normalise(self, images, sizes):
         return images.float()

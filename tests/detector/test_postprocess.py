@@ -36,7 +36,7 @@ def outputs(seed: int = 0) -> HeadOutputs:
 def detect_by_loops(
     heads: HeadOutputs, image: int, threshold: float, k: int, nms: float, most: int, soft: bool = False
 ) -> list[tuple[float, int, list[float]]]:
-    """(score, label, box), best first: each step in float64, as the definition says it."""
+    """(score, label, box), best first: each step in float64, as in the definition."""
     height, width = SIZES[image].tolist()
     candidates, first = [], 0
     for count in heads.level_sizes:
@@ -57,11 +57,11 @@ def detect_by_loops(
                 (cx - w / 2, width), (cy - h / 2, height), (cx + w / 2, width), (cy + h / 2, height)
             )
         ]  # fmt: skip
-        if score > threshold and box[2] > box[0] and box[3] > box[1]:  # not all in the padding
+        if score > threshold and box[2] > box[0] and box[3] > box[1]:  # not entirely in the padding
             found.append((score, label, box))
     found.sort(key=lambda item: -item[0])
     kept: list[tuple[float, int, list[float]]] = []
-    while soft and found:  # without end otherwise
+    while soft and found:  # soft NMS only: hard NMS follows below
         best = max(found, key=lambda item: item[0])
         found.remove(best)
         kept.append(best)
@@ -105,7 +105,7 @@ def test_soft_nms_equals_the_definition(seed: int, threshold: float, k: int, mos
 
 
 def test_nms_is_exact_with_many_classes_on_large_images() -> None:
-    """Oracle: NMS of each class by itself, in float64."""
+    """Oracle: NMS of each class separately, in float64."""
     generator = torch.Generator().manual_seed(0)
     corner = 4980 * torch.rand(60, 2, generator=generator)[torch.randint(60, (3000,), generator=generator)]
     corner += 8 * torch.rand(3000, 2, generator=generator)
@@ -125,7 +125,7 @@ def test_nms_is_exact_with_many_classes_on_large_images() -> None:
 @pytest.mark.parametrize("most", [1, 3, 20, 1000])
 @pytest.mark.parametrize("threshold", [0.05, 0.5])
 def test_the_best_of_nms_are_the_first_of_all_that_it_keeps(threshold: float, most: int) -> None:
-    """Boxes that lie on each other, so that many have to be tried, and scores that are often equal."""
+    """Boxes overlap heavily, so that many have to be tried, and scores are often equal."""
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(600, 2, generator=generator) * 30
     boxes = torch.cat((corner, corner + 20 + torch.rand(600, 2, generator=generator) * 10), 1)
@@ -146,7 +146,7 @@ def test_the_top_of_a_level_is_that_of_all_its_numbers(k: int) -> None:
 
 
 def test_soft_nms_by_hand() -> None:
-    """IoU 1/2 halves a score; another class, a twin, and boxes without area."""
+    """IoU 1/2 halves a score; another class, an identical box, and boxes without area."""
     boxes = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5], [0, 0, 10, 10], [3, 3, 3, 3], [3, 3, 3, 3]]
     )
@@ -158,7 +158,7 @@ def test_soft_nms_by_hand() -> None:
 
 
 def test_soft_nms_tells_scores_apart_that_round_to_one() -> None:
-    """And what is no candidate is no detection."""
+    """And what is not a candidate does not become a detection."""
     boxes = torch.arange(6.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
     logits = torch.tensor([18.0, 40, -math.inf, 50, -800, 45], dtype=torch.float64)
     index, left = soft_nms(boxes[None], logits[None], torch.zeros(1, 6, dtype=torch.int64), 6)
@@ -237,7 +237,7 @@ def test_boxes_are_clipped_to_their_own_image() -> None:
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_boxes_in_the_padding_are_none(soft: bool) -> None:
-    """Clipped, they have no width: twice the same would both stay, as their IoU is 0 / 0."""
+    """Clipped, they have no width: two equal ones would both be kept, as their IoU is 0 / 0."""
     anchors = torch.tensor([[40.0, 0, 60, 20], [40.0, 0, 60, 20], [10.0, 0, 30, 20]])
     heads = HeadOutputs(torch.tensor([3.0, 3.0, 1.0])[None, :, None], torch.zeros(1, 3, 4), anchors, (3,))
     (found,) = detect(heads, torch.tensor([[40, 40]]), STD, soft=soft)

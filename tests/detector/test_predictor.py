@@ -1,4 +1,4 @@
-"""The Python door gives what evaluation gives, whatever an image comes as."""
+"""The Python interface gives what evaluation gives, whatever form an image has."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def test_images_may_come_from_anything_that_gives_them_one_by_one(detector, eval
 
 
 def test_the_bytes_of_a_file_are_taken_as_the_file(detector, tmp_path: Path) -> None:
-    """Turned upright too, and whole or refused."""
+    """They are turned upright too, and refused if incomplete."""
     exif = Image.Exif()
     exif[0x0112] = 6
     noise = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
@@ -99,7 +99,7 @@ def test_the_bytes_of_a_file_are_taken_as_the_file(detector, tmp_path: Path) -> 
 
 
 def test_a_fork_is_told_instead_of_waiting_for_ever(detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a forked worker of a server: PyTorch's threads stay behind."""
+    """As in a forked worker of a server: PyTorch's threads are missing in the fork."""
     pixels, sent = np.zeros((48, 64, 3), np.uint8), pickle.dumps(detector)
     monkeypatch.setattr("os.getpid", lambda: -1)
     threads = torch.get_num_threads()
@@ -151,7 +151,7 @@ def test_a_file_gives_what_the_network_says_of_its_pixels(run: Path, evaluated: 
     with torch.no_grad():
         outputs = opened.model.eval()(padded, torch.tensor([[22, 50]]))
     decoded = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode_single(outputs.deltas[0], outputs.anchors)
-    boxes = clip_boxes_to_image(decoded, (22, 50)).repeat(2, 1).double()  # of each of the two classes
+    boxes = clip_boxes_to_image(decoded, (22, 50)).repeat(2, 1).double()  # for each of the two classes
     logits, labels = outputs.logits[0].T.flatten().double(), torch.arange(2).repeat_interleave(len(decoded))
     best = batched_nms(boxes, logits, labels, 0.5)[:5].numpy()
     found = Detector.load(run, "cpu", ["eval.calibrate=false"])(file)
@@ -162,7 +162,7 @@ def test_a_file_gives_what_the_network_says_of_its_pixels(run: Path, evaluated: 
 
 
 def test_the_kind_of_an_image_makes_no_difference(detector, evaluated) -> None:
-    """An array that is not contiguous, too: here the flip of a flipped picture."""
+    """This includes an array that is not contiguous: the flip of a flipped picture."""
     path, size = Path(evaluated.records.files[3]), SIZES[3]
     pixels = read_image(path, size)
     expected = detector(path)
@@ -176,7 +176,7 @@ def test_the_kind_of_an_image_makes_no_difference(detector, evaluated) -> None:
 def test_a_pil_image_shares_batches_with_its_like_alone(
     detector: Detector, evaluated: CheckpointScores
 ) -> None:
-    """A turned picture is of another shape: each finds what it finds by itself."""
+    """A turned picture has another shape: each gives what it gives alone."""
     image = Image.open(evaluated.records.files[3])
     turned = np.rot90(np.asarray(image)).copy()
     assert all(map(same, detector([image, turned]), (detector(image), detector(turned))))
@@ -184,7 +184,7 @@ def test_a_pil_image_shares_batches_with_its_like_alone(
 
 
 def test_thresholds_are_those_of_the_evaluation(run, detector, evaluated) -> None:
-    """A class of which nothing right was found has none that is better than another."""
+    """A class without any right detection has no best threshold: it gets 0.5."""
     bare = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     metrics = bare["metrics"]
     assert list(metrics["per_class"]) == ["cat", "dog"]
@@ -239,7 +239,7 @@ def test_another_nms_than_that_of_the_calibration_is_said(run, caplog) -> None:
 
 def test_images_of_another_size_than_those_of_the_calibration_are_said(run, caplog) -> None:
     open_checkpoint(run, ["data.image_size=64", "eval.calibrate=false"])
-    open_checkpoint(run, ["data.image_size=50"])  # as it is anyway
+    open_checkpoint(run, ["data.image_size=50"])  # the size that it has anyway
     assert not caplog.text
     open_checkpoint(run, ["data.image_size=64"])
     assert '{"long": 64}}]: scores and thresholds are calibrated for' in caplog.text
@@ -255,7 +255,7 @@ def test_images_of_another_size_than_those_of_the_calibration_are_said(run, capl
 def test_a_precision_of_a_gpu_that_a_cpu_is_slow_in_is_said(
     run, tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch, amp: str, fast: bool, slow: bool
 ) -> None:
-    """Not where the user asks for it here."""
+    """Not if the user asks for it explicitly."""
     monkeypatch.setattr("detector.evaluation.checkpoint.cpu_is_fast_in_bf16", lambda: fast)
     content = load_checkpoint(run / "checkpoints" / "best.pt")
     content["config"]["train"]["amp"] = amp
@@ -267,7 +267,7 @@ def test_a_precision_of_a_gpu_that_a_cpu_is_slow_in_is_said(
 
 
 def test_the_thresholds_that_detections_carry_are_kept_once(detector, evaluated) -> None:
-    """A thousand classes in each of 100,000 images would be gigabytes; and they follow a change."""
+    """Copies for a thousand classes in 100,000 images would be gigabytes; later results follow a change."""
     files = [str(file) for file in evaluated.records.files[:2]]
     one, other = detector(files)
     later = detector(files[0])
@@ -282,7 +282,7 @@ def test_the_thresholds_that_detections_carry_are_kept_once(detector, evaluated)
 
 
 def test_a_cut_by_raw_scores_says_what_it_means_in_calibrated_ones(run, caplog) -> None:
-    """Whoever writes 0.5 means what is shown."""
+    """A user who writes 0.5 means the scores that are shown."""
     calibration = open_checkpoint(run, []).calibration
     open_checkpoint(run, ["eval.score_threshold=0.25", "eval.calibrate=false"])
     assert not caplog.text
@@ -336,7 +336,7 @@ def test_above_takes_one_threshold_or_one_for_each_class() -> None:
 
 
 def test_above_takes_some_by_name_and_the_detectors_own_for_the_others(detector: Detector, evaluated) -> None:
-    """As predict.py does, which refuses an unknown name too."""
+    """As in predict.py, which refuses an unknown name too."""
     found = detector(evaluated.records.files[0])
     cats, dogs = (found.scores[found.labels == label] for label in (0, 1))
     assert len(cats) > 2 and len(dogs) > 2
@@ -358,7 +358,7 @@ def test_what_was_found_is_printed_in_a_line() -> None:
 
 
 def test_an_image_turned_by_its_exif_is_taken_upright(detector, tmp_path: Path) -> None:
-    """The boxes are in pixels of the picture as a viewer shows it: the same as of the turned pixels."""
+    """The boxes are in pixels of the picture as a viewer shows it: the same as for the turned pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
@@ -379,7 +379,7 @@ def test_grey_is_taken_as_rgb_of_three_equal_channels(detector, shape: tuple[int
 
 
 def test_what_was_found_is_drawn_on_the_image_whatever_it_comes_as(detector, tmp_path: Path) -> None:
-    """A file as a viewer shows it, which its boxes are in pixels of."""
+    """A file is drawn as a viewer shows it, since its boxes are in pixels of that."""
     pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -403,7 +403,7 @@ def test_what_was_found_is_drawn_on_the_image_whatever_it_comes_as(detector, tmp
 
 
 def test_any_number_of_images_is_looked_at_as_they_come(detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more are taken than go through the network together; what is found is that of a list."""
+    """No more are taken than the network processes together; the detections are those of a list."""
     monkeypatch.setattr(detector, "batch_size", 2)
     images = [np.random.default_rng(k).integers(0, 256, (48, 64, 3), dtype=np.uint8) for k in range(5)]
     taken: list[int] = []
@@ -467,7 +467,7 @@ def test_a_wrong_device_or_override_is_refused(run) -> None:
 
 
 def test_of_boxes_of_several_classes_on_an_object_the_best_is_left() -> None:
-    """Against a loop from the definition; boxes of one class may overlap."""
+    """Oracle: a loop that follows the definition; boxes of one class may overlap."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 60, (120, 2))
     boxes = np.concatenate((corner, corner + rng.uniform(15, 30, (120, 2))), axis=1)
@@ -487,7 +487,7 @@ def test_of_boxes_of_several_classes_on_an_object_the_best_is_left() -> None:
 
 
 def test_a_batch_has_an_image(detector: Detector) -> None:
-    """Of none a stream would give nothing, without a word."""
+    """With none, a stream would silently give nothing."""
     for images in (0, 1.5, "4", True):
         with pytest.raises(InputError, match=f"batch_size must be a whole number of .* got {images!r}"):
             detector.batch_size = images
@@ -516,7 +516,7 @@ def test_arrays_that_must_not_be_written_to_are_taken_without_a_word(detector: D
     pixels.setflags(write=False)
     found = detector(pixels)
     assert same(found, expected)
-    assert found != expected and found in {found}  # by identity: arrays have no one truth value
+    assert found != expected and found in {found}  # by identity: an array has no single truth value
 
 
 def test_thresholds_may_have_exponents_and_spaces_around_names() -> None:

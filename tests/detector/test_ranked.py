@@ -1,4 +1,4 @@
-"""The part of the negatives that a ranking loss looks at: by hand, and by where its gradient is not 0."""
+"""The share of the negatives that a ranking loss ranks: by hand, and by where its gradient is not 0."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_a_case_by_hand() -> None:
     logits = torch.tensor([[[2.0, 3.0], [1.0, 0.5], [0.0, -4.0], [9.0, 9.0]]])
     targets = torch.tensor([[[1, 0], [1, 0], [0, 0], [-1, -1]]], dtype=torch.int8)
     assert share(logits, targets, 1.0) == pytest.approx(2 / 4)
-    # By class: the second has no positive, so nothing there is ranked; of the first its 0 is not above 0.
+    # By class: the second has no positive, so none of it is ranked; the 0 of the first is not above 0.
     assert share(logits, targets, 1.0, class_by_class=True) == 0
     assert share(logits, targets, 1.5, class_by_class=True) == pytest.approx(1 / 4)
     assert share(logits, (targets == 2).char(), 1.0) == 0  # no positives at all
@@ -27,7 +27,7 @@ def test_a_case_by_hand() -> None:
 @pytest.mark.parametrize("delta", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_the_part_of_the_negatives_with_a_gradient(dtype: torch.dtype, delta: float) -> None:
-    """Oracle: the AP-loss without its envelope, which gives every pair in wrong order its part."""
+    """Oracle: the AP-loss without its envelope, where every pair in wrong order contributes."""
     generator = torch.Generator().manual_seed(0)
     targets = (torch.rand(2, 500, 3, generator=generator) < 0.01).char()
     logits = torch.randn(2, 500, 3, generator=generator) + 2 * targets

@@ -16,7 +16,7 @@ from detector.retinanet import HeadOutputs, RetinaNet
 from detector.weights import initialise
 
 CLASSES = 5
-# torchvision cuts its sizes to whole pixels.
+# torchvision rounds its sizes down to whole pixels.
 ANCHORS = AnchorConfig(
     sizes=[[s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))] for s in (32, 64, 128, 256, 512)]
 )
@@ -26,13 +26,13 @@ ARCHITECTURE = {
 }
 THEIRS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
 LONG = 160
-SIZES = torch.tensor([[100, LONG], [LONG, 122]])  # height, width: unequal, no multiples of 32
+SIZES = torch.tensor([[100, LONG], [LONG, 122]])  # height, width: unequal, not multiples of 32
 POSTPROCESS = {"score_thresh": 0.0, "nms_thresh": 0.5, "topk_candidates": 150, "detections_per_img": 100}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What both models say of the same two images."""
+    """The outputs of both models for the same two images."""
 
     ours: HeadOutputs
     logits: Tensor
@@ -42,7 +42,7 @@ class Pair:
 
 
 def randomise(model: TorchvisionRetinaNet) -> None:
-    """Weights as if trained: norms with statistics of their own, outputs that spread."""
+    """Sets weights as if trained: norms with statistics of their own, outputs that spread."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(tensor: Tensor, low: float, high: float) -> None:
@@ -76,7 +76,7 @@ def images() -> Tensor:
     return pictures
 
 
-STD = torch.tensor([0.1, 0.1, 0.2, 0.2])  # the default: torchvision's deltas are not divided by any
+STD = torch.tensor([0.1, 0.1, 0.2, 0.2])  # the default; torchvision does not divide its deltas
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
@@ -104,7 +104,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def test_head_outputs_equal_torchvisions(pair: Pair) -> None:
-    assert pair.logits.std() > 0.5 and pair.deltas.std() > 0.05  # the comparison says something
+    assert pair.logits.std() > 0.5 and pair.deltas.std() > 0.05  # the comparison is not trivial
     torch.testing.assert_close(pair.ours.logits, pair.logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(pair.ours.deltas * STD, pair.deltas, atol=1e-5, rtol=0)
 
@@ -125,7 +125,7 @@ def test_detections_equal_torchvisions(pair: Pair) -> None:
         detections_per_img=POSTPROCESS["detections_per_img"],
     )
     for mine, theirs in zip(found, pair.detections, strict=True):
-        # Boxes that lie in the padding take places of theirs; NMS compares them with nothing.
+        # torchvision also keeps boxes in the padding, which have no area: NMS removes none of them.
         sides = theirs["boxes"][:, 2:] - theirs["boxes"][:, :2]
         labels, boxes, scores = (theirs[key][(sides > 0).all(1)] for key in ("labels", "boxes", "scores"))
         count = len(labels)

@@ -85,7 +85,7 @@ def test_deltas_of_a_checkpoint_mean_the_same_boxes_with_another_box_std() -> No
     ],
 )
 def test_torchvision_names_map_one_to_one(theirs: Callable[..., nn.Module], changes: list[str]) -> None:
-    """Every weight of the file lands on a weight of ours with the same shape, and none is left over.
+    """Every weight of the file maps to one of ours with the same shape, and none is left over.
 
     The model is that of the configuration made for it, with the changes that its comment names.
     """
@@ -113,7 +113,7 @@ def test_torchvision_names_map_one_to_one(theirs: Callable[..., nn.Module], chan
 def test_torchvisions_coco_weights_are_fetched_by_name(
     name: str, theirs: Callable[..., nn.Module], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Offline, so with weights made here; a class that COCO has keeps its outputs, another starts afresh."""
+    """Offline, so with weights made here. Classes of COCO keep their outputs, others start from scratch."""
     torch.manual_seed(0)
     state = theirs(weights=None, weights_backbone=None).state_dict()
     torch.nn.init.uniform_(state["head.classification_head.cls_logits.bias"])
@@ -163,7 +163,7 @@ def test_coco_weights_that_cannot_be_fetched_are_one_line(
     capitals = ModelConfig(**TINY, init="COCO")
     with pytest.raises(InputError, match=r"^model\.init: COCO does not exist; .* names coco, coco_v2$"):
         build_initial_model(capitals, ["cat"], fresh=True)
-    (tmp_path / "coco").rmdir()  # a file of that name is what is meant
+    (tmp_path / "coco").rmdir()  # a file of that name takes precedence
     torch.save(tiny(0, classes=1).state_dict(), "coco")
     model = build_initial_model(config, ["cat"], fresh=True)
     assert model.class_head.output.weight.equal(tiny(0, classes=1).class_head.output.weight)
@@ -194,7 +194,7 @@ def test_another_number_of_classes_leaves_the_class_output_out(caplog: pytest.Lo
 
 
 def class_outputs(model: RetinaNet, classes: list[str]) -> dict[str, Tensor]:
-    """Of each class, what its outputs are made of: [anchors, 1 + weights]."""
+    """For each class, biases and weights of its outputs: [anchors, 1 + weights]."""
     output = model.class_head.output
     rows = torch.cat((output.bias[:, None], output.weight.flatten(1)), 1).detach().clone()
     return dict(zip(classes, rows.unflatten(0, (-1, len(classes))).unbind(1), strict=True))
@@ -220,7 +220,7 @@ def test_classes_of_the_same_name_keep_their_outputs(
 def test_classes_that_are_not_the_outputs_are_not_believed(
     told: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Their number, or without torchvision's background."""
+    """For example their number, or a list without torchvision's background."""
     source, model = tiny(0, classes=3), tiny(1, classes=3)
     with caplog.at_level(logging.WARNING):
         content = {"model": source.state_dict(), "classes": told}
@@ -230,7 +230,7 @@ def test_classes_that_are_not_the_outputs_are_not_believed(
 
 
 def test_outputs_of_torchvision_are_those_of_cocos_classes(caplog: pytest.LogCaptureFixture) -> None:
-    """Its label is COCO's category id: 1 is person, 90 toothbrush, and some there are none of."""
+    """Its labels are COCO's category ids: 1 is person, 90 toothbrush, and some ids are unused."""
     theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     model = build_model(ModelConfig(p6_from="p5", norm="batch"), 3, pretrained=False)
     classes = ["toothbrush", "person", "dog"]
@@ -253,7 +253,7 @@ def test_outputs_of_torchvision_are_those_of_cocos_classes(caplog: pytest.LogCap
 def test_norms_of_coco_v1_are_those_of_torchvision(
     version: Callable[..., nn.Module], classes: int, eps: float, norm: str
 ) -> None:
-    """torchvision gives these weights norms with an eps of 0, which shows where a variance is small."""
+    """torchvision's norms of these weights have an eps of 0, which matters where a variance is small."""
     theirs = version(weights=None, weights_backbone=None, num_classes=classes).eval()
     body = theirs.backbone.body
     body.bn1.eps = eps
@@ -270,7 +270,7 @@ def test_norms_of_coco_v1_are_those_of_torchvision(
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         ours, expected = (stem.bn1(stem.conv1(images)) for stem in stems)
-    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-2)  # of values in the hundreds
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-2)  # values are in the hundreds
 
 
 def test_of_a_run_of_another_architecture_the_settings_are_told() -> None:
@@ -317,7 +317,7 @@ def test_another_architecture_is_refused_at_its_first_difference(
 
 @pytest.mark.parametrize("changes", [{"head_width": 24}, {"anchors": {"ratios": [0.5, 1, 2, 3]}}])
 def test_another_architecture_is_refused_where_the_classes_differ_too(changes: dict[str, object]) -> None:
-    """Whose outputs are put in the order of the model's classes before."""
+    """Their outputs are put in the order of the model's classes first."""
     content = {"model": tiny(0, classes=2, **changes).state_dict(), "classes": ["cat", "dog"]}
     with pytest.raises(InputError, match=r"source\.pt has shape .* for '(class|box)_head"):
         initialise(tiny(1, classes=3), content, "source.pt", STD, ["dog", "cow", "cat"])
@@ -412,7 +412,7 @@ def test_classes_keep_their_outputs_where_other_parts_start_afresh() -> None:
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_as_many_anchors_of_other_sizes_are_told(partial: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a checkpoint, which says what its anchors were."""
+    """For a checkpoint, which records its anchors."""
     source, model = tiny(0), tiny(1)
     now = ModelConfig(**TINY).model_dump(mode="json")
     for factor in (1, 2):
@@ -439,12 +439,12 @@ def test_as_many_anchors_of_other_sizes_are_told(partial: bool, caplog: pytest.L
 
 @pytest.mark.parametrize("factor", [1, 1.2])
 def test_torchvision_has_learnt_with_its_own_anchors(factor: float, caplog: pytest.LogCaptureFixture) -> None:
-    """Which its files do not tell. The published sizes, of parts of pixels, are as good as these."""
+    """Its files do not say which. The published sizes, with fractions of pixels, count as equal to them."""
     sizes = [[factor * side * 2 ** (k / 3) for k in range(3)] for side in (32, 64, 128, 256, 512)]
     settings = {"norm": "frozen", "p6_from": "p5", "anchors": {"sizes": sizes, "ratios": [0.5, 1.0, 2.0]}}
     for partial in (False, True):
         config, state = ModelConfig(**settings), torchvision_state()
-        torch.manual_seed(12345)  # from the same seed torchvision draws the same weights
+        torch.manual_seed(12345)  # another seed: the same one would give the weights of torchvision
         model = build_model(config, 4, pretrained=False)
         caplog.clear()
         initialise(model, state, "coco.pth", STD, settings=config.model_dump(), partial=partial)
@@ -455,7 +455,7 @@ def test_torchvision_has_learnt_with_its_own_anchors(factor: float, caplog: pyte
 
 
 def test_p6_from_elsewhere_is_told_where_no_shape_tells_it() -> None:
-    """With as many channels in the pyramid as in C5."""
+    """The pyramid has as many channels as C5."""
     source, model = (tiny(k, pyramid_channels=64, p6_from=p) for k, p in enumerate(("c5", "p5")))
     settings = ModelConfig(**{**TINY, "pyramid_channels": 64, "p6_from": "p5"}).model_dump()
     content = {"model": source.state_dict(), "config": {"model": {**settings, "p6_from": "c5"}}}

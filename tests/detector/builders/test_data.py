@@ -1,4 +1,4 @@
-"""From the configuration to a set: what a split must hold."""
+"""Building a set from the configuration: what a split must contain."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ BOX = [4.0, 5.0, 20.0, 18.0]
 
 
 def crowds(root: Path, *numbers: int) -> Path:
-    """A cat and a dog on each of two images; those annotations are crowds."""
+    """A cat and a dog on each of two images; the annotations with these numbers are crowds."""
     content = coco_dict([[BOX, BOX], [BOX, BOX]])
     for annotation in content["annotations"]:
         annotation["iscrowd"] = int(annotation["id"] in numbers)
@@ -22,7 +22,7 @@ def crowds(root: Path, *numbers: int) -> Path:
 
 
 def test_a_training_split_of_nothing_but_crowds_is_refused(tmp_path: Path) -> None:
-    """As a tool that marks every mask so writes it."""
+    """As written by a tool that marks every mask as a crowd."""
     data = DataConfig(format="coco", root=str(crowds(tmp_path / "set", 1, 2, 3, 4)))
     with pytest.raises(InputError, match="has no boxes to learn from: all 4 are iscrowd or difficult"):
         build_set(data, "train", None)

@@ -1,4 +1,4 @@
-"""From the configuration to the losses: what is set reaches them; what cannot be trained with is refused."""
+"""Building the losses from the configuration: settings reach them; what cannot be trained with is refused."""
 
 import math
 from contextlib import nullcontext
@@ -47,7 +47,7 @@ def test_the_settings_of_a_loss_reach_it(
 
 
 def test_focal_loss_without_a_gradient_is_refused_for_training() -> None:
-    """Only there: a checkpoint of such a training can be evaluated."""
+    """For training only: a checkpoint trained with this setting can still be evaluated."""
     for name, gamma, refused in (("focal", 0.5, True), ("focal", 0.0, False), ("ap", 0.5, False)):
         config = Config(data=DataConfig(format="coco"), loss=LossConfig(name=name, focal_gamma=gamma))
         expected = (
@@ -60,7 +60,7 @@ def test_focal_loss_without_a_gradient_is_refused_for_training() -> None:
 @pytest.mark.parametrize("best", [True, False])
 @pytest.mark.parametrize("name", ["iou", "atss"])
 def test_anchors_are_matched_as_configured(name: Literal["iou", "atss"], best: bool) -> None:
-    """Of six anchors at a location, and with a box that has no anchor's centre in it."""
+    """Six anchors per location, and one box that contains no anchor's centre."""
     config = Config(
         data=DataConfig(format="coco"),
         model=ModelConfig(anchors=AnchorConfig(sizes=[[12.0 * s, 20.0 * s] for s in (1, 2, 4, 8, 16)])),

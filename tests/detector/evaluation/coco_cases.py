@@ -1,4 +1,4 @@
-"""Random COCO content to score, and the scoring of it by files."""
+"""Random COCO content, and a function that scores it through files."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def random_case(seed: int, without_gt: int | None = None) -> tuple[Content, list
                         "image_id": image,
                         "category_id": category,
                         "bbox": box,
-                        "area": w * h * rng.uniform(0.4, 1),  # of the mask, as in COCO
+                        "area": w * h * rng.uniform(0.4, 1),  # area of the mask, as in COCO
                         "iscrowd": int(rng.random() < 0.15),
                     }
                 )

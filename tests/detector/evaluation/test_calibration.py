@@ -1,4 +1,4 @@
-"""Calibration against scores whose worth is known, and against a case computed by hand."""
+"""Calibration against scores with known probabilities, and against cases computed by hand."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ KNOWN = np.ones(1, np.bool_)
 
 
 def matches(scores, correct, images, labels=None) -> Matched:
-    """Of a single class unless labels are given."""
+    """All of one class unless labels are given."""
     labels = np.zeros(len(scores), np.int64) if labels is None else labels
     return Matched(scores, correct, images, labels)
 
@@ -29,7 +29,7 @@ def fitted(matched: Matched) -> ScoreMap:
 
 
 def overconfident(count: int = 20_000, scale: float = 3.0, shift: float = -4.0) -> tuple[Matched, np.ndarray]:
-    """Detections whose logits are a line away from the truth, and the true probabilities."""
+    """Detections whose logits are a linear function of the true ones, and the true probabilities."""
     rng = np.random.default_rng(0)
     logits = rng.normal(-1, 2, count)
     truth = 1 / (1 + np.exp(-logits))
@@ -50,7 +50,7 @@ def test_the_probabilities_behind_the_scores_are_found_again(scale: float, shift
 
 
 def test_high_scores_are_worth_what_they_say_among_many_wrong_ones() -> None:
-    """A detector gives its 100 best boxes of every image: nearly all of them are background, near 0."""
+    """A detector gives its 100 best boxes of every image: nearly all are background, with scores near 0."""
     rng = np.random.default_rng(0)
     logits = np.concatenate([rng.normal(-9, 2, 40_000), rng.uniform(-3, 4, 1500)])
     truth = 1 / (1 + np.exp(-logits))
@@ -63,7 +63,7 @@ def test_high_scores_are_worth_what_they_say_among_many_wrong_ones() -> None:
 
 @pytest.mark.parametrize("most", [0.3, 0.05])
 def test_the_best_detections_of_a_poor_detector_are_promised_no_more_than_they_keep(most: float) -> None:
-    """However high the score, so many are right; and the lowest scores are worth what the rest is."""
+    """However high the score, only a share of `most` is right; low scores must get their true share, too."""
     rng = np.random.default_rng(1)
     logits = rng.normal(-1, 2, 5000)
     truth = most / (1 + np.exp(-2 * logits))
@@ -76,7 +76,7 @@ def test_the_best_detections_of_a_poor_detector_are_promised_no_more_than_they_k
 
 
 def test_a_few_detections_on_top_are_not_learnt_by_heart() -> None:
-    """Of 194 three in ten are right, and so are the six that score above them: by chance, perhaps."""
+    """Three in ten of 194 are right; so are all six that score above them, perhaps by chance."""
     scores = np.append(np.linspace(0.1, 0.6, 194), np.linspace(0.8, 0.9, 6))
     correct = np.append(np.arange(194) % 10 < 3, np.ones(6, np.bool_))
     calibration = fitted(matches(scores, correct, np.arange(200)))
@@ -85,7 +85,7 @@ def test_a_few_detections_on_top_are_not_learnt_by_heart() -> None:
 
 @pytest.mark.parametrize("right", [5, 10, 15, 19, 20, 40])
 def test_a_few_right_ones_that_are_well_apart_do_not_drown_among_the_wrong(right: int) -> None:
-    """Of ten images, say, which a detector has learnt."""
+    """For example, a detector on ten images that it has learnt."""
     scores = np.concatenate((np.linspace(0.01, 0.1, 985), np.linspace(0.8, 0.9, right)))
     correct = np.arange(len(scores)) >= 985
     calibration = fitted(matches(scores, correct, np.arange(len(scores))))
@@ -94,7 +94,7 @@ def test_a_few_right_ones_that_are_well_apart_do_not_drown_among_the_wrong(right
 
 
 def test_a_few_right_ones_anywhere_promise_little() -> None:
-    """Twelve of 600 at random: of the six best of each draw one or two may be right."""
+    """Twelve of 600 are right at random: in each draw, one or two of the best six may be among them."""
     rng = np.random.default_rng(0)
     promised = []
     for _ in range(50):
@@ -123,9 +123,9 @@ def test_where_a_score_says_nothing_all_are_promised_the_same() -> None:
 
 
 def test_held_out_error_is_that_of_a_map_fitted_to_the_other_images() -> None:
-    """Every other image holds right detections only, the rest wrong ones, and all scores are equal.
+    """Every other image has only right detections, the rest only wrong ones, and all scores are equal.
 
-    Each half teaches the opposite of what the other shows: to (30 + 1/2) / (30 + 1) or its complement.
+    A map fitted to one half gives the opposite of the other: (30 + 1/2) / (30 + 1) or its complement.
     """
     images = np.arange(60) // 3
     matched = matches(np.full(60, 0.7), images % 2 == 0, images)
@@ -133,7 +133,7 @@ def test_held_out_error_is_that_of_a_map_fitted_to_the_other_images() -> None:
 
 
 def test_the_inverse_gives_the_scores_back() -> None:
-    """Between the knots and beyond them; 0 and 1 are what nothing but 0 and 1 is mapped to."""
+    """Between the knots and beyond them; only 0 and 1 are mapped to 0 and 1."""
     calibration = ScoreMap((-3.0, -1.0, 2.0), (0.1, 0.4, 0.9))
     scores = 1 / (1 + np.exp(-np.linspace(-12, 12, 400)))
     np.testing.assert_allclose(calibration.inverse(calibration(scores)), scores, rtol=2e-9)
@@ -168,7 +168,7 @@ def test_equal_scores_and_none_at_all() -> None:
 
 
 def test_the_order_of_detections_with_one_score_does_not_matter() -> None:
-    """All right ones behind all wrong ones, as where the last images are the easy ones."""
+    """All right ones come after all wrong ones, as when the last images are the easy ones."""
     rng = np.random.default_rng(0)
     scores = rng.choice([0.01, 0.2, 0.7], 3000)
     correct = rng.random(3000) < scores
@@ -187,14 +187,14 @@ def test_calibration_error_by_hand() -> None:
 
 
 def classes(*each: Matched) -> Matched:
-    """Sets of one class each as one set of several."""
+    """Joins sets of one class each into one set of several classes."""
     parts = zip(*((one.scores, one.correct, one.images) for one in each), strict=True)
     labels = np.repeat(np.arange(len(each)), [len(one.scores) for one in each])
     return Matched(*(np.concatenate(part) for part in parts), labels)
 
 
 def test_each_class_has_a_scale_of_its_own() -> None:
-    """As where the ranking is class by class: the same logit is worth more in one class than in another."""
+    """As when ranking class by class: the same logit is worth more in one class than in another."""
     cautious, truth = overconfident(5000, scale=1.0, shift=-4.0)
     bold, same_truth = overconfident(5000, scale=1.0, shift=4.0)
     both, worth = classes(cautious, bold), np.concatenate([truth, same_truth])
@@ -206,15 +206,15 @@ def test_each_class_has_a_scale_of_its_own() -> None:
     for label in range(2):
         order = both.scores[both.labels == label].argsort()
         assert (np.diff(found[both.labels == label][order]) >= 0).all()
-    # One map for both, which is what there would be of detections without a class, is far off.
+    # One map for both, as for detections without a class, is far off.
     pooled = fitted(matches(both.scores, both.correct, both.images))
     assert np.abs(pooled(both.scores) - worth).mean() > 0.15
 
 
 def test_a_class_is_what_all_are_until_its_own_detections_tell() -> None:
-    """Twenty of a rare class, a tenth of them right where nine tenths of the others are.
+    """Twenty detections of a rare class: a tenth are right, against nine tenths of the common class.
 
-    By hand: (2 + 3 x 0.87) / (20 + 3). Of a class without gt boxes nothing is known.
+    By hand: (2 + 3 x 0.87) / (20 + 3). Nothing is known about a class without gt boxes.
     """
     many = matches(np.full(1000, 0.7), np.arange(1000) % 10 > 0, np.arange(1000))
     few = matches(np.full(20, 0.7), np.arange(20) < 2, np.arange(20))
@@ -224,11 +224,11 @@ def test_a_class_is_what_all_are_until_its_own_detections_tell() -> None:
     of_all = (900 + 2 + 2 + 0.5) / (1040 + 1)
     found = [one(np.array(0.7)) for one in calibration.maps]
     expected = [(900 + 3 * of_all) / 1003, (2 + 3 * of_all) / 23, of_all, of_all]
-    assert found == pytest.approx(expected, abs=0.003)  # a knot is a mean of logits, with its rounding
+    assert found == pytest.approx(expected, abs=0.003)  # a knot is a mean of logits, which is rounded
 
 
 def test_beyond_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
-    """A rare class whose detections end far below those of the others, of one true relation all."""
+    """The best scores of a rare class are far below those of the other; the true relation is the same."""
     rng = np.random.default_rng(0)
     logits = [rng.normal(-2, 2, 4000), np.minimum(rng.normal(-4, 1.5, 60), -1.5)]
     sets = []
@@ -247,7 +247,7 @@ def test_beyond_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
 
 
 def test_below_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
-    """A rare class with good detections alone: what scores less is not promised as much."""
+    """A rare class with only good detections: lower scores must not be promised as much."""
     rng = np.random.default_rng(0)
     common = rng.normal(-2, 2, 4000)
     right = rng.random(4000) < 1 / (1 + np.exp(1 - common))
@@ -265,7 +265,7 @@ def test_below_what_a_class_has_shown_it_is_worth_what_others_are() -> None:
 
 @pytest.mark.parametrize("apart", [0.0, 1e-300, 2.0**-53])
 def test_knots_rise_and_are_finite_where_scores_round_to_one_or_zero(apart: float) -> None:
-    """Logits of 37 and 38 are the last double below 1, and 1: what can be told apart by rank alone."""
+    """Logits of 37 and 38 give the last double below 1, and 1: only their ranks tell them apart."""
     scores = np.repeat([0.0, apart, 1 - apart, 1 - 2.0**-53, 1.0], 60)
     wanted = np.repeat([0.0, 0.1, 0.5, 0.7, 0.9], 60)
     some = matches(scores, np.arange(300) % 60 < 60 * wanted, np.arange(300))
@@ -286,7 +286,7 @@ def test_a_single_class_does_not_count_twice() -> None:
 
 
 def test_plain_values_give_the_same_maps() -> None:
-    """And those of checkpoints that have one map for all classes."""
+    """So do the plain values of checkpoints that have one map for all classes."""
     matched, _ = overconfident(2000)
     calibration = fit_calibration(classes(matched, overconfident(300)[0]), np.ones(2, np.bool_))
     assert calibration is not None and calibration.maps[0] != calibration.maps[1]
@@ -296,7 +296,7 @@ def test_plain_values_give_the_same_maps() -> None:
 
 
 def test_the_steepest_part_of_a_map_is_known() -> None:
-    """Against differences of the map itself over the logits."""
+    """Oracle: finite differences of the map over the logits."""
     for calibration in (
         ScoreMap((-2.5, -1.0, -0.9, 2.0), (0.02, 0.3, 0.7, 0.9)),
         ScoreMap((0.5,), (0.25,)),

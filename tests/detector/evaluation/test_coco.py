@@ -50,7 +50,7 @@ def test_the_12_numbers_equal_pycocotools(seed: int, without_gt: int | None, tmp
 def test_faster_coco_eval_gives_the_numbers_of_pycocotools(
     case: tuple[int, int | None], tmp_path: Path
 ) -> None:
-    """In the 15 digits that a float has; pycocotools adds 2e-16 to the 1 that it divides by."""
+    """To the 15 digits of a float; pycocotools adds 2e-16 to the 1 that it divides by."""
     pytest.importorskip("faster_coco_eval")
     content, results = random_case(*case)
     for found in (results, []):
@@ -79,7 +79,7 @@ def test_a_backend_that_is_not_installed_is_refused_and_auto_goes_without(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_best_f1_is_that_of_the_best_threshold_tried_one_by_one(seed: int, tmp_path: Path) -> None:
-    """Oracle: every score as threshold, right and wrong detections from it on counted. Scores are tied."""
+    """Oracle: right and wrong detections counted with every score as threshold. Scores are tied."""
     content, results = random_case(seed)
     results = [{**r, "score": round(r["score"], 1)} for r in results]
     result = evaluate(content, results, tmp_path)
@@ -152,7 +152,7 @@ def test_class_without_gt_is_named_and_left_out_of_the_mean(tmp_path: Path) -> N
 
 
 def test_gt_of_images_or_categories_that_are_not_listed_counts_for_nothing(tmp_path: Path) -> None:
-    """As in pycocotools: lists cut down to a few images or classes keep the annotations of the rest."""
+    """As in pycocotools: files cut down to a few images or classes keep the annotations of the rest."""
     content, results = random_case(6)
     cut = {**content, "images": content["images"][:2], "categories": content["categories"][:2]}
     left = [r for r in results if r["image_id"] in IMAGES[:2] and r["category_id"] in CATEGORIES[:2]]
@@ -189,7 +189,7 @@ def test_best_threshold_is_where_f1_peaks(tmp_path: Path) -> None:
 
 
 def test_scores_below_zero_have_thresholds_too(tmp_path: Path) -> None:
-    """As logits: what is on no class's objects is judged by the highest threshold of those that have any."""
+    """For example logits. A class without gt boxes gets the highest threshold of the other classes."""
     content, results = random_case(4)
     labels = {one["category_id"] for one in content["annotations"]}
     unseen = content["categories"][-1]["id"]
@@ -201,7 +201,7 @@ def test_scores_below_zero_have_thresholds_too(tmp_path: Path) -> None:
 
 
 def test_best_f1_is_exact_between_the_points_of_the_recall_grid(tmp_path: Path) -> None:
-    """One of 3 gt is found, first: precision 1, recall 1/3, F1 = 1/2."""
+    """One of 3 gt is found, at rank 1: precision 1, recall 1/3, F1 = 1/2."""
     car = evaluate(*row([(0.9, True), (0.3, False)], gt=3), tmp_path).per_class["car"]
     assert car.best_f1 == pytest.approx(1 / 2)
     assert car.best_threshold == pytest.approx(0.9)
@@ -230,7 +230,7 @@ def test_calibration_changes_scores_and_no_metric() -> None:
     scores = Scores(predictions, plain, {}, {}).calibrated(calibration)
     assert scores.coco.summary == plain.summary
     assert (scores.predictions.scores == probabilities).all()
-    # Across classes the order does change, and what is told of it: the worst, and what their errors cost.
+    # The order across classes does change, and with it the worst detections and the cost of errors.
     assert scores.coco.errors == anew.errors
     assert not np.array_equal(scores.coco.matching.order, plain.matching.order)
     falling = scores.coco.material.found.scores[scores.coco.matching.order]
@@ -265,7 +265,7 @@ def test_matched_tells_right_from_wrong_and_leaves_out_what_counts_for_nothing(t
 def test_the_hundredth_of_a_class_in_an_image_counts_and_no_more(
     tmp_path: Path, place: int, counts: bool
 ) -> None:
-    """Of 101 detections, the best first, the one at that place is on the object."""
+    """Of 101 detections, the best first, only the one at index `place` is on the object."""
     right, wrong = [0.0, 0, 20, 20], [100.0, 100, 20, 20]
     content = {
         "images": [{"id": 7}],
@@ -279,7 +279,7 @@ def test_the_hundredth_of_a_class_in_an_image_counts_and_no_more(
     result = evaluate(content, results, tmp_path)
     assert result.matched.correct.sum() == counts
     assert (result.summary["AR100"] > 0) == counts
-    # Where nothing that was found is right, no threshold is better than another.
+    # If no detection is right, no threshold is better than another.
     assert (result.as_json()["per_class"]["a"]["best_f1_threshold"] == -1) == (not counts)
 
 

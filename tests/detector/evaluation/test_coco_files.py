@@ -1,4 +1,4 @@
-"""Results and annotation files that are wrong, or left out in part: one line says what and where."""
+"""Results and annotation files with errors or with entries left out: one line says what and where."""
 
 import json
 import math
@@ -134,7 +134,7 @@ def test_roboflows_heading_is_no_class(tmp_path: Path) -> None:
 
 
 def test_a_negative_area_stands_for_none(tmp_path: Path) -> None:
-    """pycocotools would ignore such a box; tools write -1 where they know no area."""
+    """pycocotools would ignore such a box; tools write -1 if they do not know the area."""
     content, results = random_case(0)
     for annotation in content["annotations"]:
         annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]

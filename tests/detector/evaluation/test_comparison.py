@@ -1,4 +1,4 @@
-"""Comparing runs: intervals that are as wide as they should be, differences, and AP as pycocotools has it."""
+"""Comparing runs: intervals of the right width, differences, and AP as in pycocotools."""
 
 import contextlib
 import copy
@@ -55,7 +55,7 @@ def tally_files(content: Content, results: list[Content], folder: Path) -> Tally
 
 
 def precision_of_pycocotools(content: Content, results: list[Content]) -> np.ndarray:
-    """[T, K] at all areas and 100 detections, NaN for a class without gt boxes."""
+    """[T, K] for all areas and 100 detections, NaN for a class without gt boxes."""
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO()
         gt.dataset = copy.deepcopy(content)
@@ -68,7 +68,7 @@ def precision_of_pycocotools(content: Content, results: list[Content]) -> np.nda
 
 
 def copies(content: Content, results: list[Content], counts: dict[int, int]) -> tuple[Content, list[Content]]:
-    """The set in which each image stands as often as said, as pycocotools would have to be given it."""
+    """The set with each image repeated as often as `counts` says, in the form that pycocotools needs."""
     images: list[Content] = []
     annotations: list[Content] = []
     found: list[Content] = []
@@ -86,7 +86,7 @@ def copies(content: Content, results: list[Content], counts: dict[int, int]) -> 
 def test_ap_of_a_draw_equals_pycocotools_on_the_images_drawn(
     seed: int, without_gt: int | None, tmp_path: Path
 ) -> None:
-    """With crowds, a class without gt boxes, and images that are there once, twice, thrice or not at all."""
+    """With crowds, a class without gt boxes, and images drawn once, several times or not at all."""
     content, results = random_case(seed, without_gt)
     tally = tally_files(content, results, tmp_path)
     assert tally.image_ids.tolist() == [3, 7, 55, 100] and tally.ignored.any()
@@ -131,7 +131,7 @@ def test_classes_stand_under_their_names_whatever_their_ids(tmp_path: Path) -> N
 
 
 def test_boxes_of_no_area_that_is_count_for_nothing_as_in_pycocotools(tmp_path: Path) -> None:
-    """Some tools write negative sides after clipping: alone such a file had another AP than beside others."""
+    """Some tools write negative sides after clipping: such a file had another AP alone than when compared."""
     content, results = random_case(1)
     results += [
         {**record, "bbox": [*record["bbox"][:2], -2.0, record["bbox"][3]], "score": 0.99}
@@ -162,9 +162,9 @@ LEVEL = 1 / 101  # AP counts the recall levels that are reached, a hundredth apa
 
 
 def test_the_interval_of_a_proportion_is_the_binomial_one() -> None:
-    """Images that are perfect or empty, each by itself: AP is the part that is perfect.
+    """Each image is either perfect or empty: AP is the share of perfect ones.
 
-    Of 100 draws the perfect ones are binomial(100, 0.65): exact quantiles by scipy.
+    The number of perfect images in 100 drawn is binomial(100, 0.65): exact quantiles by scipy.
     """
     hits = np.arange(100) % 20 < 13
     (run,) = compare(["run"], [all_or_nothing(hits)]).runs
@@ -177,7 +177,7 @@ def test_the_interval_of_a_proportion_is_the_binomial_one() -> None:
 def test_a_value_lies_in_its_interval_though_resampled_images_agree_with_themselves() -> None:
     """Rare classes and their false detections: all resamples have a higher AP than the set itself.
 
-    The interval is as wide as the draws are spread, and lies about the value.
+    The interval is as wide as the spread of the draws, but is centred on the value.
     """
     rng = np.random.default_rng(0)
     drawn = 0.15 + 0.002 * rng.standard_normal(2000)
@@ -232,7 +232,7 @@ def test_draws_have_as_many_images_as_the_set() -> None:
 
 
 def test_a_rare_class_that_is_missing_from_draws_is_left_out_of_them() -> None:
-    """Its only gt box is in one image, always found: its AP is 1 wherever it is there at all."""
+    """Its only gt box is always found: its AP is 1 in every draw that contains the image."""
     both = all_or_nothing(np.ones(5, dtype=bool))
     gt = np.array([[1, 1], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.int32)
     tally = replace(
@@ -272,7 +272,7 @@ def test_no_difference_is_told_from_a_handful_of_images(images: int, told: bool)
 
 
 def test_files_are_compared_at_the_command_line(tmp_path: Path) -> None:
-    """Worse is better with every second detection left out."""
+    """The worse results are the better ones with every second detection left out."""
     content, results = random_case(0)
     for name, value in (("gt", content), ("all", results), ("half", results[::2])):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
@@ -293,7 +293,7 @@ def test_files_are_compared_at_the_command_line(tmp_path: Path) -> None:
 
 
 def test_nothing_is_told_from_a_single_image(tmp_path: Path) -> None:
-    """All draws of one image are the same, and so would every difference be beyond chance."""
+    """All draws of one image are the same, so every difference would seem to be beyond chance."""
     content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]]])
     found = [
         {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9}
@@ -347,7 +347,7 @@ def test_images_that_a_run_has_learnt_are_told(
     caplog.clear()
     assert call(door.main, str(run), str(run), "--mean", "data.splits.val=train", cwd=tmp_path).code == 0
     assert "was trained on" in caplog.text
-    # Another set, whose training split has the same name, was not learnt.
+    # The run was not trained on another set whose training split has the same name.
     caplog.clear()
     small_coco(tmp_path / "another")
     assert call(door.main, *runs, "data.root=another", "data.splits.val=train", cwd=tmp_path).code == 0
@@ -359,7 +359,7 @@ def test_runs_of_other_data_are_refused_with_what_differs(run: Path, tmp_path: P
     same = json.loads((run.parent / "set" / "annotations" / "val.json").read_text())
     moved, relabelled, crowd, renamed = (copy.deepcopy(same) for _ in range(4))
     moved["annotations"][0]["bbox"][0] += 1
-    relabelled["annotations"][0]["category_id"] = 3  # a cat, where there is a dog
+    relabelled["annotations"][0]["category_id"] = 3  # a cat in place of a dog
     crowd["annotations"][0]["iscrowd"] = 1
     renamed["images"][2]["file_name"] = "other.png"
     checkpoint = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
@@ -419,7 +419,7 @@ def test_runs_are_told_apart_by_the_settings_that_differ() -> None:
 
 
 def test_many_runs_are_lines_by_falling_ap():
-    """A sweep: side by side its columns would wrap."""
+    """For example a sweep: side by side, its columns would wrap."""
 
     def run(name, ap, difference):
         values = {"AP": ap, "AP50": 0.8, "AP75": 0.3}
@@ -446,7 +446,7 @@ def test_many_runs_are_lines_by_falling_ap():
 
 
 def test_classes_out_of_the_order_of_their_ids_are_tallied_as_what_they_are() -> None:
-    """data.classes=[b, a], ids 9 and 3: b has one of two boxes found (51 of 101 levels), a its only one."""
+    """data.classes=[b, a], ids 9 and 3: one of b's two boxes is found (51 of 101 levels), a's only one is."""
     box, other = [0, 0, 10, 10], [50, 50, 60, 60]
     gt = [(0, 0, box, False), (1, 0, box, False), (0, 1, other, False)]
     records, found = voc_case(gt, [(0, 0, box, 0.9), (0, 1, other, 0.8)], 2, 2)

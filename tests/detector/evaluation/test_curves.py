@@ -10,7 +10,7 @@ from detector.evaluation.curves import curves
 
 
 def test_a_case_by_hand(tmp_path: Path) -> None:
-    """Two gt boxes and a crowd; found are one of them, nothing, the crowd, and the first one again."""
+    """Two gt boxes and a crowd; detections on the first box, on nothing, on the crowd, on the first again."""
     boxes = [[0, 0, 10, 10], [50, 50, 10, 10], [100, 100, 40, 40]]
     annotations = [
         {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 100, "iscrowd": int(i == 3)}
@@ -23,7 +23,7 @@ def test_a_case_by_hand(tmp_path: Path) -> None:
     (tmp_path / "gt.json").write_text(json.dumps(content))
     (tmp_path / "found.json").write_text(json.dumps(found))
     result = evaluate_files(tmp_path / "found.json", tmp_path / "gt.json")
-    (cat,) = curves(result, np.array([0.0, 0.3, 0.31, 0.6, 0.9, 0.91]))  # nothing to say of the yeti
+    (cat,) = curves(result, np.array([0.0, 0.3, 0.31, 0.6, 0.9, 0.91]))  # there is no curve for the yeti
     assert (cat.name, cat.gt_boxes) == ("cat", 2)
     assert cat.right.tolist() == [1, 1, 1, 1, 1, 0]
     assert cat.wrong.tolist() == [2, 2, 1, 1, 0, 0]
@@ -32,7 +32,7 @@ def test_a_case_by_hand(tmp_path: Path) -> None:
 
 
 def test_of_many_classes_those_with_most_gt_boxes_are_shown(tmp_path: Path) -> None:
-    """In their order; classes without gt boxes are none of them."""
+    """In the order of the classes; classes without gt boxes are left out."""
     of_class = {1: 2, 2: 0, 3: 5, 4: 1, 5: 3}
     annotations = [
         {

@@ -1,4 +1,4 @@
-"""The error analysis: every kind by hand, AP50 against pycocotools, nothing counted twice or not at all."""
+"""The error analysis: every kind by hand, AP50 against pycocotools, everything counted exactly once."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ def boxes(gt: list[Placed], found: list[Scored], crowd: int = 0) -> tuple[GtBoxe
 
 
 def counts(result: ErrorBreakdown) -> dict[str, int]:
-    """The kinds that occur."""
+    """The kinds that occur, with their counts."""
     return {name: one.count for name, one in result.costs().items() if one.count}
 
 
@@ -53,24 +53,24 @@ def counts(result: ErrorBreakdown) -> dict[str, int]:
         # Right, duplicate, right: precision 1 to recall 1/2, 2/3 from there on.
         ("duplicate", [(0, A), (0, B)], [(0, A, 0.95), (0, A, 0.9), (0, B, 0.8)],
          {"duplicate": 1, "false_positives": 1}, (51 + 50 * 2 / 3) / 101, 1.0),
-        # With the right box it finds B: both are found, B is not missed.
+        # With its box corrected it finds B: both are found, so B is not missed.
         ("localisation", [(0, A), (0, B)], [(0, NEAR_B, 0.95), (0, A, 0.9)],
          {"localisation": 1, "false_positives": 1, "false_negatives": 1}, HALF / 2, 1.0),
-        # Of two for B the better one is mended, the other removed: right, right.
+        # Of the two near B the better one is corrected, the other removed: right, right.
         ("localisation", [(0, A), (0, B)], [(0, NEAR_B, 0.95), (0, NEAR_B, 0.94), (0, A, 0.9)],
          {"localisation": 2, "false_positives": 2, "false_negatives": 1}, HALF / 3, 1.0),
-        # A has its detection: nothing to be mended, removed.
+        # A has its detection: there is nothing to correct, so this one is removed.
         ("localisation", [(0, A), (0, B)], [(0, NEAR_A, 0.95), (0, A, 0.9)],
          {"localisation": 1, "missed": 1, "false_positives": 1, "false_negatives": 1}, HALF / 2, HALF),
-        # Leaves class 1, whose right one comes first then, and finds B in class 0.
+        # It leaves class 1, whose right detection then comes first, and finds B in class 0.
         ("classification", [(0, A), (0, B), (1, FAR)], [(1, B, 0.95), (0, A, 0.9), (1, FAR, 0.9)],
          {"classification": 1, "false_positives": 1, "false_negatives": 1}, (HALF + 0.5) / 2, 1.0),
-        # B has its own: the one of class 1 is removed.
+        # B has its own detection: that of class 1 is removed.
         ("classification", [(0, A), (0, B), (1, FAR)], [(1, B, 0.95), (0, B, 0.9), (1, FAR, 0.9)],
          {"classification": 1, "missed": 1, "false_positives": 1, "false_negatives": 1},
          (HALF + 0.5) / 2, (HALF + 1) / 2),
-        # The better of the two that B could have is badly placed: making the class of the other right
-        # would make it a second one on B.
+        # The better of the two candidates for B is badly placed: correcting the class of the other
+        # would make it a second detection on B.
         ("classification", [(0, A), (0, B), (1, FAR)],
          [(0, NEAR_B, 0.99), (1, B, 0.95), (0, A, 0.9), (1, FAR, 0.9)],
          {"classification": 1, "localisation": 1, "false_positives": 2, "false_negatives": 1},
@@ -80,10 +80,10 @@ def counts(result: ErrorBreakdown) -> dict[str, int]:
          {"both": 1, "missed": 1, "false_positives": 1, "false_negatives": 1},
          (HALF + 0.5) / 2, (HALF + 1) / 2),
         ("missed", [(0, A), (0, B)], [(0, A, 0.9)], {"missed": 1, "false_negatives": 1}, HALF, 1.0),
-        # Every right one above every wrong one: precision 1 to recall 1/2, B stays unfound.
+        # Every right detection is above every wrong one: precision 1 to recall 1/2, B stays unfound.
         ("false_positives", [(0, A), (0, B)], [(0, NEAR_B, 0.95), (0, FAR, 0.94), (0, A, 0.9)],
          {"localisation": 1, "background": 1, "false_positives": 2, "false_negatives": 1}, HALF / 3, HALF),
-        # B is not counted, though a detection is near to it: rank 2 of 2 finds the only one left.
+        # B is not counted, although a detection is near it: rank 2 of 2 finds the only one left.
         ("false_negatives", [(0, A), (0, B)], [(0, NEAR_B, 0.95), (0, A, 0.9)],
          {"localisation": 1, "false_positives": 1, "false_negatives": 1}, HALF / 2, 0.5),
     ],
@@ -122,19 +122,19 @@ def test_kinds_at_exactly_their_bounds(found: list[Scored], kinds: list[Kind]) -
 
 
 def test_of_gt_boxes_with_equal_iou_the_last_is_taken() -> None:
-    """pycocotools' evaluateImg goes on from an equal IoU (`if ious < iou: continue`)."""
+    """pycocotools' evaluateImg also moves on to a gt box of equal IoU (`if ious < iou: continue`)."""
     assert match(*boxes([(0, A), (0, A)], [(0, A, 0.9)])).gt.tolist() == [1]
 
 
 def test_ignored_gt_takes_no_part() -> None:
-    """On a crowd of its class a detection is nothing; one of another class there is on background."""
+    """A detection on a crowd of its class is ignored; one of another class there is on background."""
     case = boxes([(0, A), (0, FAR)], [(0, A, 0.9), (0, FAR, 0.8), (1, FAR, 0.7)], crowd=1)
     assert counts(breakdown(*case)) == {"background": 1, "false_positives": 1}
     assert match(*case).kinds.tolist() == [Kind.CORRECT, Kind.IGNORED, Kind.BACKGROUND]
 
 
 def test_each_image_has_a_hundred_detections_of_a_class_by_itself() -> None:
-    """The last class of one image is the first of the next."""
+    """The last class of one image is also the first of the next."""
     found = FoundBoxes(
         np.tile([0.0, 0, 10, 10], (220, 1)),
         np.zeros(220, np.int64),
@@ -162,7 +162,7 @@ def random_case(seed: int) -> tuple[GtBoxes, FoundBoxes]:
     images = np.array([9, 2, 300, 41, 5])
     gt_images, labels = rng.choice(images[:4], 60), rng.integers(0, 3, 60)
     xywh = np.concatenate([rng.uniform(0, 150, (60, 2)), np.exp(rng.uniform(2, 4.5, (60, 2)))], axis=1)
-    xywh[:5, 0] += 1000  # nothing will be near
+    xywh[:5, 0] += 1000  # no detection will be near
     gt = GtBoxes(xywh, labels, (rng.random(60) < 0.15) & (np.arange(60) > 0), gt_images)
     source = rng.integers(5, 60, 900)
     jitter = rng.normal(0, 0.15, (900, 4)) * np.tile(xywh[source, 2:], 2)
@@ -214,7 +214,7 @@ def test_ap50_before_any_fix_is_that_of_pycocotools(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_everything_is_accounted_for_once(seed: int) -> None:
-    """A false detection has one kind; an unfound gt box is missed, or the aim of a detection to be mended."""
+    """A false detection has one kind; an unfound gt box is missed or the target of a detection to correct."""
     gt, found = random_case(seed)
     matching = match(gt, found)
     result = error_breakdown(gt, found, matching)

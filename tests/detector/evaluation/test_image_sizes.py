@@ -1,4 +1,4 @@
-"""What is said of the sizes of images that a checkpoint is used on."""
+"""The warning about images of other sizes than those that a checkpoint was trained on."""
 
 import logging
 from typing import Any

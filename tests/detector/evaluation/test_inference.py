@@ -1,4 +1,4 @@
-"""A model made ready for inference against the model itself."""
+"""A model prepared for inference against the original model."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_a_model_made_ready_gives_the_same_bits(words: tuple[str, ...], amp: tor
     torch.manual_seed(0)
     config = tiny_config(Path(), Path(), "model.frozen_stages=0", *words)
     model = build_model(config.model, 3, pretrained=False).to(memory_format=torch.channels_last).train()
-    for statistic in running_statistics(model):  # as after a training
+    for statistic in running_statistics(model):  # as after training
         if statistic.is_floating_point():
             statistic.add_(torch.rand_like(statistic), alpha=0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -43,6 +43,6 @@ def test_a_model_made_ready_gives_the_same_bits(words: tuple[str, ...], amp: tor
     for one, other in ((mine.logits, its.logits), (mine.deltas, its.deltas)):
         assert torch.equal(one, other)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    if amp is not None:  # nothing is left to be cast but P6 and P7, which are not
+    if amp is not None:  # all convolutions are cast in advance except P6 and P7
         convolutions = [m for m in ready.modules() if isinstance(m, nn.Conv2d)]
         assert sum(m.weight.dtype == torch.float32 for m in convolutions) == 2

@@ -1,4 +1,4 @@
-"""A checkpoint calibrated anew gives what the evaluation that it comes from gave."""
+"""A recalibrated checkpoint gives the results of the evaluation that produced it."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.runs import assert_refused, call
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """run, trained with hard NMS, and its set."""
+    """A folder with `run`, trained with hard NMS, and its set."""
     folder = tmp_path_factory.mktemp("recalibration")
     small_coco(folder / "set", 6)
     (folder / "mine.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 1}\n")
@@ -36,7 +36,7 @@ def test_scores_and_thresholds_are_those_of_the_new_settings(place: Path, caplog
     outcome = call(evaluate.main, *words, cwd=place)
     assert outcome.code == 0, outcome.err
     outcome = call(evaluate.main, "soft.pt", "--output", "again.json", cwd=place)
-    assert (outcome.code, caplog.text) == (0, "")  # nothing is calibrated for other settings
+    assert (outcome.code, caplog.text) == (0, "")  # no warning of a calibration for other settings
     made, again = (json.loads((place / f"{name}.json").read_text()) for name in ("made", "again"))
     assert made == again
     assert call(evaluate.main, "run", "eval.nms=soft", "--output", "off.json", cwd=place).code == 0
@@ -56,7 +56,7 @@ def test_scores_and_thresholds_are_those_of_the_new_settings(place: Path, caplog
     thresholds = open_checkpoint(place / "soft.pt", []).thresholds
     assert all(t == told[n] or told[n] == -1 for n, t in zip(("cat", "dog"), thresholds, strict=True))
     smaller = "data.transforms.eval=[{ResizeWithin: {long: 48}}]"
-    assert call(evaluate.main, *words[:-2], smaller, cwd=place).code == 0  # in its place
+    assert call(evaluate.main, *words[:-2], smaller, cwd=place).code == 0  # replaces soft.pt
     resized = open_checkpoint(place / "soft.pt", []).config.data.transforms.eval
     assert resized == [{"ResizeWithin": {"long": 48}}]
 
@@ -92,7 +92,7 @@ def test_what_would_be_lost_or_has_nothing_to_go_by_is_refused(place: Path) -> N
 
 
 def test_a_calibration_that_is_older_than_the_weights_is_told(place: Path, caplog) -> None:
-    """Between two evaluations last.pt has newer weights; best.pt never has."""
+    """Between two evaluations the weights in last.pt are newer than its calibration; in best.pt never."""
     last = place / "run" / "checkpoints" / "last.pt"
     save_checkpoint(last, load_checkpoint(last) | {"step": 5})
     assert call(evaluate.main, "run", cwd=place).code == 0

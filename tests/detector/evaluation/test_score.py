@@ -1,4 +1,4 @@
-"""From a network to scores: pixels of the file, the settings of evaluation, and what detections are worth."""
+"""From a network to scores: pixels of the file, the settings of evaluation, metrics and calibration."""
 
 import math
 import sys
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Says(nn.Module):
-    """A network of one class that says the same of every image."""
+    """A network of one class that gives the same output for every image."""
 
     def __init__(self, anchors: list[list[float]], logits: list[float], dy: list[float]) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class Says(nn.Module):
 
 
 def empty(size: tuple[int, int], original: tuple[int, int]) -> Batch:
-    """One image without boxes, as the network sees it; height and width."""
+    """A batch of one image without boxes; height and width as the network sees it, and of the file."""
     nothing = np.zeros(0, np.int64)
     boxes, ignore = np.zeros((0, 4), np.float32), np.zeros(0, bool)
     return collate([Sample(0, 0, np.zeros((*size, 3), np.uint8), original, boxes, nothing, ignore)])
 
 
 def test_boxes_are_in_pixels_of_the_file() -> None:
-    """Half as wide and a third as high for the network: x doubles, y trebles."""
+    """The network sees half the width and a third of the height: x doubles, y triples."""
     model = Says([[8.0, 4, 24, 12], [0, 0, 4, 16]], [1.0, 0.0], [0.0, 0.0])
     (found,) = predict(Config(), model, [empty((16, 32), (48, 64))], CPU)  # type: ignore[arg-type]
     assert found.boxes.tolist() == [[16, 12, 48, 36], [0, 0, 8, 48]]
@@ -66,7 +66,7 @@ def test_a_network_that_gives_nan_is_one_line(logit: float, dy: float, words: tu
 
 @pytest.mark.parametrize("words", [(), ("eval.nms=soft",)])
 def test_a_logit_of_minus_infinity_is_no_detection_and_no_fault(words: tuple[str, ...]) -> None:
-    """As fp16 may give it."""
+    """fp16 may give such logits."""
     model = Says([[8.0, 4, 24, 12], [0, 0, 4, 16]], [-math.inf, 0.0], [0.0, 0.0])
     config = tiny_config(Path(), Path(), *words)
     (found,) = predict(config, model, [empty((16, 32), (16, 32))], CPU)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def test_a_logit_of_minus_infinity_is_no_detection_and_no_fault(words: tuple[str
 
 
 def test_the_best_of_each_image_comes_first_and_the_images_stay_in_their_order() -> None:
-    """Which need not be that of their rows; equal scores stay as they stand."""
+    """The images need not be in the order of their rows; equal scores keep their order."""
     rows = np.array([5, 5, 2, 2, 2, 7])
     scores = np.array([0.1, 0.9, 0.5, 0.7, 0.5, 0.8])
     boxes = np.arange(6.0)[:, None] + np.zeros(4)
@@ -109,7 +109,7 @@ def test_every_setting_of_evaluation_reaches_the_detections(
 
 
 def two_of_a_class(root: Path, *words: str) -> tuple[Config, DetectionSet, Predictions]:
-    """Two cats, and three detections of one score: the first is right, the others lie elsewhere."""
+    """Two cats, and three detections of equal score: the first is right, the others lie elsewhere."""
     boxes = ((2, 3, 22, 23), (30, 10, 60, 40))
     xml = voc_xml([("cat", box, 0) for box in boxes])
     write_voc(root, {"0": xml}, {"train": ["0"], "val": ["0"]})
@@ -121,7 +121,7 @@ def two_of_a_class(root: Path, *words: str) -> tuple[Config, DetectionSet, Predi
 
 
 def test_the_cache_is_written_by_the_main_process_first(tmp_path: Path) -> None:
-    """On a disk without locks the others would take away what it is writing."""
+    """On a disk without locks, the other processes would remove what it is writing."""
     made: list[Any] = []
 
     class InTurns(Processes):
@@ -139,8 +139,8 @@ def test_the_cache_is_written_by_the_main_process_first(tmp_path: Path) -> None:
 def test_scores_of_a_voc_set_by_hand(tmp_path: Path, calibrate: bool) -> None:
     """Precision 1 up to a recall of 1/2: half the area, 6 of 11 points. One detection of three is right.
 
-    The map fitted to so few is one knot: 1.5 of 4, with half a success and half a failure added. Beside a
-    single image there is nothing to fit one to: no error of other images is told.
+    The map fitted to so few is one knot: 1.5 of 4, with half a success and half a failure added. With a
+    single image there are no others to fit a map to, so no error on other images is given.
     """
     config, records, predictions = two_of_a_class(tmp_path, f"eval.calibrate={str(calibrate).lower()}")
     validation = Validation(config, records, CPU, Processes())
@@ -156,7 +156,7 @@ def test_scores_of_a_voc_set_by_hand(tmp_path: Path, calibrate: bool) -> None:
 
 
 def test_pictures_of_an_evaluation_are_not_augmented(tmp_path: Path) -> None:
-    """And fewer than are shown of a large set, where there are no more."""
+    """And there are fewer of them than usual if the set has fewer images."""
     shown = []
     for words in (
         "data.transforms.train=[]",
@@ -172,7 +172,7 @@ def test_pictures_of_an_evaluation_are_not_augmented(tmp_path: Path) -> None:
 def test_a_middling_batch_is_timed_after_the_largest_and_all_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven images in batches of three: of the sizes 1, 3 and 3."""
+    """Seven images in batches of three: batches of 1, 3 and 3."""
     seen: list[int] = []
 
     def look(config: Config, model: Any, batches: list[Batch], device: torch.device) -> list[Predictions]:

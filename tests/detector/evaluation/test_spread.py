@@ -19,7 +19,7 @@ from tests.runs import assert_one_line, call, tiny_config
 
 
 def test_of_results_files(tmp_path: Path) -> None:
-    """Oracle: NumPy, of what each file gives alone; a class without gt boxes has no number."""
+    """Oracle: NumPy on what each file gives alone; a class without gt boxes has no value."""
     content, results = random_case(0)
     content["categories"].append({"id": 99, "name": "yeti"})
     (tmp_path / "gt.json").write_text(json.dumps(content))
@@ -43,13 +43,13 @@ def test_of_results_files(tmp_path: Path) -> None:
     lines = outcome.out.splitlines()
     (row,) = [line.split() for line in lines if line.startswith("AP car")]
     assert row[2:] == [f"{value:.3f}" for value in (*cars, np.mean(cars), np.std(cars, ddof=1))]
-    assert "yeti" not in outcome.out  # which has no gt boxes
-    # A second time, into the same file, which is known as its own.
+    assert "yeti" not in outcome.out  # the yeti has no gt boxes
+    # Again into the same file, which is recognised as an earlier output.
     assert call(door.main, *words, cwd=tmp_path).code == 0
 
 
 def test_runs_are_each_scored_on_the_images_of_their_own(tmp_path: Path) -> None:
-    """Two folds, whose values are those of each run by itself."""
+    """Two folds: the values are those of each run evaluated alone."""
     root = small_coco(tmp_path / "set")
     shutil.copy(root / "annotations/val.json", root / "annotations/other.json")
     content = json.loads((root / "annotations/other.json").read_text())

@@ -1,4 +1,4 @@
-"""evaluate.py --threshold: what a detector gives at scores that are not fitted to the images at hand."""
+"""evaluate.py --threshold: what a detector gives at thresholds that are not fitted to the images at hand."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tests.runs import assert_one_line, call, tiny_config
 
 
 def test_hand_computed(tmp_path: Path) -> None:
-    """Two objects and one that is found twice: at 0.5 one is right and one wrong."""
+    """Two objects, one of them found twice: at 0.5 one detection is right and one wrong."""
     content = coco_dict([[[4.0, 5.0, 20.0, 18.0], [30.0, 10.0, 24.0, 20.0]]])
     content["categories"] = [{"id": 7, "name": "cat"}]
     for annotation in content["annotations"]:
@@ -89,7 +89,7 @@ def test_the_report_counts_at_the_chosen_ones(tmp_path: Path) -> None:
 
 def test_of_a_checkpoint_they_are_those_of_validation_but_on_validation_itself(tmp_path: Path) -> None:
     root = small_coco(tmp_path / "set")
-    content = json.loads((root / "annotations/val.json").read_text())  # as those of training: one less
+    content = json.loads((root / "annotations/val.json").read_text())  # the images of training, but one less
     gone = content["images"].pop()["id"]
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] != gone]
     (root / "annotations/val.json").write_text(json.dumps(content))
@@ -107,7 +107,7 @@ def test_of_a_checkpoint_they_are_those_of_validation_but_on_validation_itself(t
         usual = {name: 0.5 if value < 0 else pytest.approx(value) for name, value in best.items()}
         assert at == (dict.fromkeys(best, 0.25) if words == given else usual)
         assert f"at the thresholds {'given' if words == given else 'of the checkpoint'}:" in outcome.out
-    # Fitted anew on other images, they are said on those of validation.
+    # Thresholds refitted on other images are reported on those of validation.
     words = ("--split", "train", "--recalibrate", "new.pt", "--output", "out.json")
     assert call(door.main, "run", *words, cwd=tmp_path).code == 0
     assert "at_thresholds" not in json.loads((tmp_path / "out.json").read_text())
@@ -117,7 +117,7 @@ def test_of_a_checkpoint_they_are_those_of_validation_but_on_validation_itself(t
 
 
 def test_what_is_not_named_keeps_what_it_had(tmp_path: Path) -> None:
-    """A class without gt boxes too: the highest threshold of the others, as in the report."""
+    """A class without gt boxes, too, which has the highest threshold of the others, as in the report."""
     content, results = random_case(0)
     content["categories"].append({"id": 99, "name": "yeti"})
     results.append({**results[0], "category_id": 99})

@@ -1,4 +1,4 @@
-"""Large images in tiles: what is found in all of them, against what there is."""
+"""Large images in tiles: what is found in all tiles together against what is in the image."""
 
 import itertools
 import logging
@@ -25,9 +25,9 @@ TILING = Tiling(side=96, overlap=32, batch_size=3, iou_threshold=0.5, most=5000)
 
 
 def as_seen(tile: Tensor) -> Detections:
-    """A detector that sees all: pixel values are objects, one of each value, found where they are visible.
+    """A detector that sees everything: each pixel value is one object, found where it is visible.
 
-    What is visible of an object scores the higher the less of it there is: the worst that can be.
+    The smaller the visible part of an object, the higher its score: the worst possible case.
     """
     boxes, scores, labels = [], [], []
     for value in tile.unique().tolist():
@@ -43,7 +43,7 @@ def as_seen(tile: Tensor) -> Detections:
 
 
 def painted(height: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """An image [H, W] with rectangles of at most 32 px beside each other, and their boxes in order."""
+    """An image [H, W] with separate rectangles of at most 32 px, and their boxes in order."""
     generator = torch.Generator().manual_seed(seed)
     image, boxes = torch.zeros(height, width, dtype=torch.uint8), []
     for top, left in itertools.product(range(0, height, 34), range(0, width, 34)):
@@ -93,7 +93,7 @@ def test_tiles_cover_every_pixel_and_overlap_enough(side: int, overlap: int) -> 
         assert len(starts) == len(tiling.corners(extent, 1))
         assert starts[0] == 0 and starts[-1] == max(extent - side, 0)
         assert all(one + side - other >= overlap for one, other in itertools.pairwise(starts))
-        # One fewer could not: so many tiles reach no further than this.
+        # One tile fewer would not do: together they reach no further than this.
         fewer = len(starts) - 1
         assert fewer == 0 or fewer * side - (fewer - 1) * overlap < extent
 
@@ -106,16 +106,16 @@ def detections(*rows: tuple[list[float], float, int]) -> Detections:
 def test_whole_boxes_before_parts_and_classes_apart() -> None:
     # Tiles of 96 px at 0 and 64 in a row of 160 px: they share the columns from 64 to 96.
     left = detections(
-        ([10, 10, 30, 30], 0.9, 0),  # in the left tile alone
-        ([70, 10, 96, 30], 0.8, 0),  # a part of an object, ends with the tile
-        ([66, 50, 90, 80], 0.5, 1),  # seen by both, here worse
+        ([10, 10, 30, 30], 0.9, 0),  # only in the left tile
+        ([70, 10, 96, 30], 0.8, 0),  # part of an object, cut off at the edge of the tile
+        ([66, 50, 90, 80], 0.5, 1),  # seen in both tiles, with the lower score here
         ([60, 60, 96, 80], 0.4, 0),  # left part of something larger than the overlap
     )
     right = detections(
-        ([6, 10, 36, 30], 0.3, 0),  # the object whose part the left tile saw, whole: 70 to 100
+        ([6, 10, 36, 30], 0.3, 0),  # all of the object that the left tile saw in part: 70 to 100
         ([6, 10, 36, 30], 0.2, 1),  # the same place, another class
         ([2, 51, 26, 80], 0.6, 1),
-        ([0, 60, 66, 80], 0.1, 0),  # right part of the larger one, begins with the tile
+        ([0, 60, 66, 80], 0.1, 0),  # right part of the larger one, starts at the edge of the tile
     )
     joined = TILING.joined([((0, 0), left), ((0, 64), right)], 96, 160)
     assert list(zip(joined.boxes.tolist(), joined.scores.tolist(), joined.labels.tolist(), strict=True)) == [
@@ -131,7 +131,7 @@ def test_whole_boxes_before_parts_and_classes_apart() -> None:
 
 
 def test_an_object_cut_by_both_tiles_is_no_less_than_noise() -> None:
-    """Nearly as large as the overlap, and in its middle."""
+    """It is nearly as large as the overlap and lies in its middle."""
     tiling = Tiling(side=640, overlap=128, batch_size=8, iou_threshold=0.5, most=100)
     left = detections(([514, 100, 638, 224], 0.95, 0), ([520, 130, 600, 250], 0.001, 0))
     right = detections(([2, 100, 126, 224], 0.9, 0), ([8, 130, 88, 250], 0.002, 0))
@@ -140,7 +140,7 @@ def test_an_object_cut_by_both_tiles_is_no_less_than_noise() -> None:
 
 
 def test_joined_as_a_double_loop_has_it() -> None:
-    """Greedily by the definition, on many boxes of few classes at random."""
+    """Oracle: the greedy definition, on many random boxes of few classes."""
     generator = torch.Generator().manual_seed(5)
     corners = TILING.corners(230, 300)
     parts = []
@@ -180,7 +180,7 @@ def test_joined_as_a_double_loop_has_it() -> None:
 
 
 def batch_of(*images: Tensor) -> Batch:
-    """uint8 [H, W, 3] each."""
+    """Images are uint8 [H, W, 3]."""
     return collate(
         [Sample.without_boxes(i, x.numpy(), (x.shape[0], x.shape[1])) for i, x in enumerate(images)]
     )
@@ -199,7 +199,7 @@ def test_a_network_finds_in_tiles_what_it_finds_in_pieces() -> None:
     model = for_inference(build_model(whole.model, 2, pretrained=False).eval(), None)
     large = torch.randint(256, (80, 100, 3), dtype=torch.uint8)
     small = torch.randint(256, (64, 50, 3), dtype=torch.uint8)
-    # An image that fits is looked at as a whole.
+    # An image that fits into a tile is not cut.
     for column in ("boxes", "scores", "labels"):
         one, other = (getattr(found_by(config, model, small), column) for config in (whole, tiled))
         assert len(one) and (one == other).all()
@@ -236,7 +236,7 @@ def test_tiles_that_do_not_suit_a_set_are_said(tmp_path: Path, caplog: pytest.Lo
 
     assert said() == []
     assert said("eval.tile=96", "eval.tile_overlap=95", "data.transforms.eval=[]") == []
-    # Not higher than the tile: nothing is cut that way.
+    # The images are no higher than a tile: nothing is cut vertically.
     assert said("eval.tile=96", "eval.tile_overlap=92", "data.transforms.eval=[]") == []
     (line,) = said("eval.tile=96", "eval.tile_overlap=32", "data.transforms.eval=[]")
     assert line.startswith(
@@ -269,7 +269,7 @@ def test_tiles_that_cannot_be_cut_are_refused(words: list[str], message: str) ->
 
 
 def test_a_tile_of_a_smaller_image_has_the_size_of_the_image() -> None:
-    """In a batch with a large one: padding is no picture there either."""
+    """In a batch with a larger image: the padding is not part of the image."""
     seen = []
 
     def detect(tiles, sizes):

@@ -1,4 +1,4 @@
-"""VOC's average precision: a case worked out by hand, and a loop after the devkit's rules."""
+"""VOC's average precision: a case worked out by hand, and a loop that follows the devkit's rules."""
 
 from itertools import pairwise
 from typing import Any
@@ -42,7 +42,7 @@ def make(gt: list[Gt], found: list[Found], images: int, classes: int) -> tuple[D
 
 
 def by_loops(gt: list[Gt], found: list[Found], classes: int) -> tuple[float, float]:
-    """Mean AP of VOC2007 and of VOC2010 on, after the devkit's VOCevaldet.m."""
+    """Mean AP by the rules of VOC2007 and by those since VOC2010, after the devkit's VOCevaldet.m."""
     per_class = []
     for label in range(classes):
         mine = [k for k, item in enumerate(gt) if item[1] == label]
@@ -91,7 +91,7 @@ def test_hand_case() -> None:
 
 
 def test_precision_before_a_later_peak_is_lifted_to_it() -> None:
-    """Wrong, right, right of 2: the envelope is 2/3 everywhere."""
+    """Wrong, right, right with 2 gt boxes: the envelope is 2/3 everywhere."""
     judged = np.array([False, True, True])
     assert average_precision(judged, ~judged, 2) == pytest.approx((2 / 3, 2 / 3))
 
@@ -121,7 +121,7 @@ def test_random_sets_score_as_the_devkit_rules_say(seed: int) -> None:
 
 
 def test_difficult_boxes_are_neither_wanted_nor_punished() -> None:
-    """A difficult box more, found three times over at the top of the list, changes nothing."""
+    """An additional difficult box, found three times at the top of the list, changes nothing."""
     plain = evaluate_voc(*make(HAND_GT, HAND_FOUND, images=2, classes=1))
     hard: list[Gt] = [(1, 0, A, True)]
     again: list[Found] = [(1, 0, A, score) for score in (0.99, 0.98, 0.97)]

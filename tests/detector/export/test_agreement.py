@@ -19,7 +19,7 @@ def found(*rows: tuple[tuple[float, ...], float, int]) -> Found:
 
 
 def verdict(one: Found, other: Found, limit: int = 100) -> tuple[int, int]:
-    """Detections in one of the two only: by rounding, and unexplained; the same either way."""
+    """Numbers of detections in only one of the two: due to rounding, and unexplained; the same both ways."""
     settings = EvalConfig(nms_threshold=0.5, detections_per_img=limit)
     there, back = (compare(*pair, 320, settings) for pair in ((one, other), (other, one)))
     assert (there.by_rounding, there.unexplained) == (back.by_rounding, back.unexplained)
@@ -49,12 +49,12 @@ def test_another_detection_is_a_difference(other: Found) -> None:
 
 
 def test_what_a_limit_cuts_off_is_the_lowest_of_its_class() -> None:
-    """The limit goes by scores before calibration: two that tie there may be far apart after it."""
+    """The limit applies to scores before calibration: two that tie there may differ widely after it."""
     common = [((20.0 * i, 0.0, 20.0 * i + 9, 9.0), 0.9 - i / 20, 0) for i in range(9)]
     one, other = found(*common, (B, 0.7, 1)), found(*common, (C, 0.8, 2))
     assert verdict(one, other, limit=10) == (2, 0)
     assert verdict(one, other, limit=11) == (0, 2)  # neither was cut
-    # The best of a class is not what a limit cuts off while it leaves others.
+    # A limit does not cut off the best of a class while it keeps others of it.
     assert verdict(found(*common, (B, 0.7, 1)), found(*common[1:], (B, 0.7, 1), (C, 0.8, 2)), limit=10) == (
         1,
         1,
@@ -81,14 +81,14 @@ def test_one_too_many_is_a_difference() -> None:
 
 def test_what_nms_decides_by_rounding_is_none() -> None:
     assert verdict(found((A, 0.9, 0), (HALF, 0.5, 0)), found((A, 0.9, 0))) == (1, 0)
-    # Not so between two classes, nor for the better of the two.
+    # This is not so between two classes, nor for the better of the two.
     assert verdict(found((A, 0.9, 0), (HALF, 0.5, 1)), found((A, 0.9, 0))) == (0, 1)
     assert verdict(found((A, 0.4, 0), (HALF, 0.5, 0)), found((A, 0.4, 0))) == (0, 1)
 
 
 @pytest.mark.parametrize("height", [19.0, 21.0])
 def test_nms_decides_nothing_by_rounding_far_from_its_threshold(height: float) -> None:
-    """IoU 10/19 and 10/21."""
+    """The IoU is 10/19 or 10/21."""
     other = (0.0, 0.0, 10.0, height)
     assert verdict(found((A, 0.9, 0), (other, 0.5, 0)), found((A, 0.9, 0))) == (0, 1)
 
@@ -100,7 +100,7 @@ def test_a_sliver_at_the_border_may_be_no_box() -> None:
 
 
 def test_what_follows_from_it_is_none_either() -> None:
-    """The box that was kept drops the next, which overlaps it but not the first."""
+    """The box that only one of them keeps suppresses the next, which overlaps it but not the first."""
     lower = (0.0, 6.0, 10.0, 24.0)  # IoU 14 / 24 with HALF, 4 / 24 with A
     one, other = found((A, 0.9, 0), (HALF, 0.5, 0)), found((A, 0.9, 0), (lower, 0.4, 0))
     assert verdict(one, other) == (2, 0)

@@ -10,8 +10,8 @@ LOGITS = np.float32([-900, -100, -4, -2.5, -1.001, -1, -0.999, 0, 1.5, 2, 2.001,
 
 
 def test_calibrated_scores_are_those_of_the_calibration() -> None:
-    """The oracle is `Calibration`, below, at, between and above its knots, two of which nearly coincide; of
-    each class, by itself and all together; a single knot is a map too.
+    """Oracle: `Calibration`, below, at, between and above its knots, two of which nearly coincide, for each
+    class alone and for all together; a map may have a single knot.
     """
     several = ScoreMap((-2.5, -1.0, -1.0 + 1e-9, 2.0), (0.02, 0.3, 0.4, 0.9))
     calibration = Calibration((several, ScoreMap((0.5,), (0.25,)), ScoreMap((-1.0, 3.0), (0.1, 0.2))))

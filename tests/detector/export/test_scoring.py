@@ -1,4 +1,4 @@
-"""evaluate.py --exported: what a file finds is scored as what its checkpoint finds, or refused in a line."""
+"""evaluate.py --exported: an exported file scores as its checkpoint does, or is refused in one line."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ PLAIN = ("train.amp=off", "train.device=cpu")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its file, a raw one, and a run of other classes."""
+    """A run, its exported file, a raw one, and a run with other classes."""
     folder = tmp_path_factory.mktemp("scoring")
     coco_of_sizes(folder / "set", SIZES)
     (folder / "tiny.yaml").write_text(
@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(place: Path, name: str, *words: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Detections, those of an image and a class together, and metrics."""
+    """Detections, sorted by image and class, and metrics."""
     files = ("--results", f"{name}.json", "--output", f"{name}.metrics.json")
     done = call(evaluate.main, "run", *files, *words, cwd=place)
     assert done.code == 0, done.err
@@ -60,7 +60,7 @@ def test_a_file_scores_what_its_checkpoint_scores(place: Path, words: tuple[str,
     one, metrics = found(place, "plain", *PLAIN, *words)
     other, its_metrics = found(place, "exported", "--exported", "model.torchscript", *words)
     assert len(one) == len(other) > 50
-    for expected in one:  # in whatever order: rounding decides between equal scores
+    for expected in one:  # in any order: rounding decides between equal scores
         other.remove(next(given for given in other if alike(given, expected)))
     assert its_metrics["AR100"] == pytest.approx(metrics["AR100"], abs=1e-9)
     assert its_metrics["AP"] == pytest.approx(metrics["AP"], abs=1e-6)
@@ -68,7 +68,7 @@ def test_a_file_scores_what_its_checkpoint_scores(place: Path, words: tuple[str,
 
 
 def test_tiles_are_joined_by_the_limits_of_the_file(place: Path) -> None:
-    """It gives fewer detections than its checkpoint does."""
+    """The file gives fewer detections than its checkpoint."""
     words = ("run", "eval.detections_per_img=20", "--output", "few.torchscript")
     assert call(export.main, *words, cwd=place).code == 0
     tiles = ("eval.tile=64", "eval.tile_overlap=32")
@@ -76,14 +76,14 @@ def test_tiles_are_joined_by_the_limits_of_the_file(place: Path) -> None:
     given, _ = found(place, "few", "--exported", "few.torchscript", *tiles)
     more, _ = found(place, "more", "--exported", "model.torchscript", *tiles)
     assert len(given) == len(expected) < len(more)
-    # The best of all tiles are those by raw scores: its own are calibrated, each class otherwise.
+    # The best of all tiles are chosen by raw scores; those of the file are calibrated for each class.
     for one, other in zip(expected, given, strict=True):
         assert one["category_id"] == other["category_id"]
         assert other["score"] == pytest.approx(one["score"], abs=1e-4)
 
 
 def test_a_file_is_judged_at_thresholds_of_its_own(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Raw scores lie where the thresholds for calibrated ones find nothing, or all."""
+    """On raw scores, thresholds for calibrated ones would find nothing, or everything."""
     words = ("run", "eval.calibrate=false", "--output", "uncalibrated.torchscript")
     assert call(export.main, *words, cwd=place).code == 0
     caplog.clear()
@@ -106,7 +106,7 @@ def test_the_report_names_the_file(place: Path) -> None:
 
 
 def test_a_file_that_finds_other_things_scores_otherwise(place: Path) -> None:
-    """It is the file that is scored: one with all boxes outside of the images finds nothing."""
+    """What is scored is the file, not the checkpoint: one with all boxes outside the images finds nothing."""
 
     class Moved(torch.nn.Module):
         def __init__(self, model: torch.jit.ScriptModule) -> None:
@@ -126,7 +126,7 @@ def test_a_file_that_finds_other_things_scores_otherwise(place: Path) -> None:
 
 
 def test_what_a_converter_adds_to_the_metadata_is_passed_over(place: Path) -> None:
-    """onnxruntime's quantisation writes names without a value, and others of their own kind."""
+    """onnxruntime's quantisation adds names of its own, some without a value."""
     if not torch_serves("onnx"):
         pytest.skip(f"PyTorch {torch.__version__} is too old")
     onnx = pytest.importorskip("onnx")

@@ -15,7 +15,7 @@ CLASSES, THRESHOLD = 3, 0.4
 
 
 def candidates(batch: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes that overlap much, a third of them invalid; the last image has none that is valid."""
+    """Boxes that overlap a lot, a third of them invalid; the last image has no valid one."""
     rng = torch.Generator().manual_seed(seed)
     corner = torch.rand(batch, k, 2, generator=rng) * 60
     boxes = torch.cat((corner, corner + 5 + torch.rand(batch, k, 2, generator=rng) * 40), dim=-1)

@@ -1,4 +1,4 @@
-"""The cases of these tests are small; the search that large ones take is what they are to try."""
+"""The cases of these tests are small, but are meant to test the search that is used for large ones."""
 
 from collections.abc import Iterator
 

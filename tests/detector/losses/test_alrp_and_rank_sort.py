@@ -108,7 +108,7 @@ def test_rank_sort_follows_the_definition(case: Case, delta: float, dtype: torch
 @fuzz
 @given(case=cases())
 def test_rank_sort_of_known_positives_is_the_same(case: Case, dtype: torch.dtype) -> None:
-    """As the trainer calls it, to the bit."""
+    """As the trainer calls it; equal to the bit."""
     logits, targets, quality = tensors(case, dtype)
     wide = rank_sort_loss(logits, quality)
     known = rank_sort_loss_of(logits, targets, quality[targets == 1])
@@ -125,7 +125,7 @@ def test_rank_sort_of_known_positives_is_the_same(case: Case, dtype: torch.dtype
 def test_half_precision_is_exact_up_to_the_rounding_of_the_gradient(
     case: Case, delta: float, dtype: torch.dtype
 ) -> None:
-    """The oracle ranks the same rounded logits. Sums of two roundings are left to separate calls."""
+    """The oracle ranks the same rounded logits. Parts are checked alone: their sum would be rounded twice."""
     logits, targets, quality = tensors(case, dtype)
     errors = 1 - quality[targets == 1]
     ranking = alrp_loss(logits, targets, errors, delta).ranking_error
@@ -161,7 +161,7 @@ def test_sorted_positives_have_no_sorting_error_and_reversed_ones_move_together(
     assert right.sorting_error.item() == 0
     logits = torch.tensor([0.0, 9.0], requires_grad=True)
     wrong = rank_sort_loss(logits, torch.tensor([1.0, 0.5]))
-    # Above the best are itself by half and the other whole: (1/2 * 0 + 1 * 1/2) / (3/2) - 0 = 1/3.
+    # Above the best count half of itself and all of the other: (1/2 * 0 + 1 * 1/2) / (3/2) - 0 = 1/3.
     assert wrong.sorting_error.item() == pytest.approx(1 / 6)
     assert torch.autograd.grad(wrong.sorting_error, logits)[0].tolist() == pytest.approx([-1 / 6, 1 / 6])
 
@@ -230,7 +230,7 @@ def test_hard_negative_cross_entropy_follows_the_definition(case: Case, ratio: f
     loss = ce_ohem_loss(logits, targets, ratio)
     expected = oracles.ce_ohem_loss(logits.tolist(), targets.tolist(), ratio)
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    loss.backward()  # also where nothing takes part
+    loss.backward()  # must work even if nothing takes part
 
 
 def test_more_hard_negatives_than_there_are_negatives_are_all_of_them() -> None:
@@ -239,6 +239,6 @@ def test_more_hard_negatives_than_there_are_negatives_are_all_of_them() -> None:
 
 
 def test_without_positives_there_is_a_hard_negative_whatever_the_ratio() -> None:
-    """Of few for each positive as well: images without objects are to teach that they have none."""
+    """Even if the ratio allows few per positive: images without objects must teach that they have none."""
     loss = ce_ohem_loss(torch.tensor([0.0, 2.0]), torch.zeros(2, dtype=torch.int8), 0.1)
     assert loss.item() == pytest.approx(math.log1p(math.exp(2)))

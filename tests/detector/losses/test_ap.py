@@ -232,7 +232,7 @@ def test_gradient_scales_with_what_comes_from_above(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("factor", [1 / 3, 0.7])
 def test_a_factor_from_above_is_not_rounded_to_bfloat16(factor: float) -> None:
-    """1 / 3 would be 0.15 % more, and the classification that much heavier than the boxes."""
+    """1 / 3 would become 0.15 % larger, and classification that much heavier than the boxes."""
     logits, targets = random_case()
     logits = logits.bfloat16()
     _, gradient = loss_and_gradient(logits, targets)
@@ -242,7 +242,7 @@ def test_a_factor_from_above_is_not_rounded_to_bfloat16(factor: float) -> None:
 
 
 def test_loss_scaling_keeps_small_gradients_in_half_precision() -> None:
-    """The first factor of torch's GradScaler, 2^16, is itself beyond float16; the oracle is float32."""
+    """The initial scale of torch's GradScaler, 2^16, is itself beyond float16; the oracle is float32."""
     targets = torch.zeros(300_000, dtype=torch.int8)
     targets[:20] = 1
     logits = torch.full(targets.shape, -4.0)  # an untrained head: each negative gets a tiny share
@@ -278,7 +278,7 @@ def test_non_finite_logit_is_named(value: float, target: int, kind: str, dtype: 
 def test_a_logit_too_far_to_be_told_from_others_is_named(
     far: float, delta: float, dtype: torch.dtype
 ) -> None:
-    """A diverged training must not seem perfect: the steps drown in rounding, or the search overflows."""
+    """A diverged training must not seem perfect: steps would drown in rounding, or the search overflow."""
     targets = torch.tensor([1, 0, 0, 1, -1])
     logits = torch.tensor([-far, 0.0, 1.0, far / 2, torch.inf], dtype=dtype)
     with pytest.raises(NonFiniteLogits, match=r"are not finite, or beyond .*e.*; the first is -"):
@@ -287,7 +287,7 @@ def test_a_logit_too_far_to_be_told_from_others_is_named(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_largest_numbers_are_ranked_by_the_plain_step(dtype: torch.dtype) -> None:
-    """The break point above the largest number is infinite; as `nan_to_num` makes of an infinite logit."""
+    """The break point above the largest number (`nan_to_num` of an infinite logit) is infinite."""
     most = torch.finfo(dtype).max if dtype == torch.float32 else 1e300
     logits = torch.tensor([most, -most, 0.0, most, 1.0, -most], dtype=dtype)
     assert_agrees(logits, torch.tensor([1, 1, 0, 0, 1, 0], dtype=torch.int8), 0.0, interpolated=False)
@@ -334,7 +334,7 @@ def test_wrong_arguments_are_refused(logits: Tensor, targets: Tensor, delta: flo
 
 @pytest.mark.parametrize("delta, reached", [(0.0, 0.0), (1.0, 1e-6)])
 def test_descent_separates_what_a_line_can_separate(delta: float, reached: float) -> None:
-    """The perceptron theorem's promise; a soft step nears its margin ever more slowly, the plain one ends."""
+    """As the perceptron theorem promises; a soft step nears its margin ever more slowly, a plain one ends."""
     points = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     height = points @ torch.tensor([0.6, -0.8])
     apart = (height - 0.3).abs() > 0.1

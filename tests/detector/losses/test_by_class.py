@@ -1,4 +1,4 @@
-"""Class by class, against the double loops over the definitions, one column after the other."""
+"""Losses class by class against the double loops over the definitions, one class after the other."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ Columns = list[tuple[list[float], list[int], list[float]]]
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, targets [3, 50, 4] and a value for each of the positives; the last class has none."""
+    """Logits, targets [3, 50, 4] and a value for each positive; the last class has no positives."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 50, CLASSES, generator=generator) * 2
     draws = torch.rand(logits.shape, generator=generator)
@@ -31,7 +31,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def columns(logits: Tensor, targets: Tensor, values: Tensor) -> Columns:
-    """Of each class that has positives: logits, targets, and the values of its positives."""
+    """For each class with positives: logits, targets, and the values of its positives."""
     wide = torch.zeros(targets.shape)
     wide[targets == 1] = values
     each = [
@@ -43,7 +43,7 @@ def columns(logits: Tensor, targets: Tensor, values: Tensor) -> Columns:
 
 
 def side_by_side(gradients: list[list[float]]) -> Tensor:
-    """Of the columns, the mean of whose losses is taken; the last class has none."""
+    """The gradient of the mean loss from those of the columns; the last class has none."""
     every = torch.tensor([*gradients, [0.0] * 150], dtype=torch.float64) / 3
     return every.T.reshape(3, 50, CLASSES)
 
@@ -67,7 +67,7 @@ def test_ap_is_the_mean_over_the_classes_with_positives() -> None:
 
 
 def test_alrp_is_the_mean_over_the_classes_with_positives() -> None:
-    """A box weighs by the number of boxes of its class, too."""
+    """The weight of a box depends on the number of boxes of its class, too."""
     logits, targets, values = batch()
     values.requires_grad_()
     loss = class_alrp_loss(logits, targets, values)
@@ -99,7 +99,7 @@ def test_rank_sort_is_the_mean_over_the_classes_with_positives() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_one_class_is_ranked_as_all_together(dtype: torch.dtype) -> None:
-    """To the bit, in half precision as well."""
+    """Equal to the bit, even in half precision."""
     logits, targets, values = batch()
     logits = logits[..., :1].detach().to(dtype).requires_grad_()
     targets = targets[..., :1]
@@ -137,7 +137,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
     logits, targets, values = batch()
     with pytest.raises(ValueError, match="differ in shape"):
         class_ap_loss(logits, targets[..., :3])
-    for index in ((0, 0), (0, 0, 0)):  # of the classes of one anchor, and a single number
+    for index in ((0, 0), (0, 0, 0)):  # the classes of one anchor, and a single number
         with pytest.raises(ValueError, match=r"logits must be \[..., C\], the anchors"):
             class_ap_loss(logits[index], targets[index])
     for loss in (class_alrp_loss, class_rank_sort_loss_of):
@@ -150,7 +150,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
 
 
 def test_classes_without_positives_are_looked_at_too() -> None:
-    """Or the weights of such a class could be NaN for as long as it has none."""
+    """Otherwise the weights of such a class could be NaN for as long as it has no positives."""
     logits, targets = torch.zeros(5, 2), torch.tensor([[1, 0]] * 2 + [[0, 0]] * 3)
     logits[4, 1] = torch.nan
     losses = (

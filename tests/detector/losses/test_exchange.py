@@ -61,7 +61,7 @@ def losses_and_gradients(share: Share, name: str, exchange: Exchange) -> dict[st
 
 
 def work(rank: int, count: int) -> dict[str, Any]:
-    """In every process: all losses over its share, the traffic, and what a bad logit elsewhere does."""
+    """In every process: all losses over its share, the traffic, and the effect of a bad logit elsewhere."""
     group = dist.group.WORLD
     result: dict[str, Any] = {
         name: losses_and_gradients(share_of(rank, count, batch()), name, Exchange(group)) for name in CONFIGS
@@ -97,7 +97,7 @@ def work_without_compiled_loops(rank: int, count: int) -> dict[str, Any]:
 def test_processes_together_compute_what_one_does_on_the_whole_batch(
     work: Work, count: int, tmp_path: Path
 ) -> None:
-    """With 4 processes one has only ignored anchors, and one negatives and no positive."""
+    """With 4 processes one has only ignored anchors, and one has negatives but no positives."""
     # First, so that the loops are compiled once and not in every process.
     expected = {name: losses_and_gradients(batch(), name, Exchange()) for name in CONFIGS}
     results = run_processes(work, count, tmp_path)
@@ -107,7 +107,7 @@ def test_processes_together_compute_what_one_does_on_the_whole_batch(
         for key, value in expected[name].items():
             found = [result[name][key] for result in results]
             if not key.endswith(".grad"):
-                # The balance is the difference of two losses of about 1, of which it has the rounding.
+                # The balance is the difference of two losses of about 1, and has their rounding error.
                 absolute = 1e-6 if key == "balance" else 1e-7
                 for one in found:
                     torch.testing.assert_close(one, value, rtol=1e-6, atol=absolute)
@@ -131,7 +131,7 @@ def test_processes_together_compute_what_one_does_on_the_whole_batch(
 def test_a_process_without_positives_looks_for_no_hard_negatives_beside_those_of_others(
     elsewhere: int,
 ) -> None:
-    """Where there are none anywhere, each looks for as many as for one, and what counts is their mean."""
+    """If no process has any, each takes as many as for one positive, and the mean of their losses counts."""
 
     class OneOfTwo(Exchange):
         def sum(self, values: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def test_a_process_without_positives_looks_for_no_hard_negatives_beside_those_of
 
 
 def test_hard_negatives_of_shares_are_normalised_together() -> None:
-    """Oracle: each share's own loss times its positives, over those of both."""
+    """Oracle: each share's own loss times its number of positives, divided by that of both."""
     shares = [share_of(rank, 2, batch()) for rank in range(2)]
     counts = [len(share[2].deltas) for share in shares]
     alone = [losses_and_gradients(share, "ce_ohem", Exchange())["classification"] for share in shares]

@@ -42,7 +42,7 @@ with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="there is n
 
 
 def _interpreter_counts() -> bool:
-    """Triton's interpreter took its whole numbers from arrays of one, which NumPy gives up in 2.4."""
+    """Older versions of Triton's interpreter convert one-element arrays to int, which NumPy 2.4 refuses."""
     import triton
 
     numpy_is, triton_is = (tuple(map(int, library.__version__.split(".")[:2])) for library in (np, triton))
@@ -57,7 +57,7 @@ with_kernels = pytest.mark.skipif(
 
 @pytest.fixture
 def short_blocks() -> Iterator[None]:
-    """So that few numbers take several programs and chunks."""
+    """Makes even a few numbers take several programs and chunks."""
     from detector.losses import kernels
 
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def check_kernels(thresholds: Tensor, logits: Tensor, targets: Tensor, delta: fl
 def check_that_all_agrees(steps: Any, both_negatives: Any, dtype: torch.dtype) -> None:
     (plain, fast), (negatives, fast_negatives) = steps, both_negatives
     counts, fast_counts = negatives.count(), fast_negatives.count()
-    # Below all steps nothing matters, and what matters is counted exactly.
+    # What lies below all steps does not matter; the rest must be counted exactly.
     assert torch.equal(fast_counts[0, 1:], counts[0, 1:])
     torch.testing.assert_close(fast_counts[1, 1:], counts[1, 1:], rtol=1e-12, atol=1e-9)
     above = plain.counts_above(counts)
@@ -151,7 +151,7 @@ def test_triton_steps_are_those_in_pytorch(
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("delta", [0.0, 0.3])
 def test_triton_steps_are_those_in_pytorch_for_many_positives(delta: float) -> None:
-    """Ties, several programs and chunks for all of it, and values in a layout that is not contiguous."""
+    """Ties, several programs and chunks, and values in a layout that is not contiguous."""
     generator = torch.Generator().manual_seed(0)
     marks = torch.randn(70, generator=generator).mul(4).round().div(4).sort().values
     logits = torch.randn(400, generator=generator)[::2]
@@ -193,7 +193,7 @@ def test_positives_very_far_apart_count_each_other_as_the_near_ones_do(delta: fl
 
 
 def test_what_was_not_counted_or_is_pulled_already_is_not_pulled() -> None:
-    """It would be looked up in memory that holds something else by now."""
+    """The values would be looked up in memory that holds something else by then."""
     steps = CompiledSteps(torch.zeros(1), 1.0)
     negatives = CompiledNegatives(steps, torch.zeros(3), torch.zeros(3, dtype=torch.int8))
     weights = torch.ones(1, dtype=torch.float64)
@@ -219,13 +219,13 @@ def test_zero_ties_with_minus_zero_and_with_no_neighbour(mark: float, dtype: tor
     logits = torch.tensor([0.0, -0.0, tiny, -tiny], dtype=dtype)
     steps = CompiledSteps(torch.tensor([mark], dtype=dtype), 0.0)
     counts = CompiledNegatives(steps, logits, torch.zeros(4, dtype=torch.int8)).count()
-    assert steps.counts_above(counts).tolist() == [2]  # each zero as a half
+    assert steps.counts_above(counts).tolist() == [2]  # each zero counts one half
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 1003])
 def test_positives_are_the_ones(size: int, dtype: torch.dtype) -> None:
-    """Oracle: nonzero. Few and many of them, beyond the last whole word as well, and a layout with gaps."""
+    """Oracle: nonzero. Few and many positives, also after the last whole word, and a layout with gaps."""
     generator = torch.Generator().manual_seed(size)
     for shares in ((1, 1, 1), (1, 1, 60), (0, 1, 1), (0, 9, 1), (0, 40, 1), (0, 0, 1)):  # of -1, 0 and 1
         one_of = torch.tensor([-1, 0, 1]).repeat_interleave(torch.tensor(shares)).to(dtype)
@@ -235,7 +235,7 @@ def test_positives_are_the_ones(size: int, dtype: torch.dtype) -> None:
             positives, low, high = positives_of(these)
             assert torch.equal(positives.long(), (these == 1).nonzero().squeeze(1))
             assert (low, high) == (min([0, *these.tolist()]), max([0, *these.tolist()]))
-            for at in range(0, len(these), max(1, len(these) // 5)):  # in the words, and behind the last
+            for at in range(0, len(these), max(1, len(these) // 5)):  # in the whole words, and after the last
                 for wrong in (2, -2, 127, -128):
                     damaged = these.clone()
                     damaged[at] = wrong
@@ -246,7 +246,7 @@ def test_positives_are_the_ones(size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("farthest", [1e12, 1.0, 1e-6 * 1e12, 0.1, 3e4, 7e4, 1e300])
 def test_what_lies_too_far_out_is_seen_in_any_dtype(farthest: float, dtype: torch.dtype) -> None:
-    """Oracle: Python's comparison, of the numbers next to the limit and of the ends of the dtype's range."""
+    """Oracle: Python's comparison, for the numbers next to the limit and at the ends of the dtype's range."""
     tiny, most = torch.finfo(dtype).tiny, torch.finfo(dtype).max
     around = torch.tensor([farthest, farthest / 2, min(2 * farthest, most), 0.0, tiny, most], dtype=dtype)
     infinity = torch.tensor(torch.inf, dtype=dtype)
@@ -276,13 +276,13 @@ def test_positives_are_sorted_and_none_is_lost(size: int, dtype: torch.dtype) ->
 def test_where_triton_cannot_build_pytorch_ranks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An image without a C compiler, which is wanted at the first launch."""
+    """For example a container image without a C compiler, which is needed at the first launch."""
     from detector.losses import kernels
 
     def refuse(device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify one")
 
-    kernels.try_out(GPU)  # which can
+    kernels.try_out(GPU)  # the real one works
     monkeypatch.setattr(kernels, "try_out", refuse)
     backends._triton_works.cache_clear()
     for _ in range(2):
@@ -293,7 +293,7 @@ def test_where_triton_cannot_build_pytorch_ranks(
 
 
 def test_where_numba_does_not_import_pytorch_ranks(tmp_path: Path) -> None:
-    """As beside a NumPy that is too new for it."""
+    """For example beside a NumPy that is too new for it."""
     (tmp_path / "numba").mkdir()
     (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
     script = (
@@ -310,7 +310,7 @@ def test_where_numba_does_not_import_pytorch_ranks(tmp_path: Path) -> None:
 
 
 def test_where_machine_code_cannot_be_kept_the_loss_is_computed_all_the_same(tmp_path: Path) -> None:
-    """A disk that is full: here no file may be larger than a kilobyte."""
+    """As on a full disk: here no file may be larger than a kilobyte."""
     script = (
         "import resource, torch; from detector.losses import ap_loss;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY));"

@@ -43,7 +43,7 @@ def test_focal_loss_is_torchvisions_over_the_number_of_positives(
     gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
     torch.testing.assert_close(*gradients)
     assert (gradients[0][targets == -1] == 0).all()
-    logits.data[targets == -1] = torch.inf  # and whatever is there, none takes part
+    logits.data[targets == -1] = torch.inf  # ignored logits take no part, whatever they are
     loss = focal_loss(logits, targets, alpha, gamma)
     torch.testing.assert_close(loss, expected)
     assert torch.autograd.grad(loss, logits)[0].equal(gradients[0])
@@ -66,8 +66,8 @@ def test_focal_loss_is_right_far_from_0_and_in_several_parts(monkeypatch: pytest
 
 
 def test_focal_loss_keeps_what_the_dtype_of_the_logits_holds() -> None:
-    """float64: torchvision's to the last digits. float16: of easy negatives no gradient is lost before the
-    loss scale has been applied.
+    """float64: equal to torchvision's to the last digits. float16: no gradient of an easy negative is lost
+    before the loss scale has been applied.
     """
     logits = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
     targets = (torch.arange(500) % 50 == 0).to(torch.int8)
@@ -93,14 +93,14 @@ def test_focal_loss_without_positives_is_the_sum_over_the_negatives() -> None:
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_smooth_l1_is_torchs_mean_over_coded_coordinates(beta: float) -> None:
-    """torch's smooth_l1_loss on the deltas of torchvision's BoxCoder."""
+    """Oracle: torch's smooth_l1_loss on the deltas of torchvision's BoxCoder."""
     deltas, gt_boxes, anchors = positives()
     expected = F.smooth_l1_loss(deltas, CODER.encode_single(gt_boxes, anchors), beta=beta)
     torch.testing.assert_close(smooth_l1_errors(deltas, gt_boxes, anchors, STD, beta).mean(), expected)
 
 
 def test_giou_errors_are_those_of_decoded_boxes() -> None:
-    """torchvision's pairwise generalized_box_iou of the boxes that its BoxCoder decodes."""
+    """Oracle: torchvision's pairwise generalized_box_iou of the boxes that its BoxCoder decodes."""
     deltas, gt_boxes, anchors = positives()
     pairwise = generalized_box_iou(CODER.decode_single(deltas, anchors), gt_boxes)
     errors = giou_errors(deltas, gt_boxes, anchors, STD)
@@ -141,7 +141,7 @@ def box_loss(name: str, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Te
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cross_entropy_is_summed_in_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
-    """The sum of thousands has more digits than these have, and may be beyond what float16 holds."""
+    """A sum of thousands needs more digits than half precision has, and may exceed the range of float16."""
     generator = torch.Generator().manual_seed(0)
     logits = (20 * torch.randn(30_000, generator=generator)).to(dtype)
     targets = (torch.rand(30_000, generator=generator) < 0.2).to(torch.int8)
@@ -152,7 +152,7 @@ def test_cross_entropy_is_summed_in_float32_whatever_the_logits_are(dtype: torch
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (torch.zeros(2, 3, 4, dtype=torch.int8), "differ in shape"),  # of [B, N, C] as [B, C, N]
+        (torch.zeros(2, 3, 4, dtype=torch.int8), "differ in shape"),  # [B, C, N] for logits [B, N, C]
         (torch.zeros(2, 4, 3), "targets must be integers"),
         (torch.zeros(2, 4, 3, dtype=torch.bool), "targets must be integers"),
     ],

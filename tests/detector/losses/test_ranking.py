@@ -79,7 +79,7 @@ def test_values_very_far_above_do_not_drown_the_near_ones(delta: float) -> None:
 
 
 def test_far_above_all_steps_the_pull_is_the_sum_of_the_weights() -> None:
-    """Whatever rounding has left of the slope, there it would be multiplied by 1e30."""
+    """Any slope left over by rounding would be multiplied by 1e30 there."""
     weights = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     marks = torch.arange(50.0)
     for lines in (
@@ -92,7 +92,7 @@ def test_far_above_all_steps_the_pull_is_the_sum_of_the_weights() -> None:
 
 
 def neighbourhood(edges: Tensor) -> Tensor:
-    """Every edge, its two neighbours among the numbers of its dtype, and points far and between."""
+    """Every edge, its two neighbours among the numbers of its dtype, and points far away and in between."""
     infinity = torch.full_like(edges, math.inf)
     between = (edges[1:] + edges[:-1]) / 2
     far = torch.tensor([-3e38, -1e4, -0.0, 1e4, 3e38], dtype=edges.dtype)
@@ -106,7 +106,7 @@ def neighbourhood(edges: Tensor) -> Tensor:
 def test_bins_are_those_of_a_search_on_and_beside_every_break_point(
     marks: list[float], offset: float, delta: float, dtype: torch.dtype
 ) -> None:
-    """torch.bucketize of the exact (float64) values among the float64 break points."""
+    """Oracle: torch.bucketize of the exact (float64) values among the float64 break points."""
     thresholds = shifted(sorted(marks), offset, dtype)
     edges = torch.cat((thresholds.double() - delta, thresholds.double() + delta)).sort().values
     values = neighbourhood(edges.to(dtype))
@@ -116,7 +116,7 @@ def test_bins_are_those_of_a_search_on_and_beside_every_break_point(
 
 
 def test_bins_of_many_values_are_those_of_a_search() -> None:
-    """torch.bucketize; most values fall in cells of the grid that hold no break point."""
+    """Oracle: torch.bucketize. Most values fall in cells of the grid that hold no break point."""
     generator = torch.Generator().manual_seed(0)
     for spread in (1e-3, 1.0, 1e3):
         thresholds = (torch.randn(300, generator=generator) * spread).sort().values
@@ -136,7 +136,7 @@ def test_the_plain_step_gives_a_tie_a_bin_of_its_own(threshold: float, dtype: to
 
 
 def test_totals_are_counts_and_sums_per_bin() -> None:
-    """Break points -1, 1 and 2, 4 (delta 1), so five bins; a value on one is in the bin it begins."""
+    """Break points -1, 1 and 2, 4 (delta 1), so five bins; a value on one is in the bin that starts there."""
     steps = SoftSteps(torch.tensor([0.0, 3.0]), 1.0)
     values = torch.tensor([-5.0, -1.0, 0.5, 1.0, 3.0, 3.5, 4.0, 9.0])
     totals = steps.totals(values, steps.bins_of(values))
@@ -146,7 +146,7 @@ def test_totals_are_counts_and_sums_per_bin() -> None:
 
 @pytest.mark.parametrize("delta", DELTAS)
 def test_totals_of_shares_add_up_to_the_totals_of_all(delta: float) -> None:
-    """The double loop over all values; what lets the ranking run over blocks and over processes."""
+    """Oracle: the double loop over all values. This lets the ranking run over blocks and over processes."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(90, generator=generator) * 3
     thresholds = torch.randn(10, generator=generator).sort().values
@@ -169,7 +169,7 @@ def test_blocks_cover_everything_once_whatever_the_remainder() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_thresholds_at_the_end_of_the_numbers(dtype: torch.dtype) -> None:
-    """Behind the largest comes infinity, and no grid is as wide."""
+    """After the largest number comes infinity, and no grid is that wide."""
     most = torch.finfo(dtype).max
     x = torch.cat((torch.linspace(-5, 5, 600, dtype=dtype), torch.tensor([most, -most], dtype=dtype)))
     marks = torch.tensor([most, 1.0, -most], dtype=dtype)

@@ -1,4 +1,4 @@
-"""The work of the compiled loops dealt out among threads."""
+"""The work of the compiled loops shared among threads."""
 
 import multiprocessing
 import threading
@@ -74,7 +74,7 @@ def _in_a_fork() -> None:
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own() -> None:
-    _in_a_fork()  # so that this process has some
+    _in_a_fork()  # so that this process has threads
     child = multiprocessing.get_context("fork").Process(target=_in_a_fork)
     child.start()
     child.join(120)
@@ -84,7 +84,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 @pytest.mark.usefixtures("four_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_the_loss_does_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
-    """Oracle: one thread, which the double loops have checked. Unequal shares, and blocks in them."""
+    """Oracle: one thread, which the double loops have checked. Shares are unequal and have several blocks."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1_500_001, generator=generator).to(dtype)
     targets = torch.zeros(1_500_001, dtype=torch.int8)

@@ -30,7 +30,7 @@ RANKING: list[Loss] = [ap_loss, class_ap_loss, alrp, rank_sort, rank_sort_of]
 
 
 def batch(positives: int = 2) -> tuple[Tensor, Tensor]:
-    """Logits and targets [20, 3] with so many positives."""
+    """Logits and targets [20, 3] with this many positives."""
     generator = torch.Generator().manual_seed(positives)
     targets = torch.zeros(60, dtype=torch.long)
     targets[torch.randperm(60, generator=generator)[:positives]] = 1
@@ -38,9 +38,9 @@ def batch(positives: int = 2) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("loss", [*RANKING, focal_loss])
-@pytest.mark.parametrize("power", [1, 2])  # of the loss: what comes from above is a constant, or is not
+@pytest.mark.parametrize("power", [1, 2])  # of the loss: the incoming gradient is a constant, or is not
 def test_a_second_derivative_is_refused(loss: Loss, power: int) -> None:
-    """Only part of one could be had, without a word."""
+    """Otherwise only part of it would be computed, without a warning."""
     logits, targets = batch()
     value = loss(2 * logits, targets) ** power
     (first,) = torch.autograd.grad(value, logits, retain_graph=True)
@@ -53,7 +53,7 @@ def test_a_second_derivative_is_refused(loss: Loss, power: int) -> None:
 
 @pytest.mark.parametrize("loss", [*RANKING, focal_loss])
 def test_a_loss_that_is_kept_keeps_no_logits(loss: Loss) -> None:
-    """A list of the losses so far would hold all that they were taken of."""
+    """Otherwise a list of the losses so far would keep all their logits in memory."""
     leaf, targets = batch()
     logits = 2 * leaf
     gone = weakref.ref(logits)
@@ -66,7 +66,7 @@ def test_a_loss_that_is_kept_keeps_no_logits(loss: Loss) -> None:
 
 @pytest.mark.parametrize("loss", [ap_loss, class_ap_loss, rank_sort, focal_loss])
 def test_torch_compile_leaves_a_ranking_alone(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would trace numba's loops, and compile anew for each number of positives."""
+    """Otherwise it would trace numba's loops, and recompile for each number of positives."""
     torch._dynamo.reset()
 
     @torch.compile(backend="eager")
@@ -74,7 +74,7 @@ def test_torch_compile_leaves_a_ranking_alone(loss: Loss, monkeypatch: pytest.Mo
         return 3 * loss(2 * logits, targets)
 
     for positives in (2, 7, 11, 5):
-        if positives == 11:  # until then it learns that gradients are wanted, and what is to be left alone
+        if positives == 11:  # by then it knows that gradients are needed, and what to leave alone
             monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
         logits, targets = batch(positives)
         value = step(logits, targets)

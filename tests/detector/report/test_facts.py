@@ -52,15 +52,15 @@ def result_of(
 
 
 def mixed() -> CocoResult:
-    """Image 0: cat right, dog taken for a cat, one cat too many on nothing, another on the first.
-    Image 1: a dog right, a cat missed, a dog on a crowd. Image 2: a cat found below the threshold."""
+    """Image 0: a cat found, a dog taken for a cat, a false cat on nothing, another on the first cat.
+    Image 1: a dog found, a cat missed, a dog on a crowd. Image 2: a cat found below the threshold."""
     gt = [(0, 0, A), (0, 1, B), (1, 1, A), (1, 0, C), (2, 0, B), (1, 1, FAR)]
     found = [(0, 0, A), (0, 0, B), (0, 0, FAR), (0, 0, A), (1, 1, A), (1, 1, FAR), (2, 0, FAR), (2, 0, B)]
     return result_of(gt, found, [0.9, 0.89, 0.88, 0.87, 0.86, 0.85, 0.1, 0.05], crowd=1)
 
 
 def test_confusion_by_hand() -> None:
-    """Best F1: cats at 0.9 (1 of 3 gt, 2/4), dogs at 0.86 (1 of 2, 2/3). Then all cats at one threshold."""
+    """Best F1: cats at 0.9 (1 of 3 gt, 2/4), dogs at 0.86 (1 of 2, 2/3). Then with cats from 0.87 on."""
     result = mixed()
     at = shown(result)
     assert at.thresholds.tolist() == [0.9, 0.86]
@@ -74,7 +74,7 @@ def test_confusion_by_hand() -> None:
 
 
 def test_of_many_classes_the_parts_are_those_of_whole_rows() -> None:
-    """Of 30 classes 20 are shown; the first is taken once for the second, and for each of the ten last."""
+    """20 of 30 classes are shown; the first is taken once for the second, and for each of the last ten."""
     table = np.zeros((31, 31), np.int64)
     table[0, 1] = 1
     table[0, 20:30] = 1
@@ -87,7 +87,7 @@ def test_of_many_classes_the_parts_are_those_of_whole_rows() -> None:
 
 def test_a_gt_box_is_confused_once() -> None:
     """Two detections of the wrong class on one gt box: the nearer one is its confusion, the other on nothing.
-    A third that overlaps a second gt box less goes to that one."""
+    A third, between two other gt boxes and with an IoU below 0.5 with both, is on nothing, too."""
     near, nearer, between = (0, 0, 20, 19), (0, 0, 20, 20), (100, 20, 40, 42)
     gt = [(0, 0, A), (0, 0, B), (0, 0, (100, 40, 40, 40))]
     result = result_of(gt, [(0, 1, near), (0, 1, nearer), (0, 1, between)], [0.9, 0.8, 0.7])
@@ -95,7 +95,7 @@ def test_a_gt_box_is_confused_once() -> None:
 
 
 def shown_at(result: CocoResult, thresholds: list[float]) -> Shown:
-    """With thresholds in place of the best."""
+    """With `thresholds` in place of the best ones."""
     per_class = {
         name: replace(one, best_threshold=threshold)
         for (name, one), threshold in zip(result.per_class.items(), thresholds, strict=True)
@@ -104,7 +104,7 @@ def shown_at(result: CocoResult, thresholds: list[float]) -> Shown:
 
 
 def test_a_class_without_gt_shows_no_more_than_the_others() -> None:
-    """It has no best threshold: at the highest of the others, where its -1 would show all that it finds."""
+    """It has no best threshold and gets the highest of the others; -1 would show all that it finds."""
     found = [(0, 0, A), (0, 1, B), (0, 1, FAR)]
     at = shown(result_of([(0, 0, A)], found, [0.6, 0.7, 0.5]))
     assert at.thresholds.tolist() == [0.6, 0.6]
@@ -129,9 +129,9 @@ def test_each_curve_ends_at_the_recall_of_its_iou() -> None:
 def test_what_is_worst_comes_first() -> None:
     result = mixed()
     at = shown_at(result, [0.87, 0.86])
-    assert worst_false(result, at, 12).tolist() == [1, 2]  # two of an image
+    assert worst_false(result, at, 12).tolist() == [1, 2]  # two per image
     assert worst_false(result, at, 12, per_image=9).tolist() == [1, 2, 3]
-    assert worst_missed(result, at, 12).tolist() == [3, 1, 4]  # nothing near, the larger first; below
+    assert worst_missed(result, at, 12).tolist() == [3, 1, 4]  # nothing near (larger first); below threshold
     assert (at.right.tolist(), at.wrong.tolist(), at.unfound.tolist()) == ([1, 1, 0], [3, 0, 0], [1, 1, 1])
     assert at.f1.tolist() == pytest.approx([2 / 6, 2 / 3, 0])
     assert worst_images(at, 2).tolist() == [2, 0]

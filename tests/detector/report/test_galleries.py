@@ -1,4 +1,4 @@
-"""The pictures of the report: what is drawn where, on black images, and what is said of it."""
+"""The pictures of the report: what is drawn where, on black images, and what the captions say."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 from detector.report.galleries import Galleries, _nearest, galleries
 from tests.detector.report.test_facts import result_of, shown_at
 
-SIDE = 480  # as large as the pictures of the report become: theirs are pixels of the image
+SIDE = 480  # the size of the report's pictures: their pixels are those of the image
 LANDMARK = (340, 112)  # x, y of a white square
 
 
@@ -32,7 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Galleries:
 
 
 def lit(jpeg: str, x: int, y: int) -> bool:
-    """Whether a line or anything else is there."""
+    """Whether anything is drawn there."""
     content = base64.b64decode(jpeg.removeprefix("data:image/jpeg;base64,"))
     pixels: NDArray[np.uint8] = np.asarray(Image.open(io.BytesIO(content)))
     assert pixels.shape == (SIDE, SIDE, 3)
@@ -40,7 +40,7 @@ def lit(jpeg: str, x: int, y: int) -> bool:
 
 
 def test_gt_stands_on_the_left_and_detections_on_the_right(drawn: Galleries) -> None:
-    """Seen at the lower right corners, where no label is."""
+    """Checked at the lower right corners, where there is no label."""
     (whole,) = drawn.worst
     assert (whole.title, whole.text) == ("F1 0.50: 1 right, 1 wrong, 1 not found", "a.jpg")
     corners = {"found": (160, 340), "unsure": (320, 120), "wrong": (230, 430)}
@@ -50,7 +50,7 @@ def test_gt_stands_on_the_left_and_detections_on_the_right(drawn: Galleries) -> 
 
 
 def test_boxes_of_a_crop_lie_where_they_lie_in_the_image(drawn: Galleries) -> None:
-    """The crop has the box in its middle, 96 px of the image wide, each of which is 5 of the picture."""
+    """The crop is 96 px of the image wide, with the box in its middle; each px becomes 5 of the picture."""
     (missed,) = drawn.missed
     assert missed.title == "cat, 20 x 20 px: found with score 0.30, below the threshold 0.80"
     (jpeg,) = missed.jpegs
@@ -64,7 +64,7 @@ def test_boxes_of_a_crop_lie_where_they_lie_in_the_image(drawn: Galleries) -> No
 
 
 def test_what_is_near_a_missed_object_is_said() -> None:
-    """A dog on a third of a cat; a cat on another one, six pixels beside; nothing."""
+    """Near the missed cats: a dog at IoU 1/3; a cat that fits another one, six pixels away; nothing."""
     gt = [
         (0, 0, (0, 0, 40, 40)),
         (0, 0, (200, 200, 40, 40)),

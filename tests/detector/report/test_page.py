@@ -1,4 +1,4 @@
-"""The report as a user gets it: one page, whole in itself, that parses; or one line and nothing written."""
+"""The report as a user gets it: one self-contained page that parses; or one line and nothing written."""
 
 import json
 import re
@@ -19,7 +19,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Raises where tags do not nest; collects text, and what would be fetched."""
+    """Raises if tags do not nest; collects text, and what would be fetched."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 def write_case(folder: Path, found: int = 4, cat: str = "cat") -> list[str]:
-    """Truth of five images with a cat and a dog each, and noisy results; the words that name them."""
+    """Truth of five images with a cat and a dog each, and noisy results; returns the options for them."""
     small_coco(folder / "set")
     truth = folder / "set" / "annotations" / "val.json"
     content = json.loads(truth.read_text())
@@ -65,7 +65,7 @@ def write_case(folder: Path, found: int = 4, cat: str = "cat") -> list[str]:
 
 
 def test_the_page_is_whole_in_itself(tmp_path: Path) -> None:
-    """No script, nothing fetched, every figure well-formed, names escaped, the numbers of the table."""
+    """No script, nothing fetched, every figure well-formed, names escaped, the metrics shown."""
     words = write_case(tmp_path, cat="<b>cat & co")
     done = call(
         evaluate.main, *words, "--images", "set/images", "--report", "out", "--output", "m.json", cwd=tmp_path
@@ -117,7 +117,7 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     words = [*write_case(tmp_path), "--report", "out"]
     for _ in range(2):
         assert call(evaluate.main, *words, cwd=tmp_path).code == 0
-    for name in TABLES:  # as reports of before were, which had none
+    for name in TABLES:  # older reports had none
         (tmp_path / "out" / name).unlink()
     assert call(evaluate.main, *words, cwd=tmp_path).code == 0
     for name in ("notes.txt", "images.csv"):
@@ -131,7 +131,7 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
 
 
 def test_hidden_files_are_no_obstacle_and_stay(tmp_path: Path) -> None:
-    """Finder leaves one in every folder that it has shown, the empty ones too."""
+    """Finder leaves one in every folder that it has shown, even in empty ones."""
     words = [*write_case(tmp_path), "--report", "out"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").write_text("Finder's")

@@ -1,4 +1,4 @@
-"""The parts of the report against the numbers that they show: every column and every line says what it is."""
+"""The parts of the report against the numbers behind them: every column and line shows what its name says."""
 
 import re
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ from detector.report.sections import classes, curves, pictures, scores, sizes, t
 from tests.detector.report.test_facts import Boxes, result_of
 from tests.detector.report.test_svg import Drawn
 
-Table = dict[str, dict[str, str]]  # first cell of the row, heading
+Table = dict[str, dict[str, str]]  # by the first cell of the row, then by heading
 AT = {"cat": 0.41, "dog": 0.67, "bird": 0.2}
 DASH = "\N{EN DASH}"
 
 
 def noisy() -> CocoResult:
-    """Cats and dogs of three sizes, found more or less well or taken for others; of birds there are none."""
+    """Cats and dogs of three sizes, found more or less well or taken for others; there are no birds."""
     rng = np.random.default_rng(5)
     gt: Boxes = []
     found: Boxes = []
@@ -71,7 +71,7 @@ def tables(section: str) -> list[Table]:
 
 
 def charts(section: str, log: bool = False) -> dict[str, Drawn]:
-    """By what is said of them to those who do not see them. log: whether the y axis of the first is."""
+    """The charts by their aria-label. log: whether the y axis of the first one is logarithmic."""
     figures = ElementTree.fromstring(section).iter("svg")
     return {figure.get("aria-label", ""): Drawn(figure, log and k == 0) for k, figure in enumerate(figures)}
 
@@ -126,7 +126,7 @@ def test_curves_and_their_mean_are_of_the_classes_that_there_are(best: CocoResul
 
 
 def test_lines_over_the_threshold_are_what_they_are_called(best: CocoResult, at: CocoResult) -> None:
-    """Marked is the threshold that counts, with its F1: the chosen one, else the best."""
+    """The marked threshold, with its F1, is the chosen one if there is one, else the best."""
     drawn, chosen = charts(thresholds(at)), at.as_json()["at_thresholds"]
     of_best, per_class = charts(thresholds(best)), best.as_json()["per_class"]
     assert [*drawn] == [*of_best] == ["over the threshold, cat", "over the threshold, dog"]
@@ -142,7 +142,7 @@ def test_lines_over_the_threshold_are_what_they_are_called(best: CocoResult, at:
 
 
 def assert_histogram(chart: Drawn, result: CocoResult) -> None:
-    """Seen in the middles of the bins. None is drawn as half a detection: the axis is logarithmic."""
+    """Compared at the middle of each bin. Zero is drawn as half a detection, as the axis is logarithmic."""
     edges, right, wrong = score_histogram(result.matched)
     middles = (edges[1:] + edges[:-1]) / 2
     for label, counts in (("right", right), ("wrong", wrong)):

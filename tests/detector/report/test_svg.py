@@ -1,4 +1,4 @@
-"""Charts as they are read: values off the ticks of the axes, series by the marks of the legend."""
+"""Charts as they are read: values from the ticks of the axes, series from the marks of the legend."""
 
 import re
 from typing import Any
@@ -14,21 +14,21 @@ _LETTER = 6.1  # px, about
 
 
 class Drawn:
-    """A chart in the eyes of a reader, who knows nothing but what is drawn."""
+    """A chart as seen by a reader, who knows only what is drawn."""
 
     def __init__(self, chart: str | ElementTree.Element, log: bool = False) -> None:
-        """log: whether the y axis is."""
+        """log: whether the y axis is logarithmic."""
         figure = ElementTree.fromstring(chart) if isinstance(chart, str) else chart
         self.parts, self.log = [*figure], log
         texts = [part for part in self.parts if part.tag == "text"]
         numbers = [t for t in texts if re.fullmatch(r"-?[\d.]+k?", t.text or "")]
         self.x_ticks = [(number(t, "x"), value_of(t)) for t in numbers if t.get("text-anchor") == "middle"]
-        # The line that a text stands on is 4 px below its middle.
+        # The baseline of a text is 4 px below its middle.
         self.y_ticks = [(number(t, "y") - 4, value_of(t)) for t in numbers if t.get("text-anchor") == "end"]
         self._across, self._down = _scale(self.x_ticks, False), _scale(self.y_ticks, log)
 
     def line(self, label: str) -> tuple[Any, Any]:
-        """xs and ys of the line in the colour of a mark of the legend."""
+        """xs and ys of the line in the colour of the legend's mark for `label`."""
         colour = self._colour(label)
         (line,) = (p for p in self.parts if p.tag == "polyline" and p.get("stroke") == colour)
         pairs = [pair.split(",") for pair in line.get("points", "").split()]
@@ -36,7 +36,7 @@ class Drawn:
         return xs, ys
 
     def points(self, label: str) -> list[tuple[float, float]]:
-        """Those of the circles in the colour of a mark of the legend that are not the mark."""
+        """The circles in the colour of the legend's mark for `label`, except the mark itself."""
         colour, mark = self._colour(label), self._mark(label)
         circles = [p for p in self.parts if p.tag == "circle" and p.get("fill") == colour and p is not mark]
         at = np.array([(number(c, "cx"), number(c, "cy")) for c in circles]).reshape(-1, 2)
@@ -52,7 +52,7 @@ class Drawn:
 
     def _colour(self, label: str) -> str | None:
         mark = self._mark(label)
-        return mark.get("fill") or mark.get("stroke")  # what is filled has a white edge
+        return mark.get("fill") or mark.get("stroke")  # filled shapes have a white edge
 
 
 def number(element: ElementTree.Element, name: str) -> float:
@@ -98,12 +98,12 @@ def test_every_tick_has_its_line_of_the_grid() -> None:
 
 def test_a_log_axis_reaches_from_its_low_to_its_high() -> None:
     axis = Axis("", 0.01, 100, (), log=True)
-    values = np.array([0.0001, 0.01, 0.1, 1, 10, 100, 1e6])  # beyond the ends: at them
+    values = np.array([0.0001, 0.01, 0.1, 1, 10, 100, 1e6])  # values beyond the ends lie at the ends
     assert axis.place(values) == pytest.approx(np.array([0, 0, 0.25, 0.5, 0.75, 1, 1]))
 
 
 def test_bars_fill_the_room_in_the_ratio_of_their_values() -> None:
-    """Whatever their unit is; of 0 there is a pixel."""
+    """Whatever their unit is; a value of 0 gets one pixel."""
     values = {"a": 3.0, "longer name": 12.0, "of nothing": 0.0, "d": 6.0}
     shown = {}
     for unit in (0.001, 1, 1000):
@@ -121,7 +121,7 @@ def test_bars_fill_the_room_in_the_ratio_of_their_values() -> None:
 
 
 def test_a_cell_of_the_heat_map_stands_at_its_names_and_tells_its_count() -> None:
-    """Of a table that is neither square nor symmetric, with sums that are no sums of what is shown."""
+    """For a table that is neither square nor symmetric, with sums that are not those of the cells shown."""
     rows, columns = ("cat", "dog"), ("cat", "dog", "nothing")
     counts, sums = np.array([[5, 0, 2], [1, 7, 4]]), np.array([8, 12])
     figure = ElementTree.fromstring(heat_map(rows, columns, counts, sums, "a test"))
@@ -147,4 +147,4 @@ def test_a_cell_of_the_heat_map_stands_at_its_names_and_tells_its_count() -> Non
     assert parts[0] == "#ffffff"
     light = [sum(bytes.fromhex(fill[1:])) for _, fill in sorted(parts.items())]
     assert light == sorted(light, reverse=True) and len({*light}) == 6
-    assert {t.text for t in printed.values() if "#fff" in t.get("style", "")} == {"5", "7"}  # on the darkest
+    assert {t.text for t in printed.values() if "#fff" in t.get("style", "")} == {"5", "7"}  # white on dark

@@ -1,4 +1,4 @@
-"""The tables of the report against what evaluate.py tells of the same results."""
+"""The tables of the report against what evaluate.py gives for the same results."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
     words = [*write_case(folder, cat="cat, or kitten"), "--report", "out", "--threshold", "0.35"]
     found = json.loads((folder / "found.json").read_text())
-    for one in found:  # in results files scores are rounded, and lie at the thresholds themselves
+    for one in found:  # in results files scores are rounded, and may equal a threshold
         one["score"] = round(one["score"], 2)
     found += [one | {"score": score} for one in found[:6] for score in (0.35, 0.57, 0.7)]
     (folder / "found.json").write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""From the configuration to the parts of a training: no key is read and then forgotten."""
+"""Building the parts of a training from the configuration: no key is read and then forgotten."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ from errors import InputError
 from tests.builders import small_coco, write_image
 from tests.runs import tiny_config
 
-# Each unlike its default, and unlike that of the function that it is for.
+# Each differs from its default, and from the default of the function that takes it.
 WORDS = (
     "data.group_by_shape=true",
     "data.one_orientation=true",
@@ -66,7 +66,7 @@ def test_the_data_are_taken_as_configured(parts: Parts) -> None:
     assert {*parts.batches.scales} == {0.5, 1.0}
     uprights = {key.upright for batch in parts.batches for key in batch}
     assert uprights and uprights <= {True, False}
-    # Of the cat, 24 px wide from x = 30, the crop at x = 44 leaves 0.58: more than the default asks for.
+    # The crop at x = 44 leaves 0.58 of the cat, 24 px wide from x = 30: more than the default requires.
     assert dataset.sample(0, 0).labels.tolist() == [1]
     _, batches = parts.validation.time_batch(parts.learner.evaluated)
     assert batches == 3  # of 8 images, 3 at a time
@@ -84,7 +84,7 @@ def test_images_that_cannot_be_read_are_passed_over_as_often_as_configured(tmp_p
 
 
 def test_images_that_are_lost_at_the_start_are_passed_over_too(tmp_path: Path, caplog) -> None:
-    """Of no byte, as a download that broke off leaves it, or not there at all; so a run can go on without."""
+    """Empty, as an interrupted download leaves them, or missing: a run can go on without them."""
     root = small_coco(tmp_path / "set", 8)
     (root / "images" / "2.png").write_bytes(b"")
     (root / "images" / "5.png").unlink()
@@ -109,7 +109,7 @@ def test_images_that_are_lost_at_the_start_are_passed_over_too(tmp_path: Path, c
 
 
 def test_processes_that_have_read_different_sets_do_not_train(parts: Parts) -> None:
-    """As where one machine cannot read an image, and leaves it out."""
+    """For example if one machine cannot read an image and leaves it out."""
     mains: list[str] = []
     main = SimpleNamespace(from_main=lambda make: mains.append(make()) or mains[0], rank=0)
     refuse_another_set(parts.train_set, "train", main)
@@ -139,7 +139,7 @@ def test_objects_of_another_size_in_evaluation_are_said(
 def test_crops_that_are_enlarged_want_images_that_are(
     tmp_path: Path, evaluation: str, said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Images of 64 px: crops of 32 made 96 are three times as large, and so are images made 192."""
+    """Images of 64 px: crops of 32 resized to 96 are three times as large, as are images resized to 192."""
     crop = "{RandomCrop: {height: 32, width: 32}}, {ResizeWithin: {long: 96}}"
     words = (f"data.transforms.train=[{crop}]", f"data.transforms.eval={evaluation}", "data.check=true")
     Trainer(tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", *words), "test")
@@ -184,7 +184,7 @@ def test_both_sets_are_compared_with_the_main_processes(
 
 
 def test_a_crop_that_does_not_fit_the_narrowest_image_is_told_at_the_start(tmp_path: Path) -> None:
-    """Which is not the one of the least area, nor is the crop made of every image."""
+    """The narrowest image does not have the smallest area, and not every image is cropped."""
     root = small_coco(tmp_path / "set", 4)
     write_image(root / "images" / "1.png", 900, 30)
     for split in ("train", "val"):
@@ -236,7 +236,7 @@ def test_the_precision_is_said_by_the_name_that_it_has_in_the_configuration(
 
 
 def test_batch_norm_is_tried_on_the_smallest_image_of_all_epochs(tmp_path: Path) -> None:
-    """Half of 65 px are 32: one place for the deepest features, and one image at a time."""
+    """Half of 65 px is 32: one location in the deepest features, with one image at a time."""
     words = (
         "model.norm=batch",
         "train.batch_size=1",
@@ -247,7 +247,7 @@ def test_batch_norm_is_tried_on_the_smallest_image_of_all_epochs(tmp_path: Path)
     Trainer(tiny_config(root, tmp_path / "run", *words), "test")
     Trainer(
         tiny_config(root, tmp_path / "run", *words, scales, "train.epochs=1"), "test"
-    )  # at full size alone
+    )  # at full size only
     with pytest.raises(InputError, match=r"model\.norm=batch .* schedule\.image_scales"):
         Trainer(tiny_config(root, tmp_path / "run", *words, scales, "train.epochs=2"), "test")
 
@@ -323,7 +323,7 @@ def test_a_schedule_longer_than_the_training_is_said(
         (6, "train.batch_size=4", "batch_size=4: each epoch leaves out 2 of its 6 images"),
         (7, "train.batch_size=8 train.accumulate=2", "set train.batch_size=6"),
         (6, "train.batch_size=3", ""),
-        (21, "train.batch_size=4", ""),  # a rest of one
+        (21, "train.batch_size=4", ""),  # a remainder of one
         (6, "train.batch_size=8 train.epochs=0", ""),
     ],
 )
@@ -364,7 +364,7 @@ def test_anchors_that_are_there_twice_are_refused_to_new_runs_alone(anchors: Any
 def test_group_norm_on_frozen_imagenet_weights_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """ImageNet's weights cannot be fetched here; what is warned of depends on the settings alone."""
+    """ImageNet's weights cannot be fetched here; the warning depends on the settings alone."""
     monkeypatch.setattr(assembly, "build_model", lambda config, classes, pretrained: None)
     for norm, frozen, warned in (("group", 2, True), ("group", 0, False), ("frozen", 2, False)):
         caplog.clear()

@@ -1,4 +1,4 @@
-"""TensorBoard: what is read back from the event file of a run, by TensorBoard's own reader."""
+"""TensorBoard: what its own reader reads back from the event file of a run."""
 
 import io
 import time
@@ -35,7 +35,7 @@ def events(run: Path) -> EventAccumulator:
 
 
 def shown(line: dict[str, Any]) -> dict[str, float]:
-    """The tags at which the numbers of a line of metrics.jsonl are looked for."""
+    """The tags that the numbers of a line of metrics.jsonl should have."""
     if "loss" in line:
         tags = {"total": "loss", "classification": "loss_classification", "box": "loss_box"}
         values = {f"loss/{tag}": line[name] for tag, name in tags.items()}
@@ -55,7 +55,7 @@ def shown(line: dict[str, Any]) -> dict[str, float]:
 
 
 def assert_scalars_are_those_of_metrics(run: Path) -> None:
-    """The oracle is metrics.jsonl, written apart from the events; these hold float32. -1 is left out."""
+    """Oracle: metrics.jsonl, written independently of the events, which hold float32. -1 is left out."""
     expected: dict[str, dict[int, float]] = {}
     for line in read_metrics(run):
         for tag, value in shown(line).items():
@@ -74,7 +74,7 @@ def test_the_scalars_are_those_of_metrics_jsonl_and_there_are_no_others(run: Pat
 
 
 def test_a_step_whose_evaluation_is_made_again_keeps_its_loss(tmp_path: Path) -> None:
-    """Killed when the evaluation was logged and not saved."""
+    """Killed after the evaluation was logged and before it was saved."""
     config = tiny_config(small_coco(tmp_path / "set"), tmp_path / "run", *WORDS)
     save = Trainer._save
 
@@ -86,14 +86,14 @@ def test_a_step_whose_evaluation_is_made_again_keeps_its_loss(tmp_path: Path) ->
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr(Trainer, "_save", fail_once_evaluated)
         Trainer(config, "demo").run()
-    time.sleep(1.1)  # files are read in the order of their names, which tell the second
+    time.sleep(1.1)  # files are read in the order of their names, which contain the second
     Trainer(config, "demo", resume=tmp_path / "run").run()
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 3, 4, 5, 6, 6]
     assert_scalars_are_those_of_metrics(tmp_path / "run")
 
 
 def test_half_a_character_in_a_class_name_is_shown_as_a_question_mark(tmp_path: Path, run: Path) -> None:
-    """JSON may bring it, and TensorBoard takes none."""
+    """JSON may contain one, and TensorBoard does not accept it."""
     from detector.training.board import Board
 
     board = Board(tmp_path, None)
@@ -122,7 +122,7 @@ def test_pr_curves_count_gt_boxes_that_were_not_found(run: Path) -> None:
 
 
 def test_the_same_pictures_are_shown_at_every_evaluation(run: Path) -> None:
-    """Each has gt and what was found side by side: images of 64 x 48 px, eight times as large."""
+    """Each shows gt and detections side by side: images of 64 x 48 px, enlarged eight times."""
     board = events(run)
     assert board.Tags()["images"] == [f"val_images/{i}_{i}" for i in range(4)]
     first, second = board.Images("val_images/0_0")
@@ -132,7 +132,7 @@ def test_the_same_pictures_are_shown_at_every_evaluation(run: Path) -> None:
     assert (first.height, first.width) == (height, width)
     assert height >= 8 * 48 and width >= 2 * 8 * 64
     changed = np.abs(pictures[0] - pictures[1]).max(axis=(0, 2)) > 64
-    assert not changed[: width // 2].any()  # what there is stays the same
+    assert not changed[: width // 2].any()  # the gt boxes stay the same
 
 
 def of_hparams(board: EventAccumulator, part: str) -> HParamsPluginData:
@@ -140,7 +140,7 @@ def of_hparams(board: EventAccumulator, part: str) -> HParamsPluginData:
 
 
 def test_a_run_is_one_line_of_the_hparams_tab(run: Path) -> None:
-    """Its settings and the names of its metrics stand in its own event file, in no folder below."""
+    """Its settings and the names of its metrics are in its own event file, not in a subfolder."""
     assert [p.parent for p in run.rglob("events.*")] == [run]
     board = events(run)
     settings = of_hparams(board, "session_start_info").session_start_info.hparams
@@ -156,13 +156,13 @@ def test_a_run_is_one_line_of_the_hparams_tab(run: Path) -> None:
 
 def test_the_configuration_is_shown_as_text(run: Path) -> None:
     (text,) = events(run).Tensors("config/text_summary")
-    _, _, written = (run / "config.yaml").read_text().partition("\n")  # behind the versions
+    _, _, written = (run / "config.yaml").read_text().partition("\n")  # after the line of versions
     assert text.tensor_proto.string_val[0].decode().split() == written.split()
 
 
 @pytest.mark.parametrize("killed", [2, 4])
 def test_a_resumed_run_continues_its_curves_without_doubling(tmp_path: Path, killed: int) -> None:
-    """Killed after the fourth step was logged: it is made again from step 3. After the second: from none."""
+    """Killed after step 4 was logged, it is continued from step 3; after step 2, from the start."""
     root, run = small_coco(tmp_path / "set"), tmp_path / "run"
     config = tiny_config(root, run, *WORDS)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -186,7 +186,7 @@ def test_a_resumed_run_continues_its_curves_without_doubling(tmp_path: Path, kil
 
 
 def test_nothing_is_measured_on_steps_that_are_not_logged(tmp_path: Path) -> None:
-    """The ranked share waits for the device: of three steps only the second and the last are asked for it."""
+    """Measuring the ranked share waits for the device: of three steps only the second and the last do so."""
     asked = []
     root = small_coco(tmp_path / "set")
     trainer = Trainer(tiny_config(root, tmp_path / "run", "train.epochs=1", "train.log_every=2"), "demo")
@@ -207,7 +207,7 @@ def test_an_evaluation_that_is_made_again_replaces_the_one_before(tmp_path: Path
         board = Board(tmp_path, purge_step)
         board.step(4, {"loss": 0.5 if purge_step else 1.0})
         board.close()
-        time.sleep(1.1)  # files are read in the order of their names, which tell the second
+        time.sleep(1.1)  # files are read in the order of their names, which contain the second
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss/total")] == [(4, 0.5)]
 
 

@@ -1,4 +1,4 @@
-"""The lines of a training's steps: which steps have one, and how much time it says is left."""
+"""The log lines of training steps: which steps have one, and how much time it says is left."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def test_the_last_step_has_a_line_whatever_the_steps_between_lines(tmp_path: Pat
 def test_the_time_that_is_left_goes_by_the_steps_of_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, left: str
 ) -> None:
-    """Of 25 steps 10 are done after 20 seconds: those made before a resumption took none of them."""
+    """10 of 25 steps are done after 20 seconds; steps made before a resumption took none of that time."""
     clock = SimpleNamespace(now=100.0)
     clock.perf_counter = lambda: clock.now
     monkeypatch.setattr("detector.training.monitor.time", clock)

@@ -1,4 +1,4 @@
-"""Several gloo processes of which one is stopped, fails or is lost: none waits for ever, each says why."""
+"""Several gloo processes, one of which is stopped, fails or is lost: none waits forever, each says why."""
 
 import os
 import re
@@ -32,12 +32,12 @@ from train import train as train_door
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# On the worker of the other tests with processes: the cores do not suffice for both.
+# On the worker of the other tests with processes: there are not enough cores for both.
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 def stop_one(rank: int, size: int) -> Any:
-    """The second process alone gets a signal, in its third step; or, later, in the evaluation."""
+    """Only the second process gets a signal: in its third step or, another time, in the evaluation."""
     processes = joined()
     folder, when = Path(os.environ["TEST_FOLDER"]), os.environ["TEST_WHEN"]
     config = tiny_config(
@@ -98,7 +98,7 @@ def fail_alone(rank: int, size: int) -> Any:
 def test_one_that_fails_leaves_no_other_waiting(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another machine no launcher would end those that wait."""
+    """No launcher would end processes that wait on another machine."""
     config = tiny_config(small_coco(tmp_path / "set", 4), tmp_path / "run", "train.epochs=1")
     (tmp_path / "config.yaml").write_text(dump_config(config))
     monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
@@ -118,7 +118,7 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
     def fail() -> None:
         raise InputError("no space left")
 
-    with pytest.raises(InputError, match="no space left"):  # not that the others cannot be told
+    with pytest.raises(InputError, match="no space left"):  # not the failure to tell the others
         Processes(0, 2, store=Broken()).from_main(fail)
     processes = Processes(1, 2, store=Broken())
     for call in (lambda: processes.barrier(), processes.stop_announced, lambda: processes.from_main(int)):
@@ -127,7 +127,7 @@ def test_a_store_whose_keeper_has_gone_makes_a_bystander() -> None:
 
 
 def test_what_was_made_counts_though_its_maker_fails_at_once() -> None:
-    """The main process hands over what the others wait for, and fails, between two looks of theirs."""
+    """The main process hands over what the others wait for, and fails, between two checks of theirs."""
 
     class Late(dist.HashStore):
         def check(self, keys: list[str]) -> bool:
@@ -151,7 +151,7 @@ def test_what_all_processes_fail_of_is_said_by_one() -> None:
 
 
 def lose_one(rank: int, size: int) -> Any:
-    """The second process is lost in the middle of the first one's step, having told why or not."""
+    """The second process is lost in the middle of the first one's step, with or without announcing why."""
     processes = joined()
     network = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
     if os.environ["TEST_ANNOUNCED"] == "1" and rank == 1:
@@ -171,9 +171,9 @@ def lose_one(rank: int, size: int) -> Any:
 def test_a_process_that_is_lost_is_one_line_in_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
-    """And none where it has said itself what it failed of."""
+    """And no line if that process has said itself why it failed."""
     monkeypatch.setenv("TEST_ANNOUNCED", str(int(announced)))
-    torch.save(None, tmp_path / "1.pt")  # what it would have given back
+    torch.save(None, tmp_path / "1.pt")  # what it would have returned
     said = run_processes(lose_one, 2, tmp_path)[0]
     assert len(said) == (not announced)
     assert all("another process is lost (" in line and "peer" in line for line in said)
@@ -227,7 +227,7 @@ processes.leave()
 
 
 def test_the_one_that_keeps_the_store_leaves_last() -> None:
-    """Without a launcher that keeps it, or with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1."""
+    """Without a launcher that keeps the store, or with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -281,7 +281,7 @@ def test_processes_that_were_told_different_things_do_not_train_together(
 
 
 def test_only_torchrun_has_an_end_that_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a shell has started goes on when that has gone."""
+    """Processes started by a shell go on after it has ended."""
     for launcher, orphaned in (("none", True), (None, False)):
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         if launcher is not None:
@@ -323,10 +323,10 @@ def test_all_stop_where_one_is_told_to(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("TEST_WHEN", when)
         (tmp_path / when).mkdir()
         (main, _), (other, left) = run_processes(stop_one, 2, tmp_path / when)
-        # Where one process leaves, the launcher ends the others: in the middle of their saving, if need be.
+        # If one process leaves, the launcher ends the others, even while they are saving.
         assert left > float((tmp_path / "saved").read_text())
         assert f"stopped by another process at step {step} of 8" in main
-        assert other == ""  # one says it for all
+        assert other == ""  # one process says it for all
         assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == step
     monkeypatch.setenv("TEST_WHEN", "never")
     (tmp_path / "never").mkdir()

@@ -28,7 +28,7 @@ WORDS = ("train.epochs=2", "train.log_every=1", "train.ema_decay=0.9", "optimize
 
 
 def spoil_steps(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
-    """The box loss of some steps, counted from 1, is `value`; NaN also passes through batch norm."""
+    """The box loss of some steps, counted from 1, is `value`; NaN also reaches batch norm's statistics."""
     call, update = Criterion.__call__, Learner.update
     done: list[int] = []
 
@@ -98,7 +98,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, value: float,
 
 @pytest.mark.parametrize(("scale", "noticed"), [(65536.0, False), (0.5, True)])
 def test_a_gradient_that_no_scale_makes_finite_is_noticed_in_fp16(scale: float, noticed: bool) -> None:
-    """fp16 leaves a step out now and then; where its factor is used up, the fault lies elsewhere."""
+    """fp16 skips a step now and then; when its scale cannot fall any further, the fault lies elsewhere."""
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     learner = Learner(model, optimizer, torch.amp.GradScaler("cpu", init_scale=scale), None, 0.0)  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def test_too_many_of_them_stop(tmp_path: Path) -> None:
 
 
 def test_so_many_is_counted_over_resumptions(tmp_path: Path) -> None:
-    """A run that is killed and continued would else never come to its limit."""
+    """Otherwise a run that is killed and continued would never reach its limit."""
     root, run = small_coco(tmp_path / "set", 16), tmp_path / "run"
     config = tiny_config(root, run, *WORDS, "train.on_nonfinite=skip", "train.max_nonfinite=2")
     with pytest.MonkeyPatch.context() as patch:
@@ -160,7 +160,7 @@ def test_rollback_takes_the_weights_of_the_last_checkpoint_and_goes_on(tmp_path:
 
 
 def test_rollback_past_a_damaged_checkpoint_keeps_the_whole_one(tmp_path: Path) -> None:
-    """The next that is written must not move the damaged one to where the whole one is."""
+    """The next checkpoint must not move the damaged one to the place of the whole one."""
     root, checkpoints = small_coco(tmp_path / "set", 8), tmp_path / "run" / "checkpoints"
     words = (*WORDS, "train.on_nonfinite=rollback", "train.eval_every=2", "train.save_every_steps=2")
     trainer = Trainer(tiny_config(root, tmp_path / "run", *words), "test")
@@ -219,7 +219,7 @@ def test_no_remedy_is_advised_that_is_applied_already(
 def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:
     watch = NonFiniteWatch(torch.device("cpu"), limit=2, steps_per_epoch=10)
     losses = Losses({"box": torch.tensor(torch.inf), "classification": torch.tensor(1.0)}, torch.tensor(3))
-    spoilt = (1, 2, 11, 13, 14)  # the third is the first of the next ten steps, the last one too many of them
+    spoilt = (1, 2, 11, 13, 14)  # the third opens the next ten steps, the last is one too many in these
     for step in range(1, 31):
         watch.note(torch.tensor(step in spoilt), step, losses, [step, step + 1])
         faults = watch.found(wait=False)
@@ -233,7 +233,7 @@ def test_the_watch_forgets_faults_of_an_epoch_ago() -> None:
 
 
 def test_of_short_epochs_more_than_one_is_looked_at() -> None:
-    """Else steps that all fail would never be too many."""
+    """Otherwise there would never be too many, even if all steps failed."""
     watch = NonFiniteWatch(torch.device("cpu"), limit=3, steps_per_epoch=2)
     losses = Losses({"box": torch.tensor(torch.inf)}, torch.tensor(3))
     stopped = []
@@ -300,7 +300,7 @@ def test_out_of_memory_says_what_to_lower(error: Exception) -> None:
 
 
 def test_logits_that_cannot_be_ranked_leave_no_part_of_the_network_without_a_gradient() -> None:
-    """Other processes would wait for it."""
+    """Other processes would wait for that gradient."""
     logits, deltas = (torch.zeros(1, 4, n, requires_grad=True) for n in (2, 4))
 
     def refuse() -> Losses:

@@ -76,7 +76,7 @@ def small_net() -> nn.Sequential:
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
 def test_a_state_is_restored_whatever_memory_format_it_was_in(name: str, before: torch.memory_format) -> None:
-    """Oracle: the same two steps without a change; the fused kernels take memory as it lies."""
+    """Oracle: the same two steps without a change; the fused kernels use memory as it is laid out."""
 
     def learner(layout: torch.memory_format) -> Learner:
         net: Any = small_net().to(memory_format=layout)
@@ -103,7 +103,7 @@ def test_a_state_is_restored_whatever_memory_format_it_was_in(name: str, before:
 
 
 def test_momentum_that_a_run_did_not_have_begins_at_zero() -> None:
-    """PyTorch's kernel would take memory as it comes, and keep it where the first step is left out."""
+    """PyTorch's kernel would use uninitialised memory, and keep it if the first step is skipped."""
 
     def learner(momentum: float) -> Learner:
         net: Any = small_net()
@@ -117,7 +117,7 @@ def test_momentum_that_a_run_did_not_have_begins_at_zero() -> None:
 
 
 def test_statistics_of_a_step_that_fp16_leaves_out_stay_as_they_were() -> None:
-    """A gradient that overflows is no fault in fp16, but its batch had no part in the weights either."""
+    """A gradient that overflows is no fault in fp16, but its batch did not contribute to the weights."""
     net: Any = small_net()
     optimizer = build_optimizer(net, "sgd", 0.1, 0.9, weight_decay=0.0, decay_norm_and_bias=True)
     learner = Learner(net, optimizer, torch.amp.GradScaler("cpu", init_scale=65536.0), None, 0)
@@ -159,7 +159,7 @@ def test_a_long_gradient_is_shortened_whatever_the_loss_was_scaled_by(
 
 
 def test_the_scale_of_the_loss_is_restored() -> None:
-    """What fp16 has found out is not found out again, by a dozen steps that are left out."""
+    """Otherwise fp16 would have to find it again, by skipping a dozen steps."""
 
     def learner(scale: float) -> Learner:
         net: Any = small_net()
@@ -172,7 +172,7 @@ def test_the_scale_of_the_loss_is_restored() -> None:
 
 
 def test_a_run_that_goes_on_in_fp16_begins_with_a_scale_of_its_own() -> None:
-    """Of one that had none there is nothing to restore."""
+    """A run that had no scale has none to restore."""
 
     def learner(scaler: torch.amp.GradScaler) -> Learner:
         net: Any = small_net()
@@ -187,7 +187,7 @@ def test_a_run_that_goes_on_in_fp16_begins_with_a_scale_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_groups_of_parameters_stand_in_the_order_that_saved_states_go_by(name: str) -> None:
-    """A checkpoint has their numbers alone: in another order one weight gets the momentum of another."""
+    """A checkpoint has only their numbers: in another order a weight would get the momentum of another."""
     net = small_net()
     optimizer = build_optimizer(net, name, 0.1, 0.9, 0.5, False, slowed=net[0], slowed_lr_factor=0.25)
     names = {parameter: key for key, parameter in net.named_parameters()}
@@ -203,7 +203,7 @@ def test_the_groups_of_parameters_stand_in_the_order_that_saved_states_go_by(nam
 
 
 def test_the_momentum_of_sgd_is_nothing_to_adamw() -> None:
-    """As the configuration says of it: sgd only."""
+    """As the configuration says: for sgd only."""
     optimizer = build_optimizer(small_net(), "adamw", 0.1, 0.5, weight_decay=0.0, decay_norm_and_bias=True)
     assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.999)]
 
@@ -251,7 +251,7 @@ def test_momentum_reaches_sgd() -> None:
 
 
 def test_a_first_step_that_is_left_out_leaves_no_momentum() -> None:
-    """The fused kernel takes memory as it finds it for the momentum, and leaves it so."""
+    """The fused kernel takes uninitialised memory for the momentum, and would leave it so."""
     net = nn.Linear(512, 512, bias=False)
     optimizer = build_optimizer(net, "sgd", 0.1, 0.9, weight_decay=0.0, decay_norm_and_bias=True)
     start = net.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""train.patience: a run ends where AP has stopped rising, and goes on where that is wanted."""
+"""train.patience: a run ends when AP has stopped rising, and goes on if that is wanted."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.runs import last, read_metrics, tiny_config
         (50, 50, 30, 1, True),
         (50, 40, 30, 1, False),  # epochs between two evaluations
         (50, 50, 50, 1, False),
-        (100, 100, 30, 2, False),  # at its last epoch a run ends anyhow
+        (100, 100, 30, 2, False),  # at its last epoch a run ends anyway
     ],
 )
 def test_the_best_ap_may_be_so_many_epochs_old(
@@ -41,7 +41,7 @@ def test_a_run_ends_early_and_goes_on_where_it_is_told_to(
     root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
     # Nothing is learnt, nothing is averaged: each evaluation is as good as the first.
     still = (
-        "train.seed=5",  # with which a little is found all the same
+        "train.seed=5",  # with this seed a little is found nevertheless
         "optimizer.name=sgd",
         "optimizer.lr=1e-30",
         "model.norm=group",

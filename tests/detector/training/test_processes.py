@@ -1,4 +1,4 @@
-"""Several gloo processes: what they tell each other, and that they train as one does."""
+"""Several gloo processes: what they exchange, and that they train as one process does."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tests.runs import difference, read_metrics, tiny_config
 # On one worker of the test run: the runs that most tests here look at take a minute.
 pytestmark = pytest.mark.xdist_group("processes")
 
-# Of each: the loss curve and the evaluation must not depend on the number of processes.
+# For each, the loss curve and the evaluation must not depend on the number of processes.
 RECIPES = {
     "group": ("model.norm=group",),
     "sync": ("model.norm=batch", "train.sync_batch_norm=true", "train.ema_decay=0.9"),
@@ -95,7 +95,7 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, recipe: str, size: in
     ]
     assert (ranked[0] == [None] * 4) == (recipe == "frozen")
     assert ranked[1] == ([None] * 4 if recipe == "frozen" else pytest.approx(ranked[0], abs=1e-3))
-    assert len(list((runs / f"{recipe}_{size}").glob("events.*"))) == 1  # the main process alone writes
+    assert len(list((runs / f"{recipe}_{size}").glob("events.*"))) == 1  # only the main process writes
     weights = [
         load_checkpoint(runs / f"{recipe}_{n}" / "checkpoints" / "last.pt")["model"] for n in (1, size)
     ]
@@ -105,7 +105,7 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, recipe: str, size: in
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_speed_is_that_of_all_processes_together(runs: Path, size: int) -> None:
-    """The whole batch in the time of a step, also where the micro-batches of a step are several."""
+    """The whole batch in the time of a step, even if a step has several micro-batches."""
     for recipe in ("group", "parts"):
         lines = [line for line in read_metrics(runs / f"{recipe}_{size}") if "loss" in line]
         assert [line["images_per_s"] * line["step_s"] for line in lines] == pytest.approx([8] * 4)
@@ -166,7 +166,7 @@ def talk(rank: int, size: int) -> dict[str, Any]:
 
 
 def test_what_processes_tell_each_other(tmp_path: Path) -> None:
-    """Also what is too large for a value of the store."""
+    """This includes values that are too large for the store."""
     told = run_processes(_talk_and_count, 4, tmp_path)
     for rank, one in enumerate(told):
         assert one["worst"] == 7
@@ -218,7 +218,7 @@ def test_a_launch_that_cannot_be_joined_is_refused(
 def test_a_restart_shares_no_key_with_the_start_before_but_where_agents_count_apart(
     nodes: str, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Agents of several nodes count restarts each for itself: their processes would not meet."""
+    """Agents of several nodes count restarts separately: their processes would not find each other."""
     monkeypatch.setenv("GROUP_WORLD_SIZE", nodes)
     keys = set()
     for count in ("0", "1", "2"):
@@ -231,7 +231,7 @@ def test_a_restart_shares_no_key_with_the_start_before_but_where_agents_count_ap
 def test_tasks_that_do_not_know_of_each_other_are_told(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """srun -n 8 python train.py makes eight trainings; -n 1 is how one is started."""
+    """srun -n 8 python train.py starts eight trainings; -n 1 is how a single one is started."""
     for known in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(known, raising=False)
     for count, said in (("1", 0), ("8", 1)):
@@ -249,7 +249,7 @@ def test_one_process_needs_no_group() -> None:
 
 
 def normalise(rank: int, size: int) -> dict[str, Tensor]:
-    """One process's part of `whole`, of its own size, through a synchronised norm."""
+    """Passes one process's part of the batch, of its own size, through a synchronised norm."""
     x = parts()[rank].requires_grad_()
     norm = nn.Sequential(nn.BatchNorm2d(3))
     synchronise_norms(norm, x.device)
@@ -288,8 +288,8 @@ def test_a_synchronised_norm_is_batch_norm_of_all_batches(tmp_path: Path) -> Non
 
 
 def test_the_order_of_the_samples_does_not_depend_on_processes_and_micro_batches() -> None:
-    """Oracle: one process that takes whole batches; and one with as many micro-batches, which are ranked
-    each by itself."""
+    """Oracle: one process that takes whole batches; and one with as many micro-batches, each of which is
+    ranked separately."""
     whole = list(EpochBatches(70, 12, seed=3))
     assert len(whole) == 5
     for micro_batches, processes in ((1, 2), (2, 1), (3, 2), (2, 6), (1, 12)):
@@ -312,7 +312,7 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
 
 
 def look_inside(rank: int, size: int) -> dict[str, Any]:
-    """What each of two processes has in places where no file shows it."""
+    """Values inside each of two processes that no file shows."""
     processes, folder = joined(), Path(os.environ["TEST_FOLDER"])
     seen: dict[str, Any] = {"warned": 0}
     for word in ("true", "false"):
@@ -358,14 +358,14 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_all_evaluate_the_same_statistics(inside: list[dict[str, Any]]) -> None:
-    """Those of plain batch norm are each process's own, of its part of every batch."""
+    """With plain batch norm each process has statistics of its own, from its part of every batch."""
     one, other = (seen["evaluated"] for seen in inside)
     assert sum("running" in key for key in one) > 20
     assert difference(one, other) is None
 
 
 def test_a_loss_that_is_not_finite_in_one_process_is_so_in_all(inside: list[dict[str, Any]]) -> None:
-    """In fp16, where no gradient tells the others: they would go on while that one rolls back."""
+    """In fp16 no gradient tells the others: they would go on while that one rolls back."""
     assert [seen["nonfinite"] for seen in inside] == [True, True]
 
 

@@ -1,4 +1,4 @@
-"""The dry run, the profile of a step, and compilation: what they say, and that they leave no trace."""
+"""The dry run, the profile of a step, and compilation: what they say, and that they change nothing."""
 
 import re
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> Non
 
 
 def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
-    """A folder that cannot be made; and a rate at which no loss is finite."""
+    """A folder that cannot be created, and a learning rate at which no loss is finite."""
     small_coco(tmp_path / "set", 8)
     (tmp_path / "file").touch()
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
@@ -63,7 +63,7 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
 def test_a_dry_run_goes_on_where_the_run_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With train.on_nonfinite=skip a step that is not finite is left out."""
+    """With train.on_nonfinite=skip a step that is not finite is skipped."""
     update, made = Learner.update, []
 
     def update_but_one(learner: Learner, losses: Losses) -> Any:
@@ -83,14 +83,14 @@ def test_a_dry_run_of_no_epochs_and_of_a_cosine(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_counts_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """120 steps of 6 s; after every seven epochs and at the end, evaluations of 4 batches of a minute."""
+    """120 steps of 6 s; evaluations of 4 batches of a minute, after every seven epochs and at the end."""
     monkeypatch.setattr("detector.training.rehearsal._time_steps", lambda trainer: (6.0, 1.0))
     monkeypatch.setattr("detector.training.validation.Validation.time_batch", lambda *_: (60.0, 4))
     words = ("train.epochs=30", "train.eval_every=7")
     root = small_coco(tmp_path / "set", 8)
     said = list(rehearse(tiny_config(root, tmp_path / "run", *words)))
     assert said[-1] == "run       120 steps and 5 evaluations: about 32 min; no run folder was written"
-    # Half of the steps on a quarter of the pixels, but for five seconds of data: 60 x 5.25 s and 60 x 6 s.
+    # Half of the steps have a quarter of the pixels, but 5 s of data as before: 60 x 5.25 s and 60 x 6 s.
     monkeypatch.setattr("detector.training.rehearsal._time_steps", lambda trainer: (6.0, 5.0))
     said = list(rehearse(tiny_config(root, tmp_path / "run", *words, "schedule.image_scales=[0.5,1]")))
     assert said[-1] == "run       120 steps and 5 evaluations: about 31 min; no run folder was written"
@@ -168,7 +168,7 @@ def test_recall_is_the_best_iou_of_each_box_with_an_anchor(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("scale", [0.5, 0.75])
 def test_anchors_are_measured_at_the_smallest_size_too(tmp_path: Path, scale: float) -> None:
-    """Oracle: the anchors of images that are resized so."""
+    """Oracle: the anchors of images that are resized to that size."""
     boxes = [[8.0, 8.0, 64.0, 64.0], [20.0, 30.0, 40.0, 50.0], [100.0, 10.0, 50.0, 111.0]]
     content = coco_dict([boxes])
     content["images"][0].update(height=128, width=256)
@@ -202,7 +202,7 @@ def test_a_profile_names_the_phases_and_leaves_a_trace(
 
 
 def test_a_profile_on_a_gpu_tells_waiting_from_work() -> None:
-    """What an H100 gave, in microseconds of six steps: each phase twice, and the kernels."""
+    """Measured on an H100, in microseconds of six steps: each phase twice, and the kernels."""
 
     def event(key: str, cpu: float, gpu: float, kernels: float, on: str, annotation: bool) -> Any:
         where = getattr(DeviceType, on)
@@ -272,7 +272,7 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         raise torch._dynamo.exc.TorchDynamoException("a compiler's process ended")
     assert stop.served  # a second signal changes nothing
-    with (  # the others, who may be waiting for this process, hear of a failure
+    with (  # other processes, which may be waiting for this one, are told of a failure
         pytest.raises(InputError, match=r"SIGINT while .* compiled; go on$"),
         compilation_explained(stop, "go on", alone=False),
     ):
@@ -281,7 +281,7 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("most", [1, 64])
 def test_what_dynamo_refuses_to_compile_is_counted(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """The two heads share their code and so its limit: a single graph does not do."""
+    """The two heads share their code and so its limit: a single graph is not enough."""
     monkeypatch.setattr("detector.training.compilation._MOST_GRAPHS", most)
     for name in ("recompile_limit", "cache_size_limit"):
         if hasattr(torch._dynamo.config, name):
@@ -322,7 +322,7 @@ def test_what_is_frozen_at_random_weights_is_warned_of(
 def test_a_profile_of_a_short_run_says_how_short(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], images: int, said: str
 ) -> None:
-    """Two steps are waited for and two more for warming up; six would be taken."""
+    """Two steps are skipped and two more are for warming up; six would be profiled."""
     words = ("train.epochs=1", "train.profile=true")
     Trainer(tiny_config(small_coco(tmp_path / "set", images), tmp_path / "run", *words), "test").run()
     assert said in capsys.readouterr().out

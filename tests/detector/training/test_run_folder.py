@@ -137,7 +137,7 @@ def launch(name: str, *agents: str, restarted: bool = False) -> Launch:
 def test_a_launch_whose_name_is_given_again_finds_its_own_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun --rdzv-id coco, twice: what restarts is the second, and its run the newer one."""
+    """torchrun --rdzv-id coco, twice: the second is the one that restarts, and its run is the newer one."""
     monkeypatch.chdir(tmp_path)
     again = launch("night", "agent 9", restarted=True)
     assert run_of_launch(None, "coco", again) is None
@@ -149,16 +149,16 @@ def test_a_launch_whose_name_is_given_again_finds_its_own_run(
     assert run_of_launch("runs/coco-3", "coco", again) is None
     assert run_of_launch(None, "coco", launch("night", "agent 9")) is None  # a new launch begins a new run
     assert run_of_launch(None, "coco", launch("none", "agent 9", restarted=True)) is None
-    shutil.rmtree("runs/coco")  # no gap in the numbers hides what comes behind it
+    shutil.rmtree("runs/coco")  # a gap in the numbers does not hide later runs
     assert str(run_of_launch(None, "coco", again)) == "runs/coco-2"
 
 
 def test_a_launch_is_the_same_as_long_as_one_of_its_agents_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a machine joins or leaves, the others start their processes anew and count no restart.
+    """If a machine joins or leaves, the others restart their processes and count no restart.
 
-    The same agents without one are another launch: a script or a program may begin several.
+    The same agents without a restart are another launch: a script or a program may start several.
     """
     monkeypatch.chdir(tmp_path)
     mark_launch(begun(None, "coco", "a: 1\n"), launch("none", "agent 1", "agent 2"))
@@ -167,7 +167,7 @@ def test_a_launch_is_the_same_as_long_as_one_of_its_agents_is_left(
     assert run_of_launch(None, "coco", launch("other", "agent 2", "agent 1")) is None
     again = launch("none", "agent 1", "agent 2", restarted=True)
     assert str(run_of_launch(None, "coco", again)) == "runs/coco"
-    Path("runs/coco-2/.launch").mkdir(parents=True)  # not to be read
+    Path("runs/coco-2/.launch").mkdir(parents=True)  # cannot be read
     assert str(run_of_launch(None, "coco", again)) == "runs/coco"
 
 
@@ -222,7 +222,7 @@ def test_a_folder_that_only_looks_bare_is_refused(tmp_path: Path, left: str) -> 
 def test_of_a_run_folder_that_cannot_be_begun_nothing_is_left(
     tmp_path: Path, error: Exception, there: bool
 ) -> None:
-    """The folders above it neither; one that was there stays, and can be taken later."""
+    """The folders above it are not left either; one that existed stays, and can be used later."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -254,7 +254,7 @@ def test_of_two_that_begin_in_one_folder_the_second_changes_nothing(tmp_path: Pa
     with (
         in_use(folder),
         pytest.raises(InputError, match="in use by another training"),
-    ):  # the other a moment ago
+    ):  # the other began a moment ago
         begun(str(folder), "x", "b: 1\n")
     assert {path.name for path in folder.iterdir()} == {".lock"}
     with new_run_folder(str(folder), "x", "a: 1\n"):
@@ -307,7 +307,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_half_a_character_does_not_hinder_a_text(tmp_path: Path) -> None:
-    """As JSON may bring it; names of files in other encodings stay as they are."""
+    """JSON may contain one; names of files in other encodings stay as they are."""
     write_text(tmp_path / "a", "cat \ud83d\n")
     assert (tmp_path / "a").read_bytes() == b"cat \\ud83d\n"
     write_text(tmp_path / "a", os.fsdecode(b"\xe9.jpg"))
@@ -360,7 +360,7 @@ def test_what_cannot_be_compared_with_before_is_known(
 
 
 def test_what_two_configurations_do_not_share_is_no_change() -> None:
-    """A line that was taken out of config.yaml by hand, or a key of another version."""
+    """A line that was removed from config.yaml by hand, or a key of another version."""
     before = {"train": {"epochs": 1, "seed": 0, "old": 1}, "older": {"key": 1}, "eval": {"nms": "hard"}}
     now = {"train": {"epochs": 3, "seed": 0, "new": 1}, "newer": {"key": 1}, "eval": None}
     assert list(changed_keys(before, now)) == [("train.epochs", 1, 3)]
@@ -374,7 +374,7 @@ def test_metrics_are_json_where_a_number_is_not_finite(tmp_path: Path) -> None:
 
 def test_metrics_after_a_step_and_lines_cut_off_are_forgotten(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 0.1}) for step in (1, 2, 2, 3)]
-    damaged = lines[0].encode().replace(b"loss", b"lo\xffs")[:-1]  # a bit that a power failure has turned
+    damaged = lines[0].encode().replace(b"loss", b"lo\xffs")[:-1]  # a bit that a power failure has flipped
     content = [*(line.encode() for line in lines), damaged, b"[2]", b'{"step": null}', b'{"step": 2, "lo']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(content))
     assert not forget_metrics_after(tmp_path, 2, evaluated=2)
@@ -382,7 +382,7 @@ def test_metrics_after_a_step_and_lines_cut_off_are_forgotten(tmp_path: Path) ->
 
 
 def test_an_evaluation_that_was_logged_and_not_saved_is_forgotten(tmp_path: Path) -> None:
-    """Killed between the two: the evaluation of step 4 will be made again, those before count."""
+    """Killed between the two: the evaluation at step 4 will be repeated, earlier ones count."""
     lines = [
         json.dumps(r) for r in ({"step": 2, "AP": 0.1}, {"step": 4, "loss": 0.5}, {"step": 4, "AP": 0.2})
     ]
@@ -392,7 +392,7 @@ def test_an_evaluation_that_was_logged_and_not_saved_is_forgotten(tmp_path: Path
     assert forget_metrics_after(tmp_path, 4, evaluated=2) == {"step": 4, "loss": 0.5}
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:2]
     (tmp_path / "metrics.jsonl").write_text("\n".join((lines[0], lines[2])) + "\n")
-    assert forget_metrics_after(tmp_path, 4, evaluated=2) == {}  # of the step itself nothing was logged
+    assert forget_metrics_after(tmp_path, 4, evaluated=2) == {}  # nothing was logged of the step itself
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:1]
 
 

@@ -18,7 +18,7 @@ _TIME = r"^(\d{4}-\d\d-\d\d \d\S+)  "
 
 
 def entries(run: Path) -> list[str]:
-    """What stands behind the times, which never go back; a table is one entry."""
+    """The texts after the times, which never go back; a table is one entry."""
     text = (run / LOG).read_text()
     times = [datetime.fromisoformat(stamp) for stamp in re.findall(_TIME, text, re.M)]
     assert times and times == sorted(times) and all(time.tzinfo for time in times)
@@ -46,7 +46,7 @@ def test_all_that_was_said_is_kept_also_what_was_said_before_there_was_a_run(tmp
     assert said[1].startswith(f"{run}: 8 training images")
     steps = [entry for entry in said if "step" in entry and "loss" in entry and "left" in entry]
     assert [entry.split("step")[1].split()[0] for entry in steps] == ["2/8", "4/8", "6/8", "8/8"]
-    for entry in said[1:]:  # no terminal here: nothing else was printed, nor at another place
+    for entry in said[1:]:  # without a terminal the same lines are printed, all to stdout
         assert entry in outcome.out
     assert sum("AP50" in entry for entry in said) == 2
 
@@ -73,7 +73,7 @@ def test_the_log_says_how_a_run_ended_and_goes_on_with_it(tmp_path: Path) -> Non
     assert re.match(r"error: image .*2\.png cannot be read", entries(run)[-1])
     image.write_bytes(whole)
     with (run / LOG).open("a") as file:
-        file.write("half a li")  # of a disk that was full
+        file.write("half a li")  # as a full disk leaves it
     train(run)
     assert any(entry.startswith(f"{run}: ") and "8 steps from 3" in entry for entry in entries(run))
     assert "AP50" in entries(run)[-2] and entries(run)[-1].startswith("best AP ")
@@ -98,7 +98,7 @@ def test_a_refused_resumption_leaves_the_log_alone(tmp_path: Path) -> None:
 
 
 def test_of_several_processes_each_says_what_it_says_on_the_terminal(tmp_path: Path) -> None:
-    """One has an image that cannot be read, the main one only learns that another has failed."""
+    """One has an image that cannot be read; the main one only learns that another has failed."""
     main, other = RunLog(), RunLog()
     with pytest.raises(Bystander), main:
         logging.getLogger("main").warning("early")
@@ -120,7 +120,7 @@ def test_of_several_processes_each_says_what_it_says_on_the_terminal(tmp_path: P
 
 
 def test_a_name_in_no_encoding_costs_no_line(tmp_path: Path) -> None:
-    """A file system takes any bytes for a name, a log is text."""
+    """A file system accepts any bytes as a name, but a log is text."""
     log = RunLog()
     log.begin(tmp_path)
     log.write("image caf\udce9.png is skipped")
@@ -128,7 +128,7 @@ def test_a_name_in_no_encoding_costs_no_line(tmp_path: Path) -> None:
 
 
 def test_an_error_that_nobody_has_foreseen_is_told_with_its_type(tmp_path: Path) -> None:
-    """Which says more than its text, where that is but a key."""
+    """The type says more than the text if that is only a key."""
     with pytest.raises(KeyError), RunLog() as log:
         log.begin(tmp_path)
         raise KeyError("x")

@@ -62,7 +62,7 @@ WORDS = (
 def assert_same_end(one: Path, other: Path) -> None:
     ends = [last(run) for run in (one, other)]
     for end in ends:
-        del end["config"]  # with the folder of the run
+        del end["config"]  # contains the run folder
     assert difference(*ends) is None
     lines = [
         [{key: v for key, v in line.items() if key not in OF_THE_MACHINE} for line in read_metrics(run)]
@@ -73,7 +73,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set, and a run on it that nothing disturbs."""
+    """A set, and an uninterrupted run on it."""
     folder = tmp_path_factory.mktemp("straight")
     Trainer(tiny_config(small_coco(folder / "set", 8), folder / "straight", *WORDS), "test").run()
     return folder
@@ -113,7 +113,7 @@ def test_an_evaluation_that_was_broken_off_is_made_again(straight: Path, tmp_pat
 
 
 def test_a_signal_while_a_stopped_run_is_brought_to_an_end_changes_nothing(tmp_path: Path) -> None:
-    """A launcher sends one to all that are left; the events are being written then, minutes later."""
+    """A launcher signals all processes that are left; minutes later, the events are still being written."""
     close, came = Monitor.close, []
     ended: list[int] = []
     minutes = itertools.count(step=60)
@@ -138,7 +138,7 @@ def test_a_signal_while_a_stopped_run_is_brought_to_an_end_changes_nothing(tmp_p
 
 
 def test_a_stop_comes_before_an_image_that_cannot_be_read(tmp_path: Path) -> None:
-    """What kills the loading processes may be the signal; what is really damaged is found again."""
+    """The signal may be what killed the loading processes; real damage will be found again."""
     root = small_coco(tmp_path / "set", 8)
     trainer = Trainer(tiny_config(root, tmp_path / "run", *WORDS), "test")
     third = [key.row for key in list(trainer.parts.batches)[2]]
@@ -151,7 +151,7 @@ def test_a_stop_comes_before_an_image_that_cannot_be_read(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_disk_that_does_not_answer_is_no_hindrance_to_a_stop(tmp_path: Path, workers: int) -> None:
-    """The state is whole while the next batch is waited for."""
+    """The state is complete while the next batch is awaited."""
     words = (*WORDS, f"data.workers={workers}")
     trainer = Trainer(tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *words), "test")
     third = [trainer.parts.train_set.files[key.row] for key in list(trainer.parts.batches)[2]]
@@ -160,7 +160,7 @@ def test_a_disk_that_does_not_answer_is_no_hindrance_to_a_stop(tmp_path: Path, w
     def read(path: Path, size: tuple[int, int]) -> Any:
         if str(path) in third:
             asked.touch()
-            for _ in range(600):  # then it answers all the same, too late
+            for _ in range(600):  # then it answers after all, too late
                 if answered.exists():
                     break
                 time.sleep(0.1)
@@ -184,7 +184,7 @@ def test_a_disk_that_does_not_answer_is_no_hindrance_to_a_stop(tmp_path: Path, w
 
 @pytest.mark.parametrize("streams", ["both", "stderr"])
 def test_a_terminal_that_is_closed_costs_no_training(tmp_path: Path, streams: str) -> None:
-    """Detached from it, a training goes on, and ends as it would."""
+    """Detached from it, a training goes on, and ends as usual."""
     small_coco(tmp_path / "set", 8)
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}")
     words = ("tiny.yaml", *TINY_MODEL, "run.dir=run", "train.log_every=1", "train.epochs=3")
@@ -228,11 +228,11 @@ def test_a_stopped_training_has_an_exit_code_of_its_own(tmp_path: Path, number: 
 
 
 def test_what_a_loading_process_hears_is_not_the_trainings_business(tmp_path: Path) -> None:
-    """It is forked, and its parent listens at a file that it has as well."""
+    """It is forked, and shares the file on which its parent listens."""
     config = tiny_config(small_coco(tmp_path / "set", 8), tmp_path / "run", *WORDS, "data.workers=1")
     trainer = Trainer(config, "test")
     update, done = Learner.update, []
-    others = {child.pid for child in multiprocessing.active_children()}  # of tests before
+    others = {child.pid for child in multiprocessing.active_children()}  # of earlier tests
 
     def update_and_signal(learner: Learner, losses: Any) -> Any:
         done.append(1)
@@ -252,7 +252,7 @@ def test_what_a_loading_process_hears_is_not_the_trainings_business(tmp_path: Pa
 
 
 def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Path) -> None:
-    """The position of a run is counted in steps: with others it would be in another place, or epoch."""
+    """The position of a run is counted in steps: with other steps it would mean another place, or epoch."""
     root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
     Trainer(tiny_config(root, run, "train.epochs=2"), "test").run()
     before = listing(run)
@@ -261,7 +261,7 @@ def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Pat
         Trainer(tiny_config(root, run, *more), "test", resume=run)
     with pytest.raises(InputError, match=r"already at step 8, but train\.epochs=1 ends at step 4"):
         Trainer(tiny_config(root, run, "train.epochs=1"), "test", resume=run)
-    path = root / "annotations" / "train.json"  # one image more: as many steps of another order
+    path = root / "annotations" / "train.json"  # one more image: as many steps, in another order
     content = json.loads(path.read_text())
     content["images"].append({**content["images"][0], "id": 99})
     path.write_text(json.dumps(content))
@@ -271,7 +271,7 @@ def test_what_moves_the_steps_of_an_epoch_is_refused_when_resuming(tmp_path: Pat
 
 
 def test_what_moves_the_images_of_an_epoch_is_refused_in_the_middle_of_one(tmp_path: Path) -> None:
-    """20 images have as many steps of 9 as of 8."""
+    """20 images make as many steps with batches of 9 as of 8."""
     root, run = small_coco(tmp_path / "set", 20), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         signal_at_step(patch, 1)
@@ -289,7 +289,7 @@ def test_what_moves_the_images_of_an_epoch_is_refused_in_the_middle_of_one(tmp_p
 
 
 def test_other_repeats_are_refused_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
-    """Classes decide which images come how often. Without repeats they may be mended, and boxes always."""
+    """Classes decide how often images are repeated. Without repeats they may be corrected, boxes always."""
     for name, words in (("repeats", ["data.repeat_rare=0.9"]), ("plain", [])):
         root, run = small_coco(tmp_path / name, 20), tmp_path / f"{name}_run"
         words += ["train.epochs=2", "train.batch_size=8"]
@@ -317,7 +317,7 @@ def test_other_repeats_are_refused_in_the_middle_of_an_epoch(tmp_path: Path) -> 
 
 
 def test_another_validation_set_begins_best_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """However it came to be another one: here its file was edited. A run that has ended measures nothing."""
+    """Whatever the reason for the change: here its file was edited. A run that has ended measures nothing."""
     root, run = small_coco(tmp_path / "set", 8), tmp_path / "run"
     Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
     Trainer(tiny_config(root, run, "train.epochs=2"), "test", resume=run).run()
@@ -341,7 +341,7 @@ def test_another_validation_set_begins_best_anew(tmp_path: Path, capsys: pytest.
 def test_what_is_measured_otherwise_is_so_in_an_evaluation_that_is_still_to_come(
     tmp_path: Path, evaluated: int, anew: bool
 ) -> None:
-    """Killed after the last step, in its evaluation; and moved to another folder, which changes nothing."""
+    """Killed after the last step, in its evaluation, and moved to another folder, which changes nothing."""
     config = tiny_config(tmp_path, tmp_path / "run")
     (tmp_path / "moved" / "checkpoints").mkdir(parents=True)
     state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}
@@ -359,7 +359,7 @@ def test_what_is_measured_otherwise_is_so_in_an_evaluation_that_is_still_to_come
 
 
 def test_other_classes_are_refused_when_resuming(tmp_path: Path) -> None:
-    """They were ignored, and written down as if they held."""
+    """They used to be ignored, but recorded as if they applied."""
     root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
     Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
     before = listing(run)
@@ -383,7 +383,7 @@ def test_a_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_gone_on_since_it_was_read_is_refused(tmp_path: Path) -> None:
-    """Between reading the checkpoint and taking the folder lies the building of all the rest."""
+    """Everything else is built between reading the checkpoint and taking the folder."""
     root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
     Trainer(tiny_config(root, run, "train.epochs=1"), "test").run()
     late = Trainer(tiny_config(root, run, "train.epochs=3"), "test", resume=run)
@@ -415,7 +415,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path, caplog: pytest.L
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\ntrain: {epochs: 1}")
     for name in ("whole", "cut"):
         assert call(door.main, "tiny.yaml", *TINY_MODEL, f"run.dir={name}", cwd=tmp_path).code == 0
-    shutil.rmtree(tmp_path / "cut" / "checkpoints")  # as a whole, to make room
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")  # the whole folder, as somebody may to make room
     (tmp_path / "cut" / ".metrics.jsonl.77.tmp").touch()
     outcome = call(door.main, "--resume", "cut", cwd=tmp_path)
     assert not (tmp_path / "cut" / ".metrics.jsonl.77.tmp").exists()
@@ -474,7 +474,7 @@ def test_two_damaged_checkpoints_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["train.save_every_steps=3", "train.save_every_minutes=10"])
 def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every so many steps, or minutes; each step takes four minutes of a clock that is turned."""
+    """Every so many steps, or minutes; each step takes four minutes on a simulated clock."""
     words = ("train.epochs=1", "train.batch_size=2", "model.norm=group", when)
     config = tiny_config(small_coco(tmp_path / "set", 16), tmp_path / "run", *words)
     saved: list[int] = []
@@ -491,18 +491,18 @@ def test_checkpoints_are_written_in_time(tmp_path: Path, when: str, monkeypatch:
         kept[path.name] = previous and previous.name
 
     monkeypatch.setattr("detector.training.checkpoints.save_checkpoint", save)
-    clock = SimpleNamespace(monotonic=lambda: 240.0 * len(steps))  # of this module: others wait by theirs
+    clock = SimpleNamespace(monotonic=lambda: 240.0 * len(steps))  # of this module: others need a real clock
     monkeypatch.setattr("detector.training.checkpoints.time", clock)
     monkeypatch.setattr(Learner, "update", slow_update)
     Trainer(config, "test").run()
     assert list(dict.fromkeys(saved)) == [3, 6, 8]
-    assert kept == {"last.pt": "previous.pt", "best.pt": None}  # which --resume could not go on from
+    assert kept == {"last.pt": "previous.pt", "best.pt": None}  # --resume could not go on from best.pt
 
 
 def test_a_step_is_saved_once_and_with_its_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a checkpoint is due at the end of an epoch."""
+    """Even if a checkpoint is due at the end of an epoch."""
     saved: list[tuple[str, int, int]] = []
 
     def save(path: Path, content: dict[str, Any], previous: Path | None) -> None:
@@ -529,7 +529,7 @@ def test_what_a_stopped_evaluation_says_is_saved_is_there(
 def test_a_disk_without_locks_is_said_and_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No marker in place of the lock: it would stay when a machine is lost."""
+    """There is no marker in place of the lock: it would remain if a machine is lost."""
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -543,7 +543,7 @@ def test_a_disk_without_locks_is_said_and_used(
 
 @pytest.mark.parametrize("words", [(), ("run.dir=runs/mine",)])
 def test_a_folder_of_runs_on_a_disk_that_is_away_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """Not a search for a free name that never ends."""
+    """And not an endless search for a free name."""
     small_coco(tmp_path / "set", 2)
     (tmp_path / "runs").symlink_to(tmp_path / "disk" / "runs")
     (tmp_path / "tiny.yaml").write_text("data: {format: coco, root: set}\n")
@@ -566,7 +566,7 @@ def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_patience_begins_anew_with_the_best(tmp_path: Path) -> None:
-    """Where it is measured otherwise, in a run of whose 8 steps the best was the fourth."""
+    """If AP is measured differently, in a run of 8 steps of which the fourth was the best."""
     config = tiny_config(tmp_path, tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     state = {"model": {}, "config": config.model_dump(mode="json"), "classes": ["cat"], "category_ids": [3]}

@@ -1,4 +1,4 @@
-"""A request to stop, by itself: which signals are one, and which a second."""
+"""A request to stop, tested alone: which signals count as one, and which as a second."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from detector.training.stop import SIGNALS, CutShort, StopRequest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-# Told by each line of its input how long signals are one request: no test hangs on how fast its machine is.
+# Each line of its input sets how long signals are one request: no test depends on the machine's speed.
 SLEEPER = """
 import sys
 from detector.training import stop as module
@@ -27,7 +27,7 @@ with module.StopRequest(speak=True):
 """
 
 
-# Asked to stop, it is in one operation that lets other threads run, and no handler.
+# When asked to stop, it is in one operation during which other threads can run, but no handler.
 BUSY = """
 import hashlib, sys, time
 from detector.training import stop as module
@@ -51,7 +51,7 @@ def sleeper(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def one_request_for(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Signals that come within so many seconds of the first are taken for one and the same."""
+    """Makes signals within so many seconds of the first count as one request."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(b"%f\n" % seconds)
     process.stdin.flush()
@@ -60,7 +60,7 @@ def one_request_for(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 @pytest.mark.parametrize("reader", ["gone", "asleep"])
 def test_a_second_signal_ends_at_once_whoever_reads_what_is_said(reader: str) -> None:
-    """The terminal may have closed, or a pipe be full that nobody reads."""
+    """The terminal may have closed, or nobody may read a full pipe."""
     fill = """
 import os
 os.set_blocking(2, False)
@@ -87,7 +87,7 @@ except BlockingIOError:
 
 @pytest.mark.parametrize("second", [False, True])
 def test_signals_are_heard_while_the_process_is_busy(second: bool) -> None:
-    """What a launcher repeats is known as such however late a handler comes; an impatient user is heard."""
+    """A launcher's repetition is recognised however late a handler runs; an impatient user is obeyed."""
     command = [sys.executable, "-c", BUSY, str(10**9 if second else 10**7), "0.1" if second else "60"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -105,7 +105,7 @@ def test_signals_are_heard_while_the_process_is_busy(second: bool) -> None:
 
 
 def test_a_terminal_that_closes_is_nothing_to_who_ignores_it() -> None:
-    """As nohup lets a program do."""
+    """nohup makes a program ignore it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest(speak=False) as stop:
@@ -117,7 +117,7 @@ def test_a_terminal_that_closes_is_nothing_to_who_ignores_it() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_what_a_script_ignores_for_itself_is_a_request_all_the_same(number: int) -> None:
-    """`trap '' TERM` lets a batch script outlive its programs, which inherit it."""
+    """`trap '' TERM` lets a batch script outlive its programs, which inherit the setting."""
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopRequest(speak=False) as stop:
@@ -145,14 +145,14 @@ def test_a_second_signal_ends_at_once_but_an_echo_does_not() -> None:
 
 
 def test_a_signal_after_the_state_is_saved_does_not_hurry_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher sends one to all that are left when the first of them has gone."""
+    """A launcher signals all processes that are left when the first of them has ended."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     with StopRequest(speak=False) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         stop.served = True
         monkeypatch.setattr("detector.training.stop.time", SimpleNamespace(monotonic=lambda: 1e9))
         os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.signal == "SIGUSR1"  # all that came has been heard when it is left
+    assert stop.signal == "SIGUSR1"  # all signals have been handled when the block is left
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -167,13 +167,13 @@ def test_a_stop_request_is_false_until_asked_and_gives_the_handlers_back() -> No
 
 
 def test_what_a_signal_would_cut_short_is_not_begun_after_one() -> None:
-    """No second one comes to end the wait for a disk that does not answer."""
+    """No second signal would come to end the wait for a disk that does not answer."""
     reached: list[int] = []
     with StopRequest(speak=False) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(CutShort), stop.cutting_short():
             reached.append(1)
-        os.kill(os.getpid(), signal.SIGTERM)  # outside nothing is cut short any more
+        os.kill(os.getpid(), signal.SIGTERM)  # outside the block nothing is cut short
     assert not reached and stop.signal == "SIGUSR1"
 
 
@@ -209,7 +209,7 @@ run_door(main)
 
 @pytest.mark.parametrize(("then", "code"), [("ends", 75), ("ends late", 75), ("goes on", -signal.SIGTERM)])
 def test_no_signal_changes_the_exit_code_once_the_state_is_saved(then: str, code: int) -> None:
-    """A scheduler looks at the code; but what goes on all the same can be ended."""
+    """A scheduler looks at the code; but a process that goes on nevertheless can be ended."""
     done = subprocess.run([sys.executable, "-c", SERVED, then], cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == code, done.stderr
     assert done.stderr == (b"" if then == "goes on" else b"saved\n")

@@ -1,4 +1,4 @@
-"""Norms of several processes begin as those that they take the place of; test_processes.py trains them."""
+"""Synchronised norms start equal to the norms that they replace; test_processes.py trains them."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from detector.training.sync_norm import SyncBatchNorm, synchronise_norms
 
 
 def test_a_synchronised_norm_is_the_one_that_was_there() -> None:
-    """Weights and statistics of a pretrained one, its settings, and what of it is frozen."""
+    """It keeps the weights, statistics and settings of a pretrained norm, and what is frozen."""
     norm = nn.BatchNorm2d(3, momentum=0.3, eps=1e-3)
     with torch.no_grad():
         for number, tensor in enumerate(
@@ -34,7 +34,7 @@ def test_a_synchronised_norm_is_the_one_that_was_there() -> None:
 
 
 def test_what_is_not_trained_stays_folded() -> None:
-    """Norms of frozen stages look at no batch; of frozen norms there are none to synchronise."""
+    """Norms of frozen stages do not look at batches; of frozen norms there is nothing to synchronise."""
     for norm, frozen_stages, folded in (("frozen", 0, 20), ("batch", 2, 5), ("batch", 0, 0)):
         backbone = ResNet("resnet18", norm, pretrained=False, frozen_stages=frozen_stages)
         synchronise_norms(backbone, torch.device("cpu"))

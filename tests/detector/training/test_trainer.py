@@ -37,7 +37,7 @@ def train(root: Path, run: Path, *overrides: str) -> Trainer:
 
 
 def at_step(patch: pytest.MonkeyPatch, step: int, happens: Callable[[], Any]) -> None:
-    """Let something happen when that many steps are done and logged."""
+    """Makes something happen when that many steps are done and logged."""
     advance, count = Monitor.advance, itertools.count(1)
 
     def advance_and_happen(monitor: Monitor) -> None:
@@ -54,7 +54,7 @@ def ctrl_c() -> None:
 
 @pytest.mark.parametrize(("accumulate", "optimizer"), [(1, "adamw"), (2, "sgd")])
 def test_resume_equals_straight_run(tmp_path: Path, accumulate: int, optimizer: str) -> None:
-    """Stopped in the middle of the third epoch, after logging steps that the resumed run takes again."""
+    """Stopped in the middle of the third epoch, after logging steps that the resumed run repeats."""
     root, straight, stopped = small_coco(tmp_path / "set", 16), tmp_path / "straight", tmp_path / "stopped"
     steps_per_epoch = 4
     words = [
@@ -80,7 +80,7 @@ def test_resume_equals_straight_run(tmp_path: Path, accumulate: int, optimizer: 
     one, other = last(straight), last(stopped)
     one["config"]["run"]["dir"] = other["config"]["run"]["dir"]
     assert difference(one, other) is None
-    assert difference(one["model"], one["training"]["model"]) is not None  # the average is on
+    assert difference(one["model"], one["training"]["model"]) is not None  # averaging is on
     lines = [
         [{key: v for key, v in line.items() if key not in OF_THE_MACHINE} for line in read_metrics(run)]
         for run in (straight, stopped)
@@ -117,7 +117,7 @@ def test_accumulation_steps_along_the_mean_gradient_of_its_batches(tmp_path: Pat
         images = len(content["images"])
         parts = (f"train.batch_size={images}", f"train.accumulate={images}")
         trainer = Trainer(tiny_config(root, tmp_path / f"run_{name}", *parts, *words), "test")
-        shares = iter((0.25, 0.75))  # all negatives take part so early: these can tell the mean from either
+        shares = iter((0.25, 0.75))  # all negatives take part so early: these tell the mean from either
         trainer.gradients.criterion.ranked_share = lambda *_, these=shares: torch.tensor(next(these))
         start = {key: p.detach().clone() for key, p in trainer.learner.model.named_parameters()}
         trainer.run()
@@ -156,7 +156,7 @@ def test_a_few_images_are_learned(tmp_path: Path, words: tuple[str, ...]) -> Non
     trainer = train(root, tmp_path / "run", *common, *words)
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
     parts = ["loss_classification", "loss_box"]
-    if "loss.name=alrp" in words:  # whose localisation error is divided by the rank: as ranks fall, it rises
+    if "loss.name=alrp" in words:  # its localisation error is divided by the rank: as ranks fall, it rises
         parts.remove("loss_box")
     for part in parts:
         first, final = (sum(line[part] for line in some) / 5 for some in (lines[:5], lines[-5:]))
@@ -178,7 +178,7 @@ def test_a_batch_without_boxes_trains(tmp_path: Path, name: str) -> None:
 
 
 def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
-    """Oracle: float32, which the first loss must be near without being equal."""
+    """Oracle: float32; the first loss must be close to it, but not equal."""
     root = small_coco(tmp_path / "set", 3)
     losses = []
     for amp in ("bf16", "off"):
@@ -219,9 +219,9 @@ def test_a_resumption_warns_of_its_settings_only_where_it_changes_some(
 
 
 def test_speed_is_that_of_all_steps_since_the_line_before(tmp_path: Path) -> None:
-    """By a clock that is turned: step k waits k seconds for its data and takes one more.
+    """On a simulated clock, step k waits k seconds for its data and takes one more.
 
-    An epoch has three steps, every other one of the run is logged, and what lies between two epochs does not
+    An epoch has three steps, every second step of the run is logged, and the time between two epochs does not
     count: steps 1 and 2, step 4, steps 5 and 6.
     """
     clock = SimpleNamespace(now=0.0, waits=itertools.count(1))
@@ -267,7 +267,7 @@ def test_ranking_over_micro_batches_equals_one_large_batch(tmp_path: Path, name:
     apart = first_step(root, tmp_path / "apart", *parts, *words)
     for key, value in whole.items():
         torch.testing.assert_close(exact[key], value, rtol=1e-4, atol=1e-4)
-    # The case can tell: each micro-batch ranked by itself goes elsewhere.
+    # The case is sensitive: ranking each micro-batch separately gives other weights.
     assert max(float((apart[key] - value).abs().max()) for key, value in whole.items()) > 1e-3
 
 
@@ -302,7 +302,7 @@ def test_automatic_precision_is_bf16_only_on_a_cpu_that_computes_in_it(
 def test_weights_of_ones_own_are_enough_to_begin_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of ImageNet are not fetched: offline they could not be, and all of them would be replaced."""
+    """ImageNet's weights are not fetched: offline this would fail, and all of them would be replaced."""
 
     def offline(*_: Any, **__: Any) -> Any:
         raise OSError("no network")
@@ -332,7 +332,7 @@ def test_batch_norm_of_a_single_value_is_refused(tmp_path: Path) -> None:
 
 
 def test_automatic_precision_needs_no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch for macOS has none, and not its operators either."""
+    """PyTorch for macOS has neither oneDNN nor its operators."""
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
     monkeypatch.setattr("torch.ops.mkldnn", object())
@@ -387,7 +387,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_to_resume_from(tmp_path
     root, run = small_coco(tmp_path / "set", 4), tmp_path / "run"
     config = tiny_config(root, run, AUGMENTED, "train.epochs=2", "train.log_every=1", "train.eval_every=2")
     with contextlib.ExitStack() as end, pytest.raises(InputError, match=f"cannot write .*{run.name}"):
-        end.enter_context(contextlib.redirect_stdout(io.StringIO()))  # pytest's own is a file
+        end.enter_context(contextlib.redirect_stdout(io.StringIO()))  # pytest's stdout is a file
         patch = end.enter_context(pytest.MonkeyPatch.context())
         at_step(patch, 3, lambda: end.enter_context(no_file_larger_than(0)))
         Trainer(config, "test").run()

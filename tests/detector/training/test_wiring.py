@@ -1,4 +1,4 @@
-"""What was added to the code and does not fit in: said in one line before the training."""
+"""Code that was added and does not fit in is reported in one line before the training."""
 
 import re
 from collections.abc import Callable
@@ -96,7 +96,7 @@ def test_a_backbone_that_is_not_what_it_says_is_named(
 def test_a_weight_that_nothing_depends_on_is_told_and_ends_several_processes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One process trains with it, and may have for long; two would wait for its gradient."""
+    """One process can train with it, and may have for long; two would wait for its gradient."""
     model, criterion = parts(tmp_path)
     model.backbone.classifier = nn.Linear(512, 10)
     said = r"reaches 2 of \d+ trained weights, such as backbone\.classifier\.weight: remove"
@@ -130,7 +130,7 @@ def standardises(model: RetinaNet) -> None:
 
 
 def not_finite(model: RetinaNet) -> None:
-    """As of a checkpoint: the first step says so, with its images."""
+    """As from a checkpoint: the first step reports it, with its images."""
     with torch.no_grad():
         next(model.class_head.parameters()).fill_(torch.nan)
 
