@@ -21,10 +21,10 @@ from detector.training.trainer import Trainer
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 HEADER = ("one optimizer step over 8 images", "ms", "/ one batch", "peak memory, MB", "/ one batch")
 NOTE = (
-    "Forward, loss, backward and update of the demo's network (ResNet-18, 160 x 128 px, float32): median, "
-    "and half the interquartile range in per cent; the three run in turns. Peak memory: the most that "
-    "tensors made during the step take at one time. With a norm that does not look at the batch, the third "
-    "row gives the gradients of the first: `tests/detector/training/test_trainer.py` asserts it."
+    "Forward, loss, backward and update of the demo's network (ResNet-18, 160 x 128 px, float32): "
+    "median, and half the interquartile range in per cent; the three run in turns. Peak memory: of all "
+    "tensors created during the step. With a norm that does not depend on the batch, the third row "
+    "gives the gradients of the first, as `tests/detector/training/test_trainer.py` asserts."
 )
 VARIANTS = {
     "one batch": ("train.batch_size=8",),

@@ -50,19 +50,20 @@ WHOLE_NOTE = (
     "From JPEG files to normalised float32 batches of {batch}, each in a process of one thread; {boxes} "
     "boxes per image; the short side becomes {short} px, or the long one {long}. Median, and half the "
     "interquartile range in per cent; the two run in turns and the ratio is the median over the turns. "
-    "The augmentations are torchvision's presets: hflip flips, ssdlite crops by IoU before, ssd distorts "
-    "colours and zooms out before that. torchvision: CocoDetection, the preset with PIL and transforms "
-    "v2, GeneralizedRCNNTransform. Ours: the same steps from a YAML, collate, RetinaNet.normalise. What "
-    "differs: ours resizes uint8 (areas averaged when it shrinks), torchvision float32 without that; our "
-    "zoom-out shrinks into the size of the image, torchvision's enlarges the canvas up to 16 times in "
-    "area; ours tries a crop 50 times and then does without, torchvision 40 times and then draws anew. On "
-    "a GPU the normalisation is the GPU's, and torchvision's resizing with it."
+    "The augmentations are torchvision's presets: hflip flips, ssdlite first crops by IoU, ssd before "
+    "that distorts colours and zooms out. torchvision: CocoDetection, the preset with PIL and "
+    "transforms v2, GeneralizedRCNNTransform. Ours: the same steps from a YAML, collate, "
+    "RetinaNet.normalise. Differences: ours resizes uint8 (averaging areas when it shrinks), "
+    "torchvision float32 without averaging; our zoom-out shrinks into the size of the image, "
+    "torchvision's enlarges the canvas up to 16 times in area; ours tries a crop 50 times and then does "
+    "without, torchvision 40 times and then draws again. With a GPU, normalisation runs there, and "
+    "torchvision's resizing too."
 )
 STAGES_HEADER = ("augmentation", "whose", "decode", "augment", "collate", "normalise", "whole path")
 STAGES_NOTE = (
-    "Each stage by itself on what the one before has given. Our resizing counts as augmentation; "
-    "torchvision's, and its normalisation, happen as it makes the batch, and its augmentation is what is "
-    "left of the whole."
+    "Each stage is timed by itself on the output of the one before. Our resizing counts as "
+    "augmentation; torchvision's, like its normalisation, happens when it makes the batch, and its "
+    "augmentation is the remainder of the whole."
 )
 FLIP: list[Any] = [{"HorizontalFlip": {"p": 0.5}}]
 CROP: list[Any] = [{"IoUCrop": {"min_ious": [0.0, 0.1, 0.3, 0.5, 0.7, 0.9], "min_scale": 0.3}}]

@@ -46,12 +46,11 @@ HEADER = (
     "peak memory, ours / its",
 )
 NOTE = (
-    "{batch} images of {size} x {size} px. Images per second by the median, and half the interquartile "
-    "range in per cent; the two run in turns, each in its own process, {pairs} pairs of processes one after "
-    "another, and the ratio is the median over all turns. Peak memory: the most that the tensors made on the "
-    "way take at one time. torchvision gets "
-    "float32 pixels at no charge; 'as shipped' is configs/coco_r50_aploss.yaml against torchvision's "
-    "defaults (score threshold 0.05 there, none here)."
+    "{batch} images of {size} x {size} px. Images per second: by the median, and half the interquartile "
+    "range in per cent; the two run in turns, each in its own process, {pairs} pairs of processes one "
+    "after another, and the ratio is the median over all turns. Peak memory: of all tensors created on "
+    "the way. torchvision gets float32 pixels at no cost; 'as shipped' is configs/coco_r50_aploss.yaml "
+    "against torchvision's defaults (score threshold 0.05 there, none here)."
 )
 
 

@@ -47,10 +47,10 @@ HEADER = (
 )
 _SAME_AP = 5e-4  # tolerance: a few detections may differ where NMS depends on rounding
 NOTE = (
-    "{images} images of split {split}, float32 on the CPU, network and post-processing. `In one only`: of "
-    "the {detections} detections or more of a row, those where NMS or the limit of detections is a matter "
-    "of rounding; `unexplained`: the rest of those that are not in both. Images per second by the median "
-    "over the batches."
+    "{images} images of split {split}, float32 on the CPU, network and post-processing. `In one only`: "
+    "of the {detections} or more detections of a row, those where NMS or the limit of detections "
+    "depends on rounding; `unexplained`: all others that are not in both. Images per second: by the "
+    "median over the batches."
 )
 
 

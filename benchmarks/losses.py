@@ -26,16 +26,15 @@ DELTA = 1.0
 HEADER = ("logits", "positives", "ours, ms", "focal, ms", "ours / focal", "memory ours", "memory focal")
 PEERS = ("bucketed, ms", "loop, ms", "bucketed / ours", "loop / ours")  # for the AP-loss only
 NOTE = (
-    "Milliseconds of forward and backward: median, and half the interquartile range in per cent. "
-    "Ours and focal loss run in turns, and a ratio is the median over the turns. "
-    "Memory: the most that tensors take beyond logits and targets, in multiples of the logits tensor, the "
-    "gradient included. The peers "
-    "get the logits as float32 whatever the dtype, focal loss its targets as float32."
+    "Milliseconds of forward and backward: median, and half the interquartile range in per cent. Ours "
+    "and focal loss run in turns; a ratio is the median over the turns. Memory: peak of all tensors "
+    "beyond logits and targets, the gradient included, in multiples of the logits tensor. The peers get "
+    "float32 logits whatever the dtype, focal loss float32 targets."
 )
 NOTE_ON_PEERS = (
-    " Ours and the bucketed one run in turns as well; the loop runs by itself, and '-' stands where one pass "
-    "takes longer than {limit:g} s. Where it finished, the AP-loss and its gradient agree with it in float64 "
-    "to {tolerance:g}."
+    " Ours and the bucketed one also run in turns; the loop runs separately. '-' means that one pass "
+    "takes longer than {limit:g} s. Where the loop finished, the AP-loss and its gradient agree with "
+    "it in float64 to {tolerance:g}."
 )
 
 

@@ -30,7 +30,7 @@ from data.transforms import Pipeline
 BOXES = 1_000_000
 FEW = 5_000  # images for measuring memory, so that 20 epochs take only minutes
 LOADING_HEADER = ("images", "boxes", "file, MB", "seconds")
-LOADING_NOTE = "From a COCO file to a DetectionSet, once; up to 20,000 images their headers are read too."
+LOADING_NOTE = "From a COCO file to a DetectionSet, once; for up to 20,000 images their headers are read too."
 MEMORY_HEADER = ("images", "arrays", "epoch 1", "epoch 2", "halfway", "last epoch", "per epoch from 2 on")
 MEMORY_NOTE = (
     "1,000,000 boxes. Memory of the one loading process that it shares with no other (Private_* of "

@@ -69,13 +69,13 @@ HEADER = (
     "peak memory, ours / its",
 )
 NOTE = (
-    "{batch} images of {size} x {size} px and {boxes} gt boxes each. Images per second by the median step, "
-    "and half the interquartile range in per cent; the two run in turns, each in its own process, and the "
-    "ratio is the median over the turns. Peak memory: the most that the tensors made in a step take at one "
-    "time. Layout: the memory format that the backbone's features were found in, ours / torchvision's "
-    "where they differ. 'equal': the same architecture, weights and optimizer, torchvision's resizing left "
-    "out; the losses are each one's own (AP-loss, focal). 'as shipped': configs/coco_r50_aploss.yaml "
-    "against torchvision's defaults."
+    "{batch} images of {size} x {size} px and {boxes} gt boxes each. Images per second: by the median "
+    "step, and half the interquartile range in per cent; the two run in turns, each in its own process, "
+    "and the ratio is the median over the turns. Peak memory: of all tensors created in a step. Layout: "
+    "the memory format in which the backbone's features were found, ours / torchvision's where they "
+    "differ. 'equal': the same architecture, weights and optimizer, without torchvision's resizing; "
+    "each has its own loss (AP-loss, focal). 'as shipped': configs/coco_r50_aploss.yaml against "
+    "torchvision's defaults."
 )
 
 
