@@ -78,6 +78,7 @@ def _with_classes(
         labels=labels[kept],
         classes=classes,
         category_ids=tuple(_id_of(name, k, records, new_names, merge) for k, name in enumerate(classes)),
+        renumbered=True,
     )
 
 

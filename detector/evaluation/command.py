@@ -188,7 +188,7 @@ def _score(wanted: Wanted) -> Scored:
         done = evaluate_checkpoint(model, wanted.overrides, split)
     else:
         done, content = recalibrate(model, wanted.overrides, split)
-    if wanted.results is not None and (done.records.renumbered or done.config.data.merge):
+    if wanted.results is not None and done.records.renumbered:
         data = [word for word in wanted.overrides if word.startswith("data.")]
         log.warning(
             "--results: the ids of images and classes in that file differ from those of the annotations, "

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from data.inputs import Source
+from detector.evaluation.coco_instances import categories
 from detector.evaluation.coco_results import result_entry, results_pieces
 from detector.output import write_pieces, write_text
 from detector.prediction import annotations
@@ -97,7 +98,7 @@ def _write_coco(
         "info": {},
         "images": images,
         "annotations": [],
-        "categories": annotations.categories(category_ids, classes),
+        "categories": categories(category_ids, classes),
     }
     write_pieces(folder.path / "coco.json", results_pieces(entries))
     write_text(folder.path / "images.json", json.dumps(listing) + "\n")
